@@ -1,0 +1,75 @@
+"""A checked recipe: names resolved, values typed, overrides applied, and every part still knows its span."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .source import Source, Span
+from .values import MetricRef
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A word with all its parameters, defaults filled in. `spans` has a place for each one that was written."""
+
+    word: str
+    args: Mapping[str, Any]
+    span: Span | None = field(default=None, compare=False, repr=False)
+    spans: Mapping[str, Span] = field(default_factory=dict, compare=False, repr=False)
+
+    def where(self, name: str) -> Span | None:
+        return self.spans.get(name, self.span)
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    call: Invocation
+    source: str                    # name of the step it works on, or of the pipeline's model
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`metric op limit [on profile]`; with `baseline`, the limit is a factor of that model's own value."""
+
+    metric: MetricRef
+    op: str                        # "<=", "<", ">=", ">", "==", "in"
+    limit: Any                     # a number, Bytes, Duration, Ratio or Range
+    baseline: str | None = None    # name of a model
+    profile: str | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Emit:
+    call: Invocation               # a target; its first parameter is the path, relative to the output folder
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str
+    model: str
+    steps: tuple[Step, ...]
+    expects: tuple[Bound, ...] = ()
+    emits: tuple[Emit, ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def result(self) -> str:
+        """The name whose result is emitted: the last step, or the model where there is none."""
+        return self.steps[-1].name if self.steps else self.model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One variant of a recipe file: a `matrix` gives several."""
+
+    source: Source = field(compare=False, repr=False)
+    doc: str
+    params: Mapping[str, Any]                   # after overrides
+    models: Mapping[str, Invocation]
+    data: Mapping[str, Invocation]
+    profiles: Mapping[str, Mapping[str, Any]]
+    pipelines: Mapping[str, Pipeline]
+    variant: str = ""                           # "keep=80%" where a matrix made it
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)   # param -> "recipe" | "--set" | "EFFC_PARAM_keep" | ...

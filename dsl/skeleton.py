@@ -1,0 +1,101 @@
+"""A model without its weights: module paths, shapes and discovered structure, as plain data and JSON.
+
+Made once per config on the meta device by `compiler/discover.py`, cached by config hash, and read by
+`check`, `plan` and passes. Nothing here imports torch.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["channels", "heads", "kv_heads"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that owns parameters. `tensors`: (name below the module, shape), in registration order."""
+
+    path: str                                        # "model.layers.3.mlp.gate_proj"
+    kind: str                                        # class name: "Linear", "LlamaRMSNorm", "Embedding"
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """How a group's items lie along one axis of one tensor.
+
+    Item i owns, for every segment (start, size), the indices start + i*size .. start + (i+1)*size - 1.
+    Plain rows are ((0, 1),); the q rows of a KV group are ((0, repeat*head_dim),); a fused gate_up of width
+    96 is ((0, 1), (96, 1)).
+    """
+
+    tensor: str                                      # "model.layers.3.mlp.gate_proj.weight"
+    axis: int
+    segments: tuple[tuple[int, int], ...]
+
+    def indices(self, item: int) -> list[int]:
+        return [start + item * size + k for start, size in self.segments for k in range(size)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels or heads that live and die together across tensors.
+
+    site        the smallest module that encloses all members: what a selector matches
+    count       how many items there are now
+    per_block   for query heads under grouped-query attention: items per KV head. Each block of that many
+                consecutive items must keep the same number. 0 where any subset may go
+    attributes  (module path, attribute, value per kept item): integers that must follow, value = count * per;
+                for kind "heads" with blocks, num_key_value_groups-like ones have per = 1 / blocks
+    """
+
+    site: str
+    kind: Kind
+    count: int
+    members: tuple[Member, ...]
+    attributes: tuple[tuple[str, str, float], ...] = ()
+    per_block: int = 0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a unit: what is added to the stream at `join`."""
+
+    site: str                                        # "model.layers.3.mlp"; the module that does the work
+    unit: str                                        # "model.layers.3"
+    role: str                                        # "attention", "mlp", "ssm" or "other"
+    parts: tuple[str, ...]                           # modules that die with it, its norms included
+    join: str                                        # node name of the residual add in the unit's graph
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    model_type: str                                  # config.model_type
+    parts: tuple[Part, ...]
+    units: tuple[str, ...]                           # repeated layers in order: "model.layers.0", ...
+    branches: tuple[Branch, ...] = ()
+    groups: tuple[Group, ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
+    opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
+    facts: dict[str, Any] = field(default_factory=dict, hash=False)   # hidden, vocab, positions, dtype, causal_lm
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by path, tied ones too."""
+        return {f"{p.path}.{name}" if p.path else name: shape for p in self.parts for name, shape in p.tensors}
+
+    def to_json(self) -> dict:
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: dict) -> "Skeleton":
+        """Raises KeyError, TypeError or ValueError on data of another form."""
+        if data["format"] != FORMAT:
+            raise ValueError(f"skeleton format {data['format']}, this effc reads {FORMAT}")
+        deep = lambda v: tuple(deep(x) for x in v) if isinstance(v, (list, tuple)) else v  # noqa: E731
+        parts = tuple(Part(p["path"], p["kind"], deep(p["tensors"])) for p in data["parts"])
+        branches = tuple(Branch(**{k: deep(v) for k, v in b.items()}) for b in data["branches"])
+        groups = tuple(
+            Group(g["site"], g["kind"], g["count"], tuple(Member(m["tensor"], m["axis"], deep(m["segments"]))
+                  for m in g["members"]), deep(g["attributes"]), g["per_block"]) for g in data["groups"])
+        return Skeleton(data["model_type"], parts, deep(data["units"]), branches, groups, deep(data["tied"]),
+                        deep(data["opaque"]), dict(data["facts"]))

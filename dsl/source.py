@@ -1,0 +1,55 @@
+"""Where text came from: sources and the spans that diagnostics point at."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named text. `name` is what a user would call it: the path as it was given."""
+
+    name: str
+    text: str = field(repr=False)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Offset of the first character of every line."""
+        return [0] + [i + 1 for i, c in enumerate(self.text) if c == "\n"]
+
+    def line(self, number: int) -> str:
+        """The text of a line, counted from 1, without its end."""
+        starts = self.starts
+        end = starts[number] - 1 if number < len(starts) else len(self.text)
+        return self.text[starts[number - 1] : end].rstrip("\r")
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column of an offset, both counted from 1, columns in characters."""
+        from bisect import bisect_right
+
+        number = bisect_right(self.starts, offset)
+        return number, offset - self.starts[number - 1] + 1
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` (included) to `end` (excluded) of a source."""
+
+    source: Source = field(repr=False)
+    start: int
+    end: int
+
+    @property
+    def line(self) -> int:
+        return self.source.place(self.start)[0]
+
+    @property
+    def column(self) -> int:
+        return self.source.place(self.start)[1]
+
+    @property
+    def text(self) -> str:
+        return self.source.text[self.start : self.end]
+
+    def to(self, other: "Span") -> "Span":
+        """The span from the start of this one to the end of the other."""
+        return Span(self.source, self.start, other.end)

@@ -1,0 +1,87 @@
+"""Typed values of a checked recipe. Plain data: hashable, comparable, printable, JSON both ways."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A share, 0.85 for `85%`; `of` is what it is a share of (`channels`, `params`, `weights`, `heads`)."""
+
+    value: float
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class Bytes:
+    value: int
+
+
+@dataclass(frozen=True)
+class Duration:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`, both included."""
+
+    low: Any
+    high: Any
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Globs over module paths with set operators, as canonical text, e.g. `"*.mlp" - "layers.0.*"`."""
+
+    terms: tuple[tuple[str, str], ...]     # (operator, glob): the first operator is "|"; applied left to right
+    allow_empty: bool = False
+
+
+@dataclass(frozen=True)
+class DataRef:
+    name: str
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    name: str
+
+
+@dataclass(frozen=True)
+class StepRef:
+    name: str
+
+
+@dataclass(frozen=True)
+class MetricRef:
+    """A metric with its arguments: `perplexity(calib)`, `decode.p50`."""
+
+    name: str
+    args: tuple[tuple[str, Any], ...] = ()
+
+    def get(self, name: str, default=None):
+        return dict(self.args).get(name, default)
+
+
+_KINDS = {c.__name__: c for c in (Ratio, Bytes, Duration, Range, Selector, DataRef, ModelRef, StepRef, MetricRef)}
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON that tells types apart: `{"Ratio": {"value": 0.85, "of": "channels"}}`."""
+    if type(value) in _KINDS.values():
+        return {type(value).__name__: {f.name: to_json(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, (tuple, list)):
+        return [to_json(v) for v in value]
+    assert value is None or isinstance(value, (bool, int, float, str)), f"no recipe value: {value!r}"
+    return value
+
+
+def from_json(data: Any) -> Any:
+    """The inverse of `to_json`; lists become tuples. Raises KeyError or TypeError on other data."""
+    if isinstance(data, list):
+        return tuple(from_json(v) for v in data)
+    if isinstance(data, dict):
+        ((name, body),) = data.items()
+        return _KINDS[name](**{k: from_json(v) for k, v in body.items()})
+    return data

@@ -1,0 +1,83 @@
+"""What the language knows of passes, targets, metrics, data and models: words and their parameters.
+
+The compiler fills a `Vocabulary` from the headers of its files; the language never sees a class.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS = ("pass", "target", "metric", "data", "model")
+
+# Types a parameter may have, as they are written in manuals. A parameter lists one or more.
+TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "range",
+         "data", "metric", "model", "step")       # and "list[T]" of any of them
+
+
+class Required:
+    """The default of a parameter that must be given."""
+
+    def __repr__(self):
+        return "required"
+
+
+REQUIRED = Required()
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a word.
+
+    types    as above; the first is the one that help mentions
+    of       legal bases of a ratio ("channels", "params", ...); a ratio without `of` takes the only one
+    unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
+    """
+
+    name: str
+    types: tuple[str, ...]
+    doc: str
+    default: Any = REQUIRED
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()
+    unit: str = ""
+    positional: bool = False          # may be given without its name, in order of declaration
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+@dataclass(frozen=True)
+class Word:
+    """A name that a recipe may call: what its file's header says."""
+
+    kind: str
+    name: str
+    doc: str                                    # the whole docstring: sentence, paragraph, Source, Example, Result
+    params: tuple[Param, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)   # the header's other literals: keeps, acts_on, after ...
+    path: str = ""
+
+    @property
+    def summary(self) -> str:
+        return self.doc.strip().split("\n\n")[0].replace("\n", " ")
+
+    def param(self, name: str) -> Param | None:
+        return next((p for p in self.params if p.name == name), None)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All words by kind and name, e.g. `vocabulary.words("pass")["prune.blocks"]`."""
+
+    by_kind: Mapping[str, Mapping[str, Word]]
+
+    def words(self, kind: str) -> Mapping[str, Word]:
+        return self.by_kind.get(kind, {})
+
+    def word(self, kind: str, name: str) -> Word | None:
+        return self.words(kind).get(name)

@@ -1,0 +1,1 @@
+"""Native kernels: one kernel, one pair of files."""
