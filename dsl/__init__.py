@@ -1,0 +1,1 @@
+"""The language: text to a checked recipe. Imports lark, never torch."""

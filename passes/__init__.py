@@ -1,0 +1,1 @@
+"""Passes: one pass, one file. A pass never imports a pass."""

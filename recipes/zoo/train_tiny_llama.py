@@ -1,16 +1,18 @@
 """Train the embedded zoo model `tiny-llama`: tokenizer, weights, calibration and held-out text, model card.
 
-The text is the King James Bible (1611, public domain), as the Debian packages `bible-kjv` and `bible-kjv-text` print it:
+The text is the King James Bible (1611, public domain), as the Debian packages `bible-kjv` and
+`bible-kjv-text` print it:
 
     apt-get download bible-kjv bible-kjv-text
     for package in bible-kjv*.deb; do dpkg-deb -x "$package" kjv; done
     kjv/usr/bin/bible -p kjv/usr/lib gen1:1-rev22:21 > kjv.txt
     python recipes/zoo/train_tiny_llama.py --text kjv.txt
 
-Whole books are held out (`HELD_OUT`): neither the tokenizer nor the weights see them. The same text, seed, steps, threads and library
-versions on the same kind of CPU give the same weights. `--minutes` stops early and is then recorded in the card.
+Whole books are held out (`HELD_OUT`): neither the tokenizer nor the weights see them. The same text, steps,
+rows, seed, threads and library versions on the same kind of CPU give the same weights; `--minutes` stops early.
 """
 import argparse
+import contextlib
 import math
 import os
 import platform
@@ -28,9 +30,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-HELD_OUT = ("Ruth", "Esther", "Ecclesiastes", "Jonah", "James", "1 Peter")   # few parallel passages elsewhere
-CALIBRATION_STRIDE = 27         # every 27th training chapter: about 150 kB from all over the text
-WINDOW = 256                    # tokens; of training rows and of held-out windows
+HELD_OUT = ("Ruth", "Esther", "Ecclesiastes", "Jonah", "James", "1 Peter")    # few parallels elsewhere
+CALIBRATION_STRIDE = 27         # every 27th training chapter: about 140 kB from all over the text
+WINDOW = 512                    # tokens in a training row: all positions that the config allows
 VOCABULARY = 2048
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HEADING = re.compile(r"^((?:[1-3] )?[A-Z][A-Za-z ]*) (\d+)$")
@@ -45,11 +47,10 @@ class Chapter:
 
 
 def read_chapters(dump: str) -> list[Chapter]:
-    """Split the printed text at its headings (`Genesis 1`, between blank lines); join verses and wrapped lines with one space."""
-    chapters, book, lines = [], "", []
-    previous = ""
-    for line in dump.splitlines() + ["", "End 0"]:
-        heading = HEADING.match(line) if not previous else None
+    """Split at headings (`Genesis 1` after a blank line); join verses and wrapped lines with one space."""
+    chapters, book, lines, previous = [], "", [], ""
+    for line in [*dump.splitlines(), "", "End 0"]:
+        heading = None if previous else HEADING.match(line)
         if heading:
             if lines:
                 chapters.append(Chapter(book, " ".join(lines)))
@@ -61,6 +62,11 @@ def read_chapters(dump: str) -> list[Chapter]:
     return chapters
 
 
+def prose(chapters: list[Chapter]) -> str:
+    """Paragraphs with a blank line between them."""
+    return "\n\n".join(chapter.text for chapter in chapters)
+
+
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE; `<s>` is put in front, as Llama does."""
     tokenizer = Tokenizer(models.BPE())
@@ -69,123 +75,137 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[BOS, EOS, PAD], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
-    begin = tokenizer.token_to_id(BOS)
-    tokenizer.post_processor = processors.Sequence([
-        processors.ByteLevel(trim_offsets=False),
-        processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, begin)])])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=512,
-                                   clean_up_tokenization_spaces=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
+                                   model_max_length=WINDOW, clean_up_tokenization_spaces=False,
+                                   model_input_names=["input_ids", "attention_mask"])
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=8, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=16, max_position_embeddings=512, rms_norm_eps=1e-5, initializer_range=0.04,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=4, head_dim=16, max_position_embeddings=WINDOW,
+        rms_norm_eps=1e-5, initializer_range=0.04, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id)
 
 
 def token_stream(chapters: list[Chapter], tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """All tokens in one row: chapters joined by a blank line, `</s>` at the end of each book.  return [tokens] int64"""
+    """[tokens] int64: chapters with a blank line between them, `</s>` after each book."""
     ids: list[int] = []
     for book in dict.fromkeys(chapter.book for chapter in chapters):
-        text = "\n\n".join(chapter.text for chapter in chapters if chapter.book == book)
-        ids += tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
+        ids += encode(prose([chapter for chapter in chapters if chapter.book == book]), tokenizer)
+        ids.append(tokenizer.eos_token_id)
     return torch.tensor(ids)
 
 
 def batches(stream: Tensor, rows: int, seed: int, bos: int) -> Iterator[Tensor]:
     """Endless [rows, WINDOW] batches: each epoch cuts the stream at a new offset and shuffles the windows.
 
-    Half of the rows start with `<s>`, so the model neither needs it nor stumbles over it.
+    Half of the rows start with `<s>`, so that the model neither needs it nor stumbles over it.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:
         offset = int(torch.randint(WINDOW, (), generator=generator))
-        windows = stream[offset: offset + (len(stream) - offset) // WINDOW * WINDOW].view(-1, WINDOW)
-        order = torch.randperm(len(windows), generator=generator)
-        for start in range(0, len(order) - rows + 1, rows):
+        count = (len(stream) - offset) // WINDOW
+        windows = stream[offset: offset + count * WINDOW].view(count, WINDOW)
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count - rows + 1, rows):
             batch = windows[order[start: start + rows]].clone()
             batch[: rows // 2, 0] = bos
             yield batch
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Linear warmup, then a cosine down to 2% of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    if step < args.warmup:
+        return args.lr * (step + 1) / args.warmup
+    progress = (step - args.warmup) / max(1, args.steps - args.warmup)
+    return args.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, ids: Tensor, bos: int) -> float:
-    """Mean nats per token over all whole windows, each `<s>` plus WINDOW - 1 tokens, so that every token is predicted once."""
-    step = WINDOW - 1
-    windows = ids[: len(ids) // step * step].view(-1, step)
-    windows = torch.cat([torch.full((len(windows), 1), bos), windows], dim=1)       # [windows, WINDOW]
+def held_out_loss(model: LlamaForCausalLM, ids: Tensor, length: int) -> float:
+    """Nats per token over whole windows of `<s>` and `length - 1` tokens, each of which is predicted once."""
+    count = len(ids) // (length - 1)
+    windows = ids[: count * (length - 1)].view(count, length - 1)
+    windows = torch.cat([torch.full((count, 1), model.config.bos_token_id), windows], dim=1)
     model.eval()
-    losses = [model(input_ids=rows, labels=rows).loss.item() * len(rows) for rows in windows.split(16)]
+    losses = [model(input_ids=rows, labels=rows).loss.item() * len(rows) for rows in windows.split(8)]
     model.train()
-    return sum(losses) / len(windows)
+    return sum(losses) / count
 
 
-def replace(source: Path, target: Path) -> None:
-    """Move the files of `source` into `target`, each whole or not at all."""
-    for path in sorted(source.iterdir()):
-        os.replace(path, target / path.name)
-
-
-def save(part, folder: Path) -> None:
-    """`save_pretrained`, so that a reader never sees a half-written file."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(part: LlamaForCausalLM | PreTrainedTokenizerFast, folder: Path) -> None:
+    """`save_pretrained`; a reader of `folder` never sees half a file."""
     with TemporaryDirectory(dir=folder.parent) as temporary:
         part.save_pretrained(temporary)
-        replace(Path(temporary), folder)
+        for path in sorted(Path(temporary).iterdir()):
+            os.replace(path, folder / path.name)
 
 
 @dataclass
 class Run:
     """What one training run did, for the card."""
-    model: LlamaForCausalLM
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    train_loss: float = math.nan        # nats per token, mean of the last 100 steps
+    train_loss: float = math.nan        # nats per token, mean of the last 200 steps
 
 
 def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor, args: argparse.Namespace) -> Run:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    run, losses, bos = Run(model), [], model.config.bos_token_id
-    start = saved = time.monotonic()
-    for step, batch in enumerate(batches(stream, args.rows, args.seed, bos)):
-        if step == args.steps or (args.minutes and time.monotonic() - start > 60 * args.minutes):
+    """AdamW with a cosine schedule; prints the loss curve, saves the weights every `--checkpoint-seconds`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    run, losses, start = Run(), [], time.monotonic()
+    saved, limit = start, start + 60 * args.minutes
+    for batch in batches(stream, args.rows, args.seed, model.config.bos_token_id):
+        if run.steps == args.steps or time.monotonic() > limit:
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
-        loss = model(input_ids=batch, labels=batch).loss
+            group["lr"] = learning_rate(run.steps, args)
+        with torch.autocast("cpu", torch.bfloat16) if args.bf16 else contextlib.nullcontext():
+            loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        run.steps, run.tokens = step + 1, run.tokens + batch.numel()
-        if run.steps % 50 == 0:
-            recent = sum(losses[-50:]) / 50
-            print(f"step {run.steps}/{args.steps}  train {recent:.3f} nats  {time.monotonic() - start:.0f} s", flush=True)
+        losses = [*losses[-199:], loss.item()]
+        run.steps, run.tokens, run.seconds = run.steps + 1, run.tokens + batch.numel(), time.monotonic() - start
+        run.train_loss = sum(losses) / len(losses)
+        if run.steps % 100 == 0:
+            print(f"step {run.steps}/{args.steps}  train {run.train_loss:.3f} nats/token  {run.seconds:.0f} s", flush=True)
         if time.monotonic() - saved > args.checkpoint_seconds:
             save(model, args.out)
-            print(f"step {run.steps}  held-out {held_out_loss(model, held_out, bos):.3f} nats  saved", flush=True)
+            print(f"step {run.steps}  held-out {held_out_loss(model, held_out, 256):.3f} nats/token, saved", flush=True)
             saved = time.monotonic()
-    run.seconds, run.train_loss = time.monotonic() - start, sum(losses[-100:]) / len(losses[-100:])
     return run
 
 
 @torch.no_grad()
 def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, seed: int) -> str:
     torch.manual_seed(seed)
-    out = model.eval().generate(**tokenizer(prompt, return_tensors="pt", return_token_type_ids=False), max_new_tokens=80,
-                                do_sample=True, temperature=0.7, top_k=50)
+    out = model.eval().generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=70, do_sample=True,
+                                temperature=0.7, top_k=50)
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
+def quality(model: LlamaForCausalLM, ids: Tensor, text: str) -> str:
+    """Table rows, one per window length."""
+    rows = []
+    for length in (256, 512):
+        loss = held_out_loss(model, ids, length)
+        per_byte = loss * len(ids) / len(text.encode())
+        rows.append(f"| {length} | {loss:.3f} | {math.exp(loss):.2f} | {per_byte:.3f} | {per_byte / math.log(2):.3f} |")
+    return "\n".join(rows)
+
+
+CARD = Path(__file__).with_name("card.md.in")
+
+
+def main() -> None:
+    pass

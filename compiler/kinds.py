@@ -1,0 +1,128 @@
+"""The five small abstract classes that files of the shelves hold, and `param`.
+
+A file in passes/, compiler/targets, compiler/metrics, compiler/data or compiler/sources holds one final
+subclass. Its header (docstring, class-level literals, `param` fields) is literal: `effc check` reads it from
+the source without importing the file (compiler/header.py), a test holds both readings equal.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..dsl.skeleton import Skeleton
+    from .context import Context
+    from .program import Program
+
+_MISSING = object()
+
+
+def param(doc: str, *, default: Any = _MISSING, ge: float | None = None, gt: float | None = None,
+          le: float | None = None, lt: float | None = None, of: tuple[str, ...] = (), unit: str = "",
+          positional: bool = False) -> Any:
+    """A parameter of a recipe word: a field with a sentence, a default, bounds, ratio bases and a unit."""
+    about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "positional": positional}
+    if default is _MISSING:
+        return field(kw_only=True, metadata=about)
+    return field(kw_only=True, default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Close:
+    """Promise: outputs are kept within `atol` on logits; checked after every run."""
+
+    atol: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Promise of nothing but a legal program; the report measures what it cost."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
+class Word(ABC):
+    """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses."""
+
+    extra: ClassVar[str] = ""            # the optional dependency group it needs, e.g. "gguf"
+    requires: ClassVar[tuple[str, ...]] = ()   # modules that must import, e.g. ("gguf", "accelerate")
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Pass(Word):
+    """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
+
+    keeps          Close(atol) or Lossy()
+    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "branches", "layers", "linear" or ""
+    after          {pass: reason}: if both occur in a line, this one must come later
+    makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
+                   the condition "" always holds
+    determinism    "deterministic", "seeded" or "nondeterministic"
+    """
+
+    keeps: ClassVar[Close | Lossy] = Lossy()
+    acts_on: ClassVar[str] = ""
+    after: ClassVar[dict[str, str]] = {}
+    makes: ClassVar[dict[str, str]] = {}
+    determinism: ClassVar[str] = "seeded"
+
+    @abstractmethod
+    def run(self, program: "Program", ctx: "Context") -> None:
+        """Change the program in place."""
+
+    def forecast(self, skeleton: "Skeleton") -> "Skeleton":
+        """The skeleton after this pass, as far as shapes are known without weights (`plan`)."""
+        return skeleton
+
+    def forwards(self, skeleton: "Skeleton") -> int:
+        """How many times it evaluates its score (whole-model forwards over its data), for time estimates."""
+        return 0
+
+
+class Target(Word):
+    """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
+
+    cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
+                   {"form: stock": {"uneven widths": "the config has one width for all layers"}}
+    """
+
+    cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
+
+    path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
+
+    @abstractmethod
+    def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
+        """Write the artifact's files into an empty folder."""
+
+
+class Metric(Word):
+    """Measures a model. `unit` as printed; `better` is "lower" or "higher"; `exact` if it needs no weights."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+
+    @abstractmethod
+    def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
+        """The value for a model that can `forward`; asks `ctx` for data and for the original model."""
+
+
+class Data(Word):
+    """Rows of tokens from somewhere."""
+
+    @abstractmethod
+    def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
+        """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
+
+
+class Source(Word):
+    """Where a model comes from: resolves to a config now and to weights later."""
+
+    @abstractmethod
+    def resolve(self, ctx: "Context") -> Any:
+        """A `compiler.model.Origin`: config, tokenizer files, identity hash; reads no weights."""
