@@ -1,0 +1,80 @@
+"""All that a pass, metric, target or data file may know of the outside."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..dsl.recipe import Recipe
+from ..dsl.values import DataRef, MetricRef
+from .progress import Listener, Recorded, each, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model import Origin
+    from .shelf import Shelf
+
+T = TypeVar("T")
+
+
+@dataclass
+class Settings:
+    """What the command line grants; the same for every recipe of a run."""
+
+    cache_dir: Path
+    seed: int = 0
+    device: str = "cpu"
+    offline: bool = False
+    trust_remote_code: bool = False
+    max_memory: int | None = None          # bytes
+    threads: int | None = None
+    tell: Listener = silent
+
+
+@dataclass
+class Context:
+    """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
+    step, kept until the step's result is in the cache, so that a killed step can go on."""
+
+    settings: Settings
+    recipe: Recipe
+    folder: Path
+    shelf: "Shelf"
+    origin: "Origin"
+    workdir: Path
+    _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
+    _references: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def tell(self) -> Listener:
+        return self.settings.tell
+
+    @property
+    def tokenizer(self):
+        return self.origin.tokenizer()
+
+    def rows(self, ref: DataRef) -> "torch.Tensor":
+        """Token rows of a declared data set, [rows, length] int64, the same object every time."""
+        if ref.name not in self._rows:
+            import torch
+
+            call = self.recipe.data[ref.name]
+            data = self.shelf.make("data", call)
+            self._rows[ref.name] = torch.stack(list(data.rows(self.tokenizer, self)))
+        return self._rows[ref.name]
+
+    def metric(self, ref: MetricRef) -> Any:
+        """The metric that a recipe names, with its arguments."""
+        return self.shelf.metric(ref)
+
+    def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Iterate with progress."""
+        return each(items, label, self.tell, total)
+
+    def record(self, name: str, value: float, unit: str = "") -> None:
+        self.tell(Recorded(name, value, unit))
