@@ -1,0 +1,82 @@
+"""Numbers as a person would write them: `134.5 M`, `23.4 MB`, `1.2 s`."""
+
+import math
+
+_LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BYTES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+SECONDS_PER = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
+BYTES_PER = {"B": 1, "byte": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+             "kB": 1000, "MB": 10**6, "GB": 10**9}
+
+
+def digits(value: float, figures: int = 4) -> str:
+    """At most `figures` significant digits, no exponent between 1e-4 and 1e6, integers whole."""
+    if isinstance(value, bool) or not math.isfinite(value):
+        return str(value).lower()
+    if float(value).is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.{figures}g}" if abs(value) < 1e6 else f"{value:.{figures - 1}e}"
+
+
+def count(value: float) -> str:
+    """`134.5 M` for 134515008; small whole numbers as they are."""
+    for size, letter in _LARGE:
+        if abs(value) >= size and (size > 1e3 or abs(value) >= 1e4):
+            return f"{value / size:.{_places(value / size)}f} {letter}"
+    return digits(value)
+
+
+def size(value: float) -> str:
+    """Bytes in binary units: `256.6 MiB`."""
+    for scale, name in _BYTES:
+        if abs(value) >= scale:
+            return f"{value / scale:.{_places(value / scale)}f} {name}"
+    return f"{value:.0f} B"
+
+
+def seconds(value: float) -> str:
+    """`0.8 ms`, `1.24 s`, `3 min 20 s`, `2 h 5 min`."""
+    if value < 1e-3:
+        return f"{value * 1e6:.0f} µs"
+    if value < 1:
+        return f"{value * 1e3:.{1 if value < 0.1 else 0}f} ms"
+    if value < 60:
+        return f"{value:.{1 if value < 10 else 0}f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def measured(value: float, unit: str = "") -> str:
+    """A metric's value with its unit."""
+    if not math.isfinite(value):
+        return digits(value)
+    if unit in SECONDS_PER:
+        return seconds(value * SECONDS_PER[unit])
+    if unit in BYTES_PER:
+        return size(value * BYTES_PER[unit])
+    if unit in ("params", "parameters", "", "FLOP", "FLOPs") and abs(value) >= 1e4:
+        return f"{count(value)} {unit}".rstrip() if unit.startswith("FLOP") else count(value)
+    if unit == "%":
+        return f"{digits(value)}%"
+    return f"{digits(value)} {unit}".rstrip()
+
+
+def change(before: float, after: float) -> str:
+    """`-20.4 %`, `+3.0 %`, `same`."""
+    if before == after:
+        return "same"
+    if not before or not math.isfinite(before) or not math.isfinite(after):
+        return ""
+    share = 100 * (after / before - 1)
+    return f"{share:+.{0 if abs(share) >= 100 else 1}f} %"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 step`, `3 steps`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _places(value: float) -> int:
+    return 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
