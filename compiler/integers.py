@@ -1,0 +1,136 @@
+"""Integers that remember which module attribute they were read from.
+
+A plain `self.num_heads` ends as the literal 8 in a `view`; after pruning nobody could tell which 8 it was.
+While a unit is traced, the plain ints of its modules and configs are exchanged for `Sourced` ones, and every
+literal that reaches the graph is recorded with its source expression (`node.meta["ints"]`).
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+# The one attribute whose value differs between otherwise equal layers: it stays a read in the graph.
+LAYER_INDEX = "layer_idx"
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv,
+}
+_TOKEN = re.compile(r"\s*(//|[()+\-*]|[\w.]+)")
+_LONGEST_SOURCE = 400
+
+
+class Sourced(int):
+    """An int with `source`: an expression over attribute paths, e.g. `mlp.width // 2`.
+
+    Paths start below the traced root; those that start with `config.` mean the config of the module in whose
+    forward they are used (the last entry of the node's scope).
+    """
+
+    source: str
+
+    def __new__(cls, value: int, source: str) -> "Sourced":
+        self = super().__new__(cls, value)
+        self.source = source
+        return self
+
+    def __reduce__(self):
+        return int, (int(self),)   # copies and pickles are plain: provenance is a matter of one trace
+
+    def __neg__(self):
+        return Sourced(-int(self), f"(0 - {self.source})")
+
+
+def _arithmetic(name: str, symbol: str) -> None:
+    apply = getattr(operator, name)
+
+    def forward(self, other):
+        if type(other) not in (int, Sourced):
+            return getattr(int, f"__{name}__")(self, other)
+        return Sourced(apply(int(self), int(other)), f"({self.source} {symbol} {source_of(other)})")
+
+    def backward(self, other):
+        if type(other) not in (int, Sourced):
+            return getattr(int, f"__r{name}__")(self, other)
+        return Sourced(apply(int(other), int(self)), f"({source_of(other)} {symbol} {self.source})")
+
+    setattr(Sourced, f"__{name}__", forward)
+    setattr(Sourced, f"__r{name}__", backward)
+
+
+for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//")):
+    _arithmetic(_name, _symbol)
+
+
+def source_of(value: int) -> str:
+    """The source expression of an int; a plain one is its own."""
+    return value.source if isinstance(value, Sourced) else repr(int(value))
+
+
+def is_layer_index(value: Any) -> bool:
+    """Whether the int is a layer's own index, unchanged."""
+    return isinstance(value, Sourced) and value.source.rpartition(".")[2] == LAYER_INDEX
+
+
+def evaluate(source: str, read: Callable[[str], int]) -> int:
+    """The value of a source expression; `read` gives the value of an attribute path.
+
+    Accepts paths, whole numbers and fully bracketed + - * // only: the text may come from a file.
+    Raises ValueError.
+    """
+    tokens = _TOKEN.findall(source[:_LONGEST_SOURCE])
+    value = _value(tokens, read)
+    if tokens or "".join(source.split()) != "".join(_TOKEN.findall(source)):
+        raise ValueError(f"`{source[:40]}` is no expression over attributes")
+    return value
+
+
+def _value(tokens: list[str], read: Callable[[str], int]) -> int:
+    token = tokens.pop(0) if tokens else ""
+    if token.isdecimal():
+        return int(token)
+    if token and (token[0].isalpha() or token[0] == "_"):
+        return read(token)
+    if token != "(":
+        raise ValueError("an expression over attributes ends early")
+    left = _value(tokens, read)
+    symbol = tokens.pop(0) if tokens else ""
+    right = _value(tokens, read)
+    if symbol not in _OPERATIONS or not tokens or tokens.pop(0) != ")":
+        raise ValueError("an expression over attributes needs brackets and + - * //")
+    if symbol == "//" and right == 0:
+        raise ValueError("division by zero in the source of an integer")
+    return _OPERATIONS[symbol](left, right)
+
+
+@contextmanager
+def sourced(paths: dict[nn.Module, str]) -> Iterator[None]:
+    """Exchange the plain ints of these modules, and of their configs, for `Sourced` ones; undo at the end.
+
+    Modules of torch itself keep theirs: they are leaves, and their C++ callees want exact ints.
+    """
+    kept: list[tuple[dict[str, Any], str, int]] = []
+    seen: set[int] = set()
+    try:
+        for module, path in paths.items():
+            if not type(module).__module__.startswith("torch."):
+                _exchange(vars(module), f"{path}." if path else "", kept)
+            config = vars(module).get("config")
+            if config is not None and id(config) not in seen:
+                seen.add(id(config))
+                _exchange(vars(config), "config.", kept)
+        yield
+    finally:
+        for attributes, name, value in kept:
+            attributes[name] = value
+
+
+def _exchange(attributes: dict[str, Any], prefix: str, kept: list[tuple[dict[str, Any], str, int]]) -> None:
+    plain = [(name, value) for name, value in attributes.items()
+             if type(value) is int and name.isidentifier() and not name.startswith("_")]
+    for name, value in plain:
+        kept.append((attributes, name, value))
+        attributes[name] = Sourced(value, prefix + name)

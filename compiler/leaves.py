@@ -1,0 +1,156 @@
+"""The closed vocabulary of what stays whole in a graph.
+
+Functions: `attention`, `rotary`, `cache_update`, `cache_length` are ours and canonical, so that a graph doesn't
+fix an attention backend or the presence of a cache; masks, scans and state updates are the library's own
+functions, found by where they live and what they are called. Modules: everything of torch.nn, norms, rotary
+tables, activations, experts and routers, and whatever comes from outside the model's own source.
+"""
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_ROOT = __name__.partition(".")[0]
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+# The tracer at work, if any: leaf functions ask it first, so that graphs which call them can be traced again.
+_tracers: list[Any] = []
+
+_FUNCTION_ROLES = (
+    (re.compile(r"create_\w*masks?(_for_generate)?"), "mask"),
+    (re.compile(r"apply_\w*rotary\w*"), "rotary"),
+    (re.compile(r"causal_conv1d_\w+"), "ssm_conv"),
+    (re.compile(r"\w*(_scan|_state_update|_scan_combined|_inner_fn|delta_rule)"), "ssm_scan"),
+    (re.compile(r"apply_mask_to_padding_states"), "padding"),
+    (re.compile(r"slice_logits_to_keep"), "slice_logits"),
+)
+_MODULE_ROLES = (
+    (re.compile(r"\w*RotaryEmbedding"), "rotary_embedding"),
+    (re.compile(r"\w*Norm(Gated)?(1d|2d|3d)?"), "norm"),
+    (re.compile(r"\w*Experts"), "experts"),
+    (re.compile(r"\w*Router"), "router"),
+    (re.compile(r"(\w*Linear|Conv1D)"), "linear"),
+    (re.compile(r"\w*Embedding\w*"), "embedding"),
+    (re.compile(r"Conv[123]d"), "conv"),
+    (re.compile(r"\w*Dropout\w*"), "dropout"),
+)
+ROTARY = "apply_rotary_pos_emb"
+
+
+def entered(tracer: Any) -> None:
+    """Make `tracer` the one that leaf calls report to."""
+    _tracers.append(tracer)
+
+
+def left(tracer: Any) -> None:
+    assert _tracers and _tracers.pop() is tracer, "tracers end in the order opposite to their start"
+
+
+def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark a function as one node: while tracing it records itself, else it runs."""
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if _tracers and _tracers[-1].on:
+                return _tracers[-1].create_proxy("call_function", call, args, kwargs)
+            return function(*args, **kwargs)
+        call.role = role
+        return call
+    return mark
+
+
+@leaf("attention")
+def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+    """(output [b, t, h, d], weights or None) by whatever backend the module's config names when it runs.
+
+    q [b, h, t, d], k and v [b, g, s, d] with g dividing h; mask [b, 1, t, s] or None.
+    """
+    eager = own(module, "eager_attention_forward", optional=True)
+    run = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    return run(module, q, k, v, mask, **options)
+
+
+@leaf("rotary")
+def rotary(module: nn.Module, *args: Any, **options: Any) -> Any:
+    """(q, k) turned by their positions: (q, k, cos, sin) to the function that the module's own source uses."""
+    return own(module, ROTARY)(*args, **options)
+
+
+@leaf("cache_update")
+def cache_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
+    """(k, v) with the cached ones before them; as they are where there is no cache."""
+    return (k, v) if cache is None else cache.update(k, v, layer_idx)
+
+
+@leaf("cache_length")
+def cache_length(cache: Any, layer_idx: int = 0) -> int:
+    """How many positions one slot of the cache holds."""
+    return 0 if cache is None else cache.get_seq_length(layer_idx)
+
+
+OWN = {f.__name__: f for f in (attention, rotary, cache_update, cache_length)}
+
+
+def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:
+    """The function `name` of the source file in which the module's class, or a base of it, is written."""
+    for base in type(module).__mro__:
+        found = getattr(sys.modules.get(base.__module__), name, None)
+        if found is not None:
+            return getattr(found, "__effc_original__", found)
+    assert optional, f"{type(module).__name__} comes from a file without {name}"
+    return None
+
+
+def function_role(name: str) -> str | None:
+    """The role of a library function that stays whole, or None."""
+    return next((role for pattern, role in _FUNCTION_ROLES if pattern.fullmatch(name)), None)
+
+
+def module_role(module: nn.Module) -> str:
+    """What a leaf module is for: the role of its class name, or "module"."""
+    if type(module).__module__.startswith("transformers.activations") or _is_activation(module):
+        return "activation"
+    for base in type(module).__mro__:
+        for pattern, role in _MODULE_ROLES:
+            if pattern.fullmatch(base.__name__):
+                return role
+    return "module"
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
+
+
+def is_container(module: nn.Module) -> bool:
+    return type(module) in (nn.Module, *_CONTAINERS)
+
+
+def is_leaf(module: nn.Module, family: str) -> bool:
+    """Whether a call of the module is one node. `family` is the package of the model's own source."""
+    if is_container(module):
+        return False
+    if any(base.__module__.startswith("torch.nn.") and base not in (nn.Module, *_CONTAINERS)
+           for base in type(module).__mro__):
+        return True
+    if module_role(module) in ("norm", "rotary_embedding", "experts", "router"):
+        return True
+    return not is_modeling(type(module).__module__, family)
+
+
+def is_modeling(module_name: str, family: str) -> bool:
+    """Whether a Python module holds model source, to be traced through."""
+    if module_name.startswith(("transformers.models.", "transformers_modules.")):
+        return True
+    return not module_name.startswith(("torch.", "transformers.", f"{_ROOT}.")) and (
+        module_name.partition(".")[0] == family.partition(".")[0])
+
+
+def is_library_leaf(function: Any) -> bool:
+    """Whether a function found in a model's source file is one that stays whole."""
+    return callable(function) and not isinstance(function, type) and (
+        function_role(getattr(function, "__name__", "")) is not None)

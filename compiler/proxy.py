@@ -1,0 +1,130 @@
+"""The value that flows through a module while its forward is traced.
+
+Each `Value` stands for a node of the graph and holds the concrete result of that node, so that Python control
+flow over shapes, types and configs simply runs, while everything computed from the inputs is recorded.
+"""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from transformers.cache_utils import Cache
+
+_COMPARISONS = ("eq", "ne", "lt", "gt", "le", "ge")
+_SYMBOLIC = ("shape", "device")     # properties that stay reads of the running value
+_TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "data", "real", "imag")
+
+
+class Value(fx.Proxy):
+    """A node and its concrete value (`held`): a tensor, size, int, tuple, device or cache."""
+
+    def __init__(self, node: fx.Node, tracer: Any, held: Any):
+        super().__init__(node, tracer)
+        self.held = held
+        self.known: dict[Any, Any] = {}      # reads already in the graph: shape, items
+
+    def __repr__(self) -> str:
+        return f"Value({self.node.name})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        held = self.held
+        if isinstance(held, torch.Tensor):
+            if name in _SYMBOLIC or name in _TENSOR_PROPERTIES:
+                return self.read(name)
+        found = getattr(held, name)          # an AttributeError here is what the running model would raise
+        if isinstance(held, Cache) and callable(found):
+            return self.tracer.cache_method(self, name)
+        return Method(self, name) if callable(found) else found
+
+    def read(self, name: str) -> Any:
+        """The property `name` as a node, made once: sizes don't change under a value's feet."""
+        if name not in self.known:
+            self.known[name] = self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return self.known[name]
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(self.held, tuple) or not isinstance(index, int):
+            return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        index = operator.index(index)
+        if index not in self.known:
+            self.known[index] = self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        return self.known[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[i] for i in range(len(self.held))])
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __contains__(self, item: Any) -> bool:
+        return self.tracer.unwrap(item) in self.held
+
+    def __bool__(self) -> bool:
+        if isinstance(self.held, torch.Tensor):
+            self.tracer.reads_data = True
+        return bool(self.held)
+
+    def __int__(self) -> int:
+        return int(self.held)
+
+    def __index__(self) -> int:
+        return operator.index(self.held)
+
+    def __float__(self) -> float:
+        return float(self.held)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Value":
+        return self
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tracer = _first(args).tracer if _first(args) is not None else _first(kwargs).tracer
+        if torch.overrides.is_tensor_method_or_property(function):
+            return tracer.create_proxy("call_method", function.__name__, args, kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+
+def _first(tree: Any) -> "Value | None":
+    if isinstance(tree, Value):
+        return tree
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    if isinstance(tree, (tuple, list)):
+        return next((found for found in map(_first, tree) if found is not None), None)
+    return None
+
+
+def _comparison(name: str) -> None:
+    compare = getattr(operator, name)
+
+    def answer(self: Value, other: Any) -> Any:
+        if isinstance(self.held, torch.Tensor) or isinstance(getattr(other, "held", None), torch.Tensor):
+            return self.tracer.create_proxy("call_function", compare, (self, other), {})
+        return compare(self.held, self.tracer.unwrap(other))
+
+    setattr(Value, f"__{name}__", answer)
+
+
+for _name in _COMPARISONS:
+    _comparison(_name)
+
+
+class Method:
+    """A method of a held value, not called yet."""
+
+    def __init__(self, owner: Value, name: str):
+        self.owner = owner
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)

@@ -1,0 +1,66 @@
+"""The small batch that models are captured with, and the state in which they run it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import masking_utils
+
+BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divides it
+
+
+def sample(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments of a forward: left-padded token ids [2, 7] with mask, positions and a cache, or pixels."""
+    names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+    device = next(model.parameters()).device
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        size = model.config.image_size
+        return {main: torch.ones(BATCH, model.config.num_channels, size, size, device=device)}
+    config = model.config.get_text_config()
+    inputs = tokens(config.vocab_size, BATCH, LENGTH, PADDING, device)
+    if "use_cache" in names:
+        inputs["use_cache"] = True
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0) -> dict[str, Any]:
+    """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
+
+    Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.
+    """
+    ids = (torch.arange(batch * length).view(batch, length) * 7919 + 31 * seed + 3) % vocab
+    start = (torch.arange(batch) * padding).view(batch, 1)
+    mask = (torch.arange(length).view(1, length) >= start).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: value.to(device) for name, value in named.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode: without dropout. Modules that were training train again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """On the meta device, masks are built without looking whether padding occurs: there is nothing to look at."""
+    if next(model.parameters()).device.type != "meta":
+        yield
+        return
+    known = masking_utils.is_tracing
+    masking_utils.is_tracing = lambda tensor=None: True
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = known

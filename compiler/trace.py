@@ -1,0 +1,250 @@
+"""The symbolic tracer: runs a module on concrete values and records what is computed from its inputs.
+
+Python control flow over shapes, configs and attributes is evaluated, not recorded; sizes and devices stay
+symbolic, so batch and length are free in the graph. See `leaves` for what stays whole.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import TracerBase
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from . import leaves
+from .integers import Sourced, is_layer_index, sourced
+from .patches import patched
+from .proxy import Method, Value
+
+_PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
+_SCALARS = (*_PLAIN, int, float, complex, torch.device, type(...))
+
+
+class Uncapturable(Exception):
+    """The forward does something that a graph can't say."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    graph: fx.Graph
+    reads_data: bool      # a branch depended on the numbers in a tensor, not only on shapes and settings
+
+
+class Tracer(TracerBase):
+    """One trace of one root. `on` is false while a leaf executes."""
+
+    def __init__(self, root: nn.Module, family: str, opaque: frozenset[str]):
+        self.root = root
+        self.family = family
+        self.opaque = opaque                      # paths that are leaves because tracing through them failed
+        self.graph = fx.Graph()
+        self.paths = {module: path for path, module in root.named_modules()}
+        self.objects = _objects(self.paths)       # id of tensor or config -> path
+        self.reads: dict[str, Value] = {}         # path -> its get_attr, made once
+        self.stack: list[nn.Module] = [root]
+        self.failed: str | None = None            # innermost module in which an exception passed
+        self.reads_data = False
+        self.paused = 0
+
+    @property
+    def on(self) -> bool:
+        return not self.paused
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    def unwrap(self, tree: Any) -> Any:
+        """The concrete values in a tree of arguments."""
+        if isinstance(tree, Value):
+            return tree.held
+        if isinstance(tree, Sourced):
+            return int(tree)
+        if isinstance(tree, slice):
+            return slice(self.unwrap(tree.start), self.unwrap(tree.stop), self.unwrap(tree.step))
+        if type(tree) in (tuple, list, torch.Size):
+            return (list if type(tree) is list else tuple)(map(self.unwrap, tree))
+        if type(tree) is dict:
+            return {key: self.unwrap(value) for key, value in tree.items()}
+        return tree
+
+    def execute(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self.unwrap(args), self.unwrap(kwargs)
+        with self.off():
+            if kind == "call_function":
+                return target(*args, **kwargs)
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            assert kind == "call_module", f"a {kind} is not executed"
+            return self.root.get_submodule(target)(*args, **kwargs)
+
+    # -- recording -------------------------------------------------------------------------------------------
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+                     name: str | None = None, type_expr: Any = None, proxy_factory_fn: Any = None) -> Any:
+        """Execute a call and record it; plain results (None, bool, str, dtype) come back as they are."""
+        held = self.execute(kind, target, args, kwargs)
+        if isinstance(held, _PLAIN) and target is not operator.setitem:
+            return held
+        return self.record(kind, target, args, kwargs, held)
+
+    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> Value:
+        ints: list[tuple[str, int, str]] = []
+        node = self.graph.create_node(kind, target, self.argument(args, "args", ints),
+                                      self.argument(kwargs, "kwargs", ints))
+        node.meta["scope"] = tuple(self.paths.get(module, "") for module in self.stack[1:])
+        node.meta["shape"], node.meta["dtype"] = describe(held)
+        if ints:
+            node.meta["ints"] = tuple(ints)
+        role = self.role(kind, target)
+        if role:
+            node.meta["role"] = role
+        return Value(node, self, held)
+
+    def role(self, kind: str, target: Any) -> str | None:
+        if kind == "call_module":
+            return "opaque" if target in self.opaque else leaves.module_role(self.root.get_submodule(target))
+        if kind == "call_function":
+            return getattr(target, "role", None) or (
+                leaves.function_role(target.__name__) if not target.__module__.startswith(("torch", "_op"))
+                and hasattr(target, "__code__") else None)
+        return None
+
+    def argument(self, tree: Any, place: str, ints: list[tuple[str, int, str]]) -> Any:
+        """An argument as the graph holds it. `place` says where it stands, for the provenance of literals."""
+        if isinstance(tree, Value):
+            return tree.node
+        if isinstance(tree, Sourced):
+            if is_layer_index(tree):
+                return self.attribute(tree.source, int(tree)).node
+            ints.append((place, int(tree), tree.source))
+            return int(tree)
+        if isinstance(tree, (nn.Module, torch.Tensor, PreTrainedConfig)):
+            return self.attribute(self.path_of(tree), tree).node
+        if isinstance(tree, slice):
+            return slice(*(self.argument(getattr(tree, part), f"{place}.{part}", ints)
+                           for part in ("start", "stop", "step")))
+        if isinstance(tree, (tuple, list)):
+            kind = list if isinstance(tree, list) else tuple
+            return kind(self.argument(item, f"{place}.{i}", ints) for i, item in enumerate(tree))
+        if isinstance(tree, dict):
+            return {key: self.argument(value, f"{place}.{key}", ints) for key, value in tree.items()}
+        if isinstance(tree, _SCALARS):
+            return tree
+        raise Uncapturable(f"a {type(tree).__name__} is passed to an operation")
+
+    def path_of(self, thing: Any) -> str:
+        path = self.paths.get(thing) if isinstance(thing, nn.Module) else self.objects.get(id(thing))
+        if path is None:
+            raise Uncapturable(f"a {type(thing).__name__} that belongs to no module is used")
+        return path
+
+    def attribute(self, path: str, held: Any) -> Value:
+        """The read of a module, tensor, config or layer index of the tree."""
+        if path not in self.reads:
+            self.reads[path] = self.record("get_attr", path, (), {}, held)
+        return self.reads[path]
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
+                    forward: Callable[..., Any]) -> Any:
+        path = self.paths.get(module)
+        if path is not None and (path in self.opaque or leaves.is_leaf(module, self.family)):
+            return self.create_proxy("call_module", path, args, kwargs)
+        self.stack.append(module)
+        try:
+            return forward(module, *args, **kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = path
+            raise
+        finally:
+            self.stack.pop()
+
+    def cache_method(self, cache: Value, name: str) -> Callable[..., Any]:
+        if name == "update":
+            # Whatever else is passed is for caches that this library release doesn't have.
+            return lambda k, v, layer_idx, *_, **__: leaves.cache_update(cache, k, v, layer_idx)
+        if name == "get_seq_length":
+            return lambda *args: leaves.cache_length(cache, *args)
+        return Method(cache, name)
+
+
+def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, Any], *, family: str,
+          opaque: frozenset[str] = frozenset(), pick: Callable[[Any], Any] = lambda result: result) -> Trace:
+    """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
+
+    Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
+    `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module it passed.
+    """
+    tracer = Tracer(root, family, opaque)
+    leaves.entered(tracer)
+    try:
+        with torch.no_grad(), patched(tracer), sourced(tracer.paths):
+            values = {name: _placeholder(tracer, name, held) for name, held in arguments.items()}
+            result = pick(root.forward(**values, **statics))
+            tracer.graph.output(tracer.argument(result, "args", []))
+    except Exception as error:
+        error.effc_path = tracer.failed or ""
+        raise
+    finally:
+        leaves.left(tracer)
+    tracer.graph.eliminate_dead_code(is_impure)
+    return Trace(tracer.graph, tracer.reads_data)
+
+
+def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:
+    node = tracer.graph.placeholder(name, default_value=None)
+    node.meta["scope"] = ()
+    node.meta["shape"], node.meta["dtype"] = describe(held)
+    return Value(node, tracer, held)
+
+
+def describe(held: Any) -> tuple[Any, Any]:
+    """(shape, dtype) as plain data: of a tuple, tuples of both; of what is no tensor, (None, a word)."""
+    if isinstance(held, torch.Tensor):
+        return tuple(held.shape), str(held.dtype).removeprefix("torch.")
+    if isinstance(held, torch.Size):
+        return None, "size"
+    if isinstance(held, (tuple, list)):
+        parts = [describe(item) for item in held]
+        return tuple(shape for shape, _ in parts), tuple(dtype for _, dtype in parts)
+    if isinstance(held, Cache):
+        return None, "cache"
+    return None, type(held).__name__
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node must stay though nobody uses its result."""
+    if node.op in ("placeholder", "output") or node.target is operator.setitem:
+        return True
+    if node.meta.get("role") == "cache_update":
+        return True
+    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+        return True
+    # An opaque module or a method that is handed the cache may write to it.
+    return node.op in ("call_method", "call_module") and any(
+        used.meta.get("dtype") == "cache" for used in node.all_input_nodes)
+
+
+def _objects(paths: dict[nn.Module, str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for module, path in paths.items():
+        prefix = f"{path}." if path else ""
+        own = {**vars(module), **module._parameters, **module._buffers}
+        for name, thing in own.items():
+            if isinstance(thing, (torch.Tensor, PreTrainedConfig)):
+                found.setdefault(id(thing), prefix + name)
+    return found
