@@ -45,8 +45,11 @@ class Group:
     count       how many items there are now
     per_block   for query heads under grouped-query attention: items per KV head. Each block of that many
                 consecutive items must keep the same number. 0 where any subset may go
+    members     tensors whose rows write the items first, those that read them (`readers` of them) last
     attributes  (module path, attribute, value per kept item): integers that must follow, value = count * per;
-                for kind "heads" with blocks, num_key_value_groups-like ones have per = 1 / blocks
+                for kind "heads" with blocks, num_key_value_groups-like ones have per = 1 / blocks. A dotted
+                attribute, "config.num_attention_heads", is one of the module's config: give the module its
+                own copy first, others read the shared one
     """
 
     site: str
@@ -55,17 +58,22 @@ class Group:
     members: tuple[Member, ...]
     attributes: tuple[tuple[str, str, float], ...] = ()
     per_block: int = 0
+    readers: int = 1
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a unit: what is added to the stream at `join`."""
+    """One residual branch of a unit: what is added to the stream at `join`.
+
+    Without it, `join` is its other operand. Branches that run in parallel (a + b + x) meet in one join.
+    """
 
     site: str                                        # "model.layers.3.mlp"; the module that does the work
     unit: str                                        # "model.layers.3"
     role: str                                        # "attention", "mlp", "ssm" or "other"
     parts: tuple[str, ...]                           # modules that die with it, its norms included
-    join: str                                        # node name of the residual add in the unit's graph
+    join: str                                        # node name of the add in the unit's graph
+    value: str = ""                                  # node name of the operand of `join` that is the branch
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ class Skeleton:
     groups: tuple[Group, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
     opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
-    facts: dict[str, Any] = field(default_factory=dict, hash=False)   # hidden, vocab, positions, dtype, causal_lm
+    facts: dict[str, Any] = field(default_factory=dict, hash=False)   # hidden, vocab, positions, dtype, causal_lm,
+    # layers, heads, kv_heads, head_dim; refused: [module path, why its channels or heads form no group], ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by path, tied ones too."""
@@ -96,6 +105,7 @@ class Skeleton:
         branches = tuple(Branch(**{k: deep(v) for k, v in b.items()}) for b in data["branches"])
         groups = tuple(
             Group(g["site"], g["kind"], g["count"], tuple(Member(m["tensor"], m["axis"], deep(m["segments"]))
-                  for m in g["members"]), deep(g["attributes"]), g["per_block"]) for g in data["groups"])
+                  for m in g["members"]), deep(g["attributes"]), g["per_block"], g["readers"])
+            for g in data["groups"])
         return Skeleton(data["model_type"], parts, deep(data["units"]), branches, groups, deep(data["tied"]),
                         deep(data["opaque"]), dict(data["facts"]))

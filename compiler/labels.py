@@ -1,0 +1,296 @@
+"""Which channel of which tensor does each number of an activation come from.
+
+A unit's graph is run once on integer *labels* instead of numbers: every output row of a weight gets a label of its own,
+views, splits and transposes move labels by being executed on them, elementwise functions couple the labels that
+meet, norms and softmaxes couple all along their axis, and a contracting module reads labels at its columns.
+No values are needed, so a model on the meta device will do.
+
+The alternative, one NaN per channel through the real weights, takes seconds per layer and loses the NaN in fused
+attention kernels.
+"""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from transformers.pytorch_utils import Conv1D
+
+NOTHING = 0                        # masks, angles, constants: they constrain nobody
+STREAM = 1                         # the residual stream that enters the unit
+FIRST = 2
+
+MOVES = frozenset(
+    "view reshape view_as reshape_as transpose swapaxes permute movedim contiguous clone detach split chunk tensor_split getitem "
+    "cat concat stack unsqueeze squeeze expand expand_as flatten unflatten unbind narrow select repeat repeat_interleave "
+    "flip roll t T mT getattr size dim numel split_with_sizes index_select".split())
+POINTWISE = frozenset(
+    "to float half bfloat16 double type type_as relu gelu silu mish sigmoid tanh exp log neg rsqrt sqrt square pow abs "
+    "clamp clip sin cos softplus relu6 leaky_relu elu hardswish hardtanh logsigmoid erf dropout add sub mul truediv div "
+    "iadd isub imul itruediv add_ sub_ mul_ div_ true_divide maximum minimum where masked_fill masked_fill_ lerp "
+    "addcmul zeros_like ones_like rsub".split())
+MIXES = frozenset("softmax log_softmax layer_norm rms_norm normalize cumsum".split())
+REDUCES = frozenset("mean sum var std amax amin logsumexp norm".split())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The labels along one axis of a parameter: its rows where it writes, its columns where it reads."""
+
+    tensor: str                    # below the unit: "mlp.gate_proj.weight"
+    axis: int
+    labels: np.ndarray
+    reads: bool                    # whether these are the columns of a contraction
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention call: a label of each query head and of each KV head."""
+
+    node: fx.Node
+    module: str                    # below the unit
+    q: np.ndarray
+    kv: np.ndarray
+
+
+@dataclass
+class Labelling:
+    """What a run over a unit found. `values` holds the labels of every node."""
+
+    claims: list[Claim] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
+    blocked: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    count: int = FIRST
+    edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that live and die together
+
+    def fresh(self, size: int) -> Tensor:
+        self.count += size
+        return torch.arange(self.count - size, self.count, dtype=torch.int64)
+
+    def couple(self, left: Tensor, right: Tensor) -> None:
+        """Labels at the same place, after broadcasting, belong together."""
+        left, right = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(left, right))
+        meet = (left != right) & (left > NOTHING) & (right > NOTHING)
+        if meet.any():
+            pairs = np.unique(left[meet] << 32 | right[meet])
+            self.edges.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF]))
+
+    def couple_along(self, x: Tensor, axis: int) -> None:
+        self.couple(x, x.amax(axis, keepdim=True))
+
+    def block(self, value: Any, reason: str) -> None:
+        found = [np.unique(x.numpy()) for x in tensors_in(value)]
+        labels = np.concatenate([x[x > NOTHING] for x in found]) if found else np.empty(0, np.int64)
+        if len(labels):
+            self.blocked.append((labels, reason))
+
+    def roots(self) -> np.ndarray:
+        """For each label, the smallest one of its connected component."""
+        root = np.arange(self.count)
+        left, right = np.concatenate(self.edges, axis=1) if self.edges else np.empty((2, 0), np.int64)
+        while True:
+            low = np.minimum(root[left], root[right])
+            after = root.copy()
+            np.minimum.at(after, root[left], low)
+            np.minimum.at(after, root[right], low)
+            while (after != after[after]).any():
+                after = after[after]
+            if (after == root).all():
+                return root
+            root = after
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def blank(shape: Any) -> Any:
+    """Unlabelled tensors of a node's recorded shape or shapes; None where none was recorded."""
+    if shape is None:
+        return None
+    if all(isinstance(n, int) for n in shape):
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+    return tuple(blank(s) for s in shape)
+
+
+def name_of(node: fx.Node) -> str:
+    """What a node calls, as its writer would say it: `view`, `add`, `attention`."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def label(graph: fx.Graph, root: nn.Module, stream: str) -> Labelling:
+    """Run the graph of the unit `root` on labels; `stream` names the placeholder that carries the residual stream."""
+    out = Labelling()
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        out.values[node] = _Step(out, root, node).value(stream)
+    return out
+
+
+class _Step:
+    """One node of a run: its arguments as labels, and the rules."""
+
+    def __init__(self, out: Labelling, root: nn.Module, node: fx.Node):
+        self.out, self.root, self.node = out, root, node
+        self.args = fx.map_arg(node.args, out.values.__getitem__)
+        self.kwargs = fx.map_arg(node.kwargs, out.values.__getitem__)
+
+    def value(self, stream: str) -> Any:
+        node = self.node
+        if node.op == "placeholder":
+            found = blank(node.meta.get("shape"))
+            return found.fill_(STREAM) if node.name == stream else found
+        if node.op == "get_attr":
+            return self.attribute()
+        if node.op == "call_module":
+            return self.module(self.root.get_submodule(node.target))
+        return self.function(name_of(node))
+
+    def attribute(self) -> Any:
+        """A parameter read directly is something no rule speaks of: its channels are blocked where they meet others."""
+        found = self.root
+        for name in self.node.target.split("."):
+            found = getattr(found, name)
+        if not isinstance(found, Tensor):
+            return self.node
+        if not isinstance(found, nn.Parameter):
+            return blank(found.shape)
+        labels = self.out.fresh(1)
+        self.out.block(labels, f"the parameter {self.node.target} is read outside of a module")
+        return labels.expand(found.shape)
+
+    def function(self, name: str) -> Any:
+        rule = _LEAVES.get(name)
+        if rule is not None:
+            return rule(self)
+        labelled = list(tensors_in((self.args, self.kwargs)))
+        if name in MOVES or (not labelled and _is_plain(self.node)):
+            return self.execute()
+        if name in POINTWISE:
+            return self.pointwise(labelled)
+        if name in MIXES | REDUCES and labelled:
+            return self.mix(name, labelled[0])
+        return self.unknown(f"`{name}`")
+
+    def execute(self) -> Any:
+        target = self.node.target
+        if self.node.op == "call_method":
+            return getattr(self.args[0], target)(*self.args[1:], **self.kwargs)
+        if target is getattr and self.args[1] == "dtype":
+            return self.node.meta.get("dtype")
+        return target(*self.args, **self.kwargs)
+
+    def pointwise(self, inputs: list[Tensor]) -> Any:
+        if not inputs:
+            return blank(self.node.meta.get("shape"))
+        found = inputs[0]
+        for other in inputs[1:]:
+            self.out.couple(found, other)
+            found, other = torch.broadcast_tensors(found, other)
+            found = torch.where(found == NOTHING, other, found)
+        return found
+
+    def mix(self, name: str, x: Tensor) -> Any:
+        given = self.args[1] if len(self.args) > 1 else self.kwargs.get("dim", self.kwargs.get("normalized_shape"))
+        if "norm" in name and name != "norm" and name != "normalize":
+            axes = range(-len(given), 0)
+        else:
+            axes = range(-x.ndim, 0) if given is None else (given,) if isinstance(given, int) else tuple(given)
+        for axis in axes:
+            self.out.couple_along(x, axis)
+        if name in MIXES:
+            return x
+        keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False) is True
+        return x.amax(tuple(axes), keepdim=keep)
+
+    def module(self, module: nn.Module) -> Any:
+        x = next(tensors_in((self.args, self.kwargs)), None)
+        kind = type(module).__name__
+        if isinstance(module, nn.Linear):
+            return self.contract(x, module, out_axis=0)
+        if isinstance(module, Conv1D):
+            return self.contract(x, module, out_axis=1)
+        if "Norm" in kind:
+            return self.norm(x, module)
+        if isinstance(module, nn.Embedding):
+            rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
+            return rows.expand(*x.shape, -1)
+        if not any(True for _ in module.parameters()) and _is_pointwise(module):
+            return x
+        return self.unknown(f"{kind} {self.node.target}")
+
+    def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
+        self.out.claims.append(Claim(f"{self.node.target}.{name}", axis, labels.numpy(), reads))
+        return labels
+
+    def contract(self, x: Tensor, module: nn.Module, out_axis: int) -> Tensor:
+        """A matrix product: reads its input's labels at its columns and gives its rows new ones."""
+        flat = x.reshape(-1, x.shape[-1])
+        self.out.couple_along(flat, 0)
+        self.claim("weight", 1 - out_axis, flat.amax(0), reads=True)
+        rows = self.claim("weight", out_axis, self.out.fresh(module.weight.shape[out_axis]))
+        if module.bias is not None:
+            self.claim("bias", 0, rows)
+        return rows.expand(*x.shape[:-1], -1)
+
+    def norm(self, x: Tensor, module: nn.Module) -> Tensor:
+        """A norm's statistics run over the axes of its weight: what shares them can't be parted."""
+        weight = next(module.parameters(), None)
+        for axis in range(1, 1 + (weight.ndim if weight is not None else 1)):
+            self.out.couple_along(x, -axis)
+        return x
+
+    def unknown(self, what: str) -> Any:
+        self.out.block((self.args, self.kwargs), f"{what} reads its channels in a way that is not known")
+        return blank(self.node.meta.get("shape"))
+
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        q, k = self.args[1], self.args[2]
+        self.out.couple_along(q, -1)
+        self.out.couple_along(k, -1)
+        return q, k
+
+    def cache_update(self) -> tuple[Tensor, Tensor]:
+        return self.args[1], self.args[2]
+
+    def attention(self) -> tuple[Tensor, None]:
+        """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in a head doesn't."""
+        module, q, k, v = self.args[:4]
+        heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]      # [h, everything else]
+        for x in heads:
+            self.out.couple_along(x, 1)
+        q_heads, k_heads, v_heads = (x.amax(1) for x in heads)
+        self.out.couple(k_heads, v_heads)
+        if len(q_heads) == len(k_heads):
+            self.out.couple(q_heads, k_heads)
+        path = module.target if isinstance(module, fx.Node) else ""
+        self.out.attentions.append(Attention(self.node, path, q_heads.numpy(), k_heads.numpy()))
+        b, _, t, _ = q.shape
+        return q_heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None
+
+
+_LEAVES = {"attention": _Step.attention, "cache_update": _Step.cache_update, "rotary": _Step.rotary}
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether the node computes with sizes and Python values only."""
+    return node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "builtins", "math") or (
+        node.target is operator.getitem)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    home = type(module).__module__
+    mixing = isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU))
+    return not mixing and (isinstance(module, nn.Identity) or home.startswith(
+        ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")))

@@ -1,0 +1,161 @@
+"""Residual branches of a unit, found on its graph.
+
+An add of two same-shape values is a residual add if one of them dominates the other: every path from the entry of
+the stream to the branch's value passes the point where the stream was tapped. Names play no part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from .labels import name_of
+from .leaves import module_role
+
+ADDS = frozenset(("add", "iadd", "add_"))
+KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))   # the value is still the same stream
+SCANS = frozenset(("ssm_scan", "ssm_conv"))
+WORK = frozenset(("linear", "conv", "experts", "embedding", "module"))
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one branch adds: the nodes between the tap and `value`, an operand of the add `join`."""
+
+    join: fx.Node
+    value: fx.Node
+    nodes: frozenset[fx.Node]
+    role: str
+    site: str                      # below the unit; "" where the work lies in the unit itself
+    modules: tuple[str, ...]       # below the unit, with parameters: called by no node outside of the branch
+
+
+def terms(graph: fx.Graph, root: nn.Module, entry: fx.Node, values: Mapping) -> list[Term]:
+    """The branches in the order in which they are added. `values` tells tensors from sizes (`Labelling.values`)."""
+    above = dominators(entry, values)
+    found: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
+    for node in graph.nodes:
+        tap = tap_of(node, above, values)
+        if tap is not None:
+            value = next(x for x in node.args if x is not tap[1])
+            found += _split(node, value, tap[0], above, values)
+    inner = [join for join, _, _ in found if any(join in nodes for other, _, nodes in found if other is not join)]
+    return [_term(root, graph, join, value, nodes) for join, value, nodes in found if join not in inner]
+
+
+def dominators(entry: fx.Node, values: Mapping) -> dict[fx.Node, fx.Node | None]:
+    """The immediate dominator of every node that data reaches from `entry`."""
+    above: dict[fx.Node, fx.Node | None] = {entry: None}
+    depth = {entry: 0}
+    node = entry.next
+    while node.op != "root":
+        inputs = [x for x in node.all_input_nodes if x in above]
+        if inputs and carries_data(node, values):
+            low = inputs[0]
+            for other in inputs[1:]:
+                low = _meet(low, other, above, depth)
+            above[node], depth[node] = low, depth[low] + 1
+        node = node.next
+    return above
+
+
+def _meet(a: fx.Node, b: fx.Node, above: Mapping, depth: Mapping) -> fx.Node:
+    while a is not b:
+        if depth[a] >= depth[b]:
+            a = above[a]
+        else:
+            b = above[b]
+    return a
+
+
+def carries_data(node: fx.Node, values: Mapping) -> bool:
+    value = values.get(node)
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value))
+
+
+def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
+    """Where a residual add taps the stream, and which operand carries it; None for any other node."""
+    if not _is_add(node, above, values):
+        return None
+    for stream, value in (node.args, node.args[::-1]):
+        for tap in (stream, through(stream)):
+            if tap is not through(value) and _dominates(tap, value, above):
+                return tap, stream
+    return None
+
+
+def _is_add(node: fx.Node, above: Mapping, values: Mapping) -> bool:
+    if node not in above or name_of(node) not in ADDS or len(node.args) != 2:
+        return False
+    shapes = [values[x].shape if isinstance(x, fx.Node) and x in above and isinstance(values[x], Tensor) else None
+              for x in node.args]
+    return None not in shapes and shapes[0] == shapes[1]
+
+
+def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
+    while node is not None and node is not tap:
+        node = above[node]
+    return node is tap
+
+
+def through(node: fx.Node) -> fx.Node:
+    """The node behind casts and dropouts."""
+    while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
+            node.op == "call_module" and node.meta.get("role") == "dropout"):
+        node = node.args[0]
+    return node
+
+
+def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
+    """Branches that run in parallel meet in an add of their own, written in the same module as the residual add."""
+    inner = through(value)
+    if _is_add(inner, above, values) and inner.meta.get("scope") == join.meta.get("scope") \
+            and tap_of(inner, above, values) is None:
+        return [part for x in inner.args for part in _split(inner, x, tap, above, values)]
+    return [(join, value, _between(tap, value, above))]
+
+
+def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
+    seen: set[fx.Node] = set()
+    queue = [value]
+    while queue:
+        node = queue.pop()
+        if node is not tap and node in above and node not in seen:
+            seen.add(node)
+            queue += node.all_input_nodes
+    return frozenset(seen)
+
+
+def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node]) -> Term:
+    ours = {path for n in nodes for path in modules_used(n, root)}
+    others = {path for n in graph.nodes if n not in nodes and n.op != "get_attr" for path in modules_used(n, root)}
+    work = [path for n in nodes for path in modules_used(n, root) if module_role(root.get_submodule(path)) in WORK]
+    roles = {n.meta.get("role") for n in nodes}
+    role = "attention" if "attention" in roles else "ssm" if roles & SCANS else "mlp" if work else "other"
+    order = {path: i for i, (path, _) in enumerate(root.named_modules())}
+    own = [path for path in sorted(ours - others, key=order.__getitem__) if root.get_submodule(path)._parameters]
+    return Term(join, value, nodes, role, common(work), tuple(own))
+
+
+def modules_used(node: fx.Node, root: nn.Module) -> list[str]:
+    """Modules that a node calls, or whose parameter it reads."""
+    if node.op == "call_module":
+        return [node.target]
+    reads = [x.target for x in node.all_input_nodes if x.op == "get_attr"]
+    owners = []
+    for path in reads:
+        owner, _, name = path.rpartition(".")
+        if isinstance(getattr(root.get_submodule(owner), name, None), nn.Parameter):
+            owners.append(owner)
+    return owners
+
+
+def common(paths: list[str]) -> str:
+    """The smallest module that encloses all of these modules."""
+    split = [p.split(".") for p in paths]
+    shared = []
+    for names in zip(*split, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)
