@@ -12,6 +12,8 @@ from .progress import Listener, Recorded, each, silent
 if TYPE_CHECKING:
     import torch
 
+    from .kinds import Data
+    from .memory import Watch
     from .model import Origin
     from .shelf import Shelf
 
@@ -30,6 +32,7 @@ class Settings:
     max_memory: int | None = None          # bytes
     threads: int | None = None
     tell: Listener = silent
+    watch: "Watch | None" = None           # of the running stage; `each` asks it whether the bound is passed
 
 
 @dataclass
@@ -60,21 +63,26 @@ class Context:
 
     def rows(self, ref: DataRef) -> "torch.Tensor":
         """Token rows of a declared data set, [rows, length] int64, the same object every time."""
-        if ref.name not in self._rows:
+        return self.rows_by_name(ref.name)
+
+    def rows_by_name(self, name: str) -> "torch.Tensor":
+        if name not in self._rows:
             import torch
 
-            call = self.recipe.data[ref.name]
-            data = self.shelf.make("data", call)
-            self._rows[ref.name] = torch.stack(list(data.rows(self.tokenizer, self)))
-        return self._rows[ref.name]
+            data = self.shelf.make("data", self.recipe.data[name])
+            self._rows[name] = torch.stack(list(data.rows(self.tokenizer, self)))
+        return self._rows[name]
 
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
         return self.shelf.metric(ref)
 
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Iterate with progress."""
-        return each(items, label, self.tell, total)
+        """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
+        for item in each(items, label, self.tell, total):
+            if self.settings.watch:
+                self.settings.watch.check()
+            yield item
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.tell(Recorded(name, value, unit))

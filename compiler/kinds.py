@@ -102,14 +102,25 @@ class Target(Word):
 
 
 class Metric(Word):
-    """Measures a model. `unit` as printed; `better` is "lower" or "higher"; `exact` if it needs no weights."""
+    """Measures a model.
+
+    unit             as printed: "nats/token", "ms", "B"
+    better           "lower" or "higher"
+    exact            it counts shapes and needs no weights: also right on the meta device
+    timed            it reads a clock: differs between runs and machines, is never taken from a cache
+    needs_original   it compares with the original's outputs on its `data`, which compiler/reference.py keeps
+                     before the first pass
+    """
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
+    exact: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    needs_original: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
-        """The value for a model that can `forward`; asks `ctx` for data and for the original model."""
+        """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
 
 
 class Data(Word):
@@ -118,6 +129,10 @@ class Data(Word):
     @abstractmethod
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
         """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
+
+    @abstractmethod
+    def identity(self, ctx: "Context") -> str:
+        """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""
 
 
 class Source(Word):

@@ -1,0 +1,36 @@
+"""sha256 of files and folders; a file that has not changed is not read twice."""
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .cache import digest, write_whole
+
+# A file written this recently (seconds) may be written again within one tick of its clock: not remembered.
+SETTLED = 2.0
+
+
+def file_hash(path: Path, cache_dir: Path) -> str:
+    """sha256 of a file's content as hex, remembered in `cache_dir` by path, size, mtime and inode."""
+    path = path.resolve()
+    fact = path.stat()
+    name = digest([str(path), fact.st_size, fact.st_mtime_ns, fact.st_ino])
+    kept = cache_dir / "hashes" / name[:2] / name
+    try:
+        known = kept.read_text()
+        if len(known) == 64:
+            return known
+    except (OSError, UnicodeDecodeError):
+        pass
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - fact.st_mtime > SETTLED:
+        write_whole(kept, found.encode())
+    return found
+
+
+def files_hash(files: Iterable[Path] | Mapping[str, Path], cache_dir: Path) -> str:
+    """One hash over several files: their names and contents, not where they lie."""
+    named = files if isinstance(files, Mapping) else {f.name: f for f in files}
+    return digest({name: file_hash(path, cache_dir) for name, path in named.items()})

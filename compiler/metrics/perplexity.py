@@ -1,0 +1,30 @@
+"""How surprised a model is by text, per token."""
+
+import math
+
+from torch import nn
+
+from ...dsl.values import DataRef
+from ..context import Context
+from ..evaluate import finite, nll
+from ..kinds import Metric, param
+
+
+class Perplexity(Metric):
+    """How surprised a model is by text, per token.
+
+    exp(nats / tokens) over all predicted tokens, each counted once: the first token of a row is given, not
+    predicted. The loss is taken in float32 whatever the model computes in, sums in float64.
+
+    Source: Jelinek et al. 1977, "Perplexity: a measure of the difficulty of speech recognition tasks".
+    Example: perplexity(heldout) <= 1.15 * base
+    """
+
+    better = "lower"
+
+    data: DataRef = param("Rows to predict.", positional=True)
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        nats, tokens = nll(model, ctx.rows(self.data))
+        mean = finite(nats / tokens, "perplexity", self.data.name)
+        return finite(math.exp(min(mean, 800.0)) if mean < 709 else math.inf, "perplexity", self.data.name)
