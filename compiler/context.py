@@ -61,6 +61,10 @@ class Context:
     def tokenizer(self):
         return self.origin.tokenizer()
 
+    def data(self, ref: DataRef) -> "Data":
+        """A declared data set."""
+        return self.shelf.make("data", self.recipe.data[ref.name])
+
     def rows(self, ref: DataRef) -> "torch.Tensor":
         """Token rows of a declared data set, [rows, length] int64, the same object every time."""
         return self.rows_by_name(ref.name)
@@ -69,8 +73,11 @@ class Context:
         if name not in self._rows:
             import torch
 
-            data = self.shelf.make("data", self.recipe.data[name])
-            self._rows[name] = torch.stack(list(data.rows(self.tokenizer, self)))
+            from .windows import check_rows
+
+            rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self)))
+            check_rows(rows, name, self.origin)
+            self._rows[name] = rows
         return self._rows[name]
 
     def metric(self, ref: MetricRef) -> Any:
