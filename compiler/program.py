@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..dsl.skeleton import Skeleton
 from .edits import Edits
 
 T = TypeVar("T")
@@ -127,6 +128,7 @@ class Program:
     opaque   module path -> why it is one node of the graph though it isn't a leaf by kind
     version  grows with every change; analyses are kept for as long as it stays
     edits    what was changed since the base config, as plain data to replay on a fresh skeleton
+    notes    what passes decided and why, as plain data for the manifest
     """
 
     model: nn.Module
@@ -135,6 +137,7 @@ class Program:
     opaque: dict[str, str] = field(default_factory=dict)
     version: int = 0
     edits: Edits = field(default_factory=Edits)
+    notes: list[dict[str, Any]] = field(default_factory=list)
     _analyses: dict[Callable[["Program"], Any], tuple[int, Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -142,6 +145,16 @@ class Program:
         """The whole model as one graph that returns its logits (or last hidden state); made when asked for."""
         from .capture import capture_flat   # capture makes programs, so it imports this file first
         return self.analysis(capture_flat)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """Shapes and discovered structure as they are now."""
+        from .discover import discover      # discovery reads programs, so it imports this file first
+        return self.analysis(discover)
+
+    def note(self, **decision: Any) -> None:
+        """Say what was decided; the manifest and `effc inspect` show it."""
+        self.notes.append(decision)
 
     def analysis(self, analyse: Callable[["Program"], T]) -> T:
         """`analyse(program)`, computed once per version."""

@@ -53,13 +53,15 @@ class Recorded(Event):
 
 @dataclass(frozen=True)
 class StageEnded(Event):
-    """`change` is the measured change as a person would say it: `-4 branches, -12.3 M params`."""
+    """`change` is the measured change as a person would say it: `-4 branches, -12.3 M params`; `dump` the shape
+    diff, where it was asked for."""
 
     stage: str
     seconds: float
     cached: bool = False
     change: str = ""
     peak_bytes: int = 0
+    dump: str = ""
 
 
 @dataclass(frozen=True)

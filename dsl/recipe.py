@@ -42,7 +42,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Emit:
-    call: Invocation               # a target; its first parameter is the path, relative to the output folder
+    """A target with its path, relative to the output folder; `source` is the step that it holds: the pipeline's
+    last one unless the recipe says `from:`."""
+
+    call: Invocation
+    source: str
 
 
 @dataclass(frozen=True)

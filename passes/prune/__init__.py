@@ -1,0 +1,1 @@
+"""Structured pruning: whole layers and branches, channels, heads."""

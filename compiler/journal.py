@@ -1,0 +1,63 @@
+"""What a long pass remembers: an append-only file that survives being killed at any byte."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Answers by key, each on a line of its own with a checksum; a torn last line is dropped.
+
+    A pass asks `remember(key, compute)` for every expensive value. A second run of the same step reads what
+    the first one had finished and goes on from there; values are JSON, and floats survive it bit for bit.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.known: dict[str, Any] = {}
+        self.replayed = 0
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            record = _parse(line)
+            if record is None:
+                break
+            self.known[record[0]] = record[1]
+            whole += len(line)
+        os.truncate(self.path, whole)     # what follows a torn line was never answered
+
+    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The value of `key`, computed once; on disk before it is returned."""
+        if key in self.known:
+            self.replayed += 1
+            return self.known[key]
+        value = compute()
+        body = json.dumps([key, value], separators=(",", ":"))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(f"{_digest(body)} {body}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.known[key] = json.loads(body)[1]
+        return self.known[key]
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _parse(line: bytes) -> tuple[str, Any] | None:
+    try:
+        digest, body = line.decode().rstrip("\n").split(" ", 1)
+    except (UnicodeDecodeError, ValueError):
+        return None
+    if not line.endswith(b"\n") or digest != _digest(body):
+        return None
+    key, value = json.loads(body)
+    return key, value

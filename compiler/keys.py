@@ -1,0 +1,88 @@
+"""What a step's result depends on, part by part: the cache key and the reason why it misses."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from ..dsl.recipe import Invocation, Recipe
+from ..dsl.values import DataRef, MetricRef, to_json
+from .cache import digest
+from .closure import fingerprint
+from .context import Context
+
+FORMAT = 1
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
+    """The parts of a step's key, the most telling first.
+
+    source    key of the result that it works on, or the identity of the model
+    """
+    words = [("pass", call.word), *(("metric", m.name) for m in _found(call.args, MetricRef))]
+    data = {ref.name: data_identity(ref, ctx) for ref in _found(call.args, DataRef)}
+    words += [("data", ctx.recipe.data[name].word) for name in data]
+    return {
+        "step": {"word": call.word, "args": to_jsonable(call.args)},
+        "input": source,
+        "data": data,
+        "seed": ctx.settings.seed,
+        "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
+        "libraries": versions(),
+        "device": ctx.settings.device,
+        "threads": ctx.settings.threads,
+        "format": FORMAT,
+    }
+
+
+def data_identity(ref: DataRef, ctx: Context) -> str:
+    """Hash of a data set's content, parameters and tokenizer."""
+    return ctx.shelf.make("data", ctx.recipe.data[ref.name]).identity(ctx)
+
+
+def word_source(kind: str, name: str, ctx: Context) -> str:
+    word = ctx.shelf.vocabulary.word(kind, name)
+    assert word, f"no {kind} {name}"
+    from pathlib import Path
+
+    return fingerprint(Path(word.path))
+
+
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: to_json(value) for name, value in sorted(args.items())}
+
+
+def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
+    """The parts of a measured value's key; `origin` is the identity of the model measured."""
+    data = {ref.name: data_identity(ref, ctx) for ref in _found(dict(metric.args), DataRef)}
+    return {"metric": to_json(metric), "model": origin, "data": data, "source": word_source("metric", metric.name, ctx),
+            "libraries": versions(), "device": ctx.settings.device, "threads": ctx.settings.threads}
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    return digest(parts)
+
+
+def _found(value: Any, kind: type) -> list[Any]:
+    """Every handle of a kind inside an argument, in order, metrics' own arguments included."""
+    if isinstance(value, kind):
+        inner = _found(dict(value.args), kind) if isinstance(value, MetricRef) else []
+        return [value, *inner]
+    if isinstance(value, MetricRef):
+        return _found(dict(value.args), kind)
+    if isinstance(value, Mapping):
+        return [f for v in value.values() for f in _found(v, kind)]
+    if isinstance(value, (list, tuple)):
+        return [f for v in value for f in _found(v, kind)]
+    return []
+
+
+def data_named(recipe: Recipe, value: Any) -> list[str]:
+    return [ref.name for ref in _found(value, DataRef)]
+
+
+__all__ = ["data_identity", "data_named", "key", "step_parts", "value_parts", "versions", "word_source"]

@@ -1,0 +1,63 @@
+"""How much memory this process holds, and a bound on it."""
+
+import threading
+from pathlib import Path
+
+from ..dsl.diagnostics import Fault, Reject
+
+memory_bound = Fault("memory-bound", "A compile would hold, or came to hold, more memory than it was allowed.",
+                     exit="resources")
+
+_STATUS = Path("/proc/self/status")
+
+
+def held() -> int:
+    """Bytes of anonymous memory: file-backed pages (mapped weights) can be dropped and don't count.
+
+    0 where the system doesn't tell.
+    """
+    if not _STATUS.exists():
+        return 0
+    rows = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    return sum(int(rows.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+
+
+def human(count: float) -> str:
+    """Bytes as a person says them: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+class Watch:
+    """Samples memory from a thread while a stage runs; `peak` is the most it saw, above what was held at first.
+
+    `check` raises once the bound has been passed: passes call it through `ctx.each`.
+    """
+
+    def __init__(self, limit: int | None = None, every: float = 0.02):
+        self.limit, self.every = limit, every
+        self.peak = 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Watch":
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.is_set():
+            self.peak = max(self.peak, held())
+            self._stop.wait(self.every)
+
+    def check(self) -> None:
+        if self.limit is not None and self.peak > self.limit:
+            raise Reject(memory_bound(
+                f"{human(self.peak)} of memory are held, {human(self.limit)} are allowed",
+                help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache"))

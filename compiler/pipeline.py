@@ -1,0 +1,148 @@
+"""The one loop: run what the cache lacks, check it, keep it, emit, verify, measure."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..dsl.diagnostics import Fault, Reject
+from ..dsl.recipe import Emit
+from ..dsl.source import Span
+from . import snapshot
+from .cache import Cache
+from .capture import capture
+from .change import describe
+from .context import Context
+from .emission import Artifact, emit
+from .kinds import Close, Pass
+from .memory import Watch
+from .plan import Plan, Stage
+from .program import Program
+from .progress import StageBegan, StageEnded
+from .promise import Promise
+
+no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
+
+
+@dataclass
+class Result:
+    """What a compile of one pipeline gave: its artifacts, and the plan that led to them."""
+
+    plan: Plan
+    artifacts: list[Artifact] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def missed(self) -> list[Any]:
+        """Diagnostics of the bounds that were missed."""
+        return [d for artifact in self.artifacts for d in artifact.missed]
+
+
+@dataclass
+class Build:
+    """One compile: the program as far as it is, and the key of the step that it is the result of."""
+
+    plan: Plan
+    ctx: Context
+    cache: Cache
+    dump: str = ""                     # "", "changed", "before", "after": what to say of the program at each step
+    program: Program | None = None
+    at: str = ""
+    total: int = 0
+    index: int = 0
+
+    def run(self, out: Path, force: bool) -> Result:
+        started = time.monotonic()
+        self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
+        result = Result(self.plan)
+        for stage in self.plan.stages:
+            self.step(stage)
+        for target in self.plan.pipeline.emits:
+            with self.stage(f"emit {target.call.word}", str(target.call.args["path"])) as done:
+                result.artifacts.append(self.emit(target, out, force))
+                done.change = result.artifacts[-1].summary
+        result.seconds = time.monotonic() - started
+        return result
+
+    def step(self, stage: Stage) -> None:
+        """Run one step unless its result is kept; nothing is loaded for one that is."""
+        if self.cache.has(stage.key):
+            self.index += 1
+            self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
+            return
+        with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
+            program = self.reach(stage.source)
+            self.at = ""                                   # from here until it is kept, the program is between steps
+            ctx = self.context(stage)
+            before, version = program.skeleton, program.version
+            pass_: Pass = ctx.shelf.make("pass", stage.call)
+            promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
+            notes = len(program.notes)
+            pass_.run(program, ctx)
+            if program.version == version:
+                raise Reject(no_change(f"`{stage.call.word}` changed nothing",
+                                       help="ask more of it, or leave the step out"))
+            if promise:
+                promise.check(program, pass_.keeps)
+            lines = describe(before, program.skeleton)
+            done.change = lines.summary
+            done.dump = lines.text if self.dump else ""
+            decisions = program.notes[notes:]
+            snapshot.save(program, self.cache, stage.key, stage.parts, self.ctx.origin,
+                          {"program": program.notes, "step": decisions, "changes": lines.rows})
+            self.at = stage.key
+
+    def reach(self, key: str) -> Program:
+        """The program with that result: what we have, a kept one, or the original captured."""
+        if self.program is None or self.at != key:
+            self.program = None                            # frees the one we have before another is loaded
+            if key == self.plan.identity:
+                self.program = capture(self.ctx.origin.load())
+            else:
+                self.program = snapshot.restore(self.cache, key, self.ctx.origin)
+            self.at = key
+        return self.program
+
+    def emit(self, target: Emit, out: Path, force: bool) -> Artifact:
+        key = self.plan.key_of(target.source)
+        program = self.reach(key)
+        artifact = emit(program, target, self.plan, self.cache, self.ctx, out, force)
+        self.program, self.at = None, ""
+        return artifact
+
+    def context(self, stage: Stage) -> Context:
+        work = self.cache.work(stage.key)
+        work.mkdir(parents=True, exist_ok=True)
+        return replace(self.ctx, workdir=work)
+
+    @contextmanager
+    def stage(self, name: str, about: str) -> "Iterator[Done]":
+        """Tell that a stage begins and ends, how long it took and the most memory it held."""
+        self.index += 1
+        self.ctx.tell(StageBegan(name, about, self.index, self.total))
+        started, done = time.monotonic(), Done()
+        with Watch(self.ctx.settings.max_memory) as watch:
+            self.ctx.settings.watch = watch
+            yield done
+        watch.check()
+        self.ctx.tell(StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak,
+                                 dump=done.dump))
+
+
+@dataclass
+class Done:
+    """What a stage has to say when it ends."""
+
+    change: str = ""
+    dump: str = ""
+
+
+@contextmanager
+def placed(span: Span | None) -> Iterator[None]:
+    """A diagnostic that has no place gets the step's."""
+    try:
+        yield
+    except Reject as refused:
+        raise Reject(*(d.at(span) for d in refused.diagnostics)) from refused

@@ -1,0 +1,256 @@
+"""What a compile will do: matched modules, sizes before and after, cost, and what the cache already has.
+
+Reads configs and skeletons, never weights.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from ..dsl.diagnostics import Fault, Reject
+from ..dsl.recipe import Invocation, Pipeline, Recipe
+from ..dsl.skeleton import Skeleton
+from ..dsl.source import Span
+from . import keys, shrink
+from .cache import Cache
+from .context import Context
+from .memory import human
+from .select import branches, groups, layers, parts
+
+plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """`flops` per token at a context of 512 tokens; `bytes` of the weights as they are stored."""
+
+    params: int
+    flops: int
+    bytes: int
+
+    @staticmethod
+    def of(skeleton: Skeleton) -> "Size":
+        count = shrink.params(skeleton)
+        item = ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
+        return Size(count, shrink.flops_per_token(skeleton, 512), count * item)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step.
+
+    key, parts   what its result is kept under, and what that is made of
+    source       the key of the result that it works on
+    matched      what it may touch
+    exact        whether `after` is known, or the likely outcome of a search
+    seconds      an estimate from this machine's speed; peak_bytes likewise from shapes
+    cached, why  whether the result is kept; if not, the first part of the key that differs
+    """
+
+    name: str
+    call: Invocation
+    key: str
+    parts: Mapping[str, Any]
+    source: str
+    matched: tuple[str, ...]
+    before: Size
+    after: Size
+    exact: bool
+    forwards: int
+    seconds: float
+    peak_bytes: int
+    cached: bool
+    why: str
+
+    @property
+    def span(self) -> Span | None:
+        return self.call.span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one pipeline of one variant, each after those that it works on."""
+
+    recipe: Recipe
+    pipeline: Pipeline
+    model: str                      # label of the source
+    identity: str                   # hash of what decides the weights
+    stages: tuple[Stage, ...]
+    skeleton: Skeleton = field(repr=False)
+
+    @property
+    def has_work(self) -> bool:
+        return not all(stage.cached for stage in self.stages)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max((s.peak_bytes for s in self.stages if not s.cached), default=0)
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds for s in self.stages if not s.cached)
+
+    def key_of(self, name: str) -> str:
+        """The key of a step's result; of the model itself, its identity."""
+        return next((s.key for s in self.stages if s.name == name), self.identity)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
+        stages = [{"name": s.name, "word": s.call.word, "args": keys.to_jsonable(s.call.args), "key": s.key,
+                   "parts": s.parts, "matched": list(s.matched), "before": vars(s.before), "after": vars(s.after),
+                   "exact": s.exact, "forwards": s.forwards, "seconds": round(s.seconds, 1),
+                   "peak_bytes": s.peak_bytes, "cached": s.cached, "why": s.why} for s in self.stages]
+        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
+        return {"format": FORMAT, "pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
+                "identity": self.identity, "stages": stages, "emits": emits}
+
+
+def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
+    """The plan of a pipeline; `skeleton` is that of its model."""
+    store = Cache(ctx.settings.cache_dir)
+    done: dict[str, tuple[str, Skeleton]] = {pipeline.model: (ctx.origin.identity, skeleton)}
+    stages = []
+    for step in pipeline.steps:
+        source, before = done[step.source]
+        stage, after = _stage(step.name, step.call, source, before, ctx, store)
+        done[step.name] = (stage.key, after)
+        stages.append(stage)
+    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
+
+
+def _stage(name: str, call: Invocation, source: str, before: Skeleton, ctx: Context, store: Cache
+           ) -> tuple[Stage, Skeleton]:
+    pass_ = ctx.shelf.make("pass", call)
+    after = pass_.forecast(before)
+    parts = keys.step_parts(call, source, ctx)
+    forwards = pass_.forwards(before)
+    tokens = _tokens(call, ctx) if forwards else 0
+    key = keys.key(parts)
+    cached = store.has(key)
+    stage = Stage(
+        name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
+        exact=not forwards, forwards=forwards,
+        seconds=forwards * tokens * Size.of(before).flops / flops_per_second(),
+        peak_bytes=_peak(before, ctx), cached=cached, why="" if cached else store.why(parts))
+    return stage, after
+
+
+def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ...]:
+    """Paths of what a step may touch."""
+    on = call.args.get("on")
+    if acts_on == "branches":
+        whole = call.args.get("unit") == "layer"
+        return layers(skeleton, on) if whole else tuple(b.site for b in branches(skeleton, on))
+    if acts_on == "layers":
+        return layers(skeleton, on)
+    if acts_on in ("channels", "heads", "kv_heads"):
+        return tuple(g.site for g in groups(skeleton, acts_on, on))
+    if acts_on == "linear":
+        return tuple(p.path for p in parts(skeleton, on))
+    return ()
+
+
+def _tokens(call: Invocation, ctx: Context) -> int:
+    """How many tokens one score reads."""
+    names = keys.data_named(ctx.recipe, call.args)
+    return sum(ctx.rows_by_name(name).numel() for name in names)
+
+
+def _peak(skeleton: Skeleton, ctx: Context) -> int:
+    """Anonymous memory of a step: at most one copy of the weights, and logits of one batch of rows."""
+    vocab = skeleton.facts.get("vocab", 0)
+    return Size.of(skeleton).bytes + 2 * 4 * vocab * 1024
+
+
+@cache
+def flops_per_second() -> float:
+    """What this machine does in a matrix product right now, with the threads that torch has."""
+    import torch
+
+    a, best = torch.ones(512, 512), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 512**3 / best
+
+
+def refuse_drift(saved: Mapping[str, Any], now: Plan) -> None:
+    """Raise Reject (plan-drift) naming the first thing that is not as it was when the plan was made."""
+    def refuse(what: str, then: Any, today: Any):
+        raise Reject(plan_drift(f"{what} was {then} when the plan was made and is {today} now",
+                                help="look at `effc plan` again, and save it with -o if it is what you want"))
+
+    fresh = now.to_json()
+    if saved.get("format") != FORMAT:
+        refuse("the plan's format", saved.get("format"), FORMAT)
+    for name in ("pipeline", "variant", "model", "identity", "emits"):
+        if saved.get(name) != fresh[name]:
+            refuse(name, saved.get(name), fresh[name])
+    if len(saved.get("stages", ())) != len(fresh["stages"]):
+        refuse("the number of steps", len(saved.get("stages", ())), len(fresh["stages"]))
+    for old, new in zip(saved["stages"], fresh["stages"], strict=True):
+        for part, value in new["parts"].items():
+            if old["parts"].get(part) != value:
+                refuse(f"`{part}` of step {new['name']}", _brief(old["parts"].get(part)), _brief(value))
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def draw(plan: Plan, width: int = 100) -> str:
+    """The plan as text: a block per step and a line for the whole."""
+    title = plan.pipeline.name + (f" [{plan.recipe.variant}]" if plan.recipe.variant else "")
+    first = plan.stages[0].before if plan.stages else Size.of(plan.skeleton)
+    lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {human(first.bytes)}", ""]
+    for index, stage in enumerate(plan.stages, 1):
+        lines += _draw_stage(index, stage, width)
+    for emit in plan.pipeline.emits:
+        lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
+    work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
+    cost = f", about {duration(plan.seconds)}, peak {human(plan.peak_bytes)}" if plan.has_work else ""
+    return "\n".join([*lines, "", f"{work}{cost}"])
+
+
+def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
+    about = "" if stage.exact else "about "
+    state = "cached" if stage.cached else f"to run: {stage.why}"
+    lines = [f"  {index}. {stage.name} = {stage.call.word}",
+             f"     touches   {_paths(stage.matched, width - 15)}",
+             f"     params    {count(stage.before.params)} -> {about}{count(stage.after.params)}"
+             f"  ({change(stage.before.params, stage.after.params)})",
+             f"     flops     {count(stage.before.flops)} -> {about}{count(stage.after.flops)} per token",
+             f"     bytes     {human(stage.before.bytes)} -> {about}{human(stage.after.bytes)}"]
+    if stage.forwards:
+        lines.append(f"     search    about {stage.forwards} scores, {duration(stage.seconds)}")
+    return [*lines, f"     cache     {state}", ""]
+
+
+def _paths(paths: tuple[str, ...], width: int) -> str:
+    text = f"{len(paths)}: " + ", ".join(paths)
+    return text if len(text) <= width else f"{len(paths)}: {paths[0]} … {paths[-1]}"
+
+
+def count(number: float) -> str:
+    """A number as a person says it: `1.84 M`."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def change(before: float, after: float) -> str:
+    return f"{100 * (after / before - 1):+.1f}%" if before else "new"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+

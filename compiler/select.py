@@ -1,0 +1,37 @@
+"""What a step's `on:` selects in a skeleton: branches, layers, groups or linear modules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..dsl.selectors import resolve
+from ..dsl.skeleton import Branch, Group, Part, Skeleton
+from ..dsl.values import Selector
+
+
+def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Residual branches, unit by unit, in the order in which they run."""
+    return _chosen(skeleton.branches, [b.site for b in skeleton.branches], on)
+
+
+def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:
+    """Units: the repeated layers of the model."""
+    return _chosen(skeleton.units, list(skeleton.units), on)
+
+
+def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, ...]:
+    """Channel or head groups of a kind."""
+    found = [g for g in skeleton.groups if g.kind == kind]
+    return _chosen(found, [g.site for g in found], on)
+
+
+def parts(skeleton: Skeleton, on: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")) -> tuple[Part, ...]:
+    """Modules of the given kinds."""
+    found = [p for p in skeleton.parts if p.kind in kinds]
+    return _chosen(found, [p.path for p in found], on)
+
+
+def _chosen(items: Sequence[Any], paths: list[str], on: Selector | None) -> tuple[Any, ...]:
+    if on is None:
+        return tuple(items)
+    wanted = set(resolve(on, paths))
+    return tuple(item for item, path in zip(items, paths, strict=True) if path in wanted)

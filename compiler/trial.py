@@ -1,0 +1,68 @@
+"""The model as it would be after a cut, for as long as a `with` block lasts. Nothing is sliced or copied."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..dsl.skeleton import Branch, Group, Member
+from .program import code_key
+from .rewrite import bypassed
+
+if TYPE_CHECKING:
+    import torch
+
+    from .program import Program
+
+
+@contextmanager
+def without_branch(program: "Program", branch: Branch) -> Iterator[None]:
+    """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
+    unit = program.units[branch.unit]
+    graph = bypassed(unit.graph, branch.join, branch.value)
+    replace(unit, graph=graph, key=code_key(graph), edited=True).bind(program.model)
+    try:
+        yield
+    finally:
+        if unit.edited:
+            unit.bind(program.model)
+        else:
+            unit.unbind(program.model)
+
+
+@contextmanager
+def without_layer(program: "Program", unit: str) -> Iterator[None]:
+    """The unit returns the hidden states that it was given."""
+    module = program.model.get_submodule(unit)
+
+    def skip(_module, args, kwargs, output):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = module.register_forward_hook(skip, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def without_items(program: "Program", group: Group, items: Sequence[int]) -> Iterator[None]:
+    """What the readers of the group are given is zero where it comes from the given items."""
+    with ExitStack() as stack:
+        for member in group.members[-group.readers:]:
+            module = program.model.get_submodule(member.tensor.rpartition(".")[0])
+            handle = module.register_forward_pre_hook(_zeroed(member, items))
+            stack.callback(handle.remove)
+        yield
+
+
+def _zeroed(member: Member, items: Sequence[int]):
+    dead = [i for item in items for i in member.indices(item)]
+
+    def hook(_module, args: tuple["torch.Tensor", ...]):
+        x = args[0].clone()
+        x[..., dead] = 0
+        return (x, *args[1:])
+
+    return hook

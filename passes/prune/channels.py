@@ -1,0 +1,51 @@
+"""Make MLPs narrower."""
+
+from ...compiler.amount import Amount
+from ...compiler.context import Context
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.narrowing import forecast, forwards, narrow_evenly, narrow_greedily
+from ...compiler.program import Program
+from ...compiler.select import groups
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import MetricRef, Ratio, Selector
+
+
+class Channels(Pass):
+    """Make MLPs narrower.
+
+    Without a score every layer keeps the same share, and the checkpoint stays a stock one. With a score the
+    layers compete: `align` channels go from the layer where the model's loss suffers least, again and again,
+    until the layers together keep the amount. Inside a layer the channels of least weight magnitude go first.
+    Every layer keeps at least `align` channels.
+
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 2 and the weight reorder.
+    Example: thin = prune.channels(keep: 75% of channels, align: 32)
+    """
+
+    keeps = Lossy()
+    acts_on = "channels"
+    makes = {"score": "uneven widths"}
+    determinism = "deterministic"
+
+    keep: Ratio = param("Share of the channels, or of all parameters, that stays.", of=("channels", "params"),
+                        gt=0, le=1)
+    on: Selector | None = param("Which MLPs.", default=None)
+    align: int = param("Widths are multiples of this, and it is the step of the search.", default=32, ge=1,
+                       unit="channels")
+    score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
+
+    def run(self, program: Program, ctx: Context) -> None:
+        chosen = groups(program.skeleton, "channels", self.on)
+        if self.score is None:
+            narrow_evenly(program, chosen, Amount(self.keep), self.align)
+            return
+        for cut in narrow_greedily(program, chosen, Amount(self.keep), self.align, ctx.metric(self.score), ctx):
+            program.note(cut=cut.label, score=cut.score, runner_up=cut.runner_up, by=self.score.name)
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        return forecast(skeleton, groups(skeleton, "channels", self.on), Amount(self.keep), self.align)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        if self.score is None:
+            return 0
+        return forwards(skeleton, groups(skeleton, "channels", self.on), Amount(self.keep), self.align)
