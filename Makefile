@@ -7,7 +7,9 @@ STAMP  := $(VENV)/.effc-installed
 .PHONY: quickstart test test-heavy lint bench clean
 
 quickstart: $(STAMP)
-	@$(BIN)/python recipes/quickstart.py
+	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force
+	@echo
+	@$(BIN)/effc run out/tiny-llama-small --prompt "And it came to pass" --max-new-tokens 40
 
 test: $(STAMP) lint
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not heavy"

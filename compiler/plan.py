@@ -4,7 +4,7 @@ Reads configs and skeletons, never weights.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -105,7 +105,7 @@ class Plan:
                    "exact": s.exact, "forwards": s.forwards, "seconds": round(s.seconds, 1),
                    "peak_bytes": s.peak_bytes, "cached": s.cached, "why": s.why} for s in self.stages]
         emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
-        return {"format": FORMAT, "pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
+        return {"pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
                 "identity": self.identity, "stages": stages, "emits": emits}
 
 
@@ -179,24 +179,30 @@ def flops_per_second() -> float:
     return 2 * 512**3 / best
 
 
-def refuse_drift(saved: Mapping[str, Any], now: Plan) -> None:
-    """Raise Reject (plan-drift) naming the first thing that is not as it was when the plan was made."""
-    def refuse(what: str, then: Any, today: Any):
-        raise Reject(plan_drift(f"{what} was {then} when the plan was made and is {today} now",
+def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
+    """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT or not isinstance(saved.get("plans"), list):
+        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
+    _same("the number of pipelines", len(saved["plans"]), len(now))
+    for old, plan in zip(saved["plans"], now, strict=True):
+        fresh = plan.to_json()
+        for name in ("pipeline", "variant", "model", "identity", "emits"):
+            _same(name, old.get(name), fresh[name])
+        _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
+        for then, today in zip(old["stages"], fresh["stages"], strict=True):
+            for part, value in today["parts"].items():
+                _same(f"`{part}` of step {today['name']}", then.get("parts", {}).get(part), value)
+
+
+def _same(what: str, then: Any, today: Any) -> None:
+    if then != today:
+        raise Reject(plan_drift(f"{what} was {_brief(then)} when the plan was made and is {_brief(today)} now",
                                 help="look at `effc plan` again, and save it with -o if it is what you want"))
 
-    fresh = now.to_json()
-    if saved.get("format") != FORMAT:
-        refuse("the plan's format", saved.get("format"), FORMAT)
-    for name in ("pipeline", "variant", "model", "identity", "emits"):
-        if saved.get(name) != fresh[name]:
-            refuse(name, saved.get(name), fresh[name])
-    if len(saved.get("stages", ())) != len(fresh["stages"]):
-        refuse("the number of steps", len(saved.get("stages", ())), len(fresh["stages"]))
-    for old, new in zip(saved["stages"], fresh["stages"], strict=True):
-        for part, value in new["parts"].items():
-            if old["parts"].get(part) != value:
-                refuse(f"`{part}` of step {new['name']}", _brief(old["parts"].get(part)), _brief(value))
+
+def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
+    """What `plan -o` writes."""
+    return {"format": FORMAT, "plans": [p.to_json() for p in plans]}
 
 
 def _brief(value: Any) -> str:

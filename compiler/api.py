@@ -1,0 +1,217 @@
+"""The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..dsl.diagnostics import Fault, Reject
+from ..dsl.parse import parse, read_source
+from ..dsl.recipe import Invocation, Pipeline, Recipe
+from ..dsl.skeleton import Skeleton
+from ..dsl.source import Source
+from .context import Context, Settings
+from .model import Origin
+from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from ..dsl.check import Checked
+    from .pipeline import Result
+    from .plan import Plan
+
+nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
+
+
+@dataclass
+class Session:
+    """One recipe file and what the command line said: shared by check, plan, compile and test."""
+
+    path: Path
+    settings: Settings
+    set: Mapping[str, str] = field(default_factory=dict)          # --set name=text
+    params: Path | None = None                                    # --params file.json
+    shelf: Shelf = field(default_factory=Shelf)
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    def check(self, *, resolve: bool = False) -> "Checked":
+        """Everything wrong with the recipe that can be known without weights.
+
+        `resolve` makes skeletons that are not known yet, which imports torch.
+        """
+        from ..dsl.check import check
+        from ..dsl.overrides import Overrides
+
+        parsed = parse(read_source(self.path))
+        lookup = self.skeleton if resolve else self.known_skeleton
+        return check(parsed.file, self.shelf.vocabulary, skeleton=lookup,
+                     overrides=Overrides.gather(set=self.set, params=self.params), library=self.library,
+                     syntax=parsed.diagnostics)
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The checked variants; raises Reject with all faults."""
+        checked = self.check()
+        if any(d.severity == "error" for d in checked.diagnostics):
+            raise Reject(*checked.diagnostics)
+        return checked.recipes
+
+    def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
+        origin = self.origin(recipe.models[pipeline.model])
+        return Context(self.settings, recipe, self.path.parent, self.shelf, origin, self.settings.cache_dir / "work")
+
+    def origin(self, call: Invocation) -> Origin:
+        """The resolved source of a model; each is resolved once."""
+        key = repr((call.word, sorted(call.args.items())))
+        if key not in self.origins:
+            ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
+            self.origins[key] = self.shelf.make("model", call).resolve(ctx)
+        return self.origins[key]
+
+    def known_skeleton(self, call: Invocation) -> Skeleton | None:
+        """The skeleton of a model if it is shipped or was made before; needs no torch."""
+        return shipped_skeleton(self.origin(call)) or kept_skeleton(self.origin(call), self.settings)
+
+    def skeleton(self, call: Invocation) -> Skeleton:
+        return skeleton_of(self.origin(call), self.settings)
+
+    def library(self, name: str) -> Source | None:
+        """A module that a recipe uses: `std.name` from the shipped library, else a path beside the recipe."""
+        from importlib.util import find_spec
+
+        if name.startswith("std."):
+            spec = find_spec("effc.recipes")
+            assert spec and spec.submodule_search_locations, "the recipe library is not installed"
+            files = [Path(p, *name.split(".")).with_suffix(".effspec") for p in spec.submodule_search_locations]
+        else:
+            files = [self.path.parent / name]
+        found = next((f for f in files if f.is_file()), None)
+        return read_source(found) if found else None
+
+
+def shipped_skeleton(origin: Origin) -> Skeleton | None:
+    """The skeleton that lies beside a zoo model's weights."""
+    path = origin.folder / "skeleton.json" if origin.folder else None
+    if path is None or not path.is_file() or not origin.label.startswith("zoo("):
+        return None
+    return Skeleton.from_json(json.loads(path.read_bytes()))
+
+
+def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
+    from . import skeletons
+
+    return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
+
+
+def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
+    """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
+    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
+    if known is None:
+        from . import skeletons
+
+        known = discovered(origin)
+        skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), known)
+    return known
+
+
+def discovered(origin: Origin) -> Skeleton:
+    """Capture a model without weights and look at its graphs."""
+    import torch
+
+    from .capture import capture
+
+    with torch.device("meta"):
+        model = origin.build()
+    return capture(model).skeleton
+
+
+def _skeleton_key(origin: Origin) -> str:
+    from importlib.metadata import version
+
+    from . import skeletons
+
+    return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
+
+
+def check(path: str | Path, **options: Any) -> "Checked":
+    """Check a recipe file. Options are those of `Session`."""
+    return session(path, **options).check()
+
+
+def plan(path: str | Path, **options: Any) -> "list[Plan]":
+    """What compiling a recipe file would do, per variant and pipeline; reads no weights."""
+    return plans(session(path, **options))
+
+
+def compile(path: str | Path, out: str | Path = "out", *, force: bool = False, **options: Any) -> "list[Result]":
+    """Compile a recipe file into artifacts below `out`.
+
+    Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
+    """
+    return build(session(path, **options), Path(out), force=force)
+
+
+def load(path: str | Path, **options: Any) -> Any:
+    """A compiled model, as an ordinary transformers model that generates, trains and saves."""
+    from .load import load
+
+    return load(Path(path), **options)
+
+
+def session(path: str | Path, *, settings: Settings | None = None, cache_dir: Path | None = None, seed: int = 0,
+            set: Mapping[str, Any] | None = None, params: Path | None = None, **more: Any) -> Session:
+    settings = settings or Settings(cache_dir=cache_dir or default_cache(), seed=seed, **more)
+    return Session(Path(path), settings, {k: str(v) for k, v in (set or {}).items()}, params)
+
+
+def default_cache() -> Path:
+    """EFFC_CACHE_DIR, or the user's cache folder."""
+    import os
+
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
+
+
+def plans(session: Session) -> "list[Plan]":
+    from .plan import plan
+
+    found = []
+    for recipe in session.recipes():
+        for pipeline in recipe.pipelines.values():
+            ctx = session.context(recipe, pipeline)
+            found.append(plan(recipe, pipeline, ctx, skeleton_of(ctx.origin, session.settings)))
+    return found
+
+
+def build(session: Session, out: Path, *, force: bool = False, saved: Any = None, dump: str = "",
+          told: "Callable[[Plan], None]" = lambda plan: None) -> "list[Result]":
+    """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
+    from .cache import Cache
+    from .pipeline import Build
+    from .plan import refuse_drift
+
+    _use_threads(session.settings)
+    made = [p for p in plans(session) if p.pipeline.emits]
+    if not made:
+        raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
+    if saved is not None:
+        refuse_drift(saved, made)
+    results = []
+    for plan in made:
+        told(plan)
+        ctx = session.context(plan.recipe, plan.pipeline)
+        where = out / plan.recipe.variant if plan.recipe.variant else out
+        results.append(Build(plan, ctx, Cache(session.settings.cache_dir), dump=dump).run(where, force))
+    return results
+
+
+def _use_threads(settings: Settings) -> None:
+    """Results depend on how many threads add up, so the number is settled once and is part of every key."""
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    settings.threads = torch.get_num_threads()
+
+
+__all__ = ["Session", "build", "check", "compile", "default_cache", "load", "plan", "plans", "session"]
