@@ -110,10 +110,16 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
         "layers": len(program.units),
         "vocab": embedding.weight.shape[0] if isinstance(getattr(embedding, "weight", None), Tensor) else None,
         "positions": getattr(config, "max_position_embeddings", None),
+        "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
+        "active_experts": getattr(config, "num_experts_per_tok", None),
         "heads": q and q[1], "kv_heads": k and k[1], "head_dim": q and q[3],
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "causal_lm": type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
     }
+
+
+def _only(values: set[str]) -> str | None:
+    return next(iter(values)) if len(values) == 1 else None
 
 
 def join(path: str, below: str) -> str:

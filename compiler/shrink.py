@@ -1,0 +1,201 @@
+"""What a model weighs, and its skeleton after a cut: arithmetic on shapes, for `plan` and for forecasts.
+
+Everything returns a new skeleton or a number; nothing needs torch. The rules mirror the rewriter's, and a test
+holds both equal.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ..dsl.skeleton import Branch, Group, Member, Part, Skeleton
+
+_LOOKUPS = ("Embedding", "Embeddings")     # class names that end so read rows and multiply nothing
+
+
+def params(skeleton: Skeleton) -> int:
+    """How many numbers the model holds; tied tensors count once."""
+    copies = {name for same in skeleton.tied for name in same[1:]}
+    return sum(math.prod(shape) for name, shape in skeleton.shapes().items() if name not in copies)
+
+
+def bytes_(skeleton: Skeleton, itemsize: int) -> int:
+    """Bytes of all parameters at `itemsize` bytes per number."""
+    return params(skeleton) * itemsize
+
+
+def flops_per_token(skeleton: Skeleton, context: int) -> int:
+    """Floating-point operations of one decoded token that attends to `context` positions.
+
+    Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding doesn't;
+    of packed experts only the active share), and two products of queries with keys and weights with values.
+    """
+    weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
+    return 2 * weights + 4 * context * sum(map(_attended, _query_heads(skeleton)))
+
+
+def _multiplied(skeleton: Skeleton, part: Part) -> int:
+    if part.kind.endswith(_LOOKUPS):
+        return 0
+    active = skeleton.facts.get("active_experts")
+    total = 0
+    for _, shape in part.tensors:
+        if len(shape) == 3 and active and part.kind.endswith("Experts"):
+            shape = (min(active, shape[0]), *shape[1:])
+        total += math.prod(shape) if len(shape) > 1 else 0
+    return total
+
+
+def _query_heads(skeleton: Skeleton) -> Iterator[Group]:
+    return (group for group in skeleton.groups if group.kind == "heads")
+
+
+def _attended(group: Group) -> int:
+    """Channels that the heads hand to the output projection."""
+    return group.count * sum(size for _, size in group.members[-1].segments)
+
+
+# -- cuts ----------------------------------------------------------------------------------------------------
+
+def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
+    """The skeleton when a residual branch is gone, with its modules and groups."""
+    dead = set(branch.parts)
+    return replace(
+        _kept(skeleton, lambda path: path not in dead),
+        branches=tuple(b for b in skeleton.branches if b != branch))
+
+
+def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
+    """The skeleton when a layer is gone; the layers after it in its list move up by one."""
+    left = _kept(skeleton, lambda path: not _below(path, unit))
+    left = replace(
+        left, units=tuple(u for u in skeleton.units if u != unit),
+        branches=tuple(b for b in skeleton.branches if b.unit != unit))
+    layers = skeleton.facts.get("layers")
+    if isinstance(layers, int):
+        left = replace(left, facts={**left.facts, "layers": layers - 1})
+    return _renamed(left, _move_up(unit))
+
+
+def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
+    """Only the modules that are alive, and what refers to them."""
+    owner = lambda tensor: tensor.rpartition(".")[0]  # noqa: E731
+    tied = (tuple(name for name in same if alive(owner(name))) for same in skeleton.tied)
+    refused = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
+    return replace(
+        skeleton, parts=tuple(p for p in skeleton.parts if alive(p.path)),
+        groups=tuple(g for g in skeleton.groups if all(alive(owner(m.tensor)) for m in g.members)),
+        tied=tuple(same for same in tied if len(same) > 1),
+        opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
+        facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts)
+
+
+def _below(path: str, unit: str) -> bool:
+    return path == unit or path.startswith(f"{unit}.")
+
+
+def _move_up(unit: str) -> Callable[[str], str]:
+    """The new path of a module once `unit` has left its list."""
+    prefix, _, gone = unit.rpartition(".")
+
+    def moved(path: str) -> str:
+        if not path.startswith(f"{prefix}."):
+            return path
+        number, dot, rest = path[len(prefix) + 1:].partition(".")
+        if not number.isdigit() or int(number) < int(gone):
+            return path
+        return f"{prefix}.{int(number) - 1}{dot}{rest}"
+    return moved
+
+
+def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
+    facts = skeleton.facts
+    if "refused" in facts:
+        facts = {**facts, "refused": [[name(path), why] for path, why in facts["refused"]]}
+    return replace(
+        skeleton, facts=facts, units=tuple(map(name, skeleton.units)),
+        parts=tuple(replace(p, path=name(p.path)) for p in skeleton.parts),
+        branches=tuple(
+            replace(b, site=name(b.site), unit=name(b.unit), parts=tuple(map(name, b.parts)))
+            for b in skeleton.branches),
+        groups=tuple(
+            replace(g, site=name(g.site), members=tuple(replace(m, tensor=name(m.tensor)) for m in g.members),
+                    attributes=tuple((name(path), *rest) for path, *rest in g.attributes))
+            for g in skeleton.groups),
+        tied=tuple(tuple(map(name, same)) for same in skeleton.tied),
+        opaque=tuple((name(path), why) for path, why in skeleton.opaque))
+
+
+# -- widths --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Cut:
+    """`group` keeps `count` items: where indices of its tensors move, and how other groups change."""
+
+    group: Group
+    count: int
+
+    def lost_before(self, tensor: str, axis: int, at: float) -> int:
+        """Indices that vanish along an axis before position `at`."""
+        gone = self.group.count - self.count
+        return sum(gone * size for m in self.group.members if (m.tensor, m.axis) == (tensor, axis)
+                   for start, size in m.segments if start < at)
+
+    def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(n - self.lost_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
+
+    def member(self, member: Member, scale: int = 1, over: int = 1) -> Member:
+        """Its segments where they come to lie; sizes times scale/over where its items themselves shrink."""
+        shrinks = any((m.tensor, m.axis) == (member.tensor, member.axis) for m in self.group.members)
+        return replace(member, segments=tuple(
+            (start - self.lost_before(member.tensor, member.axis, start), size * scale // over if shrinks else size)
+            for start, size in member.segments))
+
+    def applied(self, other: Group) -> Group:
+        """Any group of the model after the cut."""
+        mine = {(m.tensor, m.axis) for m in self.group.members}
+        if other == self.group:
+            return replace(other, count=self.count, members=tuple(map(self.member, other.members)))
+        if not any((m.tensor, m.axis) in mine for m in other.members):
+            return other
+        if other.site == self.group.site and {other.kind, self.group.kind} == {"heads", "kv_heads"}:
+            return self._related(other)
+        return replace(other, members=tuple(map(self.member, other.members)))
+
+    def _related(self, other: Group) -> Group:
+        """Query heads when KV groups go; KV groups when query heads go."""
+        if other.kind == "heads":
+            count, per_block = self.count * other.per_block, other.per_block
+            members = tuple(map(self.member, other.members))
+        else:
+            count, per_block = other.count, 0
+            assert self.count % count == 0, f"{self.count} heads over {count} KV heads"
+            members = tuple(self.member(m, self.count, self.group.count) for m in other.members)
+        after = {(path, name): per * self.count for path, name, per in self.group.attributes}
+        attributes = tuple(
+            (path, name, round(after.get((path, name), per * other.count)) / count)
+            for path, name, per in other.attributes)
+        return replace(other, count=count, per_block=per_block, members=members, attributes=attributes)
+
+
+def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
+    """The skeleton when `group` keeps `count` of its items, whichever they are.
+
+    Query heads under grouped-query attention keep the same number per KV head: `count` is a multiple of theirs.
+    """
+    assert group in skeleton.groups, f"{group.site} has no such group of {group.kind}"
+    assert 0 < count <= group.count, f"{count} of {group.count} {group.kind}"
+    cut = _Cut(group, count)
+    touched = {m.tensor for m in group.members}
+
+    def part(p: Part) -> Part:
+        return replace(p, tensors=tuple(
+            (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
+            for name, shape in p.tensors))
+    groups = []
+    for other in skeleton.groups:
+        after = cut.applied(other)
+        if other == group and group.per_block:
+            after = replace(after, per_block=count * group.per_block // group.count)
+        groups.append(after)
+    return replace(skeleton, parts=tuple(map(part, skeleton.parts)), groups=tuple(groups))
