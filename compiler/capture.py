@@ -5,10 +5,10 @@ is None, and a graph captured so is wrong for padded batches): they are the elem
 called once with a floating-point tensor. One layer is traced per distinct signature.
 """
 
+import copy
 import linecache
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from ..dsl.diagnostics import Fault, Reject
 from .patches import modeling_files
 from .program import Program, Unit, argument_names, code_key
+from .refresh import describe_again
 from .sample import evaluating, prepared, sample
 from .signature import call_signature, module_signature
 from .trace import Trace, trace
@@ -60,6 +61,10 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
+        if old is not None and old.edited:
+            call = calls.first[calls.signatures[path]]
+            with evaluating(program.model):
+                describe_again(old.graph, old.module(program.model), tuple(map(call.free.get, old.placeholders)))
         if old is not None and (old.edited or (touched is not None and path not in touched)):
             units[path] = old
             continue
@@ -148,15 +153,10 @@ def _split(given: dict[str, Any]) -> Call:
     call = Call()
     for name, value in given.items():
         if _is_free(value):
-            call.free[name] = _copied(value, memo)
+            call.free[name] = copy.deepcopy(value, memo)
         else:
             call.statics[name] = value
     return call
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    import copy
-    return copy.deepcopy(value, memo)
 
 
 # -- tracing -------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def _traced(layer: nn.Module, path: str, call: Call, family: str, model: nn.Modu
     opaque: dict[str, str] = {}
     for _ in range(_RETRIES):
         # Every try gets its own copy: a trace writes to the cache that it is given.
-        free = {name: _copied(value, {}) for name, value in call.free.items()}
+        free = {name: copy.deepcopy(value) for name, value in call.free.items()}
         try:
             return trace(layer, free, call.statics, family=family, opaque=frozenset(opaque), pick=pick), {
                 f"{path}.{below}" if path else below: why for below, why in opaque.items()}

@@ -103,7 +103,7 @@ def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tu
         given = dict(zip(names, args, strict=False)) | kwargs
         values = [given.pop(name, None) for name in placeholders]
         for name, value in given.items():
-            if name not in _FREE and value is not None and value is not False and value != statics.get(name):
+            if not _is_baked(name, value, statics):
                 raise TypeError(f"{path} was compiled without `{name}`, so it can't follow it")
         return function(self, *values)
 
@@ -116,6 +116,11 @@ def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tu
         return self._gradient_checkpointing_func(partial(run, self, **kwargs), *args)
 
     return forward
+
+
+def _is_baked(name: str, value: Any, statics: Mapping[str, Any]) -> bool:
+    baked = statics.get(name)
+    return name in _FREE or value is None or value is False or (type(value) is type(baked) and value == baked)
 
 
 @dataclass

@@ -1,0 +1,93 @@
+"""Are two models the same function? Asked on the shapes where a wrong one shows.
+
+Comparing tokens misses a wrong cache slot or mask; so logits are compared on the shape of capture, on another
+one, on a left-padded batch, and over a prefill and two decode steps, plain and padded.
+"""
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from .sample import BATCH, LENGTH, PADDING, evaluating, sample, tokens
+
+_STEPS = 2
+# (batch, length, padding of each further row)
+_SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), (3, 11, 3))
+
+
+def compare(reference: nn.Module, candidate: nn.Module, *, vocab: int | None = None, seed: int = 0) -> float:
+    """The worst absolute difference of logits between two models, over all situations; inf if any isn't finite.
+
+    vocab   ids are drawn below it; by default the reference's vocabulary
+    seed    chooses the ids
+    """
+    vocab = vocab or _vocabulary(reference)
+    return distance(observe(reference, vocab=vocab, seed=seed), observe(candidate, vocab=vocab, seed=seed))
+
+
+def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
+    """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
+    what it was before an edit in place.
+
+    Models other than causal language models are observed on their capture sample only.
+    """
+    names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+    with torch.no_grad(), evaluating(model):
+        if "input_ids" not in names:
+            return [_main(model(**sample(model)))]
+        vocab = vocab or _vocabulary(model)
+        seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
+        if "use_cache" in names and model.config.use_cache is not None and not model.config.is_encoder_decoder:
+            for padding in (0, PADDING):
+                seen += _decoded(model, names, tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed))
+        return seen
+
+
+def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """The worst absolute difference between two observations; inf where shapes differ or a value isn't finite."""
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return math.inf
+    worst = max(float((a.float() - b.float()).abs().max()) for a, b in zip(before, after, strict=True))
+    return worst if math.isfinite(worst) else math.inf
+
+
+def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One forward; an unpadded batch goes without mask and positions, so that both ways are seen."""
+    padded = bool((given["attention_mask"] == 0).any())
+    passed = given if padded else {"input_ids": given["input_ids"]}
+    out = _main(model(**{name: value for name, value in passed.items() if name in names}))
+    return out[given["attention_mask"].bool()] if out.shape[:2] == given["attention_mask"].shape else out
+
+
+def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded."""
+    length = given["input_ids"].shape[1] - _STEPS
+    padded = bool((given["attention_mask"] == 0).any())
+    cache: Any = None
+    seen = []
+    for start, end in ((0, length), *((i, i + 1) for i in range(length, length + _STEPS))):
+        passed: dict[str, Any] = {"input_ids": given["input_ids"][:, start:end], "use_cache": True}
+        if padded:
+            passed |= {"attention_mask": given["attention_mask"][:, :end],
+                       "position_ids": given["position_ids"][:, start:end]}
+        if cache is not None:
+            passed["cache" if "cache" in names else "past_key_values"] = cache
+        out = model(**{name: value for name, value in passed.items() if name in names})
+        cache = out.cache if "cache" in out else out.get("past_key_values")
+        seen.append(_main(out)[given["attention_mask"][:, start:end].bool()])
+    return seen
+
+
+def _main(out: Any) -> torch.Tensor:
+    return next(out[name] for name in ("logits", "last_hidden_state", *out) if name in out)
+
+
+def _vocabulary(model: nn.Module) -> int:
+    return model.config.get_text_config().vocab_size
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

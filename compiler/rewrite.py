@@ -1,0 +1,235 @@
+"""The few edits that a pass may make, each of which leaves model, graphs, config and record consistent."""
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from . import graph_json, slots, surgery
+from .capture import recapture
+from .edits import class_name, is_below, renamed
+from .program import Program, Unit, code_key
+from .refresh import with_current_ints
+from .trace import is_impure
+
+_ADDS = (operator.add, operator.iadd, torch.add)
+_LAYER_TYPES = "layer_types"
+
+
+class Rewriter:
+    """Edits a program. As a context manager it re-captures the touched units at the end:
+
+        with Rewriter(program) as rewrite:
+            rewrite.narrow("model.layers.3.mlp.up_proj.weight", 0, keep)
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.touched: set[str] = set()
+        self.dirty = False
+
+    def __enter__(self) -> "Rewriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            self.commit()
+
+    def commit(self) -> None:
+        """Re-capture the touched units and raise the program's version; nothing if nothing was edited."""
+        if not self.dirty:
+            return
+        for unit in [unit for unit in self.program.units.values() if unit.edited]:
+            fresh = with_current_ints(unit.graph, unit.module(self.program.model))
+            if fresh is not None:
+                unit.graph, unit.key = fresh, code_key(fresh)
+                self.store(unit)
+        recapture(self.program, self.touched)
+        self.touched, self.dirty = set(), False
+
+    # -- edits of the tree -----------------------------------------------------------------------------------
+
+    def narrow(self, path: str, axis: int, keep: torch.Tensor | Sequence[int]) -> None:
+        """Keep some indices along an axis of one parameter or buffer, in the order given.
+
+        Tied tensors, `in/out_features`, a Conv1D's `nf`, convolution groups and normalised shapes follow. A bias
+        is a tensor of its own: narrow it, too. Asserts that the indices are distinct, in range and not none.
+        """
+        keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
+        for place in surgery.narrow(self.program.model, path, axis, keep):
+            self.program.edits.shapes[place] = list(surgery.tensor_at(self.program.model, place).shape)
+            self._touch(place)
+
+    def set_attr(self, path: str, value: Any) -> None:
+        """Set an attribute of a module or config; `value` is plain data.
+
+        `config.x` is the whole model's; `model.layers.3.self_attn.config.x` gives that module its own config.
+        """
+        surgery.set_attribute(self.program.model, path, value)
+        self.program.edits.attributes[path] = value
+        self._touch(path)
+
+    def swap_module(self, path: str, new: nn.Module) -> None:
+        """Put a module of effc (see `edits.Swappable`) in a module's place."""
+        entry = {"class": class_name(new), "spec": new.spec()}
+        surgery.swap(self.program.model, path, new)
+        self.program.edits.forget(path)
+        self.program.edits.swapped[path] = entry
+        self._touch(path)
+
+    def drop_layer(self, path: str) -> None:
+        """Remove a whole unit. The units behind it move up, so drop from the last to the first."""
+        program, edits = self.program, self.program.edits
+        kinds = self._kinds()
+        owner, place = surgery.split(path)
+        moved = surgery.drop_layer(program.model, path)
+        left = edits.layers.setdefault(owner, list(range(len(program.model.get_submodule(owner)) + 1)))
+        del left[int(place)]
+        edits.forget(path)
+        edits.rename(moved)
+        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items() if not is_below(p, path)}
+        self.touched = {renamed(p, moved) for p in self.touched if p != path}
+        program.units = {u.path: u for u in self._moved_units(path, moved)}
+        self._shorten_config(owner, int(place))
+        self._assign_slots({renamed(p, moved): kind for p, kind in kinds.items() if p != path})
+        self.dirty = True
+
+    def _moved_units(self, dropped: str, moved: dict[str, str]) -> Iterable[Unit]:
+        for unit in self.program.units.values():
+            if unit.path != dropped:
+                unit.path = renamed(unit.path, moved)
+                if unit.edited:
+                    unit.bind(self.program.model)
+                yield unit
+
+    def _shorten_config(self, owner: str, place: int) -> None:
+        where = surgery.config_path(self.program.model, owner)
+        config = surgery.attribute(self.program.model, where)
+        count = config.num_hidden_layers
+        for name, value in slots.per_layer_values(config, count).items():
+            self.set_attr(f"{where}.{name}", slots.without_entry(value, place))
+        for name, value in slots.index_lists(config, count).items():
+            self.set_attr(f"{where}.{name}", slots.renumbered(value, place))
+        self.set_attr(f"{where}.num_hidden_layers", count - 1)
+
+    # -- edits of the data flow ------------------------------------------------------------------------------
+
+    def drop_branch(self, path: str, join: str, keep: str | None = None) -> None:
+        """Remove one residual branch of a unit: its add gives what came in.
+
+        join   name of the residual add in the unit's graph
+        keep   name of the operand that stays; by default the one that the other is computed from
+        Modules that nothing calls any more are deleted; if the branch used the cache, slots are assigned anew.
+        """
+        program = self.program
+        kinds = self._kinds()
+        unit = program.units[path]
+        before = referenced(unit.graph)
+        graph = copy.deepcopy(unit.graph)
+        add = next((node for node in graph.nodes if node.name == join), None)
+        assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
+        add.replace_all_uses_with(_stays(add, keep))
+        graph.erase_node(add)
+        graph.eliminate_dead_code(is_impure_without_readers)
+        program.units[path] = edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), True)
+        self._delete_unused(edited, before)
+        self.store(edited)
+        self._assign_slots(kinds)
+
+    def store(self, unit: Unit) -> None:
+        """Bind a unit whose graph was edited, and record the graph."""
+        unit.bind(self.program.model)
+        plain = {name: value for name, value in unit.statics.items()
+                 if value is None or isinstance(value, (bool, int, float, str))}
+        self.program.edits.graphs[unit.path] = {
+            "graph": graph_json.dump(unit.graph), "placeholders": list(unit.placeholders), "statics": plain}
+        self.dirty = True
+
+    def _delete_unused(self, unit: Unit, before: set[str]) -> None:
+        now = referenced(unit.graph)
+        layer = unit.module(self.program.model)
+        dead: list[str] = []
+        for below, _ in layer.named_modules():
+            if below and not any(is_below(below, gone) for gone in dead):
+                used_before = any(is_below(p, below) or is_below(below, p) for p in before)
+                used_now = any(is_below(p, below) or is_below(below, p) for p in now)
+                if used_before and not used_now:
+                    dead.append(below)
+        for below in dead:
+            full = f"{unit.path}.{below}"
+            surgery.delete(self.program.model, full)
+            self.program.edits.forget(full)
+            self.program.edits.deleted.append(full)
+
+    # -- cache slots -----------------------------------------------------------------------------------------
+
+    def _kinds(self) -> dict[str, str]:
+        """What kind of cache each unit has by the base config; remembered before the config is bent to slots."""
+        program = self.program
+        if not program.edits.kinds:
+            first = next(iter(program.units), "")
+            config = surgery.attribute(program.model, surgery.config_path(program.model, first))
+            kinds = getattr(config, _LAYER_TYPES, None)
+            kinds = list(kinds) if kinds and len(kinds) == len(program.units) else [slots.UNIFORM] * len(program.units)
+            program.edits.kinds = dict(zip(program.units, kinds, strict=True))
+        return program.edits.kinds
+
+    def _assign_slots(self, kinds: dict[str, str]) -> None:
+        program, paths = self.program, list(self.program.units)
+        program.edits.kinds = kinds
+        live = tuple(uses_cache(program.units[path].graph) for path in paths)
+        found = slots.assign(tuple(kinds[path] for path in paths), live)
+        program.edits.slots = {path: slot for i, (path, slot) in enumerate(zip(paths, found.slots, strict=True))
+                               if slot != i}
+        surgery.number_layers(program.model, dict(zip(paths, found.slots, strict=True)))
+        where = surgery.config_path(program.model, paths[0]) if paths else ""
+        if paths and _LAYER_TYPES in slots.per_layer_values(surgery.attribute(program.model, where), len(paths)):
+            self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))
+
+    def _touch(self, path: str) -> None:
+        unit = next((unit for unit in self.program.units if is_below(path, unit)), None)
+        # An edit outside the units (embedding, head, config) can change what any of them sees.
+        self.touched |= {unit} if unit else set(self.program.units)
+        self.dirty = True
+
+
+def _stays(add: fx.Node, keep: str | None) -> fx.Node:
+    operands = [node for node in add.args[:2] if isinstance(node, fx.Node)]
+    assert len(operands) == 2, f"{add.name} adds other things than two values"
+    if keep is not None:
+        assert keep in {node.name for node in operands}, f"{keep} is no operand of {add.name}"
+        return next(node for node in operands if node.name == keep)
+    for entry, branch in (operands, operands[::-1]):
+        if entry in sources(branch):
+            return entry
+    raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
+
+
+def sources(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node is computed from."""
+    found: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        for used in todo.pop().all_input_nodes:
+            if used not in found:
+                found.add(used)
+                todo.append(used)
+    return found
+
+
+def is_impure_without_readers(node: fx.Node) -> bool:
+    """What must stay after an edit: a cache update whose result nobody reads went with its branch."""
+    return is_impure(node) and node.meta.get("role") != "cache_update"
+
+
+def uses_cache(graph: fx.Graph) -> bool:
+    """Whether anything in a unit's graph reads or writes the cache."""
+    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users for node in graph.nodes)
+
+
+def referenced(graph: fx.Graph) -> set[str]:
+    """Paths of modules and attributes that a graph calls or reads."""
+    return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}

@@ -1,0 +1,70 @@
+"""Which cache slot each layer writes to, and what the config says per layer.
+
+`cache.get_seq_length()` looks at slot 0, masks look at the first slot of their kind. If the attention of such a
+layer is gone the slot stays empty and decoding goes wrong without an error, so live layers move into it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+UNIFORM = "attention"
+_PREFERRED = "full_attention"
+_PER_LAYER = ("layer", "block", "pattern")
+
+
+@dataclass(frozen=True)
+class Slots:
+    """slots: layer position -> cache slot. kinds: what the config must say of each slot and position."""
+
+    slots: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+
+def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
+    """Slots for the layers that use the cache (`live`), given what kind of cache each layer has.
+
+    A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind at
+    a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
+    position takes the kind of slot 0, so that no kind's first slot is an empty one.
+    """
+    slots = list(range(len(kinds)))
+    if not any(live) or all(live):
+        return Slots(tuple(slots), kinds)
+    if not live[0]:
+        alive = [i for i, used in enumerate(live) if used]
+        mover = next((i for i in alive if kinds[i] == _PREFERRED), alive[0])
+        slots[0], slots[mover] = mover, 0
+        kinds = (kinds[mover], *kinds[1:])
+    return Slots(tuple(slots), tuple(kind if used or i == 0 else kinds[0]
+                                     for i, (kind, used) in enumerate(zip(kinds, live, strict=True))))
+
+
+def per_layer_values(config: Any, layers: int) -> dict[str, Any]:
+    """The config's attributes that hold one entry per layer: `layer_types`, `no_rope_layers`, pattern strings."""
+    found = {}
+    for name in sorted(vars(config)):
+        value = getattr(config, name)
+        if isinstance(value, (list, tuple, str)) and len(value) == layers and any(w in name for w in _PER_LAYER):
+            found[name] = value
+    return found
+
+
+def without_entry(value: Any, place: int) -> Any:
+    """A list, tuple or string without one entry."""
+    return value[:place] + value[place + 1:]
+
+
+def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
+    """The config's attributes that list layers by number: `mlp_only_layers`, `full_attn_idxs`."""
+    found = {}
+    for name in sorted(vars(config)):
+        value = getattr(config, name)
+        if (isinstance(value, list) and len(value) != layers and name.endswith(("_layers", "_idxs", "_indices"))
+                and all(type(i) is int and 0 <= i < layers for i in value)):
+            found[name] = value
+    return found
+
+
+def renumbered(indices: list[int], dropped: int) -> list[int]:
+    """Layer numbers after one layer is gone."""
+    return [i - (i > dropped) for i in indices if i != dropped]
