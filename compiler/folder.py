@@ -5,7 +5,7 @@ Nothing here unpickles, and nothing runs code that came with a model unless the 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dsl.diagnostics import Fault, Reject
+from .cache import digest
 from .context import Settings
 from .hashes import file_hash, files_hash
 from .model import Origin
@@ -86,10 +87,10 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
     decides = {"config.json": folder / "config.json", **weights.files}
     return Origin(
         label=label, config=config, folder=folder,
-        identity=files_hash(decides, settings.cache_dir),
+        identity=digest([files_hash(decides, settings.cache_dir), chosen]),
         build=partial(_build, config, chosen, folder if trusted else None),
         load=partial(_load, folder, config, chosen, label, trusted),
-        tokenizer=cache(partial(_tokenizer, folder, label, trusted)) if tokenizers else nothing,
+        tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else nothing,
         dtype=chosen,
         tokenizer_identity=files_hash(tokenizers, settings.cache_dir) if tokenizers else "",
         weight_bytes=sum(s.count for s in weights.slots.values()) * WIDTHS[chosen],
@@ -201,8 +202,6 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def _code(folder: Path, settings: Settings) -> str:
-    from .cache import digest
-
     return digest({f.name: file_hash(f, settings.cache_dir) for f in sorted(folder.glob("*.py"))})
 
 
@@ -218,10 +217,7 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, trusted:
     return load(folder, config, dtype, label, trusted)
 
 
-def _tokenizer(folder: Path, label: str, trusted: bool):
+def load_tokenizer(folder: Path, label: str, trusted: bool = False):
     from .checkpoint import tokenizer
 
     return tokenizer(folder, label, trusted)
-
-
-Tokenizer = Callable[[], Any]

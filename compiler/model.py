@@ -21,8 +21,9 @@ class Origin:
 
     label               as a person would call it: `hf("org/name")`, `zoo("tiny-llama")`
     config              the config as plain JSON; with `architectures`, so that the class is known
-    folder              where safetensors, config and tokenizer lie; None for random weights and modules
-    identity            sha256 over what decides the weights: file hashes or (config, seed)
+    folder              where safetensors, config and tokenizer lie (for a GGUF file: once `load` or `tokenizer`
+                        has made it); None for random weights and modules
+    identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
     build               makes the module; inside a `torch.device("meta")` context it has no weights
     load                makes the module with its weights, in `dtype`, on the CPU, checked to be finite
     tokenizer           the tokenizer, the same object every time, or None where the source has none

@@ -1,0 +1,153 @@
+"""A model in a GGUF file, as llama.cpp uses it."""
+
+import json
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ..cache import digest, write_whole
+from ..context import Context
+from ..environment import check_modules
+from ..folder import WIDTHS, find_weights, no_model
+from ..hashes import file_hash
+from ..kinds import Source, param
+from ..model import Origin
+
+bad_gguf = Fault("bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.",
+                 exit="environment")
+
+FORMAT = 1                       # of what lies in the cache folder
+
+
+class Gguf(Source):
+    """A model in a GGUF file, as llama.cpp uses it.
+
+    The weights are dequantized once, exactly, to float32 safetensors in the cache folder (four bytes a weight,
+    named by the hash of the file) and mapped from there ever after. The tokenizer comes from the file too.
+
+    Source: transformers, "GGUF and interaction with Transformers"; the `gguf` package of llama.cpp.
+    Example: model base = gguf("SmolLM2-135M-Instruct.Q4_1.gguf")
+    """
+
+    extra: ClassVar[str] = "gguf"
+    requires: ClassVar[tuple[str, ...]] = ("gguf", "accelerate")
+
+    path: str = param("The file, relative to the recipe.", positional=True)
+    dtype: Literal["float32", "bfloat16", "float16"] = param(
+        "What weights are held and computed in; float32 is exact.", default="float32")
+
+    def resolve(self, ctx: Context) -> Origin:
+        check_modules(self.requires, self.extra, "model source gguf")
+        path = ctx.folder / Path(self.path).expanduser()
+        label = f'gguf("{self.path}")'
+        if not path.is_file():
+            raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
+        content = file_hash(path, ctx.settings.cache_dir)
+        made = digest([FORMAT, content, version("transformers"), version("gguf")])
+        folder = ctx.settings.cache_dir / "gguf" / made
+        about = _described(path, folder.with_name(f"{made}.json"), label)
+        config = about["config"]
+        converted = partial(_converted, path, folder, config, label)
+        return Origin(
+            label=label, config=config, folder=folder, identity=digest(["gguf", content, self.dtype]),
+            build=partial(_build, config, self.dtype),
+            load=partial(_load, converted, config, self.dtype, label),
+            tokenizer=cache(partial(_tokenizer, converted, label)),
+            dtype=self.dtype, tokenizer_identity=digest(["gguf", content]),
+            weight_bytes=about["weights"] * WIDTHS[self.dtype])
+
+
+def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
+    """`config` as transformers derives it and the number of `weights`; derived once, because that needs torch."""
+    if kept.is_file():
+        return json.loads(kept.read_bytes())
+    weights = _count(path, label)
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from ..checkpoint import quiet
+
+    try:
+        with quiet():
+            made = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Reject(bad_gguf(f"{label}: transformers can't read its architecture",
+                              note=str(error).partition("\n")[0][:200])) from error
+    config = json.loads(made.to_json_string(use_diff=False))
+    config |= {"architectures": [kind.__name__], "dtype": "float32"}
+    config.pop("_name_or_path", None)
+    write_whole(kept, json.dumps({"config": config, "weights": weights}, indent=1, sort_keys=True).encode())
+    return {"config": config, "weights": weights}
+
+
+def _count(path: Path, label: str) -> int:
+    """How many weights the file's tensor table has; every tensor lies inside the file, else `Reject`."""
+    from gguf import GGUFReader
+
+    try:
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
+        raise Reject(bad_gguf(f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
+                              help="fetch the file again", note=str(error)[:200])) from error
+
+
+def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> Path:
+    """The folder of safetensors that the file became, made now if it is not there; appears whole or not at all."""
+    if folder.is_dir():
+        find_weights(folder, label)             # whole: a disk may have lost what was written last
+        return folder
+    import os
+    import shutil
+    import tempfile
+
+    draft = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
+    try:
+        _convert(path, draft, label)
+        (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+        os.replace(draft, folder)
+    except OSError:
+        if not folder.is_dir():                 # else another process was first, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _convert(path: Path, into: Path, label: str) -> None:
+    import io
+    from contextlib import redirect_stderr
+
+    import torch
+    from safetensors.torch import save_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..checkpoint import check_finite, check_names, quiet
+
+    with quiet(), redirect_stderr(io.StringIO()):          # a progress bar of its own that nothing turns off
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(into)
+    check_names(info, label)
+    check_finite(model, label)
+    save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})   # tied tensors once
+
+
+def _build(config: dict[str, Any], dtype: str):
+    from ..checkpoint import build
+
+    return build(config, dtype)
+
+
+def _load(converted, config: dict[str, Any], dtype: str, label: str):
+    from ..checkpoint import load
+
+    return load(converted(), config, dtype, label)
+
+
+def _tokenizer(converted, label: str):
+    from ..checkpoint import tokenizer
+
+    return tokenizer(converted(), label)
