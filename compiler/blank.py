@@ -1,0 +1,38 @@
+"""Modules without weights: parameters on the meta device, but buffers real.
+
+Under `torch.device("meta")` the tables that a model computes for itself (rotary frequencies, biases of
+positions) would be lost, and no checkpoint holds them. Here they are as the constructor made them, and passes
+that cut them cut real values.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import build
+
+
+def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
+    """The transformers model of a config; a parameter exists for no longer than it takes to register it."""
+    with parameters_on_meta():
+        return build(config, dtype)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":      # a tied one stays the same object
+            bare = torch.empty_like(parameter, device="meta")
+            module._parameters[name] = nn.Parameter(bare, requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

@@ -1,0 +1,135 @@
+"""Whether a changed model is one that transformers itself can build, and from which config.
+
+Decided by building it: the stock class is made without weights from the config, and its modules, tensors and
+plain attributes are compared with ours. Where only sizes differ, config values that would explain them are
+tried: first what modules say of themselves, then numbers that occur in the shapes.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+_WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
+_FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
+_LONGEST_SEARCH = 24
+_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError)
+
+
+def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
+    """A config from which transformers builds this very model; and why none does, empty where one does."""
+    bound = [path for path, module in model.named_modules() if "forward" in vars(module)]
+    if bound:
+        return model.config, [f"{path} runs another graph than its class" for path in bound]
+    config = copy.deepcopy(model.config)
+    wrong = differences(model, config)
+    for changes in (_said(model, config), *_guesses(model, config)):
+        if not wrong:
+            break
+        trial = copy.deepcopy(config)
+        for name, value in changes.items():
+            setattr(trial, name, value)
+        found = differences(model, trial) if changes else wrong
+        if len(found) < len(wrong):
+            config, wrong = trial, found
+    return config, wrong
+
+
+def differences(model: nn.Module, config: Any) -> list[str]:
+    """What differs between our model and the stock one of a config, a sentence each; empty: nothing does."""
+    made = stock_model(type(model), config, model.dtype)
+    if isinstance(made, str):
+        return [made] * 10**6           # worse than any number of differing parts
+    ours, theirs = dict(model.state_dict(keep_vars=True)), dict(made.state_dict(keep_vars=True))
+    found = [f"{name} is gone" for name in theirs if name not in ours]
+    found += [f"{name} is new" for name in ours if name not in theirs]
+    found += [f"{name} is {_shape(tensor)}, by the config it is {_shape(theirs[name])}"
+              for name, tensor in ours.items() if name in theirs and tensor.shape != theirs[name].shape]
+    return found + list(_odd_modules(model, made))
+
+
+def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
+    """The model without weights, or why its class does not make one of that config."""
+    from .blank import parameters_on_meta
+    from .checkpoint import quiet
+
+    try:
+        with quiet(), parameters_on_meta():
+            return kind._from_config(copy.deepcopy(config), dtype=dtype)
+    except _REFUSALS as error:
+        return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
+
+
+def _odd_modules(model: nn.Module, made: nn.Module) -> Iterator[str]:
+    """Modules that only one has, that are of another class or say other numbers of themselves."""
+    ours, theirs = dict(model.named_modules()), dict(made.named_modules())
+    yield from (f"{path} is gone" for path in theirs if path not in ours)
+    for path, module in ours.items():
+        if path not in theirs:
+            yield f"{path} is new"
+        elif type(module) is not type(theirs[path]):
+            yield f"{path} is a {type(module).__name__}, not a {type(theirs[path]).__name__}"
+        else:
+            yield from (f"{path}.{name} is {now}, by the config it is {then}"
+                        for name, now, then in _odd_numbers(module, theirs[path]))
+
+
+def _odd_numbers(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+    now, then = numbers(module), numbers(other)
+    yield from ((n, v, then[n]) for n, v in now.items() if n in then and then[n] != v)
+    ours, theirs = vars(module).get("config"), vars(other).get("config")
+    if ours is not None and theirs is not None:
+        now, then = numbers(ours), numbers(theirs)
+        yield from ((f"config.{n}", v, then[n]) for n, v in now.items() if n in then and then[n] != v)
+
+
+def numbers(owner: Any) -> dict[str, int | float]:
+    """Plain numbers among an object's own public attributes."""
+    return {n: v for n, v in vars(owner).items()
+            if type(v) in (int, float) and not n.startswith("_") and n != "training"}
+
+
+def _said(model: nn.Module, config: Any) -> dict[str, Any]:
+    """Config values that the modules agree on, though the root config says otherwise."""
+    heard: dict[str, set[Any]] = {}
+    for module in model.modules():
+        own = vars(module).get("config")
+        sources = [numbers(module)] + ([numbers(own)] if own is not None and own is not model.config else [])
+        for source in sources:
+            for name, value in source.items():
+                if type(vars(config).get(name)) is int and not _FIXED.search(name):
+                    heard.setdefault(name, set()).add(value)
+    changes = {n: next(iter(v)) for n, v in heard.items() if len(v) == 1 and v != {vars(config)[n]}}
+    return _with_head_dim(config, changes)
+
+
+def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fewer heads keep their width: it must be said, as it would follow from their number."""
+    if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
+        return dict(changes)
+    return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
+
+
+def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+    """Single values that would explain a shape: one for each size of the config and new size of a tensor."""
+    made = stock_model(type(model), config, model.dtype)
+    if isinstance(made, str):
+        return
+    theirs = dict(made.state_dict(keep_vars=True))
+    pairs = {(then, now) for name, tensor in model.state_dict(keep_vars=True).items() if name in theirs
+             for then, now in zip(theirs[name].shape, tensor.shape, strict=False) if then != now}
+    tried = 0
+    for name, value in sorted(vars(config).items()):
+        if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
+            continue
+        for then, now in sorted(pairs):
+            fits = now if value is None or value == then else value * now / then
+            if fits == int(fits) and fits > 0 and tried < _LONGEST_SEARCH:
+                tried += 1
+                yield _with_head_dim(config, {name: int(fits)})
+
+
+def _shape(tensor: Any) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"

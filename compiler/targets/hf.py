@@ -1,0 +1,124 @@
+"""Checkpoint folders that transformers or `effc.load` read."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import Bytes
+from ..artifact import NOTES
+from ..context import Context
+from ..folder import TOKENIZER_FILES
+from ..kinds import Target, param
+from ..program import Program
+from ..sealed import KEY, record, seal
+from ..snapshot import distinct
+from ..stock import stock_config
+from ..tensors import Piece, write_tensors
+
+cannot_write_form = Fault("cannot-write-form", "A recipe asks for a form of checkpoint that the model can't have.")
+
+# Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
+_COMPANIONS = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json",
+               "processor_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+
+
+class Hf(Target):
+    """Checkpoint folders that transformers or `effc.load` read.
+
+    `model/` is an ordinary checkpoint; it is written where the shapes are those of some config. Otherwise
+    there are two folders: `compact/` with the true shapes, which `effc.load` reads, and `compat/`, which
+    plain transformers reads: the same logits, but cut tensors filled up with zeros, so it saves nothing.
+
+    Source: own.
+    Example: hf("hf")
+    """
+
+    cannot_hold = {
+        "form: stock": {"uneven widths": "a config has one width for all layers",
+                        "missing branches": "a config has every branch in every layer"},
+    }
+
+    form: Literal["auto", "stock", "compact", "compat", "both"] = param(
+        "Which folders; `auto` is stock where shapes allow it, else compact and, where it can be, compat.",
+        default="auto")
+    shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        notes: list[str] = []
+        for form in self._forms(program.model, notes):
+            _WRITERS[form](program, into, ctx, self.shard.value)
+        if notes:
+            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    def _forms(self, model: Any, notes: list[str]) -> tuple[str, ...]:
+        """Which forms to write; Reject where one is asked for by name and can't be."""
+        if self.form in ("auto", "stock"):
+            _, why = stock_config(model)
+            if not why:
+                return ("stock",)
+            if self.form == "stock":
+                raise Reject(cannot_write_form(
+                    f"no config of {type(model).__name__} has these shapes: {_first(why)}",
+                    help="`form: auto` writes compact and compat folders where there is no stock one"))
+            notes.append(f"no stock checkpoint: {_first(why)}")
+        return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
+
+
+def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
+    folder, model = into / "model", program.model
+    folder.mkdir()
+    write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
+    companions(program, folder, ctx)
+    write_config(stock_config(model)[0], model, folder)
+
+
+def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
+    folder, model = into / "compact", program.model
+    folder.mkdir()
+    write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
+    companions(program, folder, ctx)
+    write_config(model.config, model, folder,
+                 record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")))
+
+
+def write_compat(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
+    pass
+
+
+_WRITERS = {"stock": write_stock, "compact": write_compact, "compat": write_compat}
+
+
+def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = None) -> None:
+    """config.json, last of a folder's files: without it nothing loads. `sealed` goes under the key `effc`."""
+    config = copy.deepcopy(config)
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    if sealed is not None:
+        setattr(config, KEY, sealed)
+    config.save_pretrained(folder)
+    if sealed is not None:
+        seal(folder)
+
+
+def companions(program: Program, folder: Path, ctx: Context) -> None:
+    """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
+    origin, model = ctx.origin, program.model
+    found = [f for f in (origin.folder / n for n in _COMPANIONS) if f.is_file()] if origin.folder else []
+    for file in found:
+        shutil.copyfile(file, folder / file.name)
+    templates = origin.folder / "additional_chat_templates" if origin.folder else None
+    if templates and templates.is_dir():
+        shutil.copytree(templates, folder / templates.name)
+    if not any(f.name in TOKENIZER_FILES for f in found) and (tokenizer := origin.tokenizer()) is not None:
+        tokenizer.save_pretrained(folder)
+    if not (folder / "generation_config.json").exists() and model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _first(reasons: list[str]) -> str:
+    distinct_reasons = list(dict.fromkeys(reasons))
+    more = f", and {len(distinct_reasons) - 1} more" if len(distinct_reasons) > 1 else ""
+    return distinct_reasons[0] + more

@@ -1,0 +1,150 @@
+"""Reopen what was written in a fresh process and compare what it computes with the model in memory.
+
+The other process holds the second copy of the weights, mapped from the files just written; this one holds no
+more than before, beside logits of a few tokens.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..dsl.diagnostics import Fault, Reject
+from .manifest import Check
+from .verify_child import inputs_for, probe
+
+reload_differs = Fault(
+    "reload-differs",
+    "An artifact was written, but a fresh process that loaded it computed something else.\n\n"
+    "The artifact was not put in place. This is a mistake of effc or of a pass: report it with the recipe.",
+    exit="failure")
+reload_died = Fault("reload-died", "The process that reopened an artifact ended before it computed anything.",
+                    exit="failure")
+reload_starved = Fault("reload-starved", "The process that reopened an artifact was killed or took too long.",
+                       exit="resources")
+
+# How far logits may be off, as a share of the largest one, by dtype.
+SAME = {torch.float32: 1e-5}      # equal shapes give equal sums; BLAS may still choose by memory alignment
+PADDED = {torch.float32: 1e-4}    # zeros change how sums are blocked, hence their rounding
+_HALF = {"same": 2**-6, "padded": 2**-4}   # bfloat16 rounds at 2**-8, and over some layers
+FORMS = {"model": "plain", "compat": "plain", "compact": "effc"}
+SECONDS = 1800
+
+
+def verify(artifact: Path, model: nn.Module, *, seed: int = 0, seconds: float = SECONDS) -> tuple[Check, ...]:
+    """Every form that the folder holds, each in a process of its own; the folder may be a draft.
+
+    return   one check per form and kind of output
+    Rejects where one differs by more than its tolerance, or the process dies.
+    """
+    inputs = inputs_for(model.config, seed)
+    expected = probe(model, inputs)
+    checks: list[Check] = []
+    for form, how in FORMS.items():
+        if (artifact / form / "config.json").is_file():
+            found = reopen(artifact / form, how, inputs, attention_of(model), seconds)
+            checks += compare(form, expected, found, model.dtype)
+    wrong = [check for check in checks if not check.holds]
+    if wrong:
+        raise Reject(*(_differs(check) for check in wrong))
+    return tuple(checks)
+
+
+def attention_of(model: Any) -> str:
+    return getattr(model.config, "_attn_implementation", None) or ""
+
+
+def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str,
+           seconds: float = SECONDS) -> dict[str, torch.Tensor]:
+    """What a fresh process computes from a folder. `how` is "plain" (transformers alone) or "effc"."""
+    from safetensors.torch import load_file, save_file
+
+    child = Path(__file__).with_name("verify_child.py")
+    with tempfile.TemporaryDirectory(prefix="effc-verify-") as scratch:
+        given, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        save_file(dict(inputs), given)
+        command = [sys.executable, "-P", str(child), how, str(folder), str(given), str(outputs), attention,
+                   str(torch.get_num_threads())]
+        try:
+            done = subprocess.run(command, env=_environment(), capture_output=True, text=True,
+                                  timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
+        if done.returncode:
+            raise Reject(_died(folder, done))
+        return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def _died(folder: Path, done: "subprocess.CompletedProcess[str]"):
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    said = lines[-1].rstrip(".") if lines else "it said nothing"
+    if done.returncode < 0:
+        return reload_starved(f"reopening {folder.name}/ was ended by signal {-done.returncode}",
+                              help="it holds a second copy of the weights: free memory")
+    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", note=done.stderr[-2000:])
+
+
+def compare(form: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
+            dtype: torch.dtype) -> list[Check]:
+    """One check per output. Tokens count as different only where the two best logits are not a near tie."""
+    padded = form == "compat"
+    share = (PADDED if padded else SAME).get(dtype, _HALF["padded" if padded else "same"])
+    reason = "zeros change the order of sums" if padded else "equal shapes; memory alignment may round sums"
+    checks = []
+    for name, want in expected.items():
+        got = found.get(name)
+        what = f"{form}, fresh process: {name}"
+        if got is None or got.shape != want.shape:
+            checks.append(Check(what, float("inf"), 0.0, "an output of another shape"))
+        elif want.is_floating_point():
+            limit = share * max(1.0, float(want.abs().max()))
+            until = _agreed(name, expected, found)
+            checks.append(Check(what, float((got - want)[:, :until].abs().max()), limit, reason))
+        else:
+            gap = _token_gap(name, expected, found)
+            checks.append(Check(what, gap, 2 * share * _largest(expected), _TIES))
+    return checks
+
+
+_TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
+
+
+def _agreed(name: str, expected, found) -> int | None:
+    """How many steps a generation can be compared: up to and with the first token that differs."""
+    steps = expected[name].shape[1] - 1
+    tokens = name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
+    if tokens == name or tokens not in found:
+        return None
+    odd = (expected[tokens] != found[tokens]).any(0).nonzero()
+    return int(odd[0]) + 1 if len(odd) else None
+
+
+def _token_gap(name: str, expected, found) -> float:
+    differ = (expected[name] != found[name]).nonzero()
+    if not len(differ):
+        return 0.0
+    steps = expected[name].shape[1]
+    logits = expected[name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")]
+    first = {int(row): int(step) for row, step in reversed(differ.tolist())}
+    best = [logits[row, step].topk(2).values for row, step in first.items()]
+    return max(float(b[0] - b[1]) for b in best)
+
+
+def _largest(expected: Mapping[str, torch.Tensor]) -> float:
+    return max([1.0, *(float(t.abs().max()) for t in expected.values() if t.is_floating_point())])
+
+
+def _differs(check: Check):
+    return reload_differs(f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}",
+                          help="nothing was put in place; report this with the recipe")

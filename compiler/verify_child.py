@@ -1,0 +1,102 @@
+"""Reopens a checkpoint folder in a process of its own and says what it computes.
+
+Run by path, `python -P verify_child.py plain FOLDER INPUTS OUTPUTS ...`: a folder for plain transformers is
+opened with plain transformers, and nothing of effc is imported. `effc` instead opens it with `effc.load`.
+`probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
+"""
+
+import json
+import sys
+
+import torch
+from torch import nn
+
+LENGTH, ROWS, STEPS = 12, 2, 8          # of the probe: tokens, rows, generated tokens
+
+
+@torch.no_grad()
+def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS) -> dict[str, torch.Tensor]:
+    """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
+
+    inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
+             or "pixels" for vision models
+    """
+    if "pixels" in inputs:
+        return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
+    ids, mask = inputs["ids"], inputs["mask"]
+    found = {"logits of a batch": first_output(model(input_ids=ids)),
+             "logits of a left-padded batch": first_output(model(input_ids=ids, attention_mask=mask))}
+    found["logits of a left-padded batch"] = found["logits of a left-padded batch"] * mask[..., None]
+    if getattr(model, "can_generate", bool)() and steps:
+        for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
+            made = generate(model, ids, given, steps)
+            logits = torch.stack(made.logits, 1).float()
+            found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
+            found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1]:].clone()
+    return found
+
+
+def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int):
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, do_sample=False, num_beams=1,
+                              use_cache=True, pad_token_id=0, return_dict_in_generate=True,
+                              output_logits=True)
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
+
+
+def first_output(output) -> torch.Tensor:
+    """Logits, or the last hidden state of a model without a head."""
+    value = output.logits if getattr(output, "logits", None) is not None else output[0]
+    return value.float().contiguous()
+
+
+def inputs_for(config, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    if not getattr(config, "vocab_size", None):
+        size = getattr(config, "image_size", 64)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        shape = (ROWS, config.num_channels, height, width)
+        return {"pixels": torch.rand(shape, generator=generator)}
+    low = min(3, config.vocab_size - 1)       # special tokens come first in most vocabularies
+    ids = torch.randint(low, config.vocab_size, (ROWS, LENGTH), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[ROWS // 2:, : LENGTH // 3] = 0
+    return {"ids": ids, "mask": mask}
+
+
+def load_plain(folder: str, attention: str) -> nn.Module:
+    import transformers
+
+    with open(f"{folder}/config.json", encoding="utf-8") as file:
+        kind = getattr(transformers, json.load(file)["architectures"][0])
+    model, info = kind.from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True,
+                                       attn_implementation=attention or None)
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
+    if wrong:
+        raise SystemExit(f"transformers reports {json.dumps(wrong)[:500]}")
+    assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
+    return model
+
+
+def load_effc(folder: str, attention: str) -> nn.Module:
+    from effc.compiler.load import load
+
+    model = load(folder)
+    if attention:
+        model.set_attn_implementation(attention)
+    return model
+
+
+def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    torch.set_num_threads(int(threads))
+    model = {"plain": load_plain, "effc": load_effc}[how](folder, attention)
+    save_file(probe(model.eval(), load_file(given)), outputs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
