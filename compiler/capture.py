@@ -117,13 +117,14 @@ def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
             if counts[path] > 1 or not any(map(_is_stream, given.values())):
                 return
             calls.order.append(path)
-            signature = (module_signature(layer), call_signature(given))
+            signature = (structure[path], call_signature(given))
             calls.signatures[path] = signature
             if signature not in calls.first:
                 calls.first[signature] = _split(given)
         return keep
 
     layers = candidates(model)
+    structure = {path: module_signature(layer) for path, layer in layers.items()}   # before our own hooks differ
     handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with torch.no_grad(), evaluating(model), prepared(model):
