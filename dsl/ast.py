@@ -21,7 +21,7 @@ class Number:
     @property
     def value(self) -> float | int:
         """The bare number, the unit not applied."""
-        return int(self.digits) if self.digits.lstrip("+-").isdigit() else float(self.digits)
+        return int(self.digits) if self.digits.lstrip("+-").replace("_", "").isdigit() else float(self.digits)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""Files to sources."""
+
+from pathlib import Path
+
+from .diagnostics import Diagnostic, Fault, Reject
+from .source import Source, Span
+
+no_recipe = Fault("no-recipe", "The recipe file does not exist.", exit="usage")
+recipe_is_folder = Fault("recipe-is-folder", "A folder is given where a recipe file is meant.", exit="usage")
+unreadable_recipe = Fault("unreadable-recipe", "The system does not let effc read the recipe file.", exit="usage")
+binary_recipe = Fault("binary-recipe", "The recipe file holds bytes that no text has.")
+not_utf_8 = Fault("not-utf-8", "The recipe file is text in another encoding than UTF-8.")
+recipe_too_large = Fault("recipe-too-large", "The recipe file is larger than any recipe.")
+
+LIMIT = 256 * 1024        # bytes of a recipe
+
+
+def read_source(path: str | Path) -> Source:
+    """The text of a recipe file, its line ends as they are and without byte order mark. Raises Reject."""
+    file = Path(path)
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(LIMIT + 1)
+        size = len(data) if len(data) <= LIMIT else file.stat().st_size
+    except FileNotFoundError:
+        raise Reject(no_recipe(f"there is no file `{path}`", help=_near(file))) from None
+    except IsADirectoryError:
+        inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
+        raise Reject(recipe_is_folder(f"`{path}` is a folder", help="it holds " + ", ".join(
+            f"`{name}`" for name in inside) if inside else "give the path of an `.effspec` file")) from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise Reject(unreadable_recipe(f"`{path}` cannot be read: {reason}")) from None
+    if b"\0" in data[:8192]:
+        raise Reject(binary_recipe(f"`{path}` is a binary file", help="a recipe is text in UTF-8"))
+    if len(data) > LIMIT:
+        raise Reject(too_large(str(path), size))
+    try:
+        return Source(str(path), data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Reject(_not_text(str(path), data, error)) from None
+
+
+def too_large(name: str, size: int) -> Diagnostic:
+    return recipe_too_large(f"`{name}` has {size:,} bytes; a recipe has at most {LIMIT:,}",
+                            help="read long lists from files that the recipe names")
+
+
+def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
+    good = Source(name, data[: error.start].decode("utf-8"))
+    line, column = good.place(len(good.text))
+    return not_utf_8(f"byte {error.start + 1:,} of `{name}` (line {line}, column {column}) is not UTF-8",
+                     Span(Source(name, data.decode("utf-8", errors="replace")), len(good.text), len(good.text) + 1),
+                     help="save the file as UTF-8")
+
+
+def _near(file: Path) -> str:
+    """A remedy for a path that leads nowhere."""
+    from difflib import get_close_matches
+
+    try:
+        names = [p.name for p in file.parent.glob("*.effspec")][:500]
+    except OSError:
+        names = []
+    close = get_close_matches(file.name, names, n=1) or get_close_matches(file.name + ".effspec", names, n=1)
+    return f"did you mean `{file.parent / close[0]}`?" if close else ""

@@ -1,0 +1,148 @@
+"""Where the parser stopped: the tokens around it, the brackets open, and where reading can resume."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from .parse import HEADS
+from .source import Source, Span
+
+OPENERS = {"LPAR": ")", "LSQB": "]", "LBRACE": "}"}
+CLOSERS = {"RPAR": "LPAR", "RSQB": "LSQB", "RBRACE": "LBRACE"}
+
+# What follows the keyword of a statement.
+_AFTER_HEAD = {
+    "use": (("NAME",), ("DOTTED",), ("STRING",)),
+    "param": (("NAME", "COLON"), ("NAME", "EQUAL")),
+    "model": (("NAME", "EQUAL"),),
+    "data": (("NAME", "EQUAL"),),
+    "profile": (("NAME", "LBRACE"),),
+    "matrix": (("LBRACE",), ("NAME", "COLON")),
+    "pipeline": (("NAME", "LPAR"), ("NAME", "LBRACE")),
+    "expect": (("NAME", "LBRACE"),),
+    "emit": (("NAME", "LBRACE"),),
+}
+_NO_STATEMENT = {"COLON", "COMMA", "EQUAL", "COMPARE", "LPAR", "RPAR", "RSQB", "RBRACE"}
+
+# How an item of a block begins, after its first word.
+_AFTER_WORD = {
+    "profile": ("COLON", "EQUAL"),
+    "matrix": ("COLON", "EQUAL"),
+    "pipeline": ("EQUAL", "COLON"),
+    "expect": ("COMPARE", "EQUAL", "LPAR", "NAME"),
+    "emit": ("LPAR",),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """wanted: terminals that would have fitted. start: first token of the broken item. block: the open `{`."""
+
+    source: Source
+    tokens: list
+    deep: bool
+    wanted: frozenset
+    start: int
+    stop: int
+    block: int | None
+    statement: int | None
+
+    @cached_property
+    def at(self) -> int:
+        """The token to blame: the first that begins a new statement or step, or else where the parser stopped."""
+        for i in range(self.start + (self.block is None), self.stop):
+            if self.is_head(i) or i > self.start and self.is_step(i):
+                return i
+        return self.stop
+
+    @property
+    def found(self):
+        return self.tokens[self.at]
+
+    @property
+    def previous(self):
+        return self.tokens[max(self.at - 1, 0)]
+
+    @property
+    def following(self):
+        return self.tokens[min(self.at + 1, len(self.tokens) - 1)]
+
+    @property
+    def owner(self) -> str:
+        """The keyword of the statement that the broken item belongs to; empty between statements."""
+        between = self.block is None and self.start == self.stop
+        return "" if self.statement is None or between else str(self.tokens[self.statement])
+
+    @cached_property
+    def open(self) -> list[int]:
+        """Indices of the brackets and braces not closed before the token to blame, outermost first."""
+        stack = [] if self.block is None else [self.block]
+        for i in range(self.start, self.at):
+            kind = self.tokens[i].type
+            if kind in OPENERS and i != self.block:
+                stack.append(i)
+            elif stack and self.tokens[stack[-1]].type == CLOSERS.get(kind):
+                stack.pop()
+        return stack
+
+    def span(self, token) -> Span:
+        """Of a token; of one that runs over several lines, its first line. The end of the file is what stands last."""
+        if token.type == "$END":
+            end = len(self.source.text.rstrip())
+            return Span(self.source, end, end)
+        return Span(self.source, token.start_pos, token.start_pos + len(token.split("\n")[0].rstrip("\r")))
+
+    # Where reading can resume
+
+    def first_on_line(self, i: int) -> bool:
+        return i == 0 or self.tokens[i - 1].end_line < self.tokens[i].line
+
+    def _follow(self, i: int, kinds) -> bool:
+        return all(i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind
+                   for k, kind in enumerate(kinds))
+
+    def is_head(self, i: int) -> bool:
+        """Whether a statement begins here, as far as layout and the next words tell."""
+        token = self.tokens[i]
+        if token.type != "NAME" or token not in HEADS or not self.first_on_line(i):
+            return False
+        if token.column == 1 and self.tokens[i + 1].type not in _NO_STATEMENT:
+            return True
+        return any(self._follow(i, kinds) for kinds in _AFTER_HEAD[token])
+
+    def is_step(self, i: int) -> bool:
+        """Whether, inside the parentheses of a step that was not closed, the next step begins here."""
+        if self.block is None or self.tokens[self.statement] != "pipeline" or not self.first_on_line(i):
+            return False
+        shape = any(self._follow(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
+        return shape and self.tokens[i].type == "NAME" and self.tokens[i].column <= self.tokens[self.start].column
+
+    def next_head(self, i: int) -> int:
+        last = len(self.tokens) - 1
+        while i < last and not self.is_head(i):
+            i += 1
+        return min(i, last)
+
+    def next_item(self, i: int) -> int:
+        """The next item of the open block, its closing brace, the next statement or the end."""
+        last, depth, after = len(self.tokens) - 1, 0, _AFTER_WORD[self.tokens[self.statement]]
+        for k in range(self.start, min(i, last)):
+            depth = self._deeper(depth, self.tokens[k].type)
+        while i < last:
+            token = self.tokens[i]
+            if token.type == "RBRACE" or self.is_head(i):
+                return i
+            if token.type in ("NAME", "DOTTED") and self.first_on_line(i):
+                shape = self.tokens[i + 1].type in after
+                aligned = token.column <= self.tokens[self.start].column
+                if shape and (aligned or depth == 0) or aligned and depth == 0:
+                    return i
+            depth = self._deeper(depth, token.type)
+            i += 1
+        return last
+
+    @staticmethod
+    def _deeper(depth: int, kind: str) -> int:
+        return max(0, depth + (kind in ("LPAR", "LSQB")) - (kind in ("RPAR", "RSQB")))
+
+    def ends_block(self, i: int) -> bool:
+        return i == len(self.tokens) - 1 or self.is_head(i)
