@@ -67,6 +67,7 @@ class _Reader:
     block: int | None = None             # index of the open `{`
     depth: int = 0                       # of parentheses and brackets
     blamed: bool = False                 # this item has its diagnostic
+    dropped: tuple | None = None         # statement and message of the last token dropped
 
     def __post_init__(self):
         from .scan import grammar, keywords
@@ -192,8 +193,10 @@ class _Reader:
         scene = Scene(self.source, self.tokens, self.depth > DEPTH, frozenset(self.parser.accepts()), start,
                       at, self.block, self.statement.at if self.statement else None)
         slip = diagnose(scene)
-        if complete and slip.put is None:
-            self.blamed = False
+        again = slip.drops and self.dropped == (scene.statement, slip.diagnostic.message)
+        if complete and not slip.put:
+            self.blamed = again
+        self.dropped = (scene.statement, slip.diagnostic.message) if slip.drops else None
         self.report(slip.diagnostic, slip.repairs)
         if not slip.repairs:
             return self.resume(scene, complete)

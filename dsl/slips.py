@@ -61,6 +61,10 @@ class Slip:
     put: tuple[str, str] | None = None
     skip: bool = False
 
+    @property
+    def drops(self) -> bool:
+        return self.repairs and self.skip and not self.put
+
 
 def diagnose(scene: Scene) -> Slip:
     for found, wanted, say in TABLE:
@@ -203,6 +207,18 @@ def _spaced_unit(scene: Scene) -> Slip | None:
                            help=f"write `{number}{unit}`", fix=Fix(gap, "")), True, None, True)
 
 
+def _late_unit(scene: Scene) -> Slip | None:
+    """In a block, `24 GiB` looks like an entry named GiB until the next token."""
+    if scene.at != scene.start + 1 or scene.start < 2:
+        return None
+    number, unit = scene.tokens[scene.start - 1], scene.tokens[scene.start]
+    if number.type != "NUMBER" or number.line != unit.line or not _unit.fullmatch(unit):
+        return None
+    gap = Span(scene.source, number.end_pos, unit.start_pos)
+    return Slip(wrong_sign("a unit follows its number without a space", Span(scene.source, number.start_pos, unit.end_pos),
+                           help=f"write `{number}{unit}`", fix=Fix(gap, "")))
+
+
 def _needless_comma(scene: Scene) -> Slip | None:
     if scene.open and scene.tokens[scene.open[-1]].type != "LBRACE":
         return None
@@ -323,6 +339,8 @@ TABLE: tuple[Row, ...] = (
     _row("EQUAL", "COMPARE", _equal_for_compare),
     _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _comma),
     _row("NAME", "", _spaced_unit),
+    _row("", "COLON", _late_unit),
+    _row("", "COMPARE", _late_unit),
     _row("COMMA", "RBRACE", _needless_comma),
     _row("COMMA", "$END", _needless_comma),
     _row("STAR", "STRING", _pattern),
