@@ -18,7 +18,7 @@ class Uneven(Exception):
 
 @dataclass
 class Found:
-    """Groups of a unit, paths below it; `items` holds for each group the labels' roots of each of its items."""
+    """Groups of a unit, paths below it; `items` holds for each group the roots of each of its items."""
 
     groups: list[Group] = field(default_factory=list)
     items: list[list[frozenset[int]]] = field(default_factory=list)
@@ -33,7 +33,7 @@ class _Search:
     def __init__(self, labelling: Labelling):
         self.labelling = labelling
         self.root = labelling.roots()
-        self.owner: dict[Index, np.ndarray] = {}          # tensor, axis -> root of each index; NOTHING where unlabelled
+        self.owner: dict[Index, np.ndarray] = {}          # root of each index; NOTHING where unlabelled
         self.reads: set[Index] = set()
         for claim in labelling.claims:
             self.owner[claim.tensor, claim.axis] = self.root[claim.labels]
@@ -96,15 +96,17 @@ class _Search:
             if reason:
                 self.found.refused.append((site, reason))
                 continue
-            first = {r: i for i, r in reversed(list(enumerate(self.owner[readers[0]].tolist())))}
-            self.add("channels", [frozenset({r}) for r in sorted(roots.tolist(), key=first.__getitem__)], 0, site)
+            owner = self.owner[readers[0]]
+            order = dict.fromkeys(owner[np.isin(owner, roots)].tolist())
+            self.add("channels", [frozenset({root}) for root in order], 0, site)
 
     def alike(self, free: np.ndarray) -> Iterator[np.ndarray]:
         """Sets of roots that hold the same number of indices of the same tensors."""
         roots = np.flatnonzero(free & (self.root == np.arange(len(self.root))))
         if not len(roots):
             return
-        counts = np.stack([np.bincount(owner, minlength=len(self.root))[roots] for owner in self.owner.values()])
+        size = len(self.root)
+        counts = np.stack([np.bincount(owner, minlength=size)[roots] for owner in self.owner.values()])
         _, first, kind = np.unique(counts, axis=1, return_index=True, return_inverse=True)
         for i in np.argsort(first):
             yield roots[kind.reshape(-1) == i]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -26,20 +26,24 @@ class Structure:
 
 
 def discover(program: Program) -> Skeleton:
-    """The skeleton of a captured model. Reads shapes and attributes only: a model on the meta device will do."""
+    """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""
     model = program.model
     tied = tuple(tied_tensors(model))
     branches, groups, refused = [], [], []
     for path, structure in structures(program):
         branches += [_placed_branch(b, path) for b in structure.branches]
-        placed = [_placed_group(g, path) for g in structure.groups]
-        groups += [g for g in placed if not _shared(g, tied)]
-        refused += [(join(path, site), why) for site, why in structure.refused]
-        refused += [(g.site, f"{_shared(g, tied)} is shared with another module") for g in placed if _shared(g, tied)]
+        refused += [[join(path, site), why] for site, why in structure.refused]
+        for group in structure.groups:
+            placed = _placed_group(group, path)
+            shared = _shared(placed, tied)
+            if shared:
+                refused.append([placed.site, f"{shared} is shared with another module"])
+            else:
+                groups.append(placed)
     return Skeleton(
         model_type=_model_type(model), parts=tuple(parts_of(model)), units=tuple(program.units),
         branches=tuple(branches), groups=tuple(groups), tied=tied, opaque=tuple(program.opaque.items()),
-        facts={**facts_of(model, program), "refused": [list(x) for x in refused]})
+        facts={**facts_of(model, program), "refused": refused})
 
 
 def structures(program: Program) -> Iterator[tuple[str, Structure]]:
@@ -100,6 +104,7 @@ def tied_tensors(model: nn.Module) -> Iterator[tuple[str, ...]]:
 def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     """What a reader wants to know first; None where a model has no such thing."""
     embedding = model.get_input_embeddings() if _is_pretrained(model) else None
+    vocab = embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
     config = model.config.get_text_config() if _is_pretrained(model) else None
     first = next(iter(program.units.values()), None)
     stream = stream_of(first.graph) if first else None
@@ -108,7 +113,7 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     return {
         "hidden": stream.meta["shape"][-1] if stream else None,
         "layers": len(program.units),
-        "vocab": embedding.weight.shape[0] if isinstance(getattr(embedding, "weight", None), Tensor) else None,
+        "vocab": vocab,
         "positions": getattr(config, "max_position_embeddings", None),
         "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
         "active_experts": getattr(config, "num_experts_per_tok", None),
@@ -127,7 +132,8 @@ def join(path: str, below: str) -> str:
 
 
 def _placed_branch(branch: Branch, path: str) -> Branch:
-    return replace(branch, unit=path, site=join(path, branch.site), parts=tuple(join(path, p) for p in branch.parts))
+    parts = tuple(join(path, part) for part in branch.parts)
+    return replace(branch, unit=path, site=join(path, branch.site), parts=parts)
 
 
 def _placed_group(group: Group, path: str) -> Group:

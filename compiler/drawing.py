@@ -46,7 +46,8 @@ class _Module:
 
     def count(self) -> int:
         """Numbers that it holds, without those that are another module's, too."""
-        own = sum(math.prod(shape) for name, shape in self.part.tensors if name not in self.tied) if self.part else 0
+        tensors = self.part.tensors if self.part else ()
+        own = sum(math.prod(shape) for name, shape in tensors if name not in self.tied)
         return own + sum(child.count() * child.alike for child in self.children)
 
 
@@ -63,7 +64,8 @@ def draw(skeleton: Skeleton, *, width: int = 100) -> str:
              for row in rows]
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [_title(skeleton)]
-    lines += [f"{tree.ljust(sizes[0])}  {what.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, what, count in cells]
+    lines += [f"{tree.ljust(sizes[0])}  {what.ljust(sizes[1])}  {count.rjust(sizes[2])}"
+              for tree, what, count in cells]
     lines += _remarks(skeleton)
     return "\n".join(line if len(line) <= width else f"{line[:width - 1]}…" for line in lines)
 
@@ -227,8 +229,9 @@ def graph_text(unit: "Unit") -> str:
 
 def _is_item(node: "fx.Node") -> bool:
     """Whether a node only takes one of several results."""
-    return node.op == "call_function" and node.target.__name__ == "getitem" and isinstance(node.args[1], int) \
-        and isinstance(node.args[0].meta.get("dtype"), tuple)
+    if node.op != "call_function" or node.target.__name__ != "getitem":
+        return False
+    return isinstance(node.args[1], int) and isinstance(node.args[0].meta.get("dtype"), tuple)
 
 
 def _result(node: "fx.Node") -> str:
@@ -252,6 +255,10 @@ def _sizes(shape: Any) -> str:
     return ", ".join(filter(None, map(_sizes, shape)))
 
 
+def _called(node: "fx.Node") -> str:
+    return node.target if isinstance(node.target, str) else node.target.__name__
+
+
 def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     args = [_written(x, texts) for x in node.args]
     named = [f"{key}={_written(x, texts)}" for key, x in node.kwargs.items()]
@@ -261,7 +268,7 @@ def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
         return f"self.{node.target}({', '.join(args + named)})"
     if node.op == "call_method":
         return f"{args[0]}.{node.target}({', '.join(args[1:] + named)})"
-    name = getattr(node.target, "__name__", str(node.target))
+    name = _called(node)
     if name == "getattr":
         return f"{args[0]}.{node.args[1]}"
     if name == "getitem":
@@ -300,8 +307,7 @@ def dot(unit: "Unit") -> str:
     lines = [f'digraph "{unit.path or "model"}" {{', "  node [shape=box, fontname=monospace];"]
     for node in unit.graph.nodes:
         if node in shown:
-            label = node.name if node.op in ("placeholder", "output") else str(
-                node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
+            label = node.name if node.op in ("placeholder", "output") else _called(node)
             sizes = _sizes(node.meta.get("shape"))
             lines.append(f'  {node.name} [label="{label}{chr(92) + "n" + sizes if sizes else ""}"];')
             lines += [f"  {x.name} -> {node.name};" for x in node.all_input_nodes if x in shown]

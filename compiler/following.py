@@ -1,8 +1,9 @@
 """Which integers of modules and configs must follow when a group loses items.
 
-A literal in a `view`, `split` or slice describes positions; labels tell which of them vanish with an item, hence
-the value the literal must take. The attributes to change are the fewest whose change with the group's count gives
-every literal of the unit the value it needs, through the source expressions recorded at capture (`meta["ints"]`).
+A literal in a `view`, `split` or slice describes positions; labels tell which of them vanish with an item,
+hence the value the literal must take. The attributes to change are the fewest whose change with the group's
+count gives every literal of the unit the value it needs, through the source expressions recorded at capture
+(`meta["ints"]`).
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .labels import Labelling, name_of, tensors_in
 REPEAT = "num_key_value_groups"
 MOST_ATTRIBUTES = 4
 
-Name = tuple[str, str]             # (module below the unit, attribute): ("self_attn", "config.num_attention_heads")
+Name = tuple[str, str]             # module below the unit, attribute: ("attn", "config.num_attention_heads")
 
 
 class Baked(Exception):
@@ -159,13 +160,16 @@ def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[tuple
     axis = 0
     for at, part in enumerate(index):
         place = f"args.1.{at}" if nested else "args.1"
-        bounds = {f"{place}.start": part.start, f"{place}.stop": part.stop} if isinstance(part, slice) else {place: part}
+        bounds = {place: part}
+        if isinstance(part, slice):
+            bounds = {f"{place}.start": part.start, f"{place}.stop": part.stop}
         for where, bound in bounds.items():
-            if isinstance(bound, int) and not isinstance(bound, bool):
+            if type(bound) is int:
                 lost = vanished(x, axis, gone)
-                yield where, bound, bound - int(lost[:bound].sum()) if bound >= 0 else bound + int(lost[bound:].sum())
+                before, behind = int(lost[:bound].sum()), int(lost[bound:].sum())
+                yield where, bound, bound - before if bound >= 0 else bound + behind
         axis += spread if part is ... else 0 if part is None else 1
 
 
-_LITERALS = {"view": _sizes, "reshape": _sizes, "expand": _sizes, "split": _splits, "split_with_sizes": _splits,
-             "getitem": _slices}
+_LITERALS = {"view": _sizes, "reshape": _sizes, "expand": _sizes, "split": _splits,
+             "split_with_sizes": _splits, "getitem": _slices}

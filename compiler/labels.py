@@ -1,15 +1,14 @@
 """Which channel of which tensor does each number of an activation come from.
 
-A unit's graph is run once on integer *labels* instead of numbers: every output row of a weight gets a label of its own,
-views, splits and transposes move labels by being executed on them, elementwise functions couple the labels that
-meet, norms and softmaxes couple all along their axis, and a contracting module reads labels at its columns.
-No values are needed, so a model on the meta device will do.
+A unit's graph is run once on integer *labels* instead of numbers: every output row of a weight gets a label
+of its own, views, splits and transposes move labels by being executed on them, elementwise functions couple
+the labels that meet, norms and softmaxes couple all along their axis, and a contracting module reads labels
+at its columns. No values are needed, so a model on the meta device will do.
 
-The alternative, one NaN per channel through the real weights, takes seconds per layer and loses the NaN in fused
-attention kernels.
+The alternative, one NaN per channel through the real weights, takes seconds per layer and loses the NaN in
+fused attention kernels.
 """
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,17 +22,23 @@ NOTHING = 0                        # masks, angles, constants: they constrain no
 STREAM = 1                         # the residual stream that enters the unit
 FIRST = 2
 
-MOVES = frozenset(
-    "view reshape view_as reshape_as transpose swapaxes permute movedim contiguous clone detach split chunk tensor_split getitem "
-    "cat concat stack unsqueeze squeeze expand expand_as flatten unflatten unbind narrow select repeat repeat_interleave "
-    "flip roll t T mT getattr size dim numel split_with_sizes index_select".split())
-POINTWISE = frozenset(
-    "to float half bfloat16 double type type_as relu gelu silu mish sigmoid tanh exp log neg rsqrt sqrt square pow abs "
-    "clamp clip sin cos softplus relu6 leaky_relu elu hardswish hardtanh logsigmoid erf dropout add sub mul truediv div "
-    "iadd isub imul itruediv add_ sub_ mul_ div_ true_divide maximum minimum where masked_fill masked_fill_ lerp "
-    "addcmul zeros_like ones_like rsub".split())
-MIXES = frozenset("softmax log_softmax layer_norm rms_norm normalize cumsum".split())
-REDUCES = frozenset("mean sum var std amax amin logsumexp norm".split())
+MOVES = frozenset((
+    "view", "reshape", "view_as", "reshape_as", "transpose", "swapaxes", "permute", "movedim", "contiguous",
+    "clone", "detach", "split", "chunk", "tensor_split", "getitem", "cat", "concat", "stack", "unsqueeze",
+    "squeeze", "expand", "expand_as", "flatten", "unflatten", "unbind", "narrow", "select", "repeat",
+    "repeat_interleave", "flip", "roll", "t", "T", "mT", "getattr", "size", "dim", "numel",
+    "split_with_sizes", "index_select"))
+POINTWISE = frozenset((
+    "to", "float", "half", "bfloat16", "double", "type", "type_as", "relu", "gelu", "silu", "mish",
+    "sigmoid", "tanh", "exp", "log", "neg", "rsqrt", "sqrt", "square", "pow", "abs", "clamp", "clip", "sin",
+    "cos", "softplus", "relu6", "leaky_relu", "elu", "hardswish", "hardtanh", "logsigmoid", "erf",
+    "dropout", "add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv", "add_", "sub_",
+    "mul_", "div_", "true_divide", "maximum", "minimum", "where", "masked_fill", "masked_fill_", "lerp",
+    "addcmul", "zeros_like", "ones_like", "rsub"))
+MIXES = frozenset((
+    "softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
+REDUCES = frozenset((
+    "mean", "sum", "var", "std", "amax", "amin", "logsumexp", "norm"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Labelling:
     blocked: list[tuple[np.ndarray, str]] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     count: int = FIRST
-    edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that live and die together
+    edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that belong together
 
     def fresh(self, size: int) -> Tensor:
         self.count += size
@@ -129,7 +134,7 @@ def name_of(node: fx.Node) -> str:
 
 
 def label(graph: fx.Graph, root: nn.Module, stream: str) -> Labelling:
-    """Run the graph of the unit `root` on labels; `stream` names the placeholder that carries the residual stream."""
+    """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream."""
     out = Labelling()
     for node in graph.nodes:
         if node.op == "output":
@@ -158,7 +163,7 @@ class _Step:
         return self.function(name_of(node))
 
     def attribute(self) -> Any:
-        """A parameter read directly is something no rule speaks of: its channels are blocked where they meet others."""
+        """A parameter read directly is something no rule speaks of: what meets its channels is blocked."""
         found = self.root
         for name in self.node.target.split("."):
             found = getattr(found, name)
@@ -202,17 +207,22 @@ class _Step:
         return found
 
     def mix(self, name: str, x: Tensor) -> Any:
-        given = self.args[1] if len(self.args) > 1 else self.kwargs.get("dim", self.kwargs.get("normalized_shape"))
-        if "norm" in name and name != "norm" and name != "normalize":
-            axes = range(-len(given), 0)
-        else:
-            axes = range(-x.ndim, 0) if given is None else (given,) if isinstance(given, int) else tuple(given)
+        axes = self.mixed_axes(name, x)
         for axis in axes:
             self.out.couple_along(x, axis)
         if name in MIXES:
             return x
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False) is True
-        return x.amax(tuple(axes), keepdim=keep)
+        return x.amax(axes, keepdim=keep)
+
+    def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
+        sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
+        given = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
+        if given is None:
+            return tuple(range(x.ndim))
+        if sizes == "normalized_shape":
+            return tuple(range(-len(given), 0))
+        return (given,) if isinstance(given, int) else tuple(given)
 
     def module(self, module: nn.Module) -> Any:
         x = next(tensors_in((self.args, self.kwargs)), None)
@@ -265,7 +275,7 @@ class _Step:
         return self.args[1], self.args[2]
 
     def attention(self) -> tuple[Tensor, None]:
-        """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in a head doesn't."""
+        """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in one doesn't."""
         module, q, k, v = self.args[:4]
         heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]      # [h, everything else]
         for x in heads:
@@ -285,8 +295,7 @@ _LEAVES = {"attention": _Step.attention, "cache_update": _Step.cache_update, "ro
 
 def _is_plain(node: fx.Node) -> bool:
     """Whether the node computes with sizes and Python values only."""
-    return node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "builtins", "math") or (
-        node.target is operator.getitem)
+    return node.op == "call_function" and node.target.__module__ in ("_operator", "builtins", "math")
 
 
 def _is_pointwise(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Residual branches of a unit, found on its graph.
 
-An add of two same-shape values is a residual add if one of them dominates the other: every path from the entry of
-the stream to the branch's value passes the point where the stream was tapped. Names play no part.
+An add of two same-shape values is a residual add if one of them dominates the other: every path from the
+entry of the stream to the branch's value passes the point where the stream was tapped. Names play no part.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from .labels import name_of
+from .labels import name_of, tensors_in
 from .leaves import module_role
 
 ADDS = frozenset(("add", "iadd", "add_"))
-KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))   # the value is still the same stream
+KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream
 SCANS = frozenset(("ssm_scan", "ssm_conv"))
 WORK = frozenset(("linear", "conv", "experts", "embedding", "module"))
 
@@ -31,7 +31,7 @@ class Term:
 
 
 def terms(graph: fx.Graph, root: nn.Module, entry: fx.Node, values: Mapping) -> list[Term]:
-    """The branches in the order in which they are added. `values` tells tensors from sizes (`Labelling.values`)."""
+    """The branches in the order in which they are added; `values`, of a labelling, tell data from sizes."""
     above = dominators(entry, values)
     found: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
     for node in graph.nodes:
@@ -39,7 +39,7 @@ def terms(graph: fx.Graph, root: nn.Module, entry: fx.Node, values: Mapping) -> 
         if tap is not None:
             value = next(x for x in node.args if x is not tap[1])
             found += _split(node, value, tap[0], above, values)
-    inner = [join for join, _, _ in found if any(join in nodes for other, _, nodes in found if other is not join)]
+    inner = {join for join, _, _ in found if any(join in nodes for _, _, nodes in found)}
     return [_term(root, graph, join, value, nodes) for join, value, nodes in found if join not in inner]
 
 
@@ -69,8 +69,7 @@ def _meet(a: fx.Node, b: fx.Node, above: Mapping, depth: Mapping) -> fx.Node:
 
 
 def carries_data(node: fx.Node, values: Mapping) -> bool:
-    value = values.get(node)
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value))
+    return next(tensors_in(values.get(node)), None) is not None
 
 
 def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
@@ -87,9 +86,11 @@ def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.
 def _is_add(node: fx.Node, above: Mapping, values: Mapping) -> bool:
     if node not in above or name_of(node) not in ADDS or len(node.args) != 2:
         return False
-    shapes = [values[x].shape if isinstance(x, fx.Node) and x in above and isinstance(values[x], Tensor) else None
-              for x in node.args]
-    return None not in shapes and shapes[0] == shapes[1]
+    left, right = node.args
+    if left not in above or right not in above:
+        return False
+    left, right = values[left], values[right]
+    return isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
 
 
 def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
@@ -107,7 +108,7 @@ def through(node: fx.Node) -> fx.Node:
 
 
 def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
-    """Branches that run in parallel meet in an add of their own, written in the same module as the residual add."""
+    """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
     inner = through(value)
     if _is_add(inner, above, values) and inner.meta.get("scope") == join.meta.get("scope") \
             and tap_of(inner, above, values) is None:
@@ -128,13 +129,13 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
 
 def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node]) -> Term:
     ours = {path for n in nodes for path in modules_used(n, root)}
-    others = {path for n in graph.nodes if n not in nodes and n.op != "get_attr" for path in modules_used(n, root)}
-    work = [path for n in nodes for path in modules_used(n, root) if module_role(root.get_submodule(path)) in WORK]
+    others = {path for n in graph.nodes if n not in nodes for path in modules_used(n, root)}
+    work = [path for path in ours if module_role(root.get_submodule(path)) in WORK]
     roles = {n.meta.get("role") for n in nodes}
     role = "attention" if "attention" in roles else "ssm" if roles & SCANS else "mlp" if work else "other"
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
-    own = [path for path in sorted(ours - others, key=order.__getitem__) if root.get_submodule(path)._parameters]
-    return Term(join, value, nodes, role, common(work), tuple(own))
+    own = [path for path in ours - others if root.get_submodule(path)._parameters]
+    return Term(join, value, nodes, role, common(work), tuple(sorted(own, key=order.__getitem__)))
 
 
 def modules_used(node: fx.Node, root: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
 """What a model weighs, and its skeleton after a cut: arithmetic on shapes, for `plan` and for forecasts.
 
-Everything returns a new skeleton or a number; nothing needs torch. The rules mirror the rewriter's, and a test
-holds both equal.
+Everything returns a new skeleton or a number; nothing needs torch. The rules mirror the rewriter's, and a
+test holds both equal.
 """
 
 import math
@@ -27,8 +27,8 @@ def bytes_(skeleton: Skeleton, itemsize: int) -> int:
 def flops_per_token(skeleton: Skeleton, context: int) -> int:
     """Floating-point operations of one decoded token that attends to `context` positions.
 
-    Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding doesn't;
-    of packed experts only the active share), and two products of queries with keys and weights with values.
+    Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding
+    doesn't, of packed experts the active ones do), and the products of queries with keys, weights with values.
     """
     weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
     return 2 * weights + 4 * context * sum(map(_attended, _query_heads(skeleton)))
@@ -146,9 +146,11 @@ class _Cut:
 
     def member(self, member: Member, scale: int = 1, over: int = 1) -> Member:
         """Its segments where they come to lie; sizes times scale/over where its items themselves shrink."""
-        shrinks = any((m.tensor, m.axis) == (member.tensor, member.axis) for m in self.group.members)
+        index = member.tensor, member.axis
+        if all((m.tensor, m.axis) != index for m in self.group.members):
+            return member
         return replace(member, segments=tuple(
-            (start - self.lost_before(member.tensor, member.axis, start), size * scale // over if shrinks else size)
+            (start - self.lost_before(*index, start), size * scale // over)
             for start, size in member.segments))
 
     def applied(self, other: Group) -> Group:
@@ -181,7 +183,7 @@ class _Cut:
 def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
     """The skeleton when `group` keeps `count` of its items, whichever they are.
 
-    Query heads under grouped-query attention keep the same number per KV head: `count` is a multiple of theirs.
+    Query heads under grouped-query attention keep the same number per KV head, so `count` divides by theirs.
     """
     assert group in skeleton.groups, f"{group.site} has no such group of {group.kind}"
     assert 0 < count <= group.count, f"{count} of {group.count} {group.kind}"

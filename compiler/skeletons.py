@@ -1,4 +1,4 @@
-"""The shelf of skeletons: one JSON file per config, so that `check` and `plan` need no torch the second time."""
+"""The shelf of skeletons: one JSON file per config, so that `check` and `plan` don't need torch again."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def store(folder: Path, key: str, skeleton: Skeleton) -> None:
 
 
 def load(folder: Path, key: str) -> Skeleton | None:
-    """The skeleton kept under a key; None where there is none, or the file is damaged or of another format."""
+    """The skeleton kept under a key; None where there is none, or its file is damaged or of another form."""
     try:
         return Skeleton.from_json(json.loads((folder / f"{key}.json").read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):

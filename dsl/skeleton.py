@@ -85,12 +85,14 @@ class Skeleton:
     groups: tuple[Group, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
     opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
-    facts: dict[str, Any] = field(default_factory=dict, hash=False)   # hidden, vocab, positions, dtype, causal_lm,
-    # layers, heads, kv_heads, head_dim; refused: [module path, why its channels or heads form no group], ...
+    # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, heads, kv_heads, head_dim,
+    # active_experts; refused: [module path, why its channels or heads form no group], ...
+    facts: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by path, tied ones too."""
-        return {f"{p.path}.{name}" if p.path else name: shape for p in self.parts for name, shape in p.tensors}
+        return {f"{part.path}.{name}" if part.path else name: shape
+                for part in self.parts for name, shape in part.tensors}
 
     def to_json(self) -> dict:
         return {"format": FORMAT, **asdict(self)}

@@ -1,4 +1,5 @@
 """Structure is found on graphs: branches, groups of channels and heads, and the integers that follow them."""
+import copy
 import functools
 import random
 
@@ -33,13 +34,13 @@ def logits(model: nn.Module) -> torch.Tensor:
 def index_select(model: nn.Module, path: str, axis: int, keep: list[int]) -> None:
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
-    module._parameters[name] = nn.Parameter(module._parameters[name].detach().index_select(axis, torch.tensor(keep)))
+    kept = module._parameters[name].detach().index_select(axis, torch.tensor(keep))
+    module._parameters[name] = nn.Parameter(kept)
     if type(module).__name__ == "Conv1D" and name == "weight":
         module.nx, module.nf = module.weight.shape
 
 
 def set_integer(model: nn.Module, path: str, attribute: str, value: int) -> None:
-    import copy
     module = model.get_submodule(path)
     if attribute.startswith("config."):
         module.config = copy.copy(module.config)
@@ -49,7 +50,7 @@ def set_integer(model: nn.Module, path: str, attribute: str, value: int) -> None
 
 
 def slice_away(model: nn.Module, group: Group, dead: list[int]) -> None:
-    """Remove items: slice every member, set every attribute. Written without the rewriter, so as to judge it."""
+    """Remove items: slice every member, set every attribute. The rewriter has no part in it."""
     for member in group.members:
         gone = {i for item in dead for i in member.indices(item)}
         size = model.get_parameter(member.tensor).shape[member.axis]
@@ -90,7 +91,7 @@ def test_removing_items_equals_silencing_them(name, kind):
         slice_away(sliced, group, dead)
         zero_readers(silenced, group, dead)
     after = logits(sliced)
-    assert torch.allclose(after, logits(silenced), atol=2e-4), "float32 sums in another order, logits up to 50"
+    assert torch.allclose(after, logits(silenced), atol=2e-4), "float32 in another order, logits up to 50"
     assert (after - before).abs().max() > 1e-2, "the removed items mattered"
 
 
@@ -142,15 +143,13 @@ def test_removing_a_branch_equals_silencing_its_last_module(name, role):
     for path in list(program.units):                       # own graphs, so that one can differ
         unit = program.units[path]
         if path == branch.unit:
-            import copy
             unit.graph = copy.deepcopy(unit.graph)
             remove_branch(unit, branch)
         unit.bind(program.model)
     with torch.no_grad():
         for path in branch.parts:
             for parameter in silenced.get_submodule(path).parameters(recurse=False):
-                zero = -1.0 if name.startswith("gemma") and "norm" in path else 0.0      # gemma's norms add one
-                parameter.fill_(zero)
+                parameter.fill_(-1.0 if name.startswith("gemma") and "norm" in path else 0.0)   # they add one
     assert torch.allclose(logits(program.model), logits(silenced), atol=1e-5)
 
 
@@ -172,7 +171,8 @@ def test_interleaved_projection():
 
 
 def test_integers_that_follow():
-    expected = {"llama": {"num_key_value_groups"}, "gpt2": {"split_size"}, "opt": {"num_heads"}, "gpt_neox": set()}
+    expected = {"llama": {"num_key_value_groups"}, "gpt2": {"split_size"}, "opt": {"num_heads"},
+                "gpt_neox": set()}
     for name, attributes in expected.items():
         (heads,) = groups(name, "heads")
         assert {attribute for _, attribute, _ in heads.attributes} == attributes
@@ -194,10 +194,10 @@ def test_parallel_branches_meet_in_one_add():
 def test_facts_and_ties():
     found = skeleton("gpt2")
     assert found.tied == (("transformer.wte.weight", "lm_head.weight"),)
-    told = {k: found.facts[k] for k in ("hidden", "layers", "vocab", "positions", "heads", "head_dim", "causal_lm")}
-    assert told == {"hidden": 64, "layers": 3, "vocab": 128, "positions": 128, "heads": 4, "head_dim": 16,
-                    "causal_lm": True}
-    assert found.facts["refused"] == []
+    assert found.facts == {
+        "hidden": 64, "layers": 3, "layer_class": "GPT2Block", "vocab": 128, "positions": 128, "heads": 4,
+        "kv_heads": 4, "head_dim": 16, "active_experts": None, "dtype": "float32", "causal_lm": True,
+        "refused": []}
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
