@@ -1,0 +1,161 @@
+"""Whether `keep:` and `remove:` mean something possible: legal head counts, aligned widths, layers that remain."""
+
+from typing import TYPE_CHECKING, Any
+
+from .diagnostics import Fault
+from .outcomes import holds
+from .pipelines import Line, Stage
+from .show import number, percent, plain, show
+from .skeleton import Group
+from .values import Ratio
+
+if TYPE_CHECKING:
+    from .structure import Things
+
+illegal_head_count = Fault("illegal-head-count", "A number of heads can't be shared out equally among the KV heads.")
+unaligned_width = Fault("unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it.")
+leaves_none = Fault("leaves-none", "A pass is told to remove all that there is, or more.")
+no_effect = Fault("no-effect", "A step would change nothing.")
+
+WHOLE = ("params", "weights")      # bases that the structure says nothing of
+
+
+def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", line: Line) -> None:
+    """Report an amount of a step that is impossible or changes nothing."""
+    told = _told(stage)
+    if told is None:
+        return
+    name, value = told
+    if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
+        line.scope.report(no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
+                                    help="drop the step, or keep less"))
+    elif (isinstance(value, Ratio) and value.of in WHOLE) or _changed_before(stage, kind, line):
+        return
+    elif kind in ("branches", "layers"):
+        _check_layers(stage, name, value, all_, chosen, line)
+    elif kind == "channels":
+        _check_widths(stage, name, value, chosen, line)
+    elif kind in ("heads", "kv_heads") and not _pooled(stage):
+        _check_heads(stage, name, value, chosen, line)
+
+
+def _told(stage: Stage) -> tuple[str, Any] | None:
+    """The amount that a step names: (parameter, value)."""
+    for name in ("keep", "remove", "sparsity"):
+        value = stage.call.args.get(name)
+        if isinstance(value, Ratio) or type(value) is int:
+            return name, value
+    return None
+
+
+def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
+    """Whether an earlier step has changed how many of these there are, or was not understood."""
+    same = {"heads": {"heads", "kv_heads"}, "kv_heads": {"heads", "kv_heads"}, "layers": {"layers", "branches"},
+            "branches": {"layers", "branches"}}.get(kind, {kind})
+    return any(s.word is None or (s.word.facts.get("acts_on") in same and _told(s)) for s in line.before(stage.name)[:-1])
+
+
+def _pooled(stage: Stage) -> bool:
+    """Whether layers compete, so that only their sum is told: the pass says that it makes uneven sizes."""
+    makes = stage.word.facts.get("makes", {})
+    return any(what.startswith("uneven") and holds(when, stage.call.args) for when, what in makes.items())
+
+
+def _wanted(name: str, value: Any, count: int) -> float:
+    """How many of `count` are to stay, before any rounding."""
+    share = value.value * count if isinstance(value, Ratio) else value
+    return count - share if name in ("remove", "sparsity") else share
+
+
+def _check_layers(stage: Stage, name: str, value: Any, all_: "Things", chosen: "Things", line: Line) -> None:
+    total, noun, place = len(all_.paths), all_.noun, stage.call.where(name)
+    wanted = _wanted(name, value, total)
+    gone = total - int(wanted + 0.5 + 1e-9)
+    said = f"`{name}: {show(value)}`"
+    if wanted < 0.5:
+        line.scope.report(leaves_none(f"{said} leaves none of {total} {noun}", place,
+                                      help=f"at least one has to stay: remove at most {total - 1}"))
+    elif gone <= 0:
+        means = f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
+        line.scope.report(no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more"))
+    elif gone > len(chosen.paths):
+        line.scope.report(leaves_none(f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}", place,
+                                      related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
+                                      help="remove fewer, or select more"))
+
+
+def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
+    align = stage.call.args.get("align")
+    align = align if type(align) is int else 1
+    place = stage.call.where(name)
+    for group in chosen.groups:
+        if align > group.count:
+            line.scope.report(unaligned_width(
+                f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
+                stage.call.where("align"), help=f"align to at most {group.count}"))
+            return
+    for group in () if _pooled(stage) else chosen.groups:
+        wanted = _wanted(name, value, group.count)
+        if wanted < align * (1 - 1e-9):
+            least = align / group.count if name == "keep" else 1 - align / group.count
+            line.scope.report(unaligned_width(
+                f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of `{group.site}`, less "
+                f"than one step of `align: {align}`", place,
+                help=f"{'keep at least' if name == 'keep' else 'remove at most'} {percent(least)}, or align to less"))
+            return
+    if all(_kept(_wanted(name, value, g.count), align, g.count) >= g.count for g in chosen.groups):
+        line.scope.report(no_effect(f"`{name}: {show(value)}` in steps of {align} rounds to all "
+                                    f"{chosen.groups[0].count} channels", place, help="keep less, or align to less"))
+
+
+def _count(wanted: float) -> str:
+    return number(round(wanted, 1))
+
+
+def _kept(wanted: float, align: int, count: int) -> int:
+    """As `compiler/amount.py` rounds: the nearest multiple of `align`, ties to more."""
+    return min(max(int(wanted / align + 0.5 + 1e-9), 1) * align, count)
+
+
+def _check_heads(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
+    """Under grouped-query attention each KV head must serve the same number of query heads."""
+    for group in chosen.groups:
+        step = group.count // group.per_block if group.per_block else 1
+        wanted = _wanted(name, value, group.count)
+        legal = int(wanted / step + 0.5) * step
+        near = abs(wanted - legal) <= 0.005 * group.count       # so that 83% says 10 of 12
+        if near and 0 < legal < group.count:
+            continue
+        if near and legal >= group.count:
+            line.scope.report(no_effect(f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
+                                        stage.call.where(name), help="drop the step, or keep less"))
+        else:
+            line.scope.report(_illegal(stage, name, value, group, step, wanted, line))
+        return
+
+
+def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, wanted: float, line: Line):
+    low = int(wanted / step) * step
+    counts = [c for c in (low, low + step) if 0 < c <= group.count]
+    shown = [f"{c} ({percent(c / group.count)})" for c in counts]
+    noun = "KV heads" if group.kind == "kv_heads" else "query heads" if group.per_block else "heads"
+    given = f"`{name}: {show(value)}`"
+    served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
+    many = len(counts) > 1
+    share = counts[0] / group.count if name == "keep" else 1 - counts[0] / group.count
+    written = show(Ratio(round(share, 3), value.of)) if isinstance(value, Ratio) else plain(
+        counts[0] if name == "keep" else group.count - counts[0])
+    bases = stage.word.param(name).of
+    whole = "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
+    return illegal_head_count(
+        f"{given} means {_count(wanted)} of {group.count} {noun}; {served}the legal count{'s are' if many else ' is'} "
+        f"{' and '.join(shown)}", stage.call.where(name), help=f"write `{written}`{whole}")
+
+
+def _whole_kv_heads(wanted: float, group: Group, step: int, name: str) -> str:
+    """The nearest number of query heads that removing whole KV heads leaves."""
+    kept = int(wanted / group.per_block + 0.5)
+    if not 0 < kept < step:
+        return ""
+    share = kept / step if name == "keep" else 1 - kept / step
+    return f", or `{percent(share)} of kv_heads` for {kept * group.per_block} query heads"

@@ -1,0 +1,77 @@
+"""Bounds of parameters: the least, the most, and the values that a `param` allows."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .diagnostics import Diagnostic, Fault
+from .show import plain, show
+from .source import Span
+from .units import magnitude
+from .values import Bytes, Duration, Range, Ratio
+from .vocabulary import Param
+
+out_of_range = Fault("out-of-range", "A value lies outside the bounds that its parameter declares.")
+
+NUMERIC = (int, float, Ratio, Bytes, Duration)
+
+
+def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+    """Whether a value, or every item of a list, keeps the bounds; reports the first that doesn't."""
+    if isinstance(value, (tuple, list)):
+        return all(within(v, want, span, report) for v in value)
+    if isinstance(value, Range):
+        return within(value.low, want, span, report) and within(value.high, want, span, report)
+    if isinstance(value, bool) or not isinstance(value, NUMERIC):
+        return True
+    for fits, limit, words in _limits(value, want):
+        if not fits(magnitude(value), limit):
+            bound = _like(value, limit)
+            report(out_of_range(f"`{want.name}` is {show(value)}, {words.format(bound)}", span))
+            return False
+    return True
+
+
+def _limits(value: Any, want: Param):
+    """(test, limit, sentence) for every bound that holds for a value.
+
+    Where a parameter takes a count or a share, its bounds are those of the count; a share is 0% to 100%.
+    """
+    counted = isinstance(value, Ratio) and any(t.removeprefix("list[").rstrip("]") in ("int", "float")
+                                               for t in want.types)
+    ge, gt, le, lt = (None,) * 4 if counted else (want.ge, want.gt, want.le, want.lt)
+    if isinstance(value, Ratio) and (counted or want.of):
+        ge = 0 if ge is None and gt is None else ge
+        le = 1 if le is None and lt is None else le
+    return [row for row in (
+        (lambda v, x: v >= x, ge, "the least is {}"),
+        (lambda v, x: v > x, gt, "it has to be more than {}"),
+        (lambda v, x: v <= x, le, "the most is {}"),
+        (lambda v, x: v < x, lt, "it has to be less than {}"),
+    ) if row[1] is not None]
+
+
+def _like(value: Any, limit: float) -> str:
+    """A limit, written as the value is."""
+    if isinstance(value, Ratio):
+        return show(Ratio(limit))
+    if isinstance(value, Bytes):
+        return show(Bytes(int(limit)))
+    return show(Duration(limit)) if isinstance(value, Duration) else show(limit)
+
+
+def allowed(value: Any, bounds: Range | tuple | None, name: str, span: Span,
+            report: Callable[[Diagnostic], None], declared: Span) -> bool:
+    """Whether a value of a `param` lies in the range, or is one of the values, that its line allows."""
+    if bounds is None:
+        return True
+    if isinstance(bounds, Range):
+        fits = magnitude(bounds.low) <= magnitude(value) <= magnitude(bounds.high)
+        said = f"outside {show(bounds)}"
+    else:
+        fits = value in bounds
+        said = f"none of {', '.join(plain(b) for b in bounds)}"
+    if not fits:
+        related = () if declared.source is span.source and declared.start <= span.start < declared.end else (
+            (declared, "allowed here"),)
+        report(out_of_range(f"`{name}` is {plain(value)}, {said}", span, related=related))
+    return fits

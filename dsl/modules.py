@@ -1,0 +1,102 @@
+"""`use`: names of another file, from the recipe library or beside the recipe."""
+
+from dataclasses import replace
+from posixpath import dirname, join, normpath
+
+from . import ast
+from .diagnostics import Fault
+from .scope import Entry, Scope
+
+unknown_module = Fault("unknown-module", "A `use` names a file that isn't there.")
+circular_use = Fault("circular-use", "A file uses itself, directly or through others.")
+nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
+
+
+def use(node: ast.Use, scope: Scope, here: str) -> None:
+    """Add the module that a line names. `here` is the name of the file that the line stands in."""
+    alias = node.alias or _own_name(node)
+    if alias is None:
+        scope.report(nameless_module("the module has no name here", node.target.span,
+                                     help=f"write `use {node.target.span.text} as name`"))
+        return
+    entry = Entry("module", alias.path, alias.span)
+    scope.define(alias, entry)
+    name = module_name(node.target, here)
+    if file := _parsed(node, name, scope):
+        entry.node = file
+        entry.scope = open_module(file, scope, alias.path, {}, "")
+
+
+def module_name(target: ast.Name | ast.Text, here: str) -> str:
+    """`std.text` as it is; a path relative to the file that uses it."""
+    return target.path if isinstance(target, ast.Name) else normpath(join(dirname(here), target.value))
+
+
+def _own_name(node: ast.Use) -> ast.Name | None:
+    """`std.text` is called `text`."""
+    if isinstance(node.target, ast.Text):
+        return None
+    last = node.target.path.rsplit(".", 1)[-1]
+    return ast.Name(last, span=node.target.span)
+
+
+def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
+    session = scope.session
+    if name in session.open:
+        chain = " -> ".join([*session.open[session.open.index(name):], name])
+        scope.report(circular_use(f"the use is circular: {chain}", node.target.span,
+                                  help="move what both need to a third file"))
+        return None
+    if name not in session.parsed:
+        source = session.library(name)
+        if source is None:
+            scope.report(unknown_module(f"there is no {name}", node.target.span,
+                                        help="a path is relative to the file that uses it"
+                                        if isinstance(node.target, ast.Text) else
+                                        "`effc recipes` lists the library"))
+            session.parsed[name] = None
+        else:
+            from .parse import parse
+
+            parsed = parse(source)
+            session.faults += parsed.diagnostics
+            session.parsed[name] = parsed.file
+    return session.parsed[name]
+
+
+def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance: str) -> Scope:
+    """The names of a module's file, under `alias.`; `given` sets its params."""
+    from .declare import declare_all
+
+    session = scope.session
+    inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, given=given)
+    session.open.append(file.source.name)
+    declare_all(file, inner)
+    session.open.pop()
+    return inner
+
+
+def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
+    """Arguments of a call to a module's pipeline as values of its params; None where one is wrong."""
+    from .calls import unknown_parameter
+    from .nearest import suggestion
+    from .params import Given, wanted
+    from .scope import POISON
+    from .typed import typed
+
+    params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
+    out, sound = {}, True
+    for arg in call.args:
+        if arg.name == "from":
+            continue
+        node = params.get(arg.name)
+        if node is None:
+            said = f"has no param `{arg.name}`" if arg.name else "takes its params by name"
+            scope.report(unknown_parameter(f"`{call.name.path}` {said}", arg.name_span or arg.span,
+                                           help=suggestion(arg.name, params, "it has")))
+            sound = False
+        elif want := wanted(node):
+            value = typed(arg.value, replace(want, name=arg.name), scope)
+            sound &= value is not POISON
+            out[arg.name] = Given(value, arg.value.span, "call")
+    return out if sound else None

@@ -1,0 +1,27 @@
+"""The name that was probably meant."""
+
+from collections.abc import Iterable
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The known name closest to `name`, or "" where none is close."""
+    from difflib import get_close_matches
+
+    known = list(dict.fromkeys(names))
+    low = {n.lower(): n for n in known}
+    found = get_close_matches(name.lower(), low, n=1, cutoff=0.6)
+    if found:
+        return low[found[0]]
+    ends = [n for n in known if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return ends[0] if len(ends) == 1 else ""
+
+
+def suggestion(name: str, names: Iterable[str], listing: str = "") -> str:
+    """A help line: the nearest name, else what there is (at most eight of them)."""
+    known = list(dict.fromkeys(names))
+    if near := nearest(name, known):
+        return f"did you mean `{near}`?"
+    if not known or not listing:
+        return ""
+    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+    return f"{listing}: {', '.join(f'`{n}`' for n in known[:8])}{more}"

@@ -1,0 +1,91 @@
+"""Typed values as recipe text: `85% of channels`, `24GiB`, `"*.mlp" - "layers.0.*"`, `perplexity(calib)`."""
+
+from typing import Any
+
+from .units import BYTES, DURATIONS
+from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, StepRef
+
+
+def show(value: Any) -> str:
+    """The text that a recipe would say it with; an absent value is `none`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return number(value)
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(show(v) for v in value)}]"
+    return _SHOWN[type(value)](value)
+
+
+def plain(value: Any) -> str:
+    """Like `show`, but words of a choice stand without quotes."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(plain(v) for v in value)}]"
+    return value if isinstance(value, str) and value.isidentifier() else show(value)
+
+
+def number(value: float) -> str:
+    """Shortest decimal that reads back as the same number, without a trailing `.0`."""
+    text = repr(round(value, 12) if abs(value) > 1e-6 else value)
+    return text[:-2] if text.endswith(".0") else text
+
+
+def percent(share: float) -> str:
+    """`85%`, with one digit after the point where it needs one: `87.5%`, `83.3%`."""
+    return f"{number(round(share * 100, 1))}%"
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{number(round(ratio.value * 100, 10))}%" + (f" of {ratio.of}" if ratio.of else "")
+
+
+def _bytes(size: Bytes) -> str:
+    for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB"):
+        if size.value and size.value % BYTES[unit] == 0:
+            return f"{size.value // BYTES[unit]}{unit}"
+    return f"{number(size.value / 1024)}KiB"
+
+
+def _duration(duration: Duration) -> str:
+    seconds = duration.seconds
+    unit = "s"
+    for name in ("d", "h", "min"):
+        if seconds and seconds % DURATIONS[name] == 0:
+            unit = name
+            break
+    else:
+        unit = next((u for u in ("s", "ms", "us") if seconds >= DURATIONS[u]), "ns" if seconds else "s")
+    return number(round(seconds / DURATIONS[unit], 9)) + unit
+
+
+def _selector(selector: Selector) -> str:
+    (_, first), *rest = selector.terms
+    text = quoted(first) + "".join(f" {op} {quoted(glob)}" for op, glob in rest)
+    return text + (" allow empty" if selector.allow_empty else "")
+
+
+def _metric(metric: MetricRef) -> str:
+    """Handles stand without their name: `perplexity(heldout)`, `decode.p50(tokens: 64)`."""
+    args = [show(v) if isinstance(v, DataRef) else f"{name}: {plain(v)}" for name, v in metric.args]
+    return f"{metric.name}({', '.join(args)})" if args else metric.name
+
+
+_SHOWN = {
+    Ratio: _ratio,
+    Bytes: _bytes,
+    Duration: _duration,
+    Range: lambda r: f"{show(r.low)}..{show(r.high)}",
+    Selector: _selector,
+    DataRef: lambda ref: ref.name,
+    ModelRef: lambda ref: ref.name,
+    StepRef: lambda ref: ref.name,
+    MetricRef: _metric,
+}

@@ -1,0 +1,152 @@
+"""Steps against the structure of their model: what `on:` selects, and whether the amounts are possible.
+
+Works on the skeleton that the model starts with. Once an earlier step has changed how many of something there
+are, amounts of it are left to `plan`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .amounts import check_amounts
+from .diagnostics import Fault, Fix
+from .literals import inside
+from .nearest import nearest
+from .pipelines import Line, Stage
+from .selectors import Dead, dead, matches, resolve
+from .show import quoted
+from .skeleton import Group, Skeleton
+from .source import Span
+from .values import Ratio, Selector
+
+no_match = Fault("no-match", "A selector, or one alternative of it, matches nothing that the pass works on.")
+nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
+
+LINEAR = ("Linear", "Conv1D")
+NOUNS = {"channels": "groups of channels", "heads": "attention modules", "kv_heads": "attention modules with KV heads",
+         "branches": "residual branches", "layers": "layers", "linear": "linear modules"}
+
+
+@dataclass(frozen=True)
+class Things:
+    """What a step may select: their kind, paths, and the groups behind the paths where they are channels or heads."""
+
+    kind: str
+    paths: tuple[str, ...]
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def noun(self) -> str:
+        return NOUNS[self.kind]
+
+    def selected(self, on: Selector | None) -> "Things":
+        if on is None:
+            return self
+        chosen = resolve(on, self.paths)
+        return Things(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
+
+
+def check_line(line: Line, skeleton: Skeleton) -> None:
+    """Check every step of a line; faults go to its scope."""
+    for stage in line.stages:
+        if stage.word is None or stage.call is None or not stage.word.facts.get("acts_on"):
+            continue
+        things = things_of(stage, skeleton)
+        if not things.paths:
+            line.scope.report(_absent(stage, things, skeleton))
+            continue
+        on = stage.call.args.get("on")
+        if isinstance(on, Selector):
+            gone = [d for d in dead(on, things.paths) if not on.allow_empty]
+            for part in gone[:3]:
+                line.scope.report(_no_match(stage, part, things, skeleton))
+            if not gone and not resolve(on, things.paths) and not on.allow_empty:
+                line.scope.report(no_match(f"nothing is left of {len(things.paths)} {things.noun}",
+                                           stage.call.where("on"), help="subtract less"))
+            if gone:
+                continue
+        check_amounts(stage, things.kind, things, things.selected(on), line)
+
+
+def things_of(stage: Stage, skeleton: Skeleton) -> Things:
+    """What a step's `on:` chooses from."""
+    kind, args = stage.word.facts["acts_on"], stage.call.args
+    if kind == "branches" and args.get("unit") == "layer":
+        kind = "layers"
+    if kind in ("heads", "kv_heads", "channels"):
+        bases = [v.of for v in args.values() if isinstance(v, Ratio) and v.of in ("heads", "kv_heads")]
+        kind = bases[0] if bases and kind != "channels" else kind
+        groups = tuple(g for g in skeleton.groups if g.kind == kind)
+        if not groups and kind == "kv_heads":                # every query head has a KV head of its own
+            groups = tuple(g for g in skeleton.groups if g.kind == "heads")
+        return Things(kind, tuple(dict.fromkeys(g.site for g in groups)), groups)
+    if kind == "linear":
+        return Things(kind, tuple(p.path for p in skeleton.parts if p.kind in LINEAR))
+    if kind == "layers":
+        return Things(kind, skeleton.units)
+    assert kind == "branches", f"{stage.word.name} acts on {kind}"
+    return Things(kind, tuple(b.site for b in skeleton.branches))
+
+
+def _absent(stage: Stage, things: Things, skeleton: Skeleton):
+    refused = skeleton.facts.get("refused") or []
+    note = f"`{refused[0][0]}`: {refused[0][1]}" if refused and things.groups == () else ""
+    return nothing_to_select(f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
+                             stage.call.span, note=note)
+
+
+def _no_match(stage: Stage, part: Dead, things: Things, skeleton: Skeleton):
+    """Says which part of a selector is dead, among how many, and what was probably meant."""
+    span = stage.call.where("on")
+    place = _place(span, part)
+    if part.subtracts:
+        return no_match(f"`{part.glob}` matches nothing that is selected before it", place,
+                        help="drop it, or let `**` cross the dots: \"layers.0.**\"")
+    of = "" if part.text == part.glob else f" in `{part.glob}`"
+    near = _meant(part, things.paths)
+    sample = f"there is `{things.paths[0]}`" + (f" and {len(things.paths) - 1} more" if len(things.paths) > 1 else "")
+    return no_match(f"`{part.text}`{of} matches none of {len(things.paths)} {things.noun}", place,
+                    help=f"did you mean `{near}`?" if near else f"{sample}; write `allow empty` if none may match",
+                    note=_elsewhere(part, things, skeleton),
+                    fix=Fix(place, near) if near and place != span else None)
+
+
+def _place(span: Span, part: Dead) -> Span:
+    """The part inside the quotes of the selector's text; the whole argument where it came by a name."""
+    glob = span.text.find(quoted(part.glob))
+    if glob < 0:
+        return span
+    start = span.start + glob + 1
+    return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
+
+
+def _meant(part: Dead, paths: Sequence[str]) -> str:
+    """The glob or alternative that was probably meant: each name compared with those that the paths have."""
+    known = {c for p in paths for c in p.split(".") if not c.isdigit()}
+    if part.text != part.glob:
+        before, after = part.glob[: part.start], part.glob[part.start + len(part.text):]
+        head = before.rpartition("{")[0].rsplit(".", 1)[-1]
+        tail = after.partition("}")[2].split(".", 1)[0]
+        if set(head + tail) & set("*{}"):
+            return ""
+        near = nearest(head + part.text + tail, known)
+        return near[len(head): len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
+    words = [c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c
+             for c in part.glob.split(".")]
+    guess = ".".join(words)
+    return guess if guess != part.glob and any(matches(guess, p) for p in paths) else ""
+
+
+def _elsewhere(part: Dead, things: Things, skeleton: Skeleton) -> str:
+    """Where the glob matches a module of another kind, or one whose channels form no group: say so."""
+    glob = part.glob
+    for path, reason in skeleton.facts.get("refused") or []:
+        if matches(glob, path):
+            return f"`{path}`: {reason}"
+    modules: dict[str, None] = {}
+    for owned in skeleton.parts:
+        names = owned.path.split(".")
+        modules |= {".".join(names[:i]): None for i in range(1, len(names) + 1)}
+    if part.text != glob:
+        return ""
+    found = next((m for m in modules if matches(glob, m)), "")
+    return f"`{found}` is a module, but `{things.paths[0]}` is what can be selected here" if found else ""
