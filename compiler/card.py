@@ -117,9 +117,9 @@ def _value(value: float | None, unit: str) -> str:
 
 
 def _bytes(count: float) -> str:
-    from .memory import human
+    from .quantity import size
 
-    return human(count)
+    return size(count)
 
 
 def _threads(machine) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..dsl.diagnostics import Fault, Reject
+from .evaluate import not_a_number
 from .journal import Journal
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Greedy(Generic[C]):
         while not self.enough() and (now := self.candidates()):
             prefix = f"{len(cuts)}:"
             scores = [
-                journal.remember(prefix + self.label(c), lambda c=c: self.score(c))
+                journal.remember(prefix + self.label(c), lambda c=c: self._score(c))
                 for c in ctx.each(now, f"cut {len(cuts) + 1}")
             ]
             chosen = self._decide(now, scores)
@@ -60,6 +61,15 @@ class Greedy(Generic[C]):
             cuts.append(chosen)
             ctx.record(f"cut {len(cuts)}: {chosen.label}", chosen.score)
         return cuts
+
+    def _score(self, candidate: C) -> float:
+        """A candidate without which the model gives no finite score is no candidate."""
+        try:
+            return self.score(candidate)
+        except Reject as refused:
+            if any(d.fault is not not_a_number for d in refused.diagnostics):
+                raise
+            return math.nan
 
     def _decide(self, now: Sequence[C], scores: Sequence[float]) -> Cut[C]:
         """The best finite score; the first of equals."""

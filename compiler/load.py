@@ -33,8 +33,8 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     folder, manifest = locate(Path(path))
     if manifest:
         verify_files(*manifest, hashes=check == "sha256", under=folder.name)
-    if folder.name in ("model", "compat") and manifest:
-        model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {})
+    if folder.name in ("model", "compat"):
+        model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
     else:
         record = read_record(folder)
         model, versions = rebuild(folder, record, dtype), record.get("versions", {})

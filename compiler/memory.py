@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 from ..dsl.diagnostics import Fault, Reject
+from .quantity import size
 
 memory_bound = Fault("memory-bound", "A compile would hold, or came to hold, more memory than it was allowed.",
                      exit="resources")
@@ -20,15 +21,6 @@ def held() -> int:
         return 0
     rows = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
     return sum(int(rows.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
-
-
-def human(count: float) -> str:
-    """Bytes as a person says them: `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
 
 
 class Watch:
@@ -59,5 +51,5 @@ class Watch:
     def check(self) -> None:
         if self.limit is not None and self.peak > self.limit:
             raise Reject(memory_bound(
-                f"{human(self.peak)} of memory are held, {human(self.limit)} are allowed",
+                f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
                 help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache"))

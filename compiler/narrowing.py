@@ -56,9 +56,10 @@ def steps(group: Group) -> int:
 
 def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int) -> None:
     """Every group keeps the same share; the items of least weight magnitude go."""
-    for site in _sites(program, groups):
+    sites = _sites(program, groups)
+    for site in sites:
         site.dead.update(site.next(site.size - amount.kept(site.size, align)))
-        _slice(program, site)
+    _slice(program, sites)
 
 
 def narrow_greedily(program: "Program", groups: Sequence[Group], amount: Amount, align: int, metric: "Metric",
@@ -78,9 +79,7 @@ def narrow_greedily(program: "Program", groups: Sequence[Group], amount: Amount,
         enough = _goal(skeleton, sites, amount, align)
         cuts = Greedy(metric=metric, candidates=lambda: [s for s in sites if s.left > align],
                       label=lambda s: s.group.site, score=score, cut=cut, enough=enough).run(ctx)
-    for site in sites:
-        if site.dead:
-            _slice(program, site)
+    _slice(program, sites)
     return cuts
 
 
@@ -137,17 +136,17 @@ def _again(skeleton: Skeleton, group: Group) -> Group:
     return next(g for g in skeleton.groups if (g.site, g.kind) == (group.site, group.kind))
 
 
-def _slice(program: "Program", site: Site) -> None:
+def _slice(program: "Program", sites: Sequence[Site]) -> None:
     """Take the dead items out of every tensor, and set the integers that follow."""
-    rewriter, group = Rewriter(program), site.group
-    alive = [i for i in range(group.count) if i not in site.dead]
-    before = len(alive) + len(site.dead)
-    for member in group.members:
-        length = sum(size for _, size in member.segments) * before
-        dead = {i for item in site.dead for i in member.indices(item)}
-        total = program.model.get_parameter(member.tensor).shape[member.axis]
-        assert total >= length, f"{member.tensor} has {total} along axis {member.axis}, the group claims {length}"
-        rewriter.narrow(member.tensor, member.axis, [i for i in range(total) if i not in dead])
-    for module, name, per in group.attributes:
-        rewriter.set_attr(f"{module}.{name}", round(len(alive) * per))
-    program.note(site=group.site, kind=group.kind, removed=sorted(site.dead), kept=len(alive))
+    with Rewriter(program) as rewrite:
+        for site in sites:
+            if not site.dead:
+                continue
+            group, left = site.group, site.group.count - len(site.dead)
+            for member in group.members:
+                dead = {i for item in site.dead for i in member.indices(item)}
+                total = program.model.get_parameter(member.tensor).shape[member.axis]
+                rewrite.narrow(member.tensor, member.axis, [i for i in range(total) if i not in dead])
+            for module, name, per in group.attributes:
+                rewrite.set_attr(f"{module}.{name}", round(left * per))
+            program.note(site=group.site, kind=group.kind, removed=sorted(site.dead), kept=left)

@@ -16,7 +16,7 @@ from ..dsl.source import Span
 from . import keys, shrink
 from .cache import Cache
 from .context import Context
-from .memory import human
+from .quantity import change, count, seconds, size
 from .select import branches, groups, layers, parts
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
@@ -214,13 +214,13 @@ def draw(plan: Plan, width: int = 100) -> str:
     """The plan as text: a block per step and a line for the whole."""
     title = plan.pipeline.name + (f" [{plan.recipe.variant}]" if plan.recipe.variant else "")
     first = plan.stages[0].before if plan.stages else Size.of(plan.skeleton)
-    lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {human(first.bytes)}", ""]
+    lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
     for index, stage in enumerate(plan.stages, 1):
         lines += _draw_stage(index, stage, width)
     for emit in plan.pipeline.emits:
         lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
-    cost = f", about {duration(plan.seconds)}, peak {human(plan.peak_bytes)}" if plan.has_work else ""
+    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}" if plan.has_work else ""
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 
@@ -232,31 +232,12 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
              f"     params    {count(stage.before.params)} -> {about}{count(stage.after.params)}"
              f"  ({change(stage.before.params, stage.after.params)})",
              f"     flops     {count(stage.before.flops)} -> {about}{count(stage.after.flops)} per token",
-             f"     bytes     {human(stage.before.bytes)} -> {about}{human(stage.after.bytes)}"]
+             f"     bytes     {size(stage.before.bytes)} -> {about}{size(stage.after.bytes)}"]
     if stage.forwards:
-        lines.append(f"     search    about {stage.forwards} scores, {duration(stage.seconds)}")
+        lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
     return [*lines, f"     cache     {state}", ""]
 
 
 def _paths(paths: tuple[str, ...], width: int) -> str:
     text = f"{len(paths)}: " + ", ".join(paths)
     return text if len(text) <= width else f"{len(paths)}: {paths[0]} … {paths[-1]}"
-
-
-def count(number: float) -> str:
-    """A number as a person says it: `1.84 M`."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f}"
-
-
-def change(before: float, after: float) -> str:
-    return f"{100 * (after / before - 1):+.1f}%" if before else "new"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-

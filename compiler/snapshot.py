@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import graph_json
 from .cache import Cache, tensor_hash
-from .capture import capture
+from .capture import recapture
 from .edits import Edits, replay
 from .model import Origin
-from .program import Program
+from .program import Program, Unit, code_key
+from .sample import sample
 
 
 def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin,
@@ -38,10 +40,16 @@ def restore(cache: Cache, key: str, origin: Origin) -> Program:
     replay(model, edits)
     values = {name: original[source].detach() for name, source in body["borrowed"].items()}
     assign(model, values | {name: cache.fetch(blob) for name, blob in body["tensors"].items()})
-    program = capture(model)
-    program.edits = edits
-    program.notes = list(body["notes"].get("program", ()))
+    program = Program(model, sample(model), edits=edits, notes=list(body["notes"].get("program", ())))
+    program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
+    recapture(program)
     return program
+
+
+def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
+    """A unit whose graph was edited, from what `Edits.graphs` says of it."""
+    graph = graph_json.load(entry["graph"])
+    return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
 
 
 def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

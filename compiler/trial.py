@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..dsl.skeleton import Branch, Group, Member
+from .bypass import bypassed
 from .program import code_key
-from .rewrite import bypassed
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def without_branch(program: "Program", branch: Branch) -> Iterator[None]:
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
-    graph = bypassed(unit.graph, branch.join, branch.value)
+    graph = bypassed(unit.graph, branch)
     replace(unit, graph=graph, key=code_key(graph), edited=True).bind(program.model)
     try:
         yield

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ...compiler import shrink
 from ...compiler.amount import Amount
+from ...compiler.bypass import staying
 from ...compiler.context import Context
 from ...compiler.greedy import Greedy
 from ...compiler.kinds import Lossy, Pass, param
@@ -112,11 +113,13 @@ class _Pool:
 
     def cut(self, block: Branch | str) -> None:
         self.allowed.remove(name := self.name(block))
-        if isinstance(block, Branch):
-            Rewriter(self.program).drop_branch(block.unit, block.join)
-        else:
-            Rewriter(self.program).drop_layer(block)
-            self.units.remove(name)
+        with Rewriter(self.program) as rewrite:
+            if isinstance(block, Branch):
+                graph = self.program.units[block.unit].graph
+                rewrite.drop_branch(block.unit, block.join, keep=staying(graph, block))
+            else:
+                rewrite.drop_layer(block)
+                self.units.remove(name)
 
 
 def _without(skeleton: Skeleton, block: Branch | str) -> Skeleton:
