@@ -94,10 +94,11 @@ class _Reader:
         first, second = self.tokens[0], self.tokens[min(1, len(self.tokens) - 1)]
         used = 2
         if first != "effspec":
+            empty = first.type == "$END"
             self.report(missing_edition(
-                f"the file does not start with `effspec {EDITION}`", self.span(first),
-                help=f"`effspec {EDITION}` is the first line of every recipe",
-                fix=self.insertion(first.start_pos, f"effspec {EDITION}\n")))
+                "the file is empty" if empty else f"the file does not start with `effspec {EDITION}`",
+                self.span(first), help=f"`effspec {EDITION}` is the first line of every recipe",
+                fix=self.insertion(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n")))
             used = 0
         elif second.type != "NUMBER" or second.line != first.line:
             self.report(missing_edition(

@@ -124,13 +124,15 @@ class Scene:
 
     def next_item(self, i: int) -> int:
         """The next item of the open block, its closing brace, the next statement or the end."""
-        last, depth, after = len(self.tokens) - 1, 0, _AFTER_WORD[self.tokens[self.statement]]
+        last, depth, braces = len(self.tokens) - 1, 0, 0
+        after = _AFTER_WORD[self.tokens[self.statement]]
         for k in range(self.start, min(i, last)):
             depth = self._deeper(depth, self.tokens[k].type)
         while i < last:
             token = self.tokens[i]
-            if token.type == "RBRACE" or self.is_head(i):
+            if self.is_head(i) or token.type == "RBRACE" and not braces:
                 return i
+            braces += (token.type == "LBRACE") - (token.type == "RBRACE")
             if token.type in ("NAME", "DOTTED") and self.first_on_line(i):
                 shape = self.tokens[i + 1].type in after
                 aligned = token.column <= self.tokens[self.start].column

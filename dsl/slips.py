@@ -77,8 +77,11 @@ def diagnose(scene: Scene) -> Slip:
 
 def _replace(scene: Scene, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign,
              sure: bool = True) -> Slip:
-    span = scene.span(scene.found)
-    return Slip(fault(message, span, help=help, fix=Fix(span, text) if sure else None), True, (kind, text), True)
+    span, around = scene.span(scene.found), scene.source.text
+    before = " " if kind == "EQUAL" and not around[span.start - 1].isspace() else ""
+    after = " " if kind in ("EQUAL", "COLON") and not around[span.end : span.end + 1].isspace() else ""
+    fix = Fix(span, before + text + after) if sure else None
+    return Slip(fault(message, span, help=help, fix=fix), True, (kind, text), True)
 
 
 def _drop(scene: Scene, span: Span, fault: Fault, message: str, help: str) -> Slip:
@@ -107,13 +110,18 @@ def _strange(scene: Scene) -> Slip:
         return _drop(scene, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator")
     if found == "%" and scene.previous.type == "NUMBER" and scene.previous.end_line == found.line:
         return _spaced_unit(scene)
+    if found == "." and scene.previous.type in ("NAME", "DOTTED") and scene.previous.end_pos == found.start_pos:
+        return Slip(syntax(f"`{scene.previous}.` ends in a dot", scene.span(scene.previous).to(span),
+                           help="a dotted name goes on after the dot: `prune.blocks`"))
     if found in CHARACTERS:
         fault = unknown_character if found.type == "STRANGE" else foreign_spelling
         return Slip(fault(f"`{found}` has no meaning here", span, help=CHARACTERS[found]))
     first = Span(span.source, span.start, span.start + 1)
     if found.isspace() or not found.isprintable():
-        help = "a plain space is meant" if found.isspace() else ""
-        return Slip(unknown_character(f"the character U+{ord(found[0]):04X} has no meaning outside strings", first, help=help))
+        message = f"the character U+{ord(found[0]):04X} has no meaning outside strings"
+        if found.isspace():
+            return Slip(unknown_character(message, first, help="a plain space is meant", fix=Fix(span, " ")), True, None, True)
+        return Slip(unknown_character(message, first))
     shown = span if found.isascii() else Span(span.source, span.start, span.start + len(found))
     return Slip(unknown_character(f"`{found}` has no meaning outside strings", shown,
                                   help="" if found.isascii() else "names are made of a-z, A-Z, 0-9 and `_`"))
@@ -186,6 +194,9 @@ def _comma(scene: Scene) -> Slip | None:
         return None
     if _unit_apart(scene):
         return _spaced_unit(scene)
+    if scene.found in ("off", "fo", "to", "out") and scene.following.type == "NAME":
+        return Slip(syntax(f"`{scene.found}` stands where `of` is expected", scene.span(scene.found),
+                           help="a share is written `85% of channels`"))
     end = scene.previous.end_pos
     gap = Span(scene.source, end, end)
     return Slip(missing_comma(f"a comma is missing before `{_shown(scene.found)}`", scene.span(scene.found),
@@ -276,6 +287,8 @@ def _statement(scene: Scene) -> Slip | None:
         close = ["use"]
     if close and scene.following.type != "EQUAL":
         help = f"did you mean `{close[0]}`?"
+    elif scene.previous.type == "RPAR" and scene.following.type == "COLON":
+        help = "arguments stand inside the parentheses"
     elif scene.following.type == "EQUAL":
         help = "steps stand inside `pipeline NAME(MODEL) { ... }`; models and data are declared with `model` and `data`"
     else:
@@ -287,16 +300,21 @@ def _statement(scene: Scene) -> Slip | None:
 
 def _unexpected(scene: Scene) -> Slip:
     found, expected = scene.found, _expected(scene)
+    span = scene.span(found)
     if found.type == "$END":
         message = f"the file ends where {expected} is expected"
+    elif scene.at > scene.start and scene.first_on_line(scene.at):
+        message, span = f"{expected} is expected after `{_shown(scene.previous)}`", scene.span(scene.previous)
     else:
         message = f"`{_shown(found)}` stands where {expected} is expected"
     form = FORMS.get(scene.owner, "") if scene.block is None else ITEMS[scene.owner][1]
-    return Slip(syntax(message, scene.span(found), help=f"write it like `{form}`" if form else ""))
+    return Slip(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
 def _expected(scene: Scene) -> str:
     wanted, names = set(scene.wanted), []
+    if wanted == {"NAME", "DOTTED"} and scene.previous.type == "EQUAL":
+        return "a call"
     if len(scene.wanted & {head.upper() for head in HEADS}) > 1:
         return "a statement"
     if scene.block is not None and {"RBRACE", "NAME"} <= wanted:

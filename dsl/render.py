@@ -1,0 +1,129 @@
+"""Diagnostics for people, for programs and for GitHub; and their fixes put into the text."""
+
+import json
+from collections.abc import Iterable
+from typing import Literal
+
+from .diagnostics import Diagnostic, in_order
+from .excerpt import Excerpt
+from .source import Span
+
+Format = Literal["text", "json", "github"]
+SCHEMA = 1
+
+_COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "gutter": "1;34", "bold": "1"}
+
+
+def render(diagnostics: Iterable[Diagnostic], format: Format = "text", color: bool = False) -> str:
+    """All of them, sorted by place. Empty where there is nothing to say, except as JSON."""
+    found = in_order(diagnostics)
+    if format == "json":
+        return json.dumps(as_json(found), indent=2, ensure_ascii=False)
+    if format == "github":
+        return "\n".join(_github(d) for d in found)
+    assert format == "text", f"no format {format}"
+    return "\n\n".join(_text(d, color) for d in found)
+
+
+# Text
+
+def _text(diagnostic: Diagnostic, color: bool) -> str:
+    def paint(what: str, text: str) -> str:
+        return f"\x1b[{_COLORS[what]}m{text}\x1b[0m" if color and text else text
+
+    severity, message = diagnostic.severity, _visible(diagnostic.message)
+    lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
+    if diagnostic.span:
+        lines += _places(diagnostic, diagnostic.span, paint)
+    for kind, said in (("note", diagnostic.note), ("help", diagnostic.help)):
+        if said:
+            first, *more = _visible(said).split("\n")
+            lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in more)]
+    return "\n".join(lines)
+
+
+def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
+    """The primary place with the related ones of its file, then those of other files."""
+    marks = {span.source.name: [(span, "^", diagnostic.label)]}
+    for where, said in diagnostic.related:
+        marks.setdefault(where.source.name, []).append((where, "-", said))
+    lines = []
+    for arrow, (name, spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
+        line, column = spans[0][0].source.place(spans[0][0].start)
+        excerpt = Excerpt(spans)
+        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {_visible(name)}:{line}:{column}")
+        for gutter, text, mark in excerpt.rows():
+            tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
+            lines.append((paint("gutter", gutter) + (paint(tint, text) if tint else text)).rstrip())
+    return lines
+
+
+def _visible(text: str) -> str:
+    """Without control characters, which could drive a terminal."""
+    return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+# JSON
+
+def as_json(diagnostics: Iterable[Diagnostic]) -> dict:
+    """`status` is "refused" where there is an error, else "ok". Lines and columns count from 1, ends are excluded."""
+    found = in_order(diagnostics)
+    refused = any(d.severity == "error" for d in found)
+    return {"schema_version": SCHEMA, "status": "refused" if refused else "ok",
+            "diagnostics": [_object(d) for d in found]}
+
+
+def _object(diagnostic: Diagnostic) -> dict:
+    fixes = [{**_place(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
+    return {
+        "slug": diagnostic.slug, "severity": diagnostic.severity, **_place(diagnostic.span),
+        "message": diagnostic.message, "label": diagnostic.label, "help": diagnostic.help, "note": diagnostic.note,
+        "related": [{**_place(span), "message": said} for span, said in diagnostic.related],
+        "fixes": fixes,
+    }
+
+
+def _place(span: Span | None) -> dict:
+    keys = ("file", "line", "column", "end_line", "end_column")
+    if span is None:
+        return dict.fromkeys(keys)
+    return dict(zip(keys, (span.source.name, *span.source.place(span.start), *span.source.place(span.end)), strict=True))
+
+
+# GitHub
+
+def _github(diagnostic: Diagnostic) -> str:
+    """A workflow command: the runner turns it into an annotation of the line."""
+    command = {"error": "error", "warning": "warning", "note": "notice"}[diagnostic.severity]
+    properties = {}
+    if diagnostic.span:
+        place = _place(diagnostic.span)
+        properties = {"file": place["file"], "line": place["line"], "col": place["column"]}
+        if place["end_line"] == place["line"]:
+            properties["endColumn"] = place["end_column"]
+        else:
+            properties["endLine"] = place["end_line"]
+    properties["title"] = diagnostic.slug
+    said = [diagnostic.message]
+    said += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
+    listed = ",".join(f"{key}={_escaped(str(value), property=True)}" for key, value in properties.items())
+    return f"::{command} {listed}::{_escaped(chr(10).join(said))}"
+
+
+def _escaped(text: str, property: bool = False) -> str:
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace(":", "%3A").replace(",", "%2C") if property else text
+
+
+# Fixes
+
+def apply_fixes(text: str, diagnostics: Iterable[Diagnostic]) -> str:
+    """The text with every fix put in that lies in it; of two that overlap, the first."""
+    fixes = sorted({d.fix for d in diagnostics if d.fix and d.fix.span.source.text == text},
+                   key=lambda fix: (fix.span.start, fix.span.end))
+    done, at = [], 0
+    for fix in fixes:
+        if fix.span.start >= at:
+            done += [text[at : fix.span.start], fix.text]
+            at = fix.span.end
+    return "".join([*done, text[at:]])
