@@ -17,6 +17,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..dsl.diagnostics import Fault, Reject
+from .dropout import adopt, drops
 from .patches import modeling_files
 from .program import Program, Unit, argument_names, code_key
 from .refresh import describe_again
@@ -166,6 +167,8 @@ def _traced_unit(program: Program, path: str, call: Call, family: str) -> Unit:
     layer = program.model.get_submodule(path)
     with evaluating(program.model), prepared(program.model):
         traced, opaque = _traced(layer, path, call, family, program.model)
+        if drops(traced.graph, layer):
+            adopt(traced.graph, lambda: _traced(layer, path, call, family, program.model)[0].graph, layer)
     program.opaque.update(opaque)
     return Unit(path, traced.graph, tuple(call.free), call.statics, code_key(traced.graph))
 

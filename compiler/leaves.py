@@ -68,8 +68,11 @@ def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
     """(output [b, t, h, d], weights or None) by whatever backend the module's config names when it runs.
 
-    q [b, h, t, d], k and v [b, g, s, d] with g dividing h; mask [b, 1, t, s] or None.
+    q [b, h, t, d], k and v [b, g, s, d] with g dividing h; mask [b, 1, t, s] or None. An option `dropout` is the
+    probability in training; it is off while the module evaluates.
     """
+    if "dropout" in options and not module.training:
+        options["dropout"] = 0.0
     eager = own(module, "eager_attention_forward", optional=True)
     run = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
     return run(module, q, k, v, mask, **options)

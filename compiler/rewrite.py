@@ -134,6 +134,7 @@ class Rewriter:
         add.replace_all_uses_with(_stays(add, keep))
         graph.erase_node(add)
         graph.eliminate_dead_code(is_impure_without_readers)
+        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
         program.units[path] = edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), True)
         self._delete_unused(edited, before)
         self.store(edited)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.proxy import TracerBase
 from transformers import PreTrainedConfig
@@ -22,7 +23,9 @@ from .patches import patched
 from .proxy import Method, Value
 
 _PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 _SCALARS = (*_PLAIN, int, float, complex, torch.device, type(...))
+_RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTrainedConfig)
 
 
 class Uncapturable(Exception):
@@ -94,12 +97,18 @@ class Tracer(TracerBase):
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
                      name: str | None = None, type_expr: Any = None, proxy_factory_fn: Any = None) -> Any:
         """Execute a call and record it; plain results (None, bool, str, dtype) come back as they are."""
+        if target in _DROPOUTS and type(kwargs.get("training")) is bool:
+            # `training=self.training` is read when the graph runs: a bound layer can still be trained.
+            path = ".".join(part for part in (self.paths[self.stack[-1]], "training") if part)
+            kwargs = {**kwargs, "training": self.attribute(path, kwargs["training"])}
         held = self.execute(kind, target, args, kwargs)
         if isinstance(held, _PLAIN) and target is not operator.setitem:
             return held
         return self.record(kind, target, args, kwargs, held)
 
     def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> Value:
+        if not isinstance(held, _RESULTS):
+            raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(held).__name__}")
         ints: list[tuple[str, int, str]] = []
         node = self.graph.create_node(kind, target, self.argument(args, "args", ints),
                                       self.argument(kwargs, "kwargs", ints))

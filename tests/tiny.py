@@ -29,13 +29,18 @@ def config(name: str, **changes):
     return AutoConfig.for_model(name, **{**_CONFIGS[name], **changes})
 
 
+def blank(name: str, **changes) -> torch.nn.Module:
+    """The same without weights of its own: use it inside `torch.device("meta")`."""
+    return AutoModelForCausalLM.from_config(config(name, **changes), dtype=torch.float32).eval()
+
+
 def model(name: str, seed: int = 0, **changes) -> torch.nn.Module:
     """A causal language model in evaluation mode whose weights follow from the seed.
 
     Weights are larger than at a usual start, and norms and biases are random too: so every part matters.
     """
     generator = torch.Generator().manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(config(name, **changes), dtype=torch.float32).eval()
+    made = blank(name, **changes)
     with torch.no_grad():
         for parameter in made.parameters():
             spread = 0.1 if parameter.dim() > 1 else 0.2

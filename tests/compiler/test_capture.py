@@ -1,0 +1,251 @@
+"""Capture: graphs that are the model's own forward, on any shape, whatever runs them."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from effc.compiler import patches
+from effc.compiler.capture import capture
+from effc.compiler.equivalence import compare, observe
+from effc.compiler.integers import Sourced, evaluate
+from effc.compiler.sample import tokens
+from effc.dsl.diagnostics import Reject
+from tests import tiny
+
+torch.set_num_threads(1)
+
+
+def bind(program):
+    for unit in program.units.values():
+        unit.bind(program.model)
+    return program.model
+
+
+@pytest.fixture(scope="module", params=tiny.NAMES)
+def pair(request):
+    """A model, and a copy of it whose layers run their captured graphs."""
+    model = tiny.model(request.param)
+    return model, bind(capture(copy.deepcopy(model)))
+
+
+def test_bound_units_give_the_same_logits_on_all_shapes_padded_and_cached(pair):
+    assert compare(*pair) == 0.0
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"},
+                                 {"do_sample": True, "top_k": 8}], ids=["greedy", "beams", "static", "sampled"])
+def test_bound_units_generate_the_same_tokens_from_a_left_padded_batch(pair, how):
+    given = {k: v for k, v in tokens(100, 2, 6, 2).items() if k != "position_ids"}
+    made = []
+    for model in pair:
+        torch.manual_seed(0)
+        made.append(model.generate(**given, max_new_tokens=6, min_new_tokens=6, **how))
+    assert torch.equal(*made)
+
+
+def test_hidden_states_are_still_recorded(pair):
+    given = tokens(128, 2, 5, 1)
+    states = [model(**given, output_hidden_states=True).hidden_states for model in pair]
+    assert len(states[0]) == len(states[1]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_training_with_checkpointing_gives_the_same_gradients(name):
+    model = tiny.model(name)
+    models = [model, bind(capture(copy.deepcopy(model)))]
+    given = tokens(128, 2, 5, 1)
+    for m in models:
+        m.train()
+        m.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)     # several of them drop
+        m(input_ids=given["input_ids"], attention_mask=given["attention_mask"], labels=given["input_ids"]).loss.backward()
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+
+
+def test_checkpointing_recomputes_a_bound_layer_in_the_backward_pass():
+    model = bind(capture(tiny.model("llama")))
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    runs = []
+    model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: runs.append(1))
+    loss = model(**tokens(128, 2, 5, 1), labels=tokens(128, 2, 5, 1)["input_ids"]).loss
+    assert len(runs) == 1
+    loss.backward()
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_the_flat_graph_gives_the_models_logits_on_another_padded_shape(name):
+    model = tiny.model(name)
+    flat = capture(model).flat
+    given = tokens(128, 3, 11, 3)
+    values = {**given, "cache": DynamicCache(config=model.config)}
+    with torch.no_grad():
+        made = flat.function()(model, *(values[name] for name in flat.placeholders))
+        assert torch.equal(made, model(**given).logits)
+
+
+@pytest.mark.parametrize(("name", "programs"), [("llama", 1), ("gpt2", 1), ("gemma3_text", 2)])
+def test_equal_layers_share_one_graph(name, programs):
+    program = capture(tiny.model(name))
+    assert len({id(unit.graph) for unit in program.units.values()}) == programs
+    assert len({unit.key for unit in program.units.values()}) == programs
+
+
+def test_a_layer_that_differs_in_one_attribute_has_its_own_graph():
+    model = tiny.model("llama")
+    model.model.layers[1].self_attn.scaling *= 2
+    program = capture(model)
+    assert len({unit.key for unit in program.units.values()}) == 2
+    assert compare(model, bind(program)) == 0.0
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_the_attention_backend_is_chosen_when_the_graph_runs(implementation):
+    model = tiny.model("qwen2")
+    bound = bind(capture(copy.deepcopy(model)))
+    for m in (model, bound):
+        m.set_attn_implementation(implementation)
+    assert compare(model, bound) == 0.0
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_the_meta_device_gives_the_same_programs(name):
+    real = capture(tiny.model(name))
+    with torch.device("meta"):
+        empty = tiny.blank(name)
+    program = capture(empty)
+    assert [unit.key for unit in program.units.values()] == [unit.key for unit in real.units.values()]
+    assert program.flat.key == real.flat.key
+
+
+def test_literals_know_the_attribute_that_they_came_from():
+    program = capture(tiny.model("phi3"))
+    graph = program.units["model.layers.0"].graph
+    sources = {source for node in graph.nodes for _, _, source in node.meta.get("ints", ())}
+    assert "(config.num_attention_heads * self_attn.head_dim)" in sources
+    assert "self_attn.head_dim" in sources
+
+
+def test_a_source_expression_evaluates_to_the_literal_it_explains():
+    width = (Sourced(12, "mlp.width") * 2 - 4) // Sourced(5, "layers.0.parts")
+    assert (int(width), evaluate(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
+
+
+@pytest.mark.parametrize("text", ["", "(", "(a", "(a + b", "(a / b)", "a b", "(a // 0)", "a; b", "__import__('os')"])
+def test_a_text_that_is_no_source_expression_is_refused(text):
+    with pytest.raises(ValueError):
+        evaluate(text, lambda path: 3)
+
+
+def test_notes_on_nodes_are_plain_data():
+    def plain(value):
+        return isinstance(value, (int, str, type(None))) or (isinstance(value, tuple) and all(map(plain, value)))
+    program = capture(tiny.model("qwen3"))
+    nodes = [node for unit in (program.flat, *program.units.values()) for node in unit.graph.nodes]
+    assert all(plain(value) for node in nodes for value in node.meta.values())
+    assert {"attention", "rotary", "cache_update", "norm", "activation", "linear"} <= {
+        node.meta.get("role") for node in nodes}
+
+
+def test_no_activation_outlives_the_capture():
+    model = tiny.model("llama")
+    gc.collect()
+    before = {id(x) for x in gc.get_objects() if isinstance(x, torch.Tensor)}
+    program = capture(model)
+    assert program.flat
+    gc.collect()
+    kept = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and id(x) not in before]
+    assert {id(x) for x in kept} <= {id(x) for x in program.inputs.values()}
+
+
+def test_analyses_are_made_once_per_version():
+    program = capture(tiny.model("llama"))
+    made = []
+    def count(program):
+        made.append(program.version)
+        return len(made)
+    assert (program.analysis(count), program.analysis(count)) == (1, 1)
+    program.changed()
+    assert program.analysis(count) == 2
+
+
+def _state_of_the_world(model):
+    files = [vars(f) for f in patches.modeling_files(model.modules(), type(model).__module__)]
+    configs = [{k: type(v) for k, v in vars(m.config).items()} for m in model.modules() if hasattr(m, "config")]
+    return ([dict(f) for f in files], configs, nn.Module.__call__, nn.Module.__getattr__, torch.arange, torch.cat,
+            [{k: type(v) for k, v in vars(m).items()} for m in model.modules()])
+
+
+def test_everything_that_is_exchanged_while_tracing_is_put_back():
+    model = tiny.model("gemma3_text").train()
+    before = _state_of_the_world(model)
+    assert capture(model).flat
+    assert _state_of_the_world(model) == before
+    assert all(m.training for m in model.modules())
+
+
+def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
+    model = tiny.model("llama")
+    unlisted = model.model.layers[1].mlp
+    class Broken(type(unlisted)):
+        def forward(self, x):
+            return super().forward(x).new_tensor(x.detach().numpy() * 0.5)
+    Broken.__module__ = type(unlisted).__module__
+    unlisted.__class__ = Broken
+    program = capture(model)
+    assert list(program.opaque) == ["model.layers.1.mlp"]
+    assert "test_capture.py" in program.opaque["model.layers.1.mlp"] or "numpy" in program.opaque["model.layers.1.mlp"]
+    assert compare(model, bind(program)) == 0.0
+
+
+def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
+    model = tiny.model("llama")
+    layer = model.model.layers[1]
+    class Broken(type(layer)):
+        def forward(self, hidden_states, **kwargs):
+            return torch.from_numpy(super().forward(hidden_states, **kwargs).detach().numpy())
+    Broken.__module__ = type(layer).__module__
+    layer.__class__ = Broken
+    with pytest.raises(Reject) as refused:
+        capture(model)
+    diagnostic = refused.value.diagnostics[0]
+    assert diagnostic.slug == "unsupported-model"
+    assert "model.layers.1" in diagnostic.message and "numpy" in diagnostic.message
+
+
+def test_a_model_without_repeated_layers_is_refused():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+        def forward(self, x):
+            return self.inner(x)
+    with pytest.raises(Reject, match="no repeated layers"):
+        capture(Plain(), inputs={"x": torch.ones(2, 8)})
+
+
+def test_an_argument_that_was_baked_is_not_ignored():
+    model = bind(capture(tiny.model("llama")))
+    with pytest.raises(TypeError, match="compiled without `output_attentions`"):
+        model(**tokens(128, 2, 5, 1), output_attentions=True)
+
+
+def test_a_copy_of_a_bound_model_runs_its_own_weights():
+    model = bind(capture(tiny.model("llama")))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.model.layers[0].mlp.up_proj.weight.zero_()
+    assert compare(model, twin) > 0.0
+    for layer in twin.model.layers:
+        assert layer.forward.__self__ is layer
+
+
+def test_observations_of_the_same_model_are_equal():
+    assert all(torch.equal(a, b) for a, b in zip(observe(tiny.model("llama")), observe(tiny.model("llama")), strict=True))
