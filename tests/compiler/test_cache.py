@@ -1,0 +1,75 @@
+"""The cache gives back what was put in, shares equal tensors, and notices damage."""
+
+import pytest
+import torch
+from effc.compiler.cache import Cache, digest, tensor_hash
+from effc.dsl.diagnostics import Reject
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8]
+
+
+@settings(max_examples=25)
+@given(shape=st.lists(st.integers(0, 4), max_size=3), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
+def test_a_tensor_comes_back_bit_for_bit(tmp_path_factory, shape, dtype, seed):
+    cache = Cache(tmp_path_factory.mktemp("cache"))
+    tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
+    again = cache.fetch(cache.store(tensor))
+    assert again.dtype == dtype and torch.equal(again, tensor)
+
+
+def test_equal_tensors_are_kept_once_and_others_are_not_taken_for_them(tmp_path):
+    cache = Cache(tmp_path)
+    zeros = torch.zeros(4)
+    assert cache.store(zeros) == cache.store(zeros.clone())
+    assert cache.store(zeros) != cache.store(zeros.view(2, 2))
+    assert cache.store(zeros) != cache.store(zeros.to(torch.int32))
+    assert len(list((tmp_path / "blobs").glob("*/*"))) == 3
+
+
+def finished(cache, key, **parts):
+    parts = {"step": {"word": "prune.blocks"}, **parts}
+    cache.finish(key, parts, {"tensors": {"w": cache.store(torch.ones(2))}, "borrowed": {}, "edits": {}, "notes": {}})
+    return parts
+
+
+def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
+    cache = Cache(tmp_path)
+    finished(cache, "k", seed=0)
+    assert cache.has("k")
+    cache.blob(tensor_hash(torch.ones(2))).unlink()
+    assert not cache.has("k")
+
+
+def test_why_names_the_first_part_that_differs(tmp_path):
+    cache = Cache(tmp_path)
+    parts = finished(cache, "k", input="a", seed=0)
+    assert cache.why({**parts, "seed": 1}) == "seed differs: 0 then, 1 now"
+    assert cache.why({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
+
+
+def test_damage_is_found_and_said(tmp_path):
+    cache = Cache(tmp_path)
+    name = cache.store(torch.ones(64))
+    blob = cache.blob(name)
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    assert [path for path, _ in cache.damaged()] == [blob]
+    blob.write_bytes(b"cut")
+    with pytest.raises(Reject, match="cache-damaged"):
+        cache.fetch(name)
+
+
+def test_collecting_drops_old_steps_and_the_tensors_that_no_step_names(tmp_path):
+    cache = Cache(tmp_path)
+    finished(cache, "k", seed=0)
+    assert cache.collect(keep_seconds=3600) == 0
+    assert cache.has("k")
+    assert cache.collect(keep_seconds=-1) > 0
+    assert not list((tmp_path / "blobs").glob("*/*"))
+
+
+def test_equal_values_have_one_digest_whatever_their_order():
+    assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1})

@@ -1,0 +1,156 @@
+"""The pruning passes against oracles that know nothing of effc: hooks, masks and whole-model forwards."""
+
+import copy
+
+import pytest
+import torch
+from effc.compiler.capture import capture
+from effc.dsl.values import Ratio
+
+from tests import tiny
+from tests.recipes_in_memory import SCORE, context_of, recipe_of
+
+IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+def pruned(tmp_path, model, word, **args):
+    """A copy of the model after one pass, and the program's notes."""
+    recipe = recipe_of([("step", word, args)])
+    ctx = context_of(tmp_path, model, recipe)
+    program = capture(copy.deepcopy(model))
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    return program
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def loss(model):
+    values = logits(model)[:, :-1].reshape(-1, 128)
+    return torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1)).item()
+
+
+def silenced(model, sites):
+    """Hooks that make the output of attention or MLP modules zero: a pre-norm model without these branches."""
+    def zero(_module, _args, output):
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+    return [model.get_submodule(site).register_forward_hook(zero) for site in sites]
+
+
+def greedy_oracle(model, sites, count):
+    """What goes, by trying every removal on the whole model."""
+    gone = []
+    for _ in range(count):
+        losses = {}
+        for site in sites:
+            if site not in gone:
+                hooks = silenced(model, [*gone, site])
+                losses[site] = loss(model)
+                for hook in hooks:
+                    hook.remove()
+        gone.append(min(losses, key=losses.get))
+    return gone
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_go_in_the_order_of_an_exhaustive_oracle(tmp_path, seed):
+    model = tiny.model("llama", seed=seed)
+    sites = [f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "mlp")]
+    program = pruned(tmp_path, model, "prune.blocks", remove=3)
+    assert [note["cut"] for note in program.notes] == greedy_oracle(model, sites, 3)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2", "gpt_neox"])
+def test_removing_blocks_equals_silencing_them(tmp_path, name):
+    model = tiny.model(name)
+    program = pruned(tmp_path, model, "prune.blocks", remove=2)
+    hooks = silenced(model, [note["cut"] for note in program.notes])
+    expected = logits(model)
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(logits(program.model), expected, atol=1e-5)     # 1e-5: x + 0 against x in float32
+
+
+def test_layers_go_whole_and_leave_a_stock_config(tmp_path):
+    program = pruned(tmp_path, tiny.model("llama"), "prune.blocks", remove=1, unit="layer")
+    assert program.model.config.num_hidden_layers == 2
+    assert len(program.model.model.layers) == 2
+    assert not any(unit.edited for unit in program.units.values())
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_channels_of_least_magnitude_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name):
+    model = tiny.model(name)
+    program = pruned(tmp_path, model, "prune.channels", keep=Ratio(0.5, "channels"), align=16)
+    assert {g.count for g in program.skeleton.groups if g.kind == "channels"} == {48}
+    masked = copy.deepcopy(model)
+    skeleton = capture(masked).skeleton
+    groups = {g.site: g for g in skeleton.groups if g.kind == "channels"}
+    for note in program.notes:
+        silence(masked, groups[note["site"]], note["removed"])
+    assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("base", ["heads", "kv_heads"])
+def test_heads_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name, base):
+    model = tiny.model(name)
+    program = pruned(tmp_path, model, "prune.heads", keep=Ratio(0.5, base))
+    masked = copy.deepcopy(model)
+    groups = {(g.site, g.kind): g for g in capture(masked).skeleton.groups}
+    for note in program.notes:
+        silence(masked, groups[note["site"], note["kind"]], note["removed"])
+    assert program.notes
+    assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order
+
+
+def silence(model, group, items):
+    """Zero what the group's readers read of the items."""
+    for member in group.members[-group.readers:]:
+        weight = model.get_parameter(member.tensor)
+        dead = [i for item in items for i in member.indices(item)]
+        with torch.no_grad():
+            weight.index_fill_(member.axis, torch.tensor(dead), 0.0)
+
+
+def greedy_width_oracle(model, cuts, step):
+    """Widths left after `cuts` cuts, by masking down_proj columns of the least gate and up rows and trying all."""
+    layers = model.model.layers
+    magnitude = [x.mlp.gate_proj.weight.abs().sum(1).double() + x.mlp.up_proj.weight.abs().sum(1).double()
+                 for x in layers]
+    order = [torch.sort(m, stable=True).indices for m in magnitude]
+    gone = [0] * len(layers)
+    for _ in range(cuts):
+        losses = []
+        for i, layer in enumerate(layers):
+            if 96 - gone[i] <= step:
+                losses.append(float("inf"))
+                continue
+            before = layer.mlp.down_proj.weight.clone()
+            with torch.no_grad():
+                layer.mlp.down_proj.weight[:, order[i][: gone[i] + step]] = 0
+                losses.append(loss(model))
+                layer.mlp.down_proj.weight.copy_(before)
+        best = losses.index(min(losses))
+        gone[best] += step
+        with torch.no_grad():
+            layers[best].mlp.down_proj.weight[:, order[best][: gone[best]]] = 0
+    return [96 - n for n in gone]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_with_a_score_widths_are_those_of_an_exhaustive_oracle(tmp_path, seed):
+    model = tiny.model("llama", seed=seed)
+    program = pruned(tmp_path, model, "prune.channels", keep=Ratio(2 / 3, "channels"), align=16, score=SCORE)
+    counts = [g.count for g in program.skeleton.groups if g.kind == "channels"]
+    assert counts == greedy_width_oracle(model, cuts=6, step=16)
+
+
+def test_a_pruned_model_generates_with_cache_as_without(tmp_path):
+    model = tiny.model("llama")
+    program = pruned(tmp_path, model, "prune.blocks", remove=2)
+    made = [program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*made)
