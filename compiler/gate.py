@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..dsl.diagnostics import Diagnostic, Fault
 from ..dsl.recipe import Bound, Pipeline
-from ..dsl.values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, StepRef
+from ..dsl.show import show
+from ..dsl.values import Bytes, Duration, MetricRef, Range, Ratio
 from .quantity import BYTES_PER, SECONDS_PER, measured
 
 if TYPE_CHECKING:
@@ -222,44 +223,13 @@ def bound_text(bound: Bound) -> str:
     """A bound as it was written."""
     if bound.span:
         return " ".join(bound.span.text.split())
-    limit = value_text(bound.limit)
+    limit = show(bound.limit)
     factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
     where = f" on {bound.profile}" if bound.profile else ""
-    return f"{metric_text(bound.metric)} {bound.op} {factor}{where}"
+    return f"{show(bound.metric)} {bound.op} {factor}{where}"
 
 
 def metric_label(bound: Bound) -> str:
     """The metric of a bound as it was written."""
     written = bound_text(bound).split(f" {bound.op} ", 1)[0] if bound.span else ""
-    return written or metric_text(bound.metric)
-
-
-def metric_text(metric: MetricRef) -> str:
-    """`perplexity(heldout)`, `decode.p50`, all arguments that have a value."""
-    shown = [v.name if isinstance(v, (DataRef, ModelRef, StepRef)) else f"{k}: {value_text(v)}"
-             for k, v in metric.args if v is not None and k != "on"]
-    return metric.name + (f"({', '.join(shown)})" if shown else "")
-
-
-def value_text(value: Any) -> str:
-    """A recipe value as it would be written."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case Ratio(v, of):
-            return f"{round(100 * v, 6):g}%" + (f" of {of}" if of else "")
-        case Bytes(v):
-            return measured(v, "B").replace(" ", "")
-        case Duration(v):
-            return measured(v, "s").replace(" ", "")
-        case Range(low, high):
-            return f"{value_text(low)}..{value_text(high)}"
-        case DataRef(name) | ModelRef(name) | StepRef(name):
-            return name
-        case MetricRef():
-            return metric_text(value)
-        case tuple() | list():
-            return f"[{', '.join(map(value_text, value))}]"
-        case float():
-            return f"{value:g}"
-    return str(value)
+    return written or show(bound.metric)

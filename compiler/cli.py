@@ -1,0 +1,149 @@
+"""`effc`: the command line. Verbs live in commands/, every way out leads through `main`."""
+
+import os
+import sys
+from itertools import pairwise
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from .commands.exits import Carried, exit_table, explained, show_traceback
+from .commands.interrupt import told, within_a_second
+from .commands.screen import Screen, code_of
+
+VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "run", "test", "diff", "inspect",
+         "cache", "doctor")       # modules of commands/
+SECTIONS = {
+    "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
+    "Build": ("plan", "compile"),
+    "Use": ("run", "test", "diff", "inspect"),
+    "Care": ("cache", "doctor"),
+}
+
+
+class Verbs(TyperGroup):
+    """The list of verbs by what they are for, and the exit codes below it."""
+
+    def format_commands(self, ctx, formatter) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                found = [(n, self.get_command(ctx, n)) for n in names]
+                formatter.write_dl([(n, c.get_short_help_str(90)) for n, c in found if c], col_max=10)
+
+    def format_epilog(self, ctx, formatter) -> None:
+        formatter.write(f"\nExit codes:\n{exit_table()}\n")
+
+
+app = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False,
+                  context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+                  subcommand_metavar="VERB ...")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"effc {version('effc')}")
+        raise typer.Exit()
+
+
+_version_flag = typer.Option("--version", callback=_version, is_eager=True, show_default=False,
+                             help="Print the version and leave.")
+
+
+@app.callback(invoke_without_command=True)
+def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False) -> None:
+    """Compile a model-optimization recipe (.effspec) into a smaller, faster model that reloads.
+
+    Start with `effc new`, then check, plan, compile and run what it wrote.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _register() -> None:
+    from importlib import import_module
+
+    for name in VERBS:
+        import_module(f".commands.{name}", __package__).register(app)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    _hush_libraries()
+    _register()
+    try:
+        with within_a_second():
+            code = _guarded(argv)
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _reader_left()
+    except KeyboardInterrupt as error:
+        return _leave(Carried(error, None), argv)
+
+
+def _guarded(argv: list[str]) -> int:
+    try:
+        # `--dump-ir` alone is short for its commonest value; typer knows no optional values.
+        given = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
+        result = app(args=given, prog_name="effc", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except Carried as carried:
+        return _leave(carried, argv)
+    except typer.Exit as exit:
+        return exit.exit_code
+    except typer.Abort as error:
+        return _leave(Carried(KeyboardInterrupt(), None), argv) if error else 0
+    except (KeyboardInterrupt, Exception) as error:
+        return _leave(Carried(error, None), argv)
+
+
+def _leave(carried: Carried, argv: list[str]) -> int:
+    error, shared = carried.error, carried.shared
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        return _reader_left()
+    diagnostics = explained(error)
+    if shared.debug if shared else "--debug" in argv:
+        show_traceback(error)
+    screen = shared.screen if shared else _guess(argv)
+    screen.complain(diagnostics, argv[0] if argv else "")
+    told()
+    return code_of(diagnostics)
+
+
+def _guess(argv: list[str]) -> Screen:
+    """A screen for a command line that could not be read: what its flags would have said."""
+    joined = " ".join(argv).replace("=", " ").split()
+    told = dict(pairwise(joined))
+    form = told.get("--format", "text")
+    return Screen(form if form in ("json", "github") else "text", told.get("--color", "auto"))
+
+
+def _reader_left() -> int:
+    """The reader of a pipe has had enough, as in `effc passes | head`: no error."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        try:
+            (sys.stdout, sys.stderr)[stream - 1].flush()
+        except (BrokenPipeError, ValueError):
+            os.dup2(quiet, stream)
+    return 0
+
+
+def _hush_libraries() -> None:
+    """Libraries write to stderr on their own; ours is the only progress and the only complaint."""
+    import warnings
+
+    for name, value in (("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"),
+                        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"), ("TOKENIZERS_PARALLELISM", "false"),
+                        ("HF_HUB_DISABLE_TELEMETRY", "1")):
+        os.environ.setdefault(name, value)
+    if "-v" not in sys.argv and "--verbose" not in sys.argv and "--debug" not in sys.argv:
+        warnings.simplefilter("ignore")

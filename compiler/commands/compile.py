@@ -1,0 +1,121 @@
+"""`effc compile`: run what the plan shows, and end with a table of what it gave."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...dsl.diagnostics import Fault, Reject
+from .flags import Shared, verb
+from .screen import code_of
+
+if TYPE_CHECKING:
+    from ..manifest import Manifest
+    from ..pipeline import Result
+    from .screen import Screen
+
+unreadable_plan = Fault(
+    "unreadable-plan",
+    "The file given with `--plan` is not there, or is no saved plan.\n\n"
+    "`effc plan RECIPE -o FILE` writes one.",
+    exit="usage")
+
+DUMPS = ("changed", "before", "after")
+
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)
+_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where artifacts go.")
+_plan = typer.Option("--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.",
+                     show_default=False)
+_force = typer.Option("--force", help="Replace artifacts that exist.", show_default=False)
+_dump = typer.Option("--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.",
+                     show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache", "machine", "progress"))
+    def compile(recipe: Annotated[Path, _recipe], shared: Shared, output: Annotated[Path, _out] = Path("out"),
+                plan: Annotated[Path | None, _plan] = None, force: Annotated[bool, _force] = False,
+                dump_ir: Annotated[str, _dump] = "") -> int:
+        """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
+        if dump_ir and dump_ir not in DUMPS:
+            raise typer.BadParameter(f"`--dump-ir {dump_ir}` is not known here: {', '.join(DUMPS)}")
+        from .. import api
+        from ..environment import check_packages
+
+        check_packages()
+        saved = _saved(plan) if plan else None
+        with shared.listening() as tell:
+            results = api.build(shared.session(recipe, tell), output, force=force, saved=saved, dump=dump_ir)
+        return report(results, shared)
+
+
+def _saved(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", "") or "it is not JSON"
+        raise Reject(unreadable_plan(f"{path}: {why.lower()}",
+                                     help="`effc plan RECIPE -o FILE` writes a plan")) from error
+
+
+def report(results: "Sequence[Result]", shared: Shared) -> int:
+    """The table of every artifact, then the bounds that were missed."""
+    screen, missed = shared.screen, [d for r in results for d in r.missed]
+    rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
+    if screen.format == "text":
+        for result in results:
+            for a in result.artifacts:
+                screen.answer(drawn(a.path, a.manifest, screen) + "\n")
+    screen.complain(missed, "compile", artifacts=rows)
+    if not missed and screen.format == "text":
+        from ..quantity import seconds
+
+        screen.say(screen.styled("ok", "green") + f": compiled in {seconds(sum(r.seconds for r in results))}")
+    return code_of(missed)
+
+
+def artifact_json(manifest: "Manifest") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"name": manifest.name, "target": manifest.kind, "bytes": manifest.bytes,
+            "measures": [asdict(m) for m in manifest.measures],
+            "expectations": [asdict(e) for e in manifest.expectations],
+            "checks": [asdict(c) for c in manifest.checks]}
+
+
+def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
+    """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
+    from ..quantity import size
+
+    title = f"{manifest.name} -> {path}  {manifest.kind}, {size(manifest.bytes)}"
+    rows = list(measured_rows(manifest))
+    if not rows:
+        return screen.styled(title, "bold")
+    head = ("", "before", "after", "change", "bound", "")
+    table = screen.table([head, *rows], right=(1, 2, 3), indent="  ")
+    return screen.styled(title, "bold") + "\n" + table
+
+
+def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
+    """Metric, before, after, change, and the bound with what came of it."""
+    from ..quantity import change, measured
+
+    bounds = {}
+    for e in manifest.expectations:
+        bounds.setdefault(e.text.split(" ", 1)[0], []).append(e)
+    rows = []
+    for m in manifest.measures:
+        before = measured(m.original, m.unit) if m.original is not None else ""
+        told = bounds.pop(m.metric, [])
+        moved = change(m.original, m.compiled) if m.original is not None else ""
+        first = (m.metric, before, measured(m.compiled, m.unit), moved)
+        rows.append((*first, _bound(told[0]) if told else "", told[0].outcome if told else ""))
+        rows += [("", "", "", "", _bound(e), e.outcome) for e in told[1:]]
+    rows += [(name, "", "", "", _bound(e), e.outcome) for name, rest in bounds.items() for e in rest]
+    return rows
+
+
+def _bound(expectation: Any) -> str:
+    return expectation.text.split(" ", 1)[-1]

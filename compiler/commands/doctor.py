@@ -1,0 +1,105 @@
+"""`effc doctor`: is everything here that effc needs, and what to do where it isn't."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from ...dsl.diagnostics import EXITS
+from .flags import Shared, verb
+
+TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
+LITTLE = 2 << 30     # bytes free below which a compile of a small model may not fit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `state` is "ok", "note" (works, but) or "missing"."""
+
+    topic: str
+    fact: str
+    state: str = "ok"
+    remedy: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("cache",))
+    def doctor(shared: Shared) -> int:
+        """Look at Python, packages, instruction sets, cache and disk."""
+        found = [*pythons(), *machine(), *storage(shared.cache_folder)]
+        missing = [f for f in found if f.state == "missing"]
+        if shared.format == "json":
+            body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in found]
+            shared.screen.answer_json("doctor", "error" if missing else "ok", findings=body)
+        else:
+            _draw(found, missing, shared)
+        return EXITS["environment"] if missing else 0
+
+
+def _draw(found: list[Finding], missing: list[Finding], shared: Shared) -> None:
+    screen = shared.screen
+    colors = {"ok": "green", "note": "yellow", "missing": "red"}
+    width = max(len(f.topic) for f in found)
+    for f in found:
+        state = screen.styled(f"{f.state:<7}", colors[f.state])
+        screen.answer(f"{state}  {f.topic:<{width}}  {f.fact}")
+        if f.remedy and f.state != "ok":
+            screen.answer(" " * (width + 11) + screen.styled(f.remedy, "dim"))
+    from ..quantity import counted
+
+    screen.say("" if not missing else f"{counted(len(missing), 'required thing')} missing")
+
+
+def pythons() -> list[Finding]:
+    """Python and every package, with the range that effc states."""
+    from ..environment import packages, python_version
+
+    new_enough = sys.version_info >= (3, 11)
+    found = [Finding("python", f"{python_version()}, needs >=3.11", "ok" if new_enough else "missing",
+                     "" if new_enough else "install Python 3.11 or newer")]
+    for p in packages():
+        state = "ok" if p.state == "ok" else "note" if p.group else "missing"
+        group = f"  [{p.group}]" if p.group else ""
+        fact = f"{p.version}, needs {p.range}" if p.version else f"not installed, needs {p.range}"
+        found.append(Finding(p.name, fact + group, state, p.remedy if state != "ok" else ""))
+    return found
+
+
+def machine() -> list[Finding]:
+    """Processor, instruction sets that our kernels can use, cores."""
+    from ...kernels.levels import level, library
+    from ..environment import processor_flags, processor_name
+
+    telling = [f for f in TELLING if f in processor_flags()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    built = library() is not None
+    return [
+        Finding("processor", f"{processor_name()}, {cores} usable core{'s' * (cores > 1)}"),
+        Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
+        Finding("kernels", f"compiled, level {level()}" if built else "not compiled, torch is used instead",
+                "ok" if built else "note", "" if built else "install effc from a wheel for this platform"),
+        Finding("threads", f"{os.environ.get('OMP_NUM_THREADS') or cores} unless --threads says otherwise"),
+    ]
+
+
+def storage(cache: Path) -> list[Finding]:
+    """The cache, whether it can be written, and what is free on its disk."""
+    from ..quantity import counted, size
+
+    existing = next(p for p in (cache, *cache.absolute().parents) if p.exists())
+    files = [f for f in cache.rglob("*") if f.is_file()] if cache.is_dir() else []
+    used = sum(f.stat().st_size for f in files)
+    steps = sum(1 for _ in (cache / "steps").glob("*.json"))
+    fact = f"{cache}, {counted(steps, 'step')}, {size(used)}" if cache.is_dir() else f"{cache}, not made yet"
+    writable = os.access(existing, os.W_OK)
+    found = [Finding("cache", fact, "ok" if writable else "missing",
+                     "" if writable else "no permission to write there; name another with --cache-dir")]
+    free = shutil.disk_usage(existing).free
+    found.append(Finding("disk", f"{size(free)} free where the cache is", "ok" if free > LITTLE else "note",
+                         "" if free > LITTLE else "effc cache gc frees what is no longer used"))
+    hub = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    found.append(Finding("models", f"{hub}" + (", offline" if os.environ.get("HF_HUB_OFFLINE") else "")))
+    return found

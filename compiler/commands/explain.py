@@ -1,0 +1,23 @@
+"""`effc explain`: the manual page of a word of the language or of a diagnostic."""
+
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+_name = typer.Argument(metavar="NAME", help="A pass, target, metric, ... or the slug of a diagnostic.",
+                       show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def explain(name: Annotated[str, _name], shared: Shared) -> None:
+        """Explain a word of recipes, or a diagnostic by its slug."""
+        from ..explain import explain
+
+        text = explain(name)
+        if shared.format == "json":
+            shared.screen.answer_json("explain", name=name, text=text)
+        else:
+            shared.screen.answer(text.rstrip("\n"))

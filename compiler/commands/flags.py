@@ -1,0 +1,197 @@
+"""The flags that every verb takes, declared once.
+
+`@verb(app)` turns a function of `shared: Shared` and its own parameters into a command: it adds the shared
+flags, hides from `--help` those that can't matter to the verb (they are accepted everywhere, so that a script
+may pass one list), and hands every exception to the one exit path in `exits.py`.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from .exits import Carried
+from .screen import Screen
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ..api import Session
+    from ..context import Settings
+    from ..progress import Listener
+
+FORMATS = ("text", "json", "github", "junit", "md")
+
+
+def _bytes(text: str) -> int:
+    """`20GiB`, `500MB`, `1073741824`."""
+    import re
+
+    from ...dsl.units import BYTES
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {**BYTES, "": 1}
+    if not match or match[2] not in units:
+        raise typer.BadParameter(f"`{text}` is no size: write a number and a unit, such as 20GiB or 500MB")
+    return int(float(match[1]) * units[match[2]])
+
+
+def _flag(panel: str, doc: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False,
+                        **more)
+
+
+_quiet = _flag("speech", "Say nothing but the answer and errors.", "--quiet", "-q")
+_verbose = _flag("speech", "Say more; twice: everything.", "--verbose", "-v", count=True)
+_format = _flag("speech", "How to print the answer.", "--format")
+_color = _flag("speech", "Colour: on a terminal, always or never.", "--color", metavar="auto|always|never")
+_debug = _flag("speech", "Show the traceback of an internal error.", "--debug")
+_sets = _flag("inputs", "Give a `param` another value; repeatable.", "--set", metavar="NAME=VALUE")
+_params = _flag("inputs", "Values of params, from a JSON file.", "--params", metavar="FILE")
+_offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
+_cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER",
+               envvar="EFFC_CACHE_DIR")
+_trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
+_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N")
+_device = _flag("machine", "Where torch computes; cpu unless given.", "--device", metavar="NAME")
+_threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1)
+_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=_bytes)
+_still = _flag("progress", "No progress on stderr.", "--no-progress")
+_events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every verb was told. The panel of a flag says which verbs show it in their help."""
+
+    quiet: Annotated[bool, _quiet] = False
+    verbose: Annotated[int, _verbose] = 0
+    format: Annotated[str, _format] = "text"
+    color: Annotated[str, _color] = "auto"
+    debug: Annotated[bool, _debug] = False
+    sets: Annotated[list[str], _sets] = ()  # type: ignore[assignment]
+    params: Annotated[Path | None, _params] = None
+    offline: Annotated[bool, _offline] = False
+    cache_dir: Annotated[Path | None, _cache] = None
+    trust_remote_code: Annotated[bool, _trust] = False
+    seed: Annotated[int, _seed] = 0
+    device: Annotated[str, _device] = "cpu"
+    threads: Annotated[int | None, _threads] = None
+    max_memory: Annotated[int | None, _memory] = None
+    no_progress: Annotated[bool, _still] = False
+    events: Annotated[Path | None, _events] = None
+
+    @cached_property
+    def screen(self) -> Screen:
+        return Screen(self.format, self.color, self.quiet, self.verbose)
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """What `--set` said, by name."""
+        pairs = [text.partition("=") for text in self.sets]
+        for name, equals, _ in pairs:
+            if not equals or not name.strip():
+                raise typer.BadParameter("`--set` takes NAME=VALUE, such as --set keep=80%")
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    @property
+    def cache_folder(self) -> Path:
+        from ..api import default_cache
+
+        return self.cache_dir or default_cache()
+
+    def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
+        """One recipe with what the flags say."""
+        from ..api import session
+
+        return session(recipe, settings=self.settings(tell), set=self.overrides, params=self.params)
+
+    def listening(self) -> "AbstractContextManager[Listener]":
+        """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
+        from ..render import listening
+
+        live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+        return listening(quiet=self.quiet, progress=not self.no_progress, bars=live,
+                         color=self.screen.colors(sys.stderr), verbose=self.verbose, events=self.events)
+
+    def settings(self, tell: "Listener | None" = None) -> "Settings":
+        """What the compiler is granted."""
+        from ..context import Settings
+        from ..progress import silent
+
+        hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        return Settings(self.cache_folder, self.seed, self.device, self.offline or hub_offline,
+                        self.trust_remote_code, self.max_memory, self.threads, tell or silent)
+
+
+class Verb(TyperCommand):
+    """A command whose help lists its own options first and the shared ones after them."""
+
+    def format_usage(self, ctx, formatter) -> None:
+        arguments = [p.metavar for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
+
+    def format_options(self, ctx, formatter) -> None:
+        shared = {f.name for f in fields(Shared)} - {"format"}
+        sections: dict[str, list] = {"Arguments": [], "Options": [], "Shared options": []}
+        for item in self.get_params(ctx):
+            record = item.get_help_record(ctx)
+            if item.param_type_name == "argument":
+                sections["Arguments"].append((item.metavar, item.help))
+            elif record is not None:
+                sections["Shared options" if item.name in shared else "Options"].append(record)
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] = ("text", "json"),
+         shows: tuple[str, ...] = ()) -> Callable:
+    """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech"."""
+    def wrap(run: Callable) -> Callable:
+        own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
+        added = [_parameter(f.name, formats, ("speech", *shows)) for f in fields(Shared)]
+
+        def command(**given: Any) -> int:
+            shared = Shared(**{f.name: given.pop(f.name) for f in fields(Shared)})
+            try:
+                _check_choices(shared, formats)
+                return run(shared=shared, **given) or 0
+            except BaseException as error:
+                raise Carried(error, shared) from error
+
+        command.__name__, command.__doc__ = run.__name__, run.__doc__
+        command.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        app.command(name, cls=Verb)(command)
+        return run
+    return wrap
+
+
+def _parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> inspect.Parameter:
+    from copy import copy
+    from typing import get_args, get_type_hints
+
+    kind, option = get_args(get_type_hints(Shared, include_extras=True)[name])
+    option = copy(option)
+    option.hidden = option.rich_help_panel not in panels
+    if name == "format":
+        option.metavar, option.hidden = "|".join(formats), len(formats) == 1
+    default = next(f.default for f in fields(Shared) if f.name == name)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option],
+                             default=list(default) if default == () else default)
+
+
+def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
+    for name, value, legal in (("--format", shared.format, formats),
+                               ("--color", shared.color, ("auto", "always", "never"))):
+        if value not in legal:
+            raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")

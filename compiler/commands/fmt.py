@@ -1,0 +1,85 @@
+"""`effc fmt`: one style, no options."""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...dsl.diagnostics import EXITS, Reject
+from ...dsl.source import Source
+from .flags import Shared, verb
+
+_files = typer.Argument(metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.",
+                        show_default=False)
+_check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.",
+                      show_default=False)
+_diff = typer.Option("--diff", help="Write nothing; print what would change.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def fmt(files: Annotated[list[Path], _files], shared: Shared, check: Annotated[bool, _check] = False,
+            diff: Annotated[bool, _diff] = False) -> int:
+        """Write recipes in the one style; comments stay."""
+        changed, faults = [], []
+        for path in files:
+            try:
+                source, after = formatted(path)
+            except Reject as refused:
+                faults += refused.diagnostics
+                continue
+            if source.text != after:
+                changed.append(path)
+            _put(path, source, after, shared, check, diff)
+        if faults:
+            raise Reject(*faults)
+        return _end(files, changed, shared, check, diff)
+
+
+def formatted(path: Path) -> tuple[Source, str]:
+    """A file and how it should look; Reject where it can't be parsed."""
+    from ...dsl.format import format
+    from ...dsl.parse import parse, read_source
+
+    source = Source("<stdin>", sys.stdin.read()) if str(path) == "-" else read_source(path)
+    parsed = parse(source)
+    if any(d.severity == "error" for d in parsed.diagnostics):
+        raise Reject(*parsed.diagnostics)
+    return source, format(parsed.file)
+
+
+def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:
+    if diff:
+        lines = difflib.unified_diff(source.text.splitlines(keepends=True), after.splitlines(keepends=True),
+                                     f"{path}", f"{path} (formatted)")
+        shared.screen.write(_colored("".join(lines), shared))
+    elif str(path) == "-" and not check:
+        shared.screen.write(after)
+    elif source.text != after and not check:
+        from ..cache import write_whole
+
+        write_whole(path, after.encode())
+
+
+def _colored(text: str, shared: Shared) -> str:
+    styles = {"+": "green", "-": "red", "@": "cyan"}
+    lines = [shared.screen.styled(line, styles[line[0]]) if line[:1] in styles else line
+             for line in text.splitlines()]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _end(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
+    from ..quantity import counted
+
+    if shared.format == "json":
+        names = [str(p) for p in changed]
+        status = "error" if changed and check else "ok"
+        shared.screen.answer_json("fmt", status, changed=names, files=len(files))
+    elif str(files[0]) != "-" or check:
+        for path in changed:
+            shared.screen.say(f"{'would change' if check or diff else 'formatted'} {path}")
+        if not changed:
+            shared.screen.say(f"{counted(len(files), 'file')} in style")
+    return EXITS["recipe"] if changed and check else 0

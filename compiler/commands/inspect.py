@@ -1,0 +1,125 @@
+"""`effc inspect`: the structure of a model as effc sees it, without reading weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...dsl.diagnostics import Fault, Reject
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ...dsl.skeleton import Skeleton
+
+unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
+
+_place = typer.Argument(metavar="MODEL", show_default=False,
+                        help="An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe.")
+_graph = typer.Option("--graph", metavar="UNIT", help="The program of one layer: its path, or its number.",
+                      show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, formats=("text", "json", "dot"), shows=("inputs", "cache", "machine"))
+    def inspect(model: Annotated[str, _place], shared: Shared,
+                graph: Annotated[str | None, _graph] = None) -> None:
+        """Draw a model: modules, shapes, heads, channels, or one layer's program."""
+        if shared.format == "dot" and graph is None:
+            raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
+        from ..environment import check_packages
+
+        check_packages()
+        found = _programs(model, shared) if graph is not None else None
+        if found:
+            return _show_graph(found, str(graph), shared)
+        pictures = _skeletons(model, shared)
+        if shared.format == "json":
+            models = [{"label": label, "skeleton": s.to_json()} for label, s in pictures]
+            shared.screen.answer_json("inspect", models=models)
+        else:
+            _draw(pictures, shared)
+        return None
+
+
+def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
+    from shutil import get_terminal_size
+
+    from ..drawing import draw
+
+    width = min(140, max(60, get_terminal_size((100, 24)).columns))
+    for label, skeleton in pictures:
+        shared.screen.say(shared.screen.styled(label, "bold"))
+        shared.screen.answer(draw(skeleton, width=width).rstrip("\n"))
+
+
+def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
+    """The models that a place names: a recipe may have several."""
+    from ..api import skeleton_of
+    from ..opened import is_artifact, origin_of
+
+    path = Path(place)
+    if path.is_file() and path.suffix == ".effspec":
+        session = shared.session(path)
+        calls = {c.word + repr(c.args): (n, c) for r in session.recipes() for n, c in r.models.items()}
+        return [(f"{n} = {session.origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
+    if path.is_dir() and is_artifact(path):
+        return [(place, _program(place, shared).skeleton)]
+    origin = origin_of(place, shared.settings())
+    return [(origin.label, skeleton_of(origin, shared.settings()))]
+
+
+def _programs(place: str, shared: Shared) -> Any:
+    path = Path(place)
+    if path.is_file() and path.suffix == ".effspec":
+        session = shared.session(path)
+        first = session.recipes()[0]
+        return _captured(session.origin(next(iter(first.models.values()))))
+    return _program(place, shared)
+
+
+def _program(place: str, shared: Shared) -> Any:
+    """The captured program; an artifact is loaded, since its shapes are its own."""
+    from ..opened import is_artifact, origin_of
+
+    if Path(place).is_dir() and is_artifact(Path(place)):
+        from ..capture import capture
+        from ..load import load
+
+        return capture(load(place, check="size"))
+    return _captured(origin_of(place, shared.settings()))
+
+
+def _captured(origin: Any) -> Any:
+    import torch
+
+    from ..capture import capture
+
+    with torch.device("meta"):
+        model = origin.build()
+    return capture(model)
+
+
+def _show_graph(program: Any, name: str, shared: Shared) -> None:
+    from ..drawing import dot, graph_text
+
+    unit = _unit(program, name)
+    if shared.format == "dot":
+        shared.screen.answer(dot(unit).rstrip("\n"))
+    elif shared.format == "json":
+        from ..graph_json import dump
+
+        shared.screen.answer_json("inspect", unit=unit.path, graph=dump(unit.graph))
+    else:
+        shared.screen.answer(graph_text(unit).rstrip("\n"))
+
+
+def _unit(program: Any, name: str) -> Any:
+    """By path, by the end of a path, or by number."""
+    paths = list(program.units)
+    if name.lstrip("-").isdigit() and -len(paths) <= int(name) < len(paths):
+        return program.units[paths[int(name)]]
+    found = [p for p in paths if p == name or p.endswith(f".{name}")]
+    if found:
+        return program.units[found[0]]
+    raise Reject(unknown_layer(f"the model has no layer `{name}`",
+                              help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}"))

@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM end a command within a second, wherever it is.
+
+Python runs its handlers between two bytecodes, and one call into torch may last a minute. So a thread listens
+on the wake-up pipe that the signal itself writes to: it gives the main thread a moment to end well, and ends
+the process otherwise. That is safe, because files of the cache and artifacts are written whole and renamed.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...dsl.diagnostics import EXITS
+
+PATIENCE = 0.7       # seconds that the main thread has to end well
+
+_patient = threading.Event()      # set while a verb answers Ctrl-C itself
+
+
+@contextmanager
+def within_a_second() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, and end the process if nothing comes of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = {s: signal.signal(s, _raise) for s in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writer)
+
+
+@contextmanager
+def answered_here() -> Iterator[None]:
+    """While this lasts, Ctrl-C only raises KeyboardInterrupt: the caller goes on after it."""
+    _patient.set()
+    try:
+        yield
+    finally:
+        _patient.clear()
+
+
+def _raise(number, frame) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch(reader: int) -> None:
+    while number := os.read(reader, 1):
+        if number[0] == signal.SIGINT and _patient.is_set():
+            continue
+        time.sleep(PATIENCE)
+        note = "note[interrupted]: stopped; nothing is half written\nhelp: compile again to go on from here\n"
+        if not _said.is_set():
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note.encode())
+        os._exit(EXITS["interrupted"])
+    os.close(reader)
+
+
+_said = threading.Event()         # set once the main thread has told that it stops
+
+
+def told() -> None:
+    """The main thread has printed why it ends; the watch need not."""
+    _said.set()

@@ -1,0 +1,143 @@
+"""`effc new`: a recipe for a model and a goal, which checks."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.source import Source
+from .flags import Shared, verb
+
+file_exists = Fault("file-exists", "A file that a command should write is there already.", exit="usage")
+unknown_goal = Fault("unknown-goal", "`effc new --goal` has no such goal.", exit="usage")
+nothing_fits = Fault(
+    "nothing-fits",
+    "No step that `effc new` knows fits the model.\n\n"
+    "`effc inspect MODEL` shows what effc finds in it, `effc passes` what there is to do.",
+    exit="environment")
+
+# goal -> sentence, steps, bounds. A step or bound that the model or this effc has no use for is left out.
+GOALS = {
+    "smaller": ("Make {model} smaller: drop whole residual branches, then narrow every MLP.",
+                ("slim = prune.blocks(remove: {branches}, score: perplexity(calib))",
+                 "thin = prune.channels(keep: 75% of channels, align: 32)"),
+                ("params              <= 0.90 * base", "perplexity(heldout) <= 2.00 * base")),
+    "faster": ("Make {model} answer faster: drop whole residual branches, then heads and their cache.",
+               ("slim = prune.blocks(remove: {branches}, score: perplexity(calib))",
+                "bald = prune.heads(keep: 50% of kv_heads)"),
+               ("decode.p50          <= 0.95 * base", "params              <= 0.95 * base",
+                "perplexity(heldout) <= 3.00 * base")),
+    "gentle": ("Take a little off {model} and keep nearly all of its quality.",
+               ("slim = prune.blocks(remove: 1, score: perplexity(calib))",),
+               ("params              <= 0.99 * base", "perplexity(heldout) <= 1.50 * base")),
+}
+
+_model = typer.Argument(metavar="[MODEL]", show_default=False,
+                        help="zoo:NAME, a model folder or ORG/NAME; zoo:tiny-llama unless given.")
+_goal = typer.Option("--goal", metavar="|".join(GOALS), help="What the recipe is for.")
+_output = typer.Option("-o", "--output", metavar="FILE", show_default=False,
+                       help="Where to write it; named after model and goal unless given.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("cache", "machine"))
+    def new(shared: Shared, model: Annotated[str, _model] = "zoo:tiny-llama",
+            goal: Annotated[str, _goal] = "smaller",
+            output: Annotated[Path | None, _output] = None) -> None:
+        """Write a recipe that checks, for a model and a goal."""
+        if goal not in GOALS:
+            raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
+        call = source_call(model)
+        last = call.split('"')[1].rstrip("/").split("/")[-1]
+        short = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower()
+        path = output or Path(f"{short or 'model'}-{goal}.effspec")
+        if path.exists():
+            raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
+        text = fitting(call, goal, short or "model", path, shared)
+        from ..cache import write_whole
+
+        write_whole(path, text.encode())
+        if shared.format == "json":
+            return shared.screen.answer_json("new", path=str(path), goal=goal, model=call)
+        shared.screen.answer(str(path))
+        return shared.screen.say(f"next: effc plan {path}, then effc compile {path}")
+
+
+def source_call(model: str) -> str:
+    """How a recipe names the model: `zoo("tiny-llama")`, `hf("/models/x")`, `hf("org/name")`."""
+    kind, colon, name = model.partition(":")
+    if colon and kind in ("zoo", "hf"):
+        return f'{kind}("{name}")'
+    if Path(model).is_dir():
+        return f'hf("{Path(model).resolve()}")'
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return f'hf("{model}")'
+    from ..opened import nowhere
+
+    raise Reject(nowhere(model))
+
+
+def fitting(call: str, goal: str, short: str, path: Path, shared: Shared) -> str:
+    """The recipe with every step and bound that checks for this model."""
+    session = shared.session(path)
+    _, steps, bounds = GOALS[goal]
+    branches = _branches(call, session)
+    steps = tuple(s.format(branches=branches) for s in steps)
+
+    def faults(steps: tuple[str, ...], bounds: tuple[str, ...] = ()) -> list:
+        return _faults(_text(call, goal, short, steps, bounds), path, session)
+
+    fit: tuple[str, ...] = ()
+    for step in steps:
+        fit += () if faults((*fit, step)) else (step,)
+    if not fit:
+        raise Reject(*faults(steps[:1]) or [nothing_fits(f"no step for the goal `{goal}` fits {call}")])
+    kept: tuple[str, ...] = ()
+    for bound in bounds:
+        kept += () if faults(fit, (*kept, bound)) else (bound,)
+    return _text(call, goal, short, fit, kept)
+
+
+def _faults(text: str, path: Path, session) -> list:
+    """Errors of a text, checked as the file it will be."""
+    from ...dsl.check import check
+    from ...dsl.parse import parse
+
+    parsed = parse(Source(str(path), text))
+    assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
+    checked = check(parsed.file, session.shelf.vocabulary, skeleton=session.skeleton, library=session.library)
+    return [d for d in checked.diagnostics if d.severity == "error"]
+
+
+def _branches(call: str, session) -> int:
+    """About a tenth of the residual branches, at least one."""
+    from ...dsl.recipe import Invocation
+
+    word, name = call.split("(")[0], call.split('"')[1]
+    args = {"name": name} if word == "zoo" else {"name": name, "revision": "main", "dtype": "auto"}
+    skeleton = session.skeleton(Invocation(word, args))
+    return max(1, len(skeleton.branches) // 10)
+
+
+def _text(call: str, goal: str, short: str, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
+    about = GOALS[goal][0].format(model=short)
+    texts = _texts()
+    name = {"smaller": "small", "faster": "fast", "gentle": "light"}[goal]
+    lines = ["effspec 1", f'"""{about}"""', "", f"model base    = {call}",
+             "# Your own text is better than the library's.",
+             f'data  calib   = text("{texts / "calib.txt"}", samples: 16, length: 128, seed: 7)',
+             f'data  heldout = text("{texts / "heldout.txt"}", samples: 32, length: 256, seed: 7)', "",
+             f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
+    if bounds:
+        lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
+    return "\n".join([*lines, f'emit {name} {{ hf("{short}-{name}") }}', ""])
+
+
+def _texts() -> Path:
+    """Where the texts of the library lie."""
+    from ..sources.zoo import zoo
+
+    return zoo()["tiny-llama"]
+

@@ -1,0 +1,122 @@
+"""`effc run`: talk to a model, on a terminal or through a pipe."""
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+from ...dsl.diagnostics import Fault, Reject
+from .flags import Shared, verb
+
+no_tokenizer = Fault("no-tokenizer", "A model was asked to answer and has no tokenizer beside its weights.",
+                     exit="usage")
+
+_place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
+                        show_default=False)
+_prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
+_length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
+_warmth = typer.Option("--temperature", "-t", metavar="T", min=0.0,
+                       help="0 takes the likeliest token each time.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("machine",))
+    def run(model: Annotated[str, _place], shared: Shared, prompt: Annotated[str | None, _prompt] = None,
+            max_new_tokens: Annotated[int, _length] = 256,
+            temperature: Annotated[float, _warmth] = 0.0) -> None:
+        """Talk to a model: a chat, or one answer with --prompt or a pipe."""
+        from ..environment import check_packages
+
+        check_packages()
+        if prompt is None and not sys.stdin.isatty():
+            prompt = sys.stdin.read().rstrip("\n")
+        from ..chat import Talker
+        from ..opened import open_model
+
+        opened = open_model(model, shared.settings())
+        if opened.tokenizer is None:
+            raise Reject(no_tokenizer(f"{opened.label} has no tokenizer",
+                                      help="copy the tokenizer files beside the weights"))
+        _use(shared)
+        talker = Talker(opened.model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
+        if prompt is None:
+            converse(talker, opened.label, shared)
+        else:
+            answer_once(talker, prompt, shared)
+
+
+def _use(shared: Shared) -> None:
+    if shared.threads:
+        import torch
+
+        torch.set_num_threads(shared.threads)
+
+
+def answer_once(talker, prompt: str, shared: Shared) -> None:
+    """One prompt: the text to stdout as it comes, or one JSON object."""
+    if shared.format == "json":
+        reply = talker.say(prompt, lambda text: None)
+        _stop_if_asked(reply)
+        return shared.screen.answer_json(
+            "run", prompt=prompt, text=reply.text, stop=reply.stop, prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens, seconds=round(reply.seconds, 4),
+            tokens_per_second=round(reply.tokens_per_second, 2))
+    reply = talker.say(prompt, _write)
+    _write("\n")
+    _stop_if_asked(reply)
+    if shared.verbose:
+        shared.screen.say(_speed(reply))
+
+
+def _stop_if_asked(reply) -> None:
+    if reply.stop == "stopped":
+        raise KeyboardInterrupt
+
+
+def converse(talker, label: str, shared: Shared) -> None:
+    """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
+    from .interrupt import answered_here
+
+    screen = shared.screen
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401        line editing and history for input()
+
+    kind = "answers" if talker.chats else "continues your text"
+    screen.say(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
+    with answered_here():
+        while True:
+            try:
+                line = input(screen.styled("> ", "cyan"))
+            except KeyboardInterrupt:
+                print()
+                continue
+            except EOFError:
+                print()
+                return
+            if line.strip():
+                _exchange(talker, line, shared)
+
+
+def _exchange(talker, line: str, shared: Shared) -> None:
+    try:
+        reply = talker.say(line, _write)
+    except Reject as refused:
+        return shared.screen.complain(refused.diagnostics, "run")
+    mark = " …" if reply.stop == "stopped" else ""
+    _write(f"{mark}\n")
+    if shared.verbose:
+        shared.screen.say(shared.screen.styled(_speed(reply), "dim", stream=sys.stderr))
+    return None
+
+
+def _speed(reply) -> str:
+    from ..quantity import digits, seconds
+
+    speed = digits(reply.tokens_per_second, 3)
+    return f"{reply.new_tokens} tokens in {seconds(reply.seconds)}, {speed} per second, {reply.stop}"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,84 @@
+"""A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..dsl.diagnostics import Fault, Reject
+from ..dsl.recipe import Invocation
+
+if TYPE_CHECKING:
+    from .context import Settings
+    from .model import Origin
+
+unknown_place = Fault(
+    "unknown-place",
+    "A path given on the command line leads to no model.\n\n"
+    "A model is an artifact that `effc compile` wrote, a folder in the Hugging Face layout, `zoo:NAME`, "
+    "`hf:ORG/NAME`, or a recipe.",
+    exit="usage")
+
+
+@dataclass
+class Opened:
+    """`model` has its weights; `tokenizer` is None where there is none."""
+
+    label: str
+    model: Any
+    tokenizer: Any
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
+    import json
+
+    from .manifest import NAME
+    from .sealed import KEY
+
+    if (path / NAME).is_file():
+        return True
+    try:
+        return KEY in json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return (path.parent / NAME).is_file() and (path / "config.json").is_file()
+
+
+def origin_of(place: str, settings: "Settings") -> "Origin":
+    """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
+    from .context import Context
+    from .shelf import Shelf
+
+    kind, colon, name = place.partition(":")
+    if kind == "zoo" and colon:
+        call = Invocation("zoo", {"name": name})
+    elif kind == "hf" and colon:
+        call = Invocation("hf", {"name": name, "revision": "main", "dtype": "auto"})
+    elif Path(place).is_dir():
+        call = Invocation("hf", {"name": str(Path(place).resolve()), "revision": "main", "dtype": "auto"})
+    else:
+        raise Reject(nowhere(place))
+    ctx = Context(settings, None, Path(), Shelf(), None, settings.cache_dir)  # type: ignore[arg-type]
+    return ctx.shelf.make("model", call).resolve(ctx)
+
+
+def nowhere(place: str):
+    found = f"{place} is a file" if Path(place).is_file() else f"there is no {place}"
+    return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
+
+
+def open_model(place: str, settings: "Settings") -> Opened:
+    """The model with its weights, ready to run."""
+    path = Path(place)
+    if path.is_dir() and is_artifact(path):
+        from .load import load, locate
+
+        folder, _ = locate(path)
+        return Opened(place, load(path, device=settings.device, tell=settings.tell), _tokenizer(folder))
+    origin = origin_of(place, settings)
+    return Opened(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
+
+
+def _tokenizer(folder: Path) -> Any:
+    from .folder import load_tokenizer, tokenizer_files
+
+    return load_tokenizer(folder, str(folder), False) if tokenizer_files(folder) else None

@@ -1,0 +1,222 @@
+"""Progress for people and for programs: bars on a terminal, plain lines elsewhere, JSON lines in a file.
+
+Everything goes to stderr. A renderer is a listener of `progress` events and a context manager.
+"""
+
+import json
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from .progress import Event, Listener, Recorded, StageBegan, StageEnded, Ticked, Warned, silent
+from .quantity import measured, seconds, size
+
+HEARTBEAT = 10.0     # seconds without a line after which a long stage says that it lives
+
+
+class Renderer(ABC):
+    """Holds what is running now; events may come from any thread."""
+
+    def __init__(self, stream: TextIO, verbose: int = 0):
+        self.stream, self.verbose = stream, verbose
+        self.stage: StageBegan | None = None
+        self.tick: Ticked | None = None
+        self.lock = threading.RLock()
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            match event:
+                case StageBegan():
+                    self.stage, self.tick = event, None
+                    self.began(event)
+                case Ticked():
+                    self.tick = event
+                    self.ticked(event)
+                case StageEnded():
+                    if self.stage and self.stage.stage != event.stage:
+                        self.stage = None                # one that was cached never began
+                    self.ended(event)
+                    if event.dump:
+                        self.line(event.dump.rstrip("\n"))
+                    self.stage = self.tick = None
+                case Recorded():
+                    self.recorded(event)
+                case Warned():
+                    self.line(event.message)
+
+    @abstractmethod
+    def began(self, event: StageBegan) -> None: ...
+
+    @abstractmethod
+    def ticked(self, event: Ticked) -> None: ...
+
+    def recorded(self, event: Recorded) -> None:
+        if self.verbose:
+            self.line(f"       {event.name}  {measured(event.value, event.unit)}")
+
+    @abstractmethod
+    def ended(self, event: StageEnded) -> None: ...
+
+    @abstractmethod
+    def line(self, text: str) -> None: ...
+
+    def __enter__(self) -> "Renderer":
+        return self
+
+    @abstractmethod
+    def __exit__(self, *error) -> None: ...
+
+
+def summary(began: StageBegan | None, ended: StageEnded) -> str:
+    """One line for a finished stage: `2/6  thin  prune.channels  -0.44 M params  12 s  peak 1.2 GiB`."""
+    place = f"{began.index}/{began.total}" if began and began.total else ""
+    about = began.about if began else ""
+    cost = "cached" if ended.cached else seconds(ended.seconds)
+    peak = f"peak {size(ended.peak_bytes)}" if ended.peak_bytes and not ended.cached else ""
+    head = f"{place:>5}  {ended.stage:<12}"
+    return "  ".join(part for part in (head, about, ended.change, cost, peak) if part).rstrip()
+
+
+def standing(stage: StageBegan, tick: Ticked | None, elapsed: float) -> str:
+    """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s)`."""
+    place = f"{stage.index}/{stage.total}" if stage.total else ""
+    doing = "running"
+    if tick:
+        doing = f"{tick.label} {tick.done}/{tick.total}" + (f", {tick.note}" if tick.note else "")
+    return f"{place:>5}  {stage.stage:<12}  … {doing}  ({seconds(elapsed)})"
+
+
+class Plain(Renderer):
+    """One line per finished stage, and a heartbeat every ten seconds while one runs."""
+
+    def __init__(self, stream: TextIO, verbose: int = 0, heartbeat: float = HEARTBEAT):
+        super().__init__(stream, verbose)
+        self.heartbeat = heartbeat
+        self.stop = threading.Event()
+        self.since = self.said = time.monotonic()
+
+    def began(self, event: StageBegan) -> None:
+        self.since = self.said = time.monotonic()
+
+    def ticked(self, event: Ticked) -> None:
+        pass                                     # the heartbeat tells how far it is
+
+    def ended(self, event: StageEnded) -> None:
+        self.line(summary(self.stage, event))
+
+    def line(self, text: str) -> None:
+        self.said = time.monotonic()
+        print(text, file=self.stream, flush=True)
+
+    def __enter__(self) -> "Plain":
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop.set()
+
+    def _beat(self) -> None:
+        while not self.stop.wait(min(1.0, self.heartbeat / 4)):
+            with self.lock:
+                now = time.monotonic()
+                if self.stage and now - self.said >= self.heartbeat:
+                    self.line(standing(self.stage, self.tick, now - self.since))
+
+
+class Bars(Renderer):
+    """A bar for the running stage with the time left, and a line above it for each finished one."""
+
+    def __init__(self, stream: TextIO, verbose: int = 0, color: bool = True):
+        super().__init__(stream, verbose)
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(file=stream, force_terminal=True, no_color=not color, highlight=False,
+                          soft_wrap=True)
+        self.progress = Progress(
+            SpinnerColumn(style="cyan"),
+            TextColumn("{task.fields[place]}"), TextColumn("{task.fields[stage]}"),
+            TextColumn("[dim]{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("[dim]left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            console=console, transient=True, refresh_per_second=8)
+        self.task = None
+
+    def began(self, event: StageBegan) -> None:
+        self._drop()
+        place = f"{event.index}/{event.total}" if event.total else ""
+        self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=place, note="")
+
+    def ticked(self, event: Ticked) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, description=event.label, completed=event.done, total=event.total,
+                                 note=event.note)
+
+    def ended(self, event: StageEnded) -> None:
+        self._drop()
+        self.line(f"[green]✓[/green]{_escaped(summary(self.stage, event))}", markup=True)
+
+    def line(self, text: str, markup: bool = False) -> None:
+        self.progress.console.print(text, markup=markup)
+
+    def _drop(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+
+    def __enter__(self) -> "Bars":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._drop()
+        self.progress.stop()
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Lines:
+    """Every event as one line of JSON, written at once."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.lock = file, threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            self.file.write(json.dumps(event.to_json()) + "\n")
+            self.file.flush()
+
+
+@contextmanager
+def listening(*, quiet: bool = False, progress: bool = True, bars: bool = False, color: bool = True,
+              verbose: int = 0, events: Path | None = None) -> Iterator[Listener]:
+    """The listener for a command, alive inside the `with`."""
+    with ExitStack() as stack:
+        heard: list[Listener] = []
+        if progress and not quiet:
+            renderer = Bars(sys.stderr, verbose, color) if bars else Plain(sys.stderr, verbose)
+            heard.append(stack.enter_context(renderer))
+        if events:
+            heard.append(Lines(stack.enter_context(open(events, "w", encoding="utf-8"))))
+        if not heard:
+            yield silent
+        elif len(heard) == 1:
+            yield heard[0]
+        else:
+            yield lambda event: [hear(event) for hear in heard] and None
