@@ -56,6 +56,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
 
 def recapture(program: Program, touched: set[str] | None = None) -> None:
     """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
+    program.inputs = _in_vocabulary(program.model, program.inputs)
     calls = record(program.model, program.inputs)
     program.opaque.update(calls.odd)
     known: dict[Any, Unit] = {}
@@ -79,11 +80,20 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
 
 
 def _shared(units: dict[str, Unit]) -> dict[str, Unit]:
-    graphs = {}
+    """Graphs that are equal in code and in what is noted of their values become one object."""
+    graphs: dict[Any, Any] = {}
     for unit in units.values():
         if not unit.edited:
-            unit.graph = graphs.setdefault(unit.key, unit.graph)
+            notes = tuple(tuple(node.meta.items()) for node in unit.graph.nodes)
+            unit.graph = graphs.setdefault((unit.key, notes), unit.graph)
     return units
+
+
+def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
+    if "input_ids" not in inputs:
+        return inputs
+    return {**inputs, "input_ids": inputs["input_ids"] % model.config.get_text_config().vocab_size}
 
 
 # -- the first call of every unit ----------------------------------------------------------------------------

@@ -110,13 +110,14 @@ def replay(model: nn.Module, edits: Edits) -> None:
     """
     try:
         _replay(model, edits)
-    except (AttributeError, AssertionError, IndexError, KeyError, Unlisted) as error:
+    except (AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise _refusal(f"what the skeleton doesn't have: {error}") from error
 
 
 def _replay(model: nn.Module, edits: Edits) -> None:
     for owner, left in edits.layers.items():
         layers = model.get_submodule(owner)
+        assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"
         assert left == sorted(set(left)) and all(0 <= i < len(layers) for i in left), f"layers {left} of {owner}"
         for place in reversed(range(len(layers))):
             if place not in left:

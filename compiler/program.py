@@ -40,7 +40,7 @@ class Unit:
                   on leaves, `role`
     placeholders  names of the forward's arguments that stay free; any of them may be None when it runs
     statics       arguments that were baked, with their values
-    key           sha256 of the generated code: equal layers have equal keys and share one graph object
+    key           sha256 of the generated code; layers that are equal in shapes, too, share one graph object
     edited        the graph differs from the layer's own forward, so it must be bound to take effect
     """
 

@@ -4,6 +4,8 @@ A signature holds every attribute, shape and type below a layer and the form of 
 be compared by content are compared by identity, so that doubt only costs a second trace.
 """
 
+import functools
+import types
 from collections.abc import Hashable
 from typing import Any
 
@@ -58,6 +60,10 @@ def _content(value: Any) -> Hashable:
                                          else [_content(item) for item in value])
     if isinstance(value, dict):
         return "dict", str([(str(key), _content(item)) for key, item in value.items()])
+    if isinstance(value, functools.partial):
+        return "partial", str((_function(value.func), _content(value.args), _content(value.keywords)))
+    if isinstance(value, types.FunctionType):
+        return "function", str((_function(value), _content(value.__defaults__)))
     return "object", str(id(value))
 
 
