@@ -40,7 +40,8 @@ class _Search:
             if claim.reads:
                 self.reads.add((claim.tensor, claim.axis))
         self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels]}
-        self.found = Found()
+        self.weighed = {root for labels in labelling.weighed for root in self.root[labels]}
+        self.found = Found(refused=list(labelling.refused))
 
     def run(self) -> Found:
         free = np.ones(self.labelling.count, bool)
@@ -56,7 +57,7 @@ class _Search:
         used = sorted({*q, *kv})
         reason = self.why_not(attention, used)
         if reason:
-            self.found.refused.append((attention.module, reason))
+            self.refuse(attention.module, reason)
             return used
         repeat = len(q) // len(kv)
         heads = [frozenset({h}) for h in q]
@@ -84,26 +85,30 @@ class _Search:
     def channels(self, free: np.ndarray) -> None:
         for roots in self.alike(free):
             members = [index for index, owner in self.owner.items() if np.isin(owner, roots).any()]
+            if not members:
+                continue
             site = common([module_of(tensor) for tensor, _ in members])
             reason = next((self.blocked[r] for r in roots.tolist() if r in self.blocked), None)
             readers = [index for index in members if index in self.reads]
-            if not readers or len(readers) == len(members):
-                if reason:
-                    self.found.refused.append((site, reason))
-                continue
-            if len(roots) == 1 and (self.owner[readers[0]] == roots[0]).sum() > 1:
-                reason = reason or "a norm or a mixing function runs over all its channels"
+            whole = bool(readers) and len(readers) < len(members)
+            if whole and not reason and self.one_item(roots, self.owner[readers[0]]):
+                reason = "a norm or a mixing function runs over all its channels"
             if reason:
-                self.found.refused.append((site, reason))
-                continue
-            owner = self.owner[readers[0]]
-            order = dict.fromkeys(owner[np.isin(owner, roots)].tolist())
-            self.add("channels", [frozenset({root}) for root in order], 0, site)
+                self.refuse(site, reason)
+            elif whole:
+                columns = self.owner[readers[0]]
+                order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
+                kind = "channels" if self.weighed.isdisjoint(order) else "heads"
+                self.add(kind, [frozenset({root}) for root in order], 0, site)
+
+    def one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
+        """Whether several channels are all coupled, and not because they are one attention head."""
+        return len(roots) == 1 and (columns == roots[0]).sum() > 1 and self.weighed.isdisjoint(roots.tolist())
 
     def alike(self, free: np.ndarray) -> Iterator[np.ndarray]:
         """Sets of roots that hold the same number of indices of the same tensors."""
         roots = np.flatnonzero(free & (self.root == np.arange(len(self.root))))
-        if not len(roots):
+        if not len(roots) or not self.owner:
             return
         size = len(self.root)
         counts = np.stack([np.bincount(owner, minlength=size)[roots] for owner in self.owner.values()])
@@ -115,12 +120,16 @@ class _Search:
         try:
             members = tuple(self.members(items))
         except Uneven as why:
-            self.found.refused.append((site, str(why)))
+            self.refuse(site, str(why))
             return
         enclosing = common([module_of(m.tensor) for m in members])
         self.found.groups.append(Group(enclosing, kind, len(items), members, (), per_block,
                                        sum((m.tensor, m.axis) in self.reads for m in members)))
         self.found.items.append(items)
+
+    def refuse(self, site: str, reason: str) -> None:
+        if (site, reason) not in self.found.refused:
+            self.found.refused.append((site, reason))
 
     def members(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""

@@ -75,7 +75,17 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
             groups.append(replace(group, attributes=attributes))
         except Baked as why:
             refused.append((group.site, str(why)))
-    return Structure(branches, tuple(groups), (*found.refused, *refused))
+    return Structure(branches, tuple(groups), tuple(_once((*found.refused, *refused))))
+
+
+def _once(refused: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """One reason per child of the unit: the first, what follows from it isn't news."""
+    seen = set()
+    for site, why in refused:
+        child = site.split(".")[0]
+        if child not in seen:
+            seen.add(child)
+            yield site, why
 
 
 def stream_of(graph: fx.Graph) -> fx.Node | None:

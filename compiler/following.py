@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..dsl.skeleton import Group
 from .integers import evaluate
-from .labels import Labelling, name_of, tensors_in
+from .labels import NOTHING, POINTWISE, Labelling, name_of, tensors_in
 
 # What the library's attention functions read from the module they are called with.
 REPEAT = "num_key_value_groups"
@@ -104,14 +104,15 @@ def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module)
 
 
 def _needs(labelling: Labelling, gone: Tensor, root: nn.Module) -> Iterator[Need]:
-    """`gone` says for each label whether it vanishes."""
-    for node in labelling.values:
-        literals = _LITERALS.get(name_of(node)) if node.op in ("call_function", "call_method") else None
-        if literals is None or not any(True for _ in tensors_in(labelling.values[node])):
+    """Every literal that counts positions. `gone` says for each label whether it vanishes. Raises Baked."""
+    for node, value in labelling.values.items():
+        name = name_of(node) if node.op in ("call_function", "call_method") else ""
+        if next(tensors_in(value), None) is None:
             continue
-        sources = {place: source for place, _, source in node.meta.get("ints", ())}
-        for place, value, needed in literals(node, labelling, gone):
-            yield Need(node, value, needed, sources.get(place, str(value)))
+        if name in _LITERALS:
+            yield from _LITERALS[name](node, labelling, gone)
+        elif name in POINTWISE or name == "baddbmm":
+            _refuse_outside(node, labelling, gone)
     for attention in labelling.attentions:
         module = root.get_submodule(attention.module)
         if REPEAT in vars(module):
@@ -121,36 +122,73 @@ def _needs(labelling: Labelling, gone: Tensor, root: nn.Module) -> Iterator[Need
                 yield Need(attention.node, vars(module)[REPEAT], alive[0] // alive[1], source)
 
 
+def _refuse_outside(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
+    """A bias or scale with an entry per item that comes from outside of the unit can't follow."""
+    out = labelling.values[node]
+    for given in node.all_input_nodes:
+        x = labelling.values[given]
+        if isinstance(x, Tensor) and x.ndim and not (x > NOTHING).any():
+            for axis in range(-min(x.ndim, out.ndim), 0):
+                if x.shape[axis] > 1 and vanished(out, axis, gone).any():
+                    raise Baked(f"`{given.name}`, from outside of the layer, has an entry for each of them")
+
+
 def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
     """For each position along the axis, whether all that lies there vanishes."""
     return gone[x].movedim(axis, 0).flatten(1).all(1)
 
 
-def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[tuple[str, int, int]]:
+def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:
+    sources = {where: source for where, _, source in node.meta.get("ints", ())}
+    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"))
+
+
+def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
     """view, reshape and expand: a size literal counts the positions of its axis."""
     out = labelling.values[node]
-    nested = isinstance(node.args[1], (tuple, list))
-    for axis, size in enumerate(node.args[1] if nested else node.args[1:]):
+    for axis, (owner, place, size) in enumerate(_written_sizes(node, labelling)):
         if isinstance(size, int) and size > 1:
-            place = f"args.1.{axis}" if nested else f"args.{axis + 1}"
-            yield place, size, size - int(vanished(out, axis, gone).sum())
+            yield _need(owner, place, size, size - int(vanished(out, axis, gone).sum()))
 
 
-def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[tuple[str, int, int]]:
+def _written_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
+    """For each axis: the node and place where its size is written, and the size: an int, a node, or None."""
+    first = node.args[1]
+    if isinstance(first, (tuple, list)):
+        yield from ((node, f"args.1.{i}", size) for i, size in enumerate(first))
+    elif isinstance(first, fx.Node) and isinstance(labelling.values[first], tuple):
+        yield from _summed_sizes(first, labelling)
+    else:
+        yield from ((node, f"args.{i + 1}", size) for i, size in enumerate(node.args[1:]))
+
+
+def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
+    """`x.size()[:-1] + (heads, head_dim)`"""
+    if name_of(node) != "add":
+        yield from ((node, "", None) for _ in labelling.values[node])
+        return
+    for i, part in enumerate(node.args):
+        if isinstance(part, fx.Node):
+            yield from _summed_sizes(part, labelling)
+        else:
+            yield from ((node, f"args.{i}.{j}", size) for j, size in enumerate(part))
+
+
+def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
     axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-    sizes, place = (node.args[1], "args.1") if len(node.args) > 1 else (
-        node.kwargs.get("split_size", node.kwargs.get("split_size_or_sections")), "kwargs.split_size")
+    name = next((name for name in ("split_size", "split_size_or_sections") if name in node.kwargs), None)
+    sizes, place = (node.kwargs[name], f"kwargs.{name}") if name else (node.args[1], "args.1")
     lost = [int(vanished(x, axis, gone).sum()) for x in labelling.values[node]]
     if isinstance(sizes, int):
         for n in sorted(set(lost)):          # two answers for one literal are met by no attribute
-            yield place, sizes, sizes - n
-    else:
+            yield _need(node, place, sizes, sizes - n)
+    elif not isinstance(sizes, fx.Node):
         for i, size in enumerate(sizes):
             if isinstance(size, int):
-                yield f"{place}.{i}", size, size - lost[i]
+                yield _need(node, f"{place}.{i}", size, size - lost[i])
 
 
-def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[tuple[str, int, int]]:
+def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
     x, index = labelling.values[node.args[0]], node.args[1]
     if not isinstance(x, Tensor):
         return
@@ -167,7 +205,7 @@ def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[tuple
             if type(bound) is int:
                 lost = vanished(x, axis, gone)
                 before, behind = int(lost[:bound].sum()), int(lost[bound:].sum())
-                yield where, bound, bound - before if bound >= 0 else bound + behind
+                yield _need(node, where, bound, bound - before if bound >= 0 else bound + behind)
         axis += spread if part is ... else 0 if part is None else 1
 
 

@@ -37,6 +37,8 @@ POINTWISE = frozenset((
     "addcmul", "zeros_like", "ones_like", "rsub"))
 MIXES = frozenset((
     "softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
+PRODUCTS = frozenset(("matmul", "bmm", "baddbmm"))
+_MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 REDUCES = frozenset((
     "mean", "sum", "var", "std", "amax", "amin", "logsumexp", "norm"))
 
@@ -67,6 +69,8 @@ class Labelling:
 
     claims: list[Claim] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
+    weighed: list[np.ndarray] = field(default_factory=list)   # labels under a softmax: attention written out
+    refused: list[tuple[str, str]] = field(default_factory=list)     # (module, why nothing is known of it)
     blocked: list[tuple[np.ndarray, str]] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     count: int = FIRST
@@ -139,7 +143,12 @@ def label(graph: fx.Graph, root: nn.Module, stream: str) -> Labelling:
     for node in graph.nodes:
         if node.op == "output":
             continue
-        out.values[node] = _Step(out, root, node).value(stream)
+        step = _Step(out, root, node)
+        try:
+            out.values[node] = step.value(stream)
+        except _MISFITS:
+            # The arguments have another form than the rule for this name expects: it is some other function.
+            out.values[node] = step.unknown(f"`{name_of(node)}`")
     return out
 
 
@@ -163,7 +172,7 @@ class _Step:
         return self.function(name_of(node))
 
     def attribute(self) -> Any:
-        """A parameter read directly is something no rule speaks of: what meets its channels is blocked."""
+        """A vector read directly has labels of its own; what meets any other parameter is blocked."""
         found = self.root
         for name in self.node.target.split("."):
             found = getattr(found, name)
@@ -171,12 +180,14 @@ class _Step:
             return self.node
         if not isinstance(found, nn.Parameter):
             return blank(found.shape)
+        if found.ndim == 1:
+            return self.claim("", 0, self.out.fresh(len(found)))
         labels = self.out.fresh(1)
         self.out.block(labels, f"the parameter {self.node.target} is read outside of a module")
         return labels.expand(found.shape)
 
     def function(self, name: str) -> Any:
-        rule = _LEAVES.get(name)
+        rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role"))
         if rule is not None:
             return rule(self)
         labelled = list(tensors_in((self.args, self.kwargs)))
@@ -186,6 +197,8 @@ class _Step:
             return self.pointwise(labelled)
         if name in MIXES | REDUCES and labelled:
             return self.mix(name, labelled[0])
+        if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
+            return self.product(labelled)
         return self.unknown(f"`{name}`")
 
     def execute(self) -> Any:
@@ -207,6 +220,8 @@ class _Step:
         return found
 
     def mix(self, name: str, x: Tensor) -> Any:
+        if "softmax" in name:
+            self.out.weighed.append(np.unique(x.numpy()))
         axes = self.mixed_axes(name, x)
         for axis in axes:
             self.out.couple_along(x, axis)
@@ -227,21 +242,30 @@ class _Step:
     def module(self, module: nn.Module) -> Any:
         x = next(tensors_in((self.args, self.kwargs)), None)
         kind = type(module).__name__
-        if isinstance(module, nn.Linear):
+        runs = type(module).forward                   # a subclass with another forward is something else
+        if runs is nn.Linear.forward:
             return self.contract(x, module, out_axis=0)
-        if isinstance(module, Conv1D):
+        if runs is Conv1D.forward:
             return self.contract(x, module, out_axis=1)
         if "Norm" in kind:
             return self.norm(x, module)
-        if isinstance(module, nn.Embedding):
+        if runs is nn.Embedding.forward:
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)
         if not any(True for _ in module.parameters()) and _is_pointwise(module):
             return x
+        if next(module.parameters(), None) is not None:
+            self.out.refused.append((self.node.target, f"a {kind} is taken as a whole"))
         return self.unknown(f"{kind} {self.node.target}")
 
     def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
-        self.out.claims.append(Claim(f"{self.node.target}.{name}", axis, labels.numpy(), reads))
+        """Note a claim; one tensor used twice has the same rows both times."""
+        tensor = f"{self.node.target}.{name}" if name else self.node.target
+        for known in self.out.claims:
+            if (known.tensor, known.axis) == (tensor, axis):
+                self.out.couple(torch.from_numpy(known.labels), labels)
+                return labels
+        self.out.claims.append(Claim(tensor, axis, labels.numpy(), reads))
         return labels
 
     def contract(self, x: Tensor, module: nn.Module, out_axis: int) -> Tensor:
@@ -262,14 +286,34 @@ class _Step:
         return x
 
     def unknown(self, what: str) -> Any:
-        self.out.block((self.args, self.kwargs), f"{what} reads its channels in a way that is not known")
-        return blank(self.node.meta.get("shape"))
+        """No rule: what goes in can't be narrowed, nor what its result meets."""
+        reason = f"{what} does something unknown with its channels"
+        result = blank(self.node.meta.get("shape"))
+        if any((x > NOTHING).any() for x in tensors_in((self.args, self.kwargs))):
+            self.out.block((self.args, self.kwargs), reason)
+            mark = self.out.fresh(1)
+            self.out.block(mark, reason)
+            for x in tensors_in(result):
+                x.fill_(int(mark))
+        return result
 
-    def rotary(self) -> tuple[Tensor, Tensor]:
-        q, k = self.args[1], self.args[2]
-        self.out.couple_along(q, -1)
-        self.out.couple_along(k, -1)
-        return q, k
+    def product(self, inputs: list[Tensor]) -> Tensor:
+        """[..., n, k] @ [..., k, m]: the contracted channels belong together, and so do those they meet."""
+        *added, left, right = inputs
+        self.out.couple_along(left, -1)
+        self.out.couple_along(right, -2)
+        return self.pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
+
+    def rotary(self) -> Any:
+        """q, k or both, turned: the channels of a head mix. Angles have no labels."""
+        turned = tuple(x for x in tensors_in(self.args) if (x > STREAM).any())
+        for x in turned:
+            self.out.couple_along(x, -1)
+        if not isinstance(self.node.meta["dtype"], tuple):
+            return turned[0]
+        if len(turned) != len(self.node.meta["dtype"]):
+            return self.unknown(f"`{name_of(self.node)}`")
+        return turned
 
     def cache_update(self) -> tuple[Tensor, Tensor]:
         return self.args[1], self.args[2]
@@ -277,6 +321,20 @@ class _Step:
     def attention(self) -> tuple[Tensor, None]:
         """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in one doesn't."""
         module, q, k, v = self.args[:4]
+        path = module.target if isinstance(module, fx.Node) else ""
+        heads = self.attend(path, q, k, v)
+        b, _, t, _ = q.shape
+        return heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None
+
+    def fused_attention(self) -> Tensor:
+        """torch's own, in the layout [b, h, t, d]."""
+        q, k, v = self.args[:3]
+        scope = self.node.meta.get("scope") or ("",)
+        heads = self.attend(scope[-1], q, k, v)
+        return heads[None, :, None, None].expand(*q.shape[:-1], v.shape[-1])
+
+    def attend(self, module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Note an attention call; returns a label per query head."""
         heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]      # [h, everything else]
         for x in heads:
             self.out.couple_along(x, 1)
@@ -284,13 +342,24 @@ class _Step:
         self.out.couple(k_heads, v_heads)
         if len(q_heads) == len(k_heads):
             self.out.couple(q_heads, k_heads)
-        path = module.target if isinstance(module, fx.Node) else ""
-        self.out.attentions.append(Attention(self.node, path, q_heads.numpy(), k_heads.numpy()))
-        b, _, t, _ = q.shape
-        return q_heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None
+        self.out.attentions.append(Attention(self.node, module, q_heads.numpy(), k_heads.numpy()))
+        for name, other in self.kwargs.items():
+            self.hear(name, other, q_heads)
+        return q_heads
+
+    def hear(self, name: str, other: Any, heads: Tensor) -> None:
+        """What else attention is given: sinks [h] and biases [1, h, t, s] belong to their heads."""
+        for x in tensors_in(other):
+            if x.ndim == 1 and len(x) == len(heads):
+                self.out.couple(x, heads)
+            elif x.ndim == 4 and x.shape[1] == len(heads):
+                self.out.couple(x, heads[None, :, None, None])
+            elif (x > STREAM).any():
+                self.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")
 
 
-_LEAVES = {"attention": _Step.attention, "cache_update": _Step.cache_update, "rotary": _Step.rotary}
+_LEAVES = {"attention": _Step.attention, "cache_update": _Step.cache_update, "rotary": _Step.rotary,
+           "scaled_dot_product_attention": _Step.fused_attention}
 
 
 def _is_plain(node: fx.Node) -> bool:

@@ -4,18 +4,18 @@ An add of two same-shape values is a residual add if one of them dominates the o
 entry of the stream to the branch's value passes the point where the stream was tapped. Names play no part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from .labels import name_of, tensors_in
+from .labels import PRODUCTS, name_of, tensors_in
 from .leaves import module_role
 
 ADDS = frozenset(("add", "iadd", "add_"))
 KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream
 SCANS = frozenset(("ssm_scan", "ssm_conv"))
-WORK = frozenset(("linear", "conv", "experts", "embedding", "module"))
+WORK = frozenset(("linear", "conv", "experts", "router", "embedding", "module", "opaque"))
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,19 @@ def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.
     if not _is_add(node, above, values):
         return None
     for stream, value in (node.args, node.args[::-1]):
-        for tap in (stream, through(stream)):
+        for tap in _taps(stream, above, values):
             if tap is not through(value) and _dominates(tap, value, above):
                 return tap, stream
     return None
+
+
+def _taps(stream: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
+    """Where a value may have left the stream: at itself, or, where it is a sum of the stream, its own tap."""
+    yield stream
+    yield through(stream)
+    earlier = tap_of(through(stream), above, values)
+    if earlier is not None:
+        yield earlier[0]
 
 
 def _is_add(node: fx.Node, above: Mapping, values: Mapping) -> bool:
@@ -130,12 +139,24 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
 def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node]) -> Term:
     ours = {path for n in nodes for path in modules_used(n, root)}
     others = {path for n in graph.nodes if n not in nodes for path in modules_used(n, root)}
-    work = [path for path in ours if module_role(root.get_submodule(path)) in WORK]
-    roles = {n.meta.get("role") for n in nodes}
-    role = "attention" if "attention" in roles else "ssm" if roles & SCANS else "mlp" if work else "other"
+    work = [path for path in ours if _works(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
     own = [path for path in ours - others if root.get_submodule(path)._parameters]
+    role = _role(nodes, bool(work))
     return Term(join, value, nodes, role, common(work), tuple(sorted(own, key=order.__getitem__)))
+
+
+def _works(module: nn.Module) -> bool:
+    return module_role(module) in WORK and next(module.parameters(), None) is not None
+
+
+def _role(nodes: frozenset[fx.Node], works: bool) -> str:
+    roles = {n.meta.get("role") for n in nodes}
+    called = [name_of(n) for n in nodes]
+    written_out = "softmax" in called and sum(name in PRODUCTS for name in called) > 1
+    if "attention" in roles or "scaled_dot_product_attention" in called or written_out:
+        return "attention"
+    return "ssm" if roles & SCANS else "mlp" if works else "other"
 
 
 def modules_used(node: fx.Node, root: nn.Module) -> list[str]:

@@ -28,7 +28,7 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     """Floating-point operations of one decoded token that attends to `context` positions.
 
     Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding
-    doesn't, of packed experts the active ones do), and the products of queries with keys, weights with values.
+    doesn't, of packed experts the active ones do), and queries times keys, weights times values.
     """
     weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
     return 2 * weights + 4 * context * sum(map(_attended, _query_heads(skeleton)))

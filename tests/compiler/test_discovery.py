@@ -219,7 +219,19 @@ class Gated(nn.Module):
 
 
 class Direct(nn.Module):
-    """A layer that multiplies its channels with a parameter of its own."""
+    """A layer that multiplies its channels with a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.mix = nn.Parameter(torch.eye(16))
+
+    def forward(self, x):
+        return x + self.down(self.up(x) @ self.mix)
+
+
+class Scaled(nn.Module):
+    """A layer with one scale per channel, read outside of a module."""
 
     def __init__(self):
         super().__init__()
@@ -228,6 +240,31 @@ class Direct(nn.Module):
 
     def forward(self, x):
         return x + self.down(self.up(x) * self.scale)
+
+
+class Written(nn.Module):
+    """A layer whose attention is written out, with two heads of four channels and a literal of its own."""
+
+    def __init__(self, heads=2):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.heads = heads
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        q, k, v = (part(x).view(b, t, self.heads, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(2, 3)).softmax(-1)
+        return x + self.o((weights @ v).transpose(1, 2).reshape(b, t, -1))
+
+
+class Literal(Written):
+    """The same with a number of heads that no attribute gives."""
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        q, k, v = (part(x).view(b, t, 2, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(2, 3)).softmax(-1)
+        return x + self.o((weights @ v).transpose(1, 2).reshape(b, t, -1))
 
 
 class Stack(nn.Module):
@@ -241,9 +278,40 @@ class Stack(nn.Module):
         return {"logits": x}
 
 
-@pytest.mark.parametrize("layer, said", [(Gated, "norm"), (Direct, "scale")])
+def found_in(layer) -> Skeleton:
+    return discover(capture(Stack(layer), inputs={"x": torch.randn(2, 3, 8)}))
+
+
+@pytest.mark.parametrize("layer, said", [(Gated, "norm"), (Direct, "mix"), (Literal, "fixed number 2")])
 def test_what_cannot_be_narrowed_is_said(layer, said):
-    found = discover(capture(Stack(layer), inputs={"x": torch.randn(2, 3, 8)}))
+    found = found_in(layer)
     assert found.groups == ()
     assert [path for path, _ in found.facts["refused"]] == ["layers.0", "layers.1"]
     assert all(said in why for _, why in found.facts["refused"])
+
+
+def test_a_scale_read_directly_belongs_to_the_channels():
+    group = found_in(Scaled).groups[0]
+    assert (group.kind, group.count, group.site) == ("channels", 16, "layers.0")
+    assert [m.tensor for m in group.members] == [
+        "layers.0.up.weight", "layers.0.up.bias", "layers.0.scale", "layers.0.down.weight"]
+
+
+def test_attention_that_is_written_out_has_heads():
+    found = found_in(Written)
+    group = found.groups[0]
+    assert (group.kind, group.count, group.attributes) == ("heads", 2, (("layers.0", "heads", 1.0),))
+    assert [b.role for b in found.branches] == ["attention", "attention"]
+
+
+def test_layers_may_differ_in_width():
+    """Equal programs share a graph though widths differ: what was recorded of one must not be used of all."""
+    model = tiny.model("llama")
+    for kind in ("kv_heads", "channels"):
+        (group,) = groups("llama", kind, layer=1)
+        slice_away(model, group, [1])
+    found = discover(capture(model))
+    assert [g.count for g in found.groups if g.kind == "channels"] == [96, 95, 96]
+    assert [g.count for g in found.groups if g.kind == "heads"] == [4, 2, 4]
+    assert [g.count for g in found.groups if g.kind == "kv_heads"] == [2, 1, 2]
+    assert found.facts["refused"] == []
