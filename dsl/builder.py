@@ -1,0 +1,216 @@
+"""Recipes written in Python: the same syntax tree, and the same text, as a recipe file.
+
+    r = recipe("Prune SmolLM2, keep it as good")
+    base = r.model("base", call("hf", "./ckpt"))
+    heldout = r.data("heldout", call("text", "heldout.txt", length=512))
+    lean = r.pipeline("lean", base)
+    slim = lean.step("slim", "prune.blocks", remove=4, score=call("perplexity", heldout))
+    lean.step("thin", "prune.channels", on=select("*.mlp") - "layers.0.*", keep=percent(85).of("channels"), from_=slim)
+    lean.expect("perplexity(heldout) <= 1.15 * base")
+    lean.emit(call("hf", "hf"))
+    Path("slim.effspec").write_text(str(r))
+
+Python numbers, strings, booleans and lists stand for themselves; what was declared or made by a step is a handle.
+An argument whose name Python keeps for itself takes a trailing underscore: `from_=slim`.
+"""
+
+from dataclasses import dataclass, field
+
+from . import ast
+from .diagnostics import Reject
+from .format import format_file
+from .json_form import json_form, through_text
+from .parse import EDITION, parse
+from .source import Source, Span
+
+_NAME = "recipe.py"
+_NOWHERE = Span(Source(_NAME, ""), 0, 0)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the language. `|`, `-` and `&` join selectors."""
+
+    node: ast.Expr
+
+    def of(self, base: str) -> "Value":
+        """A share: `percent(85).of("channels")` is `85% of channels`."""
+        return Value(ast.Of(self.node, _name(base), span=_NOWHERE))
+
+    def to(self, high) -> "Value":
+        """A range: `percent(60).to(percent(100))` is `60%..100%`."""
+        return Value(ast.Interval(self.node, _node(high), span=_NOWHERE))
+
+    def allow_empty(self) -> "Value":
+        """The selector, though it may match nothing."""
+        return Value(ast.AllowEmpty(self.node, span=_NOWHERE))
+
+    def __or__(self, other) -> "Value":
+        return Value(ast.Combine("|", self.node, _node(other), span=_NOWHERE))
+
+    def __sub__(self, other) -> "Value":
+        return Value(ast.Combine("-", self.node, _node(other), span=_NOWHERE))
+
+    def __and__(self, other) -> "Value":
+        return Value(ast.Combine("&", self.node, _node(other), span=_NOWHERE))
+
+    def __str__(self) -> str:
+        from .write import expression
+
+        return expression(self.node)
+
+
+def call(word: str, *args, **named) -> Value:
+    """`call("text", "calib.txt", length=512)` is `text("calib.txt", length: 512)`."""
+    return Value(_call(word, args, named))
+
+
+def name(path: str) -> Value:
+    """A name that is not a handle: `name("avx512_bf16")`."""
+    return Value(_name(path))
+
+
+def select(pattern: str) -> Value:
+    """A selector, to join with others: `select("*.mlp") - "layers.0.*"`."""
+    return Value(ast.Text(pattern, span=_NOWHERE))
+
+
+def quantity(number: int | float, unit: str) -> Value:
+    """`quantity(24, "GiB")` is `24GiB`."""
+    return Value(ast.Number(repr(number), unit, span=_NOWHERE))
+
+
+def percent(number: int | float) -> Value:
+    """`percent(85)` is `85%`."""
+    return quantity(number, "%")
+
+
+def recipe(doc: str = "") -> "Recipe":
+    return Recipe(doc)
+
+
+@dataclass
+class Recipe:
+    """Statements in the order in which they are made. `str()` is the canonical text, `file` the syntax tree."""
+
+    doc: str = ""
+    statements: list = field(default_factory=list)
+
+    def use(self, target: str, alias: str = "") -> None:
+        """A module of the recipe library by its dotted name, or a file by its path."""
+        is_path = "/" in target or target.endswith(".effspec")
+        node = ast.Text(target, span=_NOWHERE) if is_path else _name(target)
+        self.statements.append(ast.Use(node, _name(alias) if alias else None, span=_NOWHERE))
+
+    def param(self, word: str, type: str, default, within=None, doc: str = "") -> Value:
+        """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
+        bounds = None if within is None else _node(within)
+        said = ast.Text(doc, span=_NOWHERE) if doc else None
+        self.statements.append(ast.Param(_name(word), _name(type), _node(default), bounds, said, span=_NOWHERE))
+        return name(word)
+
+    def model(self, word: str, made_by: Value) -> Value:
+        return self._declare("model", word, made_by)
+
+    def data(self, word: str, made_by: Value) -> Value:
+        return self._declare("data", word, made_by)
+
+    def _declare(self, kind: str, word: str, made_by: Value) -> Value:
+        self.statements.append(ast.Declare(kind, _name(word), _node(made_by), span=_NOWHERE))
+        return name(word)
+
+    def profile(self, word: str, **entries) -> Value:
+        self.statements.append(ast.Profile(_name(word), _entries(entries), span=_NOWHERE))
+        return name(word)
+
+    def matrix(self, **entries) -> None:
+        self.statements.append(ast.Matrix(_entries(entries), span=_NOWHERE))
+
+    def pipeline(self, word: str, model: Value, doc: str = "") -> "Pipeline":
+        made = Pipeline(word, model, doc)
+        self.statements.append(made)
+        return made
+
+    @property
+    def file(self) -> ast.File:
+        """The syntax tree, with places in its canonical text. Raises Reject for what no recipe can say."""
+        return through_text(self._made(), _NAME)
+
+    def __str__(self) -> str:
+        return format_file(self.file)
+
+    def _made(self) -> ast.File:
+        nodes = [n for s in self.statements for n in (s.nodes() if isinstance(s, Pipeline) else [s])]
+        doc = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
+        return ast.File(_NOWHERE.source, EDITION, doc, tuple(nodes))
+
+
+@dataclass
+class Pipeline:
+    """Steps, and what is expected and emitted of their result."""
+
+    name: str
+    model: Value
+    doc: str = ""
+    steps: list[ast.Step] = field(default_factory=list)
+    bounds: list[ast.Bound] = field(default_factory=list)
+    targets: list[ast.Call] = field(default_factory=list)
+
+    def step(self, word: str, does: str, *args, **named) -> Value:
+        """`step("slim", "prune.blocks", remove=4)` is `slim = prune.blocks(remove: 4)`."""
+        self.steps.append(ast.Step(_name(word), _call(does, args, named), span=_NOWHERE))
+        return name(word)
+
+    def expect(self, *bounds: str) -> None:
+        """Bounds as a recipe writes them: `expect("params <= 0.8 * base on zen4")`."""
+        for text in bounds:
+            parsed = parse(Source(_NAME, f"effspec {EDITION} expect x {{ {text} }}"))
+            if parsed.diagnostics:
+                raise Reject(*parsed.diagnostics)
+            statement, *others = parsed.file.statements
+            if others:
+                raise Reject(json_form("a bound holds a whole statement", others[0].span))
+            self.bounds += statement.bounds
+
+    def emit(self, *targets: Value) -> None:
+        self.targets += [_node(target) for target in targets]
+
+    def nodes(self) -> list:
+        said = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
+        made = [ast.Pipeline(_name(self.name), _node(self.model), said, tuple(self.steps), span=_NOWHERE)]
+        if self.bounds:
+            made.append(ast.Expect(_name(self.name), tuple(self.bounds), span=_NOWHERE))
+        if self.targets:
+            made.append(ast.Emit(_name(self.name), tuple(self.targets), span=_NOWHERE))
+        return made
+
+
+def _name(path: str) -> ast.Name:
+    return ast.Name(path, span=_NOWHERE)
+
+
+def _entries(entries: dict) -> tuple[ast.Entry, ...]:
+    return tuple(ast.Entry(_name(word), _node(value), span=_NOWHERE) for word, value in entries.items())
+
+
+def _call(word: str, args: tuple, named: dict) -> ast.Call:
+    made = [ast.Arg("", _node(value), span=_NOWHERE) for value in args]
+    made += [ast.Arg(key.removesuffix("_"), _node(value), span=_NOWHERE) for key, value in named.items()]
+    return ast.Call(_name(word), tuple(made), span=_NOWHERE)
+
+
+def _node(value) -> ast.Expr:
+    """A Python value as a node."""
+    match value:
+        case Value():
+            return value.node
+        case bool():
+            return ast.Bool(value, span=_NOWHERE)
+        case int() | float():
+            return ast.Number(repr(value), span=_NOWHERE)
+        case str():
+            return ast.Text(value, span=_NOWHERE)
+        case list() | tuple():
+            return ast.Items(tuple(_node(item) for item in value), span=_NOWHERE)
+    raise Reject(json_form(f"a recipe holds no {type(value).__name__}",
+                           help="numbers, strings, booleans, lists and what this module makes"))

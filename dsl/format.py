@@ -1,0 +1,266 @@
+"""The syntax tree to its one canonical text.
+
+Two spaces of indent, a call or list on one line where it fits in 100 columns and else an argument per line with a
+trailing comma, one blank line between groups of statements, nothing aligned, and every comment kept: on its line, or before
+the statement, step or argument it belongs to.
+"""
+
+from bisect import bisect_left
+
+from . import ast
+from .diagnostics import Reject
+from .source import Source
+from .write import expression, text_of, width
+
+COLUMNS = 100
+INDENT = "  "
+BLOCKS = (ast.Pipeline, ast.Expect, ast.Emit)
+
+
+def format_file(file: ast.File) -> str:
+    """Canonical text of a file read without errors, or of one made by a program."""
+    return _Writer(file).text()
+
+
+def format_source(source: Source) -> str:
+    """The same for text. Raises Reject where it has syntax errors: a formatter must not guess."""
+    from .parse import parse
+
+    parsed = parse(source)
+    if any(d.severity == "error" for d in parsed.diagnostics):
+        raise Reject(*parsed.diagnostics)
+    return format_file(parsed.file)
+
+
+class _Writer:
+    """Writes nodes in order and, between them, the comments that stand before where the writing has got to."""
+
+    def __init__(self, file: ast.File):
+        self.file = file
+        self.source = file.source
+        self.comments = sorted(file.comments, key=lambda c: c.span.start)
+        self.starts = [c.span.start for c in self.comments]
+        self.next = 0                       # index of the first comment not yet written
+        self.lines: list[str] = []
+        self.end: int | None = None         # offset where what was last written ends, None after an opening brace
+
+    def text(self) -> str:
+        file, first = self.file, self._start()
+        self.hoist(first, "")
+        self.put("", f"effspec {file.edition}", self._after_edition(first))
+        if file.doc:
+            self.hoist(file.doc.span.start, "")
+            self.put("", text_of(file.doc.value, long=True), file.doc.span.end)
+        previous = None
+        for statement in file.statements:
+            self.separate(statement, previous is None or _apart(previous, statement), "")
+            self.statement(statement)
+            previous = statement
+        if self._left() and file.statements == ():
+            self.blank()
+        self.hoist(len(self.source.text) + 1, "")
+        return "\n".join(self.lines) + "\n"
+
+    def _start(self) -> int:
+        """Offset of `effspec`."""
+        text, at = self.source.text, 0
+        while True:
+            at = text.find("effspec", at)
+            covering = next((c.span for c in self.comments if c.span.start <= at < c.span.end), None)
+            if at < 0 or covering is None:
+                return max(at, 0)
+            at = covering.end
+
+    def _after_edition(self, start: int) -> int:
+        return self.source.text.find(str(self.file.edition), start) + 1 if self.source.text else 0
+
+    # Lines, comments and blank lines
+
+    def put(self, indent: str, text: str, end: int | None) -> None:
+        """Write lines, with the comment that stands behind them on the line where their source ends."""
+        self.lines += (indent + text).split("\n")
+        self.end = end
+        if self._left() and end is not None and self._trails(self.comments[self.next], end):
+            self.lines[-1] += "  " + _comment(self.comments[self.next])
+            self.end = self.comments[self.next].span.end
+            self.next += 1
+
+    def _left(self) -> bool:
+        return self.next < len(self.comments)
+
+    def _trails(self, comment: ast.Comment, end: int) -> bool:
+        between = self.source.text[end : comment.span.start]
+        return not comment.own_line and comment.span.start >= end and between.strip(" \t,") == ""
+
+    def hoist(self, until: int, indent: str) -> None:
+        """Write the comments before an offset, each on its own line."""
+        while self._left() and self.comments[self.next].span.start < until:
+            comment = self.comments[self.next]
+            self.next += 1
+            self.gap(comment.span.start)
+            self.lines.append(indent + _comment(comment))
+            self.end = comment.span.end
+
+    def gap(self, start: int) -> None:
+        """Keep a blank line that the source has before an offset."""
+        if self.end is not None and self.source.text[self.end : start].count("\n") > 1:
+            self.blank()
+
+    def blank(self) -> None:
+        if self.lines and self.lines[-1]:
+            self.lines.append("")
+
+    def separate(self, node, apart: bool, indent: str) -> None:
+        """What stands between the last node and this one: comments, and a blank line where there is or must be one."""
+        written = len(self.lines)
+        self.hoist(self.own(node), indent)
+        self.gap(node.span.start)
+        if apart and "" not in self.lines[written:]:
+            self.lines.insert(written, "")
+
+    def own(self, node) -> int:
+        """Offset up to which the comments inside a node have no better place than before it."""
+        match node:
+            case ast.Declare() | ast.Step():
+                return self.own(node.call)
+            case ast.Arg() | ast.Entry():
+                return self.own(node.value)
+            case ast.Call():
+                return node.name.span.end if node.args or self.inside(node) else node.span.end
+            case ast.Items():
+                return node.span.start
+            case ast.Pipeline():
+                return self._brace(node.model.span.end)
+            case ast.Profile():
+                return self._brace(node.name.span.end)
+            case ast.Matrix():
+                return node.span.start if self._braces(node) else self.own(node.entries[0])
+            case ast.Expect() | ast.Emit():
+                return self._brace(node.pipeline.span.end)
+        return node.span.end
+
+    def _brace(self, start: int) -> int:
+        """Offset of the `{` after an offset, comments skipped."""
+        text, at = self.source.text, start
+        while 0 <= at < len(text) and text[at] != "{":
+            at = text.find("\n", at) if text[at] == "#" else at + 1
+        return max(at, 0)
+
+    def _braces(self, matrix: ast.Matrix) -> bool:
+        return len(matrix.entries) != 1
+
+    def inside(self, node) -> bool:
+        """Whether a comment not yet written lies in a node."""
+        i = bisect_left(self.starts, node.span.start, lo=self.next)
+        return i < len(self.starts) and self.starts[i] < node.span.end
+
+    # Nodes
+
+    def statement(self, node: ast.Statement) -> None:
+        match node:
+            case ast.Use():
+                alias = f" as {node.alias.path}" if node.alias else ""
+                self.put("", f"use {expression(node.target)}{alias}", node.span.end)
+            case ast.Param():
+                bounds = f" in {expression(node.bounds)}" if node.bounds else ""
+                doc = f" {text_of(node.doc.value)}" if node.doc else ""
+                head = f"param {node.name.path}: {node.type.path} = "
+                self.put("", head + expression(node.default, 3) + bounds + doc, node.span.end)
+            case ast.Declare():
+                self.value("", f"{node.kind} {node.name.path} = ", node.call, "", node.span.end)
+            case ast.Profile():
+                self.entries(node, f"profile {node.name.path} ", node.entries)
+            case ast.Matrix():
+                self.matrix(node)
+            case ast.Pipeline():
+                self.block(node, f"pipeline {node.name.path}({node.model.path}) ", node.steps, node.doc)
+            case ast.Expect():
+                self.block(node, f"expect {node.pipeline.path} ", node.bounds)
+            case ast.Emit():
+                self.block(node, f"emit {node.pipeline.path} ", node.targets)
+
+    def matrix(self, node: ast.Matrix) -> None:
+        if self._braces(node):
+            self.entries(node, "matrix ", node.entries)
+        else:
+            entry = node.entries[0]
+            self.value("", f"matrix {entry.name.path}: ", entry.value, "", node.span.end)
+
+    def entries(self, node, head: str, entries) -> None:
+        """A profile or matrix: on one line where it fits."""
+        line = head + "{ " + "  ".join(f"{e.name.path}: {expression(e.value)}" for e in entries) + " }"
+        if entries and not self.inside(node) and width(line) <= COLUMNS:
+            self.put("", line, node.span.end)
+        else:
+            self.block(node, head, entries)
+
+    def block(self, node, head: str, items, doc: ast.Text | None = None) -> None:
+        if not items and not doc and not self.inside(node):
+            self.put("", head + "{}", node.span.end)
+            return
+        self.put("", head + "{", self.own(node) + 1 if self.source.text else None)
+        opened = len(self.lines)
+        if doc:
+            self.hoist(doc.span.start, INDENT)
+            self.put(INDENT, text_of(doc.value, long=True), doc.span.end)
+        for item in items:
+            self.separate(item, False, INDENT)
+            self.item(item)
+        self.hoist(node.span.end, INDENT)
+        if self.lines[opened : opened + 1] == [""]:
+            del self.lines[opened]
+        self.put("", "}", node.span.end)
+
+    def item(self, item) -> None:
+        match item:
+            case ast.Step():
+                self.value(INDENT, f"{item.name.path} = ", item.call, "", item.span.end)
+            case ast.Entry():
+                self.value(INDENT, f"{item.name.path}: ", item.value, "", item.span.end)
+            case ast.Bound():
+                self.put(INDENT, bound(item), item.span.end)
+            case ast.Call():
+                self.value(INDENT, "", item, "", item.span.end)
+
+    def value(self, indent: str, head: str, value: ast.Expr, tail: str, end: int) -> None:
+        """A value after `head`: on one line, or its arguments or items one per line."""
+        line = head + expression(value) + tail
+        breaks = isinstance(value, ast.Call | ast.Items) and (
+            self.inside(value) or width(indent + line) > COLUMNS and _parts(value))
+        if not breaks:
+            self.put(indent, line, end)
+            return
+        call = isinstance(value, ast.Call)
+        opener = value.name.path + "(" if call else "["
+        after = value.name.span.end if call else value.span.start
+        self.put(indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None)
+        for part in _parts(value):
+            self.separate(part, False, indent + INDENT)
+            named = isinstance(part, ast.Arg) and part.name
+            inner = part.value if isinstance(part, ast.Arg) else part
+            self.value(indent + INDENT, f"{part.name}: " if named else "", inner, ",", part.span.end)
+        self.hoist(value.span.end, indent + INDENT)
+        self.put(indent, (")" if call else "]") + tail, end)
+
+
+def bound(node: ast.Bound) -> str:
+    limit, on = node.limit, f" on {node.profile.path}" if node.profile else ""
+    times = f" * {limit.baseline.path}" if limit.baseline else ""
+    return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{on}"
+
+
+def _parts(value) -> tuple:
+    return value.args if isinstance(value, ast.Call) else value.items
+
+
+def _comment(comment: ast.Comment) -> str:
+    return f"# {comment.text}" if comment.text else "#"
+
+
+def _group(node: ast.Statement) -> str:
+    return {"Use": "use", "Param": "param", "Declare": "declare", "Profile": "profile", "Matrix": "matrix"}.get(
+        type(node).__name__, "block")
+
+
+def _apart(before: ast.Statement, after: ast.Statement) -> bool:
+    return isinstance(before, BLOCKS) or isinstance(after, BLOCKS) or _group(before) != _group(after)

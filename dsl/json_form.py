@@ -1,0 +1,197 @@
+"""The syntax tree as plain JSON, both ways, so that other tools can read and make recipes.
+
+A node is an object: `{"node": "Of", "amount": {"node": "Number", "digits": "85", "unit": "%"}, "base": "channels"}`. Where only
+a name may stand it is a string; where a value may stand, strings, booleans, numbers and lists are what they are in JSON, and
+a name is `{"node": "Name", "path": "calib"}`.
+"""
+
+import re
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from . import ast
+from .diagnostics import Fault, Reject
+from .format import format_file
+from .parse import parse
+from .source import Source, Span
+
+json_form = Fault("json-form", "JSON that should hold a recipe has another form.")
+
+FORMAT = 1
+_name = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+NODES = {c.__name__: c for c in (*get_args(ast.Expr), *get_args(ast.Statement), ast.Arg, ast.Entry, ast.Step, ast.Limit,
+                                 ast.Bound, ast.Comment)}
+
+
+def file_to_json(file: ast.File, spans: bool = False) -> dict:
+    """`spans` adds `"span": [start, end]` to every node, in characters of the source, and spells out strings and lists."""
+    return {
+        "format": FORMAT, "edition": file.edition, "doc": file.doc and file.doc.value,
+        "statements": [_out(s, spans) for s in file.statements],
+        "comments": [_out(c, True) for c in file.comments] if spans else [],
+    }
+
+
+def file_from_json(data: Any, name: str = "recipe.json") -> ast.File:
+    """The recipe that JSON describes; its spans lie in its canonical text. Raises Reject on other JSON."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise Reject(_wrong("$", f'an object with `"format": {FORMAT}`', data))
+    nowhere = Span(Source(name, ""), 0, 0)
+    doc = data.get("doc")
+    if not (doc is None or isinstance(doc, str)):
+        raise Reject(_wrong("$.doc", "a string or null", doc))
+    statements = data.get("statements")
+    if not isinstance(statements, list):
+        raise Reject(_wrong("$.statements", "a list", statements))
+    made = _Reading(nowhere)
+    file = ast.File(nowhere.source, data.get("edition", 1), ast.Text(doc, span=nowhere) if doc is not None else None,
+                    tuple(made.node(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)))
+    return through_text(file, name)
+
+
+def through_text(file: ast.File, name: str) -> ast.File:
+    """The same file read back from its canonical text, so that every node has a place. Raises Reject where that differs."""
+    text = format_file(file)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise Reject(json_form("a string holds half of a surrogate pair, which UTF-8 cannot hold"))
+    parsed = parse(Source(name, text))
+    errors = [d for d in parsed.diagnostics if d.severity == "error"]
+    if errors:
+        raise Reject(*errors)
+    for i, (made, read) in enumerate(zip(file.statements, parsed.file.statements, strict=False)):
+        if made != read:
+            raise Reject(json_form(f"`$.statements[{i}]` says what no recipe can", read.span,
+                                   help="names are made of a-z, A-Z, 0-9, `_` and dots; digits and unit are apart"))
+    if parsed.file != file:
+        raise Reject(json_form("the recipe says what no recipe can", None))
+    return parsed.file
+
+
+# Out
+
+def _out(node: Any, spans: bool) -> Any:
+    if isinstance(node, tuple):
+        return [_out(part, spans) for part in node]
+    if type(node).__name__ not in NODES:
+        return node
+    if not spans and isinstance(node, ast.Text | ast.Bool):
+        return node.value
+    if not spans and isinstance(node, ast.Items):
+        return [_out(item, spans) for item in node.items]
+    made = {"node": type(node).__name__}
+    for field, kind in _fields(type(node)):
+        value = getattr(node, field)
+        made[field] = value.path if isinstance(value, ast.Name) and _only_name(kind) else _out(value, spans)
+    return made | ({"span": [node.span.start, node.span.end]} if spans else {})
+
+
+@cache
+def _fields(node: type) -> list[tuple[str, Any]]:
+    hints = get_type_hints(node)
+    return [(f.name, hints[f.name]) for f in fields(node) if f.name not in ("span", "name_span")]
+
+
+@cache
+def _defaults(node: type) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(node) if f.default is not MISSING}
+
+
+def _only_name(kind: Any) -> bool:
+    return ast.Name in _choices(kind) and not set(_choices(kind)) - {ast.Name, type(None)}
+
+
+def _choices(kind: Any) -> tuple:
+    """The types that a hint allows."""
+    if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
+        return tuple(c for part in get_args(kind) for c in _choices(part))
+    return (kind,)
+
+
+# In
+
+class _Reading:
+    """Makes nodes of JSON; `path` is where in it, as `$.statements[0].call`."""
+
+    def __init__(self, nowhere: Span):
+        self.nowhere = nowhere
+        self.depth = 0
+
+    def node(self, data: Any, kind: Any, path: str) -> Any:
+        """What `data` is where a type hint of a field says `kind`."""
+        if self.depth > 400:
+            raise Reject(json_form(f"`{path[:60]}…` is nested too deep"))
+        self.depth += 1
+        made = self._node(data, kind, path)
+        self.depth -= 1
+        return made
+
+    def _node(self, data: Any, kind: Any, path: str) -> Any:
+        choices = _choices(kind)
+        if get_origin(kind) is tuple:
+            if not isinstance(data, list):
+                raise Reject(_wrong(path, "a list", data))
+            return tuple(self.node(part, get_args(kind)[0], f"{path}[{i}]") for i, part in enumerate(data))
+        if data is None and type(None) in choices:
+            return None
+        if isinstance(data, dict):
+            return self._object(data, choices, path)
+        plain = self._plain(data, kind, choices, path)
+        if plain is None:
+            raise Reject(_wrong(path, _wanted(choices), data))
+        return plain
+
+    def _plain(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
+        """A string, boolean, number or list, or None where it does not fit."""
+        if isinstance(data, bool):
+            return data if bool in choices else ast.Bool(data, span=self.nowhere) if ast.Bool in choices else None
+        if isinstance(data, str):
+            if str in choices:
+                return data
+            if ast.Text in choices:
+                return ast.Text(data, span=self.nowhere)
+            return self.name(data, path) if ast.Name in choices else None
+        if isinstance(data, int | float) and ast.Number in choices:
+            return ast.Number(repr(data), span=self.nowhere)
+        if isinstance(data, list) and ast.Items in choices:
+            items = tuple(self.node(part, ast.Expr, f"{path}[{i}]") for i, part in enumerate(data))
+            return ast.Items(items, span=self.nowhere)
+        return None
+
+    def name(self, data: str, path: str) -> ast.Name:
+        if not _name.fullmatch(data):
+            raise Reject(json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots"))
+        return ast.Name(data, span=self.nowhere)
+
+    def _object(self, data: dict, choices: tuple, path: str) -> Any:
+        node = NODES.get(data.get("node")) if isinstance(data.get("node"), str) else None
+        if node is None and len(choices) == 1 and choices[0] in NODES.values() and "node" not in data:
+            node = choices[0]
+        if node not in choices:
+            raise Reject(_wrong(path, _wanted(choices), data))
+        known = dict(_fields(node))
+        unknown = set(data) - set(known) - {"node", "span", "name_span"}
+        if unknown:
+            raise Reject(json_form(f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known)))
+        missing = [name for name in known if name not in data and name not in _defaults(node)
+                   and type(None) not in _choices(known[name])]
+        if missing:
+            raise Reject(json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)))
+        parts = {name: self.node(data.get(name), kind, f"{path}.{name}") for name, kind in known.items()
+                 if name in data or name not in _defaults(node)}
+        return self.name(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
+
+
+def _wanted(choices: tuple) -> str:
+    names = [{str: "a string", bool: "true or false", int: "a number"}.get(c) or (
+        f"a {c.__name__}" if c in NODES.values() else "") for c in choices if c is not type(None)]
+    names = [n for n in names if n]
+    return " or ".join(names) if len(names) < 4 else "a node"
+
+
+def _wrong(path: str, wanted: str, data: Any):
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "nothing"}
+    found = kinds.get(type(data), "a number")
+    if isinstance(data, dict) and isinstance(data.get("node"), str):
+        found = f"a node `{data['node'][:40]}`"
+    return json_form(f"`{path}` is {found}, where {wanted} is expected")
