@@ -20,6 +20,7 @@ from .operations import (
     check_path,
     function_called,
     function_name,
+    operand_count,
 )
 
 refused_graph = Fault("refused-graph", "A stored graph holds something outside the closed list of operations.",
@@ -112,8 +113,8 @@ def _text(value: Any) -> str:
 
 def _identifier(value: Any) -> str:
     name = _text(value)
-    _need(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) and not name.startswith("__"),
-          f"the name {name[:80]!r}")
+    _need(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) and name != "self"
+          and not name.startswith("__"), f"the name {name[:80]!r}")
     return name
 
 
@@ -153,6 +154,8 @@ class _Reader:
         name = _text(target)
         if op == "call_function":
             function = function_called(name)
+            if name.startswith("operator."):
+                _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
                 _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node), "a getattr of another form")
                 check_attribute(args[1])

@@ -18,6 +18,8 @@ _OPERATOR = frozenset("""
     getitem setitem iadd isub imul itruediv ifloordiv iand ior
 """.split())
 
+_UNARY = frozenset({"neg", "pos", "abs", "invert"})
+
 _TORCH = frozenset("""
     abs add addcmul addmm all amax amin any arange argmax argmin argsort as_tensor atan2 baddbmm bitwise_and
     bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp clip clone concat conv1d conv2d conv3d cos
@@ -99,6 +101,11 @@ def function_called(name: str) -> Any:
         if found is not None:
             return getattr(found, "__effc_original__", found)
     raise Unlisted(f"the function {name[:80]}")
+
+
+def operand_count(function: Any) -> int:
+    """How many operands a listed function of `operator` takes."""
+    return {operator.setitem: 3}.get(function, 1 if function.__name__ in _UNARY else 2)
 
 
 def check_method(name: str) -> str:
