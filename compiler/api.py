@@ -1,12 +1,12 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dsl.diagnostics import Fault, Reject
+from ..dsl.diagnostics import Fault, Reject, in_order
 from ..dsl.parse import parse, read_source
 from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
@@ -17,6 +17,7 @@ from .shelf import Shelf
 
 if TYPE_CHECKING:
     from ..dsl.check import Checked
+    from ..dsl.overrides import Overrides
     from .pipeline import Result
     from .plan import Plan
 
@@ -29,7 +30,7 @@ class Session:
 
     path: Path
     settings: Settings
-    set: Mapping[str, str] = field(default_factory=dict)          # --set name=text
+    set: Mapping[str, Any] | Sequence[str] = ()                   # {name: value}, or "name=value" texts
     params: Path | None = None                                    # --params file.json
     shelf: Shelf = field(default_factory=Shelf)
     origins: dict[str, Origin] = field(default_factory=dict)
@@ -39,14 +40,24 @@ class Session:
 
         `resolve` makes skeletons that are not known yet, which imports torch.
         """
-        from ..dsl.check import check
-        from ..dsl.overrides import Overrides
+        from ..dsl.check import Checked, check
 
         parsed = parse(read_source(self.path))
-        lookup = self.skeleton if resolve else self.known_skeleton
-        return check(parsed.file, self.shelf.vocabulary, skeleton=lookup,
-                     overrides=Overrides.gather(set=self.set, params=self.params), library=self.library,
-                     syntax=parsed.diagnostics)
+        checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,
+                        skeleton=self.skeleton if resolve else self.known_skeleton)
+        found = in_order((*parsed.diagnostics, *checked.diagnostics))
+        broken = any(d.severity == "error" for d in found)
+        return Checked(() if broken else checked.recipes, found, checked.unresolved)
+
+    def overrides(self) -> "Overrides":
+        """Values of params from a file, the environment and --set, the later ones stronger."""
+        import os
+
+        from ..dsl.overrides import read_overrides
+
+        texts = self.set.items() if isinstance(self.set, Mapping) else ()
+        sets = [f"{name}={text}" for name, text in texts] or list(self.set)
+        return read_overrides(sets, read_source(self.params) if self.params else None, os.environ)
 
     def recipes(self) -> tuple[Recipe, ...]:
         """The checked variants; raises Reject with all faults."""
@@ -75,7 +86,7 @@ class Session:
         return skeleton_of(self.origin(call), self.settings)
 
     def library(self, name: str) -> Source | None:
-        """A module that a recipe uses: `std.name` from the shipped library, else a path beside the recipe."""
+        """A module that a recipe uses: `std.name` from the shipped library, else a path."""
         from importlib.util import find_spec
 
         if name.startswith("std."):
@@ -83,7 +94,7 @@ class Session:
             assert spec and spec.submodule_search_locations, "the recipe library is not installed"
             files = [Path(p, *name.split(".")).with_suffix(".effspec") for p in spec.submodule_search_locations]
         else:
-            files = [self.path.parent / name]
+            files = [Path(name)]
         found = next((f for f in files if f.is_file()), None)
         return read_source(found) if found else None
 
@@ -158,9 +169,9 @@ def load(path: str | Path, **options: Any) -> Any:
 
 
 def session(path: str | Path, *, settings: Settings | None = None, cache_dir: Path | None = None, seed: int = 0,
-            set: Mapping[str, Any] | None = None, params: Path | None = None, **more: Any) -> Session:
+            set: Mapping[str, Any] | Sequence[str] = (), params: Path | None = None, **more: Any) -> Session:
     settings = settings or Settings(cache_dir=cache_dir or default_cache(), seed=seed, **more)
-    return Session(Path(path), settings, {k: str(v) for k, v in (set or {}).items()}, params)
+    return Session(Path(path), settings, set, params)
 
 
 def default_cache() -> Path:

@@ -4,6 +4,7 @@ transformers reads the weights (it knows renamed and fused tensors of every arch
 strict and safe: no pickle, no download, no silent re-initialisation, no value that is not finite.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import transformers
 from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
-from .folder import bad_config, no_model
+from .folder import bad_config
 
 other_weights = Fault(
     "other-weights",
@@ -170,19 +171,24 @@ def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
         return build(config, dtype)
 
 
+_LOGGERS = ("huggingface_hub", "datasets", "lm_eval", "accelerate", "httpx")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without progress bars and log lines: effc tells what happens by its own events."""
+    """Libraries without progress bars and log lines: effc tells what happens by its own events."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    others = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
     log.set_verbosity(log.CRITICAL)
     log.disable_progress_bar()
+    for logger in others:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
-
-
-__all__ = ["build", "check_finite", "inspect", "load", "no_model", "quiet", "random", "tokenizer"]
+        for logger, known in others.items():
+            logger.setLevel(known)

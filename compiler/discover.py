@@ -119,7 +119,7 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     first = next(iter(program.units.values()), None)
     stream = stream_of(first.graph) if first else None
     calls = [n for n in first.graph.nodes if n.meta.get("role") == "attention"] if first else []
-    q, k = (calls[0].args[i].meta["shape"] for i in (1, 2)) if calls else (None, None)
+    heads = getattr(config, "num_attention_heads", None)
     return {
         "hidden": stream.meta["shape"][-1] if stream else None,
         "layers": len(program.units),
@@ -127,7 +127,8 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
         "positions": getattr(config, "max_position_embeddings", None),
         "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
         "active_experts": getattr(config, "num_experts_per_tok", None),
-        "heads": q and q[1], "kv_heads": k and k[1], "head_dim": q and q[3],
+        "heads": heads, "kv_heads": getattr(config, "num_key_value_heads", heads),
+        "head_dim": calls[0].args[1].meta["shape"][-1] if calls else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "causal_lm": type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
     }

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,11 +93,36 @@ def nll(model: nn.Module, rows: Tensor) -> tuple[float, int]:
     return total, count
 
 
-def log_probs(model: nn.Module, ids: Tensor, begin: int) -> Tensor:
-    """Log-probabilities [t - begin] of the tokens ids[begin:] of one row [t], each given all before it."""
+def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) -> list[float]:
+    """Summed log-probability of ids[begin:] given ids[:begin], begin > 0, for every (ids, begin), in order.
+
+    Rows of similar length run together, padded behind: a causal model does not look there.
+    """
+    found = [0.0] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
     with evaluating(model):
-        values = logits(model, ids[None])[0, begin - 1 : -1]                   # [t - begin, vocab]
-        return -losses(values, ids[begin:].to(values.device))
+        for group in _groups(model, order, asked):
+            width = len(asked[group[-1]][0])
+            ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])   # [b, t]
+            values = logits(model, ids)
+            for row, i in enumerate(group):
+                tokens, begin = asked[i]
+                targets = ids[row, begin : len(tokens)].to(values.device)
+                found[i] = -losses(values[row, begin - 1 : len(tokens) - 1], targets).double().sum().item()
+    return found
+
+
+def _groups(model: nn.Module, order: Sequence[int], asked: Sequence[tuple[Sequence[int], int]]
+            ) -> Iterator[Sequence[int]]:
+    """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
+    width, start = vocabulary(model) or 1 << 15, 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and end - start < 16 and (
+                (end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES):
+            end += 1
+        yield order[start:end]
+        start = end
 
 
 def finite(value: float, metric: str, data: str = "") -> float:

@@ -13,14 +13,19 @@ import torch
 
 from . import leaves
 
-_OPERATOR = frozenset("""
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_OPERATOR = _words("""
     add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor lshift rshift eq ne lt le gt ge
     getitem setitem iadd isub imul itruediv ifloordiv iand ior
-""".split())
+""")
 
 _UNARY = frozenset({"neg", "pos", "abs", "invert"})
 
-_TORCH = frozenset("""
+_TORCH = _words("""
     abs add addcmul addmm all amax amin any arange argmax argmin argsort as_tensor atan2 baddbmm bitwise_and
     bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp clip clone concat conv1d conv2d conv3d cos
     cosh cummax cumprod cumsum diag_embed diff div dot einsum empty empty_like eq erf exp expand_copy expm1 eye flatten
@@ -31,16 +36,16 @@ _TORCH = frozenset("""
     rsub scalar_tensor scatter scatter_add select sigmoid sign sin sinh softmax log_softmax sort split sqrt square
     squeeze stack std sub sum swapaxes t take_along_dim tan tanh tensor tensor_split tile topk transpose tril triu
     true_divide unbind unflatten unsqueeze var view_as_complex view_as_real where zeros zeros_like
-""".split())
+""")
 
-_FUNCTIONAL = frozenset("""
+_FUNCTIONAL = _words("""
     adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d conv1d conv2d conv3d dropout elu embedding fold
     gelu glu group_norm hardsigmoid hardswish interpolate layer_norm leaky_relu linear log_softmax logsigmoid
     max_pool1d max_pool2d mish normalize one_hot pad pixel_shuffle relu relu6 rms_norm
     scaled_dot_product_attention selu sigmoid silu softmax softplus tanh unfold
-""".split())
+""")
 
-_METHOD = frozenset("""
+_METHOD = _words("""
     abs add add_ addcmul all amax amin any argmax argmin argsort bfloat16 bitwise_not bmm bool ceil chunk clamp clamp_
     clip clone contiguous copy_ cos cpu cummax cumprod cumsum detach diff dim div div_ dot double eq exp expand
     expand_as expm1 fill_ flatten flip float floor floor_divide gather ge gt half index_add index_add_ index_select
@@ -52,7 +57,7 @@ _METHOD = frozenset("""
     unflatten unfold unsqueeze var view view_as where zero_
     get_seq_length get_mask_sizes get_query_offset has_previous_state get_max_cache_shape update_conv_state
     update_recurrent_state get_conv_state get_recurrent_state
-""".split())
+""")
 
 _ATTRIBUTE = frozenset({"shape", "device", "T", "mT", "H", "mH", "data", "real", "imag"})
 _LIBRARY = re.compile(r"transformers\.(masking_utils|modeling_utils|models\.\w+\.modeling_\w+)\.(\w+)")

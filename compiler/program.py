@@ -148,13 +148,13 @@ class Program:
     @property
     def flat(self) -> Unit:
         """The whole model as one graph that returns its logits (or last hidden state); made when asked for."""
-        from .capture import capture_flat   # capture makes programs, so it imports this file first
+        from .capture import capture_flat  # capture makes programs, so it imports this file first
         return self.analysis(capture_flat)
 
     @property
     def skeleton(self) -> Skeleton:
         """Shapes and discovered structure as they are now."""
-        from .discover import discover      # discovery reads programs, so it imports this file first
+        from .discover import discover  # discovery reads programs, so it imports this file first
         return self.analysis(discover)
 
     def note(self, **decision: Any) -> None:

@@ -5,7 +5,7 @@ test holds both equal.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..dsl.skeleton import Branch, Group, Member, Part, Skeleton
@@ -144,40 +144,52 @@ class _Cut:
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n - self.lost_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
-    def member(self, member: Member, scale: int = 1, over: int = 1) -> Member:
-        """Its segments where they come to lie; sizes times scale/over where its items themselves shrink."""
-        index = member.tensor, member.axis
-        if all((m.tensor, m.axis) != index for m in self.group.members):
-            return member
-        return replace(member, segments=tuple(
-            (start - self.lost_before(*index, start), size * scale // over)
-            for start, size in member.segments))
+    def members(self, other: Group, count: int) -> tuple[Member, ...]:
+        """The members of a group that will have `count` items: where they lie, and how wide an item is."""
+        def moved(m: Member, start: int, size: int) -> tuple[int, int]:
+            end = start + other.count * size
+            front, all_in_all = (self.lost_before(m.tensor, m.axis, at) for at in (start, end))
+            return start - front, (end - start - all_in_all + front) // count
+        return tuple(
+            replace(m, segments=tuple(moved(m, *segment) for segment in m.segments)) for m in other.members)
 
     def applied(self, other: Group) -> Group:
         """Any group of the model after the cut."""
         mine = {(m.tensor, m.axis) for m in self.group.members}
         if other == self.group:
-            return replace(other, count=self.count, members=tuple(map(self.member, other.members)))
+            per_block = self.count * other.per_block // other.count
+            return _sized(other, self.count, self.members(other, self.count), other.attributes, per_block)
         if not any((m.tensor, m.axis) in mine for m in other.members):
             return other
         if other.site == self.group.site and {other.kind, self.group.kind} == {"heads", "kv_heads"}:
-            return self._related(other)
-        return replace(other, members=tuple(map(self.member, other.members)))
+            return self.related(other)
+        return replace(other, members=self.members(other, other.count))
 
-    def _related(self, other: Group) -> Group:
+    def related(self, other: Group) -> Group:
         """Query heads when KV groups go; KV groups when query heads go."""
-        if other.kind == "heads":
-            count, per_block = self.count * other.per_block, other.per_block
-            members = tuple(map(self.member, other.members))
-        else:
-            count, per_block = other.count, 0
-            assert self.count % count == 0, f"{self.count} heads over {count} KV heads"
-            members = tuple(self.member(m, self.count, self.group.count) for m in other.members)
+        count = self.count * other.per_block if other.kind == "heads" else other.count
         after = {(path, name): per * self.count for path, name, per in self.group.attributes}
         attributes = tuple(
             (path, name, round(after.get((path, name), per * other.count)) / count)
             for path, name, per in other.attributes)
-        return replace(other, count=count, per_block=per_block, members=members, attributes=attributes)
+        return _sized(other, count, self.members(other, count), attributes, other.per_block)
+
+
+def _sized(group: Group, count: int, members: tuple[Member, ...], attributes: tuple, per_block: int) -> Group:
+    """A group of one item is written plainly: it can't lose one, so nothing follows, and its runs join."""
+    if count == 1:
+        attributes, members = (), tuple(replace(m, segments=_joined(m.segments)) for m in members)
+    return replace(group, count=count, members=members, attributes=attributes, per_block=per_block)
+
+
+def _joined(segments: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, size in segments:
+        if joined and sum(joined[-1]) == start:
+            joined[-1] = (joined[-1][0], joined[-1][1] + size)
+        else:
+            joined.append((start, size))
+    return tuple(joined)
 
 
 def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
@@ -187,6 +199,7 @@ def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
     """
     assert group in skeleton.groups, f"{group.site} has no such group of {group.kind}"
     assert 0 < count <= group.count, f"{count} of {group.count} {group.kind}"
+    assert count * group.per_block % group.count == 0, f"{count} heads don't divide by the KV heads"
     cut = _Cut(group, count)
     touched = {m.tensor for m in group.members}
 
@@ -194,10 +207,16 @@ def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
         return replace(p, tensors=tuple(
             (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
             for name, shape in p.tensors))
-    groups = []
-    for other in skeleton.groups:
-        after = cut.applied(other)
-        if other == group and group.per_block:
-            after = replace(after, per_block=count * group.per_block // group.count)
-        groups.append(after)
-    return replace(skeleton, parts=tuple(map(part, skeleton.parts)), groups=tuple(groups))
+    groups = map(cut.applied, skeleton.groups)
+    return replace(skeleton, parts=tuple(map(part, skeleton.parts)), groups=tuple(_merged(list(groups))))
+
+
+def _merged(groups: Sequence[Group]) -> Iterator[Group]:
+    """One query head per KV head is plain attention: one group of heads, with their keys and values."""
+    plain = {g.site for g in groups if g.kind == "heads" and g.per_block == 1}
+    blocks = {g.site: g for g in groups if g.kind == "kv_heads"}
+    for group in groups:
+        if group.site not in plain or group.kind == "channels":
+            yield group
+        elif group.kind == "heads":
+            yield replace(blocks[group.site], kind="heads")

@@ -24,21 +24,27 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     if bound:
         return model.config, [f"{path} runs another graph than its class" for path in bound]
     config = copy.deepcopy(model.config)
-    wrong = differences(model, config)
+    before = stock_model(type(model), config, model.dtype)
+    untouched = {} if isinstance(before, str) else {p: own_numbers(m, None) for p, m in before.named_modules()}
+    wrong = differences(model, config, untouched)
     for changes in (_said(model, config), *_guesses(model, config)):
         if not wrong:
             break
         trial = copy.deepcopy(config)
         for name, value in changes.items():
             setattr(trial, name, value)
-        found = differences(model, trial) if changes else wrong
+        found = differences(model, trial, untouched) if changes else wrong
         if len(found) < len(wrong):
             config, wrong = trial, found
     return config, wrong
 
 
-def differences(model: nn.Module, config: Any) -> list[str]:
-    """What differs between our model and the stock one of a config, a sentence each; empty: nothing does."""
+def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What differs between our model and the stock one of a config, a sentence each; empty: nothing does.
+
+    untouched   numbers that modules had before any width was cut: one that still stands there is read by no
+                forward, or the rewriter would have set it
+    """
     made = stock_model(type(model), config, model.dtype)
     if isinstance(made, str):
         return [made] * 10**6           # worse than any number of differing parts
@@ -47,7 +53,7 @@ def differences(model: nn.Module, config: Any) -> list[str]:
     found += [f"{name} is new" for name in ours if name not in theirs]
     found += [f"{name} is {_shape(tensor)}, by the config it is {_shape(theirs[name])}"
               for name, tensor in ours.items() if name in theirs and tensor.shape != theirs[name].shape]
-    return found + list(_odd_modules(model, made))
+    return found + list(_odd_modules(model, made, untouched))
 
 
 def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
@@ -62,7 +68,8 @@ def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
         return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
 
 
-def _odd_modules(model: nn.Module, made: nn.Module) -> Iterator[str]:
+def _odd_modules(model: nn.Module, made: nn.Module,
+                 untouched: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Modules that only one has, that are of another class or say other numbers of themselves."""
     ours, theirs = dict(model.named_modules()), dict(made.named_modules())
     yield from (f"{path} is gone" for path in theirs if path not in ours)
@@ -72,17 +79,18 @@ def _odd_modules(model: nn.Module, made: nn.Module) -> Iterator[str]:
         elif type(module) is not type(theirs[path]):
             yield f"{path} is a {type(module).__name__}, not a {type(theirs[path]).__name__}"
         else:
-            yield from (f"{path}.{name} is {now}, by the config it is {then}"
-                        for name, now, then in _odd_numbers(module, theirs[path]))
+            now, then = own_numbers(module, model.config), own_numbers(theirs[path], None)
+            stale = untouched.get(path, {})
+            yield from (f"{path}.{name} is {value}, by the config it is {then[name]}"
+                        for name, value in now.items()
+                        if name in then and value not in (then[name], stale.get(name)))
 
 
-def _odd_numbers(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, Any, Any]]:
-    now, then = numbers(module), numbers(other)
-    yield from ((n, v, then[n]) for n, v in now.items() if n in then and then[n] != v)
-    ours, theirs = vars(module).get("config"), vars(other).get("config")
-    if ours is not None and theirs is not None:
-        now, then = numbers(ours), numbers(theirs)
-        yield from ((f"config.{n}", v, then[n]) for n, v in now.items() if n in then and then[n] != v)
+def own_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
+    """A module's plain numbers, and those of its config that are not the shared config's."""
+    own, common = vars(module).get("config"), {} if shared is None else numbers(shared)
+    said = {} if own is None else numbers(own)
+    return numbers(module) | {f"config.{n}": v for n, v in said.items() if common.get(n) != v}
 
 
 def numbers(owner: Any) -> dict[str, int | float]:

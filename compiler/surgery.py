@@ -85,7 +85,7 @@ def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[s
     """
     tensor = tensor_at(model, path)
     assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices to keep repeat, or are none"
-    assert 0 <= int(keep.min()) and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
+    assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
     with torch.no_grad():
         return put(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
 

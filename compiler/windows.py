@@ -95,12 +95,21 @@ def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None,
         raise Reject(too_short(f"{len(ids)} tokens make {count} of {wanted} rows of {length}",
                                help=_shorter(len(ids), count, wanted, length)))
     rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)     # [count, body]
-    if samples is not None:
-        generator = torch.Generator().manual_seed(seed)
-        rows = rows[torch.randperm(count, generator=generator)[:samples]]
     if start is not None:
-        rows = torch.cat([torch.full((len(rows), 1), start), rows], dim=1)            # [rows, length]
-    return iter(rows)
+        rows = torch.cat([torch.full((count, 1), start), rows], dim=1)                # [count, length]
+    return choose_rows(rows, samples, seed)
+
+
+def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterator[torch.Tensor]":
+    """All rows in order, or some in an order that the seed decides."""
+    import torch
+
+    if samples is None:
+        return iter(rows)
+    if samples > len(rows):
+        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there", help=f"`samples: {len(rows)}`"))
+    generator = torch.Generator().manual_seed(seed)
+    return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
 def _shorter(tokens: int, count: int, wanted: int, length: int) -> str:

@@ -1,7 +1,7 @@
 """From a syntax tree to checked recipes: all that can be known without weights, all faults at once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import ast
 from .declare import declare_all
@@ -10,7 +10,7 @@ from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
 from .params import Given, variant_name, variants
 from .pipelines import Line, read_steps, report_unused
-from .recipe import Emit, Invocation, Pipeline, Recipe, Step
+from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .scope import LABELS, Scope, Session, Variant
 from .skeleton import Skeleton
 from .source import Source, Span
@@ -64,67 +64,72 @@ def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
 def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple[Recipe, list[str]]:
     """One recipe, and the models without a skeleton. Faults go to the session."""
     scope = Scope(session, Variant(), given=given)
-    declare_all(file, scope)
-    pipelines = {}
-    lines: dict[str, Line] = {}
-    for statement in file.statements:
-        if isinstance(statement, ast.Pipeline):
-            line = read_steps(statement, scope)
-            if line:
-                lines[statement.name.path] = line
-    outcomes = _outcomes(file, scope)
-    emits: list[Emit] = []
-    for statement in file.statements:
-        if isinstance(statement, ast.Pipeline) and (line := lines.get(statement.name.path)):
-            pipeline = _pipeline(statement, line, outcomes, scope)
-            emits += pipeline.emits
-            pipelines[pipeline.name] = pipeline
-    report_paths(emits, scope)
+    results: dict[str, _Result] = {}
+    declare_all(file, scope, lambda statement: _read(statement, scope, results))
+    lost = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
+    for result in results.values():
+        result.finish(lost)
+    report_paths([e for r in results.values() for e in r.emits], scope)
     if not any(isinstance(s, ast.Pipeline) for s in file.statements):
         _report_empty(file, scope)
     _report_unused_names(scope)
-    unresolved = _structure(lines, scope)
+    unresolved = _structure([r.line for r in results.values() if r.line], scope)
     params = {n: e.value for n, e in scope.names.items() if e.kind == "param"}
-    variant = scope.variant
-    doc = file.doc.value if file.doc else ""
+    variant, doc = scope.variant, file.doc.value if file.doc else ""
+    pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
     return Recipe(file.source, doc, params, variant.models, variant.data, variant.profiles, pipelines,
                   variant_name(given), scope.origins), unresolved
 
 
-def _outcomes(file: ast.File, scope: Scope) -> dict[str, tuple[list[ast.Bound], list[ast.Call]]]:
-    """Bounds and targets by pipeline; reports those of pipelines that don't exist or stand further down."""
-    out: dict[str, tuple[list[ast.Bound], list[ast.Call]]] = {}
-    for statement in file.statements:
-        if not isinstance(statement, (ast.Expect, ast.Emit)):
-            continue
-        name = statement.pipeline
-        entry = scope.names.get(name.path)
-        if entry is None:
-            scope.unknown(name, ("pipeline",), what="pipeline")
-        elif entry.kind != "pipeline":
-            scope.report(wrong_type(f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed", name.span,
-                                    related=((entry.span, "declared here"),)))
-        else:
-            entry.used = True
-            bounds, calls = out.setdefault(name.path, ([], []))
-            if isinstance(statement, ast.Expect):
-                bounds += statement.bounds
-            else:
-                calls += statement.targets
-    return out
+@dataclass
+class _Result:
+    """A pipeline with what is demanded and written of it; `line` is None where its model is unknown."""
+
+    node: ast.Pipeline
+    line: Line | None
+    bounds: list[Bound] = field(default_factory=list)
+    emits: list[Emit] = field(default_factory=list)
+    emitted: bool = False
+
+    def finish(self, lost: bool) -> None:
+        """Report what nothing uses; `lost` where an emit names no pipeline, and may have meant this one."""
+        if self.line is None:
+            return
+        if not self.emitted and not lost:
+            name = self.node.name
+            self.line.scope.report(nothing_emitted(f"nothing of `{name.path}` is emitted", name.span,
+                                                   help=f'add `emit {name.path} {{ hf("hf") }}`'))
+        report_unused(self.line, {e.source for e in self.emits})
+
+    def pipeline(self) -> Pipeline:
+        steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.call)
+        return Pipeline(self.node.name.path, self.line.input, steps, tuple(self.bounds), tuple(self.emits),
+                        self.node.span)
 
 
-def _pipeline(node: ast.Pipeline, line: Line, outcomes, scope: Scope) -> Pipeline:
-    bounds, calls = outcomes.get(node.name.path, ([], []))
-    checked = [b for bound in bounds if (b := read_bound(bound, line.scope))]
-    emits = [emit for emit, _ in read_emits(node, tuple(calls), line)]
-    if not calls:
-        scope.report(nothing_emitted(f"nothing of `{node.name.path}` is emitted", node.name.span,
-                                     help=f'add `emit {node.name.path} {{ hf("hf") }}`'))
-    if line.stages:
-        report_unused(line, {e.source for e in emits})
-    steps = tuple(Step(s.name, s.call, s.source) for s in line.stages if s.call)
-    return Pipeline(node.name.path, line.input, steps, tuple(checked), tuple(emits), node.span)
+def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
+    """Read a pipeline, or what an `expect` or `emit` says of one, with the names that are known by then."""
+    if isinstance(statement, ast.Pipeline):
+        results.setdefault(statement.name.path, _Result(statement, read_steps(statement, scope)))
+    if not isinstance(statement, (ast.Expect, ast.Emit)):
+        return
+    name = statement.pipeline
+    entry = scope.names.get(name.path)
+    if entry is None:
+        scope.unknown(name, ("pipeline",), what="pipeline")
+    elif entry.kind != "pipeline":
+        scope.report(wrong_type(f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed", name.span,
+                                related=((entry.span, "declared here"),)))
+    result = results.get(name.path)
+    line = result.line if result else None
+    inner = line.scope if line else scope
+    if isinstance(statement, ast.Expect):
+        bounds = [b for bound in statement.bounds if (b := read_bound(bound, inner))]
+        if result:
+            result.bounds += bounds
+    elif result:
+        result.emitted |= bool(statement.targets)
+        result.emits += read_emits(result.node, statement.targets, line) if line else []
 
 
 def _report_empty(file: ast.File, scope: Scope) -> None:
@@ -142,12 +147,12 @@ def _report_unused_names(scope: Scope) -> None:
                                      help="drop the line, or use the name"))
 
 
-def _structure(lines: dict[str, Line], scope: Scope) -> list[str]:
+def _structure(lines: list[Line], scope: Scope) -> list[str]:
     """Compare steps with the structure of their models; the names of models that have no skeleton yet."""
     from .structure import check_line
 
     unresolved = []
-    for line in lines.values():
+    for line in lines:
         model = scope.variant.models.get(line.input)
         if model is None:
             continue

@@ -1,5 +1,7 @@
 """The declarations of a file, in order: `use`, `param`, `model`, `data`, `profile`, `pipeline`."""
 
+from collections.abc import Callable
+
 from . import ast, profiles
 from .calls import invoke
 from .diagnostics import Fault, Fix
@@ -13,13 +15,14 @@ from .vocabulary import Param
 unknown_key = Fault("unknown-key", "A profile says something that profiles don't have.")
 
 
-def declare_all(file: ast.File, scope: Scope) -> None:
-    """Add every name of a file to the scope. Expectations and emits are left to the recipe itself."""
+def declare_all(file: ast.File, scope: Scope, then: Callable[[ast.Statement], None] = lambda _: None) -> None:
+    """Add every name of a file to the scope; `then` sees each statement with the names that are known by then."""
     scope.later = {name.path: name.span for s in file.statements if (name := declared(s))}
     for statement in file.statements:
         if name := declared(statement):
             scope.later.pop(name.path, None)
         _declare(statement, scope, file)
+        then(statement)
 
 
 def declared(statement: ast.Statement) -> ast.Name | None:

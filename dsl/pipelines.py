@@ -168,7 +168,7 @@ def _report_order(line: Line) -> None:
 
 def report_unused(line: Line, emitted: set[str]) -> None:
     """Report steps that nothing follows, names or emits; a module's own are the module's business."""
-    used = {s.source for s in line.stages} | emitted | {line.stages[-1].name}
+    used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
     for stage in line.stages:
         used |= named_steps(stage.call.args) if stage.call else set()
     for stage in line.stages:

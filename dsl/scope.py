@@ -139,7 +139,10 @@ class Scope:
     def poisoned(self, path: str) -> bool:
         """Whether a name lies in a module that could not be read: its fault was reported there."""
         module = self.own(path.partition(".")[0])
-        return bool(module and module.kind == "module" and module.scope is None)
+        lost = module is not None and module.kind == "module" and module.scope is None
+        if lost:
+            module.used = True
+        return lost
 
     def reachable(self) -> dict[str, Entry]:
         """Every name that may be used here, those of modules included."""

@@ -49,7 +49,7 @@ class Group:
     attributes  (module path, attribute, value per kept item): integers that must follow, value = count * per;
                 for kind "heads" with blocks, num_key_value_groups-like ones have per = 1 / blocks. A dotted
                 attribute, "config.num_attention_heads", is one of the module's config: give the module its
-                own copy first, others read the shared one
+                own copy first, others read the shared one. None for a group of one item
     """
 
     site: str
@@ -85,8 +85,8 @@ class Skeleton:
     groups: tuple[Group, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
     opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
-    # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, heads, kv_heads, head_dim,
-    # active_experts; refused: [module path, why its channels or heads form no group], ...
+    # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; heads, kv_heads, active_experts
+    # of the config, whatever single layers have; refused: [module path, why nothing there can be narrowed]
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -105,7 +105,7 @@ def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
     bases = ", ".join(want.of[:-1]) + (" or " if len(want.of) > 1 else "") + "".join(want.of[-1:])
     if ratio.of is None:
         if len(want.of) > 1:
-            raise Unfit(missing_base(f"`{want.name}` is {show(ratio)} of {bases}: the recipe doesn't say which",
+            raise Unfit(missing_base(f"`{want.name}` is {show(ratio)}, but doesn't say of what: {bases}",
                                      expr.span, help=f"write `{expr.span.text} of {want.of[0]}`"))
         return Ratio(ratio.value, want.of[0]) if want.of else ratio
     if ratio.of in want.of:
@@ -116,7 +116,7 @@ def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
                                help=f"write `{show(Ratio(ratio.value))}`"))
     near = nearest(ratio.of, want.of) or (want.of[0] if len(want.of) == 1 else "")
     raise Unfit(wrong_base(f"`{want.name}` is a share of {bases}, not of {ratio.of}", place,
-                           help=f"write `of {near}`" if near else "",
+                           help=f"write `of {near}`" if near else f"write `of {want.of[0]}`, if that is what you count",
                            fix=Fix(place, near) if near and isinstance(expr, ast.Of) else None))
 
 

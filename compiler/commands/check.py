@@ -1,7 +1,7 @@
 """`effc check`: everything wrong with a recipe that can be known without weights, all at once."""
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ _recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_defaul
 _fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
 _resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.",
                         show_default=False)
-_show = typer.Option("--show", metavar="ast|recipe", help="Print what was read, as JSON.", show_default=False)
+_show = typer.Option("--show", metavar="ast", help="Print the syntax tree as JSON.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
@@ -26,16 +26,16 @@ def register(app: typer.Typer) -> None:
     def check(recipes: Annotated[list[Path], _recipes], shared: Shared, fix: Annotated[bool, _fix] = False,
               resolve: Annotated[bool, _resolve] = False, show: Annotated[str | None, _show] = None) -> int:
         """Check recipes: all mistakes at once, each with its place."""
-        if show not in (None, "ast", "recipe"):
-            raise typer.BadParameter(f"`--show {show}` is not known here: ast, recipe")
+        if show not in (None, "ast"):
+            raise typer.BadParameter(f"`--show {show}` is not known here: ast")
+        if show:
+            return _print_trees(recipes, shared)
         found, good = [], []
         for path in recipes:
             variants, diagnostics = look(path, shared, fix, resolve)
             found += diagnostics
             good += [(path, variants)] if variants else []
-        if show:
-            _print(show, recipes, good, shared)
-        tell(found, good, shared, bare=len(recipes) == 1, silent=bool(show))
+        tell(found, good, shared, bare=len(recipes) == 1)
         return code_of(found)
 
 
@@ -63,12 +63,12 @@ def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic
     return () if broken else checked.recipes, list(checked.diagnostics)
 
 
-def tell(found: list[Diagnostic], good: list, shared: Shared, *, bare: bool, silent: bool) -> None:
+def tell(found: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> None:
     """Diagnostics, and a summary line for each pipeline of each sound recipe."""
     rows = [{"path": str(path), **row} for path, variants in good for row in summaries(variants)]
     screen = shared.screen
     screen.complain(found, "check", recipes=rows)
-    if screen.format != "text" or silent or shared.quiet:
+    if screen.format != "text" or shared.quiet:
         return
     for row in rows:
         screen.answer(screen.styled("ok", "green") + f": {'' if bare else row['path'] + ': '}{said(row)}")
@@ -90,29 +90,17 @@ def said(row: dict[str, Any]) -> str:
     return f"{row['pipeline']}: {', '.join(parts)}"
 
 
-def _print(show: str, paths: Sequence[Path], good: list, shared: Shared) -> None:
+def _print_trees(paths: Sequence[Path], shared: Shared) -> int:
+    """What was read of each file, as JSON; mistakes of syntax go to stderr."""
     import json
 
-    from ...dsl.parse import parse, read_source
+    from ...dsl.json_form import file_to_json
+    from ...dsl.parse import parse
+    from ...dsl.read import read_source
 
-    if show == "ast":
-        shown = [as_json(parse(read_source(path)).file) for path in paths]
-    else:
-        from ...dsl.json_form import to_json
-
-        shown = [to_json(recipe) for _, variants in good for recipe in variants]
-    body = shown[0] if len(shown) == 1 else shown
-    shared.screen.answer(json.dumps(body, indent=2, ensure_ascii=False))
-
-
-def as_json(node: Any) -> Any:
-    """A syntax tree as JSON: the node's kind, where it stands, and its parts."""
-    if is_dataclass(node):
-        parts = {f.name: as_json(getattr(node, f.name)) for f in fields(node) if "span" not in f.name
-                 and f.name != "source"}
-        span = getattr(node, "span", None)
-        place = {"at": f"{span.line}:{span.column}"} if span else {}
-        return {"kind": type(node).__name__, **place, **parts}
-    if isinstance(node, (tuple, list)):
-        return [as_json(item) for item in node]
-    return node
+    parsed = [parse(read_source(path)) for path in paths]
+    trees = [file_to_json(p.file) for p in parsed]
+    shared.screen.answer(json.dumps(trees[0] if len(trees) == 1 else trees, indent=2, ensure_ascii=False))
+    found = [d for p in parsed for d in p.diagnostics]
+    replace(shared.screen, format="text").complain(found, "check")
+    return code_of(found)

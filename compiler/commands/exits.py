@@ -134,7 +134,8 @@ def _usage(error) -> Diagnostic:
 
 _USAGE = {"No such option: ": "unknown option ", "No such command ": "unknown verb ",
           "Missing argument ": "missing argument ", "Missing option ": "missing option ",
-          "Got unexpected extra ": "unexpected ", "Option ": "option ", "Invalid value for ": "unfit value for "}
+          "Got unexpected extra ": "unexpected ", "Option ": "option ",
+          "Invalid value for ": "unfit value for "}
 
 
 def _file(error: BaseException) -> str:

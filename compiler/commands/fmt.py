@@ -40,14 +40,11 @@ def register(app: typer.Typer) -> None:
 
 def formatted(path: Path) -> tuple[Source, str]:
     """A file and how it should look; Reject where it can't be parsed."""
-    from ...dsl.format import format
-    from ...dsl.parse import parse, read_source
+    from ...dsl.format import format_source
+    from ...dsl.read import read_source
 
     source = Source("<stdin>", sys.stdin.read()) if str(path) == "-" else read_source(path)
-    parsed = parse(source)
-    if any(d.severity == "error" for d in parsed.diagnostics):
-        raise Reject(*parsed.diagnostics)
-    return source, format(parsed.file)
+    return source, format_source(source)
 
 
 def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:

@@ -97,7 +97,9 @@ def fitting(call: str, goal: str, short: str, path: Path, shared: Shared) -> str
     kept: tuple[str, ...] = ()
     for bound in bounds:
         kept += () if faults(fit, (*kept, bound)) else (bound,)
-    return _text(call, goal, short, fit, kept)
+    from ...dsl.format import format_source
+
+    return format_source(Source(str(path), _text(call, goal, short, fit, kept)))
 
 
 def _faults(text: str, path: Path, session) -> list:

@@ -9,8 +9,8 @@ import typer
 from ...dsl.diagnostics import Fault, Reject
 from .flags import Shared, verb
 
-no_tokenizer = Fault("no-tokenizer", "A model was asked to answer and has no tokenizer beside its weights.",
-                     exit="usage")
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
+                 exit="usage")
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
                         show_default=False)
@@ -36,8 +36,8 @@ def register(app: typer.Typer) -> None:
 
         opened = open_model(model, shared.settings())
         if opened.tokenizer is None:
-            raise Reject(no_tokenizer(f"{opened.label} has no tokenizer",
-                                      help="copy the tokenizer files beside the weights"))
+            raise Reject(no_words(f"{opened.label} has no tokenizer",
+                                  help="copy the tokenizer files beside the weights"))
         _use(shared)
         talker = Talker(opened.model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
         if prompt is None:

@@ -20,8 +20,6 @@ class Perplexity(Metric):
     Example: perplexity(heldout) <= 1.15 * base
     """
 
-    better = "lower"
-
     data: DataRef = param("Rows to predict.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
 from ..artifact import NOTES
+from ..compat import Padding, padding
 from ..context import Context
 from ..folder import TOKENIZER_FILES
 from ..kinds import Target, param
@@ -18,7 +19,7 @@ from ..snapshot import distinct
 from ..stock import stock_config
 from ..tensors import Piece, write_tensors
 
-cannot_write_form = Fault("cannot-write-form", "A recipe asks for a form of checkpoint that the model can't have.")
+cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 
 # Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
 _COMPANIONS = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json",
@@ -49,12 +50,15 @@ class Hf(Target):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         notes: list[str] = []
         for form in self._forms(program.model, notes):
-            _WRITERS[form](program, into, ctx, self.shard.value)
+            if form == "compat":
+                self._emit_compat(program, into, ctx, notes)
+            else:
+                _WRITERS[form](program, into, ctx, self.shard.value)
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def _forms(self, model: Any, notes: list[str]) -> tuple[str, ...]:
-        """Which forms to write; Reject where one is asked for by name and can't be."""
+        """Which forms to write; Reject where stock is asked for by name and can't be."""
         if self.form in ("auto", "stock"):
             _, why = stock_config(model)
             if not why:
@@ -63,8 +67,18 @@ class Hf(Target):
                 raise Reject(cannot_write_form(
                     f"no config of {type(model).__name__} has these shapes: {_first(why)}",
                     help="`form: auto` writes compact and compat folders where there is no stock one"))
-            notes.append(f"no stock checkpoint: {_first(why)}")
+            notes.append(f"There is no stock checkpoint: {_first(why)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
+
+    def _emit_compat(self, program: Program, into: Path, ctx: Context, notes: list[str]) -> None:
+        filled = padding(program)
+        if not filled.why:
+            write_compat(program, filled, into, ctx, self.shard.value)
+        elif self.form == "auto":
+            notes.append(f"There is no compat checkpoint: {_first(filled.why)}.")
+        else:
+            raise Reject(cannot_write_form(f"zeros can't fill it up to stock shapes: {_first(filled.why)}",
+                                           help="`form: compact` writes the true shapes"))
 
 
 def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
@@ -84,11 +98,15 @@ def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) 
                  record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")))
 
 
-def write_compat(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
-    pass
+def write_compat(program: Program, filled: Padding, into: Path, ctx: Context, shard_bytes: int) -> None:
+    folder = into / "compat"
+    folder.mkdir()
+    write_tensors(folder, filled.pieces(program), shard_bytes)
+    companions(program, folder, ctx)
+    write_config(filled.config, program.model, folder)
 
 
-_WRITERS = {"stock": write_stock, "compact": write_compact, "compat": write_compat}
+_WRITERS = {"stock": write_stock, "compact": write_compact}
 
 
 def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = None) -> None:

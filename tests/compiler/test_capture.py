@@ -5,15 +5,15 @@ import gc
 
 import pytest
 import torch
-from torch import nn
-from transformers import DynamicCache
-
 from effc.compiler import patches
 from effc.compiler.capture import capture
 from effc.compiler.equivalence import compare, observe
 from effc.compiler.integers import Sourced, evaluate
 from effc.compiler.sample import tokens
 from effc.dsl.diagnostics import Reject
+from torch import nn
+from transformers import DynamicCache
+
 from tests import tiny
 
 torch.set_num_threads(1)

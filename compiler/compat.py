@@ -1,0 +1,212 @@
+"""A changed model as a checkpoint of original widths: what was cut away is there again, as zeros.
+
+Why the logits are the same. A group's items (channels, heads) meet the rest of the model only through the
+columns of the layers that read them. Those columns are zero for a filled-in item, and its own value is
+finite, because all that makes it is zero too: a head with zero queries attends evenly over zero values,
+act(0) * 0 is 0. So it adds exactly 0 to every sum; only the order in which a matrix product adds may change,
+hence a tolerance. Per-head norms (qk-norm) see one head at a time and keep their weight. A dropped branch
+comes back with all its tensors zero, norms and biases included: whatever its last layer is, it gives exactly
+0, and x + 0 = x.
+
+Where it is not so, there is no such checkpoint, and the reason is said: a norm whose mean runs over cut
+channels, cut experts (a router would choose a zero one), exchanged modules, graphs edited otherwise.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..dsl.skeleton import Group, Skeleton
+from . import shrink
+from .capture import capture
+from .program import Program, Unit
+from .rewrite import Rewriter
+from .stock import stock_config
+from .tensors import Piece
+
+Axis = tuple[str, int]                       # tensor and axis
+Shapes = Mapping[str, tuple[int, ...]]       # of tensors by name
+
+
+@dataclass
+class Padding:
+    """How to fill a program up to the stock model of `config`; none where `why` has a reason.
+
+    shapes   of the stock model's tensors, tied ones once
+    places   for each cut axis, where its indices lie in the original width
+    """
+
+    config: Any
+    shapes: Shapes
+    places: dict[Axis, list[int]] = field(default_factory=dict)
+    why: list[str] = field(default_factory=list)
+
+    def pieces(self, program: Program) -> Iterator[Piece]:
+        """Every tensor of the stock model, made when it is written."""
+        ours = program.model.state_dict(keep_vars=True)
+        for name, shape in self.shapes.items():
+            tensor = ours.get(name)
+            if tensor is not None and tuple(tensor.shape) == shape:
+                yield Piece.of(name, tensor)
+            else:
+                dtype = tensor.dtype if tensor is not None else program.model.dtype
+                yield Piece(name, dtype, shape, partial(self._filled, name, tensor, dtype))
+
+    def _filled(self, name: str, tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        shape = self.shapes[name]
+        if tensor is None:
+            return torch.zeros(shape, dtype=dtype)
+        value = tensor.detach().cpu()
+        for axis, size in enumerate(shape):
+            if value.shape[axis] != size:
+                wide = torch.zeros((*value.shape[:axis], size, *value.shape[axis + 1:]), dtype=value.dtype)
+                value = wide.index_copy_(axis, torch.tensor(self.places[name, axis]), value)
+        return value
+
+
+def padding(program: Program) -> Padding:
+    """How to fill a program up: to the narrowest config that works, else to the original widths."""
+    why = [f"{path} is a {entry['class'].rpartition(':')[2]}, which transformers doesn't have"
+           for path, entry in program.edits.swapped.items()]
+    if why:
+        return Padding(program.model.config, {}, why=why)
+    first = _padding(program, stock_config(program.model)[0])
+    return _padding(program, program.model.config) if first.why else first
+
+
+def _padding(program: Program, config: Any) -> Padding:
+    from .checkpoint import quiet
+
+    model = program.model
+    with quiet(), torch.device("meta"):
+        made = type(model)._from_config(config, dtype=model.dtype)
+    stock = capture(made.eval())
+    shapes = {name: tuple(t.shape) for name, t in _once(made.state_dict(keep_vars=True))}
+    ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
+    plan = Padding(config, shapes)
+    plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
+    if not plan.why:
+        for cluster in _clusters(stock.skeleton):
+            _place(plan, stock.skeleton, cluster, ours)
+        plan.why += _unexplained(plan, ours)
+        plan.why += _averaged(plan, stock.skeleton)
+        plan.why += _odd_graphs(program, stock)
+    return plan
+
+
+def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+# -- where indices lie ---------------------------------------------------------------------------------------
+
+def _clusters(skeleton: Skeleton) -> list[list[Group]]:
+    """Groups that share an axis, together; query heads before the KV heads that they hang on."""
+    clusters: list[list[Group]] = []
+    for group in sorted(skeleton.groups, key=lambda g: g.kind != "heads"):
+        axes = {(m.tensor, m.axis) for m in group.members}
+        near = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
+        clusters = [c for c in clusters if c not in near] + [[g for c in near for g in c] + [group]]
+    return clusters
+
+
+def _place(plan: Padding, skeleton: Skeleton, cluster: list[Group], ours: Shapes) -> None:
+    """Find how many items of each group are left, and where they go in the original width."""
+    axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in ours}
+    if all(ours[t][a] == plan.shapes[t][a] for t, a in axes if t in plan.shapes):
+        return
+    small = _part(skeleton, cluster)
+    goal = {axis: ours[axis[0]][axis[1]] for axis in axes}
+    for counts in _candidates(cluster, goal):
+        places = {axis: list(range(plan.shapes[axis[0]][axis[1]])) for axis in axes}
+        _cut(small, counts, places)
+        if all(len(places[axis]) == size for axis, size in goal.items()):
+            plan.places |= places
+            return
+
+
+def _part(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
+    """Only what the cluster touches: cheap to cut over and over."""
+    owners = {m.tensor.rpartition(".")[0] for g in cluster for m in g.members}
+    parts = tuple(p for p in skeleton.parts if p.path in owners)
+    return replace(skeleton, parts=parts, groups=tuple(cluster), branches=(), tied=(), opaque=())
+
+
+def _candidates(cluster: list[Group], goal: Mapping[Axis, int]) -> Iterator[tuple[int, ...]]:
+    """Counts that may be left; query heads as heads per KV head."""
+    if len(cluster) == 1:
+        group, = cluster
+        for member in group.members:
+            axis = member.tensor, member.axis
+            if axis in goal:
+                width = sum(size for _, size in member.segments)
+                yield from (n for n in [(goal[axis] // width,)] if 0 < n[0] <= group.count)
+    elif [g.kind for g in cluster] == ["heads", "kv_heads"]:
+        heads, kv = cluster
+        yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block or 1, 0, -1))
+
+
+def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[int]]) -> None:
+    """Cut the original as the program was cut, keeping the first items of each group or block."""
+    for place, count in enumerate(counts):
+        group = skeleton.groups[place]
+        block = (group.per_block if len(counts) > 1 else 0) or group.count
+        gone = [i for i in range(group.count) if i % block >= count]
+        for member in group.members:
+            if (axis := (member.tensor, member.axis)) in places:
+                dead = {index for item in gone for index in member.indices(item)}
+                places[axis] = [p for index, p in enumerate(places[axis]) if index not in dead]
+        if gone:
+            skeleton = shrink.narrowed(skeleton, group, group.count - len(gone))
+
+
+# -- reasons against it --------------------------------------------------------------------------------------
+
+def _unexplained(plan: Padding, ours: Shapes) -> Iterator[str]:
+    """Tensors whose shape no cut of whole items gives."""
+    for name, shape in plan.shapes.items():
+        mine = ours.get(name, shape)
+        odd = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
+        if any(len(plan.places.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in odd):
+            yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}"
+
+
+def _averaged(plan: Padding, skeleton: Skeleton) -> Iterator[str]:
+    """Norms over an axis that was cut: zeros would change their mean."""
+    kinds = {part.path: part.kind for part in skeleton.parts}
+    for (name, axis), kept in plan.places.items():
+        path = name.rpartition(".")[0]
+        if "Norm" in kinds.get(path, "") and len(kept) != plan.shapes[name][axis]:
+            yield f"{path} averages over {len(kept)} channels, and zeros for the others change that"
+
+
+def _odd_graphs(program: Program, stock: Program) -> Iterator[str]:
+    """Units that compute something else than the stock unit without its missing branches."""
+    left = {(b.unit, b.site) for b in program.skeleton.branches}
+    rewriter = Rewriter(stock)
+    for branch in stock.skeleton.branches:
+        if (branch.unit, branch.site) not in left and program.units.get(branch.unit, _NONE).edited:
+            rewriter.drop_branch(branch.unit, branch.join)
+    for path, unit in program.units.items():
+        if unit.edited and _calls(unit) != _calls(stock.units[path]):
+            yield f"{path} runs another graph than its class, and not for a dropped branch alone"
+
+
+def _calls(unit: Unit) -> list[str]:
+    reads = (node for node in unit.graph.nodes if node.op in ("call_module", "get_attr"))
+    return sorted(f"{node.op} {node.target}" for node in reads)
+
+
+_NONE = Unit("", torch.fx.Graph(), (), {}, "")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if math.prod(shape) != 1 or shape else "a number"

@@ -1,0 +1,29 @@
+"""How long it takes to decode one token, in the median."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ...context import Context
+from ...kinds import Metric, param
+from ...timing import decode_seconds, percentile
+
+
+class P50(Metric):
+    """How long it takes to decode one token, in the median.
+
+    Greedy decoding with the KV cache after a prompt of random tokens, batch 1, after warm-up steps; one time
+    per token, in milliseconds. It is the wait between two tokens.
+
+    Source: own.
+    Example: decode.p50 <= 0.75 * base
+    """
+
+    unit: ClassVar[str] = "ms"
+    timed: ClassVar[bool] = True
+
+    prompt: int = param("Tokens of the prompt.", default=128, ge=1, unit="tokens")
+    steps: int = param("How many tokens are timed.", default=32, ge=1, unit="tokens")
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        return 1e3 * percentile(decode_seconds(model, self.prompt, self.steps), 50)

@@ -1,0 +1,30 @@
+"""How many operations a decoded token costs."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ..capture import capture
+from ..context import Context
+from ..kinds import Metric, param
+from ..shrink import flops_per_token
+
+
+class Flops(Metric):
+    """How many operations a decoded token costs.
+
+    Multiplications and additions of the matrix products, counted on the model's structure: two per weight that
+    takes part (of experts: the active ones), and the products of attention over `context` positions. Zeros
+    count.
+
+    Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1.
+    Example: flops(context: 512) <= 0.7 * base
+    """
+
+    unit: ClassVar[str] = "FLOP"
+    exact: ClassVar[bool] = True
+
+    context: int = param("Positions that the token attends to.", default=512, ge=0, unit="tokens")
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        return flops_per_token(capture(model).skeleton, self.context)

@@ -1,0 +1,29 @@
+"""How long it takes to read a prompt, in the median."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ...context import Context
+from ...kinds import Metric, param
+from ...timing import percentile, prefill_seconds
+
+
+class P50(Metric):
+    """How long it takes to read a prompt, in the median.
+
+    One forward over a prompt of random tokens that fills the KV cache, batch 1, after warm-up runs, repeated;
+    in milliseconds. It is the wait before the first token.
+
+    Source: own.
+    Example: prefill.p50 <= 0.75 * base
+    """
+
+    unit: ClassVar[str] = "ms"
+    timed: ClassVar[bool] = True
+
+    prompt: int = param("Tokens of the prompt.", default=128, ge=1, unit="tokens")
+    repeats: int = param("How many forwards are timed.", default=10, ge=1)
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        return 1e3 * percentile(prefill_seconds(model, self.prompt, self.repeats), 50)

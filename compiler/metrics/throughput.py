@@ -1,0 +1,31 @@
+"""How many tokens a second a model decodes."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from ..context import Context
+from ..kinds import Metric, param
+from ..timing import decode_seconds
+
+
+class Throughput(Metric):
+    """How many tokens a second a model decodes.
+
+    Greedy decoding with the KV cache after a prompt of random tokens, all sequences of the batch counted, after
+    warm-up steps.
+
+    Source: own.
+    Example: throughput(batch: 4) >= 1.3 * base
+    """
+
+    unit: ClassVar[str] = "tokens/s"
+    better: ClassVar[str] = "higher"
+    timed: ClassVar[bool] = True
+
+    batch: int = param("Sequences that are decoded together.", default=1, ge=1)
+    prompt: int = param("Tokens of each prompt.", default=128, ge=1, unit="tokens")
+    steps: int = param("How many tokens of each sequence are timed.", default=32, ge=1, unit="tokens")
+
+    def measure(self, model: nn.Module, ctx: Context) -> float:
+        return self.batch * self.steps / sum(decode_seconds(model, self.prompt, self.steps, self.batch))

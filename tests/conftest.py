@@ -1,0 +1,30 @@
+"""`pytest --update` rewrites what goldens hold: files of `golden`, output blocks of suites and docstrings."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update", action="store_true", help="rewrite goldens with what the code says now")
+
+
+@pytest.fixture
+def update(request) -> bool:
+    return request.config.getoption("--update")
+
+
+@pytest.fixture
+def golden(request, update):
+    """`golden(text, "plan.txt")`: equal to the file `goldens/plan.txt` beside the test, or written there."""
+    folder = Path(request.path).parent / "goldens"
+
+    def compare(text: str, name: str) -> None:
+        path = folder / name
+        if update:
+            folder.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"{path} is not written yet: run pytest --update"
+        assert text == path.read_text(encoding="utf-8"), f"{path} differs: run pytest --update and read the diff"
+
+    return compare

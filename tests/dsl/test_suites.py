@@ -1,0 +1,77 @@
+"""The manual is a test: every recipe of its pages has exactly the faults that its lines are marked with."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from effc.compiler.shelf import Shelf
+from effc.dsl.check import check
+from effc.dsl.diagnostics import faults
+from effc.dsl.overrides import read_overrides
+from effc.dsl.parse import parse
+from effc.dsl.source import Source
+
+
+def load(name: str):
+    """A file beside this one: tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"dsl_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+suite, tiny_llama = load("suite"), load("tiny_llama")
+CASES = [case for page in suite.pages() for case in suite.cases(page)]
+VOCABULARY = Shelf().vocabulary
+
+
+def diagnostics(case):
+    """All that parser and checker say of a recipe."""
+    parsed = parse(Source("recipe.effspec", case.text))
+    texts = {name: Source(name, text) for name, text in case.modules.items()}
+    checked = check(parsed.file, VOCABULARY, skeleton=tiny_llama.of, overrides=read_overrides(case.sets),
+                    library=texts.get)
+    return [*parsed.diagnostics, *checked.diagnostics]
+
+
+def place(diagnostic) -> int:
+    inside = diagnostic.span and diagnostic.span.source.name == "recipe.effspec"
+    return diagnostic.span.line if inside else 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_recipe_of_the_manual_has_the_faults_it_is_marked_with(case, update):
+    found = diagnostics(case)
+    assert {(place(d), d.slug) for d in found} == case.marks
+    if case.output is None:
+        return
+    from effc.dsl.render import render
+
+    said = render(found)
+    if update:
+        rewrite(case, said)
+    else:
+        assert said.rstrip() == case.shown.rstrip()
+
+
+def rewrite(case, said: str) -> None:
+    """Put what is said now in place of the shown output; offsets are found anew, for pages change under us."""
+    page = suite.FOLDER / f"{case.page}.md"
+    now = next(c for c in suite.cases(page) if (c.title, c.text) == (case.title, case.text) and c.output)
+    text = page.read_text(encoding="utf-8")
+    start, end = now.output
+    page.write_text(text[:start] + said.rstrip() + "\n" + text[end:], encoding="utf-8")
+
+
+def test_every_fault_of_the_language_has_a_section_with_a_recipe_that_shows_it():
+    language = {slug for slug, fault in faults().items() if slug in defined_in_the_language()}
+    shown = {case.title for case in CASES if any(slug == case.title for _, slug in case.marks)}
+    assert language - shown == set()
+
+
+def defined_in_the_language() -> set[str]:
+    import re
+
+    files = (Path(__file__).resolve().parents[2] / "dsl").glob("*.py")
+    return {slug for f in files for slug in re.findall(r'Fault\(\s*"([a-z0-9-]+)"', f.read_text(encoding="utf-8"))}
