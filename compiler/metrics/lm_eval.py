@@ -1,5 +1,7 @@
 """The score of a task of EleutherAI's evaluation harness."""
 
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any, ClassVar
 
 from torch import nn
@@ -63,7 +65,7 @@ class LmEval(Metric):
                                       help=suggestion(self.task, manager.all_tasks)))
         tokenizer = need_tokenizer(ctx.tokenizer, ctx)
         try:
-            with quiet(), evaluating(model):
+            with quiet(), redirect_stderr(StringIO()), evaluating(model):     # its bars have no switch
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
                 result = simple_evaluate(wrapped, tasks=[self.task], num_fewshot=self.shots, limit=self.limit,
                                          task_manager=manager, log_samples=False, bootstrap_iters=0,
