@@ -217,7 +217,7 @@ def graph_text(unit: "Unit") -> str:
         elif node.op == "get_attr" or node.meta.get("dtype") in _INLINED:
             texts[node] = _expression(node, texts)
         elif _is_item(node):
-            texts[node] = node.name if node.args[0].op != "placeholder" else _expression(node, texts)
+            texts[node] = _item(node, texts)
         else:
             texts[node] = node.name
             if node.op != "placeholder":
@@ -236,10 +236,20 @@ def _is_item(node: "fx.Node") -> bool:
 
 def _result(node: "fx.Node") -> str:
     """The names that a node's results are given: of several, those that are used."""
-    if not isinstance(node.meta.get("dtype"), tuple) or not node.users or not all(map(_is_item, node.users)):
+    if not _is_parted(node):
         return node.name
-    names = {user.args[1]: user.name for user in node.users}
-    return ", ".join(names.get(i, "_") for i in range(len(node.meta["dtype"])))
+    used = {user.args[1] for user in node.users}
+    return ", ".join(f"{node.name}_{i}" if i in used else "_" for i in range(len(node.meta["dtype"])))
+
+
+def _is_parted(node: "fx.Node") -> bool:
+    """Whether each of a node's results goes its own way."""
+    return (node.op != "placeholder" and isinstance(node.meta.get("dtype"), tuple) and bool(node.users)
+            and all(map(_is_item, node.users)))
+
+
+def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
+    return f"{node.args[0].name}_{node.args[1]}" if _is_parted(node.args[0]) else _expression(node, texts)
 
 
 def _comment(node: "fx.Node") -> str:
@@ -261,6 +271,8 @@ def _called(node: "fx.Node") -> str:
 
 def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     args = [_written(x, texts) for x in node.args]
+    if node.op == "call_method" and len(args) == 2 and isinstance(node.args[1], tuple):
+        args = [args[0], *(_written(x, texts) for x in node.args[1])]      # view((a, b)) is view(a, b)
     named = [f"{key}={_written(x, texts)}" for key, x in node.kwargs.items()]
     if node.op == "get_attr":
         return f"self.{node.target}"

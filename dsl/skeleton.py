@@ -85,8 +85,8 @@ class Skeleton:
     groups: tuple[Group, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
     opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
-    # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; of the config, whatever single
-    # layers have: heads, kv_heads, active_experts; refused: [module path, why nothing there can be narrowed]
+    # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; of the config, whatever
+    # single layers have: heads, kv_heads, active_experts; refused: [module path, why it can't be narrowed]
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
