@@ -1,5 +1,6 @@
 """Whether `keep:` and `remove:` mean something possible: legal head counts, aligned widths, layers that remain."""
 
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from .diagnostics import Fault
@@ -97,7 +98,8 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: L
     for group in () if _pooled(stage) else chosen.groups:
         wanted = _wanted(name, value, group.count)
         if wanted < align * (1 - 1e-9):
-            least = align / group.count if name == "keep" else 1 - align / group.count
+            least = ceil(align / group.count * 1000) / 1000       # one digit after the point, and enough
+            least = least if name == "keep" else 1 - least
             line.scope.report(unaligned_width(
                 f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of `{group.site}`, less "
                 f"than one step of `align: {align}`", place,
@@ -142,9 +144,9 @@ def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, wante
     given = f"`{name}: {show(value)}`"
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
     many = len(counts) > 1
-    share = counts[0] / group.count if name == "keep" else 1 - counts[0] / group.count
-    written = show(Ratio(round(share, 3), value.of)) if isinstance(value, Ratio) else plain(
-        counts[0] if name == "keep" else group.count - counts[0])
+    best = min((c for c in counts if c < group.count), key=lambda c: abs(c - wanted), default=counts[0])
+    told = best if name == "keep" else group.count - best
+    written = show(Ratio(round(told / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(told)
     bases = stage.word.param(name).of
     whole = "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
     return illegal_head_count(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import ast
-from .declare import declare_all
+from .declare import declare_all, declared
 from .diagnostics import Diagnostic, Fault, in_order
 from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
@@ -35,21 +35,36 @@ class Checked:
 
 
 def check(file: ast.File, vocabulary: Vocabulary, *, skeleton: Callable[[Invocation], Skeleton | None] = lambda _: None,
-          overrides: Overrides | None = None, library: Callable[[str], Source | None] = lambda _: None) -> Checked:
+          overrides: Overrides | None = None, library: Callable[[str], Source | None] = lambda _: None,
+          broken: bool = False) -> Checked:
     """Check a recipe.
 
     skeleton    the skeleton of a model, or None where it isn't known yet: checks against it are then left out
     overrides   values of params from the command line, the environment or a file
     library     the source of a module: "std.text", or a path that has been made relative to the working folder
+    broken      whether the parser reported errors: names whose declarations it could not read then stay silent
     """
     overrides = overrides or Overrides()
     session = Session(vocabulary, library, skeleton, list(overrides.diagnostics), overrides=overrides,
-                      open=[file.source.name])
+                      open=[file.source.name], lost=_lost_names(file) if broken else frozenset())
     made = [_variant(file, given, session) for given in variants(file, session)]
     unresolved = sorted({name for _, names in made for name in names})
     faults = in_order(_one_per_place(session.faults))
     sound = not any(d.severity == "error" for d in faults)
     return Checked(tuple(r for r, _ in made) if sound else (), faults, tuple(unresolved))
+
+
+def _lost_names(file: ast.File) -> frozenset[str]:
+    """Names that the text declares and the tree doesn't have: their mistake was reported by the parser."""
+    import re
+
+    text = file.source.text
+    for comment in file.comments:
+        text = text[: comment.span.start] + " " * len(comment.text) + text[comment.span.start + len(comment.text):]
+    told = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
+    read = {name.path for s in file.statements if (name := declared(s))}
+    read |= {step.name.path for s in file.statements if isinstance(s, ast.Pipeline) for step in s.steps}
+    return frozenset(name for pair in told for name in pair if name) - read
 
 
 def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
@@ -142,7 +157,7 @@ def _report_empty(file: ast.File, scope: Scope) -> None:
 
 def _report_unused_names(scope: Scope) -> None:
     for name, entry in scope.names.items():
-        if not entry.used and entry.kind != "pipeline":
+        if not entry.used and entry.kind != "pipeline" and name not in scope.early:
             scope.report(unused_name(f"{LABELS[entry.kind].split()[-1]} `{name}` is never used", entry.span,
                                      help="drop the line, or use the name"))
 

@@ -94,8 +94,8 @@ def limit_types(unit: str) -> tuple[str, ...]:
     return ("float", "ratio") if unit in ("%", "ratio", "share") else ("float",)
 
 
-def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) -> list[tuple[Emit, Word]]:
-    """Checked targets with the step that each one holds."""
+def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) -> list[Emit]:
+    """Checked targets, each with the step whose result it holds."""
     out = []
     for call in calls:
         word, made = invoke("target", call, line.scope)
@@ -103,8 +103,8 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) 
         if arg := next((a for a in call.args if a.name == "from"), None):
             source = branch(arg, line.scope, pipeline, line.input)
         if word and made and source is not None:
-            out.append((Emit(made, source), word))
-            _report_unheld(word, out[-1][0], line)
+            out.append(Emit(made, source))
+            _report_unheld(word, out[-1], line)
     return out
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import ast
 from .diagnostics import Diagnostic, Fault
-from .nearest import suggestion
+from .nearest import nearest, suggestion
 from .recipe import Invocation
 from .skeleton import Skeleton
 from .source import Source, Span
@@ -50,6 +50,7 @@ class Session:
     parsed: dict[str, ast.File | None] = field(default_factory=dict)   # modules by name
     open: list[str] = field(default_factory=list)                      # modules being read, to see cycles
     overrides: Any = None
+    lost: frozenset[str] = frozenset()       # names of declarations that the parser could not read
 
     def report(self, fault: Diagnostic) -> None:
         self.faults.append(fault)
@@ -101,12 +102,13 @@ class Scope:
     later: dict[str, Span] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    early: set[str] = field(default_factory=set)       # names used above their declaration
 
     def report(self, fault: Diagnostic) -> None:
         self.session.report(fault)
 
     def inner(self, later: dict[str, Span]) -> "Scope":
-        return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later)
+        return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
 
     def define(self, name: ast.Name, entry: Entry) -> None:
         """Add a name; the first declaration stays where there are two."""
@@ -158,13 +160,17 @@ class Scope:
 
     def unknown(self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name") -> None:
         """Report a name that stands for nothing. `kinds` are those that would fit here, `also` other words."""
-        if name.path == "" or self.poisoned(name.path):
+        if name.path == "" or self.poisoned(name.path) or name.path in self.session.lost:
             return
         if span := self.declared_later(name.path):
+            self.early.add(name.path)
             self.report(use_before_definition(f"`{name.path}` is used before it is declared", name.span,
-                                              related=((span, "declared here"),), help="move the declaration up"))
+                                              related=((span, "declared here"),),
+                                              help="move the declaration up"))
             return
-        kinds = tuple(kinds)
-        fitting = [n for n, e in self.reachable().items() if e.kind in kinds]
+        kinds, known = tuple(kinds), self.reachable()
+        fitting = [n for n, e in known.items() if e.kind in kinds]
+        if meant := known.get(nearest(name.path, fitting)):
+            meant.used = True                          # or the typo would be reported a second time, as unused
         self.report(unknown_name(f"no {what} is called `{name.path}`", name.span,
                                  help=suggestion(name.path, [*fitting, *also], "there is")))

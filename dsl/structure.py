@@ -129,7 +129,10 @@ def _meant(part: Dead, paths: Sequence[str]) -> str:
         if set(head + tail) & set("*{}"):
             return ""
         near = nearest(head + part.text + tail, known)
-        return near[len(head): len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
+        inner = near[len(head): len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
+        return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
+    if any(matches(f"{part.glob}.**", p) for p in paths):
+        return f"{part.glob}.**"
     words = [c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c
              for c in part.glob.split(".")]
     guess = ".".join(words)

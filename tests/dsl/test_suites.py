@@ -1,13 +1,13 @@
 """The manual is a test: every recipe of its pages has exactly the faults that its lines are marked with."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from effc.compiler.shelf import Shelf
 from effc.dsl.check import check
-from effc.dsl.diagnostics import faults
 from effc.dsl.overrides import read_overrides
 from effc.dsl.parse import parse
 from effc.dsl.source import Source
@@ -31,7 +31,7 @@ def diagnostics(case):
     parsed = parse(Source("recipe.effspec", case.text))
     texts = {name: Source(name, text) for name, text in case.modules.items()}
     checked = check(parsed.file, VOCABULARY, skeleton=tiny_llama.of, overrides=read_overrides(case.sets),
-                    library=texts.get)
+                    library=texts.get, broken=any(d.severity == "error" for d in parsed.diagnostics))
     return [*parsed.diagnostics, *checked.diagnostics]
 
 
@@ -64,14 +64,15 @@ def rewrite(case, said: str) -> None:
     page.write_text(text[:start] + said.rstrip() + "\n" + text[end:], encoding="utf-8")
 
 
-def test_every_fault_of_the_language_has_a_section_with_a_recipe_that_shows_it():
-    language = {slug for slug, fault in faults().items() if slug in defined_in_the_language()}
-    shown = {case.title for case in CASES if any(slug == case.title for _, slug in case.marks)}
-    assert language - shown == set()
+# What no recipe on a page could show: files that are none, sizes, and an order that no pass asks for yet.
+TOLD = {"no-recipe", "recipe-is-folder", "unreadable-recipe", "binary-recipe", "not-utf-8", "recipe-too-large",
+        "long-selector", "too-deep", "more-mistakes", "json-form", "wrong-order"}
 
 
-def defined_in_the_language() -> set[str]:
-    import re
-
+def test_every_fault_of_the_language_has_a_section_and_nearly_every_one_a_recipe():
     files = (Path(__file__).resolve().parents[2] / "dsl").glob("*.py")
-    return {slug for f in files for slug in re.findall(r'Fault\(\s*"([a-z0-9-]+)"', f.read_text(encoding="utf-8"))}
+    slugs = {s for f in files for s in re.findall(r'Fault\(\s*"([a-z0-9-]+)"', f.read_text(encoding="utf-8"))}
+    sections = {s for p in suite.pages() for s in re.findall(r"^## (.+)$", p.read_text(encoding="utf-8"), re.M)}
+    shown = {case.title for case in CASES if any(slug == case.title for _, slug in case.marks)}
+    assert slugs == sections
+    assert slugs - shown == TOLD

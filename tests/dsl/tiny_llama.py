@@ -41,6 +41,15 @@ def skeleton() -> Skeleton:
                     (("model.embed_tokens.weight", "lm_head.weight"),), (), {"hidden": HIDDEN, "vocab": 2048})
 
 
+def headless() -> Skeleton:
+    """A model without attention, as far as the checker looks at it."""
+    units = tuple(f"backbone.layers.{i}" for i in range(4))
+    return Skeleton("mamba", tuple(_linear(f"{u}.mixer.in_proj", 256, 64) for u in units), units,
+                    tuple(Branch(f"{u}.mixer", u, "ssm", (f"{u}.mixer",), "add") for u in units))
+
+
 def of(model) -> Skeleton | None:
-    """As `check` asks for skeletons: only of `zoo("tiny-llama")`."""
-    return skeleton() if model.word == "zoo" and model.args["name"] == "tiny-llama" else None
+    """As `check` asks for skeletons: of `zoo("tiny-llama")` and `config("mamba.json")` only."""
+    if model.word == "zoo" and model.args["name"] == "tiny-llama":
+        return skeleton()
+    return headless() if model.word == "config" and model.args["path"] == "mamba.json" else None
