@@ -49,7 +49,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     recapture(program)
     if not program.units:
         raise Reject(unsupported_model(
-            f"{type(model).__name__} has no repeated layers: no element of a module list is called exactly once",
+            f"{type(model).__name__} has no repeated layers: no element of a module list is called just once",
             help="effc needs a model whose layers are the elements of an nn.ModuleList"))
     return program
 
@@ -66,7 +66,8 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
         if old is not None and old.edited:
             call = calls.first[calls.signatures[path]]
             with evaluating(program.model):
-                describe_again(old.graph, old.module(program.model), tuple(map(call.free.get, old.placeholders)))
+                values = tuple(map(call.free.get, old.placeholders))
+                describe_again(old.graph, old.module(program.model), values)
         if old is not None and (old.edited or (touched is not None and path not in touched)):
             units[path] = old
             continue
@@ -135,8 +136,10 @@ def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
         return keep
 
     layers = candidates(model)
-    structure = {path: module_signature(layer) for path, layer in layers.items()}   # before our own hooks differ
-    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
+    # Before our own hooks make layers differ.
+    structure = {path: module_signature(layer) for path, layer in layers.items()}
+    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True)
+               for path, layer in layers.items()]
     try:
         with torch.no_grad(), evaluating(model), prepared(model):
             model(**inputs)

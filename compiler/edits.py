@@ -13,7 +13,8 @@ from ..dsl.diagnostics import Fault, Reject
 from . import graph_json, surgery
 from .operations import Unlisted, check_path
 
-refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
+refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.",
+                      exit="environment")
 
 FORMAT = 1
 _PACKAGE = __name__.split(".")[0]
@@ -60,7 +61,7 @@ class Edits:
 
     @staticmethod
     def from_json(data: Any) -> "Edits":
-        """Raises Reject (refused-edits) on data of another form; graphs are checked when they are replayed."""
+        """Raises Reject (refused-edits) on data of another form; graphs are checked when replayed."""
         try:
             return _checked(data)
         except Unlisted as error:
@@ -75,7 +76,8 @@ class Edits:
     def forget(self, path: str) -> None:
         """Drop what is said of a module and of everything below it."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
-            setattr(self, name, {p: value for p, value in getattr(self, name).items() if not is_below(p, path)})
+            kept = {p: value for p, value in getattr(self, name).items() if not is_below(p, path)}
+            setattr(self, name, kept)
         self.deleted = [p for p in self.deleted if not is_below(p, path)]
 
 
@@ -118,7 +120,7 @@ def _replay(model: nn.Module, edits: Edits) -> None:
     for owner, left in edits.layers.items():
         layers = model.get_submodule(owner)
         assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"
-        assert left == sorted(set(left)) and all(0 <= i < len(layers) for i in left), f"layers {left} of {owner}"
+        assert left == sorted(set(left)) and set(left) <= set(range(len(layers))), f"layers {left} of {owner}"
         for place in reversed(range(len(layers))):
             if place not in left:
                 surgery.drop_layer(model, f"{owner}.{place}")
@@ -161,11 +163,12 @@ def _class(name: str) -> Any:
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     from .program import Unit, code_key  # program.py holds an Edits, so it imports this file first
     graph = graph_json.load(entry["graph"])
-    Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True).bind(model)
+    unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
+    unit.bind(model)
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All that a skeleton lacks: parameters (tied ones once) and buffers, also those a checkpoint leaves out."""
+    """All that a skeleton lacks: parameters (tied ones once) and buffers, also what checkpoints leave out."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -205,8 +208,8 @@ def _checked(data: Any) -> Edits:
     for path in data["deleted"]:
         _path(path)
     readers: dict[str, Callable[[Any], Any]] = {
-        "layers": _numbers, "shapes": _numbers, "swapped": _swap, "attributes": lambda value: _plain(value, 0),
-        "slots": _number, "kinds": _text, "graphs": _graph}
+        "layers": _numbers, "shapes": _numbers, "swapped": _swap,
+        "attributes": lambda value: _plain(value, 0), "slots": _number, "kinds": _text, "graphs": _graph}
     tables = {}
     for name, read in readers.items():
         _need(isinstance(data[name], dict), f"{name} of another form")

@@ -19,7 +19,7 @@ _SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), 
 
 
 def compare(reference: nn.Module, candidate: nn.Module, *, vocab: int | None = None, seed: int = 0) -> float:
-    """The worst absolute difference of logits between two models, over all situations; inf if any isn't finite.
+    """The worst absolute difference of logits between two models; inf if any isn't finite.
 
     vocab   ids are drawn below it; by default the reference's vocabulary
     seed    chooses the ids
@@ -40,14 +40,15 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
             return [_main(model(**sample(model)))]
         vocab = vocab or _vocabulary(model)
         seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
-        if "use_cache" in names and model.config.use_cache is not None and not model.config.is_encoder_decoder:
+        if "use_cache" in names and not model.config.is_encoder_decoder:
             for padding in (0, PADDING):
-                seen += _decoded(model, names, tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed))
+                given = tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
+                seen += _decoded(model, names, given)
         return seen
 
 
 def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    """The worst absolute difference between two observations; inf where shapes differ or a value isn't finite."""
+    """The worst absolute difference of two observations; inf where shapes differ or a value isn't finite."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return math.inf
     worst = max(float((a.float() - b.float()).abs().max()) for a, b in zip(before, after, strict=True))

@@ -23,7 +23,7 @@ from .operations import (
     operand_count,
 )
 
-refused_graph = Fault("refused-graph", "A stored graph holds something outside the closed list of operations.",
+refused_graph = Fault("refused-graph", "A stored graph holds something outside the list of operations.",
                       exit="environment")
 
 FORMAT = 1
@@ -50,7 +50,7 @@ def load(data: Any) -> fx.Graph:
 
 def _refusal(what: str) -> Reject:
     return Reject(refused_graph(f"a stored graph holds {what}",
-                                help="compile again with this effc; never load a graph from somebody you don't trust"))
+                                help="compile again with this effc"))
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -129,7 +129,8 @@ class _Reader:
         self.known: dict[str, fx.Node] = {}
         for place, entry in enumerate(nodes):
             _need(isinstance(entry, dict), "a node that is no object")
-            _need((entry.get("op") == "output") == (place == len(nodes) - 1), "its output not once at the end")
+            last = place == len(nodes) - 1
+            _need((entry.get("op") == "output") == last, "its output not once at the end")
             self.add(entry)
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -145,7 +146,8 @@ class _Reader:
             _need(len(args) == 1 and not kwargs, "an output of other than one value")
             self.graph.output(args[0])
             return
-        node = self.graph.create_node(op, self.target(op, entry.get("target"), args, kwargs), args, kwargs, name=name)
+        target = self.target(op, entry.get("target"), args, kwargs)
+        node = self.graph.create_node(op, target, args, kwargs, name=name)
         _need(node.name == name, f"the name {name!r}, which Python or fx reserves")
         node.meta.update(_meta(entry.get("meta", {})))
         self.known[name] = node
@@ -157,7 +159,8 @@ class _Reader:
             if name.startswith("operator."):
                 _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
-                _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node), "a getattr of another form")
+                _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node),
+                      "a getattr of another form")
                 check_attribute(args[1])
             return function
         if op == "call_method":
@@ -182,7 +185,7 @@ class _Reader:
         _need(isinstance(value, dict) and len(value) == 1, "an argument of another form")
         (kind, held), = value.items()
         if kind == "node":
-            _need(isinstance(held, str) and held in self.known, f"a use of {str(held)[:80]!r} before its definition")
+            _need(isinstance(held, str) and held in self.known, "a use before the definition")
             return self.known[held]
         return self.compound(kind, held, depth + 1)
 

@@ -1,9 +1,9 @@
 """The closed vocabulary of what stays whole in a graph.
 
-Functions: `attention`, `rotary`, `cache_update`, `cache_length` are ours and canonical, so that a graph doesn't
-fix an attention backend or the presence of a cache; masks, scans and state updates are the library's own
-functions, found by where they live and what they are called. Modules: everything of torch.nn, norms, rotary
-tables, activations, experts and routers, and whatever comes from outside the model's own source.
+Functions: `attention`, `rotary`, `cache_update`, `cache_length` are ours and canonical, so that a graph
+doesn't fix an attention backend or the presence of a cache; masks, scans and state updates are the library's
+own functions, found by where they live and what they are called. Modules: everything of torch.nn, norms,
+rotary tables, activations, experts and routers, and whatever comes from outside the model's own source.
 """
 
 import functools
@@ -68,8 +68,8 @@ def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
     """(output [b, t, h, d], weights or None) by whatever backend the module's config names when it runs.
 
-    q [b, h, t, d], k and v [b, g, s, d] with g dividing h; mask [b, 1, t, s] or None. An option `dropout` is the
-    probability in training; it is off while the module evaluates.
+    q [b, h, t, d], k and v [b, g, s, d] with g dividing h; mask [b, 1, t, s] or None. An option `dropout` is
+    the probability in training; it is off while the module evaluates.
     """
     if "dropout" in options and not module.training:
         options["dropout"] = 0.0
@@ -80,7 +80,7 @@ def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: A
 
 @leaf("rotary")
 def rotary(module: nn.Module, *args: Any, **options: Any) -> Any:
-    """(q, k) turned by their positions: (q, k, cos, sin) to the function that the module's own source uses."""
+    """(q, k) turned by their positions: q, k, cos, sin go to the function that the module's source uses."""
     return own(module, ROTARY)(*args, **options)
 
 

@@ -1,7 +1,8 @@
 """The closed list of operations that a stored graph may name, and their spellings.
 
-A name is `leaf.attention`, `torch.cat`, `functional.silu`, `operator.add`, `getattr`, or a library function in
-full, `transformers.masking_utils.create_causal_mask`. Everything else is refused: stored graphs are untrusted.
+A name is `leaf.attention`, `torch.cat`, `functional.silu`, `operator.add`, `getattr`, or a library function
+in full, `transformers.masking_utils.create_causal_mask`. Everything else is refused: stored graphs are
+untrusted.
 """
 
 import importlib
@@ -19,44 +20,46 @@ def _words(text: str) -> frozenset[str]:
 
 
 _OPERATOR = _words("""
-    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor lshift rshift eq ne lt le gt ge
-    getitem setitem iadd isub imul itruediv ifloordiv iand ior
+    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor lshift rshift eq ne lt le
+    gt ge getitem setitem iadd isub imul itruediv ifloordiv iand ior
 """)
-
 _UNARY = frozenset({"neg", "pos", "abs", "invert"})
 
 _TORCH = _words("""
-    abs add addcmul addmm all amax amin any arange argmax argmin argsort as_tensor atan2 baddbmm bitwise_and
-    bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp clip clone concat conv1d conv2d conv3d cos
-    cosh cummax cumprod cumsum diag_embed diff div dot einsum empty empty_like eq erf exp expand_copy expm1 eye flatten
-    flip floor floor_divide full full_like gather ge gt histc index_add index_select isfinite isinf isnan le linspace
-    log log1p log2 logaddexp logical_and logical_not logical_or logsumexp lt masked_fill masked_select matmul max
-    maximum mean min minimum movedim mul multiply narrow ne neg nonzero norm not_equal numel ones ones_like outer
-    permute pow prod rand randint randn reciprocal relu remainder repeat_interleave reshape roll round rsqrt
-    rsub scalar_tensor scatter scatter_add select sigmoid sign sin sinh softmax log_softmax sort split sqrt square
-    squeeze stack std sub sum swapaxes t take_along_dim tan tanh tensor tensor_split tile topk transpose tril triu
-    true_divide unbind unflatten unsqueeze var view_as_complex view_as_real where zeros zeros_like
+    abs add addcmul addmm all amax amin any arange argmax argmin argsort as_tensor atan2 baddbmm
+    bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp clip clone concat
+    conv1d conv2d conv3d cos cosh cummax cumprod cumsum diag_embed diff div dot einsum empty empty_like eq
+    erf exp expand_copy expm1 eye flatten flip floor floor_divide full full_like gather ge gt histc
+    index_add index_select isfinite isinf isnan le linspace log log1p log2 logaddexp logical_and
+    logical_not logical_or logsumexp lt masked_fill masked_select matmul max maximum mean min minimum
+    movedim mul multiply narrow ne neg nonzero norm not_equal numel ones ones_like outer permute pow prod
+    rand randint randn reciprocal relu remainder repeat_interleave reshape roll round rsqrt rsub
+    scalar_tensor scatter scatter_add select sigmoid sign sin sinh softmax log_softmax sort split sqrt
+    square squeeze stack std sub sum swapaxes t take_along_dim tan tanh tensor tensor_split tile topk
+    transpose tril triu true_divide unbind unflatten unsqueeze var view_as_complex view_as_real where
+    zeros zeros_like
 """)
 
 _FUNCTIONAL = _words("""
-    adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d conv1d conv2d conv3d dropout elu embedding fold
-    gelu glu group_norm hardsigmoid hardswish interpolate layer_norm leaky_relu linear log_softmax logsigmoid
-    max_pool1d max_pool2d mish normalize one_hot pad pixel_shuffle relu relu6 rms_norm
-    scaled_dot_product_attention selu sigmoid silu softmax softplus tanh unfold
+    adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d conv1d conv2d conv3d dropout elu
+    embedding fold gelu glu group_norm hardsigmoid hardswish interpolate layer_norm leaky_relu linear
+    log_softmax logsigmoid max_pool1d max_pool2d mish normalize one_hot pad pixel_shuffle relu relu6
+    rms_norm scaled_dot_product_attention selu sigmoid silu softmax softplus tanh unfold
 """)
 
 _METHOD = _words("""
-    abs add add_ addcmul all amax amin any argmax argmin argsort bfloat16 bitwise_not bmm bool ceil chunk clamp clamp_
-    clip clone contiguous copy_ cos cpu cummax cumprod cumsum detach diff dim div div_ dot double eq exp expand
-    expand_as expm1 fill_ flatten flip float floor floor_divide gather ge gt half index_add index_add_ index_select
-    int is_contiguous isfinite isnan item le log log1p logical_and logical_not logical_or logsumexp long lt masked_fill
-    masked_fill_ masked_scatter matmul max mean min movedim mul mul_ narrow ne neg new_empty new_full new_ones
-    new_tensor new_zeros nonzero norm numel permute pow prod reciprocal relu repeat repeat_interleave reshape roll
-    round rsqrt scatter scatter_ scatter_add scatter_add_ select sigmoid sign sin size softmax sort split sqrt
-    square squeeze std sub sub_ sum swapaxes swapdims t tanh tile to topk transpose tril triu type type_as unbind
-    unflatten unfold unsqueeze var view view_as where zero_
-    get_seq_length get_mask_sizes get_query_offset has_previous_state get_max_cache_shape update_conv_state
-    update_recurrent_state get_conv_state get_recurrent_state
+    abs add add_ addcmul all amax amin any argmax argmin argsort bfloat16 bitwise_not bmm bool ceil chunk
+    clamp clamp_ clip clone contiguous copy_ cos cpu cummax cumprod cumsum detach diff dim div div_ dot
+    double eq exp expand expand_as expm1 fill_ flatten flip float floor floor_divide gather ge gt half
+    index_add index_add_ index_select int is_contiguous isfinite isnan item le log log1p logical_and
+    logical_not logical_or logsumexp long lt masked_fill masked_fill_ masked_scatter matmul max mean min
+    movedim mul mul_ narrow ne neg new_empty new_full new_ones new_tensor new_zeros nonzero norm numel
+    permute pow prod reciprocal relu repeat repeat_interleave reshape roll round rsqrt scatter scatter_
+    scatter_add scatter_add_ select sigmoid sign sin size softmax sort split sqrt square squeeze std sub
+    sub_ sum swapaxes swapdims t tanh tile to topk transpose tril triu type type_as unbind unflatten
+    unfold unsqueeze var view view_as where zero_ get_seq_length get_mask_sizes get_query_offset
+    has_previous_state get_max_cache_shape update_conv_state update_recurrent_state get_conv_state
+    get_recurrent_state
 """)
 
 _ATTRIBUTE = frozenset({"shape", "device", "T", "mT", "H", "mH", "data", "real", "imag"})

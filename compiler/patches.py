@@ -1,4 +1,4 @@
-"""What is exchanged in torch, transformers and the model's source files while a trace runs, and put back after."""
+"""What is exchanged in torch, transformers and model source while a trace runs, and put back after."""
 
 import functools
 import sys
@@ -14,8 +14,9 @@ from . import leaves
 from .proxy import Value
 
 # Torch functions without a tensor argument: an int proxy would not reach `__torch_function__`.
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "eye", "linspace",
-              "rand", "randn", "randint", "cat", "stack", "einsum", "full_like", "zeros_like", "ones_like",
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "eye",
+              "linspace", "rand", "randn", "randint", "cat", "stack", "einsum", "full_like", "zeros_like",
+              "ones_like",
               "empty_like")
 _MISSING = object()
 

@@ -36,8 +36,8 @@ class Unit:
 
     path          the layer in the model, "model.layers.7"; "" for the whole model
     graph         targets are paths below the layer; `node.meta` holds plain data only: `scope` (modules being
-                  run, outermost first), `shape`, `dtype`, `ints` ((place, value, source expression), ...) and,
-                  on leaves, `role`
+                  run, outermost first), `shape`, `dtype`, `ints` ((place, value, source expression), ...)
+                  and, on leaves, `role`
     placeholders  names of the forward's arguments that stay free; any of them may be None when it runs
     statics       arguments that were baked, with their values
     key           sha256 of the generated code; layers that are equal in shapes, too, share one graph object
@@ -97,7 +97,7 @@ def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tu
           statics: Mapping[str, Any], path: str) -> Callable[..., Any]:
     """A `forward` that hands its arguments to `function`.
 
-    Raises TypeError when an argument that the graph has baked comes with another value: the graph can't follow.
+    Raises TypeError when an argument that the graph has baked comes with another value.
     """
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -147,7 +147,7 @@ class Program:
 
     @property
     def flat(self) -> Unit:
-        """The whole model as one graph that returns its logits (or last hidden state); made when asked for."""
+        """The whole model as one graph that returns logits or the last hidden state; made when asked for."""
         from .capture import capture_flat  # capture makes programs, so it imports this file first
         return self.analysis(capture_flat)
 

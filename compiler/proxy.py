@@ -32,9 +32,8 @@ class Value(fx.Proxy):
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         held = self.held
-        if isinstance(held, torch.Tensor):
-            if name in _SYMBOLIC or name in _TENSOR_PROPERTIES:
-                return self.read(name)
+        if isinstance(held, torch.Tensor) and name in _SYMBOLIC + _TENSOR_PROPERTIES:
+            return self.read(name)
         found = getattr(held, name)          # an AttributeError here is what the running model would raise
         if isinstance(held, Cache) and callable(found):
             return self.tracer.cache_method(self, name)

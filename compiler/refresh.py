@@ -1,4 +1,4 @@
-"""Keeping an edited graph true to its layer: literals follow the attributes they came from, shapes are re-read.
+"""Keeping an edited graph true to its layer: literals follow their attributes, shapes are read again.
 
 A unit whose data flow was edited can't be traced again (its own forward calls modules that are gone).
 """

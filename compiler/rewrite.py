@@ -55,8 +55,8 @@ class Rewriter:
     def narrow(self, path: str, axis: int, keep: torch.Tensor | Sequence[int]) -> None:
         """Keep some indices along an axis of one parameter or buffer, in the order given.
 
-        Tied tensors, `in/out_features`, a Conv1D's `nf`, convolution groups and normalised shapes follow. A bias
-        is a tensor of its own: narrow it, too. Asserts that the indices are distinct, in range and not none.
+        Tied tensors, `in/out_features`, a Conv1D's `nf`, convolution groups and normalised shapes follow. A
+        bias is a tensor of its own: narrow it, too. Asserts that indices are distinct, in range and not none.
         """
         keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
         for place in surgery.narrow(self.program.model, path, axis, keep):
@@ -90,7 +90,8 @@ class Rewriter:
         del left[int(place)]
         edits.forget(path)
         edits.rename(moved)
-        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items() if not is_below(p, path)}
+        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items()
+                          if not is_below(p, path)}
         self.touched = {renamed(p, moved) for p in self.touched if p != path}
         program.units = {u.path: u for u in self._moved_units(path, moved)}
         self._shorten_config(owner, int(place))
@@ -122,7 +123,7 @@ class Rewriter:
 
         join   name of the residual add in the unit's graph
         keep   name of the operand that stays; by default the one that the other is computed from
-        Modules that nothing calls any more are deleted; if the branch used the cache, slots are assigned anew.
+        Modules that nothing calls any more are deleted; cache slots are assigned anew.
         """
         program = self.program
         kinds = self._kinds()
@@ -135,7 +136,8 @@ class Rewriter:
         graph.erase_node(add)
         graph.eliminate_dead_code(is_impure_without_readers)
         graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
-        program.units[path] = edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), True)
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        program.units[path] = edited
         self._delete_unused(edited, before)
         self.store(edited)
         self._assign_slots(kinds)
@@ -168,13 +170,14 @@ class Rewriter:
     # -- cache slots -----------------------------------------------------------------------------------------
 
     def _kinds(self) -> dict[str, str]:
-        """What kind of cache each unit has by the base config; remembered before the config is bent to slots."""
+        """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
         program = self.program
         if not program.edits.kinds:
             first = next(iter(program.units), "")
             config = surgery.attribute(program.model, surgery.config_path(program.model, first))
-            kinds = getattr(config, _LAYER_TYPES, None)
-            kinds = list(kinds) if kinds and len(kinds) == len(program.units) else [slots.UNIFORM] * len(program.units)
+            kinds = getattr(config, _LAYER_TYPES, None) or ()
+            if len(kinds) != len(program.units):
+                kinds = [slots.UNIFORM] * len(program.units)
             program.edits.kinds = dict(zip(program.units, kinds, strict=True))
         return program.edits.kinds
 
@@ -183,11 +186,14 @@ class Rewriter:
         program.edits.kinds = kinds
         live = tuple(uses_cache(program.units[path].graph) for path in paths)
         found = slots.assign(tuple(kinds[path] for path in paths), live)
-        program.edits.slots = {path: slot for i, (path, slot) in enumerate(zip(paths, found.slots, strict=True))
-                               if slot != i}
-        surgery.number_layers(program.model, dict(zip(paths, found.slots, strict=True)))
-        where = surgery.config_path(program.model, paths[0]) if paths else ""
-        if paths and _LAYER_TYPES in slots.per_layer_values(surgery.attribute(program.model, where), len(paths)):
+        numbers = dict(zip(paths, found.slots, strict=True))
+        program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
+        surgery.number_layers(program.model, numbers)
+        if not paths:
+            return
+        where = surgery.config_path(program.model, paths[0])
+        config = surgery.attribute(program.model, where)
+        if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
             self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))
 
     def _touch(self, path: str) -> None:
@@ -228,7 +234,8 @@ def is_impure_without_readers(node: fx.Node) -> bool:
 
 def uses_cache(graph: fx.Graph) -> bool:
     """Whether anything in a unit's graph reads or writes the cache."""
-    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users for node in graph.nodes)
+    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
+               for node in graph.nodes)
 
 
 def referenced(graph: fx.Graph) -> set[str]:

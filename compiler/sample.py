@@ -13,7 +13,7 @@ BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divid
 
 
 def sample(model: nn.Module) -> dict[str, Any]:
-    """Keyword arguments of a forward: left-padded token ids [2, 7] with mask, positions and a cache, or pixels."""
+    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels."""
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
@@ -27,7 +27,8 @@ def sample(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0) -> dict[str, Any]:
+def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu",
+           seed: int = 0) -> dict[str, Any]:
     """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
 
     Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.
@@ -54,7 +55,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
-    """On the meta device, masks are built without looking whether padding occurs: there is nothing to look at."""
+    """On the meta device, masks are built without looking whether padding occurs: nothing is there to see."""
     if next(model.parameters()).device.type != "meta":
         yield
         return

@@ -1,7 +1,7 @@
 """When are two layers the same program? When nothing that a trace can read differs.
 
-A signature holds every attribute, shape and type below a layer and the form of its arguments. Values that can't
-be compared by content are compared by identity, so that doubt only costs a second trace.
+A signature holds every attribute, shape and type below a layer and the form of its arguments. Values that
+can't be compared by content are compared by identity, so that doubt only costs a second trace.
 """
 
 import functools
@@ -33,12 +33,14 @@ def call_signature(given: dict[str, Any]) -> Hashable:
 
 
 def _attributes(module: nn.Module) -> Hashable:
-    return tuple(sorted((name, _content(value)) for name, value in vars(module).items() if name not in _SKIPPED))
+    return tuple(sorted((name, _content(value)) for name, value in vars(module).items()
+                        if name not in _SKIPPED))
 
 
 def _tensors(module: nn.Module) -> Hashable:
     owned = {**module._parameters, **module._buffers}
-    return tuple((name, None if t is None else (tuple(t.shape), t.dtype, t.device)) for name, t in owned.items())
+    return tuple((name, None if t is None else (tuple(t.shape), t.dtype, t.device))
+                 for name, t in owned.items())
 
 
 def _hooks(module: nn.Module) -> Hashable:
@@ -55,9 +57,10 @@ def _function(function: Any) -> Hashable:
 def _content(value: Any) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value).__name__, str(value)
-    if isinstance(value, (tuple, list, set, frozenset)):
-        return type(value).__name__, str(sorted(map(str, map(_content, value))) if isinstance(value, (set, frozenset))
-                                         else [_content(item) for item in value])
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, str([_content(item) for item in value])
+    if isinstance(value, (set, frozenset)):
+        return type(value).__name__, str(sorted(str(_content(item)) for item in value))
     if isinstance(value, dict):
         return "dict", str([(str(key), _content(item)) for key, item in value.items()])
     if isinstance(value, functools.partial):

@@ -1,7 +1,7 @@
 """Which cache slot each layer writes to, and what the config says per layer.
 
-`cache.get_seq_length()` looks at slot 0, masks look at the first slot of their kind. If the attention of such a
-layer is gone the slot stays empty and decoding goes wrong without an error, so live layers move into it.
+`cache.get_seq_length()` looks at slot 0, masks look at the first slot of their kind. If the attention of such
+a layer is gone the slot stays empty and decoding goes wrong without an error, so live layers move into it.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Slots:
 def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
     """Slots for the layers that use the cache (`live`), given what kind of cache each layer has.
 
-    A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind at
-    a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
+    A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind
+    at a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
     position takes the kind of slot 0, so that no kind's first slot is an empty one.
     """
     slots = list(range(len(kinds)))
@@ -40,11 +40,12 @@ def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
 
 
 def per_layer_values(config: Any, layers: int) -> dict[str, Any]:
-    """The config's attributes that hold one entry per layer: `layer_types`, `no_rope_layers`, pattern strings."""
+    """The config's attributes with one entry per layer: `layer_types`, `no_rope_layers`, pattern strings."""
     found = {}
     for name in sorted(vars(config)):
         value = getattr(config, name)
-        if isinstance(value, (list, tuple, str)) and len(value) == layers and any(w in name for w in _PER_LAYER):
+        listed = isinstance(value, (list, tuple, str)) and len(value) == layers
+        if listed and any(word in name for word in _PER_LAYER):
             found[name] = value
     return found
 
@@ -59,7 +60,8 @@ def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
     found = {}
     for name in sorted(vars(config)):
         value = getattr(config, name)
-        if (isinstance(value, list) and len(value) != layers and name.endswith(("_layers", "_idxs", "_indices"))
+        if (isinstance(value, list) and len(value) != layers
+                and name.endswith(("_layers", "_idxs", "_indices"))
                 and all(type(i) is int and 0 <= i < layers for i in value)):
             found[name] = value
     return found

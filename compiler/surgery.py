@@ -33,7 +33,7 @@ def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
 
 
 def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Module, str]]:
-    """(module path, module, name) of every place that holds this very tensor: one, or several if it is tied."""
+    """(module path, module, name) of every place that holds this very tensor: several if it is tied."""
     for path, module in model.named_modules():
         for name, held in (*module._parameters.items(), *module._buffers.items()):
             if held is tensor:
@@ -41,7 +41,7 @@ def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Mod
 
 
 def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
-    """Exchange a parameter or buffer wherever it is held, and the sizes stated beside it; returns the paths."""
+    """Exchange a tensor wherever it is held, with the sizes stated beside it; returns the paths."""
     old = tensor_at(model, path)
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
@@ -72,7 +72,8 @@ def fit(module: nn.Module) -> None:
 
 def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
     if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-        module.groups = module.in_channels = module.out_channels = shape[0]   # depthwise: one group per channel
+        # Depthwise: one group per channel.
+        module.groups = module.in_channels = module.out_channels = shape[0]
         return
     assert shape[0] % module.groups == 0, f"{shape[0]} channels don't divide into {module.groups} groups"
     module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
@@ -84,7 +85,7 @@ def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[s
     keep   [n] int64, distinct, in the order in which they shall lie afterwards
     """
     tensor = tensor_at(model, path)
-    assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices to keep repeat, or are none"
+    assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices repeat, or are none"
     assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
     with torch.no_grad():
         return put(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
@@ -93,8 +94,8 @@ def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[s
 def set_attribute(model: nn.Module, path: str, value: Any) -> None:
     """Set an attribute of a module, or of its config (`...self_attn.config.num_attention_heads`).
 
-    What starts with `config.` is the root's config, one for all; a module below gets a copy of its own first, so
-    that its neighbours keep theirs.
+    What starts with `config.` is the root's config, one for all; a module below gets a copy of its own first,
+    so that its neighbours keep theirs.
     """
     owner, name = split(path)
     if owner == "config" or owner.startswith("config."):

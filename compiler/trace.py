@@ -106,7 +106,8 @@ class Tracer(TracerBase):
             return held
         return self.record(kind, target, args, kwargs, held)
 
-    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> Value:
+    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+               held: Any) -> Value:
         if not isinstance(held, _RESULTS):
             raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(held).__name__}")
         ints: list[tuple[str, int, str]] = []
@@ -196,7 +197,8 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, A
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
     Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
-    `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module it passed.
+    `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
+    passed.
     """
     tracer = Tracer(root, family, opaque)
     leaves.entered(tracer)

@@ -37,7 +37,8 @@ def test_bound_units_give_the_same_logits_on_all_shapes_padded_and_cached(pair):
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"},
-                                 {"do_sample": True, "top_k": 8}], ids=["greedy", "beams", "static", "sampled"])
+                                 {"do_sample": True, "top_k": 8}],
+                         ids=["greedy", "beams", "static", "sampled"])
 def test_bound_units_generate_the_same_tokens_from_a_left_padded_batch(pair, how):
     given = {k: v for k, v in tokens(100, 2, 6, 2).items() if k != "position_ids"}
     made = []
@@ -63,7 +64,8 @@ def test_training_with_checkpointing_gives_the_same_gradients(name):
         m.train()
         m.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(0)     # several of them drop
-        m(input_ids=given["input_ids"], attention_mask=given["attention_mask"], labels=given["input_ids"]).loss.backward()
+        ids, mask = given["input_ids"], given["attention_mask"]
+        m(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
 
@@ -138,7 +140,7 @@ def test_a_source_expression_evaluates_to_the_literal_it_explains():
     assert (int(width), evaluate(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
 
 
-@pytest.mark.parametrize("text", ["", "(", "(a", "(a + b", "(a / b)", "a b", "(a // 0)", "a; b", "__import__('os')"])
+@pytest.mark.parametrize("text", ["", "(", "(a", "(a + b", "(a / b)", "a b", "(a // 0)", "a; b", "f('os')"])
 def test_a_text_that_is_no_source_expression_is_refused(text):
     with pytest.raises(ValueError):
         evaluate(text, lambda path: 3)
@@ -146,7 +148,8 @@ def test_a_text_that_is_no_source_expression_is_refused(text):
 
 def test_notes_on_nodes_are_plain_data():
     def plain(value):
-        return isinstance(value, (int, str, type(None))) or (isinstance(value, tuple) and all(map(plain, value)))
+        return isinstance(value, (int, str, type(None))) or (
+            isinstance(value, tuple) and all(map(plain, value)))
     program = capture(tiny.model("qwen3"))
     nodes = [node for unit in (program.flat, *program.units.values()) for node in unit.graph.nodes]
     assert all(plain(value) for node in nodes for value in node.meta.values())
@@ -178,8 +181,9 @@ def test_analyses_are_made_once_per_version():
 
 def _state_of_the_world(model):
     files = [vars(f) for f in patches.modeling_files(model.modules(), type(model).__module__)]
-    configs = [{k: type(v) for k, v in vars(m.config).items()} for m in model.modules() if hasattr(m, "config")]
-    return ([dict(f) for f in files], configs, nn.Module.__call__, nn.Module.__getattr__, torch.arange, torch.cat,
+    configs = [{k: type(v) for k, v in vars(m.config).items()}
+               for m in model.modules() if "config" in vars(m)]
+    return ([dict(f) for f in files], configs, nn.Module.__call__, nn.Module.__getattr__, torch.arange,
             [{k: type(v) for k, v in vars(m).items()} for m in model.modules()])
 
 
@@ -201,7 +205,7 @@ def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
     unlisted.__class__ = Broken
     program = capture(model)
     assert list(program.opaque) == ["model.layers.1.mlp"]
-    assert "test_capture.py" in program.opaque["model.layers.1.mlp"] or "numpy" in program.opaque["model.layers.1.mlp"]
+    assert "`numpy` gives a ndarray" in program.opaque["model.layers.1.mlp"]
     assert compare(model, bind(program)) == 0.0
 
 
@@ -248,4 +252,5 @@ def test_a_copy_of_a_bound_model_runs_its_own_weights():
 
 
 def test_observations_of_the_same_model_are_equal():
-    assert all(torch.equal(a, b) for a, b in zip(observe(tiny.model("llama")), observe(tiny.model("llama")), strict=True))
+    seen = [observe(tiny.model("llama")) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -48,11 +48,13 @@ def test_every_listed_operation_exists():
 
 
 _json = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+                     lambda inner: (st.lists(inner, max_size=4)
+                                    | st.dictionaries(st.text(max_size=8), inner, max_size=4)),
                      max_leaves=12)
-_WORDS = ("torch.load", "operator.attrgetter", "builtins.eval", "getattr", "leaf.rotary", "call_function", "get_attr",
-          "__class__", "os.system", "output", "node", "tuple", "self", "inf", "lambda", "x;import os",
-          "transformers.models.llama.modeling_llama.LlamaForCausalLM", "transformers.masking_utils.create_causal_mask")
+_WORDS = ("torch.load", "operator.attrgetter", "builtins.eval", "getattr", "leaf.rotary", "call_function",
+          "get_attr", "__class__", "os.system", "output", "node", "tuple", "self", "inf", "lambda", "x;import os",
+          "transformers.models.llama.modeling_llama.LlamaForCausalLM",
+          "transformers.masking_utils.create_causal_mask")
 
 
 def _places(tree, path=()):
@@ -179,7 +181,8 @@ def test_arguments_nested_without_end_are_refused():
 
 
 @pytest.mark.parametrize("argument", [
-    None, True, 3, -1.5, float("inf"), float("-inf"), "text", (1, [2, (3,)], {"a": None}), slice(None, 3, None), ...,
+    None, True, 3, -1.5, float("inf"), float("-inf"), "text", (1, [2, (3,)], {"a": None}),
+    slice(None, 3, None), ...,
     torch.float16, torch.device("cpu")], ids=str)
 def test_every_kind_of_argument_survives(argument):
     graph = fx.Graph()

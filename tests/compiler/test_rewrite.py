@@ -33,7 +33,8 @@ def branches(unit):
                 new = sources(branch) | {branch}
                 new -= sources(entry)
                 writer = next(n for n in reversed(list(unit.graph.nodes))
-                              if n in new and n.op == "call_module" and n.meta["role"] not in ("dropout", "norm"))
+                              if n in new and n.op == "call_module"
+                              and n.meta["role"] not in ("dropout", "norm"))
                 found.append((node.name, writer.target, any(n.meta.get("role") == "attention" for n in new)))
     return found
 
@@ -80,7 +81,8 @@ def test_parallel_branches_are_dropped_by_naming_what_stays():
     model = tiny.model("gpt_neox")
     reference = copy.deepcopy(model)
     program = capture(model)
-    for path, writer in (("gpt_neox.layers.0", "attention.dense"), ("gpt_neox.layers.1", "mlp.dense_4h_to_h")):
+    for path, writer in (("gpt_neox.layers.0", "attention.dense"),
+                         ("gpt_neox.layers.1", "mlp.dense_4h_to_h")):
         first = next(n for n in program.units[path].graph.nodes if n.target is operator.add)
         keep = next(a.name for a in first.args if ("mlp" in a.name) == ("attention" in writer))
         with Rewriter(program) as rewrite:
@@ -124,7 +126,7 @@ def test_a_dropped_layer_equals_one_that_returns_its_input(name, layer):
     reference = copy.deepcopy(model)
     program = capture(model)
     path = list(program.units)[layer]
-    reference.get_submodule(path).register_forward_hook(lambda m, args, kwargs, out: args[0], with_kwargs=True)
+    reference.get_submodule(path).register_forward_hook(lambda _, args, kwargs, out: args[0], with_kwargs=True)
     with Rewriter(program) as rewrite:
         rewrite.drop_layer(path)
     assert compare(reference, model) == 0.0
@@ -204,7 +206,8 @@ def test_narrowed_channels_equal_silenced_ones_and_sizes_follow(name):
     mlp = model.get_submodule(f"{paths[1]}.mlp")
     assert {"llama": lambda: mlp.down_proj.in_features, "phi3": lambda: mlp.down_proj.in_features,
             "gpt2": lambda: mlp.c_fc.nf}[name]() == 72
-    shapes = [n.meta["shape"] for n in program.units[paths[1]].graph.nodes if n.meta.get("role") == "activation"]
+    shapes = [node.meta["shape"] for node in program.units[paths[1]].graph.nodes
+              if node.meta.get("role") == "activation"]
     assert shapes == [(2, 7, 72)]
     assert compare(model, rebuilt(program, name)) == 0.0
 
@@ -290,9 +293,10 @@ def test_an_edit_raises_the_version_and_no_edit_does_not():
 
 
 @pytest.mark.parametrize("damage", [
-    {"format": 9}, {"layers": {"model.layers": [7]}}, {"layers": {"model.norm": [0]}}, {"deleted": ["model.nothing"]},
-    {"shapes": {"model.layers.0.mlp.up_proj.weight": [1 << 30, 64]}}, {"shapes": {"model.nothing.weight": [3]}},
-    {"attributes": {"model.layers.0.__class__": 3}}, {"attributes": {"model.nothing.x": 3}}, {"slots": {"model": -1}},
+    {"format": 9}, {"layers": {"model.layers": [7]}}, {"layers": {"model.norm": [0]}},
+    {"deleted": ["model.nothing"]}, {"shapes": {"model.layers.0.mlp.up_proj.weight": [1 << 30, 64]}},
+    {"shapes": {"model.nothing.weight": [3]}}, {"attributes": {"model.layers.0.__class__": 3}},
+    {"attributes": {"model.nothing.x": 3}}, {"slots": {"model": -1}},
     {"swapped": {"model.norm": {"class": "os:system", "spec": {}}}},
     {"swapped": {"model.norm": {"class": "compiler.program:Program", "spec": {}}}},
     {"graphs": {"model.layers.0": {"graph": {}, "placeholders": [], "statics": {}}}}, {"extra": 1}],
