@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
+from .broken import first_line
 from .folder import bad_config
 
 other_weights = Fault(
@@ -66,7 +67,8 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
         with quiet():
             made = known[model_type].from_dict(dict(config))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Reject(bad_config(f"the config of type `{model_type}` does not fit: {error}")) from error
+        raise Reject(bad_config(f"the config has values that a `{model_type}` can't have",
+                                note=first_line(error))) from error
     names = config.get("architectures") or ()
     kind = next((found for n in names if (found := getattr(transformers, str(n), None))), None)
     if kind is None:
@@ -156,12 +158,8 @@ def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     except Exception as error:                    # the tokenizers library raises bare Exception
         if isinstance(error, (MemoryError, RecursionError)):
             raise
-        raise Reject(bad_tokenizer(f"{label}: {_first_line(error)}", help="fetch the tokenizer files again")
-                     ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise Reject(bad_tokenizer(f"{label}: the tokenizer files in {folder} can't be read",
+                                   help="fetch them again", note=first_line(error))) from error
 
 
 def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dsl.diagnostics import Fault, Reject
+from .broken import place
 from .cache import digest
 from .context import Settings
 from .hashes import file_hash, files_hash
@@ -113,7 +114,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_config(f"{path} is not JSON: {error}")) from error
+        raise Reject(bad_config(f"{path} is not JSON: {place(error)}")) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
     return config
@@ -165,7 +166,8 @@ def _sharded(folder: Path, label: str) -> Weights:
         places = json.loads(index.read_bytes().decode())["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Reject(damaged_weights(f"{index} is no index of shards: {error}", help="fetch it again")) from error
+        raise Reject(damaged_weights(f"{index} is no index of shards", help="fetch it again",
+                                     note=place(error))) from error
     if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
         raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
     gone = [n for n in names if not (folder / n).is_file()]

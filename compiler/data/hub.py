@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
+from ..broken import first_line
 from ..cache import digest
 from ..context import Context
 from ..environment import check_modules
@@ -86,10 +87,12 @@ def _load(name: str, config: str | None, split: str, revision: str | None, folde
             return datasets.load_dataset(kind, config, data_files=files, split=split)
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=how)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
-        raise Reject(data_unreachable(f"the data set `{name}` can't be had: {_line(error)}",
-                                      help="check name and network, or name a local file")) from error
+        raise Reject(data_unreachable(f"the data set `{name}` can't be had",
+                                      help="check name and network, or name a local file",
+                                      note=first_line(error))) from error
     except (ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise Reject(bad_dataset(f"`{name}`, split `{split}`: {_line(error)}")) from error
+        raise Reject(bad_dataset(f"`{name}` can't be read, or has no split `{split}`",
+                                 note=first_line(error))) from error
     finally:
         if not bars:
             datasets.enable_progress_bars()
@@ -110,7 +113,3 @@ def _local(name: str, folder: Path) -> tuple[str, list[str]] | None:
     if files[0].suffix not in FORMATS:
         raise Reject(bad_dataset(f"{files[0]} is none of {', '.join(FORMATS)}"))
     return FORMATS[files[0].suffix], [str(f) for f in files]
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

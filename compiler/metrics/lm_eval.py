@@ -8,6 +8,7 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
+from ..broken import first_line
 from ..checkpoint import quiet
 from ..context import Context
 from ..environment import check_modules
@@ -74,5 +75,5 @@ class LmEval(Metric):
         except (ConnectionError, FileNotFoundError) as error:
             raise Reject(task_unreachable(f"the data of the task `{self.task}` can't be had",
                                           help="check the network; what was fetched once is kept",
-                                          note=str(error).partition("\n")[0][:200])) from error
+                                          note=first_line(error))) from error
         return result["results"][self.task]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
+from ..broken import first_line
 from ..cache import digest, write_whole
 from ..context import Context
 from ..environment import check_modules
@@ -75,7 +76,7 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Reject(bad_gguf(f"{label}: transformers can't read its architecture",
-                              note=str(error).partition("\n")[0][:200])) from error
+                              note=first_line(error))) from error
     config = json.loads(made.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
@@ -91,7 +92,7 @@ def _count(path: Path, label: str) -> int:
         return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
         raise Reject(bad_gguf(f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
-                              help="fetch the file again", note=str(error)[:200])) from error
+                              help="fetch the file again", note=first_line(error))) from error
 
 
 def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> Path:

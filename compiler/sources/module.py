@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..broken import first_line, place
 from ..cache import digest
 from ..context import Context
 from ..folder import nothing, remote_code
@@ -64,7 +65,7 @@ def _config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {error}")) from error
+        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {place(error)}")) from error
     if not isinstance(config, dict):
         raise Reject(user_module(f"{label}: {path} is not a JSON object"))
     return config
@@ -84,8 +85,8 @@ def _make(file: Path, function: str, config: dict | None, seed: int, label: str)
             spec.loader.exec_module(code)
             made = getattr(code, function)(*([config] if config is not None else []))
         except Exception as error:
-            raise Reject(user_module(f"{label}: {type(error).__name__}: {error}",
-                                     help="--debug shows where")) from error
+            raise Reject(user_module(f"{label} raises {type(error).__name__}", help="--debug shows where",
+                                     note=first_line(error))) from error
     if not isinstance(made, torch.nn.Module):
         raise Reject(user_module(f"{label} returned a {type(made).__name__}, not a torch.nn.Module"))
     return made.eval()

@@ -1,0 +1,17 @@
+"""Where text that should be JSON in UTF-8 breaks, in a few words: libraries word it too variously to quote."""
+
+import json
+
+
+def place(error: Exception) -> str:
+    """Of what `json.loads(data.decode())` raised: "line 3, column 7", "byte 12 is not UTF-8", "nested too deep"."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"it breaks at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def first_line(error: Exception) -> str:
+    """What a library said, short enough for a note."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
