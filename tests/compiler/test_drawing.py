@@ -2,6 +2,7 @@
 import functools
 
 import pytest
+import torch
 from effc.compiler.capture import capture
 from effc.compiler.drawing import dot, draw, graph_text, human
 from effc.compiler.shrink import narrowed, params, without_branch
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+
+torch.set_num_threads(1)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from effc.compiler import shrink, skeletons
 from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
@@ -16,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+
+torch.set_num_threads(1)
 
 
 @functools.cache
