@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.effc-installed
 .PHONY: quickstart test test-heavy lint bench clean
 
 quickstart: $(STAMP)
-	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force
+	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
 	@echo
 	@$(BIN)/effc run out/tiny-llama-small --prompt "And it came to pass" --max-new-tokens 40
 

@@ -8,35 +8,25 @@ called once with a floating-point tensor. One layer is traced per distinct signa
 import copy
 import linecache
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-import torch
-from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from torch import fx, nn
+from transformers.cache_utils import DynamicCache
 
-from ..dsl.diagnostics import Fault, Reject
+from ..dsl.diagnostics import Reject
+from .calls import Call, Calls, other_calls, record, split, unsupported_model
 from .dropout import adopt, drops
+from .edits import is_below
 from .patches import modeling_files
 from .program import Program, Unit, argument_names, code_key
 from .refresh import describe_again
 from .sample import evaluating, prepared, sample
-from .signature import call_signature, module_signature
-from .trace import Trace, trace
-
-unsupported_model = Fault("unsupported-model", "A model does something that effc can't capture as a graph.",
-                          exit="environment")
+from .trace import trace
 
 _RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
-
-
-@dataclass
-class Call:
-    """The arguments of a unit's first call: `free` become placeholders, `statics` are baked."""
-
-    free: dict[str, Any] = field(default_factory=dict)
-    statics: dict[str, Any] = field(default_factory=dict)
 
 
 def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Program:
@@ -59,7 +49,8 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     program.inputs = _in_vocabulary(program.model, program.inputs)
     calls = record(program.model, program.inputs)
     program.opaque.update(calls.odd)
-    known: dict[Any, Unit] = {}
+    known: dict[Any, _Traced] = {}
+    others = other_calls(program.model, program.inputs, _unseen(program, calls))
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
@@ -73,11 +64,16 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             continue
         signature = calls.signatures[path]
         if signature not in known:
-            known[signature] = _traced_unit(program, path, calls.first[signature], calls.family)
-        like = known[signature]
-        units[path] = Unit(path, like.graph, like.placeholders, like.statics, like.key)
+            known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())])
+        units[path] = known[signature].unit(program, path)
     program.units = _shared(units)
     program.changed()
+
+
+def _unseen(program: Program, calls: Calls) -> list[str]:
+    """One unit for each signature that none of the program's units has been traced with."""
+    new = {calls.signatures[path]: path for path in reversed(calls.order) if path not in program.units}
+    return [path for path in calls.order if path in new.values()]
 
 
 def _shared(units: dict[str, Unit]) -> dict[str, Unit]:
@@ -97,141 +93,105 @@ def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "input_ids": inputs["input_ids"] % model.config.get_text_config().vocab_size}
 
 
-# -- the first call of every unit ----------------------------------------------------------------------------
-
-@dataclass
-class Calls:
-    family: str
-    order: list[str] = field(default_factory=list)               # unit paths as they were called
-    signatures: dict[str, Any] = field(default_factory=dict)     # unit path -> signature
-    first: dict[Any, Call] = field(default_factory=dict)         # signature -> the first call that had it
-    odd: dict[str, str] = field(default_factory=dict)            # path -> why a list element is no unit
-
-
-def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """The elements of module lists that lie in no other element, by path."""
-    found: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        if type(module) is nn.ModuleList and not any(path.startswith(f"{outer}.") for outer in found):
-            found |= {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
-    return found
-
-
-def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
-    """Run the model once and keep, per distinct signature, the arguments of a unit's first call."""
-    calls = Calls(type(model).__module__)
-    counts: dict[str, int] = {}
-
-    def hook(path: str):
-        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            counts[path] = counts.get(path, 0) + 1
-            given = dict(zip(argument_names(type(layer)), args, strict=False)) | kwargs
-            if counts[path] > 1 or not any(map(_is_stream, given.values())):
-                return
-            calls.order.append(path)
-            signature = (structure[path], call_signature(given))
-            calls.signatures[path] = signature
-            if signature not in calls.first:
-                calls.first[signature] = _split(given)
-        return keep
-
-    layers = candidates(model)
-    # Before our own hooks make layers differ.
-    structure = {path: module_signature(layer) for path, layer in layers.items()}
-    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True)
-               for path, layer in layers.items()]
-    try:
-        with torch.no_grad(), evaluating(model), prepared(model):
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for path in [path for path in calls.order if counts[path] > 1]:
-        calls.order.remove(path)
-        calls.odd[path] = f"called {counts[path]} times in one forward"
-    return calls
-
-
-def _is_stream(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
-
-
-def _is_free(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return bool(value) and all(map(_is_free, value))
-    return isinstance(value, (torch.Tensor, Cache))
-
-
-def _split(given: dict[str, Any]) -> Call:
-    """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache."""
-    memo: dict[int, Any] = {}
-    call = Call()
-    for name, value in given.items():
-        if _is_free(value):
-            call.free[name] = copy.deepcopy(value, memo)
-        else:
-            call.statics[name] = value
-    return call
-
-
 # -- tracing -------------------------------------------------------------------------------------------------
 
-def _traced_unit(program: Program, path: str, call: Call, family: str) -> Unit:
-    layer = program.model.get_submodule(path)
-    with evaluating(program.model), prepared(program.model):
-        traced, opaque = _traced(layer, path, call, family, program.model)
+class Differs(Exception):
+    """A module runs other operations in another call. `effc_path` is where."""
+
+    def __init__(self, path: str, what: str):
+        super().__init__(what)
+        self.effc_path = path
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A traced layer: its graph and, below it, what had to stay a leaf and why."""
+
+    graph: fx.Graph
+    call: Call
+    opaque: dict[str, str]
+
+    def unit(self, program: Program, path: str) -> Unit:
+        program.opaque.update({f"{path}.{below}" if path else below: why for below, why in self.opaque.items()})
+        return Unit(path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph))
+
+
+def _layer(program: Program, path: str, calls: list[Call], *, inline: bool = False) -> _Traced:
+    model, layer = program.model, program.model.get_submodule(path)
+    known = {p.removeprefix(f"{path}."): why for p, why in program.opaque.items() if is_below(p, path)}
+    with evaluating(model), prepared(model):
+        traced = _traced(model, path, calls, {} if inline else known, inline=inline)
         if drops(traced.graph, layer):
-            adopt(traced.graph, lambda: _traced(layer, path, call, family, program.model)[0].graph, layer)
-    program.opaque.update(opaque)
-    return Unit(path, traced.graph, tuple(call.free), call.statics, code_key(traced.graph))
+            adopt(traced.graph, lambda: _traced(model, path, calls[:1], traced.opaque, inline=inline).graph, layer)
+    return traced
 
 
-def _traced(layer: nn.Module, path: str, call: Call, family: str, model: nn.Module,
-            pick: Any = lambda result: result) -> tuple[Trace, dict[str, str]]:
-    """Trace; on an exception make the innermost module that failed a leaf, and try again."""
-    opaque: dict[str, str] = {}
+def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, str], *, inline: bool = False,
+            pick: Callable[[Any], Any] = lambda result: result) -> _Traced:
+    """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
+    a leaf, and all is traced again."""
+    layer, opaque = model.get_submodule(path), dict(opaque)
     for _ in range(_RETRIES):
-        # Every try gets its own copy: a trace writes to the cache that it is given.
-        free = {name: copy.deepcopy(value) for name, value in call.free.items()}
+        graphs: list[fx.Graph] = []
         try:
-            return trace(layer, free, call.statics, family=family, opaque=frozenset(opaque), pick=pick), {
-                f"{path}.{below}" if path else below: why for below, why in opaque.items()}
-        except Exception as error:
-            where = f"{type(error).__name__}: {error} at {_source_line(error, model, family)}"
-            below = error.effc_path
+            for call in calls:
+                graphs.append(trace(layer, _arguments(call, calls[0]), calls[0].statics, family=type(model).__module__,
+                                    opaque=frozenset(opaque), inline=inline, pick=pick))
+                _agree(graphs[0], graphs[-1])
+            return _Traced(graphs[0], calls[0], opaque)
+        except Exception as error:   # a forward may raise anything
+            below, why = error.effc_path, f"{error} at {_source_line(error, model)}"
+            if isinstance(error, Differs):
+                why = str(error)
             if not below or below in opaque:
                 full = ".".join(part for part in (path, below) if part) or type(model).__name__
-                raise Reject(unsupported_model(f"{full} can't be captured: {where}")) from error
-            opaque[below] = where
+                raise Reject(unsupported_model(f"{full} can't be captured: {why}")) from error
+            opaque[below] = why
     raise Reject(unsupported_model(f"{path} has more than {_RETRIES} modules that can't be captured",
                                    note="; ".join(opaque.values())))
 
 
-def _source_line(error: Exception, model: nn.Module, family: str) -> str:
-    files = {source.__file__ for source in modeling_files(model.modules(), family)}
+def _arguments(call: Call, first: Call) -> dict[str, Any]:
+    """A copy of a call's arguments (a trace writes to the cache that it is given), named as in the first call."""
+    odd = set(call.free) - set(first.free)
+    if odd:
+        raise Differs("", f"it is given {', '.join(sorted(odd))} in some calls only")
+    return {name: copy.deepcopy(call.free.get(name)) for name in first.free}
+
+
+def _agree(first: fx.Graph, other: fx.Graph) -> None:
+    for a, b in zip_longest(first.nodes, other.nodes):
+        if a is None or b is None or (a.op, a.target, str(a.args), str(a.kwargs)) != (
+                b.op, b.target, str(b.args), str(b.kwargs)):
+            scope = (a or b).meta.get("scope", ())
+            raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
+
+
+def _source_line(error: Exception, model: nn.Module) -> str:
+    files = {source.__file__ for source in modeling_files(model.modules(), type(model).__module__)}
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
     name = frame.filename.rpartition("/")[2]
     return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno).strip()}`"
 
 
+def capture_inside(program: Program, path: str) -> Unit:
+    """A unit's graph with modules that keep a state in the cache opened up: for analysis of a prefill only."""
+    calls = record(program.model, program.inputs)
+    return _layer(program, path, [calls.first[calls.signatures[path]]], inline=True).unit(program, path)
+
+
 def capture_flat(program: Program) -> Unit:
     """The whole model as one graph."""
     model = program.model
-    call = Call({name: v for name, v in program.inputs.items() if _is_free(v)},
-                {name: v for name, v in program.inputs.items() if not _is_free(v)})
-    names = argument_names(type(model))
-    cached = any(dtype == "cache" for unit in program.units.values() for dtype in _dtypes(unit))
-    if cached and "cache" in names:
+    call = split(program.inputs)
+    cached = any(node.meta["dtype"] == "cache" for unit in program.units.values() for node in unit.graph.nodes
+                 if node.op == "placeholder")
+    if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = DynamicCache(config=model.config)
     with evaluating(model), prepared(model):
-        traced, opaque = _traced(model, "", call, type(model).__module__, model, _main_output)
-    program.opaque.update(opaque)
-    return Unit("", traced.graph, tuple(call.free), call.statics, code_key(traced.graph))
-
-
-def _dtypes(unit: Unit) -> Iterator[Any]:
-    return (node.meta["dtype"] for node in unit.graph.nodes if node.op == "placeholder")
+        # What is opaque in a unit is so here: finding it again would take a trace for each.
+        return _traced(model, "", [call], program.opaque, pick=_main_output).unit(program, "")
 
 
 def _main_output(result: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 from typing import Annotated
 
@@ -35,11 +37,6 @@ class Verbs(TyperGroup):
         formatter.write(f"\nExit codes:\n{exit_table()}\n")
 
 
-app = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False,
-                  context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-                  subcommand_metavar="VERB ...")
-
-
 def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
@@ -52,7 +49,6 @@ _version_flag = typer.Option("--version", callback=_version, is_eager=True, show
                              help="Print the version and leave.")
 
 
-@app.callback(invoke_without_command=True)
 def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False) -> None:
     """Compile a model-optimization recipe (.effspec) into a smaller, faster model that reloads.
 
@@ -62,18 +58,22 @@ def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False
         print(context.get_help())
 
 
-def _register() -> None:
-    from importlib import import_module
-
-    for name in VERBS:
-        import_module(f".commands.{name}", __package__).register(app)
+def app(argv: Sequence[str] = ()) -> typer.Typer:
+    """The command with the verb that is called; with all of them where none is: each costs some milliseconds."""
+    made = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False,
+                       context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+                       subcommand_metavar="VERB ...")
+    made.callback(invoke_without_command=True)(effc)
+    called = {"passes": "shelves", "recipes": "shelves"}.get(argv[0], argv[0]) if argv else ""
+    for name in [called] if called in VERBS else VERBS:
+        import_module(f".commands.{name}", __package__).register(made)
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     _hush_libraries()
-    _register()
     try:
         with within_a_second():
             code = _guarded(argv)
@@ -89,7 +89,7 @@ def _guarded(argv: list[str]) -> int:
     try:
         # `--dump-ir` alone is short for its commonest value; typer knows no optional values.
         given = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
-        result = app(args=given, prog_name="effc", standalone_mode=False)
+        result = app(given)(args=given, prog_name="effc", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except Carried as carried:
         return _leave(carried, argv)

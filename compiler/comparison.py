@@ -14,11 +14,13 @@ from .context import Context
 from .gate import Known, Outcome, measure_bounds
 from .load import FORMS, load
 from .manifest import Measure
+from .timing import interleaved
 
 if TYPE_CHECKING:
     from .plan import Plan
 
-SIZES = ("params", "bytes")
+ALWAYS = ("params", "bytes")
+SPEED = "decode.p50"
 
 
 @dataclass(frozen=True)
@@ -32,29 +34,63 @@ def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Compariso
     """Measure what lies in a folder. Weights of both models are mapped from disk, not held."""
     started = time.time()
     model = load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size")
+    original = ctx.origin.load().eval()
     known = remembered(plan, cache, ctx)
     before = dict(known)
-    outcomes = measure_bounds(plan.pipeline, model, ctx, known)
+    turns = clocked(original, model, plan, ctx)
+    known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in turns.items()}
+    outcomes = measure_bounds(plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in turns.items()})
     remember(known, before, plan, cache, ctx)
-    measures = {show(o.bound.metric): measure(o, ctx) for o in outcomes if o.value is not None}
-    sizes = {name: size(name, model, plan, ctx) for name in SIZES if name not in measures}
+    pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
+    for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan)):
+        if metric not in pairs:
+            ours = ctx.metric(metric)
+            pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
+    pairs |= {metric: pair for metric, pair in turns.items() if metric not in pairs}
     run = {"created": datetime.now(UTC).isoformat(timespec="seconds"),
            "seconds": {"measure": round(time.time() - started, 2)}}
-    return Comparison(tuple(outcomes), (*sizes.values(), *measures.values()), run)
+    return Comparison(tuple(outcomes), tuple(measured(m, *pairs[m], ctx) for m in in_order(pairs)), run)
 
 
-def measure(outcome: Outcome, ctx: Context) -> Measure:
-    metric = ctx.metric(outcome.bound.metric)
-    ratio = outcome.value / outcome.original if outcome.original else None
-    return Measure(show(outcome.bound.metric), metric.unit, outcome.original, outcome.value, ratio,
-                   metric.better)
+def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, tuple[float, float]]:
+    """Times of both models, taking turns: those that a bound names, and one that every table has."""
+    wanted = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
+    if plan.skeleton.facts.get("causal_lm"):
+        wanted.append(default(SPEED, ctx))
+    found = {}
+    for metric in dict.fromkeys(wanted):
+        turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), ctx, rounds=3)
+        found[metric] = (turns.values["original"], turns.values["original"] * turns.ratio)
+    return found
 
 
-def size(name: str, model: Any, plan: "Plan", ctx: Context) -> Measure:
-    """Parameters or bytes of weights, of both models."""
-    metric = ctx.metric(MetricRef(name))
-    original, compiled = metric.measure(ctx.origin.load(), ctx), metric.measure(model, ctx)
-    return Measure(name, metric.unit, original, compiled, compiled / original, metric.better)
+def default(name: str, ctx: Context) -> MetricRef:
+    """A metric as a recipe that gives it no arguments has it: all defaults filled in."""
+    word = ctx.shelf.vocabulary.word("metric", name)
+    assert word, f"no metric {name}"
+    return MetricRef(name, tuple((p.name, p.default) for p in word.params))
+
+
+def unjudged_scores(plan: "Plan") -> list[MetricRef]:
+    """What the steps were scored by, where no bound says how good the result must be."""
+    if any(bound.metric.args for bound in plan.pipeline.expects):
+        return []
+    found = [call for step in plan.pipeline.steps for call in step.call.args.values() if isinstance(call, MetricRef)]
+    return list(dict.fromkeys(found))
+
+
+def in_order(pairs: dict[MetricRef, Any]) -> list[MetricRef]:
+    """Sizes first, then quality, then speed."""
+    rank = {name: i for i, name in enumerate(ALWAYS)}
+    return sorted(pairs, key=lambda m: rank.get(m.name, 2 + m.name.startswith(("decode", "prefill", "throughput"))))
+
+
+def measured(metric: MetricRef, original: float | None, compiled: float, ctx: Context) -> Measure:
+    """`decode.p50` is shown without the arguments that nobody gave."""
+    word = ctx.metric(metric)
+    ratio = compiled / original if original else None
+    said = show(metric) if metric != default(metric.name, ctx) else metric.name
+    return Measure(said, word.unit, original, compiled, ratio, word.better)
 
 
 def remembered(plan: "Plan", cache: Cache, ctx: Context) -> Known:

@@ -22,6 +22,7 @@ import torch
 
 from ..dsl.skeleton import Group, Skeleton
 from . import shrink
+from .bypass import staying
 from .capture import capture
 from .program import Program, Unit
 from .rewrite import Rewriter
@@ -151,14 +152,15 @@ def _candidates(cluster: list[Group], goal: Mapping[Axis, int]) -> Iterator[tupl
                 yield from (n for n in [(goal[axis] // width,)] if 0 < n[0] <= group.count)
     elif [g.kind for g in cluster] == ["heads", "kv_heads"]:
         heads, kv = cluster
-        yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block or 1, 0, -1))
+        yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block, 0, -1))
 
 
 def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[int]]) -> None:
     """Cut the original as the program was cut, keeping the first items of each group or block."""
     for place, count in enumerate(counts):
-        group = skeleton.groups[place]
-        block = (group.per_block if len(counts) > 1 else 0) or group.count
+        # One head per KV head is one group of both: then what was second is the only one.
+        group = skeleton.groups[0 if place == 0 else -1]
+        block = group.per_block if place == 0 and len(counts) > 1 else group.count
         gone = [i for i in range(group.count) if i % block >= count]
         for member in group.members:
             if (axis := (member.tensor, member.axis)) in places:
@@ -194,7 +196,8 @@ def _odd_graphs(program: Program, stock: Program) -> Iterator[str]:
     rewriter = Rewriter(stock)
     for branch in stock.skeleton.branches:
         if (branch.unit, branch.site) not in left and program.units.get(branch.unit, _NONE).edited:
-            rewriter.drop_branch(branch.unit, branch.join)
+            graph = stock.units[branch.unit].graph
+            rewriter.drop_branch(branch.unit, branch.join, staying(graph, branch))
     for path, unit in program.units.items():
         if unit.edited and _calls(unit) != _calls(stock.units[path]):
             yield f"{path} runs another graph than its class, and not for a dropped branch alone"

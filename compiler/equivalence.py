@@ -40,7 +40,7 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
             return [_main(model(**sample(model)))]
         vocab = vocab or _vocabulary(model)
         seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
-        if "use_cache" in names and not model.config.is_encoder_decoder:
+        if _decodes(model, names):
             for padding in (0, PADDING):
                 given = tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
                 seen += _decoded(model, names, given)
@@ -71,15 +71,20 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
     seen = []
     for start, end in ((0, length), *((i, i + 1) for i in range(length, length + _STEPS))):
         passed: dict[str, Any] = {"input_ids": given["input_ids"][:, start:end], "use_cache": True}
+        if padded and (cache is None or not all(cache.is_linear)):   # a pure state has no use for an old mask
+            passed["attention_mask"] = given["attention_mask"][:, :end]
         if padded:
-            passed |= {"attention_mask": given["attention_mask"][:, :end],
-                       "position_ids": given["position_ids"][:, start:end]}
-        if cache is not None:
-            passed["cache" if "cache" in names else "past_key_values"] = cache
-        out = model(**{name: value for name, value in passed.items() if name in names})
-        cache = out.cache if "cache" in out else out.get("past_key_values")
+            passed["position_ids"] = given["position_ids"][:, start:end]
+        out = model(**{name: value for name, value in passed.items() if name in names}, cache=cache)
+        cache = out.cache
         seen.append(_main(out)[given["attention_mask"][:, start:end].bool()])
     return seen
+
+
+def _decodes(model: nn.Module, names: set[str]) -> bool:
+    """Whether the model generates token by token with a cache object; encoders have the option, but no use."""
+    config = model.config
+    return {"use_cache", "cache"} <= names and getattr(config, "is_decoder", True) and not config.is_encoder_decoder
 
 
 def _main(out: Any) -> torch.Tensor:

@@ -5,7 +5,7 @@ latency bounds therefore compare two numbers of one process on one machine.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -107,12 +107,13 @@ def _plain(limit: Any, unit: str) -> float:
     return float(limit)
 
 
-def measure_bounds(pipeline: Pipeline, model: "torch.nn.Module", ctx: "Context",
-                   known: "Known | None" = None) -> list[Outcome]:
+def measure_bounds(pipeline: Pipeline, model: "torch.nn.Module", ctx: "Context", known: "Known | None" = None,
+                   taken: "Mapping[MetricRef, float] | None" = None) -> list[Outcome]:
     """Measure and judge every bound of a pipeline on its result, in the order they are written.
 
     `known` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
-    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again.
+    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `taken`
+    holds values of the result that were measured already, in turn with a baseline's.
     """
     known = {} if known is None else known
     ours: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
@@ -123,7 +124,8 @@ def measure_bounds(pipeline: Pipeline, model: "torch.nn.Module", ctx: "Context",
         if key not in ours:
             with as_profiled(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
-                ours[key] = (float(metric.measure(model, ctx)), metric.unit)
+                value = None if bound.profile else (taken or {}).get(bound.metric)
+                ours[key] = (float(metric.measure(model, ctx)) if value is None else value, metric.unit)
             ctx.record(metric_label(bound), *ours[key])
     _measure_baselines(wanted, ctx, known)
     outcomes = []

@@ -1,8 +1,8 @@
 """A word's declaration read from its source, never importing the file: `check` pays for no torch.
 
-The header of a file on a shelf is its class's docstring, class-level literals and `param(...)` fields. What is
-read here equals what an import would give (tests/dsl/test_header.py), which is why a header has to be literal:
-numbers, strings, tuples, dicts, the values of dsl/values.py, `Close` and `Lossy`.
+The header of a file on a shelf is its class's docstring, class-level literals and `param(...)` fields. What
+is read here equals what an import would give (tests/dsl/test_header.py), which is why a header has to be
+literal: numbers, strings, tuples, dicts, the values of dsl/values.py, `Close` and `Lossy`.
 """
 
 import ast
@@ -74,8 +74,12 @@ def _param(statement: ast.AnnAssign, path: Path) -> Param:
     given = {k.arg: _literal(k.value, path) for k in call.keywords}
     assert len(call.args) == 1, f"{path}:{call.lineno}: `{name}` has one sentence, then keywords"
     default = given.pop("default", REQUIRED)
-    assert not optional or default is None, f"{path}:{call.lineno}: `{name}` may be None, so None is its default"
-    assert optional or default is not None, f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
+    assert not optional or default is None, (
+        f"{path}:{call.lineno}: `{name}` may be None, so None is its default"
+    )
+    assert optional or default is not None, (
+        f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
+    )
     return Param(name, types, _literal(call.args[0], path), default, choices=choices, **given)
 
 

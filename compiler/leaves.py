@@ -125,6 +125,11 @@ def module_role(module: nn.Module) -> str:
     return "module"
 
 
+def is_state_space(module: nn.Module) -> bool:
+    """Whether an opaque module is a mixer of the state-space kind: those convolve along the sequence."""
+    return any(isinstance(part, nn.Conv1d) for part in module.modules())
+
+
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation" and not list(module.parameters())
 

@@ -20,24 +20,29 @@ def _words(text: str) -> frozenset[str]:
 
 
 _OPERATOR = _words("""
-    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor lshift rshift eq ne lt le
-    gt ge getitem setitem iadd isub imul itruediv ifloordiv iand ior
+    abs add and_ eq floordiv ge getitem gt iadd iand ifloordiv imul invert ior isub itruediv le lshift lt
+    matmul mod mul ne neg or_ pos pow rshift setitem sub truediv xor
 """)
 _UNARY = frozenset({"neg", "pos", "abs", "invert"})
 
 _TORCH = _words("""
-    abs add addcmul addmm all amax amin any arange argmax argmin argsort as_tensor atan2 baddbmm
-    bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp clip clone concat
-    conv1d conv2d conv3d cos cosh cummax cumprod cumsum diag_embed diff div dot einsum empty empty_like eq
-    erf exp expand_copy expm1 eye flatten flip floor floor_divide full full_like gather ge gt histc
-    index_add index_select isfinite isinf isnan le linspace log log1p log2 logaddexp logical_and
-    logical_not logical_or logsumexp lt masked_fill masked_select matmul max maximum mean min minimum
-    movedim mul multiply narrow ne neg nonzero norm not_equal numel ones ones_like outer permute pow prod
-    rand randint randn reciprocal relu remainder repeat_interleave reshape roll round rsqrt rsub
-    scalar_tensor scatter scatter_add select sigmoid sign sin sinh softmax log_softmax sort split sqrt
-    square squeeze stack std sub sum swapaxes t take_along_dim tan tanh tensor tensor_split tile topk
-    transpose tril triu true_divide unbind unflatten unsqueeze var view_as_complex view_as_real where
-    zeros zeros_like
+    abs add addcdiv addcmul addmm all amax amin angle any arange argmax argmin argsort as_tensor atan2
+    baddbmm bincount bitwise_and bitwise_not bitwise_or block_diag bmm broadcast_to bucketize
+    cartesian_prod cat cdist ceil chunk clamp clip clone combinations complex concat concatenate conv1d
+    conv2d conv3d cos cosh count_nonzero cov cross cummax cumprod cumsum cumulative_trapezoid diag_embed
+    diagflat diagonal diff div dot dstack einsum empty empty_like eq erf erfinv exp expand_copy expm1 eye
+    flatten flip fliplr flipud floor floor_divide fmod frac full full_like gather ge greater greater_equal
+    gt heaviside histc hstack hypot imag index_add index_copy index_put index_select inner isclose
+    isfinite isin isinf isnan kron le lerp less less_equal linspace log log1p log2 log_softmax logaddexp
+    logical_and logical_not logical_or logspace logsumexp lt masked_fill masked_scatter masked_select
+    matmul max maximum mean median min minimum mm movedim mul multiply mv nan_to_num nanmean nansum narrow
+    ne neg negative nonzero norm not_equal numel ones ones_like outer permute polar positive pow prod
+    quantile rand randint randn ravel real reciprocal relu remainder renorm repeat_interleave reshape roll
+    rot90 round rsqrt rsub scalar_tensor scatter scatter_add scatter_reduce searchsorted select sgn
+    sigmoid sign signbit sin sinc sinh softmax sort split split_with_sizes sqrt square squeeze stack std
+    std_mean sub sum swapaxes swapdims t take_along_dim tan tanh tensor tensor_split tensordot tile topk
+    trace transpose tril triu true_divide trunc unbind unflatten unsqueeze vander var var_mean
+    view_as_complex view_as_real vstack where zeros zeros_like
 """)
 
 _FUNCTIONAL = _words("""
@@ -48,18 +53,23 @@ _FUNCTIONAL = _words("""
 """)
 
 _METHOD = _words("""
-    abs add add_ addcmul all amax amin any argmax argmin argsort bfloat16 bitwise_not bmm bool ceil chunk
-    clamp clamp_ clip clone contiguous copy_ cos cpu cummax cumprod cumsum detach diff dim div div_ dot
-    double eq exp expand expand_as expm1 fill_ flatten flip float floor floor_divide gather ge gt half
-    index_add index_add_ index_select int is_contiguous isfinite isnan item le log log1p logical_and
-    logical_not logical_or logsumexp long lt masked_fill masked_fill_ masked_scatter matmul max mean min
-    movedim mul mul_ narrow ne neg new_empty new_full new_ones new_tensor new_zeros nonzero norm numel
-    permute pow prod reciprocal relu repeat repeat_interleave reshape roll round rsqrt scatter scatter_
-    scatter_add scatter_add_ select sigmoid sign sin size softmax sort split sqrt square squeeze std sub
-    sub_ sum swapaxes swapdims t tanh tile to topk transpose tril triu type type_as unbind unflatten
-    unfold unsqueeze var view view_as where zero_ get_seq_length get_mask_sizes get_query_offset
-    has_previous_state get_max_cache_shape update_conv_state update_recurrent_state get_conv_state
-    get_recurrent_state
+    abs add add_ addcdiv addcmul addmm addmv all amax amin any argmax argmin argsort baddbmm bfloat16
+    bitwise_and bitwise_not bitwise_or bmm bool broadcast_to ceil ceil_ chunk clamp clamp_ clip clip_
+    clone contiguous copy_ cos cosh cpu cross cummax cumprod cumsum detach diagonal diff dim div div_ dot
+    double eq erf erfinv exp exp_ expand expand_as expm1 fill_ flatten flip float floor floor_
+    floor_divide fmod frac gather ge get_conv_state get_mask_sizes get_max_cache_shape get_query_offset
+    get_recurrent_state get_seq_length gt half has_previous_state index_add index_add_ index_copy
+    index_fill index_fill_ index_put index_select inner int is_contiguous isclose isfinite isinf isnan
+    item le lerp log log10 log1p log2 logaddexp logical_and logical_not logical_or logsumexp long lt
+    masked_fill masked_fill_ masked_scatter masked_select matmul max maximum mean min minimum mm movedim
+    mul mul_ multiply mv nan_to_num narrow ndimension ne neg neg_ negative new_empty new_full new_ones
+    new_tensor new_zeros nonzero norm numel outer permute pow pow_ prod ravel reciprocal relu relu_
+    remainder repeat repeat_interleave reshape reshape_as roll rot90 round round_ rsqrt rsqrt_ scatter
+    scatter_ scatter_add scatter_add_ scatter_reduce select sgn short sigmoid sigmoid_ sign sin sinh size
+    softmax sort split split_with_sizes sqrt sqrt_ square squeeze std stride sub sub_ subtract sum
+    swapaxes swapdims t tan tanh tanh_ tensor_split tile to topk transpose tril tril_ triu triu_
+    true_divide trunc type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze
+    update_conv_state update_recurrent_state var view view_as where zero_
 """)
 
 _ATTRIBUTE = frozenset({"shape", "device", "T", "mT", "H", "mH", "data", "real", "imag"})

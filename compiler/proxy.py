@@ -63,21 +63,25 @@ class Value(fx.Proxy):
         return len(self.held)
 
     def __contains__(self, item: Any) -> bool:
-        return self.tracer.unwrap(item) in self.held
+        return self.tracer.unwrap(item) in self.plain()
 
     def __bool__(self) -> bool:
-        if isinstance(self.held, torch.Tensor):
-            self.tracer.reads_data = True
-        return bool(self.held)
+        return bool(self.plain())
 
     def __int__(self) -> int:
-        return int(self.held)
+        return int(self.plain())
 
     def __index__(self) -> int:
-        return operator.index(self.held)
+        return operator.index(self.plain())
 
     def __float__(self) -> float:
-        return float(self.held)
+        return float(self.plain())
+
+    def plain(self) -> Any:
+        """The held value for Python to decide by: sizes and settings may, numbers in a tensor may not."""
+        if isinstance(self.held, torch.Tensor):
+            self.tracer.numbers_read()
+        return self.held
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Value":
         return self

@@ -10,18 +10,19 @@ from torch import nn
 from transformers import masking_utils
 
 BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divides it
+IMAGE = 64                           # pixels
 
 
-def sample(model: nn.Module) -> dict[str, Any]:
+def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
     """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels."""
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values":
-        size = model.config.image_size
-        return {main: torch.ones(BATCH, model.config.num_channels, size, size, device=device)}
+        size = getattr(model.config, "image_size", IMAGE)   # convolutional nets take any
+        return {main: torch.ones(batch, model.config.num_channels, size, size, device=device)}
     config = model.config.get_text_config()
-    inputs = tokens(config.vocab_size, BATCH, LENGTH, PADDING, device)
+    inputs = tokens(config.vocab_size, batch, length, padding, device)
     if "use_cache" in names:
         inputs["use_cache"] = True
     return {name: value for name, value in inputs.items() if name in names}

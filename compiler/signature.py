@@ -6,7 +6,7 @@ can't be compared by content are compared by identity, so that doubt only costs 
 
 import functools
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, MutableMapping
 from typing import Any
 
 import torch
@@ -75,5 +75,7 @@ def _form(value: Any) -> Hashable:
         return describe(value)
     if isinstance(value, (tuple, list)):
         return tuple(map(_form, value))
+    if isinstance(value, MutableMapping):
+        return tuple((str(key), _form(item)) for key, item in value.items())
     kind = describe(value)[1]
     return kind if kind == "cache" else _content(value)

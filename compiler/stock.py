@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
@@ -25,18 +26,50 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
         return model.config, [f"{path} runs another graph than its class" for path in bound]
     config = copy.deepcopy(model.config)
     before = stock_model(type(model), config, model.dtype)
-    untouched = {} if isinstance(before, str) else {p: own_numbers(m, None) for p, m in before.named_modules()}
+    if isinstance(before, str):
+        return config, [before]
+    uneven = list(_uneven(model, before))
+    if uneven:
+        return config, uneven
+    untouched = {path: own_numbers(module, None) for path, module in before.named_modules()}
     wrong = differences(model, config, untouched)
-    for changes in (_said(model, config), *_guesses(model, config)):
-        if not wrong:
+    changes: Any = _said(model, config)
+    while wrong and changes is not None:
+        found = _changed(config, changes)
+        left = differences(model, found, untouched)
+        if len(left) < len(wrong):
+            config, wrong = found, left
+        elif changes:
             break
-        trial = copy.deepcopy(config)
-        for name, value in changes.items():
-            setattr(trial, name, value)
-        found = differences(model, trial, untouched) if changes else wrong
-        if len(found) < len(wrong):
-            config, wrong = trial, found
+        changes = _best_guess(model, config, untouched, wrong)
     return config, wrong
+
+
+def _best_guess(model: nn.Module, config: Any, untouched: Any, wrong: list[str]) -> dict[str, Any] | None:
+    """The change of one value that explains most; None where none explains anything."""
+    rated = [(len(differences(model, _changed(config, c), untouched)), i, c)
+             for i, c in enumerate(_guesses(model, config))]
+    best = min(rated, default=None)
+    return best[2] if best and best[0] < len(wrong) else None
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _uneven(model: nn.Module, before: nn.Module) -> Iterator[str]:
+    """Tensors that are of one shape in all layers by the config, and of several in the model."""
+    ours, theirs = model.state_dict(keep_vars=True), before.state_dict(keep_vars=True)
+    first: dict[tuple[str, Any], tuple[str, Any]] = {}
+    for name, tensor in ours.items():
+        if name in theirs:
+            kind = re.sub(r"\.\d+\.", ".*.", name), theirs[name].shape
+            other, shape = first.setdefault(kind, (name, tensor.shape))
+            if shape != tensor.shape:
+                yield f"{name} is {_shape(tensor)}, {other} is {_shape(ours[other])}"
 
 
 def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -58,11 +91,10 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
 
 def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
-    from .blank import parameters_on_meta
     from .checkpoint import quiet
 
     try:
-        with quiet(), parameters_on_meta():
+        with quiet(), torch.device("meta"):
             return kind._from_config(copy.deepcopy(config), dtype=dtype)
     except _REFUSALS as error:
         return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"

@@ -7,7 +7,6 @@ symbolic, so batch and length are free in the graph. See `leaves` for what stays
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from .proxy import Method, Value
 _PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 _SCALARS = (*_PLAIN, int, float, complex, torch.device, type(...))
+_TO_PYTHON = ("item", "tolist")
 _RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTrainedConfig)
 
 
@@ -32,26 +32,20 @@ class Uncapturable(Exception):
     """The forward does something that a graph can't say."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    graph: fx.Graph
-    reads_data: bool      # a branch depended on the numbers in a tensor, not only on shapes and settings
-
-
 class Tracer(TracerBase):
     """One trace of one root. `on` is false while a leaf executes."""
 
-    def __init__(self, root: nn.Module, family: str, opaque: frozenset[str]):
+    def __init__(self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool):
         self.root = root
         self.family = family
         self.opaque = opaque                      # paths that are leaves because tracing through them failed
+        self.inline = inline                      # whether to see inside modules that keep a state in the cache
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in root.named_modules()}
         self.objects = _objects(self.paths)       # id of tensor or config -> path
         self.reads: dict[str, Value] = {}         # path -> its get_attr, made once
         self.stack: list[nn.Module] = [root]
         self.failed: str | None = None            # innermost module in which an exception passed
-        self.reads_data = False
         self.paused = 0
 
     @property
@@ -92,11 +86,18 @@ class Tracer(TracerBase):
             assert kind == "call_module", f"a {kind} is not executed"
             return self.root.get_submodule(target)(*args, **kwargs)
 
+    def numbers_read(self) -> None:
+        """Say that Python is about to decide by the numbers in a tensor, which other inputs would change."""
+        if not self.inline:
+            raise Uncapturable("what runs depends on the numbers in a tensor")
+
     # -- recording -------------------------------------------------------------------------------------------
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
                      name: str | None = None, type_expr: Any = None, proxy_factory_fn: Any = None) -> Any:
         """Execute a call and record it; plain results (None, bool, str, dtype) come back as they are."""
+        if kind == "call_method" and target in _TO_PYTHON:
+            self.numbers_read()
         if target in _DROPOUTS and type(kwargs.get("training")) is bool:
             # `training=self.training` is read when the graph runs: a bound layer can still be trained.
             path = ".".join(part for part in (self.paths[self.stack[-1]], "training") if part)
@@ -124,7 +125,10 @@ class Tracer(TracerBase):
 
     def role(self, kind: str, target: Any) -> str | None:
         if kind == "call_module":
-            return "opaque" if target in self.opaque else leaves.module_role(self.root.get_submodule(target))
+            module = self.root.get_submodule(target)
+            if target in self.opaque:
+                return "ssm_scan" if leaves.is_state_space(module) else "opaque"
+            return leaves.module_role(module)
         if kind == "call_function":
             return getattr(target, "role", None) or (
                 leaves.function_role(target.__name__) if not target.__module__.startswith(("torch", "_op"))
@@ -189,18 +193,23 @@ class Tracer(TracerBase):
             return lambda k, v, layer_idx, *_, **__: leaves.cache_update(cache, k, v, layer_idx)
         if name == "get_seq_length":
             return lambda *args: leaves.cache_length(cache, *args)
+        if not self.inline:
+            # Whether it has a state decides which way the forward goes: a graph would know one way only.
+            raise Uncapturable(f"a state of its own is kept in the cache (`{name}`)")
         return Method(cache, name)
 
 
 def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, Any], *, family: str,
-          opaque: frozenset[str] = frozenset(), pick: Callable[[Any], Any] = lambda result: result) -> Trace:
+          opaque: frozenset[str] = frozenset(), inline: bool = False,
+          pick: Callable[[Any], Any] = lambda result: result) -> fx.Graph:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
     Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
+    `inline` looks inside modules that keep a state in the cache: good for analysis, wrong for decoding.
     `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
     passed.
     """
-    tracer = Tracer(root, family, opaque)
+    tracer = Tracer(root, family, opaque, inline)
     leaves.entered(tracer)
     try:
         with torch.no_grad(), patched(tracer), sourced(tracer.paths):
@@ -213,7 +222,7 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, A
     finally:
         leaves.left(tracer)
     tracer.graph.eliminate_dead_code(is_impure)
-    return Trace(tracer.graph, tracer.reads_data)
+    return tracer.graph
 
 
 def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:

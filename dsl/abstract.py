@@ -8,13 +8,19 @@ from . import ast
 from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
-unknown_escape = Fault("unknown-escape", "A backslash in a string is followed by something that has no meaning.")
-reserved_word = Fault("reserved-word", "A word of the language is used as a name that other parts could not mention.")
+unknown_escape = Fault(
+    "unknown-escape", "A backslash in a string is followed by something that has no meaning."
+)
+reserved_word = Fault(
+    "reserved-word", "A word of the language is used as a name that other parts could not mention."
+)
 long_number = Fault("long-number", "A number has more digits than any quantity needs.")
-long_selector = Fault("long-selector", "More parts are joined by `|`, `-` and `&` than one expression may have.")
+long_selector = Fault(
+    "long-selector", "More parts are joined by `|`, `-` and `&` than one expression may have."
+)
 
-DIGITS = 40               # of a number
-PARTS = 200               # joined by set operators in one expression
+DIGITS = 40  # of a number
+PARTS = 200  # joined by set operators in one expression
 ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "r": "\r", "t": "\t"}
 RESERVED = {"true", "false", "in", "on", "of", "as", "allow", "empty"}
 
@@ -94,9 +100,13 @@ class Abstract(Transformer):
     def joined(self, meta, parts):
         left = parts[0]
         if len(parts) > 2 * PARTS:
-            self.diagnostics.append(long_selector(
-                f"{len(parts) // 2 + 1} parts are joined here; an expression has at most {PARTS}", self.span(meta),
-                help="use `*` and `{a,b}` in the patterns, or several steps"))
+            self.diagnostics.append(
+                long_selector(
+                    f"{len(parts) // 2 + 1} parts are joined here; an expression has at most {PARTS}",
+                    self.span(meta),
+                    help="use `*` and `{a,b}` in the patterns, or several steps",
+                )
+            )
             return left
         for op, right in zip(parts[1::2], parts[2::2], strict=True):
             left = ast.Combine(str(op), left, right, span=Span(self.source, meta.start_pos, right.span.end))
@@ -122,7 +132,9 @@ class Abstract(Transformer):
         span = self.span(meta)
         digits, unit = _number.fullmatch(parts[0]).groups()
         if len(digits) > DIGITS:
-            self.diagnostics.append(long_number(f"this number has {len(digits)} characters; the most is {DIGITS}", span))
+            self.diagnostics.append(
+                long_number(f"this number has {len(digits)} characters; the most is {DIGITS}", span)
+            )
             digits = "0"
         return ast.Number(digits, unit, span=span)
 
@@ -137,8 +149,13 @@ class Abstract(Transformer):
     def fresh(self, name: ast.Name) -> ast.Name:
         """A name that is defined here, so that others can mention it."""
         if name.path in RESERVED:
-            self.diagnostics.append(reserved_word(f"`{name.path}` is a word of the language, not a name", name.span,
-                                                  help=f"call it `{name.path}_` or better"))
+            self.diagnostics.append(
+                reserved_word(
+                    f"`{name.path}` is a word of the language, not a name",
+                    name.span,
+                    help=f"call it `{name.path}_` or better",
+                )
+            )
         return name
 
     def text(self, meta, parts):
@@ -159,7 +176,12 @@ class Abstract(Transformer):
     def unknown(self, code: str, span: Span) -> None:
         at = span.start + span.text.find("\\" + code)
         shown = "a line end" if code == "\n" else f"`\\{code}`"
-        self.diagnostics.append(unknown_escape(
-            f"{shown} means nothing in a string" if code != "\n" else "a backslash before a line end means nothing",
-            Span(self.source, at, at + 1 + len(code)),
-            help="write `\\\\` for a backslash; in paths `/` works everywhere"))
+        self.diagnostics.append(
+            unknown_escape(
+                f"{shown} means nothing in a string"
+                if code != "\n"
+                else "a backslash before a line end means nothing",
+                Span(self.source, at, at + 1 + len(code)),
+                help="write `\\\\` for a backslash; in paths `/` works everywhere",
+            )
+        )

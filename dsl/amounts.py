@@ -1,4 +1,4 @@
-"""Whether `keep:` and `remove:` mean something possible: legal head counts, aligned widths, layers that remain."""
+"""Whether `keep:` and `remove:` mean something possible: legal head counts, widths, layers that remain."""
 
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,16 @@ from .values import Ratio
 if TYPE_CHECKING:
     from .structure import Things
 
-illegal_head_count = Fault("illegal-head-count", "A number of heads can't be shared out equally among the KV heads.")
-unaligned_width = Fault("unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it.")
+illegal_head_count = Fault(
+    "illegal-head-count", "A number of heads can't be shared out equally among the KV heads."
+)
+unaligned_width = Fault(
+    "unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it."
+)
 leaves_none = Fault("leaves-none", "A pass is told to remove all that there is, or more.")
 no_effect = Fault("no-effect", "A step would change nothing.")
 
+_AT = {"keep": "keep at least", "remove": "remove at most", "sparsity": "zero at most"}
 WHOLE = ("params", "weights")      # bases that the structure says nothing of
 
 
@@ -51,9 +56,16 @@ def _told(stage: Stage) -> tuple[str, Any] | None:
 
 def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
     """Whether an earlier step has changed how many of these there are, or was not understood."""
-    same = {"heads": {"heads", "kv_heads"}, "kv_heads": {"heads", "kv_heads"}, "layers": {"layers", "branches"},
-            "branches": {"layers", "branches"}}.get(kind, {kind})
-    return any(s.word is None or (s.word.facts.get("acts_on") in same and _told(s)) for s in line.before(stage.name)[:-1])
+    same = {
+        "heads": {"heads", "kv_heads"},
+        "kv_heads": {"heads", "kv_heads"},
+        "layers": {"layers", "branches"},
+        "branches": {"layers", "branches"},
+    }.get(kind, {kind})
+    return any(
+        s.word is None or (s.word.facts.get("acts_on") in same and _told(s))
+        for s in line.before(stage.name)[:-1]
+    )
 
 
 def _pooled(stage: Stage) -> bool:
@@ -77,12 +89,21 @@ def _check_layers(stage: Stage, name: str, value: Any, all_: "Things", chosen: "
         line.scope.report(leaves_none(f"{said} leaves none of {total} {noun}", place,
                                       help=f"at least one has to stay: remove at most {total - 1}"))
     elif gone <= 0:
-        means = f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
-        line.scope.report(no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more"))
+        means = (
+            f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
+        )
+        line.scope.report(
+            no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more")
+        )
     elif gone > len(chosen.paths):
-        line.scope.report(leaves_none(f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}", place,
-                                      related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
-                                      help="remove fewer, or select more"))
+        line.scope.report(
+            leaves_none(
+                f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}",
+                place,
+                related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
+                help="remove fewer, or select more",
+            )
+        )
 
 
 def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
@@ -100,14 +121,24 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: L
         if wanted < align * (1 - 1e-9):
             least = ceil(align / group.count * 1000) / 1000       # one digit after the point, and enough
             least = least if name == "keep" else 1 - least
-            line.scope.report(unaligned_width(
-                f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of `{group.site}`, less "
-                f"than one step of `align: {align}`", place,
-                help=f"{'keep at least' if name == 'keep' else 'remove at most'} {percent(least)}, or align to less"))
+            line.scope.report(
+                unaligned_width(
+                    f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of "
+                    f"`{group.site}`, less than one step of `align: {align}`",
+                    place,
+                    help=f"{_AT[name]} {percent(least)}, or align to less",
+                )
+            )
             return
     if all(_kept(_wanted(name, value, g.count), align, g.count) >= g.count for g in chosen.groups):
-        line.scope.report(no_effect(f"`{name}: {show(value)}` in steps of {align} rounds to all "
-                                    f"{chosen.groups[0].count} channels", place, help="keep less, or align to less"))
+        line.scope.report(
+            no_effect(
+                f"`{name}: {show(value)}` in steps of {align} rounds to all "
+                f"{chosen.groups[0].count} channels",
+                place,
+                help="keep less, or align to less",
+            )
+        )
 
 
 def _count(wanted: float) -> str:
@@ -129,8 +160,13 @@ def _check_heads(stage: Stage, name: str, value: Any, chosen: "Things", line: Li
         if near and 0 < legal < group.count:
             continue
         if near and legal >= group.count:
-            line.scope.report(no_effect(f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
-                                        stage.call.where(name), help="drop the step, or keep less"))
+            line.scope.report(
+                no_effect(
+                    f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
+                    stage.call.where(name),
+                    help="drop the step, or keep less",
+                )
+            )
         else:
             line.scope.report(_illegal(stage, name, value, group, step, wanted, line))
         return
@@ -148,10 +184,15 @@ def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, wante
     told = best if name == "keep" else group.count - best
     written = show(Ratio(round(told / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(told)
     bases = stage.word.param(name).of
-    whole = "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
+    whole = (
+        "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
+    )
     return illegal_head_count(
-        f"{given} means {_count(wanted)} of {group.count} {noun}; {served}the legal count{'s are' if many else ' is'} "
-        f"{' and '.join(shown)}", stage.call.where(name), help=f"write `{written}`{whole}")
+        f"{given} means {_count(wanted)} of {group.count} {noun}; {served}the legal "
+        f"count{'s are' if many else ' is'} {' and '.join(shown)}",
+        stage.call.where(name),
+        help=f"write `{written}`{whole}",
+    )
 
 
 def _whole_kv_heads(wanted: float, group: Group, step: int, name: str) -> str:

@@ -5,13 +5,14 @@
     heldout = r.data("heldout", call("text", "heldout.txt", length=512))
     lean = r.pipeline("lean", base)
     slim = lean.step("slim", "prune.blocks", remove=4, score=call("perplexity", heldout))
-    lean.step("thin", "prune.channels", on=select("*.mlp") - "layers.0.*", keep=percent(85).of("channels"), from_=slim)
+    mlps = select("*.mlp") - "layers.0.*"
+    lean.step("thin", "prune.channels", on=mlps, keep=percent(85).of("channels"), from_=slim)
     lean.expect("perplexity(heldout) <= 1.15 * base")
     lean.emit(call("hf", "hf"))
     Path("slim.effspec").write_text(str(r))
 
-Python numbers, strings, booleans and lists stand for themselves; what was declared or made by a step is a handle.
-An argument whose name Python keeps for itself takes a trailing underscore: `from_=slim`.
+Python numbers, strings, booleans and lists stand for themselves; what was declared or made by a step is a
+handle. An argument whose name Python keeps for itself takes a trailing underscore: `from_=slim`.
 """
 
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def recipe(doc: str = "") -> "Recipe":
 
 @dataclass
 class Recipe:
-    """Statements in the order in which they are made. `str()` is the canonical text, `file` the syntax tree."""
+    """Statements in the order they are made in. `str()` is the canonical text, `file` the syntax tree."""
 
     doc: str = ""
     statements: list = field(default_factory=list)
@@ -106,7 +107,9 @@ class Recipe:
         """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
         bounds = None if within is None else _node(within)
         said = ast.Text(doc, span=_NOWHERE) if doc else None
-        self.statements.append(ast.Param(_name(word), _name(type), _node(default), bounds, said, span=_NOWHERE))
+        self.statements.append(
+            ast.Param(_name(word), _name(type), _node(default), bounds, said, span=_NOWHERE)
+        )
         return name(word)
 
     def model(self, word: str, made_by: Value) -> Value:
@@ -212,5 +215,9 @@ def _node(value) -> ast.Expr:
             return ast.Text(value, span=_NOWHERE)
         case list() | tuple():
             return ast.Items(tuple(_node(item) for item in value), span=_NOWHERE)
-    raise Reject(json_form(f"a recipe holds no {type(value).__name__}",
-                           help="numbers, strings, booleans, lists and what this module makes"))
+    raise Reject(
+        json_form(
+            f"a recipe holds no {type(value).__name__}",
+            help="numbers, strings, booleans, lists and what this module makes",
+        )
+    )

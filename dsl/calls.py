@@ -16,9 +16,17 @@ unknown_word = Fault("unknown-word", "A call names a pass, target, metric, data 
 unknown_parameter = Fault("unknown-parameter", "A call gives a parameter that the word doesn't have.")
 missing_parameter = Fault("missing-parameter", "A call leaves out a parameter that has no default.")
 repeated_parameter = Fault("repeated-parameter", "A call gives one parameter twice.")
-too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
+too_many_arguments = Fault(
+    "too-many-arguments", "A call has more arguments without a name than the word takes."
+)
 
-NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
+NOUNS = {
+    "pass": "pass",
+    "target": "target",
+    "metric": "metric",
+    "data": "kind of data",
+    "model": "model source",
+}
 
 
 def invoke(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
@@ -39,6 +47,8 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
         return words[name.path]
     if name.path == "" or scope.poisoned(name.path):
         return None
+    if kind == "pass" and _of_module(name, scope):
+        return None
     near = nearest(name.path, words)
     other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
     note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
@@ -46,6 +56,19 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
                               help=suggestion(name.path, words, "there is"),
                               fix=Fix(name.span, near) if near else None))
     return None
+
+
+def _of_module(name: ast.Name, scope: Scope) -> bool:
+    """Whether the name begins with a module's, which has no such pipeline: reported here."""
+    alias, dot, rest = name.path.partition(".")
+    module = scope.own(alias) if dot else None
+    if module is None or module.kind != "module":
+        return False
+    module.used = True
+    pipelines = [n for n, e in module.scope.names.items() if e.kind == "pipeline"]
+    scope.report(unknown_word(f"`{alias}` has no pipeline `{rest}`", name.span,
+                              help=suggestion(rest, pipelines, "it has")))
+    return True
 
 
 def _type_anyway(call: ast.Call, scope: Scope) -> None:
@@ -86,8 +109,13 @@ def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole:
             values[param.name] = param.default
         elif sound:
             sample = f"{param.name}: ..." if not param.positional else param.name
-            scope.report(missing_parameter(f"`{word.name}` needs `{param.name}`", name,
-                                           help=f"`{sample}`: {param.doc[0].lower()}{param.doc[1:].rstrip('.')}"))
+            scope.report(
+                missing_parameter(
+                    f"`{word.name}` needs `{param.name}`",
+                    name,
+                    help=f"`{sample}`: {param.doc[0].lower()}{param.doc[1:].rstrip('.')}",
+                )
+            )
             sound = False
     return Invocation(word.name, values, whole, spans) if sound else None
 
@@ -111,8 +139,14 @@ def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> dict[str, a
             sound = _unknown(word, arg, scope)
         elif name in out:
             sound = False
-            scope.report(repeated_parameter(f"`{name}` is given twice", arg.span,
-                                            related=((out[name].span, "the first"),), help="drop one of them"))
+            scope.report(
+                repeated_parameter(
+                    f"`{name}` is given twice",
+                    arg.span,
+                    related=((out[name].span, "the first"),),
+                    help="drop one of them",
+                )
+            )
         else:
             out[name] = arg
     if not sound:

@@ -34,15 +34,21 @@ class Checked:
         return tuple(d for d in self.diagnostics if d.severity == "error")
 
 
-def check(file: ast.File, vocabulary: Vocabulary, *, skeleton: Callable[[Invocation], Skeleton | None] = lambda _: None,
-          overrides: Overrides | None = None, library: Callable[[str], Source | None] = lambda _: None,
-          broken: bool = False) -> Checked:
+def check(
+    file: ast.File,
+    vocabulary: Vocabulary,
+    *,
+    skeleton: Callable[[Invocation], Skeleton | None] = lambda _: None,
+    overrides: Overrides | None = None,
+    library: Callable[[str], Source | None] = lambda _: None,
+    broken: bool = False,
+) -> Checked:
     """Check a recipe.
 
     skeleton    the skeleton of a model, or None where it isn't known yet: checks against it are then left out
     overrides   values of params from the command line, the environment or a file
-    library     the source of a module: "std.text", or a path that has been made relative to the working folder
-    broken      whether the parser reported errors: names whose declarations it could not read then stay silent
+    library     the source of a module: "std.text", or a path relative to the working folder
+    broken      whether the parser reported errors: names that it could not read then stay silent
     """
     overrides = overrides or Overrides()
     session = Session(vocabulary, library, skeleton, list(overrides.diagnostics), overrides=overrides,
@@ -60,7 +66,11 @@ def _lost_names(file: ast.File) -> frozenset[str]:
 
     text = file.source.text
     for comment in file.comments:
-        text = text[: comment.span.start] + " " * len(comment.text) + text[comment.span.start + len(comment.text):]
+        text = (
+            text[: comment.span.start]
+            + " " * len(comment.text)
+            + text[comment.span.start + len(comment.text) :]
+        )
     told = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
     read = {name.path for s in file.statements if (name := declared(s))}
     read |= {step.name.path for s in file.statements if isinstance(s, ast.Pipeline) for step in s.steps}

@@ -16,7 +16,7 @@ unknown_key = Fault("unknown-key", "A profile says something that profiles don't
 
 
 def declare_all(file: ast.File, scope: Scope, then: Callable[[ast.Statement], None] = lambda _: None) -> None:
-    """Add every name of a file to the scope; `then` sees each statement with the names that are known by then."""
+    """Add every name of a file to the scope; `then` sees each statement with the names known by then."""
     scope.later = {name.path: name.span for s in file.statements if (name := declared(s))}
     for statement in file.statements:
         if name := declared(statement):
@@ -48,7 +48,7 @@ def _declare(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
 
 
 def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
-    """Define a name; what the recipe itself declares becomes a part of it, what a module declares once reached."""
+    """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
     scope.define(name, entry)
     if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:
         scope.variant.table(entry.kind)[entry.name] = entry.value

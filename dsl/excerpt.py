@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from .source import Source, Span
 
-TAB = 4                   # columns a tab is shown as
-WIDTH = 100               # columns of source text shown; longer lines are cropped around the span
+TAB = 4  # columns a tab is shown as
+WIDTH = 100  # columns of source text shown; longer lines are cropped around the span
 ELLIPSIS = "…"
 
-Marked = tuple[Span, str, str]      # span, "^" or "-", what is said beside it
+Marked = tuple[Span, str, str]  # span, "^" or "-", what is said beside it
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Excerpt:
         return max(4, *(len(str(span.line)) for span, _, _ in self.spans))
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
-        """(gutter, text, mark): the lines in order, each followed by its marks; `...` where lines are left out."""
+        """(gutter, text, mark): lines in order, each followed by its marks; `...` for those left out."""
         by_line: dict[int, list[Marked]] = {}
         for marked in sorted(self.spans, key=lambda m: (m[0].start, m[1] != "^")):
             by_line.setdefault(marked[0].line, []).append(marked)
@@ -52,7 +52,11 @@ class Excerpt:
             low, high = self._columns(span, raw, start, columns)
             low, high = max(low, left), min(high, right)
             if low <= high:
-                yield blank, " " * (low - left + offset) + sign * max(1, high - low) + (f" {said}" if said else ""), sign
+                yield (
+                    blank,
+                    " " * (low - left + offset) + sign * max(1, high - low) + (f" {said}" if said else ""),
+                    sign,
+                )
             goes_on |= span.end > start + len(raw) + 2
         if goes_on:
             yield f"{'...':>{self.width}}", "", ""
@@ -99,12 +103,15 @@ def _crop(shown: str, columns: list[int], left: int, right: int) -> tuple[str, i
         return shown, 0
     kept, at = [], 0
     for c in shown:
-        wide = 0 if unicodedata.category(c) in ("Mn", "Me", "Cf") and c not in BIDI else (
-            2 if unicodedata.east_asian_width(c) in "WF" else 1)
+        wide = (
+            0
+            if unicodedata.category(c) in ("Mn", "Me", "Cf") and c not in BIDI
+            else (2 if unicodedata.east_asian_width(c) in "WF" else 1)
+        )
         if left <= at and at + wide <= right:
             kept.append(c)
         elif at < left < at + wide or at < right < at + wide:
-            kept.append(" ")                   # half of a wide character
+            kept.append(" ")  # half of a wide character
         at += wide
     before = ELLIPSIS if left > 0 else ""
     return before + "".join(kept) + (ELLIPSIS if right < columns[-1] else ""), len(before)

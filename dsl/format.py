@@ -1,8 +1,8 @@
 """The syntax tree to its one canonical text.
 
-Two spaces of indent, a call or list on one line where it fits in 100 columns and else an argument per line with a
-trailing comma, one blank line between groups of statements, nothing aligned, and every comment kept: on its line, or before
-the statement, step or argument it belongs to.
+Two spaces of indent, a call or list on one line where it fits in 100 columns and else an argument per line
+with a trailing comma, one blank line between groups of statements, nothing aligned, and every comment kept:
+on its line, or before the statement, step or argument it belongs to.
 """
 
 from bisect import bisect_left
@@ -33,16 +33,16 @@ def format_source(source: Source) -> str:
 
 
 class _Writer:
-    """Writes nodes in order and, between them, the comments that stand before where the writing has got to."""
+    """Writes nodes in order and, between them, the comments that stand before what comes next."""
 
     def __init__(self, file: ast.File):
         self.file = file
         self.source = file.source
         self.comments = sorted(file.comments, key=lambda c: c.span.start)
         self.starts = [c.span.start for c in self.comments]
-        self.next = 0                       # index of the first comment not yet written
+        self.next = 0  # index of the first comment not yet written
         self.lines: list[str] = []
-        self.end: int | None = None         # offset where what was last written ends, None after an opening brace
+        self.end: int | None = None  # offset where what was last written ends, None after an opening brace
 
     def text(self) -> str:
         file, first = self.file, self._start()
@@ -111,7 +111,7 @@ class _Writer:
             self.lines.append("")
 
     def separate(self, node, apart: bool, indent: str) -> None:
-        """What stands between the last node and this one: comments, and a blank line where there is or must be one."""
+        """Comments between the last node and this one, and a blank line where there is or must be one."""
         written = len(self.lines)
         self.hoist(self.own(node), indent)
         self.gap(node.span.start)
@@ -226,14 +226,17 @@ class _Writer:
         """A value after `head`: on one line, or its arguments or items one per line."""
         line = head + expression(value) + tail
         breaks = isinstance(value, ast.Call | ast.Items) and (
-            self.inside(value) or width(indent + line) > COLUMNS and _parts(value))
+            self.inside(value) or (width(indent + line) > COLUMNS and _parts(value))
+        )
         if not breaks:
             self.put(indent, line, end)
             return
         call = isinstance(value, ast.Call)
         opener = value.name.path + "(" if call else "["
         after = value.name.span.end if call else value.span.start
-        self.put(indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None)
+        self.put(
+            indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None
+        )
         for part in _parts(value):
             self.separate(part, False, indent + INDENT)
             named = isinstance(part, ast.Arg) and part.name
@@ -258,8 +261,13 @@ def _comment(comment: ast.Comment) -> str:
 
 
 def _group(node: ast.Statement) -> str:
-    return {"Use": "use", "Param": "param", "Declare": "declare", "Profile": "profile", "Matrix": "matrix"}.get(
-        type(node).__name__, "block")
+    return {
+        "Use": "use",
+        "Param": "param",
+        "Declare": "declare",
+        "Profile": "profile",
+        "Matrix": "matrix",
+    }.get(type(node).__name__, "block")
 
 
 def _apart(before: ast.Statement, after: ast.Statement) -> bool:

@@ -1,8 +1,7 @@
 """The syntax tree as plain JSON, both ways, so that other tools can read and make recipes.
 
-A node is an object: `{"node": "Of", "amount": {"node": "Number", "digits": "85", "unit": "%"}, "base": "channels"}`. Where only
-a name may stand it is a string; where a value may stand, strings, booleans, numbers and lists are what they are in JSON, and
-a name is `{"node": "Name", "path": "calib"}`.
+A node is an object: `{"node": "Of", "amount": {"node": "Name", "path": "keep"}, "base": "channels"}`. Where only a name may stand it is a string; where a value may stand, strings, booleans, numbers and lists are
+what they are in JSON, and a name is `{"node": "Name", "path": "calib"}`.
 """
 
 import re
@@ -20,14 +19,27 @@ json_form = Fault("json-form", "JSON that should hold a recipe has another form.
 
 FORMAT = 1
 _name = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
-NODES = {c.__name__: c for c in (*get_args(ast.Expr), *get_args(ast.Statement), ast.Arg, ast.Entry, ast.Step, ast.Limit,
-                                 ast.Bound, ast.Comment)}
+NODES = {
+    c.__name__: c
+    for c in (
+        *get_args(ast.Expr),
+        *get_args(ast.Statement),
+        ast.Arg,
+        ast.Entry,
+        ast.Step,
+        ast.Limit,
+        ast.Bound,
+        ast.Comment,
+    )
+}
 
 
 def file_to_json(file: ast.File, spans: bool = False) -> dict:
-    """`spans` adds `"span": [start, end]` to every node, in characters of the source, and spells out strings and lists."""
+    """`spans` adds `"span": [start, end]`, in characters, to every node, strings and lists included."""
     return {
-        "format": FORMAT, "edition": file.edition, "doc": file.doc and file.doc.value,
+        "format": FORMAT,
+        "edition": file.edition,
+        "doc": file.doc and file.doc.value,
         "statements": [_out(s, spans) for s in file.statements],
         "comments": [_out(c, True) for c in file.comments] if spans else [],
     }
@@ -45,13 +57,17 @@ def file_from_json(data: Any, name: str = "recipe.json") -> ast.File:
     if not isinstance(statements, list):
         raise Reject(_wrong("$.statements", "a list", statements))
     made = _Reading(nowhere)
-    file = ast.File(nowhere.source, data.get("edition", 1), ast.Text(doc, span=nowhere) if doc is not None else None,
-                    tuple(made.node(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)))
+    file = ast.File(
+        nowhere.source,
+        data.get("edition", 1),
+        ast.Text(doc, span=nowhere) if doc is not None else None,
+        tuple(made.node(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)),
+    )
     return through_text(file, name)
 
 
 def through_text(file: ast.File, name: str) -> ast.File:
-    """The same file read back from its canonical text, so that every node has a place. Raises Reject where that differs."""
+    """The file read back from its text, so that every node has a place. Raises Reject if it differs."""
     text = format_file(file)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise Reject(json_form("a string holds half of a surrogate pair, which UTF-8 cannot hold"))
@@ -61,14 +77,20 @@ def through_text(file: ast.File, name: str) -> ast.File:
         raise Reject(*errors)
     for i, (made, read) in enumerate(zip(file.statements, parsed.file.statements, strict=False)):
         if made != read:
-            raise Reject(json_form(f"`$.statements[{i}]` says what no recipe can", read.span,
-                                   help="names are made of a-z, A-Z, 0-9, `_` and dots; digits and unit are apart"))
+            raise Reject(
+                json_form(
+                    f"`$.statements[{i}]` says what no recipe can",
+                    read.span,
+                    help="names are made of a-z, A-Z, 0-9, `_` and dots; digits and unit are apart",
+                )
+            )
     if parsed.file != file:
         raise Reject(json_form("the recipe says what no recipe can", None))
     return parsed.file
 
 
 # Out
+
 
 def _out(node: Any, spans: bool) -> Any:
     if isinstance(node, tuple):
@@ -110,6 +132,7 @@ def _choices(kind: Any) -> tuple:
 
 # In
 
+
 class _Reading:
     """Makes nodes of JSON; `path` is where in it, as `$.statements[0].call`."""
 
@@ -144,7 +167,13 @@ class _Reading:
     def _plain(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
         """A string, boolean, number or list, or None where it does not fit."""
         if isinstance(data, bool):
-            return data if bool in choices else ast.Bool(data, span=self.nowhere) if ast.Bool in choices else None
+            return (
+                data
+                if bool in choices
+                else ast.Bool(data, span=self.nowhere)
+                if ast.Bool in choices
+                else None
+            )
         if isinstance(data, str):
             if str in choices:
                 return data
@@ -160,7 +189,9 @@ class _Reading:
 
     def name(self, data: str, path: str) -> ast.Name:
         if not _name.fullmatch(data):
-            raise Reject(json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots"))
+            raise Reject(
+                json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots")
+            )
         return ast.Name(data, span=self.nowhere)
 
     def _object(self, data: dict, choices: tuple, path: str) -> Any:
@@ -172,19 +203,33 @@ class _Reading:
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
-            raise Reject(json_form(f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known)))
-        missing = [name for name in known if name not in data and name not in _defaults(node)
-                   and type(None) not in _choices(known[name])]
+            raise Reject(
+                json_form(f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known))
+            )
+        missing = [
+            name
+            for name in known
+            if name not in data and name not in _defaults(node) and type(None) not in _choices(known[name])
+        ]
         if missing:
-            raise Reject(json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)))
-        parts = {name: self.node(data.get(name), kind, f"{path}.{name}") for name, kind in known.items()
-                 if name in data or name not in _defaults(node)}
+            raise Reject(
+                json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known))
+            )
+        parts = {
+            name: self.node(data.get(name), kind, f"{path}.{name}")
+            for name, kind in known.items()
+            if name in data or name not in _defaults(node)
+        }
         return self.name(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
 
 
 def _wanted(choices: tuple) -> str:
-    names = [{str: "a string", bool: "true or false", int: "a number"}.get(c) or (
-        f"a {c.__name__}" if c in NODES.values() else "") for c in choices if c is not type(None)]
+    names = [
+        {str: "a string", bool: "true or false", int: "a number"}.get(c)
+        or (f"a {c.__name__}" if c in NODES.values() else "")
+        for c in choices
+        if c is not type(None)
+    ]
     names = [n for n in names if n]
     return " or ".join(names) if len(names) < 4 else "a node"
 

@@ -11,7 +11,9 @@ from .units import ALL, natural
 from .values import Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
-bad_selector = Fault("bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &.")
+bad_selector = Fault(
+    "bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &."
+)
 bad_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
 
 
@@ -39,8 +41,13 @@ def number(expr: ast.Number, digits: str, unit: str) -> Any:
     value = natural(digits, unit)
     if value is None:
         near = nearest(unit, ALL)
-        raise Unfit(unknown_unit(f"`{unit}` is no unit", expr.span,
-                                 help=f"did you mean `{digits}{near}`?" if near else f"units: {', '.join(ALL)}"))
+        raise Unfit(
+            unknown_unit(
+                f"`{unit}` is no unit",
+                expr.span,
+                help=f"did you mean `{digits}{near}`?" if near else f"units: {', '.join(ALL)}",
+            )
+        )
     return value
 
 
@@ -89,14 +96,16 @@ def check_glob(glob: str, span: Span) -> None:
 
 def _glob_help(glob: str) -> str:
     if any(c in glob for c in "^$\\+()|[]"):
-        return "selectors are globs: `*` within a name, `**` across names, `{a,b}` for either, `{0..3}` for numbers"
+        return "selectors are globs: `*` in a name, `**` across names, `{a,b}` for either, `{0..3}` for numbers"
     return 'write paths like "layers.*.mlp"'
 
 
 def inside(span: Span, text: str, start: int, end: int) -> Span:
     """The span of a part of a quoted string, or the whole where escapes make offsets differ."""
     at = span.text.find(text) if text else -1
-    return Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span
+    return (
+        Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span
+    )
 
 
 def typo_fix(span: Span, near: str) -> Fix | None:

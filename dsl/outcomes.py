@@ -27,7 +27,11 @@ _TIMES = {"ns", "us", "µs", "ms", "s", "min", "h"}
 def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     """A checked bound, or None with its faults reported."""
     metric = metric_ref(node.metric, scope)
-    unit = "" if metric is POISON else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
+    unit = (
+        ""
+        if metric is POISON
+        else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
+    )
     profile = _handle(node.profile, "profile", scope) if node.profile else None
     baseline = _handle(node.limit.baseline, "model", scope) if node.limit.baseline else None
     limit = _limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
@@ -58,9 +62,15 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
     ranged = isinstance(node.limit.amount, ast.Interval)
     if ranged != (node.op == "in"):
         place = node.limit.amount.span
-        scope.report(bad_bound("`in` is followed by a range", place, help="write `in 0.8B..1.0B`") if not ranged else
-                     bad_bound(f"`{node.op}` is followed by one value, this is a range", place,
-                               help=f"write `in {place.text}`"))
+        scope.report(
+            bad_bound("`in` is followed by a range", place, help="write `in 0.8B..1.0B`")
+            if not ranged
+            else bad_bound(
+                f"`{node.op}` is followed by one value, this is a range",
+                place,
+                help=f"write `in {place.text}`",
+            )
+        )
         return POISON
     want = Param(_label(node), types, "", of=())
     if ranged:
@@ -125,7 +135,7 @@ def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
 
 
 def holds(condition: str, args: Any) -> bool:
-    """Whether arguments meet a header's condition: "" always, "score" where it is given, "unit: branch" by value."""
+    """Whether arguments meet a condition: "" always, "score" where it is given, "unit: branch" by value."""
     if not condition:
         return True
     name, colon, wanted = condition.partition(":")
@@ -145,7 +155,9 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
         for other, place in taken.items():
             shared = min(len(parts), len(other))
             if parts[:shared] == other[:shared]:
-                said = "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
+                said = (
+                    "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
+                )
                 scope.report(path_clash(f"{path} {said}", span, related=((place, "the first"),),
                                         help="give each artifact a path of its own"))
                 break

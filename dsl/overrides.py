@@ -13,11 +13,20 @@ from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
 bad_override = Fault(
-    "bad-override", "A `--set` or a params file can't be read: `--set name=value`, or one JSON object.", exit="usage")
+    "bad-override",
+    "A `--set` or a params file can't be read: `--set name=value`, or one JSON object.",
+    exit="usage",
+)
 unknown_override = Fault(
-    "unknown-override", "A value is given from outside for a param that the recipe doesn't declare.", exit="usage")
+    "unknown-override",
+    "A value is given from outside for a param that the recipe doesn't declare.",
+    exit="usage",
+)
 unfit_override = Fault(
-    "unfit-override", "A value given from outside doesn't fit the type or the bounds of its param.", exit="usage")
+    "unfit-override",
+    "A value given from outside doesn't fit the type or the bounds of its param.",
+    exit="usage",
+)
 
 PREFIX = "EFFC_PARAM_"
 _NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|[A-Za-z]+)?\Z")

@@ -18,7 +18,9 @@ from .vocabulary import Param
 
 unknown_type = Fault("unknown-type", "A `param` has a type that the language doesn't know.")
 bad_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or gives it twice.")
-matrix_too_large = Fault("matrix-too-large", "A `matrix` expands into more variants than the language allows.")
+matrix_too_large = Fault(
+    "matrix-too-large", "A `matrix` expands into more variants than the language allows."
+)
 
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector")
 MOST = 64              # variants of one recipe
@@ -72,7 +74,7 @@ def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
 
 
 def _bounds(node: ast.Param, want: Param, scope: Scope) -> Any:
-    """The range or the values that a declaration allows, typed as the param is; None where it says nothing."""
+    """The range or the values that a declaration allows, typed as the param; None where it says nothing."""
     match node.bounds:
         case None:
             return None

@@ -1,9 +1,9 @@
-"""Text to syntax tree, however broken the text: one diagnostic per broken statement or step, the rest is read.
+"""Text to syntax tree, however broken: one diagnostic per broken statement or step, the rest is read.
 
-Lark's tables decide what is grammatical; this file feeds them. Before every statement and every item of a block
-(a step, an entry, a bound, a target) it remembers the parser's stacks. Where a token does not fit, `slips` says
-what is wrong. If it also says which token was meant, parsing goes on with that; otherwise the stacks go back
-to the start of the item, and reading resumes at the next item, closing brace or statement.
+Lark's tables decide what is grammatical; this file feeds them. Before every statement and every item of a
+block (a step, an entry, a bound, a target) it remembers the parser's stacks. Where a token does not fit,
+`slips` says what is wrong. If it also says which token was meant, parsing goes on with that; otherwise the
+stacks go back to the start of the item, and reading resumes at the next item, closing brace or statement.
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,19 @@ from .source import Source, Span
 
 __all__ = ["Parsed", "parse", "read_source"]
 
-missing_edition = Fault("missing-edition", "A recipe does not start with the edition of the language it is written in.")
-unknown_edition = Fault("unknown-edition", "A recipe is written in an edition of the language that this effc does not read.")
+missing_edition = Fault(
+    "missing-edition", "A recipe does not start with the edition of the language it is written in."
+)
+unknown_edition = Fault(
+    "unknown-edition", "A recipe is written in an edition of the language that this effc does not read."
+)
 more_mistakes = Fault("more-mistakes", "A file has more mistakes than are worth showing.", severity="note")
 
 EDITION = 1
 HEADS = ("use", "param", "model", "data", "profile", "matrix", "pipeline", "expect", "emit")
 HEAD_TERMINALS = {head.upper() for head in HEADS}
-SHOWN = 50                # mistakes reported per file
-DEPTH = 64                # of nested parentheses and brackets
+SHOWN = 50  # mistakes reported per file
+DEPTH = 64  # of nested parentheses and brackets
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Parsed:
 def parse(source: Source) -> Parsed:
     if len(source.text) > LIMIT:
         return Parsed(File(source, EDITION, None, ()), (too_large(source.name, len(source.text)),))
-    from .abstract import Abstract          # lark costs 60 ms: only those who parse pay
+    from .abstract import Abstract  # lark costs 60 ms: only those who parse pay
     from .scan import scan
 
     tokens, comments = scan(source)
@@ -63,11 +67,11 @@ class _Reader:
     tokens: list
     diagnostics: list[Diagnostic] = field(default_factory=list)
     statement: _Mark | None = None
-    item: _Mark | None = None            # in an open block, its last item
-    block: int | None = None             # index of the open `{`
-    depth: int = 0                       # of parentheses and brackets
-    blamed: bool = False                 # this item has its diagnostic
-    dropped: tuple | None = None         # statement and message of the last token dropped
+    item: _Mark | None = None  # in an open block, its last item
+    block: int | None = None  # index of the open `{`
+    depth: int = 0  # of parentheses and brackets
+    blamed: bool = False  # this item has its diagnostic
+    dropped: tuple | None = None  # statement and message of the last token dropped
 
     def __post_init__(self):
         from .scan import grammar, keywords
@@ -95,19 +99,49 @@ class _Reader:
         used = 2
         if first != "effspec":
             empty = first.type == "$END"
-            self.report(missing_edition(
-                "the file is empty" if empty else f"the file does not start with `effspec {EDITION}`",
-                self.span(first), help=f"`effspec {EDITION}` is the first line of every recipe",
-                fix=self.insertion(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n")))
+            self.report(
+                missing_edition(
+                    "the file is empty" if empty else f"the file does not start with `effspec {EDITION}`",
+                    self.span(first),
+                    help=f"`effspec {EDITION}` is the first line of every recipe",
+                    fix=self.insertion(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n"),
+                )
+            )
             used = 0
+        elif (
+            second.line == first.line and second.type not in ("NUMBER", "LONG_STRING") and second not in HEADS
+        ):
+            while self.tokens[used].line == first.line and self.tokens[used].type not in (
+                "LONG_STRING",
+                "$END",
+            ):
+                used += 1
+            self.report(
+                unknown_edition(
+                    f"`{second}` is no edition of the language",
+                    self.span(second),
+                    help=f"write `effspec {EDITION}`",
+                    fix=Fix(self.span(second), str(EDITION)),
+                )
+            )
         elif second.type != "NUMBER" or second.line != first.line:
-            self.report(missing_edition(
-                "the edition of the language is missing", self.span(first), help=f"write `effspec {EDITION}`",
-                fix=self.insertion(first.end_pos, f" {EDITION}")))
+            self.report(
+                missing_edition(
+                    "the edition of the language is missing",
+                    self.span(first),
+                    help=f"write `effspec {EDITION}`",
+                    fix=self.insertion(first.end_pos, f" {EDITION}"),
+                )
+            )
             used = 1
         elif second != str(EDITION):
-            self.report(unknown_edition(f"this effc reads edition {EDITION} of the language, not {second}",
-                                        self.span(second), help=f"write `effspec {EDITION}`, or use a newer effc"))
+            self.report(
+                unknown_edition(
+                    f"this effc reads edition {EDITION} of the language, not {second}",
+                    self.span(second),
+                    help=f"write `effspec {EDITION}`, or use a newer effc",
+                )
+            )
         self.put("EFFSPEC", "effspec", 0)
         self.put("NUMBER", str(EDITION), self.tokens[used].start_pos)
         return used
@@ -143,7 +177,7 @@ class _Reader:
         if kind == token.type:
             return kind
         inside = self.block is not None or self.depth > 0
-        if inside and token in HEADS or token == "on" and self.owner() != "expect":
+        if (inside and token in HEADS) or (token == "on" and self.owner() != "expect"):
             return "NAME"
         return kind if kind in self.parser.choices() else "NAME"
 
@@ -153,8 +187,12 @@ class _Reader:
 
     def is_python(self, at: int, kind: str) -> bool:
         """Whether a name in the place of a value is Python's word for one."""
-        return (kind == "NAME" and self.tokens[at] in ("True", "False", "None") and "NUMBER" in self.parser.choices()
-                and self.tokens[at + 1].type not in ("COLON", "EQUAL", "LPAR"))
+        return (
+            kind == "NAME"
+            and self.tokens[at] in ("True", "False", "None")
+            and "NUMBER" in self.parser.choices()
+            and self.tokens[at + 1].type not in ("COLON", "EQUAL", "LPAR")
+        )
 
     def begins(self, kind: str) -> str:
         if kind in HEAD_TERMINALS:
@@ -191,8 +229,16 @@ class _Reader:
         complete = self.complete()
         item = self.item if self.block is not None else self.statement
         start = at if complete or item is None else item.at
-        scene = Scene(self.source, self.tokens, self.depth > DEPTH, frozenset(self.parser.accepts()), start,
-                      at, self.block, self.statement.at if self.statement else None)
+        scene = Scene(
+            self.source,
+            self.tokens,
+            self.depth > DEPTH,
+            frozenset(self.parser.accepts()),
+            start,
+            at,
+            self.block,
+            self.statement.at if self.statement else None,
+        )
         slip = diagnose(scene)
         again = slip.drops and self.dropped == (scene.statement, slip.diagnostic.message)
         if complete and not slip.put:
@@ -221,7 +267,9 @@ class _Reader:
         return at
 
     def give_up(self, at: int) -> None:
-        self.diagnostics.append(more_mistakes(f"only the first {SHOWN} mistakes are shown", self.span(self.tokens[at])))
+        self.diagnostics.append(
+            more_mistakes(f"only the first {SHOWN} mistakes are shown", self.span(self.tokens[at]))
+        )
         mark = self.statement
         if mark is not None and not (self.block is None and self.complete()):
             self.restore(mark)

@@ -15,7 +15,9 @@ from .typed import wrong_type
 from .values import MetricRef, StepRef
 from .vocabulary import Word
 
-wrong_order = Fault("wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other.")
+wrong_order = Fault(
+    "wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other."
+)
 unused_step = Fault("unused-step", "A step's result is neither followed, nor emitted, nor named anywhere.")
 
 
@@ -63,8 +65,13 @@ def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     if entry is None:
         scope.unknown(name, ("model",), what="model")
     elif entry.kind != "model":
-        scope.report(wrong_type(f"`{name.path}` is {LABELS[entry.kind]}, a pipeline starts from a model", name.span,
-                                related=((entry.span, "declared here"),)))
+        scope.report(
+            wrong_type(
+                f"`{name.path}` is {LABELS[entry.kind]}, a pipeline starts from a model",
+                name.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
         entry = None
     else:
         scope.variant.reach(entry)
@@ -110,8 +117,14 @@ def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> st
         scope.unknown(value, ("step",), (pipeline.model.path,), "step")
         return None
     if entry.kind != "step":
-        scope.report(wrong_type(f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or "
-                                f"`{pipeline.model.path}`", value.span, related=((entry.span, "declared here"),)))
+        scope.report(
+            wrong_type(
+                f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or "
+                f"`{pipeline.model.path}`",
+                value.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
         return None
     return entry.name
 
@@ -158,8 +171,8 @@ def _report_order(line: Line) -> None:
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
             for late in before[i + 1:]:
-                if late.word and late.word.name in rules and (early, late) not in seen:
-                    seen.add((early, late))
+                if late.word and late.word.name in rules and (early.name, late.name) not in seen:
+                    seen.add((early.name, late.name))
                     line.scope.report(wrong_order(
                         f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "
                         f"{late.word.name}", early.span, note=rules[late.word.name],

@@ -7,12 +7,14 @@ from .source import Source, Span
 
 no_recipe = Fault("no-recipe", "The recipe file does not exist.", exit="usage")
 recipe_is_folder = Fault("recipe-is-folder", "A folder is given where a recipe file is meant.", exit="usage")
-unreadable_recipe = Fault("unreadable-recipe", "The system does not let effc read the recipe file.", exit="usage")
+unreadable_recipe = Fault(
+    "unreadable-recipe", "The system does not let effc read the recipe file.", exit="usage"
+)
 binary_recipe = Fault("binary-recipe", "The recipe file holds bytes that no text has.")
 not_utf_8 = Fault("not-utf-8", "The recipe file is text in another encoding than UTF-8.")
 recipe_too_large = Fault("recipe-too-large", "The recipe file is larger than any recipe.")
 
-LIMIT = 256 * 1024        # bytes of a recipe
+LIMIT = 256 * 1024  # bytes of a recipe
 
 
 def read_source(path: str | Path) -> Source:
@@ -26,8 +28,14 @@ def read_source(path: str | Path) -> Source:
         raise Reject(no_recipe(f"there is no file `{path}`", help=_near(file))) from None
     except IsADirectoryError:
         inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
-        raise Reject(recipe_is_folder(f"`{path}` is a folder", help="it holds " + ", ".join(
-            f"`{name}`" for name in inside) if inside else "give the path of an `.effspec` file")) from None
+        raise Reject(
+            recipe_is_folder(
+                f"`{path}` is a folder",
+                help="it holds " + ", ".join(f"`{name}`" for name in inside)
+                if inside
+                else "give the path of an `.effspec` file",
+            )
+        ) from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise Reject(unreadable_recipe(f"`{path}` cannot be read: {reason}")) from None
@@ -42,16 +50,20 @@ def read_source(path: str | Path) -> Source:
 
 
 def too_large(name: str, size: int) -> Diagnostic:
-    return recipe_too_large(f"`{name}` has {size:,} bytes; a recipe has at most {LIMIT:,}",
-                            help="read long lists from files that the recipe names")
+    return recipe_too_large(
+        f"`{name}` has {size:,} bytes; a recipe has at most {LIMIT:,}",
+        help="read long lists from files that the recipe names",
+    )
 
 
 def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     good = Source(name, data[: error.start].decode("utf-8"))
     line, column = good.place(len(good.text))
-    return not_utf_8(f"byte {error.start + 1:,} of `{name}` (line {line}, column {column}) is not UTF-8",
-                     Span(Source(name, data.decode("utf-8", errors="replace")), len(good.text), len(good.text) + 1),
-                     help="save the file as UTF-8")
+    return not_utf_8(
+        f"byte {error.start + 1:,} of `{name}` (line {line}, column {column}) is not UTF-8",
+        Span(Source(name, data.decode("utf-8", errors="replace")), len(good.text), len(good.text) + 1),
+        help="save the file as UTF-8",
+    )
 
 
 def _near(file: Path) -> str:

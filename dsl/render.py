@@ -27,6 +27,7 @@ def render(diagnostics: Iterable[Diagnostic], format: Format = "text", color: bo
 
 # Text
 
+
 def _text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(what: str, text: str) -> str:
         return f"\x1b[{_COLORS[what]}m{text}\x1b[0m" if color and text else text
@@ -65,19 +66,28 @@ def _visible(text: str) -> str:
 
 # JSON
 
+
 def as_json(diagnostics: Iterable[Diagnostic]) -> dict:
-    """`status` is "refused" where there is an error, else "ok". Lines and columns count from 1, ends are excluded."""
+    """`status` is "refused" where there is an error, else "ok". Lines and columns count from 1."""
     found = in_order(diagnostics)
     refused = any(d.severity == "error" for d in found)
-    return {"schema_version": SCHEMA, "status": "refused" if refused else "ok",
-            "diagnostics": [_object(d) for d in found]}
+    return {
+        "schema_version": SCHEMA,
+        "status": "refused" if refused else "ok",
+        "diagnostics": [_object(d) for d in found],
+    }
 
 
 def _object(diagnostic: Diagnostic) -> dict:
     fixes = [{**_place(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
     return {
-        "slug": diagnostic.slug, "severity": diagnostic.severity, **_place(diagnostic.span),
-        "message": diagnostic.message, "label": diagnostic.label, "help": diagnostic.help, "note": diagnostic.note,
+        "slug": diagnostic.slug,
+        "severity": diagnostic.severity,
+        **_place(diagnostic.span),
+        "message": diagnostic.message,
+        "label": diagnostic.label,
+        "help": diagnostic.help,
+        "note": diagnostic.note,
         "related": [{**_place(span), "message": said} for span, said in diagnostic.related],
         "fixes": fixes,
     }
@@ -87,10 +97,17 @@ def _place(span: Span | None) -> dict:
     keys = ("file", "line", "column", "end_line", "end_column")
     if span is None:
         return dict.fromkeys(keys)
-    return dict(zip(keys, (span.source.name, *span.source.place(span.start), *span.source.place(span.end)), strict=True))
+    return dict(
+        zip(
+            keys,
+            (span.source.name, *span.source.place(span.start), *span.source.place(span.end)),
+            strict=True,
+        )
+    )
 
 
 # GitHub
+
 
 def _github(diagnostic: Diagnostic) -> str:
     """A workflow command: the runner turns it into an annotation of the line."""
@@ -105,7 +122,9 @@ def _github(diagnostic: Diagnostic) -> str:
             properties["endLine"] = place["end_line"]
     properties["title"] = diagnostic.slug
     said = [diagnostic.message]
-    said += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
+    said += [
+        f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text
+    ]
     listed = ",".join(f"{key}={_escaped(str(value), property=True)}" for key, value in properties.items())
     return f"::{command} {listed}::{_escaped(chr(10).join(said))}"
 
@@ -117,10 +136,13 @@ def _escaped(text: str, property: bool = False) -> str:
 
 # Fixes
 
+
 def apply_fixes(text: str, diagnostics: Iterable[Diagnostic]) -> str:
     """The text with every fix put in that lies in it; of two that overlap, the first."""
-    fixes = sorted({d.fix for d in diagnostics if d.fix and d.fix.span.source.text == text},
-                   key=lambda fix: (fix.span.start, fix.span.end))
+    fixes = sorted(
+        {d.fix for d in diagnostics if d.fix and d.fix.span.source.text == text},
+        key=lambda fix: (fix.span.start, fix.span.end),
+    )
     done, at = [], 0
     for fix in fixes:
         if fix.span.start >= at:

@@ -1,4 +1,4 @@
-"""Text to tokens, by the terminals of grammar.lark. Scanning never stops: what is no token becomes a broken one."""
+"""Text to tokens, by the terminals of grammar.lark. It never stops: what is no token becomes a broken one."""
 
 import re
 from functools import cache
@@ -11,11 +11,11 @@ from .ast import Comment
 from .parse import HEADS
 from .source import Source, Span
 
-# Tokens that no rule of the grammar mentions, so the parser stops at them. `FOREIGN` goes before the terminals,
-# whose parts it is made of; the others are what no terminal matches.
+# Tokens that no rule of the grammar mentions, so the parser stops at them. `FOREIGN` goes before the
+# terminals, which would match parts of it; the others are what no terminal matches.
 FOREIGN = r"(?P<FOREIGN>\.(?=[0-9])|//|/\*|\*/|---+|!=|=>|:=|->|&&|\|\||[-+*/]=|\*\*|\.\.\.)"
 BROKEN = (
-    r'(?P<OPEN_LONG_STRING>"""[^\r\n]*(?:\r?\n(?!(?:' + "|".join(HEADS) + r')\b)[^\r\n]*)*+)'
+    r'(?P<OPEN_LONG_STRING>"""[^\r\n]*(?:\r?\n(?!(?:' + "|".join(HEADS) + r")\b)[^\r\n]*)*+)"
     r'|(?P<OPEN_STRING>"[^\r\n]*)'
     r"|(?P<QUOTED>'[^'\r\n]*'|[‘“][^’”\r\n]*[’”])"
     r"|(?P<STRANGE>[^\x00-\x7F]+|.)"
@@ -31,23 +31,33 @@ def grammar() -> Lark:
 @cache
 def keywords() -> dict[str, str]:
     """Words of the grammar and their terminals: `{"pipeline": "PIPELINE"}`."""
-    return {t.pattern.value: t.name for t in grammar().terminals
-            if isinstance(t.pattern, PatternStr) and t.pattern.value.isalpha()}
+    return {
+        t.pattern.value: t.name
+        for t in grammar().terminals
+        if isinstance(t.pattern, PatternStr) and t.pattern.value.isalpha()
+    }
 
 
 @cache
 def _pattern() -> re.Pattern:
     signs = [t for t in grammar().terminals if t.name not in keywords().values()]
-    signs.sort(key=lambda t: (t.name != "SPACE", t.name != "COMMENT", -t.priority, isinstance(t.pattern, PatternStr),
-                              -len(t.pattern.value)))
+    signs.sort(
+        key=lambda t: (
+            t.name != "SPACE",
+            t.name != "COMMENT",
+            -t.priority,
+            isinstance(t.pattern, PatternStr),
+            -len(t.pattern.value),
+        )
+    )
     known = "|".join(f"(?P<{t.name}>{t.pattern.to_regexp()})" for t in signs)
     return re.compile(f"{FOREIGN}|{known}|{BROKEN}", re.DOTALL)
 
 
 def scan(source: Source) -> tuple[list[Token], list[Comment]]:
-    """Tokens with their lines and columns, an end token last; and the comments. Keywords are scanned as names."""
+    """Tokens with lines and columns, an end token last; and comments. Keywords are scanned as names."""
     tokens, comments = [], []
-    line, line_start, last_line = 1, 0, 0        # last_line: where the last token ended
+    line, line_start, last_line = 1, 0, 0  # last_line: where the last token ended
     for match in _pattern().finditer(source.text):
         kind, value, start, end = match.lastgroup, match[0], match.start(), match.end()
         if kind == "COMMENT":

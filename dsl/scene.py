@@ -35,7 +35,7 @@ _AFTER_WORD = {
 
 @dataclass(frozen=True)
 class Scene:
-    """wanted: terminals that would have fitted. start: first token of the broken item. block: the open `{`."""
+    """wanted: terminals that would fit. start: first token of the broken item. block: the open `{`."""
 
     source: Source
     tokens: list
@@ -48,9 +48,9 @@ class Scene:
 
     @cached_property
     def at(self) -> int:
-        """The token to blame: the first that begins a new statement or step, or else where the parser stopped."""
+        """The token to blame: the first that begins a new statement or step, or where the parser stopped."""
         for i in range(self.start + (self.block is None), self.stop):
-            if self.is_head(i) or i > self.start and self.is_step(i):
+            if self.is_head(i) or (i > self.start and self.is_step(i)):
                 return i
         return self.stop
 
@@ -85,7 +85,7 @@ class Scene:
         return stack
 
     def span(self, token) -> Span:
-        """Of a token; of one that runs over several lines, its first line. The end of the file is what stands last."""
+        """Of a token, or of its first line. The end of the file is where its text ends."""
         if token.type == "$END":
             end = len(self.source.text.rstrip())
             return Span(self.source, end, end)
@@ -97,8 +97,10 @@ class Scene:
         return i == 0 or self.tokens[i - 1].end_line < self.tokens[i].line
 
     def _follow(self, i: int, kinds) -> bool:
-        return all(i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind
-                   for k, kind in enumerate(kinds))
+        return all(
+            i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind
+            for k, kind in enumerate(kinds)
+        )
 
     def is_head(self, i: int) -> bool:
         """Whether a statement begins here, as far as layout and the next words tell."""
@@ -114,7 +116,11 @@ class Scene:
         if self.block is None or self.tokens[self.statement] != "pipeline" or not self.first_on_line(i):
             return False
         shape = any(self._follow(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
-        return shape and self.tokens[i].type == "NAME" and self.tokens[i].column <= self.tokens[self.start].column
+        return (
+            shape
+            and self.tokens[i].type == "NAME"
+            and self.tokens[i].column <= self.tokens[self.start].column
+        )
 
     def next_head(self, i: int) -> int:
         last = len(self.tokens) - 1
@@ -130,17 +136,23 @@ class Scene:
             depth = self._deeper(depth, self.tokens[k].type)
         while i < last:
             token = self.tokens[i]
-            if self.is_head(i) or token.type == "RBRACE" and not braces:
+            if self.is_head(i) or (token.type == "RBRACE" and not braces and self._closes(i)):
                 return i
-            braces += (token.type == "LBRACE") - (token.type == "RBRACE")
+            braces = max(0, braces + (token.type == "LBRACE") - (token.type == "RBRACE"))
             if token.type in ("NAME", "DOTTED") and self.first_on_line(i):
                 shape = self.tokens[i + 1].type in after
                 aligned = token.column <= self.tokens[self.start].column
-                if shape and (aligned or depth == 0) or aligned and depth == 0:
+                if (shape and (aligned or depth == 0)) or (aligned and depth == 0):
                     return i
             depth = self._deeper(depth, token.type)
             i += 1
         return last
+
+    def _closes(self, i: int) -> bool:
+        """Whether a brace stands where one closes a block: first or last on its line."""
+        return (
+            self.first_on_line(i) or self.tokens[i + 1].line > self.tokens[i].line or self.ends_block(i + 1)
+        )
 
     @staticmethod
     def _deeper(depth: int, kind: str) -> int:

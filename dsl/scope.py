@@ -22,13 +22,20 @@ class Poison:
 
 
 POISON = Poison()
-LABELS = {"param": "a param", "model": "a model", "data": "data", "profile": "a profile", "pipeline": "a pipeline",
-          "step": "a step", "module": "a module"}
+LABELS = {
+    "param": "a param",
+    "model": "a model",
+    "data": "data",
+    "profile": "a profile",
+    "pipeline": "a pipeline",
+    "step": "a step",
+    "module": "a module",
+}
 
 
 @dataclass
 class Entry:
-    """What a name stands for. `name` is its name in the checked recipe (`mine.calib` where a module has it)."""
+    """What a name stands for. `name` is what the checked recipe calls it: `mine.calib` of a module."""
 
     kind: str
     name: str
@@ -108,7 +115,9 @@ class Scope:
         self.session.report(fault)
 
     def inner(self, later: dict[str, Span]) -> "Scope":
-        return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
+        return Scope(
+            self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early
+        )
 
     def define(self, name: ast.Name, entry: Entry) -> None:
         """Add a name; the first declaration stays where there are two."""
@@ -158,8 +167,10 @@ class Scope:
     def declared_later(self, path: str) -> Span | None:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
-    def unknown(self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name") -> None:
-        """Report a name that stands for nothing. `kinds` are those that would fit here, `also` other words."""
+    def unknown(
+        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name"
+    ) -> None:
+        """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words."""
         if name.path == "" or self.poisoned(name.path) or name.path in self.session.lost:
             return
         if span := self.declared_later(name.path):
@@ -171,6 +182,6 @@ class Scope:
         kinds, known = tuple(kinds), self.reachable()
         fitting = [n for n, e in known.items() if e.kind in kinds]
         if meant := known.get(nearest(name.path, fitting)):
-            meant.used = True                          # or the typo would be reported a second time, as unused
+            meant.used = True  # or the typo would be reported a second time, as unused
         self.report(unknown_name(f"no {what} is called `{name.path}`", name.span,
                                  help=suggestion(name.path, [*fitting, *also], "there is")))

@@ -22,13 +22,19 @@ no_match = Fault("no-match", "A selector, or one alternative of it, matches noth
 nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
 
 LINEAR = ("Linear", "Conv1D")
-NOUNS = {"channels": "groups of channels", "heads": "attention modules", "kv_heads": "attention modules with KV heads",
-         "branches": "residual branches", "layers": "layers", "linear": "linear modules"}
+NOUNS = {
+    "channels": "groups of channels",
+    "heads": "attention modules",
+    "kv_heads": "attention modules with KV heads",
+    "branches": "residual branches",
+    "layers": "layers",
+    "linear": "linear modules",
+}
 
 
 @dataclass(frozen=True)
 class Things:
-    """What a step may select: their kind, paths, and the groups behind the paths where they are channels or heads."""
+    """What a step may select: their kind, paths, and for channels and heads the groups behind the paths."""
 
     kind: str
     paths: tuple[str, ...]
@@ -103,11 +109,16 @@ def _no_match(stage: Stage, part: Dead, things: Things, skeleton: Skeleton):
                         help="drop it, or let `**` cross the dots: \"layers.0.**\"")
     of = "" if part.text == part.glob else f" in `{part.glob}`"
     near = _meant(part, things.paths)
-    sample = f"there is `{things.paths[0]}`" + (f" and {len(things.paths) - 1} more" if len(things.paths) > 1 else "")
-    return no_match(f"`{part.text}`{of} matches none of {len(things.paths)} {things.noun}", place,
-                    help=f"did you mean `{near}`?" if near else f"{sample}; write `allow empty` if none may match",
-                    note=_elsewhere(part, things, skeleton),
-                    fix=Fix(place, near) if near and place != span else None)
+    sample = f"there is `{things.paths[0]}`" + (
+        f" and {len(things.paths) - 1} more" if len(things.paths) > 1 else ""
+    )
+    return no_match(
+        f"`{part.text}`{of} matches none of {len(things.paths)} {things.noun}",
+        place,
+        help=f"did you mean `{near}`?" if near else f"{sample}; write `allow empty` if none may match",
+        note=_elsewhere(part, things, skeleton),
+        fix=Fix(place, near) if near and place != span else None,
+    )
 
 
 def _place(span: Span, part: Dead) -> Span:
@@ -116,7 +127,9 @@ def _place(span: Span, part: Dead) -> Span:
     if glob < 0:
         return span
     start = span.start + glob + 1
-    return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
+    return inside(
+        Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text)
+    )
 
 
 def _meant(part: Dead, paths: Sequence[str]) -> str:
@@ -129,8 +142,12 @@ def _meant(part: Dead, paths: Sequence[str]) -> str:
         if set(head + tail) & set("*{}"):
             return ""
         near = nearest(head + part.text + tail, known)
-        inner = near[len(head): len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
-        return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
+        inner = (
+            near[len(head) : len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
+        )
+        return (
+            "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
+        )
     if any(matches(f"{part.glob}.**", p) for p in paths):
         return f"{part.glob}.**"
     words = [c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c

@@ -16,15 +16,39 @@ from .vocabulary import Param
 wrong_type = Fault("wrong-type", "A value is of another type than the parameter that it is given for.")
 wrong_unit = Fault("wrong-unit", "A number has another unit than the parameter asks for.")
 wrong_base = Fault("wrong-base", "A ratio is a share of something that the parameter doesn't count.")
-missing_base = Fault("missing-base", "A ratio doesn't say what it is a share of, and there are several answers.")
+missing_base = Fault(
+    "missing-base", "A ratio doesn't say what it is a share of, and there are several answers."
+)
 unknown_choice = Fault("unknown-choice", "A word is none of those that the parameter lets you choose from.")
 
-PHRASES = {"int": "a whole number", "float": "a number", "ratio": "a ratio", "bytes": "a size in bytes",
-           "duration": "a duration", "string": "a string", "bool": "`true` or `false`", "selector": "a selector",
-           "range": "a range", "data": "data", "metric": "a metric", "model": "a model", "step": "a step",
-           "choice": "a word", "list": "a list"}
-SAMPLES = {"int": "4", "float": "0.5", "ratio": "85%", "bytes": "24GiB", "duration": "30ms", "string": '"text"',
-           "selector": '"layers.*.mlp"', "range": "1..8", "metric": "perplexity(calib)"}
+PHRASES = {
+    "int": "a whole number",
+    "float": "a number",
+    "ratio": "a ratio",
+    "bytes": "a size in bytes",
+    "duration": "a duration",
+    "string": "a string",
+    "bool": "`true` or `false`",
+    "selector": "a selector",
+    "range": "a range",
+    "data": "data",
+    "metric": "a metric",
+    "model": "a model",
+    "step": "a step",
+    "choice": "a word",
+    "list": "a list",
+}
+SAMPLES = {
+    "int": "4",
+    "float": "0.5",
+    "ratio": "85%",
+    "bytes": "24GiB",
+    "duration": "30ms",
+    "string": '"text"',
+    "selector": '"layers.*.mlp"',
+    "range": "1..8",
+    "metric": "perplexity(calib)",
+}
 CLASSES = {bool: "bool", int: "int", float: "float", str: "string", Ratio: "ratio", Bytes: "bytes",
            Duration: "duration", Range: "range", Selector: "selector", MetricRef: "metric", DataRef: "data",
            ModelRef: "model", StepRef: "step", tuple: "list"}
@@ -115,9 +139,14 @@ def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
         raise Unfit(wrong_base(f"`{want.name}` is a plain ratio, not a share of {ratio.of}", place,
                                help=f"write `{show(Ratio(ratio.value))}`"))
     near = nearest(ratio.of, want.of) or (want.of[0] if len(want.of) == 1 else "")
-    raise Unfit(wrong_base(f"`{want.name}` is a share of {bases}, not of {ratio.of}", place,
-                           help=f"write `of {near}`" if near else f"write `of {want.of[0]}`, if that is what you count",
-                           fix=Fix(place, near) if near and isinstance(expr, ast.Of) else None))
+    raise Unfit(
+        wrong_base(
+            f"`{want.name}` is a share of {bases}, not of {ratio.of}",
+            place,
+            help=f"write `of {near}`" if near else f"write `of {want.of[0]}`, if that is what you count",
+            fix=Fix(place, near) if near and isinstance(expr, ast.Of) else None,
+        )
+    )
 
 
 def misfit(expr: ast.Expr, value: Any, want: Param) -> Diagnostic:
@@ -129,7 +158,9 @@ def misfit(expr: ast.Expr, value: Any, want: Param) -> Diagnostic:
     if given in NUMBERS and NUMBERS & set(want.types):
         fix = _rescaled(expr, value, want)
         help = f"write `{fix.text}`" if fix else f"write it like `{_sample(want)}`"
-        return wrong_unit(f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix)
+        return wrong_unit(
+            f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix
+        )
     sample = _sample(want)
     return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span,
                       help=f"write it like `{sample}`" if sample else "")
@@ -241,10 +272,23 @@ def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scop
     if not isinstance(value, Ratio):
         if type(value) is float and 0 <= value <= 1 and isinstance(amount, ast.Number):
             fix = Fix(amount.span, show(Ratio(value)))
-            raise Unfit(wrong_unit(f"{show(value)} is no ratio, only a ratio is a share of something", amount.span,
-                                   help=f"write `{fix.text} of {base.path}`", fix=fix))
-        raise Unfit(wrong_unit(f"{plain(value)} is no ratio, only a ratio is a share of something", amount.span,
-                               help="write it like `85% of channels`, or drop the `of`"))
+            raise Unfit(
+                wrong_unit(
+                    f"{show(value)} is no ratio, only a ratio is a share of something",
+                    amount.span,
+                    help=f"write `{fix.text} of {base.path}`",
+                    fix=fix,
+                )
+            )
+        raise Unfit(
+            wrong_unit(
+                f"{plain(value)} is no ratio, only a ratio is a share of something",
+                amount.span,
+                help="write it like `85% of channels`, or drop the `of`",
+            )
+        )
     if value.of is not None and value.of != base.path:
-        raise Unfit(wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span))
+        raise Unfit(
+            wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
+        )
     return fit(expr, Ratio(value.value, base.path), want)

@@ -14,7 +14,7 @@ ALL = ("%", *[u for u in COUNTS if u], *BYTES, *DURATIONS)
 def natural(digits: str, unit: str) -> Any:
     """The value of a number as written: int, float, Ratio, Bytes or Duration; None for an unknown unit.
 
-    Powers of ten move into the exponent, so that 0.7% and 0.1B are the nearest floats and not a rounded product.
+    Powers of ten move into the exponent: 0.7% and 0.1B are the nearest floats, not a rounded product.
     """
     if unit == "%":
         return Ratio(_scaled(digits, -2))

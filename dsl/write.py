@@ -9,7 +9,8 @@ _LOOSE, _JOINED, _SHARE, _RANGE, _ATOM = range(5)
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # Printable or not, these would be lost, or turn the direction of the text, in an editor.
 _HIDDEN = frozenset("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\ufeff") | {
-    chr(c) for c in (*range(0x202A, 0x202F), *range(0x2060, 0x2070))}
+    chr(c) for c in (*range(0x202A, 0x202F), *range(0x2060, 0x2070))
+}
 
 
 def expression(node: ast.Expr, place: int = _LOOSE) -> str:
@@ -54,7 +55,7 @@ def text_of(value: str, long: bool = False) -> str:
     body, quotes = [], 0
     for i, c in enumerate(value):
         quotes = quotes + 1 if c == '"' else 0
-        if c == "\\" or c == '"' and (quotes == 3 or i == len(value) - 1):
+        if c == "\\" or (c == '"' and (quotes == 3 or i == len(value) - 1)):
             body.append("\\" + c)
             quotes = 0
         else:

@@ -25,6 +25,8 @@ def golden(request, update):
             folder.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"{path} is not written yet: run pytest --update"
-        assert text == path.read_text(encoding="utf-8"), f"{path} differs: run pytest --update and read the diff"
+        assert text == path.read_text(encoding="utf-8"), (
+            f"{path} differs: run pytest --update and read the diff"
+        )
 
     return compare

@@ -10,6 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 FOLDER = Path(__file__).parents[1] / "recipes" / "zoo" / "tiny-llama"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A model this small gains nothing from more, and on a busy machine their waiting costs seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model():
     return AutoModelForCausalLM.from_pretrained(FOLDER, local_files_only=True)
@@ -49,8 +58,8 @@ def test_perplexity_on_held_out_text_is_far_below_uniform(model, tokenizer):
 
 def test_positions_up_to_the_limit_are_trained(model, tokenizer):
     limit = model.config.max_position_embeddings
-    short = perplexity(model, tokenizer, windows=20, length=limit // 2)
-    assert perplexity(model, tokenizer, windows=10, length=limit) < 1.05 * short    # 1.05: other tokens
+    short = perplexity(model, tokenizer, windows=10, length=limit // 2)
+    assert perplexity(model, tokenizer, windows=5, length=limit) < 1.02 * short     # nearly the same tokens
 
 
 def test_the_tokenizer_round_trips_the_held_out_text(tokenizer):

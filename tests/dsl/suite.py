@@ -1,4 +1,4 @@
-"""Reads the manual's pages: recipes in fenced blocks, what is marked on their lines, and the output shown after."""
+"""Reads the manual's pages: recipes in fenced blocks, the marks of their lines, the output shown after."""
 
 import re
 import shlex
@@ -52,17 +52,23 @@ def cases(page: Path) -> list[Case]:
         elif language == "effspec" and ("module", named := dict(pairs).get("module")) in pairs:
             modules = {**modules, named: body}
         elif language == "effspec":
-            marks = {(i, slug) for i, line in enumerate(body.splitlines(), 1) for found in _MARK.finditer(line)
-                     for slug in found[2].split(", ")}
+            marks = {
+                (i, slug)
+                for i, line in enumerate(body.splitlines(), 1)
+                for found in _MARK.finditer(line)
+                for slug in found[2].split(", ")
+            }
             marks |= {(0, slug) for kind, slug in pairs if kind == "error"}
             sets = [value for flag, value in pairs if flag == "--set"]
-            out.append(Case(page.stem, text.count("\n", 0, fence.start()) + 1, title, body, sets, marks, modules))
+            out.append(
+                Case(page.stem, text.count("\n", 0, fence.start()) + 1, title, body, sets, marks, modules)
+            )
     return out
 
 
 def _before(text: str, end: int) -> str:
-    """The opening line of the fence that stands before an offset, "" where prose with a heading lies between."""
-    opening = [m for m in _FENCE.finditer(text[:end])]
+    """The language of the fence before an offset, "" where a heading lies between."""
+    opening = list(_FENCE.finditer(text[:end]))
     if not opening or "\n#" in text[opening[-1].end(): end]:
         return ""
     return opening[-1][1]

@@ -56,7 +56,7 @@ def test_a_recipe_of_the_manual_has_the_faults_it_is_marked_with(case, update):
 
 
 def rewrite(case, said: str) -> None:
-    """Put what is said now in place of the shown output; offsets are found anew, for pages change under us."""
+    """Put what is said now in place of the shown output; offsets are found anew."""
     page = suite.FOLDER / f"{case.page}.md"
     now = next(c for c in suite.cases(page) if (c.title, c.text) == (case.title, case.text) and c.output)
     text = page.read_text(encoding="utf-8")
@@ -65,14 +65,27 @@ def rewrite(case, said: str) -> None:
 
 
 # What no recipe on a page could show: files that are none, sizes, and an order that no pass asks for yet.
-TOLD = {"no-recipe", "recipe-is-folder", "unreadable-recipe", "binary-recipe", "not-utf-8", "recipe-too-large",
-        "long-selector", "too-deep", "more-mistakes", "json-form", "wrong-order"}
+TOLD = {
+    "no-recipe",
+    "recipe-is-folder",
+    "unreadable-recipe",
+    "binary-recipe",
+    "not-utf-8",
+    "recipe-too-large",
+    "long-selector",
+    "too-deep",
+    "more-mistakes",
+    "json-form",
+    "wrong-order",
+}
 
 
 def test_every_fault_of_the_language_has_a_section_and_nearly_every_one_a_recipe():
     files = (Path(__file__).resolve().parents[2] / "dsl").glob("*.py")
     slugs = {s for f in files for s in re.findall(r'Fault\(\s*"([a-z0-9-]+)"', f.read_text(encoding="utf-8"))}
-    sections = {s for p in suite.pages() for s in re.findall(r"^## (.+)$", p.read_text(encoding="utf-8"), re.M)}
+    sections = {
+        s for p in suite.pages() for s in re.findall(r"^## (.+)$", p.read_text(encoding="utf-8"), re.M)
+    }
     shown = {case.title for case in CASES if any(slug == case.title for _, slug in case.marks)}
     assert slugs == sections
     assert slugs - shown == TOLD

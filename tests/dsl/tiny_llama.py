@@ -13,8 +13,9 @@ def _layer(at: str) -> tuple[list[Part], list[Branch], list[Group]]:
     attn, mlp = f"{at}.self_attn", f"{at}.mlp"
     norms = [Part(f"{at}.{n}", "LlamaRMSNorm", (("weight", (HIDDEN,)),))
              for n in ("input_layernorm", "post_attention_layernorm")]
-    parts = [_linear(f"{attn}.q_proj", HEADS * DIM, HIDDEN), _linear(f"{attn}.k_proj", KV * DIM, HIDDEN),
-             _linear(f"{attn}.v_proj", KV * DIM, HIDDEN), _linear(f"{attn}.o_proj", HIDDEN, HEADS * DIM),
+    parts = [_linear(f"{attn}.q_proj", HEADS * DIM, HIDDEN),
+             _linear(f"{attn}.k_proj", KV * DIM, HIDDEN), _linear(f"{attn}.v_proj", KV * DIM, HIDDEN),
+             _linear(f"{attn}.o_proj", HIDDEN, HEADS * DIM),
              _linear(f"{mlp}.gate_proj", WIDTH, HIDDEN), _linear(f"{mlp}.up_proj", WIDTH, HIDDEN),
              _linear(f"{mlp}.down_proj", HIDDEN, WIDTH), *norms]
     rows, block = ((0, 1),), ((0, DIM),)

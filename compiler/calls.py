@@ -1,0 +1,174 @@
+"""The first call of every unit, found by running the model once."""
+
+import copy
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ..dsl.diagnostics import Fault, Reject
+from .program import argument_names
+from .sample import evaluating, prepared, sample
+from .signature import call_signature, module_signature
+
+unsupported_model = Fault("unsupported-model", "A model does something that effc can't capture as a graph.",
+                          exit="environment")
+
+_OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
+
+
+@dataclass
+class Call:
+    """The arguments of a unit's first call: `free` become placeholders, `statics` are baked."""
+
+    free: dict[str, Any] = field(default_factory=dict)
+    statics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Calls:
+    order: list[str] = field(default_factory=list)               # unit paths as they were called
+    signatures: dict[str, Any] = field(default_factory=dict)     # unit path -> signature
+    first: dict[Any, Call] = field(default_factory=dict)         # signature -> the first call that had it
+    odd: dict[str, str] = field(default_factory=dict)            # path -> why a list element is no unit
+
+
+def candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """The elements of module lists that lie in no other element, by path."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if type(module) is nn.ModuleList and not any(path.startswith(f"{outer}.") for outer in found):
+            found |= {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
+    return found
+
+
+def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
+    """Run the model once and keep, per distinct signature, the arguments of a unit's first call.
+
+    Raises Reject (unsupported-model) if the model's own forward fails.
+    """
+    calls = Calls()
+    counts: dict[str, int] = {}
+
+    def hook(path: str):
+        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            counts[path] = counts.get(path, 0) + 1
+            given = _given(layer, args, kwargs)
+            if counts[path] > 1 or not any(map(_is_stream, given.values())):
+                return
+            calls.order.append(path)
+            signature = (structure[path], call_signature(given))
+            calls.signatures[path] = signature
+            if signature not in calls.first:
+                calls.first[signature] = split(given)
+        return keep
+
+    # Before our own hooks make layers differ.
+    structure = {path: module_signature(layer) for path, layer in candidates(model).items()}
+    try:
+        _run(model, inputs, hook)
+    except Exception as error:   # whatever a model's own code raises, it can't be run
+        raise Reject(unsupported_model(
+            f"{type(model).__name__} can't run the batch it is captured with: {type(error).__name__}: {error}",
+            help="give `capture` inputs that the model takes")) from error
+    for path in [path for path in calls.order if counts[path] > 1]:
+        calls.order.remove(path)
+        calls.odd[path] = f"called {counts[path]} times in one forward"
+    return calls
+
+
+class _Enough(Exception):
+    """All layers that were asked for have been called."""
+
+
+def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[Call]]:
+    """How some units are called on another shape and in a decode step: a right graph is the same for all.
+
+    Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
+    """
+    found: dict[str, list[Call]] = {path: [] for path in paths}
+    if not paths or set(inputs) != set(sample(model)):
+        return found
+    for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
+        for path, call in calls.items():
+            found[path].append(call)
+    return found
+
+
+def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+    if "cache" not in argument_names(type(model)) or "input_ids" not in inputs:
+        return {}
+    caches: list[Cache] = []
+    _calls(model, inputs, paths, caches)
+    if not caches:
+        return {}
+    batch, length = inputs["input_ids"].shape
+    step = sample(model, batch, length + 1)
+    step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
+    return _calls(model, step | {"cache": caches[0]}, paths)
+
+
+def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
+           caches: list[Cache] | None = None) -> dict[str, Call]:
+    """The first calls of these units; the forward is left as soon as the last of them has returned."""
+    found: dict[str, Call] = {}
+
+    def hook(path: str):
+        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if len(found) == len(paths):
+                raise _Enough
+            if path in paths and path not in found:
+                given = _given(layer, args, kwargs)
+                found[path] = split(given)
+                if caches is not None:
+                    caches += [value for value in given.values() if isinstance(value, Cache)]
+        return keep
+
+    try:
+        _run(model, inputs, hook)
+    except _Enough:
+        pass
+    except Exception:   # a model that can't run this itself needs no graph for it
+        return {}
+    return found
+
+
+def _run(model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]]) -> None:
+    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True)
+               for path, layer in candidates(model).items()]
+    try:
+        with torch.no_grad(), evaluating(model), prepared(model):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _given(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(argument_names(type(layer)), args, strict=False)) | kwargs
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+
+
+def is_free(value: Any) -> bool:
+    """Whether an argument becomes a placeholder: tensors, caches, and tables that layers hand on to each other."""
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(map(is_free, value))
+    return isinstance(value, (torch.Tensor, Cache, MutableMapping))
+
+
+def split(given: dict[str, Any]) -> Call:
+    """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache."""
+    memo: dict[int, Any] = {}
+    call = Call()
+    for name, value in given.items():
+        if is_free(value):
+            call.free[name] = copy.deepcopy(value, memo)
+        else:
+            call.statics[name] = value
+    return call

@@ -1,0 +1,155 @@
+"""`effc explain`: the page of a word, or of a fault by its slug. Reads sources and the manual, no torch."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..dsl.diagnostics import EXITS, Fault, Reject
+from ..dsl.nearest import suggestion
+from ..dsl.show import plain, show
+from ..dsl.typed import wanted_phrase
+from ..dsl.values import Bytes, Duration, Ratio
+from ..dsl.vocabulary import Param, Word
+from .kinds import Close
+from .shelf import SHELVES, Shelf
+
+unknown_page = Fault("unknown-page", "`effc explain` was asked for something that has no page.", exit="usage")
+
+TITLES = {"pass": "a pass", "target": "a target", "metric": "a metric", "data": "a kind of data",
+          "model": "a source of models"}
+PACKAGES = ("dsl", "compiler", "passes", "kernels")
+
+
+def explain(name: str) -> str:
+    """The page of a word, of a family such as `prune`, or of a fault; raises Reject for another name."""
+    vocabulary = Shelf().vocabulary
+    found = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
+    if found:
+        return "\n\n\n".join(word_page(w) for w in found)
+    family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)
+              if n.startswith(f"{name}.")]
+    if family:
+        return "\n".join(f"{w.name}  {w.summary}" for w in family)
+    known = dict(all_faults())
+    if name in known:
+        return fault_page(_fault(known[name]))
+    names = [n for kind in SHELVES for n in vocabulary.words(kind)]
+    raise Reject(unknown_page(f"nothing is called `{name}`", help=suggestion(name, [*names, *known])
+                              or "`effc passes --all` lists all words"))
+
+
+def word_page(word: Word) -> str:
+    """Docstring, parameters and what the header promises."""
+    blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
+    if word.params:
+        blocks.append("Parameters\n" + "\n".join(_parameter(p) for p in word.params))
+    if facts := list(_facts(word)):
+        blocks.append("\n".join(facts))
+    return "\n\n".join(blocks)
+
+
+def _parameter(param: Param) -> str:
+    name = param.name + (" (may stand without its name)" if param.positional else "")
+    said = [_type(param), "required" if param.required else f"default {_default(param)}", *_bounds(param)]
+    return f"  {name}: {', '.join(said)}\n      {param.doc}"
+
+
+def _default(param: Param) -> str:
+    return plain(param.default) if param.default in param.choices else show(param.default)
+
+
+def _type(param: Param) -> str:
+    text = wanted_phrase(param)
+    return f"{text} of {' or '.join(param.of)}" if param.of else text
+
+
+def _bounds(param: Param) -> Iterator[str]:
+    """`at least 1`: each bound, written as the first of the parameter's types that has one."""
+    for words, limit in (("at least", param.ge), ("more than", param.gt), ("at most", param.le),
+                         ("less than", param.lt)):
+        if limit is not None:
+            yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
+
+
+def _limit(type_: str, limit: float) -> str:
+    made = {"ratio": Ratio, "bytes": lambda v: Bytes(int(v)), "duration": Duration}.get(type_, lambda v: v)
+    return show(made(limit))
+
+
+def _facts(word: Word) -> Iterator[str]:
+    """The header's promises as sentences."""
+    facts = word.facts
+    if word.kind == "pass":
+        keeps = facts["keeps"]
+        yield (f"Keeps the outputs within {show(keeps.atol)}." if isinstance(keeps, Close) else
+               "May change the outputs; the report measures how much.")
+        yield {"deterministic": "Deterministic.", "seeded": "Deterministic for a seed.",
+               "nondeterministic": "Not deterministic."}[facts["determinism"]]
+        for name, reason in facts["after"].items():
+            yield f"Comes after {name}: {reason}."
+        for condition, what in facts["makes"].items():
+            yield f"Makes {what}{f' with `{condition}`' if condition else ''}."
+    if word.kind == "target":
+        for condition, reasons in facts["cannot_hold"].items():
+            for what, reason in reasons.items():
+                yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
+    if word.kind == "metric":
+        yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
+    if facts.get("extra"):
+        yield f"Needs the packages of `pip install \"effc[{facts['extra']}]\"`."
+
+
+def fault_page(fault: Fault) -> str:
+    """What a fault means, what command ends with it, and its section of the manual."""
+    end = (
+        f"ends with exit code {EXITS[fault.exit]}" if fault.severity == "error" else "does not end a command"
+    )
+    sentence, _, more = fault.doc.partition("\n\n")
+    blocks = [
+        f"{fault.slug}, {'an' if fault.severity == 'error' else 'a'} {fault.severity}: {end}",
+        sentence,
+        more,
+        section(fault.slug),
+    ]
+    return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
+
+
+def section(title: str) -> str:
+    """The text below a heading of the manual, "" where there is none."""
+    for folder in _folders("dsl"):
+        for page in sorted((folder / "suites").glob("*.md")):
+            found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"),
+                              re.MULTILINE | re.DOTALL)
+            if found:
+                return found[1].strip()
+    return ""
+
+
+@cache
+def all_faults() -> tuple[tuple[str, ast.Call], ...]:
+    """Slug and declaration of every fault of effc, from the sources: no file of theirs is imported."""
+    texts = (path.read_text(encoding="utf-8") for package in PACKAGES for folder in _folders(package)
+             for path in sorted(folder.rglob("*.py")))
+    return tuple(pair for text in texts if "Fault(" in text for pair in _declared(ast.parse(text)))
+
+
+def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    for node in tree.body:
+        call = node.value if isinstance(node, ast.Assign) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Fault":
+            yield ast.literal_eval(call.args[0]), call
+
+
+def _fault(call: ast.Call) -> Fault:
+    return Fault(
+        *(ast.literal_eval(a) for a in call.args), **{k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    )
+
+
+def _folders(package: str) -> list[Path]:
+    spec = find_spec(f"effc.{package}")
+    assert spec and spec.submodule_search_locations, f"effc.{package} is not installed"
+    return [Path(p) for p in spec.submodule_search_locations]

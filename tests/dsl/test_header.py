@@ -1,0 +1,107 @@
+"""A header read from its source is what an import would give."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from inspect import cleandoc
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from effc.compiler.header import BASES, inherited, read_header
+from effc.compiler.shelf import SHELVES, Shelf
+from effc.dsl.vocabulary import REQUIRED
+
+SHELF = Shelf()
+WORDS = [(kind, name) for kind in SHELVES for name in SHELF.vocabulary.words(kind)]
+
+
+def written(tmp_path: Path, body: str) -> Path:
+    path = tmp_path / "word.py"
+    path.write_text(dedent(body), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind, name", WORDS)
+def test_what_is_read_is_what_is_imported(kind, name):
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load(kind, name)
+    assert word.doc == cleandoc(cls.__doc__)
+    assert [p.name for p in word.params] == [f.name for f in fields(cls)]
+    for param, field in zip(word.params, fields(cls), strict=True):
+        assert param.required == (repr(field.default) == "<dataclasses._MISSING_TYPE object>" or param.default
+                                  is REQUIRED)
+        if not param.required:
+            assert param.default == field.default
+        about = {k: getattr(param, k) for k in field.metadata}
+        assert about == dict(field.metadata)
+    for fact, value in word.facts.items():
+        assert getattr(cls, fact) == value
+
+
+@pytest.mark.parametrize("kind, name", WORDS)
+def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, name):
+    from effc.dsl.limits import within
+
+    for param in SHELF.vocabulary.word(kind, name).params:
+        assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), (
+            param.name
+        )
+        if not param.required and param.default is not None:
+            assert within(param.default, param, None, lambda fault: None), param.name
+
+
+def test_types_choices_bounds_and_facts_are_read(tmp_path):
+    word = read_header("pass", "some.word", written(tmp_path, '''
+        import torch
+        class Some(Pass):
+            """Do something.
+
+            More of it.
+            """
+            keeps = Close(atol=1e-5)
+            after = {"prune.blocks": "it needs the shapes"}
+            helper: ClassVar[int] = 3
+            keep: Ratio = param("Share.", of=("channels",), gt=0, le=1)
+            count: int | Ratio | None = param("How many.", default=None)
+            how: Literal["fast", "well"] = param("How.", default="fast")
+            ranks: list[int] = param("Ranks.", default=(8, 16), ge=1)
+            names: str | tuple[str, ...] = param("Names.", default="x")
+            on: Selector = param("Where.", default=Selector((("|", "*.mlp"),)))
+        '''))
+    keep, count, how, ranks, names, on = word.params
+    assert (keep.types, keep.of, keep.gt, keep.required) == (("ratio",), ("channels",), 0, True)
+    assert (count.types, count.default) == (("int", "ratio"), None)
+    assert (how.types, how.choices) == (("choice",), ("fast", "well"))
+    assert ranks.types == ("list[int]",) and names.types == ("string", "list[string]")
+    assert on.default.terms == (("|", "*.mlp"),)
+    assert (
+        word.facts["keeps"].atol == 1e-5
+        and word.facts["helper"] == 3
+        and word.facts["determinism"] == "seeded"
+    )
+    assert word.summary == "Do something."
+
+
+@pytest.mark.parametrize("body, said", [
+    ('class A(Pass):\n    """D."""\n    keeps = make()', "not literal"),
+    ('class A(Pass):\n    pass', "no docstring"),
+    ('x = 1', "0 classes derive from Pass"),
+    ('class A(Pass):\n    """D."""\n    x: Tensor = param("X.")', "no type that a recipe can write"),
+    ('class A(Pass):\n    """D."""\n    x: int | None = param("X.", default=3)', "None is its default"),
+])
+def test_a_header_that_is_not_literal_names_file_and_line(tmp_path, body, said):
+    with pytest.raises(AssertionError, match=said) as caught:
+        read_header("pass", "a", written(tmp_path, body))
+    assert "word.py" in str(caught.value)
+
+
+def test_targets_have_a_path_first():
+    params, _ = inherited(BASES["target"])
+    assert list(params) == ["path"] and params["path"].positional
+
+
+def test_reading_all_headers_imports_no_torch():
+    code = ("import sys; from effc.compiler.shelf import Shelf, SHELVES; v = Shelf().vocabulary; "
+            "[v.word(k, n) for k in SHELVES for n in v.words(k)]; "
+            "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,53 @@
+"""Every word and every fault has a page."""
+
+import subprocess
+import sys
+
+import pytest
+from effc.compiler.explain import _fault, all_faults, explain
+from effc.compiler.shelf import SHELVES, Shelf
+from effc.dsl.diagnostics import Reject
+
+VOCABULARY = Shelf().vocabulary
+WORDS = sorted({name for kind in SHELVES for name in VOCABULARY.words(kind)})
+FAULTS = sorted(all_faults(), key=lambda pair: pair[0])
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_words_page_has_its_sentence_and_all_its_parameters(name):
+    page = explain(name)
+    for kind in SHELVES:
+        if word := VOCABULARY.words(kind).get(name):
+            assert word.summary.split("\n")[0] in page.replace("\n", " ")
+            assert all(f"  {p.name}" in page and p.doc in page for p in word.params)
+
+
+@pytest.mark.parametrize("slug", [slug for slug, _ in FAULTS])
+def test_a_faults_page_has_its_sentence_and_exit_code(slug):
+    if slug in WORDS:
+        pytest.skip("a word has this name")
+    page = explain(slug)
+    assert page.startswith(f"{slug}, ")
+    assert _fault(dict(FAULTS)[slug]).doc.split("\n\n")[0] in page
+
+
+def test_a_slug_names_one_fault():
+    slugs = [slug for slug, _ in FAULTS]
+    assert sorted(set(slugs)) == slugs
+
+
+def test_a_family_lists_its_words():
+    assert "prune.channels  Make MLPs narrower" in explain("prune")
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(Reject) as caught:
+        explain("perplexty")
+    (fault,) = caught.value.diagnostics
+    assert (fault.exit, fault.help) == (2, "did you mean `perplexity`?")
+
+
+def test_explaining_imports_no_torch():
+    code = ("import sys; from effc.compiler.explain import explain; explain('out-of-range'); explain('hf'); "
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
