@@ -59,7 +59,7 @@ def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False
 
 
 def app(argv: Sequence[str] = ()) -> typer.Typer:
-    """The command with the verb that is called; with all of them where none is: each costs some milliseconds."""
+    """The command with the verb that is called, or with all where none is: each costs some milliseconds."""
     made = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False,
                        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
                        subcommand_metavar="VERB ...")

@@ -62,7 +62,7 @@ def origin_of(place: str, settings: "Settings") -> "Origin":
 
 
 def nowhere(place: str):
-    found = f"{place} is a file" if Path(place).is_file() else f"there is no {place}"
+    found = f"`{place}` is a file" if Path(place).is_file() else f"there is no `{place}`"
     return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
 

@@ -1,6 +1,5 @@
 """`effc cache`: what finished steps are kept, why one is not, and keeping it small and sound."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,7 +106,12 @@ def _cache(shared: Shared) -> "Cache":
 
 
 def _word(entry) -> str:
-    """`prune.blocks(remove: 4, …)`, shortened."""
+    """The step as a recipe would write it, without what was left out there."""
+    from ...dsl.show import plain
+    from ...dsl.values import from_json
+
     step = entry.parts.get("step", {})
-    text = json.dumps(step.get("args", {}), ensure_ascii=False)
-    return f"{step.get('word', '?')} {text if len(text) <= 48 else text[:47] + '…'}"
+    args = [f"{name}: {plain(from_json(value))}" for name, value in step.get("args", {}).items()
+            if value is not None]
+    text = f"{step.get('word', 'unknown')}({', '.join(args)})"
+    return text if len(text) <= 72 else text[:71] + "…"

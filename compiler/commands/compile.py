@@ -89,13 +89,21 @@ def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
     from ..quantity import size
 
-    title = f"{manifest.name} -> {path}  {manifest.kind}, {size(manifest.bytes)}"
+    title = screen.styled(f"{manifest.name} -> {path}", "bold")
+    title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
     rows = list(measured_rows(manifest))
     if not rows:
-        return screen.styled(title, "bold")
+        return title
     head = ("", "before", "after", "change", "bound", "")
-    table = screen.table([head, *rows], right=(1, 2, 3), indent="  ")
-    return screen.styled(title, "bold") + "\n" + table
+    lines = screen.table([head, *rows], right=(1, 2, 3), indent="  ").splitlines()
+    return "\n".join([title, lines[0], *(_tinted(line, row[-1], screen) for line, row in
+                                         zip(lines[1:], rows, strict=True))])
+
+
+def _tinted(line: str, outcome: str, screen: "Screen") -> str:
+    """The outcome at the end of a line in its colour."""
+    color = {"holds": "green", "fails": "red", "skipped": "yellow"}.get(outcome)
+    return line.removesuffix(outcome) + screen.styled(outcome, color) if color else line
 
 
 def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
