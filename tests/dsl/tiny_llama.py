@@ -20,10 +20,11 @@ def _layer(at: str) -> tuple[list[Part], list[Branch], list[Group]]:
              _linear(f"{mlp}.down_proj", HIDDEN, WIDTH), *norms]
     rows, block = ((0, 1),), ((0, DIM),)
     q = Member(f"{attn}.q_proj.weight", 0, block), Member(f"{attn}.o_proj.weight", 1, block)
-    kv = (Member(f"{attn}.q_proj.weight", 0, ((0, DIM * HEADS // KV),)), Member(f"{attn}.k_proj.weight", 0, block),
-          Member(f"{attn}.v_proj.weight", 0, block),
-          Member(f"{attn}.o_proj.weight", 1, ((0, DIM * HEADS // KV),)))
-    wide = tuple(Member(f"{mlp}.{n}_proj.weight", axis, rows) for n, axis in (("gate", 0), ("up", 0), ("down", 1)))
+    served = ((0, DIM * HEADS // KV),)
+    kv = (Member(f"{attn}.q_proj.weight", 0, served), Member(f"{attn}.k_proj.weight", 0, block),
+          Member(f"{attn}.v_proj.weight", 0, block), Member(f"{attn}.o_proj.weight", 1, served))
+    axes = {"gate": 0, "up": 0, "down": 1}
+    wide = tuple(Member(f"{mlp}.{name}_proj.weight", axis, rows) for name, axis in axes.items())
     groups = [Group(attn, "heads", HEADS, q, per_block=HEADS // KV), Group(attn, "kv_heads", KV, kv),
               Group(mlp, "channels", WIDTH, wide)]
     branches = [Branch(attn, at, "attention", (attn, f"{at}.input_layernorm"), "add"),
