@@ -1,7 +1,7 @@
 """Selectors: globs over module paths, joined left to right by `|`, `-` and `&`.
 
-A glob matches a path or any end of it that starts at a component: `layers.*.mlp` matches
-`model.layers.3.mlp`. `*` stands for any characters of one component, `**` for any number of components, none included, `{q,v}` for
+A glob matches a path or any end of it that starts at a component: `layers.*.mlp` matches `model.layers.3.mlp`.
+`*` stands for any characters of one component, `**` for any number of components, none included, `{q,v}` for
 one of several, `{0..3}` for a number of a range. There are no regular expressions: a selector that is wrong
 should match nothing, and be told so.
 """

@@ -148,10 +148,10 @@ def test_the_strongest_override_wins():
     top, steps = "param keep: ratio = 50%\nparam n: int = 1", "  a = cut(keep: keep of channels, align: n)"
     file = Source("params.json", '{"keep": "60%", "n": 2}')
     environment = {"EFFC_PARAM_keep": "70%", "HOME": "x"}
-    for given, keep, origin in (({}, 0.5, "recipe"), ({"params": file}, 0.6, "params.json"),
+    for sources, keep, origin in (({}, 0.5, "recipe"), ({"params": file}, 0.6, "params.json"),
                                 ({"params": file, "environment": environment}, 0.7, "EFFC_PARAM_keep"),
                                 ({"params": file, "environment": environment, "sets": ["keep=80%"]}, 0.8, "--set")):
-        made = recipe(steps, top=top, **given)
+        made = recipe(steps, top=top, **sources)
         assert (made.params["keep"], made.origins["keep"]) == (Ratio(keep), origin)
     assert made.params["n"] == 2
 
