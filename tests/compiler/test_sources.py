@@ -20,7 +20,10 @@ from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+
 from tests import worlds
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture
