@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from ..dsl.diagnostics import EXITS, Reject
 from .commands.exits import Carried, exit_table, explained, show_traceback
-from .commands.interrupt import told, within_a_second
+from .commands.interrupt import asked_to_stop, told, within_a_second
 from .commands.screen import Screen, code_of
 
 VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "run", "test", "diff", "inspect",
@@ -72,17 +73,25 @@ def app(argv: Sequence[str] = ()) -> typer.Typer:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    code = _run(sys.argv[1:] if argv is None else argv)
+    if argv is None and code == EXITS["interrupted"]:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)           # taking torch apart takes seconds, and a person waits
+    return code
+
+
+def _run(argv: list[str]) -> int:
     _hush_libraries()
     try:
         with within_a_second():
             code = _guarded(argv)
             sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        return _reader_left()
-    except KeyboardInterrupt as error:
-        return _leave(Carried(error, None), argv)
+    except (KeyboardInterrupt, OSError) as error:       # stdout closed, or full
+        code = _leave(Carried(error, None), argv)
+        _drop_output()
+        return code
 
 
 def _guarded(argv: list[str]) -> int:
@@ -107,8 +116,11 @@ def _leave(carried: Carried, argv: list[str]) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):
-        return _reader_left()
+    if isinstance(error, BrokenPipeError):      # the reader has had enough, as in `effc passes | head`
+        _drop_output()
+        return 0
+    if asked_to_stop() and not isinstance(error, Reject):
+        error = KeyboardInterrupt()
     diagnostics = explained(error)
     if shared.debug if shared else "--debug" in argv:
         show_traceback(error)
@@ -126,15 +138,12 @@ def _guess(argv: list[str]) -> Screen:
     return Screen(form if form in ("json", "github") else "text", told.get("--color", "auto"))
 
 
-def _reader_left() -> int:
-    """The reader of a pipe has had enough, as in `effc passes | head`: no error."""
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        try:
-            (sys.stdout, sys.stderr)[stream - 1].flush()
-        except (BrokenPipeError, ValueError):
-            os.dup2(quiet, stream)
-    return 0
+def _drop_output() -> None:
+    """What stdout can't take is lost, and Python must not try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _hush_libraries() -> None:

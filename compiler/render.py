@@ -134,35 +134,29 @@ class Bars(Renderer):
     def __init__(self, stream: TextIO, verbose: int = 0, color: bool = True):
         super().__init__(stream, verbose)
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         console = Console(file=stream, force_terminal=True, no_color=not color, highlight=False,
                           soft_wrap=True)
         self.progress = Progress(
-            SpinnerColumn(style="cyan"),
-            TextColumn("{task.fields[place]}"), TextColumn("{task.fields[stage]}"),
-            TextColumn("[dim]{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("[dim]left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            SpinnerColumn(style="cyan"), TextColumn("{task.fields[place]}  {task.fields[stage]}"),
+            TextColumn("[dim]{task.description}"),
+            BarColumn(24, style="bright_black", complete_style="cyan", pulse_style="cyan"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=console, transient=True, refresh_per_second=8)
         self.task = None
 
     def began(self, event: StageBegan) -> None:
         self._drop()
         place = f"{event.index}/{event.total}" if event.total else ""
-        self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=place, note="")
+        self.task = self.progress.add_task(event.about, total=None, stage=event.stage, place=place, state="")
 
     def ticked(self, event: Ticked) -> None:
         if self.task is not None:
-            self.progress.update(self.task, description=event.label, completed=event.done, total=event.total,
-                                 note=event.note)
+            self.progress.update(self.task, description=event.label, completed=event.done, total=event.total)
+            left = self.progress.tasks[0].time_remaining
+            state = [f"{event.done}/{event.total}", f"{seconds(left)} left" if left else "", event.note]
+            self.progress.update(self.task, state="  ".join(filter(None, state)))
 
     def ended(self, event: StageEnded) -> None:
         self._drop()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ...dsl.diagnostics import EXITS, Diagnostic, Fault, Reject
+from .interrupt import SENTENCE
 
 if TYPE_CHECKING:
     from .flags import Shared
@@ -79,7 +80,7 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
         case Reject():
             return error.diagnostics
         case KeyboardInterrupt():
-            return [interrupted("stopped; nothing is half written", help="compile again to go on from here")]
+            return [interrupted(SENTENCE)]
         case MemoryError():
             return [_memory(error)]
         case UsageError():
@@ -88,8 +89,8 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
     if _is(error, "OutOfMemoryError") or any(t in text for t in _EMPTY):
         return [_memory(error)]
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
-        return [no_space("the disk is full: " + (_file(error) or _sentence(error)),
-                         help="`effc cache gc` frees what is no longer used")]
+        where = f" at {_file(error)}" if _file(error) else ""
+        return [no_space(f"the disk is full{where}", help="`effc cache gc` frees what is no longer used")]
     if type(error).__module__.split(".")[0] in _NETWORK:
         return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
     if isinstance(error, PermissionError):

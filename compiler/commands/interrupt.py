@@ -7,7 +7,6 @@ the process otherwise. That is safe, because files of the cache and artifacts ar
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +15,11 @@ from contextlib import contextmanager
 from ...dsl.diagnostics import EXITS
 
 PATIENCE = 0.7       # seconds that the main thread has to end well
+SENTENCE = "stopped; nothing is half written, and compile goes on where it was stopped"
 
 _patient = threading.Event()      # set while a verb answers Ctrl-C itself
+_asked = threading.Event()        # set once a signal came that nobody answers
+_said = threading.Event()         # set once the main thread has told that it stops
 
 
 @contextmanager
@@ -51,7 +53,14 @@ def answered_here() -> Iterator[None]:
 
 
 def _raise(number, frame) -> None:
+    if number != signal.SIGINT or not _patient.is_set():
+        _asked.set()
     raise KeyboardInterrupt
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal came: an import that it breaks off ends in quite other errors."""
+    return _asked.is_set()
 
 
 def _watch(reader: int) -> None:
@@ -59,14 +68,10 @@ def _watch(reader: int) -> None:
         if number[0] == signal.SIGINT and _patient.is_set():
             continue
         time.sleep(PATIENCE)
-        note = "note[interrupted]: stopped; nothing is half written\nhelp: compile again to go on from here\n"
         if not _said.is_set():
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, note.encode())
+            os.write(2, f"note[interrupted]: {SENTENCE}\n".encode())
         os._exit(EXITS["interrupted"])
     os.close(reader)
-
-
-_said = threading.Event()         # set once the main thread has told that it stops
 
 
 def told() -> None:

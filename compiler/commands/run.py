@@ -1,6 +1,6 @@
 """`effc run`: talk to a model, on a terminal or through a pipe."""
 
-import contextlib
+import re
 import sys
 from typing import Annotated
 
@@ -79,15 +79,13 @@ def converse(talker, label: str, shared: Shared) -> None:
     from .interrupt import answered_here
 
     screen = shared.screen
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401        line editing and history for input()
-
     kind = "answers" if talker.chats else "continues your text"
     screen.say(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
+    mark = _prompt_mark(screen.styled("> ", "cyan"))
     with answered_here():
         while True:
             try:
-                line = input(screen.styled("> ", "cyan"))
+                line = input(mark)
             except KeyboardInterrupt:
                 print()
                 continue
@@ -96,6 +94,15 @@ def converse(talker, label: str, shared: Shared) -> None:
                 return
             if line.strip():
                 _exchange(talker, line, shared)
+
+
+def _prompt_mark(styled: str) -> str:
+    """A prompt with line editing and history, where Python has readline: it must know what takes no room."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        return styled
+    return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)
 
 
 def _exchange(talker, line: str, shared: Shared) -> None:
