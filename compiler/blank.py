@@ -5,7 +5,7 @@ positions) would be lost, and no checkpoint holds them. Here they are as the con
 that cut them cut real values.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,12 @@ def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
     """The transformers model of a config; a parameter exists for no longer than it takes to register it."""
     with parameters_on_meta():
         return build(config, dtype)
+
+
+def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tables that no checkpoint holds, yet were cut: they must be stored, as which part is left is not recorded."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: b for name, b in model.named_buffers() if name in set(resized) and name not in saved}
 
 
 @contextmanager

@@ -78,30 +78,34 @@ def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
 
 def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
-    from .blank import blank
+    from .blank import blank, cut_tables
     from .edits import Edits, replay
 
     model = blank(record["base"], record["dtype"])
+    edits = Edits.from_json(record["edits"])
     try:
-        replay(model, Edits.from_json(record["edits"]))
+        replay(model, edits)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Reject(not_sealed(f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
                                 help="install the effc that wrote it")) from error
-    fill(model, folder, dtype)
+    fill(model, folder, cut_tables(model, edits.shapes), dtype)
     attach(model, record)
     _dress(model, folder)
     return model.eval()
 
 
-def fill(model: Any, folder: Path, dtype: "torch.dtype | None" = None) -> None:
+def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
+         dtype: "torch.dtype | None" = None) -> None:
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
     from .snapshot import assign, distinct
+    from .surgery import put
     from .tensors import mapped
 
-    wanted = dict(distinct(model))
+    wanted = dict(distinct(model)) | tables
     found = dict(mapped(folder))
+    known = model.state_dict(keep_vars=True).keys() | wanted.keys()
     wrong = [f"`{n}` is missing" for n in wanted if n not in found]
-    wrong += [f"`{n}` has no place in the model" for n in found if n not in model.state_dict()]
+    wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
     wrong += [f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
               for n, w in wanted.items() if n in found and found[n].shape != w.shape]
     if wrong:
@@ -109,7 +113,9 @@ def fill(model: Any, folder: Path, dtype: "torch.dtype | None" = None) -> None:
         raise Reject(tensors_differ(f"{folder}: {', '.join(wrong[:3])}{more}",
                                     help="weights and config.json are of different saves: copy both again"))
     cast = lambda t: t.to(dtype) if dtype and t.is_floating_point() else t  # noqa: E731
-    assign(model, {name: cast(found[name]) for name in wanted})
+    assign(model, {name: cast(found[name]) for name in wanted if name not in tables})
+    for name in tables:
+        put(model, name, found[name])
 
 
 def _dress(model: Any, folder: Path) -> None:

@@ -179,6 +179,8 @@ def _read(file: Path) -> Any:
                                  help="name the folder that `effc compile` wrote")) from error
     except OSError as error:
         raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
+    except UnicodeDecodeError as error:
+        raise Reject(artifact_broken(f"{file} is not text: byte {error.start} is no UTF-8", help=_AGAIN)) from error
     except (ValueError, RecursionError) as error:
         raise Reject(artifact_broken(f"{file} is not JSON: {error}", help=_AGAIN)) from error
     number = data.get("format") if isinstance(data, dict) else None

@@ -46,7 +46,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
     except (ValueError, RecursionError) as error:
-        raise Reject(not_sealed(f"{file} is not JSON: {error}")) from error
+        raise Reject(not_sealed(f"{file} is not JSON")) from error
     found = body.get(KEY) if isinstance(body, dict) else None
     if not isinstance(found, dict):
         raise Reject(not_sealed(f"{file} has no key `{KEY}`", help="an ordinary checkpoint is loaded with "

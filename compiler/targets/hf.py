@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
 from ..artifact import NOTES
+from ..blank import cut_tables
 from ..compat import Padding, padding
 from ..context import Context
 from ..folder import TOKENIZER_FILES
@@ -92,7 +93,8 @@ def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int) ->
 def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
     folder, model = into / "compact", program.model
     folder.mkdir()
-    write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
+    tensors = [*distinct(model), *cut_tables(model, program.edits.shapes).items()]
+    write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
     companions(program, folder, ctx)
     write_config(model.config, model, folder,
                  record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")))
