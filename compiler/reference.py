@@ -192,7 +192,7 @@ def _head_place(ctx: Context) -> Path:
 
 def _mapped(place: Path) -> dict[str, Tensor]:
     with safe_open(place, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}
 
 
 def _keep_head(place: Path, head: nn.Linear, tail: str) -> None:
@@ -226,7 +226,7 @@ class _whole:
         if self.size > 0.9 * free:
             raise Reject(no_space(f"the original's outputs take {size(self.size)}, {size(free)} are free in "
                                   f"{self.place.parent}", help="give fewer `samples`, or another --cache-dir"))
-        self.file = open(self.draft, "wb")                                     # noqa: SIM115
+        self.file = open(self.draft, "wb")
         self.file.write(len(self.header).to_bytes(8, "little") + self.header)
         return lambda x: self.file.write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 

@@ -99,7 +99,7 @@ def interleaved(models: Mapping[str, nn.Module], metric: Any, ctx: "Context", ro
 
 
 def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
-    return [list(r.values())[-1] / list(r.values())[0] for r in rounds]
+    return [last / first for first, *_, last in (tuple(r.values()) for r in rounds)]
 
 
 @contextmanager

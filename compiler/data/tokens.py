@@ -10,7 +10,7 @@ from ..context import Context
 from ..kinds import Data, param
 from ..records import bad_record, no_field
 from ..safetensors_header import Header, read_header
-from ..windows import bad_rows, content_identity, choose_rows, find_files
+from ..windows import bad_rows, choose_rows, content_identity, find_files
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 

@@ -216,7 +216,8 @@ def test_bfloat16_agrees_with_itself(tmp_path):
 
 @pytest.fixture
 def quiz(ctx):
-    records = [{"question": f"Is {i} even", "options": ["no", "yes it is", "who knows"], "answer": i % 3} for i in range(9)]
+    options = ["no", "yes it is", "who knows"]
+    records = [{"question": f"Is {i} even", "options": options, "answer": i % 3} for i in range(9)]
     (ctx.folder / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return worlds.context(ctx.folder, ctx.origin, {"quiz": ("choices", {"path": "q.jsonl"}),
                                                    "noise": ("synthetic", {})})
