@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..dsl.diagnostics import Fault, Reject
@@ -90,7 +91,7 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
     """
     found: dict[str, list[Call]] = {path: [] for path in paths}
-    if not paths or set(inputs) != set(sample(model)):
+    if not paths or not isinstance(model, PreTrainedModel) or set(inputs) != set(sample(model)):
         return found
     for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
         for path, call in calls.items():
@@ -124,7 +125,7 @@ def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
                 given = _given(layer, args, kwargs)
                 found[path] = split(given)
                 if caches is not None:
-                    caches += [value for value in given.values() if isinstance(value, Cache)]
+                    caches.extend(value for value in given.values() if isinstance(value, Cache))
         return keep
 
     try:

@@ -160,11 +160,15 @@ def _arguments(call: Call, first: Call) -> dict[str, Any]:
 
 
 def _agree(first: fx.Graph, other: fx.Graph) -> None:
-    for a, b in zip_longest(first.nodes, other.nodes):
-        if a is None or b is None or (a.op, a.target, str(a.args), str(a.kwargs)) != (
-                b.op, b.target, str(b.args), str(b.kwargs)):
-            scope = (a or b).meta.get("scope", ())
+    for a, b in zip_longest(map(_call_of, first.nodes), map(_call_of, other.nodes), fillvalue=((), "")):
+        if a[1] != b[1]:
+            # The one that does more at this point is further inside.
+            scope = max(a[0], b[0], key=len)
             raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
+
+
+def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
+    return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
 
 
 def _source_line(error: Exception, model: nn.Module) -> str:

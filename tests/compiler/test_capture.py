@@ -6,13 +6,14 @@ import gc
 import pytest
 import torch
 from effc.compiler import patches
-from effc.compiler.capture import capture
+from effc.compiler.calls import other_calls, record
+from effc.compiler.capture import capture, capture_inside
 from effc.compiler.equivalence import compare, observe
 from effc.compiler.integers import Sourced, evaluate
-from effc.compiler.sample import tokens
+from effc.compiler.sample import sample, tokens
 from effc.dsl.diagnostics import Reject
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 
 from tests import tiny
 
@@ -34,6 +35,15 @@ def pair(request):
 
 def test_bound_units_give_the_same_logits_on_all_shapes_padded_and_cached(pair):
     assert compare(*pair) == 0.0
+
+
+@pytest.mark.parametrize("name", tiny.WIDER)
+def test_experts_states_and_encoders_are_captured_exactly_too(name):
+    model = tiny.model(name)
+    reference = copy.deepcopy(model)
+    program = capture(model)
+    assert compare(reference, bind(program)) == 0.0
+    assert program.units and program.flat
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"},
@@ -207,6 +217,63 @@ def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
     assert list(program.opaque) == ["model.layers.1.mlp"]
     assert "`numpy` gives a ndarray" in program.opaque["model.layers.1.mlp"]
     assert compare(model, bind(program)) == 0.0
+
+
+def test_a_mixer_that_keeps_a_state_in_the_cache_is_a_leaf_and_can_be_looked_into():
+    program = capture(tiny.model("mamba2"))
+    assert list(program.opaque) == [f"backbone.layers.{i}.mixer" for i in range(3)]
+    assert [node.target for node in program.units["backbone.layers.0"].graph.nodes
+            if node.meta.get("role") == "ssm_scan"] == ["mixer"]
+    inside = capture_inside(program, "backbone.layers.0").graph
+    assert {"ssm_scan", "ssm_conv", "linear"} <= {node.meta.get("role") for node in inside.nodes}
+    assert "mixer.num_heads" in {source for node in inside.nodes for _, _, source in node.meta.get("ints", ())}
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_layers_are_also_called_on_another_shape_and_in_a_decode_step(name):
+    model = tiny.model(name)
+    path = list(capture(model).units)[1]
+    first, other, step = (call.free for call in [
+        record(model, sample(model)).first.popitem()[1], *other_calls(model, sample(model), [path])[path]])
+    assert list(first) == list(other) == list(step)
+    shapes = [next(iter(free.values())).shape for free in (first, other, step)]
+    assert shapes == [(2, 7, 64), (3, 11, 64), (2, 1, 64)]
+
+
+@pytest.mark.parametrize("forward", [
+    lambda self, x: sum(self.up(x[:, i:i + 1]) for i in range(x.shape[1])) + 0 * x,
+    lambda self, x: self.up(x) if x.shape[1] > 8 else self.up(x) * 2,
+    lambda self, x: self.up(x) if x.shape[1] > 1 else self.up(x) * 2,
+    lambda self, x: self.up(x) if x.sum() > 0 else self.up(x) * 2,
+    lambda self, x: self.up(x) * x.shape[0] if x.shape[0] % 2 else self.up(x),
+    lambda self, x: self.up(x) * (x.amax().item() > 0),
+], ids=["loop over length", "long", "decoding", "numbers", "batch", "item"])
+def test_a_module_whose_operations_depend_on_sizes_or_numbers_becomes_a_leaf(forward):
+    model = tiny.model("llama")
+    old = model.model.layers[1].mlp
+
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(64, 64)
+    Fickle.forward = forward
+    Fickle.__module__ = type(old).__module__
+    model.model.layers[1].mlp = Fickle()
+    reference = copy.deepcopy(model)
+    program = capture(model)
+    assert list(program.opaque) == ["model.layers.1.mlp"]
+    assert compare(reference, bind(program)) == 0.0
+
+
+def test_a_model_of_seventy_billion_is_one_program_and_no_memory():
+    config = tiny.config("llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+                         num_attention_heads=64, num_key_value_heads=8, vocab_size=128256)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    program = capture(model)
+    assert len(program.units) == 80
+    assert len({id(unit.graph) for unit in program.units.values()}) == 1
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
