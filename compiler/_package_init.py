@@ -2,7 +2,7 @@
 
 from importlib import metadata as _metadata
 
-__all__ = ["__version__", "check", "compile", "load", "plan"]
+__all__ = ["__version__", "check", "compile", "load", "plan"]  # noqa: F822 (__getattr__ has them)
 __version__ = _metadata.version("effc")
 
 

@@ -43,8 +43,9 @@ class Session:
         from ..dsl.check import Checked, check
 
         parsed = parse(read_source(self.path))
+        torn = any(d.severity == "error" for d in parsed.diagnostics)
         checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,
-                        skeleton=self.skeleton if resolve else self.known_skeleton)
+                        skeleton=self.skeleton if resolve else self.known_skeleton, broken=torn)
         found = in_order((*parsed.diagnostics, *checked.diagnostics))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)

@@ -8,12 +8,13 @@ hence a tolerance. Per-head norms (qk-norm) see one head at a time and keep thei
 comes back with all its tensors zero, norms and biases included: whatever its last layer is, it gives exactly
 0, and x + 0 = x.
 
-Where it is not so, there is no such checkpoint, and the reason is said: a norm whose mean runs over cut
-channels, cut experts (a router would choose a zero one), exchanged modules, graphs edited otherwise.
+Where it is not so, there is no such checkpoint, and the reason is said. Discovery makes no group of channels
+over which a norm takes a mean, nor of experts (a router would choose a zero one): what was cut outside all
+groups can't be filled up. Nor can exchanged modules, or graphs that were edited otherwise.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -93,8 +94,7 @@ def _padding(program: Program, config: Any) -> Padding:
     if not plan.why:
         for cluster in _clusters(stock.skeleton):
             _place(plan, stock.skeleton, cluster, ours)
-        plan.why += _unexplained(plan, ours)
-        plan.why += _averaged(plan, stock.skeleton)
+        plan.why += _unexplained(plan, ours, stock.skeleton.facts.get("refused", ()))
         plan.why += _odd_graphs(program, stock)
     return plan
 
@@ -172,22 +172,14 @@ def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[in
 
 # -- reasons against it --------------------------------------------------------------------------------------
 
-def _unexplained(plan: Padding, ours: Shapes) -> Iterator[str]:
-    """Tensors whose shape no cut of whole items gives."""
+def _unexplained(plan: Padding, ours: Shapes, refused: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Tensors whose shape no cut of whole items gives; with what discovery says of their site."""
     for name, shape in plan.shapes.items():
         mine = ours.get(name, shape)
         odd = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
         if any(len(plan.places.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in odd):
-            yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}"
-
-
-def _averaged(plan: Padding, skeleton: Skeleton) -> Iterator[str]:
-    """Norms over an axis that was cut: zeros would change their mean."""
-    kinds = {part.path: part.kind for part in skeleton.parts}
-    for (name, axis), kept in plan.places.items():
-        path = name.rpartition(".")[0]
-        if "Norm" in kinds.get(path, "") and len(kept) != plan.shapes[name][axis]:
-            yield f"{path} averages over {len(kept)} channels, and zeros for the others change that"
+            known = next((f": {reason}" for site, reason in refused if name.startswith(f"{site}.")), "")
+            yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
 
 
 def _odd_graphs(program: Program, stock: Program) -> Iterator[str]:

@@ -86,10 +86,10 @@ def nll(model: nn.Module, rows: Tensor) -> tuple[float, int]:
     total, count = 0.0, 0
     with evaluating(model):
         for batch in batches(model, rows):
-            values = logits(model, batch)[:, :-1]                              # [b, t - 1, vocab]
-            targets = batch[:, 1:].to(values.device).reshape(-1)               # [b * (t - 1)]
-            total += losses(values.reshape(len(targets), -1), targets).double().sum().item()
-            count += len(targets)
+            values = logits(model, batch)                                      # [b, t, vocab]
+            for row, ids in zip(values, batch.to(values.device), strict=True):   # a row's slice copies nothing
+                total += losses(row[:-1], ids[1:]).double().sum().item()
+                count += len(ids) - 1
     return total, count
 
 

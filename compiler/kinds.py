@@ -44,7 +44,7 @@ class Lossy:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
-class Word(ABC):
+class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
     """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses."""
 
     extra: ClassVar[str] = ""            # the optional dependency group it needs, e.g. "gguf"

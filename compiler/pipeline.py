@@ -91,7 +91,8 @@ class Build:
             done.dump = lines.text if self.dump else ""
             decisions = program.notes[notes:]
             snapshot.save(program, self.cache, stage.key, stage.parts, self.ctx.origin,
-                          {"program": program.notes, "step": decisions, "changes": lines.rows, "summary": lines.summary})
+                          {"program": program.notes, "step": decisions, "changes": lines.rows,
+                           "summary": lines.summary})
             self.at = stage.key
 
     def reach(self, key: str) -> Program:

@@ -30,7 +30,7 @@ from .context import Context
 from .evaluate import batches, evaluating, logits, positions
 from .quantity import size
 
-no_space = Fault("no-space", "The disk has no room for what a compile has to keep.", exit="resources")
+no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
 other_vocabulary = Fault("other-vocabulary",
                          "A metric compares with the original's outputs and the model has another vocabulary.")
 

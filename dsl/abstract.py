@@ -8,23 +8,17 @@ from . import ast
 from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
-unknown_escape = Fault(
-    "unknown-escape", "A backslash in a string is followed by something that has no meaning."
-)
-reserved_word = Fault(
-    "reserved-word", "A word of the language is used as a name that other parts could not mention."
-)
+unknown_escape = Fault("unknown-escape", "A backslash in a string is followed by something that has no meaning.")
+reserved_word = Fault("reserved-word", "A word of the language is used as a name that other parts could not mention.")
 long_number = Fault("long-number", "A number has more digits than any quantity needs.")
-long_selector = Fault(
-    "long-selector", "More parts are joined by `|`, `-` and `&` than one expression may have."
-)
+long_selector = Fault("long-selector", "More parts are joined by `|`, `-` and `&` than one expression may have.")
 
 DIGITS = 40  # of a number
 PARTS = 200  # joined by set operators in one expression
 ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "r": "\r", "t": "\t"}
 RESERVED = {"true", "false", "in", "on", "of", "as", "allow", "empty"}
 
-_escape = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_escape = re.compile(r"\\(u[0-9a-fA-F]{4}|.)|\r\n", re.DOTALL)
 _number = re.compile(r"(-?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)(.*)")
 
 
@@ -161,27 +155,33 @@ class Abstract(Transformer):
     def text(self, meta, parts):
         token, span = str(parts[0]), self.span(meta)
         quotes = 3 if token.startswith('"""') else 1
-        body = token[quotes:-quotes].replace("\r\n", "\n")
+        unknown = []
 
         def plain(match):
             code = match[1]
+            if code is None:
+                return "\n"
             if code[0] == "u" and len(code) == 5 and not 0xD800 <= int(code[1:], 16) <= 0xDFFF:
                 return chr(int(code[1:], 16))
             if code not in ESCAPES:
-                self.unknown(code, Span(self.source, span.start, span.end))
+                start = span.start + quotes + match.start()
+                unknown.append((code, Span(self.source, start, start + len(match[0]))))
             return ESCAPES.get(code, code)
 
-        return ast.Text(_escape.sub(plain, body), span=span)
+        value = _escape.sub(plain, token[quotes:-quotes])
+        if unknown:
+            self.unknown(unknown)
+        return ast.Text(value, span=span)
 
-    def unknown(self, code: str, span: Span) -> None:
-        at = span.start + span.text.find("\\" + code)
-        shown = "a line end" if code == "\n" else f"`\\{code}`"
+    def unknown(self, escapes: list[tuple[str, Span]]) -> None:
+        """One diagnostic per string."""
+        (code, span), *others = escapes
+        shown = "a backslash before a line end" if code in "\r\n" else f"`\\{code}`"
         self.diagnostics.append(
             unknown_escape(
-                f"{shown} means nothing in a string"
-                if code != "\n"
-                else "a backslash before a line end means nothing",
-                Span(self.source, at, at + 1 + len(code)),
+                f"{shown} means nothing in a string",
+                span,
                 help="write `\\\\` for a backslash; in paths `/` works everywhere",
+                related=tuple((where, "nor does this") for _, where in others[:5]),
             )
         )

@@ -1,7 +1,6 @@
 """The syntax tree: one frozen dataclass per construct, each with its span. Syntax only, nothing is resolved."""
 
 from dataclasses import dataclass, field
-from typing import Union
 
 from .source import Source, Span
 
@@ -105,7 +104,7 @@ class AllowEmpty:
     span: Span = _span()
 
 
-Expr = Union[Number, Text, Bool, Name, Call, Items, Interval, Of, Combine, AllowEmpty]
+Expr = Number | Text | Bool | Name | Call | Items | Interval | Of | Combine | AllowEmpty
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ class Emit:
     span: Span = _span()
 
 
-Statement = Union[Use, Param, Declare, Profile, Matrix, Pipeline, Expect, Emit]
+Statement = Use | Param | Declare | Profile | Matrix | Pipeline | Expect | Emit
 
 
 @dataclass(frozen=True)

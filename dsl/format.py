@@ -47,6 +47,7 @@ class _Writer:
     def text(self) -> str:
         file, first = self.file, self._start()
         self.hoist(first, "")
+        self.gap(first)
         self.put("", f"effspec {file.edition}", self._after_edition(first))
         if file.doc:
             self.hoist(file.doc.span.start, "")

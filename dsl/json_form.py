@@ -1,7 +1,8 @@
 """The syntax tree as plain JSON, both ways, so that other tools can read and make recipes.
 
-A node is an object: `{"node": "Of", "amount": {"node": "Name", "path": "keep"}, "base": "channels"}`. Where only a name may stand it is a string; where a value may stand, strings, booleans, numbers and lists are
-what they are in JSON, and a name is `{"node": "Name", "path": "calib"}`.
+A node is an object: `{"node": "Of", "amount": {"node": "Name", "path": "keep"}, "base": "channels"}`. Where only
+a name may stand it is a string; where a value may stand, strings, booleans, numbers and lists are what they
+are in JSON, and a name is `{"node": "Name", "path": "calib"}`.
 """
 
 import re

@@ -15,9 +15,7 @@ from .source import Source, Span
 
 __all__ = ["Parsed", "parse", "read_source"]
 
-missing_edition = Fault(
-    "missing-edition", "A recipe does not start with the edition of the language it is written in."
-)
+missing_edition = Fault("missing-edition", "A recipe does not start with the edition of the language it is written in.")
 unknown_edition = Fault(
     "unknown-edition", "A recipe is written in an edition of the language that this effc does not read."
 )
@@ -27,6 +25,7 @@ EDITION = 1
 HEADS = ("use", "param", "model", "data", "profile", "matrix", "pipeline", "expect", "emit")
 HEAD_TERMINALS = {head.upper() for head in HEADS}
 SHOWN = 50  # mistakes reported per file
+REPAIRS = 20  # of one item, before the rest of it is dropped
 DEPTH = 64  # of nested parentheses and brackets
 
 
@@ -40,7 +39,8 @@ class Parsed:
 
 def parse(source: Source) -> Parsed:
     if len(source.text) > LIMIT:
-        return Parsed(File(source, EDITION, None, ()), (too_large(source.name, len(source.text)),))
+        refused = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
+        return Parsed(File(source, EDITION, None, ()), (refused,))
     from .abstract import Abstract  # lark costs 60 ms: only those who parse pay
     from .scan import scan
 
@@ -72,6 +72,8 @@ class _Reader:
     depth: int = 0  # of parentheses and brackets
     blamed: bool = False  # this item has its diagnostic
     dropped: tuple | None = None  # statement and message of the last token dropped
+    repaired: int | None = -1  # start of what was last repaired, and how often it was
+    repairs: int = 0
 
     def __post_init__(self):
         from .scan import grammar, keywords
@@ -108,9 +110,7 @@ class _Reader:
                 )
             )
             used = 0
-        elif (
-            second.line == first.line and second.type not in ("NUMBER", "LONG_STRING") and second not in HEADS
-        ):
+        elif second.line == first.line and second.type not in ("NUMBER", "LONG_STRING") and second not in HEADS:
             while self.tokens[used].line == first.line and self.tokens[used].type not in (
                 "LONG_STRING",
                 "$END",
@@ -245,7 +245,10 @@ class _Reader:
             self.blamed = again
         self.dropped = (scene.statement, slip.diagnostic.message) if slip.drops else None
         self.report(slip.diagnostic, slip.repairs)
-        if not slip.repairs:
+        item = scene.statement if slip.drops else start
+        self.repairs = self.repairs + 1 if item == self.repaired else 1
+        self.repaired = item
+        if not slip.repairs or self.repairs > REPAIRS:
             return self.resume(scene, complete)
         if slip.put:
             self.put(*slip.put, self.tokens[at].start_pos)
@@ -267,9 +270,7 @@ class _Reader:
         return at
 
     def give_up(self, at: int) -> None:
-        self.diagnostics.append(
-            more_mistakes(f"only the first {SHOWN} mistakes are shown", self.span(self.tokens[at]))
-        )
+        self.diagnostics.append(more_mistakes(f"only the first {SHOWN} mistakes are shown", self.span(self.tokens[at])))
         mark = self.statement
         if mark is not None and not (self.block is None and self.complete()):
             self.restore(mark)

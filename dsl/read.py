@@ -7,14 +7,12 @@ from .source import Source, Span
 
 no_recipe = Fault("no-recipe", "The recipe file does not exist.", exit="usage")
 recipe_is_folder = Fault("recipe-is-folder", "A folder is given where a recipe file is meant.", exit="usage")
-unreadable_recipe = Fault(
-    "unreadable-recipe", "The system does not let effc read the recipe file.", exit="usage"
-)
+unreadable_recipe = Fault("unreadable-recipe", "The system does not let effc read the recipe file.", exit="usage")
 binary_recipe = Fault("binary-recipe", "The recipe file holds bytes that no text has.")
 not_utf_8 = Fault("not-utf-8", "The recipe file is text in another encoding than UTF-8.")
 recipe_too_large = Fault("recipe-too-large", "The recipe file is larger than any recipe.")
 
-LIMIT = 256 * 1024  # bytes of a recipe
+LIMIT = 128 * 1024  # bytes of a recipe
 
 
 def read_source(path: str | Path) -> Source:
@@ -39,7 +37,7 @@ def read_source(path: str | Path) -> Source:
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise Reject(unreadable_recipe(f"`{path}` cannot be read: {reason}")) from None
-    if b"\0" in data[:8192]:
+    if b"\0" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):  # the marks of UTF-16
         raise Reject(binary_recipe(f"`{path}` is a binary file", help="a recipe is text in UTF-8"))
     if len(data) > LIMIT:
         raise Reject(too_large(str(path), size))

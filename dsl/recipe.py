@@ -76,4 +76,5 @@ class Recipe:
     profiles: Mapping[str, Mapping[str, Any]]
     pipelines: Mapping[str, Pipeline]
     variant: str = ""                           # "keep=80%" where a matrix made it
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False)   # param -> "recipe" | "--set" | "EFFC_PARAM_keep" | ...
+    # param -> "recipe", "--set", "EFFC_PARAM_keep", ...
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -45,20 +45,21 @@ def diagnose(scene: Scene) -> Slip:
 
 def _unclosed(scene: Scene) -> Slip | None:
     found, open = scene.found, scene.open
+    if not open:
+        return None
+    opener = scene.tokens[open[-1]]
     ends = (
         found.type == "$END"
         or scene.is_head(scene.at)
-        or (scene.at > scene.start and scene.is_step(scene.at))
+        or (opener.type != "LBRACE" and scene.at > scene.start and scene.is_step(scene.at))
     )
     crossed = (
         found.type in CLOSERS
-        and open
-        and scene.tokens[open[-1]].type != CLOSERS[found.type]
+        and opener.type != CLOSERS[found.type]
         and any(scene.tokens[i].type == CLOSERS[found.type] for i in open)
     )
-    if not open or not (ends or crossed):
+    if not (ends or crossed):
         return None
-    opener = scene.tokens[open[-1]]
     closer = OPENERS[opener.type]
     where = "the file ends here" if found.type == "$END" else f"`{closer}` is expected before this"
     return Slip(
@@ -76,9 +77,7 @@ def _unopened(scene: Scene) -> Slip | None:
     if any(scene.tokens[i].type == CLOSERS[scene.found.type] for i in scene.open):
         return None
     return Slip(
-        not_opened(
-            f"`{scene.found}` closes nothing", scene.span(scene.found), help="remove it, or open it earlier"
-        )
+        not_opened(f"`{scene.found}` closes nothing", scene.span(scene.found), help="remove it, or open it earlier")
     )
 
 
@@ -103,9 +102,7 @@ def _equal_for_colon(scene: Scene) -> Slip:
     name = scene.previous
     if scene.owner == "param":
         return Slip(
-            syntax(
-                f"`{name}` has no type", scene.span(name), help=f"write its type: `param {name}: ratio = ...`"
-            )
+            syntax(f"`{name}` has no type", scene.span(name), help=f"write its type: `param {name}: ratio = ...`")
         )
     return replaced(
         scene,
@@ -206,9 +203,7 @@ def _python_word(scene: Scene) -> Slip | None:
 
 def _pattern(scene: Scene) -> Slip:
     return Slip(
-        syntax(
-            "a pattern stands outside quotes", scene.span(scene.found), help='write it in quotes: `"*.mlp"`'
-        )
+        syntax("a pattern stands outside quotes", scene.span(scene.found), help='write it in quotes: `"*.mlp"`')
     )
 
 
@@ -223,9 +218,7 @@ def _mapping(scene: Scene) -> Slip:
 
 
 def _yaml_list(scene: Scene) -> Slip:
-    return Slip(
-        foreign_spelling("`-` starts no list", scene.span(scene.found), help="lists are written `[a, b]`")
-    )
+    return Slip(foreign_spelling("`-` starts no list", scene.span(scene.found), help="lists are written `[a, b]`"))
 
 
 def _factor(scene: Scene) -> Slip | None:

@@ -33,8 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 HELD_OUT = ("Ruth", "Esther", "Ecclesiastes", "Jonah", "James", "1 Peter")    # few parallels elsewhere
 CALIBRATION_STRIDE = 27         # about 140 kB from all over the text
 WINDOW = 512                    # tokens in a training row: all positions that the config allows
-VOCABULARY = 2048
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+VOCABULARY, BOS, EOS, PAD = 2048, "<s>", "</s>", "<pad>"
 HEADING = re.compile(r"^((?:[1-3] )?[A-Z][A-Za-z ]*) (\d+)$")
 VERSE = re.compile(r"^ +\d+ ")
 
@@ -182,12 +181,14 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: 
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
-def quality(model: LlamaForCausalLM, ids: Tensor, text: str) -> str:
+def quality(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
     rows = []
-    for length in (256, 512):
+    for name, length in (("heldout.txt", 256), ("heldout.txt", 512), ("calib.txt", 256)):
+        text = (folder / name).read_text()
+        ids = torch.tensor(encode(text, tokenizer))
         loss = held_out_loss(model, ids, length)
         per_byte = loss * len(ids) / len(text.encode())
-        rows.append(f"| {length} | {loss:.3f} | {math.exp(loss):.2f} | {per_byte:.3f} |")
+        rows.append(f"| {name} | {length} | {loss:.3f} | {math.exp(loss):.2f} | {per_byte:.3f} |")
     return "\n".join(rows)
 
 
@@ -219,11 +220,12 @@ and healing visibly repairs. It continues King James English; it knows nothing e
 
 ## Quality
 
-Training loss {train_loss:.3f} nats/token (mean of the last 200 steps). Held-out, float32, token weighted,
-over windows of `{bos_token}` and length - 1 tokens (uniform: {uniform:.3f} nats, perplexity {vocab_size:,}):
+Training loss {train_loss:.3f} nats/token (mean of the last 200 steps). Below: float32, token weighted, over
+windows of `{bos_token}` and length - 1 tokens (uniform: {uniform:.3f} nats, perplexity {vocab_size:,}).
+`calib.txt` was trained on, many times: judge a change by `heldout.txt`.
 
-| window, tokens | nats/token | perplexity | nats/byte |
-|---|---|---|---|
+| text | window, tokens | nats/token | perplexity | nats/byte |
+|---|---|---|---|---|
 {quality}
 
 Sampled (temperature 0.7, top-k 50, seed {seed}) after "{prompt}":
@@ -240,17 +242,17 @@ PROMPT = "And it came to pass, when the king"
 def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float],
                args: argparse.Namespace) -> None:
     held_out = (args.out / "heldout.txt").read_text()
-    ids, held_bytes = torch.tensor(encode(held_out, tokenizer)), len(held_out.encode())
+    held_tokens, held_bytes = len(encode(held_out, tokenizer)), len(held_out.encode())
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
     (args.out / "README.md").write_text(CARD.format(
         **model.config.to_dict(), **tokenizer.special_tokens_map, **facts, **options,
         parameters=model.num_parameters(), held_books=", ".join(HELD_OUT), held_bytes=held_bytes,
-        held_tokens=len(ids), ratio=held_bytes / len(ids), stride=CALIBRATION_STRIDE, window=WINDOW,
+        held_tokens=held_tokens, ratio=held_bytes / held_tokens, stride=CALIBRATION_STRIDE, window=WINDOW,
         calib_bytes=(args.out / "calib.txt").stat().st_size, uniform=math.log(len(tokenizer)),
         precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32",
         machine=args.machine, python=platform.python_version(), torch=torch.__version__,
-        tokenizers=tokenizers.__version__, quality=quality(model, ids, held_out), prompt=PROMPT,
+        tokenizers=tokenizers.__version__, quality=quality(model, tokenizer, args.out), prompt=PROMPT,
         sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
         command=f"python recipes/zoo/{Path(__file__).name} --text kjv.txt \\\n        " + " ".join(flags)
                 + ("" if args.bf16 else " --no-bf16")))

@@ -194,7 +194,7 @@ def test_a_full_disk_is_named_before_anything_is_written(ctx, model, monkeypatch
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(reference.shutil, "disk_usage", lambda _: usage)
     reject = worlds.refused(lambda: reference.prepare(ctx, model, NOISE))
-    assert reject.diagnostics[0].slug == "no-space" and reject.exit == 6
+    assert reject.diagnostics[0].slug == "no-room" and reject.exit == 6
 
 
 def test_another_vocabulary_is_not_compared(ctx, model):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 NOWHERE = Span(Source("made", ""), 0, 0)
 UNITS = ("", "%", "GiB", "MB", "ms", "s", "B", "K", "of", "in")
-SUITABLE = [c for c in "abkqz_0B9"]
 KEYWORDS = (
     "use",
     "param",
@@ -22,9 +21,9 @@ KEYWORDS = (
     "from",
 )
 
-words = st.one_of(
-    st.sampled_from(KEYWORDS), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,7}", fullmatch=True)
-).filter(lambda word: word not in RESERVED and word not in ("True", "False", "None"))
+words = st.one_of(st.sampled_from(KEYWORDS), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,7}", fullmatch=True)).filter(
+    lambda word: word not in RESERVED and word not in ("True", "False", "None")
+)
 letters = st.characters(exclude_categories=["Cs"])
 texts = st.one_of(st.text(letters, max_size=20), st.text('"\\\n\r\t# {}', max_size=8))
 
@@ -68,9 +67,7 @@ def _deeper(values):
     )
 
 
-values = st.recursive(
-    st.one_of(numbers, strings, dotted, made(ast.Bool, st.booleans())), _deeper, max_leaves=8
-)
+values = st.recursive(st.one_of(numbers, strings, dotted, made(ast.Bool, st.booleans())), _deeper, max_leaves=8)
 calls = call(values)
 entries = made(ast.Entry, names, values)
 scalars = st.one_of(numbers, dotted)
@@ -83,9 +80,7 @@ limits = made(
     ),
     st.none() | names,
 )
-bounds = made(
-    ast.Bound, dotted | calls, st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), limits, st.none() | names
-)
+bounds = made(ast.Bound, dotted | calls, st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), limits, st.none() | names)
 
 
 def many(nodes, most=4):
@@ -109,6 +104,4 @@ statements = st.one_of(
     made(ast.Expect, names, many(bounds)),
     made(ast.Emit, names, many(calls)),
 )
-files = st.builds(
-    lambda doc, body: ast.File(NOWHERE.source, 1, doc, body), st.none() | strings, many(statements, 5)
-)
+files = st.builds(lambda doc, body: ast.File(NOWHERE.source, 1, doc, body), st.none() | strings, many(statements, 5))

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from tests.dsl.strategies import files
 
-
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.effspec"))
 TOUR = Path(__file__).with_name("tour.effspec")
 TEXTS = [path.read_text(encoding="utf-8") for path in [*RECIPES, TOUR]]
@@ -50,9 +49,7 @@ def test_a_tree_survives_json(file):
 @given(files)
 @often
 def test_formatted_lines_have_no_trailing_space_and_blank_lines_stand_alone(file):
-    text = re.sub(
-        r'"(?:[^"\\]|\\.)*?"', '""', format_file(file.__class__(file.source, 1, None, file.statements))
-    )
+    text = re.sub(r'"(?:[^"\\]|\\.)*?"', '""', format_file(file.__class__(file.source, 1, None, file.statements)))
     if '""""' not in text:
         assert "\n\n\n" not in text
         assert not re.search(r"[ \t]$", text, re.MULTILINE)
@@ -73,9 +70,7 @@ def sprinkle(text: str, places: list[tuple[int, int, bool]]) -> tuple[str, list[
     comments: dict[int, str] = {}
     for number, (at, blanks, own) in enumerate(places):
         said.append(f"c{number}")
-        comments.setdefault(
-            ends[at % len(ends)][1], ("\n" * (blanks + own)) + f" # c{number}\n" + "\n" * blanks
-        )
+        comments.setdefault(ends[at % len(ends)][1], ("\n" * (blanks + own)) + f" # c{number}\n" + "\n" * blanks)
     for at in sorted(comments, reverse=True):
         text = text[:at] + comments[at] + text[at:]
     return text, sorted(re.findall(r"# (c\d+)\n", "".join(comments.values())))

@@ -1,0 +1,329 @@
+"""Every form of a changed model computes, in a fresh process, what the model in memory computes."""
+
+import json
+import runpy
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from effc.compiler import verify_child
+from effc.compiler.artifact import write
+from effc.compiler.bypass import staying
+from effc.compiler.capture import capture
+from effc.compiler.compat import padding
+from effc.compiler.manifest import Manifest, read_manifest
+from effc.compiler.program import Program
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.sources.zoo import zoo
+from effc.compiler.stock import stock_config
+from effc.compiler.targets.hf import Hf
+from effc.compiler.verify import attention_of, compare, verify
+from effc.compiler.verify_child import inputs_for, probe
+from effc.dsl.skeleton import Group
+from effc.dsl.values import Bytes
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from tests import tiny
+from tests.recipes_in_memory import origin_of
+from tests.worlds import context, refused
+
+torch.set_num_threads(1)
+CHANGES = ("nothing", "layers", "widths", "uneven")
+
+
+# -- changes -------------------------------------------------------------------------------------------------
+
+def cut(program: Program, group: Group, items: list[int]) -> None:
+    """Remove items of a group, as passes do."""
+    with Rewriter(program) as rewrite:
+        for member in group.members:
+            size = program.model.get_parameter(member.tensor).shape[member.axis]
+            dead = {index for item in items for index in member.indices(item)}
+            rewrite.narrow(member.tensor, member.axis, [i for i in range(size) if i not in dead])
+        for path, name, per in group.attributes:
+            rewrite.set_attr(f"{path}.{name}", round(per * (group.count - len(items))))
+
+
+def groups(program: Program, kind: str, layer: int) -> list[Group]:
+    unit = program.skeleton.units[layer] + "."
+    return [g for g in program.skeleton.groups if g.kind == kind and g.members[0].tensor.startswith(unit)]
+
+
+def drop(program: Program, role: str, layer: int) -> None:
+    unit = program.skeleton.units[layer]
+    branch = next(b for b in program.skeleton.branches if b.role == role and b.unit == unit)
+    with Rewriter(program) as rewrite:
+        rewrite.drop_branch(unit, branch.join, staying(program.units[unit].graph, branch))
+
+
+def widths(program: Program) -> None:
+    """Every MLP loses the same number of channels, scattered ones."""
+    for layer in range(len(program.skeleton.units)):
+        for group in groups(program, "channels", layer):
+            cut(program, group, list(range(layer, group.count, 3)))
+
+
+def uneven(program: Program) -> None:
+    """Channels of one layer, heads of another, a KV head, the attention of the first and the MLP of the last."""
+    for group in groups(program, "channels", 1):
+        cut(program, group, [0, 3, 4, 90])
+    for group in groups(program, "heads", 1):
+        cut(program, group, [1, group.per_block] if group.per_block else [2])
+    for group in groups(program, "kv_heads", 2):
+        cut(program, group, [0])
+    drop(program, "attention", 0)
+    drop(program, "mlp", 2)
+
+
+def layers(program: Program) -> None:
+    with Rewriter(program) as rewrite:
+        rewrite.drop_layer(program.skeleton.units[1])
+
+
+def changed(name: str, change: str, **config) -> Program:
+    program = capture(tiny.model(name, **config))
+    {"nothing": lambda p: None, "layers": layers, "widths": widths, "uneven": uneven}[change](program)
+    return program
+
+
+# -- every form, every architecture --------------------------------------------------------------------------
+
+def emit(program: Program, folder: Path, **options) -> Path:
+    folder.mkdir(parents=True)
+    Hf(path="a", **options).emit(program, folder, context(folder.parent, origin_of(program.model)))
+    return folder
+
+
+REOPEN = """
+import runpy, sys, json
+from safetensors.torch import load_file, save_file
+child = runpy.run_path(sys.argv[1])
+for how, folder, attention in json.loads(sys.argv[2]):
+    model = child["load_plain" if how == "plain" else "load_effc"](folder, attention).eval()
+    save_file(child["probe"](model, load_file(folder + "/../inputs.safetensors")), folder + ".out.safetensors")
+"""
+
+
+def reopen(jobs: list[tuple[str, Path, str]]) -> None:
+    """One fresh process for many folders; `verify` itself takes one for each."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + REOPEN, verify_child.__file__,
+         json.dumps([[how, str(folder), attention] for how, folder, attention in jobs])],
+        cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """(name, change) -> folder with all forms, what the model in memory computes, and what fresh ones do."""
+    root, found, jobs = tmp_path_factory.mktemp("forms"), {}, []
+    for name in tiny.NAMES:
+        for change in CHANGES:
+            program = changed(name, change)
+            folder = emit(program, root / f"{name}-{change}")
+            inputs = inputs_for(program.model.config)
+            save_file(inputs, folder / "inputs.safetensors")
+            found[name, change] = folder, probe(program.model, inputs)
+            jobs += [("effc" if form == "compact" else "plain", folder / form, attention_of(program.model))
+                     for form in ("model", "compat", "compact") if (folder / form).is_dir()]
+    for how in ("plain", "effc"):      # the plain ones first: nothing of effc may be there yet
+        reopen([job for job in jobs if job[0] == how])
+    return found
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_fresh_process_computes_the_same_from_every_form(artifacts, name, change):
+    folder, expected = artifacts[name, change]
+    forms = {p.name for p in folder.iterdir() if p.is_dir()}
+    assert forms == ({"compact", "compat"} if change == "uneven" else {"model"})
+    for form in forms:
+        for check in compare(form, expected, load_file(folder / f"{form}.out.safetensors"), torch.float32):
+            assert check.holds, check
+            assert form == "compat" or check.worst == 0.0, check
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_compact_is_as_small_as_the_model(artifacts, name):
+    folder, _ = artifacts[name, "uneven"]
+    model = changed(name, "uneven").model
+    size = sum(p.numel() * 4 for p in model.parameters()) + sum(
+        b.numel() * b.itemsize for n, b in model.named_buffers() if n in model.state_dict())
+    assert size <= (folder / "compact" / "model.safetensors").stat().st_size < size + 20_000      # and a header
+
+
+def test_uniformly_fewer_heads_are_a_config(tmp_path):
+    program = capture(tiny.model("llama"))
+    for layer in range(3):
+        (group,) = groups(program, "heads", layer)
+        cut(program, group, [1, 2])
+    config, why = stock_config(program.model)
+    assert why == [] and (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 2, 16)
+
+
+def test_uniform_widths_are_a_config(tmp_path):
+    config, why = stock_config(changed("llama", "widths").model)
+    assert why == [] and config.intermediate_size == 64
+    assert stock_config(changed("gpt2", "widths").model)[0].n_inner == 64
+
+
+# -- reasons -------------------------------------------------------------------------------------------------
+
+def test_stock_asked_for_by_name_is_refused_with_the_first_odd_shape(tmp_path):
+    (found,) = refused(lambda: emit(changed("llama", "uneven"), tmp_path / "a", form="stock")).diagnostics
+    assert found.slug == "cannot-write-form" and "LlamaForCausalLM" in found.message
+
+
+def test_a_norm_over_cut_heads_can_not_be_filled_up(tmp_path):
+    facts = {**tiny._GATED, "num_key_value_heads": 4}
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo2", **facts), dtype=torch.float32).eval()
+    program = capture(made)
+    with Rewriter(program) as rewrite:
+        site = "model.layers.1.self_attn"
+        for part in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm"):
+            rewrite.narrow(f"{site}.{part}.weight", 0, range(48))
+        rewrite.narrow(f"{site}.o_proj.weight", 1, range(48))
+    folder = emit(program, tmp_path / "a")
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compact"]
+    assert "can't be filled up to 64 x 64: a norm" in (folder / "notes.json").read_text()
+    (found,) = refused(lambda: emit(program, tmp_path / "b", form="compat")).diagnostics
+    assert found.slug == "cannot-write-form" and "a norm" in found.message
+
+
+def test_a_width_outside_all_groups_can_not_be_filled_up():
+    program = capture(tiny.model("llama"))
+    with Rewriter(program) as rewrite:
+        rewrite.narrow("lm_head.weight", 0, range(120))
+    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in padding(program).why
+
+
+# -- what a folder holds -------------------------------------------------------------------------------------
+
+def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
+    program = changed("gpt2", "uneven")
+    folder = emit(program, tmp_path / "a", shard=Bytes(60_000))
+    for form in ("compact", "compat"):
+        files = sorted((folder / form).glob("*.safetensors"))
+        index = json.loads((folder / form / "model.safetensors.index.json").read_text())
+        assert len(files) > 2 and {f.name for f in files} == set(index["weight_map"].values())
+        stored = [name for f in files for name in safe_open(f, "pt").keys()]  # noqa: SIM118
+        assert len(stored) == len(set(stored)) and "lm_head.weight" not in stored
+    made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
+    inputs = inputs_for(made.config)
+    assert all(check.holds for check in compare("compat", probe(program.model, inputs), probe(made, inputs),
+                                                torch.float32))
+
+
+def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
+    program = changed("llama", "uneven")
+    program.model.to(torch.bfloat16)
+    folder = emit(program, tmp_path / "a")
+    for form in ("compact", "compat"):
+        stored = load_file(folder / form / "model.safetensors")
+        assert {t.dtype for t in stored.values()} == {torch.bfloat16}
+    made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
+    assert made.dtype == torch.bfloat16
+    inputs = inputs_for(made.config)
+    assert all(check.holds for check in compare("compat", probe(program.model, inputs), probe(made, inputs),
+                                                torch.bfloat16))
+
+
+def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
+    from effc.compiler.folder import open_folder
+
+    ctx = context(tmp_path)
+    ctx.origin = open_folder(zoo()["tiny-llama"], "zoo", "auto", ctx.settings)
+    program = capture(ctx.origin.load())
+    drop(program, "mlp", 1)
+    Hf(path="a").emit(program, tmp_path, ctx)
+    for form in ("compact", "compat"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            assert (tmp_path / form / name).read_bytes() == (ctx.origin.folder / name).read_bytes()
+        text = "Once upon a time"
+        ids = AutoTokenizer.from_pretrained(tmp_path / form)(text)["input_ids"]
+        assert ids == ctx.tokenizer(text)["input_ids"]
+
+
+def test_the_same_program_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        emit(changed("llama", "uneven"), tmp_path / name)
+    files = [f.relative_to(tmp_path / "a") for f in (tmp_path / "a").rglob("*") if f.is_file()]
+    assert len(files) > 5
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+# -- verification --------------------------------------------------------------------------------------------
+
+def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
+    program = changed("llama", "uneven")
+    ctx = context(tmp_path, origin_of(program.model))
+
+    def build(folder: Path) -> Manifest:
+        Hf(path="a").emit(program, folder, ctx)
+        return Manifest("hf", checks=verify(folder, program.model))
+
+    write(tmp_path / "a", build=build)
+    manifest = read_manifest(tmp_path / "a")
+    said = {check.what.split(":")[0] for check in manifest.checks}
+    assert said == {"compat, fresh process", "compact, fresh process"}
+    assert all(check.holds for check in manifest.checks) and len(manifest.checks) == 12
+    assert manifest.notes[0].startswith("There is no stock checkpoint")
+
+
+def test_weights_that_are_not_the_model_s_are_found(tmp_path):
+    program = changed("llama", "nothing")
+    folder = emit(program, tmp_path / "a")
+    with torch.no_grad():
+        program.model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
+    reject = refused(lambda: verify(folder, program.model))
+    assert {d.slug for d in reject.diagnostics} == {"reload-differs"} and reject.exit == 1
+
+
+def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
+    program = changed("llama", "nothing")
+    folder = emit(program, tmp_path / "a")
+    weights = load_file(folder / "model" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+    (found,) = refused(lambda: verify(folder, program.model)).diagnostics
+    assert found.slug == "reload-died" and "model.norm.weight" in found.message
+
+
+def test_the_child_of_plain_forms_stands_alone():
+    """Its file imports torch and the standard library only, so it runs without effc."""
+    names = runpy.run_path(verify_child.__file__)
+    done = subprocess.run([sys.executable, "-P", "-c",
+                           f"import runpy, sys; runpy.run_path({verify_child.__file__!r})\n"
+                           "print([n for n in sys.modules if n.split('.')[0] in ('effc', 'transformers')])"],
+                          capture_output=True, text=True)
+    assert callable(names["probe"]) and done.stdout.strip() == "[]", done.stderr
+
+
+@cache
+def near_tie() -> dict[str, torch.Tensor]:
+    """What a probe may say, with two best logits 1e-6 apart at the second step."""
+    logits = torch.tensor([[[0.0, 5.0], [1.0, 1.000001], [3.0, 0.0]]])
+    return {"logits of prefill and 2 decode steps": logits, "greedy tokens": logits.argmax(-1)}
+
+
+def test_tokens_may_part_at_a_near_tie_only():
+    expected, other = near_tie(), {k: v.clone() for k, v in near_tie().items()}
+    other["greedy tokens"][0, 1:] = torch.tensor([0, 1])
+    other["logits of prefill and 2 decode steps"][0, 2] = torch.tensor([-9.0, 9.0])
+    assert all(check.holds for check in compare("compat", expected, other, torch.float32))
+    other["greedy tokens"][0, 0] = 0
+    assert not all(check.holds for check in compare("compat", expected, other, torch.float32))
+
+
+def test_nan_is_a_difference():
+    odd = {k: v.clone() for k, v in near_tie().items()}
+    odd["logits of prefill and 2 decode steps"][0, 0, 0] = torch.nan
+    assert not all(check.holds for check in compare("model", near_tie(), odd, torch.float32))
+
