@@ -85,10 +85,14 @@ def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
 
 
 def load(ctx: Context, ref: DataRef) -> Reference:
-    """What `prepare` kept, mapped from disk; the same object every time."""
+    """What `prepare` kept, mapped from disk; the same object every time.
+
+    Where nothing was prepared, the original is loaded once more: mapped weights cost no memory of their own.
+    """
     if ref.name not in ctx._references:
         place = _place(ctx, ref)
-        assert place.is_file(), f"nothing was prepared for `{ref.name}`"
+        if not place.is_file():
+            prepare(ctx, ctx.origin.load(), ref)
         kept = _mapped(place)
         if "hidden" in kept:
             head = _mapped(_head_place(ctx))

@@ -174,6 +174,14 @@ def test_what_is_kept_is_kept_once_and_known_by_model_and_data(ctx, model, monke
     assert len(list((place.parent / "heads").iterdir())) == 1, "the output embedding is kept once per model"
 
 
+def test_the_original_is_asked_when_nothing_was_prepared(ctx, model):
+    other = disturbed(ctx)
+    found = measure(ctx, "divergence", other, data=NOISE)
+    ctx._references.clear()
+    reference.prepare(ctx, model, NOISE)
+    assert measure(ctx, "divergence", other, data=NOISE) == found > 0
+
+
 def test_a_killed_preparation_leaves_nothing_behind(ctx, model):
     calls = []
 

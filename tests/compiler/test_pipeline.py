@@ -24,7 +24,7 @@ pipeline lean(base) {
   thin = prune.channels(keep: 50% of channels, align: 16, score: perplexity(rows))
 }
 
-emit lean { hf("lean") }
+emit lean { hf("lean", form: compact) }
 """
 
 
