@@ -11,12 +11,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from .checkpoint import build
+from ..dsl.diagnostics import Reject
+from .checkpoint import build, parse_config, unknown_architecture
 
 
 def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
-    """The transformers model of a config; a parameter exists for no longer than it takes to register it."""
+    """The transformers model of a config; a parameter exists for no longer than it takes to register it.
+
+    The config may come from a file that anyone wrote: only transformers' own model classes are made.
+    """
+    kind = parse_config(config)[1]
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise Reject(unknown_architecture(f"{', '.join(map(str, config.get('architectures') or ()))} is no model class of transformers",
+                                          help="name one in `architectures` of config.json"))
     with parameters_on_meta():
         return build(config, dtype)
 

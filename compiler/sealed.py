@@ -17,6 +17,7 @@ from ..dsl.diagnostics import Fault, Reject
 
 FORMAT = 1
 KEY = "effc"
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 CONFIG = "config.json"
 _SEAL = {"model_type": "effc", "transformers_weights": "load-this-folder-with-effc.safetensors"}
 
@@ -54,8 +55,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     if type(found.get("format")) is not int or found["format"] > FORMAT:
         raise Reject(not_sealed(f"{file} has record format {found.get('format')}, this effc reads {FORMAT}",
                                 help="install the effc that wrote it, or a newer one"))
-    if not (isinstance(found.get("base"), dict) and isinstance(found.get("dtype"), str) and "edits" in found):
-        raise Reject(not_sealed(f"{file} lacks the original config, the dtype or the edits"))
+    base = found.get("base")
+    if not (isinstance(base, dict) and isinstance(base.get("model_type"), str) and "edits" in found):
+        raise Reject(not_sealed(f"{file} lacks the original config or the edits"))
+    if str(found.get("dtype")) not in _DTYPES:
+        raise Reject(not_sealed(f"{file} has another dtype than {', '.join(_DTYPES)}"))
     return found
 
 
