@@ -24,7 +24,8 @@ def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
     """
     kind = parse_config(config)[1]
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise Reject(unknown_architecture(f"{', '.join(map(str, config.get('architectures') or ()))} is no model class of transformers",
+        names = ", ".join(map(str, config.get("architectures") or ()))
+        raise Reject(unknown_architecture(f"{names} is no model class of transformers",
                                           help="name one in `architectures` of config.json"))
     with parameters_on_meta():
         return build(config, dtype)
