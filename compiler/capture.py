@@ -24,7 +24,7 @@ from .patches import modeling_files
 from .program import Program, Unit, argument_names, code_key
 from .refresh import describe_again
 from .sample import evaluating, prepared, sample
-from .trace import trace
+from .trace import Trace, trace
 
 _RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
 
@@ -63,7 +63,7 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             units[path] = old
             continue
         signature = calls.signatures[path]
-        if signature not in known:
+        if signature not in known or known[signature].of_this_layer:
             known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())])
         units[path] = known[signature].unit(program, path)
     program.units = _shared(units)
@@ -110,6 +110,7 @@ class _Traced:
     graph: fx.Graph
     call: Call
     opaque: dict[str, str]
+    of_this_layer: bool
 
     def unit(self, program: Program, path: str) -> Unit:
         program.opaque.update({f"{path}.{below}" if path else below: why for below, why in self.opaque.items()})
@@ -132,13 +133,13 @@ def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, st
     a leaf, and all is traced again."""
     layer, opaque = model.get_submodule(path), dict(opaque)
     for _ in range(_RETRIES):
-        graphs: list[fx.Graph] = []
+        traces: list[Trace] = []
         try:
             for call in calls:
-                graphs.append(trace(layer, _arguments(call, calls[0]), calls[0].statics, family=type(model).__module__,
+                traces.append(trace(layer, _arguments(call, calls[0]), calls[0].statics, family=type(model).__module__,
                                     opaque=frozenset(opaque), inline=inline, pick=pick))
-                _agree(graphs[0], graphs[-1])
-            return _Traced(graphs[0], calls[0], opaque)
+                _agree(traces[0].graph, traces[-1].graph)
+            return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces))
         except Exception as error:   # a forward may raise anything
             below, why = error.effc_path, f"{error} at {_source_line(error, model)}"
             if isinstance(error, Differs):

@@ -56,19 +56,12 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     """Times of both models, taking turns: those that a bound names, and one that every table has."""
     wanted = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     if plan.skeleton.facts.get("causal_lm"):
-        wanted.append(default(SPEED, ctx))
+        wanted.append(MetricRef(SPEED))
     found = {}
     for metric in dict.fromkeys(wanted):
         turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), ctx, rounds=3)
         found[metric] = (turns.values["original"], turns.values["original"] * turns.ratio)
     return found
-
-
-def default(name: str, ctx: Context) -> MetricRef:
-    """A metric as a recipe that gives it no arguments has it: all defaults filled in."""
-    word = ctx.shelf.vocabulary.word("metric", name)
-    assert word, f"no metric {name}"
-    return MetricRef(name, tuple((p.name, p.default) for p in word.params))
 
 
 def unjudged_scores(plan: "Plan") -> list[MetricRef]:
@@ -86,11 +79,8 @@ def in_order(pairs: dict[MetricRef, Any]) -> list[MetricRef]:
 
 
 def measured(metric: MetricRef, original: float | None, compiled: float, ctx: Context) -> Measure:
-    """`decode.p50` is shown without the arguments that nobody gave."""
     word = ctx.metric(metric)
-    ratio = compiled / original if original else None
-    said = show(metric) if metric != default(metric.name, ctx) else metric.name
-    return Measure(said, word.unit, original, compiled, ratio, word.better)
+    return Measure(show(metric), word.unit, original, compiled, compiled / original if original else None, word.better)
 
 
 def remembered(plan: "Plan", cache: Cache, ctx: Context) -> Known:

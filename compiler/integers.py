@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-# The one attribute whose value differs between otherwise equal layers: it stays a read in the graph.
-LAYER_INDEX = "layer_idx"
+# The attributes whose value differs between otherwise equal layers: they stay reads in the graph.
+LAYER_INDICES = frozenset({"layer_idx", "layer_id"})
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv,
@@ -70,9 +70,51 @@ def source_of(value: int) -> str:
     return value.source if isinstance(value, Sourced) else repr(int(value))
 
 
-def is_layer_index(value: Any) -> bool:
-    """Whether the int is a layer's own index, unchanged."""
-    return isinstance(value, Sourced) and value.source.rpartition(".")[2] == LAYER_INDEX
+class LayerIndex:
+    """A layer's own number while it is traced: handed on it is a read, decided by it makes the layer special.
+
+    No subclass of int: Python would index a list with it without asking, and layers that pick from a list by
+    their number would pass for equal. `tracer.index_used` is set when Python asks for the number.
+    """
+
+    def __init__(self, value: int, source: str, tracer: Any):
+        self.value = value
+        self.source = source
+        self.tracer = tracer
+
+    def number(self) -> Sourced:
+        """The number, for Python to decide or reckon by."""
+        if self.tracer.on:      # not while a leaf runs: that reads the attribute again whenever the graph runs
+            self.tracer.index_used = True
+        return Sourced(self.value, self.source)
+
+    def __int__(self) -> int:
+        return int(self.number())
+
+    def __index__(self) -> int:
+        return int(self.number())
+
+    def __hash__(self) -> int:
+        return hash(int(self.number()))
+
+    def __bool__(self) -> bool:
+        return bool(self.number())
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _delegate(name: str) -> None:
+    def apply(self: LayerIndex, *others: Any) -> Any:
+        plain = [other.number() if isinstance(other, LayerIndex) else other for other in others]
+        return getattr(self.number(), name)(*plain)
+    setattr(LayerIndex, name, apply)
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "float", *(
+        side + operation for operation in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow")
+        for side in ("", "r"))):
+    _delegate(f"__{_name}__")
 
 
 def evaluate(source: str, read: Callable[[str], int]) -> int:
@@ -107,7 +149,7 @@ def _value(tokens: list[str], read: Callable[[str], int]) -> int:
 
 
 @contextmanager
-def sourced(paths: dict[nn.Module, str]) -> Iterator[None]:
+def sourced(paths: dict[nn.Module, str], tracer: Any) -> Iterator[None]:
     """Exchange the plain ints of these modules, and of their configs, for `Sourced` ones; undo at the end.
 
     Modules of torch itself keep theirs: they are leaves, and their C++ callees want exact ints.
@@ -117,20 +159,22 @@ def sourced(paths: dict[nn.Module, str]) -> Iterator[None]:
     try:
         for module, path in paths.items():
             if not type(module).__module__.startswith("torch."):
-                _exchange(vars(module), f"{path}." if path else "", kept)
+                _exchange(vars(module), f"{path}." if path else "", kept, tracer)
             config = vars(module).get("config")
             if config is not None and id(config) not in seen:
                 seen.add(id(config))
-                _exchange(vars(config), "config.", kept)
+                _exchange(vars(config), "config.", kept, tracer)
         yield
     finally:
         for attributes, name, value in kept:
             attributes[name] = value
 
 
-def _exchange(attributes: dict[str, Any], prefix: str, kept: list[tuple[dict[str, Any], str, int]]) -> None:
+def _exchange(attributes: dict[str, Any], prefix: str, kept: list[tuple[dict[str, Any], str, int]],
+              tracer: Any) -> None:
     plain = [(name, value) for name, value in attributes.items()
              if type(value) is int and name.isidentifier() and not name.startswith("_")]
     for name, value in plain:
         kept.append((attributes, name, value))
-        attributes[name] = Sourced(value, prefix + name)
+        attributes[name] = (LayerIndex(value, prefix + name, tracer) if name in LAYER_INDICES
+                            else Sourced(value, prefix + name))

@@ -19,8 +19,8 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
 
     source    key of the result that it works on, or the identity of the model
     """
-    words = [("pass", call.word), *(("metric", m.name) for m in _found(call.args, MetricRef))]
-    data = {ref.name: data_identity(ref, ctx) for ref in _found(call.args, DataRef)}
+    words = [("pass", call.word), *(("metric", m.name) for m in found(call.args, MetricRef))]
+    data = {ref.name: data_identity(ref, ctx) for ref in found(call.args, DataRef)}
     words += [("data", ctx.recipe.data[name].word) for name in data]
     return {
         "step": {"word": call.word, "args": to_jsonable(call.args)},
@@ -58,7 +58,7 @@ def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
-    data = {ref.name: data_identity(ref, ctx) for ref in _found(dict(metric.args), DataRef)}
+    data = {ref.name: data_identity(ref, ctx) for ref in found(dict(metric.args), DataRef)}
     return {"metric": to_json(metric), "model": origin, "data": data, "source": word_source("metric", metric.name, ctx),
             "libraries": versions(), "device": ctx.settings.device, "threads": ctx.settings.threads}
 
@@ -67,22 +67,19 @@ def key(parts: Mapping[str, Any]) -> str:
     return digest(parts)
 
 
-def _found(value: Any, kind: type) -> list[Any]:
+def found(value: Any, kind: type) -> list[Any]:
     """Every handle of a kind inside an argument, in order, metrics' own arguments included."""
     if isinstance(value, kind):
-        inner = _found(dict(value.args), kind) if isinstance(value, MetricRef) else []
+        inner = found(dict(value.args), kind) if isinstance(value, MetricRef) else []
         return [value, *inner]
     if isinstance(value, MetricRef):
-        return _found(dict(value.args), kind)
+        return found(dict(value.args), kind)
     if isinstance(value, Mapping):
-        return [f for v in value.values() for f in _found(v, kind)]
+        return [f for v in value.values() for f in found(v, kind)]
     if isinstance(value, (list, tuple)):
-        return [f for v in value for f in _found(v, kind)]
+        return [f for v in value for f in found(v, kind)]
     return []
 
 
 def data_named(recipe: Recipe, value: Any) -> list[str]:
-    return [ref.name for ref in _found(value, DataRef)]
-
-
-__all__ = ["data_identity", "data_named", "key", "step_parts", "value_parts", "versions", "word_source"]
+    return [ref.name for ref in found(value, DataRef)]

@@ -10,7 +10,8 @@ from typing import Any
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.recipe import Emit
 from ..dsl.source import Span
-from . import snapshot
+from ..dsl.values import DataRef, MetricRef
+from . import keys, reference, snapshot
 from .cache import Cache
 from .capture import capture
 from .change import describe
@@ -101,10 +102,20 @@ class Build:
             self.program = None                            # frees the one we have before another is loaded
             if key == self.plan.identity:
                 self.program = capture(self.ctx.origin.load())
+                self.keep_references(self.program)
             else:
                 self.program = snapshot.restore(self.cache, key, self.ctx.origin)
             self.at = key
         return self.program
+
+    def keep_references(self, program: Program) -> None:
+        """Keep what the original says on the data that metrics compare it on, while it is still the original."""
+        asked = [metric for step in self.plan.pipeline.steps for metric in keys.found(step.call.args, MetricRef)]
+        asked += [bound.metric for bound in self.plan.pipeline.expects]
+        for ref in asked:
+            if self.ctx.metric(ref).needs_original:
+                for data in keys.found(dict(ref.args), DataRef):
+                    reference.prepare(self.ctx, program.model, data)
 
     def emit(self, target: Emit, out: Path, force: bool) -> Artifact:
         key = self.plan.key_of(target.source)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .integers import LAYER_INDEX
+from .integers import LAYER_INDICES
 from .trace import describe
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Bookkeeping of nn.Module that a forward doesn't read; parameters, buffers and modules are compared by shape.
-_SKIPPED = frozenset(vars(nn.Module())) - {"training"} | {LAYER_INDEX, "_is_hf_initialized"}
+_SKIPPED = frozenset(vars(nn.Module())) - {"training"} | LAYER_INDICES | {"_is_hf_initialized"}
 
 
 def module_signature(module: nn.Module) -> Hashable:

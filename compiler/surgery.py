@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from .integers import LAYER_INDEX
+from .integers import LAYER_INDICES
 
 
 def split(path: str) -> tuple[str, str]:
@@ -144,8 +144,8 @@ def number_layers(model: nn.Module, slots: dict[str, int]) -> None:
     """Write every unit's cache slot into the layer indices below it."""
     for path, slot in slots.items():
         for module in model.get_submodule(path).modules():
-            if LAYER_INDEX in vars(module):
-                setattr(module, LAYER_INDEX, slot)
+            for name in LAYER_INDICES & vars(module).keys():
+                setattr(module, name, slot)
 
 
 def delete(model: nn.Module, path: str) -> None:

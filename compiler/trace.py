@@ -7,6 +7,7 @@ symbolic, so batch and length are free in the graph. See `leaves` for what stays
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from . import leaves
-from .integers import Sourced, is_layer_index, sourced
+from .integers import LayerIndex, Sourced, sourced
 from .patches import patched
 from .proxy import Method, Value
 
@@ -30,6 +31,12 @@ _RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTra
 
 class Uncapturable(Exception):
     """The forward does something that a graph can't say."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    graph: fx.Graph
+    of_this_layer: bool      # something was decided by the layer's own number: other layers need their own trace
 
 
 class Tracer(TracerBase):
@@ -47,6 +54,7 @@ class Tracer(TracerBase):
         self.stack: list[nn.Module] = [root]
         self.failed: str | None = None            # innermost module in which an exception passed
         self.paused = 0
+        self.index_used = False                   # whether Python decided or reckoned by a layer's own number
 
     @property
     def on(self) -> bool:
@@ -68,6 +76,8 @@ class Tracer(TracerBase):
             return tree.held
         if isinstance(tree, Sourced):
             return int(tree)
+        if isinstance(tree, LayerIndex):
+            return tree.value
         if isinstance(tree, slice):
             return slice(self.unwrap(tree.start), self.unwrap(tree.stop), self.unwrap(tree.step))
         if type(tree) in (tuple, list, torch.Size):
@@ -139,9 +149,9 @@ class Tracer(TracerBase):
         """An argument as the graph holds it. `place` says where it stands, for the provenance of literals."""
         if isinstance(tree, Value):
             return tree.node
+        if isinstance(tree, LayerIndex):
+            return self.attribute(tree.source, tree.value).node
         if isinstance(tree, Sourced):
-            if is_layer_index(tree):
-                return self.attribute(tree.source, int(tree)).node
             ints.append((place, int(tree), tree.source))
             return int(tree)
         if isinstance(tree, (nn.Module, torch.Tensor, PreTrainedConfig)):
@@ -201,7 +211,7 @@ class Tracer(TracerBase):
 
 def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, Any], *, family: str,
           opaque: frozenset[str] = frozenset(), inline: bool = False,
-          pick: Callable[[Any], Any] = lambda result: result) -> fx.Graph:
+          pick: Callable[[Any], Any] = lambda result: result) -> Trace:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
     Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
@@ -212,7 +222,7 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, A
     tracer = Tracer(root, family, opaque, inline)
     leaves.entered(tracer)
     try:
-        with torch.no_grad(), patched(tracer), sourced(tracer.paths):
+        with torch.no_grad(), patched(tracer), sourced(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, held) for name, held in arguments.items()}
             result = pick(root.forward(**values, **statics))
             tracer.graph.output(tracer.argument(result, "args", []))
@@ -222,7 +232,7 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, A
     finally:
         leaves.left(tracer)
     tracer.graph.eliminate_dead_code(is_impure)
-    return tracer.graph
+    return Trace(tracer.graph, tracer.index_used)
 
 
 def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:

@@ -59,12 +59,14 @@ def process(tmp_path):
 
 def recipe_text(steps: str, expect: str = "", model: str = 'zoo("tiny-llama")', name: str = "small") -> str:
     texts = zoo()["tiny-llama"]
+    sizes = {"calib": "samples: 2, length: 32", "heldout": "samples: 4, length: 64"}
+    data = "\n".join(f'data {d} = text("{texts / d}.txt", {size}, seed: 7)' for d, size in sizes.items()
+                     if f"({d})" in steps + expect)
     return f'''effspec 1
 """A recipe of the tests."""
 
 model base = {model}
-data calib = text("{texts / 'calib.txt'}", samples: 2, length: 32, seed: 7)
-data heldout = text("{texts / 'heldout.txt'}", samples: 4, length: 64, seed: 7)
+{data}
 
 pipeline {name}(base) {{
 {steps}
@@ -93,7 +95,6 @@ def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     expect = "expect small {\n  params <= 0.9 * base\n  perplexity(heldout) <= 0.5 * base\n}\n"
     steps = "  thin = prune.channels(keep: 75% of channels, align: 32)"
-    # `calib` is unused, which is a warning: the compile shows it, too
     (folder / "r.effspec").write_text(recipe_text(steps, expect), encoding="utf-8")
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}
     done = subprocess.run([sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--events", "events.jsonl"],

@@ -118,6 +118,26 @@ def test_a_layer_that_differs_in_one_attribute_has_its_own_graph():
     assert compare(model, bind(program)) == 0.0
 
 
+@pytest.mark.parametrize("decide", [
+    lambda self: [1.0, 2.0, 3.0][self.layer_idx], lambda self: 2.0 if self.layer_idx == 1 else 1.0,
+    lambda self: 1.0 + self.layer_idx / 2, lambda self: {0: 1.0, 1: 2.0, 2: 3.0}[self.layer_idx],
+    lambda self: 1.0 if self.layer_idx else 2.0, lambda self: float(self.layer_idx)],
+    ids=["list", "equal", "reckon", "dict", "truth", "float"])
+def test_layers_that_decide_by_their_own_number_are_not_taken_for_equal(decide):
+    model = tiny.model("llama")
+    plain = type(model.model.layers[0].mlp)
+
+    class Numbered(plain):
+        def forward(self, x):
+            return super().forward(x) * decide(self)
+    Numbered.__module__ = plain.__module__
+    for i, layer in enumerate(model.model.layers):
+        layer.mlp.__class__ = Numbered
+        layer.mlp.layer_idx = i
+    reference = copy.deepcopy(model)
+    assert compare(reference, bind(capture(model))) == 0.0
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_the_attention_backend_is_chosen_when_the_graph_runs(implementation):
     model = tiny.model("qwen2")

@@ -152,5 +152,6 @@ def test_with_a_score_widths_are_those_of_an_exhaustive_oracle(tmp_path, seed):
 def test_a_pruned_model_generates_with_cache_as_without(tmp_path):
     model = tiny.model("llama")
     program = pruned(tmp_path, model, "prune.blocks", remove=2)
-    made = [program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cached) for cached in (True, False)]
+    made = [program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cached)
+            for cached in (True, False)]
     assert torch.equal(*made)

@@ -1,0 +1,143 @@
+"""Every way out of `effc` has its code of one table, and its sentence in one style."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from effc.compiler.commands.exits import MEANINGS, exit_table, explained
+from effc.compiler.commands.screen import code_of
+from effc.dsl.diagnostics import EXITS, Fault, Reject
+
+SCRIPT = "import sys; from effc.compiler.cli import main; sys.exit(main())"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+def ends_with(error: BaseException) -> tuple[str, int]:
+    diagnostics = explained(error)
+    return diagnostics[0].slug, code_of(diagnostics)
+
+
+def test_the_help_lists_every_exit_code(effc):
+    run = effc("--help")
+    assert run.code == 0 and set(MEANINGS) == set(EXITS)
+    assert exit_table() in run.out
+    for code in EXITS.values():
+        assert f"\n  {code:>3}  " in run.out
+
+
+@pytest.mark.parametrize(("error", "slug", "code"), [
+    (ValueError("odd"), "internal", 1),
+    (AssertionError(), "internal", 1),
+    (KeyboardInterrupt(), "interrupted", 130),
+    (MemoryError(), "no-memory", 6),
+    (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "no-memory", 6),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "no-memory", 6),
+    (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no-space", 6),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), "no-space", 6),
+    (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "no-access", 5),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "no-access", 5),
+])
+def test_an_exception_becomes_a_diagnostic_with_its_code(error, slug, code):
+    assert ends_with(error) == (slug, code)
+
+
+@pytest.mark.parametrize("name", [n for n in EXITS if n != "success"])
+def test_a_reject_ends_with_the_code_of_its_first_error(name):
+    error = Fault(f"test-{name}", "A fault of this test.", exit=name)("it is so")
+    later = Fault("test-warning", "A warning of this test.", severity="warning")("mind this")
+    assert code_of(Reject(error, later).diagnostics) == EXITS[name]
+    assert code_of([later]) == 0
+
+
+@pytest.mark.parametrize(("args", "err"), [
+    (("chek",), "error[usage]: unknown verb `chek`\nhelp: did you mean `check`, `cache`?\n"),
+    (("check",), "error[usage]: missing argument `RECIPE...`\nhelp: `effc check --help` lists what it takes\n"),
+    (("check", "r", "--fromat", "json"), "error[usage]: unknown option --fromat\nhelp: did you mean --format?\n"),
+    (("check", "r", "--format", "md"), "error[usage]: `--format md` is not known here: text, json, github\n"
+                                       "help: `effc --help` lists what it takes\n"),
+    (("check", "r", "--max-memory", "3flops"), "`3flops` is no size: write a number and a unit"),
+    (("check", "r", "--set", "keep"), "`--set` takes NAME=VALUE, such as --set keep=80%"),
+    (("inspect", "zoo:tiny-llama", "--format", "dot"), "`--format dot` draws one layer: add --graph UNIT"),
+])
+def test_a_wrong_flag_or_argument_is_exit_2_in_the_same_style(effc, args, err):
+    run = effc(*args)
+    assert (run.code, run.out) == (2, "") and err in run.err
+    assert "Traceback" not in run.err and "Usage:" not in run.err
+
+
+def test_a_usage_error_is_json_where_json_was_asked_for(effc):
+    run = effc("check", "--format", "json")
+    body = json.loads(run.out)
+    assert (run.code, run.err) == (2, "")
+    assert (body["status"], body["exit"], body["diagnostics"][0]["slug"]) == ("error", 2, "usage")
+
+
+def test_a_traceback_is_shown_only_with_debug(effc, write):
+    recipe = write()
+    events = ("--events", ".")              # a folder: opening it breaks inside the command
+    quiet, loud = effc("compile", recipe, *events), effc("compile", recipe, *events, "--debug")
+    assert quiet.code == loud.code == 5
+    assert "Traceback" not in quiet.err and "is a directory" in quiet.err
+    assert "Traceback" in loud.err and "IsADirectoryError" in loud.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_exit_6(process, write):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", SCRIPT, "passes"], stdout=full, stderr=subprocess.PIPE,
+                              text=True)
+    assert done.returncode == 6
+    assert done.stderr == "error[no-space]: the disk is full\nhelp: `effc cache gc` frees what is no longer used\n"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    done = subprocess.run(f"{sys.executable} -c '{SCRIPT}' passes --all | head -n 1; exit ${{PIPESTATUS[0]}}",
+                          shell=True, executable="/bin/bash", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_package_outside_its_range_is_exit_5_before_work_starts(process, write, tmp_path):
+    old = tmp_path / "site" / "transformers-4.57.1.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.1\n")
+    run = process("compile", write(), PYTHONPATH=str(tmp_path / "site"))
+    assert (run.code, run.out) == (5, "")
+    assert run.err == ("error[package-version]: transformers 4.57.1 is installed, effc needs >=5.0,<6\n"
+                       'help: pip install "transformers>=5.0,<6"\n')
+    doctor = process("doctor", PYTHONPATH=str(tmp_path / "site"))
+    assert doctor.code == 5 and "missing  transformers  4.57.1, needs >=5.0,<6" in doctor.out
+
+
+@pytest.mark.parametrize("flag", [("--offline",), ()])
+def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
+    run = process("plan", write(model='hf("no/such")'), *flag, HF_ENDPOINT="http://127.0.0.1:9")
+    assert run.code == 8 and "error[hub-unreachable]" in run.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_within_a_second_and_leaves_nothing_half_written(write, tmp_path, number):
+    recipe = write("  slim = prune.blocks(remove: 9, score: perplexity(heldout))", file=f"{number}.effspec")
+    events = tmp_path / "events.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, "compile", str(recipe), "--events", str(events)],
+                             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (events.exists() and "Ticked" in events.read_text()):
+        assert child.poll() is None and time.monotonic() < deadline, "the compile did not begin to score"
+        time.sleep(0.05)
+    sent = time.monotonic()
+    child.send_signal(number)
+    _, err = child.communicate(timeout=30)
+    took = time.monotonic() - sent
+    assert child.returncode == 130
+    assert err.endswith("note[interrupted]: stopped; nothing is half written, and compile goes on where it was "
+                        "stopped\n")
+    assert took < 2.0, f"{took:.2f} s"      # a second, and as much again for a machine that is busy
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,82 @@
+"""Progress: plain lines, a heartbeat, JSON lines, and bars that leave a line behind."""
+
+import io
+import json
+import time
+
+from effc.compiler.progress import Recorded, StageBegan, StageEnded, Ticked, Warned
+from effc.compiler.render import Bars, Lines, Plain, listening
+
+MIB = 1 << 20
+
+
+def stage(listen, name="thin", **ended):
+    listen(StageBegan(name, "prune.channels", 2, 6))
+    listen(Ticked("scoring", 3, 60, "best 21.3"))
+    listen(StageEnded(name, 12.3, change="-0.44 M params", peak_bytes=512 * MIB, **ended))
+
+
+def test_a_finished_stage_is_one_plain_line():
+    out = io.StringIO()
+    with Plain(out) as listen:
+        stage(listen)
+    assert out.getvalue() == "  2/6  thin          prune.channels  -0.44 M params  12 s  peak 512.0 MiB\n"
+
+
+def test_a_cached_stage_says_so():
+    out = io.StringIO()
+    with Plain(out) as listen:
+        listen(StageEnded("thin", 0.0, cached=True))
+    assert out.getvalue().split() == ["thin", "cached"]
+
+
+def test_a_long_stage_has_a_heartbeat():
+    out = io.StringIO()
+    with Plain(out, heartbeat=0.2) as listen:
+        listen(StageBegan("thin", "prune.channels", 2, 6))
+        listen(Ticked("scoring", 3, 60, "best 21.3"))
+        deadline = time.monotonic() + 10
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    line = out.getvalue().splitlines()[0]
+    assert line.startswith("  2/6  thin          … scoring 3/60, best 21.3  (")
+
+
+def test_values_are_told_only_to_those_who_want_more():
+    for verbose, count in ((0, 0), (1, 1)):
+        out = io.StringIO()
+        with Plain(out, verbose) as listen:
+            listen(Recorded("perplexity(calib)", 21.3))
+        assert len(out.getvalue().splitlines()) == count
+
+
+def test_a_warning_and_a_shape_diff_are_shown():
+    out = io.StringIO()
+    with Plain(out) as listen:
+        listen(Warned("torch 2.8 wrote it"))
+        stage(listen, dump="layers.7.mlp 1536 -> 1280\n")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "torch 2.8 wrote it" and lines[2] == "layers.7.mlp 1536 -> 1280"
+
+
+def test_bars_leave_a_line_for_each_stage():
+    out = io.StringIO()
+    with Bars(out, color=False) as listen:
+        stage(listen)
+        listen(Warned("[odd] brackets stay"))
+    assert "✓  2/6  thin          prune.channels  -0.44 M params" in out.getvalue()
+    assert "[odd] brackets stay" in out.getvalue()
+
+
+def test_every_event_is_a_line_of_json():
+    out = io.StringIO()
+    stage(Lines(out))
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [e["event"] for e in events] == ["StageBegan", "Ticked", "StageEnded"]
+    assert events[1]["note"] == "best 21.3" and events[2]["peak_bytes"] == 512 * MIB
+
+
+def test_quiet_silences_people_but_not_the_file(tmp_path, capsys):
+    with listening(quiet=True, events=tmp_path / "e.jsonl") as listen:
+        stage(listen)
+    assert capsys.readouterr().err == "" and len((tmp_path / "e.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,178 @@
+"""check, fmt, explain, passes, recipes: exact output, and what they make of input that is no recipe."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from effc.compiler.commands.shelves import library
+
+
+@pytest.fixture
+def sound(write):
+    """A recipe of which there is nothing to say."""
+    return write("  slim = prune.blocks(remove: 1, score: perplexity(calib))",
+                 "expect small {\n  perplexity(heldout) <= 2 * base\n}\n")
+
+
+def test_a_sound_recipe_is_one_line(effc, sound):
+    run = effc("check", sound)
+    assert (run.code, run.out, run.err) == (0, "ok: small: 1 step, 1 artifact, 1 bound\n", "")
+    assert effc("check", sound, "-q").out == ""
+
+
+def test_several_recipes_are_named(effc, sound):
+    run = effc("check", sound, sound)
+    assert run.out == 2 * f"ok: {sound}: small: 1 step, 1 artifact, 1 bound\n"
+
+
+def test_variants_of_a_matrix_are_counted(effc, write, tmp_path):
+    path = write("  slim = prune.blocks(remove: cut, score: perplexity(calib))",
+                 "expect small {\n  perplexity(heldout) <= 2 * base\n}\n")
+    text = (tmp_path / path).read_text()
+    text = text.replace("\nmodel base", "\nparam cut: int = 1\nmatrix cut: [1, 2, 3]\n\nmodel base", 1)
+    (tmp_path / path).write_text(text)
+    assert effc("check", path).out == "ok: small: 1 step, 1 artifact, 1 bound, 3 variants\n"
+
+
+def test_the_answer_as_json_is_one_object_on_stdout(effc, sound):
+    run = effc("check", sound, "--format", "json")
+    body = json.loads(run.out)
+    assert run.err == "" and body == {
+        "schema_version": 1, "verb": "check", "status": "ok", "exit": 0, "diagnostics": [],
+        "recipes": [{"path": str(sound), "pipeline": "small", "steps": 1, "artifacts": 1, "bounds": 1,
+                     "variants": 1}]}
+
+
+def test_all_mistakes_are_told_at_once_with_a_caret(effc, write):
+    path = write("  thin = prune.channels(keep: 75% of chanels)\n  slim = prune.bloks(remove: 1)")
+    run = effc("check", path)
+    assert (run.code, run.out) == (3, "")
+    assert "error[wrong-base]" in run.err and "did you mean `prune.blocks`?" in run.err
+    assert "  --> r.effspec:8:38\n" in run.err and f"     | {' ' * 37}^^^^^^^\n" in run.err
+
+
+def test_github_annotations_go_to_stdout(effc, write):
+    path = write("  thin = prune.channels(keep: 75% of chanels)")
+    lines = effc("check", path, "--format", "github").out.splitlines()
+    assert any(line.startswith("::error file=r.effspec,line=8,col=38,") for line in lines)
+
+
+def test_fix_writes_what_is_sure_and_checks_again(effc, write, tmp_path):
+    path = write("  thin = prune.channels(keep: 75% of chanels)")
+    run = effc("check", path, "--fix")
+    assert (run.code, run.out, run.err) == (0, "ok: small: 1 step, 1 artifact, 0 bounds\n", "fixed 1 mistake in r.effspec\n")
+    assert "of channels)" in (tmp_path / path).read_text()
+
+
+def test_the_syntax_tree_is_shown_as_json(effc, sound):
+    tree = json.loads(effc("check", sound, "--show", "ast").out)
+    assert tree["edition"] == 1 and tree["doc"] == "A recipe of the tests."
+
+
+@pytest.mark.parametrize(("content", "code", "said"), [
+    (None, 2, "error[no-recipe]: there is no file `x.effspec`"),
+    (b"", 3, "the file is empty"),
+    (b"effspec 9\n", 3, "this effc reads edition 1 of the language, not 9"),
+    (b"hello\n", 3, "the file does not start with `effspec 1`"),
+    (b"effspec 1\n", 3, "error[empty-recipe]"),
+    (bytes(range(256)) * 40, 3, "error[binary-recipe]: `x.effspec` is a binary file"),
+    (b"effspec 1\n\xff\xfe\n", 3, "error[not-utf-8]"),
+    (b"effspec 1\n" + b"(x = [" * 170_000, 3, "error[recipe-too-large]"),
+    (b"effspec 1\n" + b"x = (" * 20_000, 3, "error["),
+])
+@pytest.mark.parametrize("verb", ["check", "plan", "compile", "fmt"])
+def test_what_is_no_recipe_is_refused_in_a_sentence(effc, tmp_path, verb, content, code, said):
+    if verb == "fmt" and content == b"effspec 1\n":
+        pytest.skip("an empty recipe has a format")
+    if content is not None:
+        (tmp_path / "x.effspec").write_bytes(content)
+    run = effc(verb, "x.effspec")
+    assert run.code == code, run.err
+    assert said.removesuffix("]") in run.err or said in run.err
+    assert run.out == "" and "Traceback" not in run.err
+
+
+def test_a_folder_is_no_recipe(effc, sound):
+    run = effc("check", ".")
+    assert run.code == 2 and "`.` is a folder" in run.err and "r.effspec" in run.err
+
+
+def test_fmt_writes_one_style_and_then_leaves_it(effc, tmp_path):
+    path = tmp_path / "u.effspec"
+    path.write_text('effspec 1\nmodel   base=zoo( "tiny-llama" )  # kept\npipeline p(base){}\nemit p{hf("o")}\n')
+    before = path.read_text()
+    assert effc("fmt", "--check", path).code == 3 and path.read_text() == before
+    diff = effc("fmt", "--diff", path)
+    assert diff.code == 0 and "+model base = zoo" in diff.out and path.read_text() == before
+    run = effc("fmt", path)
+    assert (run.code, run.out, run.err) == (0, "", f"formatted {path}\n")
+    assert "# kept" in path.read_text()
+    assert effc("fmt", "--check", path).err == "1 file in style\n"
+    assert effc("fmt", "-", stdin=before).out == path.read_text()
+
+
+def test_explain_has_a_page_for_words_and_for_diagnostics(effc):
+    assert "prune.blocks" in effc("explain", "prune.blocks").out
+    assert "ends with exit code 4" in effc("explain", "expectation-missed").out
+    near = effc("explain", "unknwon-name")
+    assert near.code == 2 and "did you mean `unknown-name`?" in near.err
+
+
+def test_passes_lists_every_file_of_the_shelf(effc):
+    names = [line.split()[0] for line in effc("passes").out.splitlines()]
+    assert "prune.channels" in names and names == sorted(names)
+    everything = json.loads(effc("passes", "--all", "--format", "json").out)
+    assert {"passes", "targets", "metrics", "data", "models"} <= set(everything)
+
+
+def test_recipes_lists_the_library_with_its_sentences(effc):
+    out = effc("recipes").out
+    assert library() and all(name in out and doc in out for name, _, doc in library())
+
+
+def test_colours_obey_the_flag_and_the_environment(effc, sound, monkeypatch):
+    assert "\x1b[32mok" in effc("check", sound, "--color", "always").out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[32mok" in effc("check", sound).out
+    assert "\x1b" not in effc("check", sound, "--color", "never").out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in effc("check", sound).out
+
+
+@pytest.mark.parametrize("args", [
+    ("--help",), ("check", "--help"), ("check", "r.effspec"), ("fmt", "--check", "r.effspec"), ("passes",),
+    ("recipes",), ("explain", "prune.blocks")])
+def test_what_needs_no_torch_takes_less_than_half_a_second_of_cpu(write, tmp_path, args):
+    write()
+    script = ("import sys; from effc.compiler.cli import main; code = main(sys.argv[1:]); "
+              "assert 'torch' not in sys.modules, 'torch'; assert 'transformers' not in sys.modules; sys.exit(0)")
+    spent = []
+    for _ in range(3):          # the least of three: others share the processor's caches
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.5, f"{min(spent):.2f} s"
+
+
+def test_new_writes_a_recipe_that_checks(effc, tmp_path):
+    for goal in ("smaller", "faster", "gentle"):
+        run = effc("new", "--goal", goal)
+        path = Path(run.out.strip())
+        assert run.code == 0 and path.name == f"tiny-llama-{goal}.effspec"
+        checked = effc("check", path)
+        assert (checked.code, checked.err) == (0, ""), checked.err
+        assert effc("fmt", "--check", path).code == 0
+
+
+def test_new_overwrites_nothing_and_knows_its_goals(effc, tmp_path):
+    (tmp_path / "mine.effspec").write_text("mine")
+    run = effc("new", "-o", "mine.effspec")
+    assert run.code == 2 and run.err.startswith("error[file-exists]: mine.effspec exists\n")
+    assert (tmp_path / "mine.effspec").read_text() == "mine"
+    assert "goals are smaller, faster, gentle" in effc("new", "--goal", "bigger").err
+    assert effc("new", "nowhere/at/all").code == 2
