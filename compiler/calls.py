@@ -73,8 +73,8 @@ def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
         _run(model, inputs, hook)
     except Exception as error:   # whatever a model's own code raises, it can't be run
         raise Reject(unsupported_model(
-            f"{type(model).__name__} can't run the batch it is captured with: {type(error).__name__}: {error}",
-            help="give `capture` inputs that the model takes")) from error
+            f"{type(model).__name__} fails when it runs: {type(error).__name__}: {error}",
+            help="if a step of the recipe came before, the model can't do without what the step removed")) from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.odd[path] = f"called {counts[path]} times in one forward"

@@ -50,7 +50,8 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     calls = record(program.model, program.inputs)
     program.opaque.update(calls.odd)
     known: dict[Any, _Traced] = {}
-    others = other_calls(program.model, program.inputs, _unseen(program, calls))
+    others = {calls.signatures[path]: found for path, found in other_calls(
+        program.model, program.inputs, _unseen(program, calls)).items()}
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
@@ -64,7 +65,7 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             continue
         signature = calls.signatures[path]
         if signature not in known or known[signature].of_this_layer:
-            known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())])
+            known[signature] = _layer(program, path, [calls.first[signature], *others.get(signature, ())])
         units[path] = known[signature].unit(program, path)
     program.units = _shared(units)
     program.changed()
