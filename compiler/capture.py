@@ -50,8 +50,7 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     calls = record(program.model, program.inputs)
     program.opaque.update(calls.odd)
     known: dict[Any, _Traced] = {}
-    others = {calls.signatures[path]: found for path, found in other_calls(
-        program.model, program.inputs, _unseen(program, calls)).items()}
+    others = other_calls(program.model, program.inputs, _unseen(program, calls))
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
@@ -64,8 +63,11 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             units[path] = old
             continue
         signature = calls.signatures[path]
-        if signature not in known or known[signature].of_this_layer:
-            known[signature] = _layer(program, path, [calls.first[signature], *others.get(signature, ())])
+        if signature in known and known[signature].of_this_layer:
+            others |= other_calls(program.model, program.inputs, [path])
+            del known[signature]
+        if signature not in known:
+            known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())])
         units[path] = known[signature].unit(program, path)
     program.units = _shared(units)
     program.changed()

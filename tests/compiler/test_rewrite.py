@@ -119,14 +119,15 @@ def test_attention_of_the_first_layers_gone_the_rest_generates_the_same_tokens_h
     assert compare(reference, model) == 0.0
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", (*tiny.NAMES, "mixtral", "gpt_oss", "bloom", "gpt_neo", "mamba2", "bert"))
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_dropped_layer_equals_one_that_returns_its_input(name, layer):
     model = tiny.model(name)
     reference = copy.deepcopy(model)
     program = capture(model)
     path = list(program.units)[layer]
-    reference.get_submodule(path).register_forward_hook(lambda _, args, kwargs, out: args[0], with_kwargs=True)
+    reference.get_submodule(path).register_forward_hook(
+        lambda _, args, out: (args[0], *out[1:]) if isinstance(out, tuple) else args[0])
     with Rewriter(program) as rewrite:
         rewrite.drop_layer(path)
     assert compare(reference, model) == 0.0
