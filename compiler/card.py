@@ -79,8 +79,15 @@ def _summary(step) -> str:
 def _checked(checks: tuple[Check, ...]) -> str:
     if not checks:
         return ""
-    rows = [[c.what, f"{c.worst:.2g}", f"{c.tolerance:.2g}"] for c in checks]
-    return "\n".join(["## Checked", "", _table(["outputs", "worst difference", "allowed"], rows)])
+    forms: dict[str, list[Check]] = {}
+    for check in checks:
+        forms.setdefault(check.what.partition(",")[0], []).append(check)
+    rows = [[f"`{form}`", str(len(found)), f"{max(c.worst for c in found):.2g}",
+             f"{min(c.tolerance for c in found):.2g}"] for form, found in forms.items()]
+    return "\n".join([
+        "## Checked", "", "Reopened in a fresh process and compared with the model in memory: logits of a batch, of a",
+        "left-padded one, of prefill and cached steps, and greedy tokens.", "",
+        _table(["form", "outputs", "worst difference", "allowed"], rows)])
 
 
 def _recipe(manifest: Manifest) -> str:
@@ -123,4 +130,6 @@ def _bytes(count: float) -> str:
 
 
 def _threads(machine) -> str:
-    return f"{machine['threads']} threads" if machine.get("threads") else ""
+    from .quantity import counted
+
+    return counted(machine["threads"], "thread") if machine.get("threads") else ""
