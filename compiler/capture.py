@@ -24,6 +24,7 @@ from .patches import modeling_files
 from .program import Program, Unit, argument_names, code_key
 from .refresh import describe_again
 from .sample import evaluating, prepared, sample
+from .surgery import own_config
 from .trace import Trace, trace
 
 _RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
@@ -35,6 +36,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     inputs   keyword arguments of the forward; by default a left-padded batch [2, 7] made from the config
     Raises Reject (unsupported-model) with the module path and the source line that broke.
     """
+    own_config(model)
     program = Program(model, sample(model) if inputs is None else inputs)
     recapture(program)
     if not program.units:

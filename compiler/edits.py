@@ -117,6 +117,7 @@ def replay(model: nn.Module, edits: Edits) -> None:
 
 
 def _replay(model: nn.Module, edits: Edits) -> None:
+    surgery.own_config(model)
     for owner, left in edits.layers.items():
         layers = model.get_submodule(owner)
         assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"

@@ -110,6 +110,15 @@ def set_attribute(model: nn.Module, path: str, value: Any) -> None:
     setattr(module.config, name, value)
 
 
+def own_config(model: nn.Module) -> None:
+    """Give a model configs of its own: a builder may have handed the same object to several models."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        config = vars(module).get("config")
+        if config is not None:
+            module.config = copy.deepcopy(config, copies)   # what is shared within the model stays shared
+
+
 def config_path(model: nn.Module, path: str) -> str:
     """Where the config that governs a module lies, from the root: `config` or `config.text_config`."""
     while True:

@@ -17,6 +17,7 @@ from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from tests import tiny
 
@@ -250,6 +251,17 @@ def test_a_config_value_of_one_module_leaves_its_neighbours_alone():
     assert model.model.layers[0].self_attn.config is model.config
     assert len({unit.key for unit in program.units.values()}) == 2
     assert compare(model, rebuilt(program, "phi3")) == 0.0
+
+
+def test_a_config_that_two_models_share_is_not_changed_under_the_other():
+    config = tiny.config("llama")
+    model, other = (LlamaForCausalLM(config) for _ in range(2))
+    program = capture(model)
+    with Rewriter(program) as rewrite:
+        rewrite.drop_layer("model.layers.0")
+    replay(LlamaForCausalLM(config), program.edits)
+    assert other.config.num_hidden_layers == 3
+    assert model.config is model.model.config is model.model.layers[0].self_attn.config
 
 
 def test_tied_weights_are_narrowed_together():
