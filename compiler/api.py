@@ -187,8 +187,9 @@ def default_cache() -> Path:
 def plans(session: Session) -> "list[Plan]":
     from .plan import plan
 
-    found = []
-    for recipe in session.recipes():
+    recipes, found = session.recipes(), []
+    _use_threads(session.settings)
+    for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
             found.append(plan(recipe, pipeline, ctx, skeleton_of(ctx.origin, session.settings)))
@@ -198,23 +199,31 @@ def plans(session: Session) -> "list[Plan]":
 def build(session: Session, out: Path, *, force: bool = False, saved: Any = None, dump: str = "",
           told: "Callable[[Plan], None]" = lambda plan: None) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
+    from .artifact import check_free
     from .cache import Cache
     from .pipeline import Build
     from .plan import refuse_drift
 
-    _use_threads(session.settings)
     made = [p for p in plans(session) if p.pipeline.emits]
     if not made:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
     if saved is not None:
         refuse_drift(saved, made)
+    for plan in made:
+        for target in plan.pipeline.emits:
+            check_free(place(plan, out) / target.call.args["path"], force)
     results = []
     for plan in made:
         told(plan)
         ctx = session.context(plan.recipe, plan.pipeline)
-        where = out / plan.recipe.variant if plan.recipe.variant else out
+        where = place(plan, out)
         results.append(Build(plan, ctx, Cache(session.settings.cache_dir), dump=dump).run(where, force))
     return results
+
+
+def place(plan: "Plan", out: Path) -> Path:
+    """The folder that a variant's artifacts go into."""
+    return out / plan.recipe.variant if plan.recipe.variant else out
 
 
 def _use_threads(settings: Settings) -> None:

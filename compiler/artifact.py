@@ -41,7 +41,7 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
     """
     into = Path(os.path.abspath(into))
     with _environment(into):
-        _check_free(into, force)
+        check_free(into, force)
         into.parent.mkdir(parents=True, exist_ok=True)
         sweep(into.parent)
         draft = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
@@ -54,7 +54,7 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
     return manifest
 
 
-def _check_free(into: Path, force: bool) -> None:
+def check_free(into: Path, force: bool) -> None:
     if not os.path.lexists(into):
         return
     if not force:

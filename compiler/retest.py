@@ -48,7 +48,7 @@ def test_recipe(session: "Session", out: Path) -> list[Tested]:
 
     found = []
     for plan in api.plans(session):
-        where = out / plan.recipe.variant if plan.recipe.variant else out
+        where = api.place(plan, out)
         paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
         found += [(path, plan) for path in paths if (path / NAME).is_file()]
     if not found:

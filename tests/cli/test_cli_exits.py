@@ -141,3 +141,9 @@ def test_an_interrupt_ends_within_a_second_and_leaves_nothing_half_written(write
                         "stopped\n")
     assert took < 2.0, f"{took:.2f} s"      # a second, and as much again for a machine that is busy
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_changes_nothing_is_exit_1_at_its_line(effc, write):
+    run = effc("compile", write("  thin = prune.channels(keep: 100% of channels, align: 32)"), "-q")
+    assert (run.code, run.out) == (1, "")
+    assert "error[no-change]: `prune.channels` changed nothing\n  --> r.effspec:8:" in run.err

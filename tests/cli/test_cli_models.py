@@ -35,6 +35,7 @@ def test_an_output_that_exists_is_not_replaced_unless_forced(effc, compiled, mon
     before = (folder / "out" / "small" / "manifest.json").read_bytes()
     run = effc("compile", folder / "r.effspec", "-o", folder / "out", "--no-progress")
     assert run.code == 2 and "error[output-exists]" in run.err and "--force" in run.err
+    assert "thin" not in effc("compile", folder / "r.effspec", "-o", folder / "out", "--cache-dir", "none").err
     assert (folder / "out" / "small" / "manifest.json").read_bytes() == before
 
 
@@ -42,9 +43,16 @@ def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_
     folder, _ = compiled
     fresh = effc("plan", folder / "r.effspec", "--cache-dir", tmp_path / "empty", "--detailed-exitcode")
     assert fresh.code == 7 and "prune.channels" in fresh.out
-    saved = effc("plan", folder / "r.effspec", "-o", "p.json")
-    assert saved.code == 0 and "saved to p.json" in saved.err
+    saved = effc("plan", folder / "r.effspec", "-o", "p.json", "--detailed-exitcode")
+    assert saved.code == 0 and "saved to p.json" in saved.err and "0 of 1 steps to run" in saved.out
     assert json.loads((tmp_path / "p.json").read_text())["plans"][0]["pipeline"] == "small"
+
+
+def test_compile_does_what_the_plan_says(effc, write):
+    path = write()
+    assert effc("plan", path, "-o", "p.json").code == 0
+    run = effc("compile", path, "--plan", "p.json", "-q")
+    assert (run.code, run.err) == (0, "") and run.out.startswith("small -> out/small  hf, ")
 
 
 def test_compile_refuses_what_the_plan_does_not_say(effc, write, tmp_path):
