@@ -36,6 +36,8 @@ def size(value: float) -> str:
 
 def seconds(value: float) -> str:
     """`0.8 ms`, `1.24 s`, `3 min 20 s`, `2 h 5 min`."""
+    if value == 0:
+        return "0 s"
     if value < 1e-3:
         return f"{value * 1e6:.0f} µs"
     if value < 1:

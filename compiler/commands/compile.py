@@ -42,9 +42,8 @@ def register(app: typer.Typer) -> None:
         if dump_ir and dump_ir not in DUMPS:
             raise typer.BadParameter(f"`--dump-ir {dump_ir}` is not known here: {', '.join(DUMPS)}")
         from .. import api
-        from ..environment import check_packages
 
-        check_packages()
+        shared.check_environment()
         saved = _saved(plan) if plan else None
         with shared.listening() as tell:
             results = api.build(shared.session(recipe, tell), output, force=force, saved=saved, dump=dump_ir)

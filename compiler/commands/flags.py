@@ -107,6 +107,13 @@ class Shared:
 
         return self.cache_dir or default_cache()
 
+    def check_environment(self) -> None:
+        """Before any work: packages in their ranges, and the device there."""
+        from ..environment import check_device, check_packages
+
+        check_packages()
+        check_device(self.device)
+
     def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
         """One recipe with what the flags say."""
         from ..api import session

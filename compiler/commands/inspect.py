@@ -26,9 +26,7 @@ def register(app: typer.Typer) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
-        from ..environment import check_packages
-
-        check_packages()
+        shared.check_environment()
         found = _programs(model, shared) if graph is not None else None
         if found:
             return _show_graph(found, str(graph), shared)

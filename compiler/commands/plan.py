@@ -25,10 +25,9 @@ def register(app: typer.Typer) -> None:
 
         Reads no weights."""
         from .. import api
-        from ..environment import check_packages
         from ..plan import saved_form
 
-        check_packages()
+        shared.check_environment()
         plans = api.plans(shared.session(recipe))
         if output:
             from ..cache import write_whole

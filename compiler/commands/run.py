@@ -26,9 +26,7 @@ def register(app: typer.Typer) -> None:
             max_new_tokens: Annotated[int, _length] = 256,
             temperature: Annotated[float, _warmth] = 0.0) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe."""
-        from ..environment import check_packages
-
-        check_packages()
+        shared.check_environment()
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
         from ..chat import Talker

@@ -26,10 +26,9 @@ def register(app: typer.Typer) -> None:
     def test(place: Annotated[Path, _place], shared: Shared, output: Annotated[Path, _out] = Path("out"),
              recipe: Annotated[Path | None, _recipe] = None) -> int:
         """Measure again what `expect` demands; exit 4 on a miss."""
-        from ..environment import check_packages
         from ..retest import test_artifact, test_recipe
 
-        check_packages()
+        shared.check_environment()
         with shared.listening() as tell:
             if place.is_dir():
                 results = test_artifact(place, recipe, shared.settings(tell))

@@ -116,6 +116,14 @@ def test_a_package_outside_its_range_is_exit_5_before_work_starts(process, write
     assert doctor.code == 5 and "missing  transformers  4.57.1, needs >=5.0,<6" in doctor.out
 
 
+@pytest.mark.parametrize("verb", ["plan", "compile", "run", "test", "inspect"])
+def test_a_device_that_is_not_here_is_refused_before_work(effc, write, verb):
+    place = "zoo:tiny-llama" if verb in ("run", "inspect") else write()
+    unknown, missing = effc(verb, place, "--device", "abacus"), effc(verb, place, "--device", "cuda:99")
+    assert (unknown.code, unknown.out) == (2, "") and "torch knows no device `abacus`" in unknown.err
+    assert (missing.code, missing.out) == (5, "") and "error[device-missing]: there is no device `cuda:99`" in missing.err
+
+
 @pytest.mark.parametrize("flag", [("--offline",), ()])
 def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
     run = process("plan", write(model='hf("no/such")'), *flag, HF_ENDPOINT="http://127.0.0.1:9")
@@ -141,9 +149,3 @@ def test_an_interrupt_ends_within_a_second_and_leaves_nothing_half_written(write
                         "stopped\n")
     assert took < 2.0, f"{took:.2f} s"      # a second, and as much again for a machine that is busy
     assert not (tmp_path / "out").exists()
-
-
-def test_a_step_that_changes_nothing_is_exit_1_at_its_line(effc, write):
-    run = effc("compile", write("  thin = prune.channels(keep: 100% of channels, align: 32)"), "-q")
-    assert (run.code, run.out) == (1, "")
-    assert "error[no-change]: `prune.channels` changed nothing\n  --> r.effspec:8:" in run.err
