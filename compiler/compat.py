@@ -13,6 +13,7 @@ over which a norm takes a mean, nor of experts (a router would choose a zero one
 groups can't be filled up. Nor can exchanged modules, or graphs that were edited otherwise.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,14 @@ from typing import Any
 
 import torch
 
-from ..dsl.skeleton import Group, Skeleton
+from ..dsl.diagnostics import Reject
+from ..dsl.skeleton import Branch, Group, Skeleton
 from . import shrink
 from .bypass import staying
 from .capture import capture
+from .edits import is_below
 from .program import Program, Unit
-from .rewrite import Rewriter
+from .rewrite import Rewriter, sources
 from .stock import stock_config
 from .tensors import Piece
 
@@ -40,18 +43,20 @@ class Padding:
 
     shapes   of the stock model's tensors, tied ones once
     places   for each cut axis, where its indices lie in the original width
+    dead     tensors of branches that nothing calls any more, also where they are still in the tree
     """
 
     config: Any
     shapes: Shapes
     places: dict[Axis, list[int]] = field(default_factory=dict)
+    dead: set[str] = field(default_factory=set)
     why: list[str] = field(default_factory=list)
 
     def pieces(self, program: Program) -> Iterator[Piece]:
         """Every tensor of the stock model, made when it is written."""
         ours = program.model.state_dict(keep_vars=True)
         for name, shape in self.shapes.items():
-            tensor = ours.get(name)
+            tensor = None if name in self.dead else ours.get(name)
             if tensor is not None and tuple(tensor.shape) == shape:
                 yield Piece.of(name, tensor)
             else:
@@ -81,12 +86,12 @@ def padding(program: Program) -> Padding:
 
 
 def _padding(program: Program, config: Any) -> Padding:
-    from .checkpoint import quiet
-
     model = program.model
-    with quiet(), torch.device("meta"):
-        made = type(model)._from_config(config, dtype=model.dtype)
-    stock = capture(made.eval())
+    try:
+        stock = _captured(type(model), config, model.dtype)
+    except Reject as refused:
+        return Padding(config, {}, why=[d.message for d in refused.diagnostics])
+    made = stock.model
     shapes = {name: tuple(t.shape) for name, t in _once(made.state_dict(keep_vars=True))}
     ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
@@ -95,8 +100,24 @@ def _padding(program: Program, config: Any) -> Padding:
         for cluster in _clusters(stock.skeleton):
             _place(plan, stock.skeleton, cluster, ours)
         plan.why += _unexplained(plan, ours, stock.skeleton.facts.get("refused", ()))
-        plan.why += _odd_graphs(program, stock)
+        missing = _missing(program.skeleton, stock.skeleton)
+        plan.dead |= {name for branch in missing for name in _dead(shapes, branch, program)}
+        plan.why += _odd_graphs(program, stock, missing)
     return plan
+
+
+def _captured(kind: type, config: Any, dtype: torch.dtype) -> Program:
+    """The stock model without weights; in bfloat16 where grouped experts have no shapes for another type."""
+    from .checkpoint import quiet
+
+    with quiet(), torch.device("meta"):
+        made = kind._from_config(copy.deepcopy(config), dtype=dtype).eval()
+    try:
+        return capture(made)
+    except Reject:
+        if dtype == torch.bfloat16:
+            raise
+        return _captured(kind, config, torch.bfloat16)
 
 
 def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -182,12 +203,29 @@ def _unexplained(plan: Padding, ours: Shapes, refused: Iterable[Sequence[str]]) 
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
 
 
-def _odd_graphs(program: Program, stock: Program) -> Iterator[str]:
+def _missing(now: Skeleton, stock: Skeleton) -> list[Branch]:
+    """Branches of the stock model that the program has lost."""
+    left = {(b.unit, b.site) for b in now.branches}
+    return [b for b in stock.branches if (b.unit, b.site) not in left]
+
+
+def _dead(shapes: Shapes, branch: Branch, program: Program) -> Iterator[str]:
+    """Tensors of a lost branch; not of what it shared with a branch that is there, as parallel ones share a norm."""
+    unit = program.units[branch.unit]
+    output = next(node for node in unit.graph.nodes if node.op == "output")
+    # Not all calls: one that only updates a cache is still there, and gives the output nothing.
+    used = [f"{unit.path}.{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
+    for name in shapes:
+        mine = any(is_below(name, part) for part in branch.parts)
+        if mine and not any(is_below(name, path) for path in used):
+            yield name
+
+
+def _odd_graphs(program: Program, stock: Program, missing: Iterable[Branch]) -> Iterator[str]:
     """Units that compute something else than the stock unit without its missing branches."""
-    left = {(b.unit, b.site) for b in program.skeleton.branches}
     rewriter = Rewriter(stock)
-    for branch in stock.skeleton.branches:
-        if (branch.unit, branch.site) not in left and program.units.get(branch.unit, _NONE).edited:
+    for branch in missing:
+        if program.units[branch.unit].edited:
             graph = stock.units[branch.unit].graph
             rewriter.drop_branch(branch.unit, branch.join, staying(graph, branch))
     for path, unit in program.units.items():
@@ -198,9 +236,6 @@ def _odd_graphs(program: Program, stock: Program) -> Iterator[str]:
 def _calls(unit: Unit) -> list[str]:
     reads = (node for node in unit.graph.nodes if node.op in ("call_module", "get_attr"))
     return sorted(f"{node.op} {node.target}" for node in reads)
-
-
-_NONE = Unit("", torch.fx.Graph(), (), {}, "")
 
 
 def _by(shape: tuple[int, ...]) -> str:

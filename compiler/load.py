@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..dsl.diagnostics import Fault, Reject
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
 from .progress import Listener, Warned, silent
-from .sealed import attach, not_sealed, read_record
+from .sealed import attach, not_sealed, read_config, read_record
 
 if TYPE_CHECKING:
     import torch
@@ -64,11 +64,9 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
-    import json
-
     from .checkpoint import check_names, parse_config, quiet
 
-    config, kind = parse_config(json.loads((folder / "config.json").read_bytes()))
+    config, kind = parse_config(read_config(folder / "config.json"))
     with quiet():
         model, info = kind.from_pretrained(folder, config=config, dtype=dtype or "auto", use_safetensors=True,
                                            local_files_only=True, output_loading_info=True)

@@ -52,7 +52,7 @@ def test_an_exception_becomes_a_diagnostic_with_its_code(error, slug, code):
 @pytest.mark.parametrize("name", [n for n in EXITS if n != "success"])
 def test_a_reject_ends_with_the_code_of_its_first_error(name):
     error = Fault(f"test-{name}", "A fault of this test.", exit=name)("it is so")
-    later = Fault("test-warning", "A warning of this test.", severity="warning")("mind this")
+    later = Fault("test-later-warning", "A warning of this test.", severity="warning")("mind this")
     assert code_of(Reject(error, later).diagnostics) == EXITS[name]
     assert code_of([later]) == 0
 

@@ -15,6 +15,7 @@ from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
 from effc.compiler.compat import padding
 from effc.compiler.manifest import Manifest, read_manifest
+from effc.compiler.model import Origin
 from effc.compiler.program import Program
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.sources.zoo import zoo
@@ -33,7 +34,7 @@ from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused
 
 torch.set_num_threads(1)
-CHANGES = ("nothing", "layers", "widths", "uneven")
+CHANGES = ("nothing", "layers", "widths", "uneven", "fewer and uneven")
 
 
 # -- changes -------------------------------------------------------------------------------------------------
@@ -87,15 +88,21 @@ def layers(program: Program) -> None:
 
 def changed(name: str, change: str, **config) -> Program:
     program = capture(tiny.model(name, **config))
-    {"nothing": lambda p: None, "layers": layers, "widths": widths, "uneven": uneven}[change](program)
+    if change == "fewer and uneven":
+        drop(program, "attention", 0)
+        layers(program)
+        drop(program, "mlp", 1)
+    else:
+        {"nothing": lambda p: None, "layers": layers, "widths": widths, "uneven": uneven}[change](program)
     return program
 
 
 # -- every form, every architecture --------------------------------------------------------------------------
 
-def emit(program: Program, folder: Path, **options) -> Path:
+def emit(program: Program, folder: Path, origin: Origin | None = None, **options) -> Path:
+    """`origin` is needed where edits changed the model's own config: where layers are gone."""
     folder.mkdir(parents=True)
-    Hf(path="a", **options).emit(program, folder, context(folder.parent, origin_of(program.model)))
+    Hf(path="a", **options).emit(program, folder, context(folder.parent, origin or origin_of(program.model)))
     return folder
 
 
@@ -126,7 +133,7 @@ def artifacts(tmp_path_factory):
     for name in tiny.NAMES:
         for change in CHANGES:
             program = changed(name, change)
-            folder = emit(program, root / f"{name}-{change}")
+            folder = emit(program, root / f"{name}-{change}", origin_of(tiny.blank(name)))
             inputs = inputs_for(program.model.config)
             save_file(inputs, folder / "inputs.safetensors")
             found[name, change] = folder, probe(program.model, inputs)
@@ -142,7 +149,7 @@ def artifacts(tmp_path_factory):
 def test_a_fresh_process_computes_the_same_from_every_form(artifacts, name, change):
     folder, expected = artifacts[name, change]
     forms = {p.name for p in folder.iterdir() if p.is_dir()}
-    assert forms == ({"compact", "compat"} if change == "uneven" else {"model"})
+    assert forms == ({"compact", "compat"} if "uneven" in change else {"model"})
     for form in forms:
         for check in compare(form, expected, load_file(folder / f"{form}.out.safetensors"), torch.float32):
             assert check.holds, check

@@ -116,7 +116,7 @@ def test_a_step_that_changes_nothing_is_refused_at_its_place(recipe):
         compiled(recipe, "a")
     (diagnostic,) = refused.value.diagnostics
     assert diagnostic.slug == "no-change" and diagnostic.exit == 1
-    assert diagnostic.span.text.startswith("thin")
+    assert "prune.channels" in diagnostic.span.text
 
 
 def test_the_bound_on_memory_is_kept(recipe):
