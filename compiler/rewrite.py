@@ -13,6 +13,7 @@ from .capture import recapture
 from .edits import class_name, is_below, renamed
 from .program import Program, Unit, code_key
 from .refresh import with_current_ints
+from .rehearsal import rehearse
 from .trace import is_impure
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -81,7 +82,14 @@ class Rewriter:
         self._touch(path)
 
     def drop_layer(self, path: str) -> None:
-        """Remove a whole unit. The units behind it move up, so drop from the last to the first."""
+        """Remove a whole unit. The units behind it move up, so drop from the last to the first.
+
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without it.
+        """
+        rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
+        self._take_layer(path)
+
+    def _take_layer(self, path: str) -> None:
         program, edits = self.program, self.program.edits
         kinds = self._kinds()
         owner, place = surgery.split(path)
@@ -110,10 +118,13 @@ class Rewriter:
         where = surgery.config_path(self.program.model, owner)
         config = surgery.attribute(self.program.model, where)
         count = config.num_hidden_layers
-        for name, value in slots.per_layer_values(config, count).items():
-            self.set_attr(f"{where}.{name}", slots.without_entry(value, place))
-        for name, value in slots.index_lists(config, count).items():
-            self.set_attr(f"{where}.{name}", slots.renumbered(value, place))
+        # Both before either is set: a list that was shortened looks like one that names layers by number.
+        shorter = {name: slots.without_entry(value, place)
+                   for name, value in slots.per_layer_values(config, count).items()}
+        shorter |= {name: slots.renumbered(value, place)
+                    for name, value in slots.index_lists(config, count).items()}
+        for name, value in shorter.items():
+            self.set_attr(f"{where}.{name}", value)
         self.set_attr(f"{where}.num_hidden_layers", count - 1)
 
     # -- edits of the data flow ------------------------------------------------------------------------------

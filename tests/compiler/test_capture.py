@@ -147,7 +147,8 @@ def test_the_attention_backend_is_chosen_when_the_graph_runs(implementation):
     assert compare(model, bound) == 0.0
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", (*tiny.NAMES, "mixtral", "qwen3_moe", "gpt_oss", "jamba", "granitemoehybrid",
+                                  "qwen3_next"))
 def test_the_meta_device_gives_the_same_programs(name):
     real = capture(tiny.model(name))
     with torch.device("meta"):

@@ -138,7 +138,7 @@ def test_a_dropped_layer_equals_one_that_returns_its_input(name, layer):
     assert compare(model, rebuilt(program, name)) == 0.0
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox", "opt", "smollm3"])
 def test_the_config_of_a_model_without_a_layer_builds_that_model(name):
     model = tiny.model(name)
     program = capture(model)
@@ -147,6 +147,21 @@ def test_the_config_of_a_model_without_a_layer_builds_that_model(name):
     plain = type(model)(copy.deepcopy(model.config)).eval()
     plain.load_state_dict(model.state_dict())
     assert compare(model, plain) == 0.0
+
+
+@pytest.mark.parametrize(("name", "layer"), [("jamba", 0), ("jamba", 1), ("gemma4_text", 1), ("bamba", 1),
+                                             ("granitemoehybrid", 1), ("rwkv", 0)])
+def test_a_layer_that_the_model_does_not_run_without_is_refused_before_anything_changes(name, layer):
+    model = tiny.model(name)
+    program = capture(model)
+    path = list(program.units)[layer]
+    before = observe(model), copy.deepcopy(program.edits), vars(copy.deepcopy(model.config)), list(program.units)
+    with pytest.raises(Reject) as refused:
+        Rewriter(program).drop_layer(path)
+    (diagnostic,) = refused.value.diagnostics
+    assert diagnostic.slug == "layer-needed" and path in diagnostic.message and diagnostic.exit == 3
+    assert (program.version, program.edits, vars(model.config), list(program.units)) == (1, *before[1:])
+    assert distance(before[0], observe(model)) == 0.0
 
 
 @given(st.data())
