@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..dsl.skeleton import Skeleton
+    from ..dsl.values import DataRef
     from .context import Context
     from .program import Program
 
@@ -33,7 +34,8 @@ def param(doc: str, *, default: Any = _MISSING, ge: float | None = None, gt: flo
 
 @dataclass(frozen=True)
 class Close:
-    """Promise: outputs are kept within `atol` on logits; checked after every run."""
+    """Promise: float32 logits are kept within `atol`, narrower ones within their rounding; checked after every
+    run. 0 means bit for bit."""
 
     atol: float = 0.0
 
@@ -64,6 +66,8 @@ class Pass(Word):
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds
     determinism    "deterministic", "seeded" or "nondeterministic"
+    foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
+                   is only the most that is left
     """
 
     keeps: ClassVar[Close | Lossy] = Lossy()
@@ -71,10 +75,15 @@ class Pass(Word):
     after: ClassVar[dict[str, str]] = {}
     makes: ClassVar[dict[str, str]] = {}
     determinism: ClassVar[str] = "seeded"
+    foreseeable: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, program: "Program", ctx: "Context") -> None:
         """Change the program in place."""
+
+    def originals(self) -> "tuple[DataRef, ...]":
+        """Data sets on which it compares with the original: compiler/reference.py keeps what that says of them."""
+        return ()
 
     def forecast(self, skeleton: "Skeleton") -> "Skeleton":
         """The skeleton after this pass, as far as shapes are known without weights (`plan`)."""

@@ -16,6 +16,7 @@ from ..dsl.source import Span
 from . import keys, shrink
 from .cache import Cache
 from .context import Context
+from .kinds import Pass
 from .quantity import change, count, seconds, size
 from .select import branches, groups, layers, parts
 
@@ -59,7 +60,7 @@ class Stage:
     matched: tuple[str, ...]
     before: Size
     after: Size
-    exact: bool
+    told: tuple[str, str]
     forwards: int
     seconds: float
     peak_bytes: int
@@ -102,7 +103,7 @@ class Plan:
         """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
         stages = [{"name": s.name, "word": s.call.word, "args": keys.to_jsonable(s.call.args), "key": s.key,
                    "parts": s.parts, "matched": list(s.matched), "before": vars(s.before), "after": vars(s.after),
-                   "exact": s.exact, "forwards": s.forwards, "seconds": round(s.seconds, 1),
+                   "told": list(s.told), "forwards": s.forwards, "seconds": round(s.seconds, 1),
                    "peak_bytes": s.peak_bytes, "cached": s.cached, "why": s.why} for s in self.stages]
         emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
         return {"pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
@@ -112,17 +113,16 @@ class Plan:
 def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
     """The plan of a pipeline; `skeleton` is that of its model."""
     store = Cache(ctx.settings.cache_dir)
-    done: dict[str, tuple[str, Skeleton]] = {pipeline.model: (ctx.origin.identity, skeleton)}
+    done: dict[str, tuple[str, Skeleton, str]] = {pipeline.model: (ctx.origin.identity, skeleton, "")}
     stages = []
     for step in pipeline.steps:
-        source, before = done[step.source]
-        stage, after = _stage(step.name, step.call, source, before, ctx, store)
-        done[step.name] = (stage.key, after)
+        stage, after = _stage(step.name, step.call, *done[step.source], ctx, store)
+        done[step.name] = (stage.key, after, stage.told[1])
         stages.append(stage)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
 
 
-def _stage(name: str, call: Invocation, source: str, before: Skeleton, ctx: Context, store: Cache
+def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, ctx: Context, store: Cache
            ) -> tuple[Stage, Skeleton]:
     pass_ = ctx.shelf.make("pass", call)
     after = pass_.forecast(before)
@@ -133,10 +133,15 @@ def _stage(name: str, call: Invocation, source: str, before: Skeleton, ctx: Cont
     cached = store.has(key)
     stage = Stage(
         name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
-        exact=not forwards, forwards=forwards,
+        told=(told, _told(pass_, forwards, told)), forwards=forwards,
         seconds=forwards * tokens * Size.of(before).flops / flops_per_second(),
         peak_bytes=_peak(before, ctx), cached=cached, why="" if cached else store.why(parts))
     return stage, after
+
+
+def _told(pass_: Pass, forwards: int, before: str) -> str:
+    """How the size after a step is told, given how that before it is."""
+    return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
 
 
 def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ...]:
@@ -225,17 +230,19 @@ def draw(plan: Plan, width: int = 100) -> str:
 
 
 def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
-    about = "" if stage.exact else "about "
+    before, after = (f"{told} ".lstrip() for told in stage.told)
     state = "cached" if stage.cached else f"to run: {stage.why}"
+    moved = f"({change(stage.before.params, stage.after.params)})"
+    if stage.before == stage.after and after == "at most ":
+        moved = "(the weights decide)"
     lines = [f"  {index}. {stage.name} = {stage.call.word}",
-             f"     touches   {_paths(stage.matched, width - 15)}",
-             f"     params    {count(stage.before.params)} -> {about}{count(stage.after.params)}"
-             f"  ({change(stage.before.params, stage.after.params)})",
-             f"     flops     {count(stage.before.flops)} -> {about}{count(stage.after.flops)} per token",
-             f"     bytes     {size(stage.before.bytes)} -> {about}{size(stage.after.bytes)}"]
+             f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
+             f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {moved}",
+             f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
+             f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}"]
     if stage.forwards:
         lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
-    return [*lines, f"     cache     {state}", ""]
+    return [*filter(None, lines), f"     cache     {state}", ""]
 
 
 def _paths(paths: tuple[str, ...], width: int) -> str:

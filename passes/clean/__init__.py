@@ -1,0 +1,1 @@
+"""Exact rewrites: the same outputs from a smaller model."""

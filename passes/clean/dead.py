@@ -1,0 +1,188 @@
+"""Remove what contributes exactly zero."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+from transformers.pytorch_utils import Conv1D
+
+from ...compiler.bypass import node_named, staying
+from ...compiler.context import Context
+from ...compiler.kinds import Close, Pass, param
+from ...compiler.labels import MOVES, name_of
+from ...compiler.leaves import module_role
+from ...compiler.narrowing import take_out
+from ...compiler.program import Program
+from ...compiler.promise import outputs
+from ...compiler.residual import through
+from ...compiler.rewrite import Rewriter
+from ...compiler.trial import without_branch, without_layer
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Branch, Group, Member
+
+nothing_dead = Fault(
+    "nothing-dead",
+    "`clean.dead` found nothing to remove: every channel, head and branch contributes.\n\n"
+    "A step that changes nothing is an error, so leave it out for models that were never masked or padded.",
+    exit="failure")
+
+
+class Dead(Pass):
+    """Remove what contributes exactly zero.
+
+    A channel or a head is dead where all weights that read it are zero, or all that make it are and it comes out
+    as zero; a branch is where its output projection is zero, a layer where all of its branches are. So a model
+    that was masked elsewhere, or filled up with zeros, gets as small as it is. Under grouped-query attention every
+    KV head loses the same number of query heads; the last item, branch and layer always stay. Values decide, so
+    `plan` can't foresee sizes.
+
+    Source: own.
+    Example: tidy = clean.dead(align: 8)
+    """
+
+    keeps = Close(atol=1e-4)
+    determinism = "deterministic"
+    foreseeable = False
+
+    align: int = param("Widths of MLPs stay multiples of this.", default=1, ge=1, unit="channels")
+
+    def run(self, program: Program, ctx: Context) -> None:
+        version = program.version
+        _drop_layers(program)
+        _drop_branches(program)
+        # KV heads first: query heads of one that is gone need no look.
+        for kinds in (("kv_heads",), ("heads", "channels")):
+            self._narrow(program, kinds)
+        if program.version == version:
+            raise Reject(nothing_dead("no channel, head or branch of the model is dead",
+                                      help="leave the step out; prune.* remove what matters least"))
+
+    def _narrow(self, program: Program, kinds: tuple[str, ...]) -> None:
+        groups = [g for g in program.skeleton.groups if g.kind in kinds]
+        silent = _silent(program, groups)
+        with Rewriter(program) as rewrite:
+            for group in groups:
+                dead = _dead(program, group, silent)
+                gone = _spared(group, dead, self.align if group.kind == "channels" else 1)
+                if gone:
+                    take_out(rewrite, group, gone)
+
+
+# -- channels and heads --------------------------------------------------------------------------------------
+
+def _dead(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
+    """Items that nobody reads, or that are made of zeros and come out as zero."""
+    def zero(members: tuple[Member, ...]) -> torch.Tensor:
+        return torch.stack([~_any_of_item(_nonzero(program, m), m, group.count) for m in members]).all(0)
+
+    makers, readers = group.members[:-group.readers], group.members[-group.readers:]
+    # With all makers zero an item is the same whatever the input: one run tells whether that is zero.
+    quiet = torch.stack([silent[m] for m in readers]).all(0)
+    return torch.nonzero(zero(readers) | (zero(makers) & quiet)).flatten().tolist()
+
+
+def _spared(group: Group, dead: list[int], align: int) -> set[int]:
+    """The dead items that may go: as many of every block, and never the last step of it."""
+    block = group.per_block or group.count
+    by_block = [[i for i in dead if i // block == b] for b in range(group.count // block)]
+    kept = block - min(map(len, by_block))
+    kept = max(-(-kept // align), 1) * align
+    return {i for items in by_block for i in items[: max(block - kept, 0)]}
+
+
+@torch.no_grad()
+def _silent(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
+    """For every reader: which of its items it is given as zeros throughout, [count] bool, from one run."""
+    found, handles = {}, []
+    for group in groups:
+        for member in group.members[-group.readers:]:
+            found[member] = torch.zeros(group.count, dtype=torch.bool)
+            module = program.model.get_submodule(member.tensor.rpartition(".")[0])
+            if isinstance(module, (nn.Linear, Conv1D)):      # others lay out their input in ways of their own
+                found[member] = torch.ones(group.count, dtype=torch.bool)
+                handles.append(module.register_forward_pre_hook(_listener(found[member], member)))
+    try:
+        outputs(program)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _listener(silent: torch.Tensor, member: Member):
+    def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        heard = (args[0] != 0).reshape(-1, args[0].shape[-1]).any(0).cpu()
+        silent.logical_and_(~_any_of_item(heard, member, len(silent)))
+
+    return hook
+
+
+def _nonzero(program: Program, member: Member) -> torch.Tensor:
+    """Which indices along the member's axis hold anything, [n] bool."""
+    tensor = program.model.get_parameter(member.tensor).detach()
+    return (tensor != 0).transpose(0, member.axis).reshape(tensor.shape[member.axis], -1).any(1).cpu()
+
+
+def _any_of_item(flags: torch.Tensor, member: Member, count: int) -> torch.Tensor:
+    """Whether any index of an item is set, [count] bool."""
+    found = torch.zeros(count, dtype=torch.bool)
+    for start, size in member.segments:
+        found |= flags[start : start + count * size].reshape(count, size).any(1)
+    return found
+
+
+# -- branches and layers -------------------------------------------------------------------------------------
+
+def _drop_layers(program: Program) -> None:
+    """Layers all of whose branches give zero, from the last to the first."""
+    before = outputs(program)
+    for unit in reversed(list(program.units)):
+        branches = [b for b in program.skeleton.branches if b.unit == unit]
+        if len(program.units) > 1 and branches and all(_gives_zero(program, b) for b in branches):
+            with without_layer(program, unit):
+                same = torch.equal(outputs(program), before)
+            if same:
+                with Rewriter(program) as rewrite:
+                    rewrite.drop_layer(unit)
+                program.note(cut=unit, why="all of its branches give zero")
+
+
+def _drop_branches(program: Program) -> None:
+    before = outputs(program)
+    sites = [b.site for b in program.skeleton.branches if _gives_zero(program, b)]
+    for site in sites:
+        branch = next(b for b in program.skeleton.branches if b.site == site)
+        with without_branch(program, branch):
+            same = torch.equal(outputs(program), before)
+        if same and len(program.skeleton.branches) > 1:
+            with Rewriter(program) as rewrite:
+                rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+            program.note(cut=site, why="its output projection is zero")
+
+
+def _gives_zero(program: Program, branch: Branch) -> bool:
+    """Whether the last module that works on a branch has only zeros, and what follows keeps them."""
+    unit = program.units[branch.unit]
+    root, node = unit.module(program.model), node_named(unit.graph, branch.value)
+    while (before := _zero_keeper(node, root)) is not None:
+        node = before
+    module = root.get_submodule(node.target) if node.op == "call_module" else None
+    return isinstance(module, (nn.Linear, Conv1D)) and not any(p.any() for p in module.parameters())
+
+
+def _zero_keeper(node: fx.Node, root: nn.Module) -> fx.Node | None:
+    """What a node was given, where it makes zeros of zeros: casts, views, products with a number, norms."""
+    if (behind := through(node)) is not node:
+        return behind
+    inputs = list(_tensors(node))
+    if len(inputs) != 1:
+        return None
+    if node.op == "call_module":
+        module = root.get_submodule(node.target)
+        bias = getattr(module, "bias", None)
+        return inputs[0] if module_role(module) == "norm" and (bias is None or not bias.any()) else None
+    return inputs[0] if node.op != "placeholder" and name_of(node) in MOVES | {"mul"} else None
+
+
+def _tensors(node: fx.Node) -> Iterator[fx.Node]:
+    return (x for x in node.all_input_nodes if isinstance(x.meta.get("shape"), (tuple, list)))
