@@ -55,7 +55,7 @@ def _told(stage: Stage) -> tuple[str, Any] | None:
 
 
 def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
-    """Whether an earlier step has changed how many of these there are, or was not understood."""
+    """Whether an earlier step has changed how many of these there are, or may have, or was not understood."""
     same = {
         "heads": {"heads", "kv_heads"},
         "kv_heads": {"heads", "kv_heads"},
@@ -63,7 +63,9 @@ def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
         "branches": {"layers", "branches"},
     }.get(kind, {kind})
     return any(
-        s.word is None or (s.word.facts.get("acts_on") in same and _told(s))
+        s.word is None
+        or not s.word.facts.get("foreseeable", True)
+        or (s.word.facts.get("acts_on") in same and _told(s))
         for s in line.before(stage.name)[:-1]
     )
 
