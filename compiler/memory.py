@@ -53,3 +53,19 @@ class Watch:
             raise Reject(memory_bound(
                 f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
                 help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache"))
+
+
+def room_for(limit: int | None, share: float = 0.5, most: int = 4 << 30) -> int:
+    """Bytes that a stage may spend on keeping what it could compute again.
+
+    A share of what the bound leaves above what is held now; without a bound, of what the system has to spare.
+    """
+    spare = limit - held() if limit is not None else available()
+    return max(0, min(int(share * spare), most))
+
+
+def available() -> int:
+    """Bytes that could be allocated without swapping; 1 GiB where the system doesn't tell."""
+    meminfo = Path("/proc/meminfo")
+    rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines()) if meminfo.exists() else {}
+    return int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else 1 << 30

@@ -1,19 +1,19 @@
 """Remove whole residual branches or layers, the least missed first."""
 
-from dataclasses import InitVar, dataclass
 from typing import Literal
 
 from ...compiler import shrink
 from ...compiler.amount import Amount
-from ...compiler.bypass import staying
 from ...compiler.context import Context
-from ...compiler.greedy import Greedy
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
-from ...compiler.rewrite import Rewriter
+from ...compiler.search.branches import Branches, Layers
+from ...compiler.search.choice import Exact
+from ...compiler.search.goals import budget, refuse_unreachable
+from ...compiler.search.loop import Budget, Search
+from ...compiler.search.saving import Ledger
 from ...compiler.select import branches, layers
-from ...compiler.trial import without_branch, without_layer
-from ...dsl.skeleton import Branch, Skeleton
+from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
 
 
@@ -41,38 +41,19 @@ class Blocks(Pass):
     unit: Literal["branch", "layer"] = param("Remove single branches, or whole layers.", default="branch")
 
     def run(self, program: Program, ctx: Context) -> None:
-        metric, goal = ctx.metric(self.score), self._goal(program.skeleton)
-        pool = _Pool(program, self._candidates(program.skeleton))
-        search = Greedy(
-            metric=metric,
-            candidates=lambda: pool.alive() if self._count(program.skeleton) > 1 else [],
-            label=pool.name,
-            score=lambda block: self._score(program, block, metric, ctx),
-            cut=pool.cut,
-            enough=lambda: goal(program.skeleton),
-        )
-        for cut in search.run(ctx):
-            program.note(cut=cut.label, score=cut.score, runner_up=cut.runner_up, by=self.score.name)
+        skeleton, goal = program.skeleton, self._goal(program.skeleton)
+        if self.unit == "layer":
+            pool = Layers(program, layers(skeleton, self.on), Ledger(skeleton))
+        else:
+            pool = Branches(program, branches(skeleton, self.on), Ledger(skeleton))
+        refuse_unreachable([pool], goal)
+        search = Search(program, ctx)
+        search.run([pool], self.score, goal, Exact())
+        search.finish([pool])
 
-    def _goal(self, start: Skeleton):
-        """Whether a skeleton has lost enough of what `start` had."""
-        if isinstance(self.remove, Ratio) and self.remove.of == "params":
-            limit = (1 - self.remove.value) * shrink.params(start)
-            return lambda now: shrink.params(now) <= limit
-        count = self._count(start)
-        keep = Amount(self.remove, removes=True).kept(count)
-        return lambda now: self._count(now) <= keep
-
-    def _count(self, skeleton: Skeleton) -> int:
-        return len(skeleton.units if self.unit == "layer" else skeleton.branches)
-
-    def _candidates(self, skeleton: Skeleton) -> list[Branch | str]:
-        return list(layers(skeleton, self.on) if self.unit == "layer" else branches(skeleton, self.on))
-
-    def _score(self, program: Program, block: Branch | str, metric, ctx: Context) -> float:
-        trial = without_layer(program, block) if isinstance(block, str) else without_branch(program, block)
-        with trial:
-            return metric.measure(program.model, ctx)
+    def _goal(self, skeleton: Skeleton) -> Budget:
+        count = len(skeleton.units if self.unit == "layer" else skeleton.branches)
+        return budget(skeleton, Amount(self.remove, removes=True), "blocks", count)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Which ones go is not known: the smallest, so that the plan promises no more than what comes."""
@@ -82,45 +63,22 @@ class Blocks(Pass):
         return self._likely(skeleton)[1]
 
     def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
-        """The skeleton after the smallest candidates went, and how many were scored on the way."""
-        goal, scored = self._goal(skeleton), 0
-        left = len(self._candidates(skeleton))
-        while not goal(skeleton) and left and self._count(skeleton) > 1:
-            skeleton = max((_without(skeleton, b) for b in self._candidates(skeleton)), key=shrink.params)
-            scored, left = scored + left, left - 1
+        """The skeleton after the smallest candidates went, and how many are scored on the way."""
+        goal, ledger, saved, scored = self._goal(skeleton), Ledger(skeleton), 0.0, 0
+        if self.unit == "layer":
+            weigh, names = ledger.layer, list(layers(skeleton, self.on))
+        else:
+            weigh, names = ledger.branch, [b.site for b in branches(skeleton, self.on)]
+        order, gone = sorted(names, key=lambda name: weigh(name, "params")), []
+        while not goal.is_met(saved) and len(gone) < len(order):
+            name = order[len(gone)]
+            saved, scored = saved + weigh(name, goal.of), scored + len(order) - len(gone)
+            gone.append(name)
+        for name in sorted(gone, key=names.index, reverse=True):       # layers behind a dropped one move up
+            skeleton = _without(skeleton, name)
         return skeleton, scored
 
 
-@dataclass
-class _Pool:
-    """What may still go, under the names that things had when the search began: layers move up when one goes."""
-
-    program: Program
-    chosen: InitVar[list[Branch | str]]
-
-    def __post_init__(self, chosen: list[Branch | str]):
-        self.units = list(self.program.skeleton.units)
-        self.allowed = {self.name(block) for block in chosen}
-
-    def name(self, block: Branch | str) -> str:
-        if isinstance(block, Branch):
-            return block.site
-        return self.units[self.program.skeleton.units.index(block)]
-
-    def alive(self) -> list[Branch | str]:
-        skeleton = self.program.skeleton
-        return [b for b in (*skeleton.branches, *skeleton.units) if self.name(b) in self.allowed]
-
-    def cut(self, block: Branch | str) -> None:
-        self.allowed.remove(name := self.name(block))
-        with Rewriter(self.program) as rewrite:
-            if isinstance(block, Branch):
-                graph = self.program.units[block.unit].graph
-                rewrite.drop_branch(block.unit, block.join, keep=staying(graph, block))
-            else:
-                rewrite.drop_layer(block)
-                self.units.remove(name)
-
-
-def _without(skeleton: Skeleton, block: Branch | str) -> Skeleton:
-    return shrink.without_unit(skeleton, block) if isinstance(block, str) else shrink.without_branch(skeleton, block)
+def _without(skeleton: Skeleton, name: str) -> Skeleton:
+    branch = next((b for b in skeleton.branches if b.site == name), None)
+    return shrink.without_branch(skeleton, branch) if branch else shrink.without_unit(skeleton, name)

@@ -2,9 +2,15 @@
 
 from ...compiler.amount import Amount
 from ...compiler.context import Context
+from ...compiler.importance import l1
 from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.narrowing import forecast, forwards, narrow_evenly, narrow_greedily
+from ...compiler.narrowing import forecast, forwards, narrow_evenly
 from ...compiler.program import Program
+from ...compiler.search.choice import Exact
+from ...compiler.search.goals import budget, refuse_unreachable
+from ...compiler.search.loop import Search
+from ...compiler.search.saving import Ledger
+from ...compiler.search.widths import Widths
 from ...compiler.select import groups
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
@@ -35,12 +41,17 @@ class Channels(Pass):
     score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen = groups(program.skeleton, "channels", self.on)
+        skeleton = program.skeleton
+        chosen = groups(skeleton, "channels", self.on)
         if self.score is None:
             narrow_evenly(program, chosen, Amount(self.keep), self.align)
             return
-        for cut in narrow_greedily(program, chosen, Amount(self.keep), self.align, ctx.metric(self.score), ctx):
-            program.note(cut=cut.label, score=cut.score, runner_up=cut.runner_up, by=self.score.name)
+        pool = Widths(program, chosen, self.align, Ledger(skeleton), lambda g: l1(program, g))
+        goal = budget(skeleton, Amount(self.keep), "channels", sum(s.size for s in pool.sites))
+        refuse_unreachable([pool], goal)
+        search = Search(program, ctx)
+        search.run([pool], self.score, goal, Exact())
+        search.finish([pool])
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast(skeleton, groups(skeleton, "channels", self.on), Amount(self.keep), self.align)

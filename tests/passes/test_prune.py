@@ -60,14 +60,14 @@ def test_blocks_go_in_the_order_of_an_exhaustive_oracle(tmp_path, seed):
     model = tiny.model("llama", seed=seed)
     sites = [f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "mlp")]
     program = pruned(tmp_path, model, "prune.blocks", remove=3)
-    assert [note["cut"] for note in program.notes] == greedy_oracle(model, sites, 3)
+    assert [note["cut"] for note in program.notes if "cut" in note] == greedy_oracle(model, sites, 3)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2", "gpt_neox"])
 def test_removing_blocks_equals_silencing_them(tmp_path, name):
     model = tiny.model(name)
     program = pruned(tmp_path, model, "prune.blocks", remove=2)
-    hooks = silenced(model, [note["cut"] for note in program.notes])
+    hooks = silenced(model, [note["cut"] for note in program.notes if "cut" in note])
     expected = logits(model)
     for hook in hooks:
         hook.remove()
@@ -89,7 +89,7 @@ def test_channels_of_least_magnitude_go_and_the_rest_computes_as_if_they_were_ze
     masked = copy.deepcopy(model)
     skeleton = capture(masked).skeleton
     groups = {g.site: g for g in skeleton.groups if g.kind == "channels"}
-    for note in program.notes:
+    for note in (n for n in program.notes if "removed" in n):
         silence(masked, groups[note["site"]], note["removed"])
     assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order
 
@@ -101,7 +101,7 @@ def test_heads_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name, bas
     program = pruned(tmp_path, model, "prune.heads", keep=Ratio(0.5, base))
     masked = copy.deepcopy(model)
     groups = {(g.site, g.kind): g for g in capture(masked).skeleton.groups}
-    for note in program.notes:
+    for note in (n for n in program.notes if "removed" in n):
         silence(masked, groups[note["site"], note["kind"]], note["removed"])
     assert program.notes
     assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order

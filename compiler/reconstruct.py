@@ -1,0 +1,169 @@
+"""What readers of channels can do about the ones that go: least squares over what they were given.
+
+Where the items D of a group go, a reader y = W x can only use the kept inputs K. The weights that lose least over
+the calibration inputs are W_K + W_D H_DK (H_KK + damping)^-1 with H = sum of x x^T: nothing else is trained.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..dsl.skeleton import Group, Member
+
+if TYPE_CHECKING:
+    from .program import Program
+
+DAMPING = 1e-3        # of the mean diagonal: keeps nearly equal channels from cancelling each other
+
+
+def readers(group: Group) -> tuple[Member, ...]:
+    return group.members[-group.readers:]
+
+
+def silenced(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
+    """The readers' weights with zeros for what comes from the items, by tensor path."""
+    found: dict[str, Tensor] = {}
+    for member in readers(group):
+        weight = found.get(member.tensor, model.get_parameter(member.tensor).detach())
+        found[member.tensor] = weight.index_fill(member.axis, _indices(member, items), 0.0)
+    return found
+
+
+class Moments:
+    """Second moments H [in, in] float32 of what modules are given, kept in files so that they needn't fit in memory.
+
+    Source: the statistics of Optimal Brain Surgeon and its layer-wise heirs (Frantar and Alistarh 2022,
+    arXiv 2208.11580).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], float], room: int) -> int:
+        """Run the model over the rows as often as `room` bytes of moments make necessary; returns how often."""
+        missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
+        rounds = 0
+        for chunk in _chunks(missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], room):
+            sums: dict[str, Tensor] = {}
+            with ExitStack() as stack:
+                for path in chunk:
+                    handle = program.model.get_submodule(path).register_forward_pre_hook(_summing(sums, path))
+                    stack.callback(handle.remove)
+                run()
+            for path, moment in sums.items():
+                self._write(path, moment)
+            rounds += 1
+        return rounds
+
+    def of(self, module: str) -> Tensor | None:
+        """None where the module was not run."""
+        file = self._file(module)
+        if not file.exists():
+            return None
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor("moment")
+
+    def norms(self, module: str) -> Tensor | None:
+        """Root of the summed squares per input channel, [in] float64."""
+        file = self._file(module)
+        if not file.exists():
+            return None
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor("diagonal").double().clamp(min=0).sqrt()
+
+    def _file(self, module: str) -> Path:
+        return self.folder / f"{hashlib.sha256(module.encode()).hexdigest()[:24]}.safetensors"
+
+    def _write(self, module: str, moment: Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self._file(module)
+        draft = file.with_suffix(".draft")
+        save_file({"moment": moment, "diagonal": moment.diagonal().contiguous()}, draft, {"module": module})
+        draft.rename(file)
+
+
+class Reconstruction:
+    """Weights of readers after items of a group have gone, by least squares over collected moments.
+
+    Source: ridge regression on the calibration inputs, as in OBC (arXiv 2208.11580) and SliceGPT-like repairs.
+    """
+
+    def __init__(self, program: "Program", moments: Moments, damping: float = DAMPING):
+        self.program, self.moments, self.damping = program, moments, damping
+
+    def without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
+        """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
+        found = silenced(self.program.model, group, items)
+        for member in readers(group):
+            module = self.program.model.get_submodule(member.tensor.rpartition(".")[0])
+            moment = self.moments.of(member.tensor.rpartition(".")[0])
+            if moment is None or not _is_matrix(module, member):
+                continue
+            weight = self.program.model.get_parameter(member.tensor).detach()
+            gone, lost = _indices(member, sorted(dead)), _indices(member, items)
+            across = weight if member.axis == 1 else weight.T                            # [out, in]
+            new = repaired(across, moment, gone, lost, self.damping)
+            found[member.tensor] = new if member.axis == 1 else new.T.contiguous()
+        return found
+
+
+def repaired(weight: Tensor, moment: Tensor, gone: Tensor, lost: Tensor, damping: float) -> Tensor:
+    """The weight whose columns `lost` are zero and whose others make up for them as well as they can.
+
+    weight   [out, in]   columns `gone` are zero already
+    moment   [in, in]    second moments of the inputs
+    return   [out, in]   in the weight's dtype; solved in float64
+    """
+    stays = torch.ones(weight.shape[1], dtype=torch.bool)
+    stays[gone] = stays[lost] = False
+    keep = stays.nonzero().flatten()
+    new = weight.index_fill(1, lost, 0.0)
+    if not len(keep) or not len(lost):
+        return new
+    inner = moment[keep][:, keep].double()
+    inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
+    share = torch.cholesky_solve(moment[keep][:, lost].double(), torch.linalg.cholesky(inner))   # [kept, lost]
+    new[:, keep] += (weight[:, lost].double() @ share.T).to(weight.dtype)
+    return new
+
+
+def _indices(member: Member, items: Sequence[int]) -> Tensor:
+    return torch.tensor([i for item in items for i in member.indices(item)], dtype=torch.int64)
+
+
+def _is_matrix(module: nn.Module, member: Member) -> bool:
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and member.axis == 0)
+
+
+def _width(module: nn.Module) -> int:
+    return module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0]
+
+
+def _summing(sums: dict[str, Tensor], path: str):
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach().flatten(0, -2).float()                                          # [tokens, in]
+        if path in sums:
+            sums[path].addmm_(x.T, x)
+        else:
+            sums[path] = x.T @ x
+    return hook
+
+
+def _chunks(items: Sequence[str], sizes: Sequence[int], room: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    held = 0
+    for item, size in zip(items, sizes, strict=True):
+        if chunk and held + size > room:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += size
+    if chunk:
+        yield chunk

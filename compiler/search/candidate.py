@@ -1,0 +1,74 @@
+"""What a search chooses among."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..program import Program
+
+
+class Candidate(ABC):
+    """Something that may be cut from a program.
+
+    name    tells the candidates of a round apart, in journals and notes: "model.layers.3.mlp"
+    place   what it takes from, the same from round to round: what its last score is remembered under
+    unit    path of the layer whose forward it changes; those before it run as if it were there
+    """
+
+    name: str
+    place: str
+    unit: str
+
+    @abstractmethod
+    def tried(self) -> AbstractContextManager[None]:
+        """The program without it, for as long as the context lasts."""
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Take it out for good."""
+
+    @abstractmethod
+    def saves(self, of: str) -> float:
+        """How much of "params", "flops", "blocks", "channels", ... the program loses with it."""
+
+
+class Pool(ABC):
+    """The candidates of one kind, as far as a search has come.
+
+    kind   "blocks", "channels", "heads"
+    """
+
+    kind: str
+    program: "Program"
+
+    @abstractmethod
+    def candidates(self) -> Sequence[Candidate]:
+        """What may go now, in the order that settles ties."""
+
+    @abstractmethod
+    def reachable(self, of: str) -> float:
+        """The most that can be saved when everything that may go is cut."""
+
+    def finish(self) -> None:  # noqa: B027 (pools whose cuts are real at once have nothing to do)
+        """Make cuts that were only masked real, when the search is over."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One decision: what was cut, the model's score without it, what else was in question, and what it saved."""
+
+    name: str
+    kind: str
+    score: float
+    scores: dict[str, float]            # of every candidate that was scored in this round
+    saved: float                        # so far, of what the budget counts
+    total: float                        # of what the budget counts, in the whole model
+
+    @property
+    def runner_up(self) -> float | None:
+        """The best score that lost."""
+        rest = [s for name, s in self.scores.items() if name != self.name]
+        return min(rest, key=lambda s: abs(s - self.score), default=None)

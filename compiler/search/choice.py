@@ -1,0 +1,91 @@
+"""How the next cut is chosen among the candidates."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .candidate import Candidate
+
+
+@dataclass
+class Round:
+    """One decision to make.
+
+    base()     the model's score as it is
+    score(c)   its score without a candidate; NaN where there is none
+    sign       1 where a low score is good, -1 where a high one is
+    """
+
+    candidates: Sequence[Candidate]
+    base: Callable[[], float]
+    score: Callable[[Candidate], float]
+    sign: float
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def loss(self, candidate: Candidate) -> float:
+        """The score of a candidate, turned so that less is better; infinite where there is none."""
+        value = self.scores[candidate.name] = self.score(candidate)
+        return self.sign * value if math.isfinite(value) else math.inf
+
+
+class Choice(ABC):
+    @abstractmethod
+    def choose(self, now: Round) -> Candidate | None:
+        """The candidate to cut; None where none has a finite score."""
+
+
+class Exact(Choice):
+    """Scores every candidate in every round and takes the best score; the first of equals.
+
+    Source: BlockPruner and MultiPruner (arXiv 2501.09949), whose comparison is a strict `<` in candidate order.
+    """
+
+    def choose(self, now: Round) -> Candidate | None:
+        best, least = None, math.inf
+        for candidate in now.candidates:
+            if (loss := now.loss(candidate)) < least:
+                best, least = candidate, loss
+        return best
+
+
+class Racing(Choice):
+    """Scores the candidates that may win, most hopeful first, and stops once no other can.
+
+    What a place's last cut cost, per unit of what is saved, is taken as the least that its next one will cost:
+    damage rarely shrinks as more is cut. So the candidates are asked in the order of that cost, and the round ends
+    when the best one asked is below everybody else's remembered cost, or after `patience` fruitless scores.
+
+    per        what a cut's loss is divided by: "params", "flops", ...; "" compares plain losses
+    patience   how many candidates in a row may fail to be better
+
+    Source: lazy greedy (Minoux 1978, "Accelerated greedy algorithms"); the division: own.
+    """
+
+    def __init__(self, per: str, patience: int = 3):
+        self.per, self.patience = per, patience
+        self.known: dict[str, float] = {}           # place -> cost of its last cut
+
+    def choose(self, now: Round) -> Candidate | None:
+        best, least, fruitless = None, math.inf, 0
+        for candidate in sorted(now.candidates, key=self._hope):          # stable: ties in candidate order
+            remembered = self.known.get(candidate.place)
+            if best is not None and remembered is not None and (remembered >= least or fruitless >= self.patience):
+                break
+            cost = self.known[candidate.place] = self._cost(candidate, now)
+            if cost < least:
+                best, least, fruitless = candidate, cost, 0
+            else:
+                fruitless += 1
+        return best
+
+    def _hope(self, candidate: Candidate) -> float:
+        return self.known.get(candidate.place, -math.inf)
+
+    def _cost(self, candidate: Candidate, now: Round) -> float:
+        """Loss per unit saved; a gain counts more where more is saved."""
+        more = now.loss(candidate) - now.sign * now.base()
+        saved = candidate.saves(self.per) if self.per else 1.0
+        if not math.isfinite(more) or saved <= 0:
+            return math.inf
+        return more / saved if more > 0 else more * saved

@@ -1,0 +1,43 @@
+"""From a recipe's amount to a budget, and what can't be reached."""
+
+from collections.abc import Sequence
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Skeleton
+from ..amount import Amount
+from .candidate import Pool
+from .loop import Budget
+from .saving import whole
+
+out_of_reach = Fault(
+    "out-of-reach",
+    "A step is to remove more than can go.\n\n"
+    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.")
+
+
+def budget(skeleton: Skeleton, amount: Amount, kind: str, total: int | None = None) -> Budget:
+    """What is to be saved: of what the amount's ratio is a share of, or of items of the kind.
+
+    total   how many items there are to choose from, where it isn't all of the model's
+    """
+    of = amount.of or kind
+    if of in ("params", "flops"):
+        size = whole(skeleton, of)
+        share = amount.value.value * size
+        return Budget(of, share if amount.removes else size - share, size)
+    size = total if total is not None else int(whole(skeleton, of))
+    return Budget(of, size - amount.kept(size), size)
+
+
+def refuse_unreachable(pools: Sequence[Pool], wanted: Budget) -> None:
+    """Reject a budget that stays unmet when all that may go has gone, naming what could be reached."""
+    most = sum(pool.reachable(wanted.of) for pool in pools)
+    if not wanted.is_met(most):
+        share, reach = wanted.goal / wanted.total, most / wanted.total
+        raise Reject(out_of_reach(
+            f"{share:.1%} of {wanted.of} are to go, and at most {_floor(reach)} can",
+            help=f"remove at most {_floor(reach)} of {wanted.of}, or let more modules or kinds be cut"))
+
+
+def _floor(share: float) -> str:
+    return f"{int(share * 1000) / 10:g}%"

@@ -1,0 +1,139 @@
+"""The greedy loop: until enough is saved, choose a cut, make it, remember it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import MetricRef
+from ..evaluate import not_a_number
+from ..journal import Journal
+from ..memory import room_for
+from ..progress import Ticked
+from .candidate import Candidate, Cut, Pool
+from .choice import Choice, Round
+from .prefix import Prefix
+
+if TYPE_CHECKING:
+    from ..context import Context
+    from ..program import Program
+
+no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is to be saved, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads"."""
+
+    of: str
+    goal: float
+    total: float
+
+    def is_met(self, saved: float) -> bool:
+        return saved >= self.goal * (1 - 1e-9)      # 1e-9: sums of differences of large numbers
+
+
+class Search:
+    """Runs of the loop over one program that share a journal and what layers gave.
+
+    layers_run     layer forwards, one being one layer over all rows of the metric
+    layers_naive   what scoring every candidate by a whole forward would have run
+    """
+
+    def __init__(self, program: "Program", ctx: "Context"):
+        self.program, self.ctx = program, ctx
+        self.journal = Journal(ctx.workdir / "scores.jsonl")
+        self.prefixes: dict[MetricRef, Prefix] = {}
+        self.scored_by: MetricRef | None = None        # what the last cut was scored by
+        self.saved: dict[str, float] = {}
+        self.cuts: list[Cut] = []
+        self.scored, self.layers_naive = 0, 0
+
+    @property
+    def layers_run(self) -> float:
+        return sum(p.layers_run for p in self.prefixes.values())
+
+    def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
+        """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
+        while not budget.is_met(self.saved.get(budget.of, 0.0)):
+            pairs = [(pool, c) for pool in pools for c in pool.candidates()]
+            if not pairs:
+                return
+            self._decide(pairs, metric, budget, choice)
+
+    def finish(self, pools: Sequence[Pool]) -> None:
+        """Make the cuts real and say what they cost."""
+        for pool in pools:
+            pool.finish()
+        kept = sum(p.bytes_kept for p in self.prefixes.values())
+        self.ctx.record("layer forwards", round(self.layers_run))
+        share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
+        self.program.note(search={
+            "cuts": len(self.cuts), "scores": self.scored, "layer_forwards": round(self.layers_run, 1),
+            "naive_layer_forwards": self.layers_naive, "share": round(share, 4), "bytes_kept": kept})
+
+    def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
+        number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
+        sign = 1.0 if self.ctx.metric(metric).better == "lower" else -1.0
+        now = Round([c for _, c in pairs], lambda: self._score(f"{number}:", None, metric),
+                    lambda c: self._told(number, now, c, metric, budget), sign)
+        best = choice.choose(now)
+        self.layers_naive += len(pairs) * len(self.program.units)
+        if best is None:
+            raise Reject(no_finite_score(
+                f"all {len(now.scores)} candidates score NaN or infinity",
+                help="score on other data, or check the model's weights with `effc test`"))
+        name, saves = best.name, {of: best.saves(of) for of in {"params", "flops", budget.of}}
+        units = list(self.program.units)
+        place = units.index(best.unit) if best.unit in units else 0
+        best.cut()
+        for prefix in self.prefixes.values():
+            prefix.changed_at(place)
+        self.scored_by = metric
+        for of, value in saves.items():
+            self.saved[of] = self.saved.get(of, 0.0) + value
+        cut = Cut(name, kinds[name], now.scores[name], now.scores, self.saved[budget.of], budget.total)
+        self.cuts.append(cut)
+        self.ctx.record(f"cut {len(self.cuts)}: {name}", cut.score)
+        self.program.note(cut=name, kind=cut.kind, score=cut.score, runner_up=cut.runner_up, by=metric.name,
+                          saved=round(cut.saved), share=round(cut.saved / cut.total, 6),
+                          scores={n: float(f"{s:.6g}") for n, s in cut.scores.items()})
+
+    def _told(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
+        """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
+        finite = {n: now.sign * s for n, s in now.scores.items() if math.isfinite(s)}
+        best = min(finite, key=finite.get, default=None)
+        done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
+        left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
+        note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
+        self.ctx.tick(Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note))
+        return self._score(f"{number}:{candidate.name}", candidate, metric)
+
+    def _score(self, key: str, candidate: Candidate | None, metric: MetricRef) -> float:
+        """From the journal where it is known. Without a candidate, that of the model as it is."""
+        if candidate is None and self.scored_by == metric:
+            return self.cuts[-1].score
+        return self.journal.remember(f"{key}{metric.name}" if candidate is None else key,
+                                     lambda: self._measure(candidate, metric))
+
+    def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
+        """A candidate without which the model gives no finite score is no candidate: NaN."""
+        self.scored += 1
+        prefix = self.prefix(metric)
+        run = lambda: self.ctx.metric(metric).measure(self.program.model, self.ctx)  # noqa: E731
+        if candidate is None:
+            return prefix.measure(run)
+        try:
+            return prefix.measure(run, candidate.unit, candidate.tried)
+        except Reject as refused:
+            if any(d.fault is not not_a_number for d in refused.diagnostics):
+                raise
+            return math.nan
+
+    def prefix(self, metric: MetricRef) -> Prefix:
+        """What the layers gave for a metric, shared by all that measure it."""
+        if metric not in self.prefixes:
+            room = room_for(self.ctx.settings.max_memory) // (len(self.prefixes) + 1)
+            self.prefixes[metric] = Prefix(self.program, room)
+        return self.prefixes[metric]

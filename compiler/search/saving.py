@@ -1,0 +1,95 @@
+"""What a cut saves: parameters, operations, blocks or items, by arithmetic on shapes."""
+
+import math
+from functools import cache
+
+from ...dsl.skeleton import Group, Skeleton
+from .. import shrink
+
+CONTEXT = 512          # positions that a decoded token attends to where operations are counted
+
+_OF_MODEL = {
+    "params": shrink.params,
+    "flops": lambda skeleton: shrink.flops_per_token(skeleton, CONTEXT),
+}
+
+
+def whole(skeleton: Skeleton, of: str) -> float:
+    """How much of something a model has: what a ratio of a budget is a share of."""
+    if of in _OF_MODEL:
+        return _OF_MODEL[of](skeleton)
+    if of == "blocks":
+        return len(skeleton.branches)
+    return sum(steps(g) for g in skeleton.groups if g.kind == of)
+
+
+def steps(group: Group) -> int:
+    """How many steps a group can be cut in: items, or for query heads under GQA one item of every KV head."""
+    return group.per_block or group.count
+
+
+class Ledger:
+    """Savings of a search's candidates, and what has been cut inside of which branch.
+
+    branch(site, of)            what a branch that may have been narrowed still has
+    layer(unit, of)             what a whole layer has
+    of_step(site, kind, of)     what one step of a group has
+
+    norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
+            so a search that repeats its decisions leaves them out.
+    """
+
+    def __init__(self, skeleton: Skeleton, norms: bool = True):
+        self.skeleton, self.norms = skeleton, norms
+        self.lost: dict[tuple[str, str], float] = {}       # (site, of) -> saved there by narrowing
+        self.of_branch = cache(self._of_branch)
+        self.of_step = cache(self._of_step)
+        self.layer = cache(self._layer)
+
+    def branch(self, site: str, of: str) -> float:
+        """What a branch that may have been narrowed still has."""
+        gone = sum(v for (place, kind), v in self.lost.items() if kind == of and _is_below(place, site))
+        return self.of_branch(site, of) - gone
+
+    def narrowed(self, site: str, kind: str, count: int) -> None:
+        """Note that `count` steps of a group are gone, counted from the beginning."""
+        for of in _OF_MODEL:
+            self.lost[site, of] = count * self.of_step(site, kind, of)
+
+    def _of_branch(self, site: str, of: str) -> float:
+        branch = next(b for b in self.skeleton.branches if b.site == site)
+        if of == "blocks":
+            return 1
+        if of not in _OF_MODEL:
+            return 0
+        if of == "params" and not self.norms:
+            return float(_params_below(self.skeleton, site))
+        return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](shrink.without_branch(self.skeleton, branch))
+
+    def _layer(self, unit: str, of: str) -> float:
+        if of == "blocks":
+            return 1
+        if of not in _OF_MODEL:
+            return 0
+        return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
+
+    def _of_step(self, site: str, kind: str, of: str) -> float:
+        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
+        if of == kind:
+            return 1
+        if of not in _OF_MODEL:
+            return 0
+        size = steps(group)
+        if size == 1:
+            return 0
+        less = shrink.narrowed(self.skeleton, group, group.count - group.count // size)
+        return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](less)
+
+
+def _params_below(skeleton: Skeleton, site: str) -> int:
+    inside = [p for p in skeleton.parts if _is_below(p.path, site)]
+    return sum(math.prod(shape) for p in inside for _, shape in p.tensors)
+
+
+def _is_below(path: str, site: str) -> bool:
+    return path == site or path.startswith(f"{site}.")

@@ -1,0 +1,148 @@
+"""Channels or heads of one module as candidates: a step of the least important ones at a time.
+
+While a search runs, what was cut is zero in the weights that read it; `finish` takes it out of every tensor.
+Sizes are in steps of a group: an item, or for query heads under grouped-query attention one item of every KV
+head, since each KV head must serve the same number.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...dsl.skeleton import Group
+from ..importance import ascending
+from ..reconstruct import Reconstruction, silenced
+from ..rewrite import Rewriter
+from .candidate import Candidate, Pool
+from .saving import Ledger, steps
+
+if TYPE_CHECKING:
+    from ..program import Program
+
+
+@dataclass
+class Site:
+    """One group while it is being cut; `order` has its items from the least to the most important."""
+
+    group: Group
+    order: list[int]
+    dead: set[int] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        return steps(self.group)
+
+    @property
+    def left(self) -> int:
+        return self.size - len(self.dead) * self.size // self.group.count
+
+    def next(self, count: int) -> list[int]:
+        """The items of the `count` least important steps that are left."""
+        alive = [i for i in self.order if i not in self.dead]
+        block = self.group.per_block or self.group.count
+        by_block: dict[int, list[int]] = {}
+        for item in alive:
+            by_block.setdefault(item // block, []).append(item)
+        return [item for b in sorted(by_block) for item in by_block[b][:count]]
+
+
+class Widths(Pool):
+    """`step` items at a time from any of the groups; each keeps at least one item more than none.
+
+    important   scores of a group's items, [count], larger for those that matter more
+    repair      what makes up in the readers for what is cut; None leaves their weights as they are
+    """
+
+    def __init__(self, program: "Program", groups: Sequence[Group], step: int, ledger: Ledger,
+                 important: Callable[[Group], torch.Tensor], repair: Reconstruction | None = None):
+        self.program, self.step, self.ledger, self.repair = program, step, ledger, repair
+        self.kind = groups[0].kind if groups else "channels"
+        self.sites = [Site(g, ascending(important(g))) for g in groups]
+
+    def candidates(self) -> list["Narrowing"]:
+        alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
+        units = self.program.skeleton.units
+        return [Narrowing(self, s, _unit_of(s.group.site, units)) for s in self.sites
+                if s.left > self.step and (s.group.site, s.group.kind) in alive]
+
+    def reachable(self, of: str) -> float:
+        return sum(
+            (s.left - 1) // self.step * self.step * self.ledger.of_step(s.group.site, s.group.kind, of)
+            for s in self.sites)
+
+    def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The readers' weights when items go, by tensor path."""
+        if self.repair is not None:
+            return self.repair.without(site.group, site.dead, items)
+        return silenced(self.program.model, site.group, items)
+
+    def finish(self) -> None:
+        alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
+        with Rewriter(self.program) as rewrite:
+            for site in self.sites:
+                if site.dead and (site.group.site, site.group.kind) in alive:
+                    slice_out(self.program, rewrite, site.group, site.dead)
+
+
+@dataclass(frozen=True)
+class Narrowing(Candidate):
+    """The least important step of one site."""
+
+    pool: Widths
+    site: Site
+    unit: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.site.group.site} {self.site.left} -> {self.site.left - self.pool.step}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.site.group.site}:{self.site.group.kind}"
+
+    def tried(self) -> AbstractContextManager[None]:
+        return swapped(self.pool.program, self.pool.weights_without(self.site, self.site.next(self.pool.step)))
+
+    def cut(self) -> None:
+        pool, site = self.pool, self.site
+        items = site.next(pool.step)
+        for path, value in pool.weights_without(site, items).items():
+            pool.program.model.get_parameter(path).data = value
+        site.dead.update(items)
+        pool.ledger.narrowed(site.group.site, site.group.kind, site.size - site.left)
+        pool.program.changed()
+
+    def saves(self, of: str) -> float:
+        return self.pool.step * self.pool.ledger.of_step(self.site.group.site, self.site.group.kind, of)
+
+
+@contextmanager
+def swapped(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The model with other values in some parameters."""
+    before = {path: program.model.get_parameter(path).data for path in values}
+    for path, value in values.items():
+        program.model.get_parameter(path).data = value
+    try:
+        yield
+    finally:
+        for path, value in before.items():
+            program.model.get_parameter(path).data = value
+
+
+def slice_out(program: "Program", rewrite: Rewriter, group: Group, dead: set[int]) -> None:
+    """Take dead items out of every tensor of a group, and set the integers that follow."""
+    left = group.count - len(dead)
+    for member in group.members:
+        gone = {i for item in dead for i in member.indices(item)}
+        total = program.model.get_parameter(member.tensor).shape[member.axis]
+        rewrite.narrow(member.tensor, member.axis, [i for i in range(total) if i not in gone])
+    for module, name, per in group.attributes:
+        rewrite.set_attr(f"{module}.{name}", round(left * per))
+    program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
+
+
+def _unit_of(site: str, units: Sequence[str]) -> str:
+    return next((u for u in units if site == u or site.startswith(f"{u}.")), "")
