@@ -11,11 +11,11 @@ from ...compiler.context import Context
 from ...compiler.kinds import Close, Pass, param
 from ...compiler.labels import MOVES, name_of
 from ...compiler.leaves import module_role
-from ...compiler.narrowing import take_out
 from ...compiler.program import Program
 from ...compiler.promise import outputs
 from ...compiler.residual import through
 from ...compiler.rewrite import Rewriter
+from ...compiler.search.widths import slice_out
 from ...compiler.trial import without_branch, without_layer
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Member
@@ -30,11 +30,11 @@ nothing_dead = Fault(
 class Dead(Pass):
     """Remove what contributes exactly zero.
 
-    A channel or a head is dead where all weights that read it are zero, or all that make it are and it comes out
-    as zero; a branch is where its output projection is zero, a layer where all of its branches are. So a model
-    that was masked elsewhere, or filled up with zeros, gets as small as it is. Under grouped-query attention every
-    KV head loses the same number of query heads; the last item, branch and layer always stay. Values decide, so
-    `plan` can't foresee sizes.
+    A channel or a head is dead where all weights that read it are zero, or all that make it are and it comes
+    out as zero; a branch is where its output projection is zero, a layer where all of its branches are. So a
+    model that was masked elsewhere, or filled up with zeros, gets as small as it is. Under grouped-query
+    attention every KV head loses the same number of query heads; the last item, branch and layer always stay.
+    Values decide, so `plan` can't foresee sizes.
 
     Source: own.
     Example: tidy = clean.dead(align: 8)
@@ -65,7 +65,7 @@ class Dead(Pass):
                 dead = _dead(program, group, silent)
                 gone = _spared(group, dead, self.align if group.kind == "channels" else 1)
                 if gone:
-                    take_out(rewrite, group, gone)
+                    slice_out(program, rewrite, group, gone)
 
 
 # -- channels and heads --------------------------------------------------------------------------------------
@@ -156,7 +156,8 @@ def _drop_branches(program: Program) -> None:
             same = torch.equal(outputs(program), before)
         if same and len(program.skeleton.branches) > 1:
             with Rewriter(program) as rewrite:
-                rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+                keep = staying(program.units[branch.unit].graph, branch)
+                rewrite.drop_branch(branch.unit, branch.join, keep)
             program.note(cut=site, why="its output projection is zero")
 
 

@@ -17,7 +17,7 @@ from tests import tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
-KINDS = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "opt", "gpt_neox")    # one of each way to lay out a layer
+KINDS = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "opt", "gpt_neox")    # one of each layout of a layer
 WITH_BIAS = ("gpt2", "opt", "gpt_neox")          # their output projections add one
 
 
@@ -43,7 +43,8 @@ def groups_of(model, kind):
 def zero(model, members, items):
     for member in members:
         dead = [i for item in items for i in member.indices(item)]
-        model.get_parameter(member.tensor).index_fill_(member.axis, torch.tensor(dead, dtype=torch.int64), 0.0)
+        where = torch.tensor(dead, dtype=torch.int64)
+        model.get_parameter(member.tensor).index_fill_(member.axis, where, 0.0)
 
 
 @torch.no_grad()
@@ -205,8 +206,8 @@ def compiled(folder, text, out):
 
 
 def test_a_checkpoint_filled_up_with_zeros_gets_as_small_as_it_was(folder):
-    small, tidy = compiled(folder, PADDED, "padded"), compiled(folder, CLEANED, "tidy")
-    shapes = [{n: p.shape for n, p in api.load(path).named_parameters()} for path in (small / "compact", tidy)]
+    small, tidy = compiled(folder, PADDED, "padded") / "compact", compiled(folder, CLEANED, "tidy")
+    shapes = [{n: p.shape for n, p in api.load(path).named_parameters()} for path in (small, tidy)]
     assert shapes[0] == shapes[1]
 
 
@@ -258,5 +259,5 @@ def test_the_example_of_its_page_is_a_recipe(folder):
     doc = Shelf().vocabulary.word("pass", "clean.dead").doc
     step = next(line for line in doc.splitlines() if line.startswith("Example: ")).removeprefix("Example: ")
     recipe = folder / "r.effspec"
-    recipe.write_text(ON_RANDOM.replace("bare = clean.dead()", step).replace("tidy", "neat").replace("neat = ", "tidy = "))
+    recipe.write_text(ON_RANDOM.replace("tidy", "neat").replace("bare = clean.dead()", step))
     assert api.session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics == ()
