@@ -101,7 +101,7 @@ class Cache:
         name = tensor_hash(tensor)
         path = self.blob(name)
         if not path.is_file():
-            write_whole(path, save({"t": tensor.detach().contiguous()}))
+            write_whole(path, save({"t": tensor.detach().cpu().contiguous()}))
         return name
 
     def fetch(self, name: str) -> "torch.Tensor":
@@ -195,10 +195,10 @@ def _short(value: Any) -> str:
 
 
 def tensor_hash(tensor: "torch.Tensor") -> str:
-    """sha256 over dtype, shape and bytes of a tensor on the CPU."""
+    """sha256 over dtype, shape and bytes of a tensor."""
     import torch
 
-    flat = tensor.detach().contiguous()
+    flat = tensor.detach().cpu().contiguous()
     head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
     found = hashlib.sha256(head)
     if flat.numel():

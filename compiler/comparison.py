@@ -33,7 +33,8 @@ class Comparison:
 def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     """Measure what lies in a folder. Weights of both models are mapped from disk, not held."""
     started = time.time()
-    model = load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size")
+    model = load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size",
+                 device=ctx.settings.device)
     original = ctx.origin.load().eval()
     known = remembered(plan, cache, ctx)
     before = dict(known)

@@ -88,7 +88,7 @@ def nll(model: nn.Module, rows: Tensor) -> tuple[float, int]:
         for batch in batches(model, rows):
             values = logits(model, batch)                                      # [b, t, vocab]
             for row, ids in zip(values, batch.to(values.device), strict=True):   # a row's slice copies nothing
-                total += losses(row[:-1], ids[1:]).double().sum().item()
+                total += losses(row[:-1], ids[1:]).cpu().double().sum().item()
                 count += len(ids) - 1
     return total, count
 
@@ -108,7 +108,8 @@ def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) 
             for row, i in enumerate(group):
                 tokens, begin = asked[i]
                 targets = ids[row, begin : len(tokens)].to(values.device)
-                found[i] = -losses(values[row, begin - 1 : len(tokens) - 1], targets).double().sum().item()
+                said = losses(values[row, begin - 1 : len(tokens) - 1], targets)
+                found[i] = -said.cpu().double().sum().item()                   # not all devices have float64
     return found
 
 

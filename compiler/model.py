@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ class Origin:
                         has made it); None for random weights and modules
     identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
     build               makes the module; inside a `torch.device("meta")` context it has no weights
-    load                makes the module with its weights, in `dtype`, on the CPU, checked to be finite
+    load                makes the module with its weights, in `dtype`, on the CPU, checked to be finite (see `on`)
     tokenizer           the tokenizer, the same object every time, or None where the source has none
     dtype               what the weights are held and computed in: "float32", "bfloat16", "float16"
     tokenizer_identity  sha256 over the tokenizer's files; "" where there is none
@@ -46,6 +46,10 @@ class Origin:
     weight_bytes: int = 0
     code: str = ""
     notes: tuple[str, ...] = ()
+
+    def on(self, device: str) -> "Origin":
+        """The same, whose weights `load` moves to a device."""
+        return self if device == "cpu" else replace(self, load=lambda: self.load().to(device))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -73,6 +73,7 @@ def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    value = value.to(old.device)
     return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 

@@ -117,8 +117,8 @@ def _still(model: nn.Module) -> Iterator[None]:
 
 
 def _now(model: nn.Module) -> float:
-    if device_of(model).type == "cuda":
-        torch.cuda.synchronize()
+    if device_of(model).type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 

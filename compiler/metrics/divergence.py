@@ -32,6 +32,6 @@ class Divergence(Metric):
         total = 0.0
         for ours, theirs in compared(model, rows, load(ctx, self.data), "divergence"):
             q, p = ours.log_softmax(-1), theirs.log_softmax(-1)                # [c, vocab]
-            total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).double().item()
+            total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
         # Rounding of float32 sums may fall below 0, which no divergence does.
         return max(finite(total / rows.numel(), "divergence", self.data.name), 0.0)
