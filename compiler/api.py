@@ -76,7 +76,7 @@ class Session:
         key = repr((call.word, sorted(call.args.items())))
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
-            self.origins[key] = self.shelf.make("model", call).resolve(ctx)
+            self.origins[key] = self.shelf.make("model", call).resolve(ctx).on(self.settings.device)
         return self.origins[key]
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:

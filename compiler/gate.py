@@ -162,7 +162,7 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
 
 def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
-    return ctx.shelf.make("model", ctx.recipe.models[name]).resolve(ctx)
+    return ctx.shelf.make("model", ctx.recipe.models[name]).resolve(ctx).on(ctx.settings.device)
 
 
 def differs(profile: str | None, ctx: "Context") -> str:

@@ -120,6 +120,7 @@ class Build:
     def emit(self, target: Emit, out: Path, force: bool) -> Artifact:
         key = self.plan.key_of(target.source)
         program = self.reach(key)
+        program.model.to("cpu")                # files are written, and computed again, from there
         artifact = emit(program, target, self.plan, self.cache, self.ctx, out, force)
         self.program, self.at = None, ""
         return artifact
