@@ -1,10 +1,11 @@
-"""How much each item of a group matters, without running the model."""
+"""How much each item of a group matters: its weights, and what flows through them."""
 
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..dsl.skeleton import Group
+from ..dsl.skeleton import Group, Member
+from .reconstruct import DAMPING, Moments, item_indices, module_of, readers
 
 if TYPE_CHECKING:
     from .program import Program
@@ -19,12 +20,61 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
     total = torch.zeros(group.count, dtype=torch.float64)
     for member in group.members[:-group.readers]:
         tensor = program.model.get_parameter(member.tensor).detach()
-        sums = tensor.abs().transpose(0, member.axis).reshape(tensor.shape[member.axis], -1).sum(1).double()
-        for start, size in member.segments:
-            total += sums[start : start + group.count * size].reshape(group.count, size).sum(1)
+        total += _per_item(_per_index(tensor.abs(), member.axis), member, group.count)
+    return total
+
+
+def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
+    """Magnitudes of the weights that read an item, each times the norm of what it reads; [count] float64.
+
+    Source: Wanda (Sun et al. 2023, arXiv 2306.11695), section 3, summed per input channel.
+    """
+    total = torch.zeros(group.count, dtype=torch.float64)
+    for member in readers(group):
+        norms = moments.norms(module_of(member))
+        if norms is not None:
+            tensor = program.model.get_parameter(member.tensor).detach()
+            total += _per_item(_per_index(tensor.abs(), member.axis) * norms, member, group.count)
+    return total
+
+
+def obs(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
+    """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
+
+    With P the inverse of the damped second moments and D an item's channels: the trace of W_D P_DD^-1 W_D^T.
+    Source: Optimal Brain Surgeon (Hassibi and Stork 1993) in groups, as in ZipLM (Kurtic et al. 2023,
+    arXiv 2302.04089), section 3.1.
+    """
+    total = torch.zeros(group.count, dtype=torch.float64)
+    for member in readers(group):
+        moment = moments.of(module_of(member))
+        if moment is None:
+            continue
+        inner = moment.double()
+        inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+        weight = program.model.get_parameter(member.tensor).detach().double()
+        across = weight if member.axis == 1 else weight.T                            # [out, in]
+        rows = torch.stack([item_indices(member, [i]) for i in range(group.count)])  # [count, size]
+        blocks = inverse[rows[:, :, None], rows[:, None, :]]                         # [count, size, size]
+        taken = across[:, rows].permute(1, 2, 0)                                     # [count, size, out]
+        total += (taken * torch.linalg.solve(blocks, taken)).sum((1, 2))
     return total
 
 
 def ascending(scores: torch.Tensor) -> list[int]:
     """Items from the least to the most important; equal ones by index."""
     return torch.sort(scores, stable=True).indices.tolist()
+
+
+def _per_index(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Sums over all other axes, [tensor.shape[axis]] float64."""
+    return tensor.transpose(0, axis).reshape(tensor.shape[axis], -1).sum(1).double()
+
+
+def _per_item(sums: torch.Tensor, member: Member, count: int) -> torch.Tensor:
+    """[count]: what the indices of each item add up to."""
+    total = torch.zeros(count, dtype=torch.float64)
+    for start, size in member.segments:
+        total += sums[start : start + count * size].reshape(count, size).sum(1)
+    return total

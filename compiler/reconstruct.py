@@ -27,12 +27,16 @@ def readers(group: Group) -> tuple[Member, ...]:
     return group.members[-group.readers:]
 
 
+def module_of(member: Member) -> str:
+    return member.tensor.rpartition(".")[0]
+
+
 def silenced(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
     """The readers' weights with zeros for what comes from the items, by tensor path."""
     found: dict[str, Tensor] = {}
     for member in readers(group):
         weight = found.get(member.tensor, model.get_parameter(member.tensor).detach())
-        found[member.tensor] = weight.index_fill(member.axis, _indices(member, items), 0.0)
+        found[member.tensor] = weight.index_fill(member.axis, item_indices(member, items), 0.0)
     return found
 
 
@@ -102,12 +106,12 @@ class Reconstruction:
         """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
         found = silenced(self.program.model, group, items)
         for member in readers(group):
-            module = self.program.model.get_submodule(member.tensor.rpartition(".")[0])
-            moment = self.moments.of(member.tensor.rpartition(".")[0])
+            module = self.program.model.get_submodule(module_of(member))
+            moment = self.moments.of(module_of(member))
             if moment is None or not _is_matrix(module, member):
                 continue
             weight = self.program.model.get_parameter(member.tensor).detach()
-            gone, lost = _indices(member, sorted(dead)), _indices(member, items)
+            gone, lost = item_indices(member, sorted(dead)), item_indices(member, items)
             across = weight if member.axis == 1 else weight.T                            # [out, in]
             new = repaired(across, moment, gone, lost, self.damping)
             found[member.tensor] = new if member.axis == 1 else new.T.contiguous()
@@ -134,7 +138,8 @@ def repaired(weight: Tensor, moment: Tensor, gone: Tensor, lost: Tensor, damping
     return new
 
 
-def _indices(member: Member, items: Sequence[int]) -> Tensor:
+def item_indices(member: Member, items: Sequence[int]) -> Tensor:
+    """Where items lie along a member's axis, item by item."""
     return torch.tensor([i for item in items for i in member.indices(item)], dtype=torch.int64)
 
 

@@ -28,6 +28,14 @@ class Round:
         value = self.scores[candidate.name] = self.score(candidate)
         return self.sign * value if math.isfinite(value) else math.inf
 
+    def cost(self, candidate: Candidate, per: str) -> float:
+        """Loss per unit saved; a gain counts more where more is saved. Infinite where there is no score."""
+        more = self.loss(candidate) - self.sign * self.base()
+        saved = candidate.saves(per) if per else 1.0
+        if not math.isfinite(more) or saved <= 0:
+            return math.inf
+        return more / saved if more > 0 else more * saved
+
 
 class Choice(ABC):
     @abstractmethod
@@ -36,16 +44,22 @@ class Choice(ABC):
 
 
 class Exact(Choice):
-    """Scores every candidate in every round and takes the best score; the first of equals.
+    """Scores every candidate in every round and takes the best; the first of equals.
+
+    per   what a cut's loss is divided by: "params", "flops", ...; "" compares plain losses
 
     Source: BlockPruner and MultiPruner (arXiv 2501.09949), whose comparison is a strict `<` in candidate order.
     """
 
+    def __init__(self, per: str = ""):
+        self.per = per
+
     def choose(self, now: Round) -> Candidate | None:
         best, least = None, math.inf
         for candidate in now.candidates:
-            if (loss := now.loss(candidate)) < least:
-                best, least = candidate, loss
+            cost = now.cost(candidate, self.per) if self.per else now.loss(candidate)
+            if cost < least:
+                best, least = candidate, cost
         return best
 
 
@@ -72,7 +86,7 @@ class Racing(Choice):
             remembered = self.known.get(candidate.place)
             if best is not None and remembered is not None and (remembered >= least or fruitless >= self.patience):
                 break
-            cost = self.known[candidate.place] = self._cost(candidate, now)
+            cost = self.known[candidate.place] = now.cost(candidate, self.per)
             if cost < least:
                 best, least, fruitless = candidate, cost, 0
             else:
@@ -81,11 +95,3 @@ class Racing(Choice):
 
     def _hope(self, candidate: Candidate) -> float:
         return self.known.get(candidate.place, -math.inf)
-
-    def _cost(self, candidate: Candidate, now: Round) -> float:
-        """Loss per unit saved; a gain counts more where more is saved."""
-        more = now.loss(candidate) - now.sign * now.base()
-        saved = candidate.saves(self.per) if self.per else 1.0
-        if not math.isfinite(more) or saved <= 0:
-            return math.inf
-        return more / saved if more > 0 else more * saved

@@ -31,12 +31,16 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: int | None = No
 
 def refuse_unreachable(pools: Sequence[Pool], wanted: Budget) -> None:
     """Reject a budget that stays unmet when all that may go has gone, naming what could be reached."""
-    most = sum(pool.reachable(wanted.of) for pool in pools)
+    refuse_unreached(sum(pool.reachable(wanted.of) for pool in pools), wanted)
+
+
+def refuse_unreached(most: float, wanted: Budget) -> None:
+    """Reject a budget of which only `most` can be saved."""
     if not wanted.is_met(most):
-        share, reach = wanted.goal / wanted.total, most / wanted.total
+        share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
         raise Reject(out_of_reach(
-            f"{share:.1%} of {wanted.of} are to go, and at most {_floor(reach)} can",
-            help=f"remove at most {_floor(reach)} of {wanted.of}, or let more modules or kinds be cut"))
+            f"{share:.1%} of {wanted.of} are to go, and at most {reach} can",
+            help=f"remove at most {reach} of {wanted.of}, cut in smaller steps, or let more modules be cut"))
 
 
 def _floor(share: float) -> str:

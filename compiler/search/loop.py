@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Fault, Reject
@@ -11,6 +12,7 @@ from ..evaluate import not_a_number
 from ..journal import Journal
 from ..memory import room_for
 from ..progress import Ticked
+from ..reconstruct import Moments
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
 from .prefix import Prefix
@@ -48,11 +50,11 @@ class Search:
         self.scored_by: MetricRef | None = None        # what the last cut was scored by
         self.saved: dict[str, float] = {}
         self.cuts: list[Cut] = []
-        self.scored, self.layers_naive = 0, 0
+        self.scored, self.layers_naive, self.layers_other = 0, 0, 0
 
     @property
     def layers_run(self) -> float:
-        return sum(p.layers_run for p in self.prefixes.values())
+        return self.layers_other + sum(p.layers_run for p in self.prefixes.values())
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
@@ -61,6 +63,11 @@ class Search:
             if not pairs:
                 return
             self._decide(pairs, metric, budget, choice)
+
+    def collect(self, moments: Moments, modules: Sequence[str], metric: MetricRef, room: int) -> None:
+        """Second moments of what modules are given while the metric is measured on the model as it is."""
+        runs = moments.collect(self.program, modules, lambda: self._run(metric), room)
+        self.layers_other += runs * len(self.program.units)
 
     def finish(self, pools: Sequence[Pool]) -> None:
         """Make the cuts real and say what they cost."""
@@ -121,7 +128,7 @@ class Search:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         self.scored += 1
         prefix = self.prefix(metric)
-        run = lambda: self.ctx.metric(metric).measure(self.program.model, self.ctx)  # noqa: E731
+        run = partial(self._run, metric)
         if candidate is None:
             return prefix.measure(run)
         try:
@@ -130,6 +137,9 @@ class Search:
             if any(d.fault is not not_a_number for d in refused.diagnostics):
                 raise
             return math.nan
+
+    def _run(self, metric: MetricRef) -> float:
+        return self.ctx.metric(metric).measure(self.program.model, self.ctx)
 
     def prefix(self, metric: MetricRef) -> Prefix:
         """What the layers gave for a metric, shared by all that measure it."""
