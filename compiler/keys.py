@@ -28,7 +28,7 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "data": data,
         "seed": ctx.settings.seed,
         "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
-        "libraries": versions(),
+        "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
         "format": FORMAT,
@@ -48,8 +48,16 @@ def word_source(kind: str, name: str, ctx: Context) -> str:
     return fingerprint(Path(word.path))
 
 
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in LIBRARIES}
+def versions(*more: str) -> dict[str, str]:
+    """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
+    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in more}
+
+
+def installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,13 +109,16 @@ class Build:
         return self.program
 
     def keep_references(self, program: Program) -> None:
-        """Keep what the original says on the data that metrics compare it on, while it is still the original."""
+        """Keep what the original says on the data that it is compared on, while it is still the original."""
         asked = [metric for step in self.plan.pipeline.steps for metric in keys.found(step.call.args, MetricRef)]
         asked += [bound.metric for bound in self.plan.pipeline.expects]
         for ref in asked:
             if self.ctx.metric(ref).needs_original:
                 for data in keys.found(dict(ref.args), DataRef):
                     reference.prepare(self.ctx, program.model, data)
+        for step in self.plan.pipeline.steps:
+            for data in self.ctx.shelf.make("pass", step.call).originals():
+                reference.prepare(self.ctx, program.model, data)
 
     def emit(self, target: Emit, out: Path, force: bool) -> Artifact:
         key = self.plan.key_of(target.source)

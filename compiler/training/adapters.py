@@ -1,0 +1,129 @@
+"""Low-rank adapters on the linear modules of a program, and off again: the tree is as it was before.
+
+Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1; the adapters are peft's.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import Selector
+from ..edits import is_below
+from ..evaluate import evaluating
+from ..program import Program
+from ..select import parts
+from ..surgery import split
+
+nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
+tied_adapter = Fault("tied-adapter", "An adapter is asked for on a weight that two modules share.\n\n"
+                     "Merging it into one would change the other.")
+
+_NAME, _HELD = "effc", "held"
+# Fused kernels of these models, where they are installed, read this weight past its module; so peft refuses it.
+_FUSED = {"falcon_h1": "out_proj", "mamba": "out_proj", "mamba2": "out_proj", "falcon_mamba": "out_proj",
+          "nemotron_h": "out_proj"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """rank   columns of A and rows of B; alpha / rank scales their product; dropout acts on what A is given"""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+def adaptable(program: Program, on: Selector | None) -> tuple[str, ...]:
+    """Linear modules that may get an adapter: those selected, or all inside of the layers.
+
+    Left out are those whose weight is read past the module, which an adapter would not see.
+    Raises Reject where a selected one is tied, and where none is left.
+    """
+    skeleton, read = program.skeleton, _read_past(program)
+    found = [p.path for p in parts(skeleton, on)
+             if on is not None or any(is_below(p.path, unit) for unit in skeleton.units)]
+    fused = _FUSED.get(skeleton.model_type)
+    found = [path for path in found if path not in read and split(path)[1] != fused]
+    shared = {name for names in skeleton.tied for name in names}
+    tied = [path for path in found if f"{path}.weight" in shared]
+    if tied:
+        raise Reject(tied_adapter(f"the weight of {tied[0]} is tied to another module's",
+                                  help="leave it out of `on`, or train it with `method: full`"))
+    if not found:
+        raise Reject(nothing_to_adapt("no linear module can be given an adapter",
+                                      help="train with `method: full`, or select others with `on`"))
+    return tuple(found)
+
+
+def _read_past(program: Program) -> set[str]:
+    """Linear modules that are not called where their owner runs: the dt_proj of a Mamba."""
+    model, called = program.model, set()
+    hooks = [module.register_forward_hook(lambda *_, path=path: called.add(path))
+             for path, module in model.named_modules()]
+    try:
+        with evaluating(model):
+            model(**program.inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {p.path for p in parts(program.skeleton, None) if p.path not in called and split(p.path)[0] in called}
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters that are on a model now; `layers` by the path of the module that they sit on."""
+
+    layers: dict[str, Any]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {f"{path}.{side}": getattr(layer, side)[_NAME].weight
+                for path, layer in self.layers.items() for side in ("lora_A", "lora_B")}
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the products to the weights, in place."""
+        for layer in self.layers.values():
+            layer.merge()
+
+
+@contextmanager
+def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int) -> Iterator[Adapters]:
+    """Adapters on the modules at `paths` that change nothing yet; afterwards the very same modules are back."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    # peft goes by `config.model_type` to other targets than it was told (experts); through a holder it sees none.
+    holder = nn.Module()
+    holder.add_module(_HELD, model)
+    # A pattern, not a list: a name in a list would also match modules whose path ends with it.
+    config = LoraConfig(r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
+                        target_modules="|".join(f"{_HELD}[.]{re.escape(path)}" for path in paths))
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")                      # that a Conv1D lies transposed: it sees to that
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, holder, adapter_name=_NAME)
+        layers = {path: model.get_submodule(path) for path in paths}
+        missed = [path for path, layer in layers.items() if not isinstance(layer, LoraLayer)]
+        assert not missed, f"peft put no adapter on {missed[0]}"
+        yield Adapters(layers)
+    finally:
+        _remove(model, paths, LoraLayer)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def _remove(model: nn.Module, paths: tuple[str, ...], kind: type) -> None:
+    for path in paths:
+        layer = model.get_submodule(path)
+        if isinstance(layer, kind):
+            owner, name = split(path)
+            setattr(model.get_submodule(owner), name, layer.get_base_layer())

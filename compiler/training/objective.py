@@ -1,0 +1,59 @@
+"""What a model is trained towards: the next token, and what the original says of it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Reject
+from ..evaluate import logits, positions
+from ..reference import Reference, other_vocabulary
+
+
+@dataclass(frozen=True)
+class Objective:
+    """(1 - share) * cross-entropy with the next token + share * t^2 * KL(original || model), both softened by t.
+
+    rows          [n, length] token ids; position p predicts p + 1, the first token of a row is given
+    original      what the original says of the same rows; needed where `share` is more than 0
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2: t^2 keeps the gradients' size as t grows.
+    """
+
+    model: nn.Module
+    rows: Tensor
+    original: Reference | None = None
+    share: float = 0.0
+    temperature: float = 1.0
+
+    def learn(self, chosen: Tensor, weight: float) -> float:
+        """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
+
+        The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
+        """
+        ids = self.rows[chosen]                                                # [b, t]
+        values = logits(self.model, ids)                                       # [b, t, vocab]
+        gradient = torch.zeros_like(values)
+        ids, count, total = ids.to(values.device), ids[:, 1:].numel(), 0.0
+        for row, number in enumerate(chosen.tolist()):
+            for part in positions(values[row, :-1]):
+                ours = values.detach()[row, part].float().requires_grad_()     # [c, vocab]
+                loss = self._loss(ours, ids[row, part.start + 1 : part.stop + 1], number, part)
+                gradient[row, part] = (torch.autograd.grad(loss, ours)[0] * (weight / count)).to(gradient.dtype)
+                total += loss.item()
+        values.backward(gradient)
+        return total / count
+
+    def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice) -> Tensor:
+        """Sum over some positions of one row."""
+        loss = nn.functional.cross_entropy(ours, targets, reduction="sum")
+        if not self.share:
+            return loss
+        assert self.original is not None, "there is nothing to distill from"
+        theirs = self.original.logits(slice(number, number + 1), part).to(ours.device)
+        if theirs.shape != ours.shape:
+            raise Reject(other_vocabulary(
+                f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
+                help="heal without `distill`"))
+        soft, taught = (x / self.temperature for x in (ours, theirs))
+        apart = nn.functional.kl_div(soft.log_softmax(-1), taught.log_softmax(-1), reduction="sum", log_target=True)
+        return (1 - self.share) * loss + self.share * self.temperature**2 * apart

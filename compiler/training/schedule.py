@@ -1,0 +1,49 @@
+"""What a step of training does: its learning rate, its rows, its randomness. All follow from the step's number,
+so a run that goes on after a kill needs no state of a generator."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+
+def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
+    """What the learning rate is multiplied with at a step, counted from 1: up over `warmup` steps, then down.
+
+    "cosine" and "linear" would reach 0 one step after the last; "constant" stays.
+    """
+    if step <= warmup:
+        return step / warmup
+    passed = (step - 1 - warmup) / (steps - warmup)                            # 0 .. 1, the end left out
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * passed))
+    if schedule == "linear":
+        return 1.0 - passed
+    assert schedule == "constant", f"no schedule {schedule}"
+    return 1.0
+
+
+def seed_of(*parts: object) -> int:
+    """A generator's seed that is another one for every purpose and number."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1                           # torch takes int64
+
+
+class RowOrder:
+    """Rows in an endless order: epoch after epoch, each a permutation that the seed decides."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def take(self, start: int, count: int) -> Tensor:
+        """Row numbers [count] at the places start .. start + count of the order."""
+        return torch.stack([self._at(place) for place in range(start, start + count)])
+
+    def _at(self, place: int) -> Tensor:
+        epoch, inside = divmod(place, self.count)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of("rows", self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
+        return self._order[inside]

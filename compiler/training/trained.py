@@ -1,0 +1,67 @@
+"""Which parameters a run trains, and how a model stands while it is trained."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Trained:
+    """Parameters under training. Narrow ones are trained by a float32 copy each, or small steps would be rounded off.
+
+    masters    what the optimizer changes: the parameter itself, or its copy
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        assert parameters, "nothing to train"
+        self.parameters = dict(parameters)
+        self.masters = {name: nn.Parameter(p.detach().float()) if p.element_size() < 4 else p
+                        for name, p in self.parameters.items()}
+
+    @property
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    def collect(self) -> None:
+        """Give the masters the gradients that a backward pass left at the parameters."""
+        for name, p in self.parameters.items():
+            master = self.masters[name]
+            if master is not p and p.grad is not None:
+                master.grad, p.grad = p.grad.float(), None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Round the masters into the parameters."""
+        for name, p in self.parameters.items():
+            if self.masters[name] is not p:
+                p.copy_(self.masters[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: master.detach() for name, master in self.masters.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, master in self.masters.items():
+            master.copy_(tensors[name])
+        self.spread()
+
+
+@contextmanager
+def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Training mode, with gradients for these parameters only; the model's modes and flags come back."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    wanted = {id(p) for p in parameters.values()}
+    try:
+        for p, _ in flags:
+            p.requires_grad_(id(p) in wanted)
+        model.train()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p, flag in flags:
+            p.grad = None
+            p.requires_grad_(flag)

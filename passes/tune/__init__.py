@@ -1,0 +1,1 @@
+"""Training passes: recovery of what was pruned."""

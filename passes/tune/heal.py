@@ -1,0 +1,162 @@
+"""Train a pruned model until it is as well again as it gets."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from ...compiler import keys, reference
+from ...compiler.context import Context
+from ...compiler.environment import check_modules
+from ...compiler.evaluate import nll
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.program import Program
+from ...compiler.select import parts
+from ...compiler.training.adapters import Shape, adaptable, adapted
+from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.objective import Objective
+from ...compiler.training.schedule import seed_of
+from ...compiler.training.trained import Trained, training
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import DataRef, Ratio, Selector
+
+not_healed = Fault(
+    "not-healed",
+    "Training made a model no better on held-out data.\n\n"
+    "The step leaves the weights as they were, so it would change nothing. What the held-out loss was, step by "
+    "step, stands in the message.",
+    exit="failure")
+held_out_learned = Fault("held-out-learned",
+                         "The data that a training run is judged by is the data that it learns from.")
+
+
+class Heal(Pass):
+    """Train a pruned model until it is as well again as it gets.
+
+    The model learns to predict the next token of every position of `data`; rows of `chat` carry no marks of who
+    speaks, so prompts are learned like responses. With `distill`, a share of the loss is how far the model's
+    predictions are from the original's on the same rows.
+
+    `method: lora` trains adapters of low rank on linear modules and merges them: names, shapes and ties are
+    then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients and
+    two moments as well, three times their bytes. Zeros that a mask made do not stay zero: heal before you sparsify.
+
+    With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run ends
+    once nothing has got better for a while; a run that never gets better than its start is refused. Without it,
+    the last weights are kept, whatever they are worth. The loss curve stands in the manifest.
+
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); distillation (Hinton et al. 2015, arXiv 1503.02531); defaults
+    of the recovery of MultiPruner (Munoz et al. 2025, arXiv 2501.09949), with a shorter run.
+    Example: fit = tune.heal(data: calib, held_out: dev, steps: 400, distill: 50%)
+    """
+
+    keeps = Lossy()
+    acts_on = "linear"
+    determinism = "seeded"
+    extra: ClassVar[str] = "tune"
+    requires: ClassVar[tuple[str, ...]] = ("peft",)
+
+    data: DataRef = param("Rows to learn from.")
+    steps: int = param("Updates of the weights, at most.", default=200, ge=1, unit="steps")
+    lr: float = param("Largest learning rate of AdamW.", default=1e-4, gt=0)
+    batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
+    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
+    method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.", default="lora")
+    on: Selector | None = param("Linear modules to train; all inside the layers, and with `full` all that the model "
+                                "has, where it is left out.", default=None)
+    rank: int = param("Rank of the adapters.", default=16, ge=1)
+    alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0, gt=0)
+    dropout: float = param("Probability that an input of an adapter is dropped.", default=0.05, ge=0, lt=1)
+    distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0), ge=0, le=1)
+    temperature: float = param("What both predictions are softened by before they are compared.", default=1.0, gt=0)
+    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = param("How the learning rate falls after that.",
+                                                              default="cosine")
+    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
+    weight_decay: float = param("AdamW's decay of what is trained.", default=0.0, ge=0)
+    held_out: DataRef | None = param("Rows to judge by; never learned from.", default=None)
+    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
+    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
+    save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
+                      unit="steps")
+
+    def run(self, program: Program, ctx: Context) -> None:
+        self._check(ctx)
+        if self.method == "full":
+            weights = self._weights(program)
+            course = self._train(program, ctx, weights)
+        else:
+            shape = Shape(self.rank, self.alpha, self.dropout)
+            with adapted(program.model, adaptable(program, self.on), shape, seed_of("adapters", ctx.seed)) as adapters:
+                weights = adapters.parameters()
+                course = self._train(program, ctx, weights)
+                adapters.merge()
+        merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
+        program.changed()
+        program.note(method=self.method, trained=sum(p.numel() for p in weights.values()), steps=course.step,
+                     best=course.best, loss=course.curve, held_out=course.held_out, merged=merged)
+
+    def originals(self) -> tuple[DataRef, ...]:
+        return (self.data,) if self.distill.value else ()
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. Here, before any weight is read, it is said if peft is missing."""
+        self._check_packages()
+        return skeleton
+
+    def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter]) -> Course:
+        """Train, and leave the best weights in place; raises Reject where the start was the best."""
+        model, rows = program.model, ctx.rows(self.data)
+        original = reference.load(ctx, self.data) if self.distill.value else None
+        lesson = Objective(model, rows, original, self.distill.value, self.temperature)
+        judge = (lambda: self._held_out_loss(model, ctx)) if self.held_out else None
+        regime = Regime(
+            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
+            batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=self.weight_decay,
+            every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
+        with training(model, weights):
+            course = Run(Trained(weights), regime, len(rows), lesson.learn, judge, ctx).run()
+        if self.held_out and course.best == 0:
+            raise Reject(self._no_gain(course.held_out[0][1], course.held_out[1:]))
+        return course
+
+    def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
+        """What was measured with adapters beside the weights is measured again with their sum, which is rounded."""
+        start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
+        if not merged < start:
+            raise Reject(self._no_gain(start, [(course.best, merged)]))
+        return merged
+
+    def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
+        nats, tokens = nll(model, ctx.rows(self.held_out))
+        return nats / tokens
+
+    def _weights(self, program: Program) -> dict[str, nn.Parameter]:
+        """All parameters, or those of the selected modules; one that is shared, once."""
+        model = program.model
+        if self.on is None:
+            return dict(model.named_parameters())
+        found = {f"{part.path}.{name}": p for part in parts(program.skeleton, self.on)
+                 for name, p in model.get_submodule(part.path).named_parameters()}
+        seen = {id(p): name for name, p in reversed(found.items())}
+        return {name: p for name, p in found.items() if seen[id(p)] == name}
+
+    # -- what is refused -----------------------------------------------------------------------------------------
+
+    def _check_packages(self) -> None:
+        if self.method == "lora":
+            check_modules(self.requires, self.extra, "`tune.heal` with `method: lora`")
+
+    def _check(self, ctx: Context) -> None:
+        self._check_packages()
+        if self.held_out and keys.data_identity(self.held_out, ctx) == keys.data_identity(self.data, ctx):
+            raise Reject(held_out_learned(f"`{self.held_out.name}` holds the same rows as `{self.data.name}`",
+                                          help="judge by other rows, or leave `held_out` out"))
+
+    def _no_gain(self, start: float, later: Sequence[tuple[int, float]]) -> Diagnostic:
+        best_step, best = min(later, key=lambda look: look[1])
+        return not_healed(
+            f"the held-out loss is {start:.4f} before training and at best {best:.4f}, after step {best_step}",
+            help="lower `lr`, give more or other `data`, or leave the step out: the model as it was is better",
+            note="healing did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]))

@@ -1,0 +1,272 @@
+"""`tune.heal`: what was pruned gets better, in place, and is refused where it doesn't."""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from effc.compiler import api
+from effc.compiler.artifact import artifact_hash
+from effc.compiler.capture import capture
+from effc.compiler.evaluate import nll
+from effc.compiler.sources.zoo import zoo
+from effc.dsl.diagnostics import Reject
+from effc.dsl.recipe import Invocation
+from effc.dsl.values import DataRef, Ratio, Selector
+from safetensors.torch import save_file
+
+from tests import tiny
+from tests.recipes_in_memory import SCORE, context_of, recipe_of
+from tests.worlds import defaults
+
+ZOO = zoo()["tiny-llama"]
+LORA, FULL = {"method": "lora", "lr": 1e-2}, {"method": "full", "lr": 3e-3}
+
+
+def rows_of(seed, count=8, length=12):
+    """Rows in which every token but the first follows from the one before: there is something to learn."""
+    first = torch.randint(3, 128, (count, 1), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([(first - 3) * 5**n % 125 + 3 for n in range(length)], dim=1)
+
+
+def healed(tmp_path, model, before=(), rows=None, other=None, **args):
+    """The program after the passes `before` and tune.heal, and the context."""
+    args = {**defaults("pass", "tune.heal"), "data": DataRef("rows"), "steps": 30, "batch": 4, "warmup": Ratio(0.1), **args}
+    tmp_path.mkdir(exist_ok=True)
+    recipe = recipe_of([*(("cut", word, facts) for word, facts in before), ("fit", "tune.heal", args)])
+    ctx = context_of(tmp_path, model, recipe, rows_of(1) if rows is None else rows)
+    save_file({"rows": rows_of(2) if other is None else other}, tmp_path / "other.safetensors")
+    recipe.data["other"] = Invocation("tokens", {**recipe.data["rows"].args, "path": "other.safetensors"})
+    program = capture(copy.deepcopy(model))
+    for step in recipe.pipelines["lean"].steps:
+        ctx.shelf.make("pass", step.call).run(program, ctx)
+    return program, ctx
+
+
+def loss(model, rows=None):
+    nats, tokens = nll(model, rows_of(1) if rows is None else rows)
+    return nats / tokens
+
+
+def refused(tmp_path, model, **args):
+    with pytest.raises(Reject) as caught:
+        healed(tmp_path, model, **args)
+    (diagnostic,) = caught.value.diagnostics
+    return diagnostic
+
+
+@pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mixtral"])
+def test_a_healed_model_predicts_better_and_is_the_same_tree(tmp_path, name, facts):
+    model = tiny.model(name)
+    program, _ = healed(tmp_path, model, **facts)
+    assert loss(program.model) < 0.8 * loss(model)
+    tree = [(path, type(module), module.training) for path, module in model.named_modules()]
+    assert [(path, type(module), module.training) for path, module in program.model.named_modules()] == tree
+    flags = [(n, p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()]
+    assert [(n, p.shape, p.dtype, p.requires_grad) for n, p in program.model.named_parameters()] == flags
+    assert all(p.grad is None for p in program.model.parameters())
+    (note,) = program.notes
+    assert note["steps"] == note["best"] == 30 and note["loss"][-1][1] < note["loss"][0][1]
+    assert json.loads(json.dumps(note))["trained"] > 0
+
+
+@pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
+def test_layers_that_lost_a_branch_run_their_edited_graphs_while_they_heal(tmp_path, facts):
+    model = tiny.model("llama")
+    cut = ("prune.blocks", {"remove": 2, "score": SCORE})
+    program, _ = healed(tmp_path, model, before=[cut], **facts)
+    pruned, _ = healed(tmp_path, model, before=[cut], steps=1, lr=1e-12)
+    assert any(unit.edited for unit in program.units.values())
+    assert loss(program.model) < 0.8 * loss(pruned.model)
+    assert set(program.model.state_dict()) == set(pruned.model.state_dict())
+
+
+def test_only_what_is_selected_is_trained(tmp_path):
+    on = Selector((("|", "layers.1.mlp.{up,down}_proj"),))
+    model = tiny.model("llama")
+    for facts in (LORA, FULL):
+        program, _ = healed(tmp_path / facts["method"], model, on=on, **facts)
+        start = model.state_dict()
+        moved = {n for n, t in program.model.state_dict().items() if not torch.equal(t, start[n])}
+        assert moved == {"model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"}
+
+
+@pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
+def test_tied_embeddings_stay_tied(tmp_path, facts):
+    program, _ = healed(tmp_path, tiny.model("llama", tie_word_embeddings=True), **facts)
+    assert program.model.lm_head.weight is program.model.model.embed_tokens.weight
+
+
+def test_the_seed_decides_the_result_bit_for_bit(tmp_path):
+    first, again, other = (healed(tmp_path / name, tiny.model("llama"), batch=batch, **LORA)[0].model.state_dict()
+                           for name, batch in (("a", 4), ("b", 4), ("c", 3)))
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not all(torch.equal(first[n], other[n]) for n in first)
+
+
+def test_distilled_alone_a_model_comes_closer_to_the_original(tmp_path):
+    model, cut = tiny.model("llama"), ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 16})
+
+    def apart(program):
+        with torch.no_grad():
+            ours, theirs = (m(rows_of(1)).logits.log_softmax(-1) for m in (program.model, model))
+        return torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True).item()
+
+    pruned, _ = healed(tmp_path / "a", model, before=[cut], steps=1, lr=1e-12)
+    told, _ = healed(tmp_path / "b", model, before=[cut], **FULL)
+    taught, _ = healed(tmp_path / "c", model, before=[cut], distill=Ratio(1.0), temperature=2.0, **FULL)
+    assert apart(taught) < 0.5 * apart(pruned) < apart(told)
+
+
+def test_the_best_weights_by_held_out_data_are_the_ones_that_stay(tmp_path):
+    program, _ = healed(tmp_path, tiny.model("llama"), held_out=DataRef("other"), every=3, patience=2, steps=90,
+                          method="full", lr=1e-2)
+    (note,) = program.notes
+    looks = dict(note["held_out"])
+    assert 0 < note["best"] < note["steps"] < 90
+    assert min(looks, key=looks.get) == note["best"]
+    assert loss(program.model, rows_of(2)) == looks[note["best"]]
+
+
+def test_merged_adapters_are_judged_once_more(tmp_path):
+    program, _ = healed(tmp_path, tiny.model("llama"), held_out=DataRef("other"), every=5, **LORA)
+    (note,) = program.notes
+    assert note["merged"] == loss(program.model, rows_of(2))
+    assert note["merged"] == pytest.approx(dict(note["held_out"])[note["best"]], abs=1e-4)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
+def test_training_that_helps_nothing_is_refused_and_says_how_it_went(tmp_path, facts):
+    backwards = rows_of(1).flip(1)                  # what is learned forwards is wrong backwards
+    start = tiny.model("llama")
+    learned, _ = healed(tmp_path / "a", start, rows=backwards, steps=60, **FULL)
+    said = refused(tmp_path / "b", learned.model, other=backwards, held_out=DataRef("other"), every=5, patience=2, **facts)
+    assert said.slug == "not-healed" and said.exit == 1
+    assert "healing did not help" in said.note and "after 10" in said.note and "lower `lr`" in said.help
+
+
+def test_a_rate_that_makes_the_loss_nan_is_named(tmp_path):
+    said = refused(tmp_path, tiny.model("llama"), lr=1e20, method="full")
+    assert (said.slug, said.exit) == ("diverged", 1) and "lower `lr`" in said.help
+
+
+def test_a_model_that_is_broken_before_it_is_trained_is_not_blamed_on_the_rate(tmp_path):
+    model = tiny.model("llama")
+    model.model.norm.weight.data.fill_(math.inf)
+    said = refused(tmp_path, model)
+    assert said.slug == "diverged" and "before it is trained" in said.help
+
+
+def test_rows_of_one_token_teach_nothing(tmp_path):
+    assert refused(tmp_path, tiny.model("llama"), rows=rows_of(1, length=1)).slug == "bad-rows"
+
+
+def test_data_does_not_judge_what_it_taught(tmp_path):
+    said = refused(tmp_path, tiny.model("llama"), other=rows_of(1), held_out=DataRef("rows"))
+    assert said.slug == "held-out-learned"
+
+
+def test_a_tied_output_layer_gets_no_adapter(tmp_path):
+    model = tiny.model("llama", tie_word_embeddings=True)
+    assert refused(tmp_path, model, on=Selector((("|", "lm_head"),))).slug == "tied-adapter"
+
+
+@pytest.mark.parametrize("wrong", ["steps: 0", "lr: 0", "batch: 0", "distill: 120%", "rank: 0", "temperature: 0"])
+def test_senseless_numbers_are_refused_by_check(tmp_path, wrong):
+    given = "" if wrong.startswith("steps") else "steps: 5, "
+    path = written(tmp_path, f"tune.heal(data: rows, {given}{wrong})")
+    assert "out-of-range" in {d.slug for d in api.check(path).diagnostics}
+
+
+# -- in a recipe ---------------------------------------------------------------------------------------------
+
+def written(tmp_path, heal, cut="prune.channels(keep: 50% of channels, align: 16)"):
+    config = tiny.config("llama").to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    path = tmp_path / "heal.effspec"
+    path.write_text(f"""effspec 1
+model base = config("tiny.json", seed: 3)
+data  rows = synthetic(6, length: 12, seed: 1)
+
+pipeline lean(base) {{
+  thin = {cut}
+  fit  = {heal}
+}}
+
+emit lean {{ hf("lean", form: compact) }}
+""")
+    return path
+
+
+def compiled(recipe, name):
+    (result,) = api.compile(recipe, recipe.parent / f"out-{name}", force=True, cache_dir=recipe.parent / f"cache-{name}",
+                            threads=1)
+    (artifact,) = result.artifacts
+    return artifact
+
+
+def test_the_manifest_tells_the_loss_curve_and_the_artifact_has_the_healed_weights(tmp_path):
+    recipe = written(tmp_path, "tune.heal(data: rows, steps: 20, lr: 1e-2, distill: 50%)")
+    artifact = compiled(recipe, "a")
+    (note,) = artifact.manifest.steps[-1]["decisions"]
+    assert note["method"] == "lora" and note["loss"][-1][1] < note["loss"][0][1]
+    assert list((tmp_path / "cache-a" / "references").glob("*.safetensors"))   # kept before the first pass
+    assert artifact_hash(compiled(recipe, "b").path) == artifact_hash(artifact.path)
+
+
+def test_killed_many_times_a_compile_goes_on_to_the_same_bytes(tmp_path):
+    torch.set_num_threads(1)
+    recipe = written(tmp_path, "tune.heal(data: rows, steps: 60, lr: 1e-2, save: 3)")
+    started = time.monotonic()
+    whole = artifact_hash(compiled(recipe, "whole").path)
+    span, moments, kills = time.monotonic() - started, random.Random(4), 0
+    for _ in range(6):
+        process = os.fork()
+        if process == 0:
+            compiled(recipe, "killed")
+            os._exit(0)
+        time.sleep(moments.uniform(0, span))
+        os.kill(process, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    assert kills and artifact_hash(compiled(recipe, "killed").path) == whole
+
+
+# -- a model that has learned something ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("method, lr", [("lora", "5e-3"), ("full", "2e-3")])
+def test_the_zoo_model_gets_back_most_of_what_pruning_took(tmp_path, method, lr):
+    path = tmp_path / "heal.effspec"
+    path.write_text(f"""effspec 1
+model base    = zoo("tiny-llama")
+data  calib   = text("{ZOO}/calib.txt", length: 64)
+data  heldout = text("{ZOO}/heldout.txt", samples: 32, length: 64, seed: 7)
+pipeline lean(base) {{
+  thin = prune.channels(keep: 60% of channels, align: 32)
+  fit  = tune.heal(data: calib, method: {method}, steps: 24, lr: {lr}, batch: 8)
+}}
+emit lean {{ hf("lean") }}
+""")
+    weights = hashlib.sha256((ZOO / "model.safetensors").read_bytes()).hexdigest()
+    session = api.session(path, cache_dir=tmp_path / "cache", threads=1)
+    (plan,) = api.plans(session)
+    ctx = session.context(plan.recipe, plan.pipeline)
+    ctx.workdir = tmp_path / "work"
+    program = capture(ctx.origin.load())
+    rows, lost = ctx.rows(DataRef("heldout")), []
+    lost.append(loss(program.model, rows))
+    for stage in plan.stages:
+        ctx.shelf.make("pass", stage.call).run(program, ctx)
+        lost.append(loss(program.model, rows))
+    original, pruned, healed_ = lost
+    assert pruned > original + 1.0
+    assert pruned - healed_ > 0.5 * (pruned - original)
+    assert hashlib.sha256((ZOO / "model.safetensors").read_bytes()).hexdigest() == weights   # trained a private copy
