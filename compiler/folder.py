@@ -114,7 +114,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_config(f"{path} is not JSON: {place(error)}")) from error
+        raise Reject(bad_config(f"{path} is not JSON: {place(error)}", help="fetch the file again")) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
     return config

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..dsl.source import Span
+from .placing import placed
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +28,7 @@ class Origin:
                         has made it); None for random weights and modules
     identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
     build               makes the module; inside a `torch.device("meta")` context it has no weights
-    load                makes the module with its weights, in `dtype`, on the CPU, checked to be finite (see `on`)
+    load                makes the module with its weights, in `dtype`, on the CPU (see `declared`), all finite
     tokenizer           the tokenizer, the same object every time, or None where the source has none
     dtype               what the weights are held and computed in: "float32", "bfloat16", "float16"
     tokenizer_identity  sha256 over the tokenizer's files; "" where there is none
@@ -47,9 +50,17 @@ class Origin:
     code: str = ""
     notes: tuple[str, ...] = ()
 
-    def on(self, device: str) -> "Origin":
-        """The same, whose weights `load` moves to a device."""
-        return self if device == "cpu" else replace(self, load=lambda: self.load().to(device))
+    def declared(self, span: Span | None, device: str) -> "Origin":
+        """The same, as a recipe names it at `span`, which gets the blame; `load` moves weights to a device."""
+        def load() -> "torch.nn.Module":
+            with placed(span):
+                return self.load().to(device)
+
+        def tokenizer() -> Any:
+            with placed(span):
+                return self.tokenizer()
+
+        return replace(self, load=load, tokenizer=tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Rows of one length from running text: reading, encoding, cutting, choosing."""
 
+import codecs
 import glob
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,10 @@ no_tokenizer = Fault("no-tokenizer", "Text is to become tokens and the model cam
 bad_rows = Fault(
     "bad-rows",
     "Rows of tokens do not fit the model: ids that its embedding lacks, or more positions than it has.")
+
+_SHORTEST = 8                      # tokens in a row that are still worth a suggestion
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+          codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
@@ -57,8 +62,9 @@ def read_text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
         raise Reject(not_utf8(f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
-                              help=f"convert it: iconv -f latin1 -t utf-8 {path.name}")) from error
+                              help=f"convert it: iconv -f {encoding} -t utf-8 {path.name}")) from error
 
 
 def need_tokenizer(tokenizer: Any, ctx: Context) -> Any:
@@ -92,8 +98,8 @@ def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None,
     count = len(ids) // body if body else 0
     wanted = samples or 1
     if count < wanted:
-        raise Reject(too_short(f"{len(ids)} tokens make {count} of {wanted} rows of {length}",
-                               help=_shorter(len(ids), count, wanted, length)))
+        raise Reject(too_short(f"{len(ids)} tokens make {count} of {wanted} rows of {length} tokens",
+                               help=_shorter(len(ids), count, wanted, length, body)))
     rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)     # [count, body]
     if start is not None:
         rows = torch.cat([torch.full((count, 1), start), rows], dim=1)                # [count, length]
@@ -112,10 +118,12 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _shorter(tokens: int, count: int, wanted: int, length: int) -> str:
+def _shorter(tokens: int, count: int, wanted: int, length: int, body: int) -> str:
+    """What would fit: fewer rows, shorter ones if they are still worth the name, or how much text it takes."""
     if count:
         return f"give more text, or `samples: {count}`"
-    return f"give more text, or `length: {max(tokens // wanted, 2)}`" if tokens >= 4 else "give more text"
+    longest = tokens // wanted + length - body
+    return f"give {body * wanted} tokens of text" + (f", or `length: {longest}`" if longest >= _SHORTEST else "")
 
 
 def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:

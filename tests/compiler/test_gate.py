@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from effc.compiler.gate import judge, measure_bounds, misses
+from effc.compiler.model import Origin
 from effc.dsl.recipe import Bound, Invocation, Pipeline
 from effc.dsl.source import Source, Span
 from effc.dsl.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio
@@ -106,13 +107,18 @@ class Here(SimpleNamespace):
     def record(self, name, value, unit=""):
         pass
 
+    def beside(self, call):
+        return self
+
 
 def context(profiles=None):
     metric, loads = Weights(), []
-    source = SimpleNamespace(resolve=lambda ctx: SimpleNamespace(load=lambda: loads.append(1) or linear(1.0)))
+    origin = Origin("base", {}, None, "base", lambda: linear(1.0), lambda: loads.append(1) or linear(1.0), lambda: None)
+    source = SimpleNamespace(resolve=lambda ctx: origin)
     recipe = SimpleNamespace(models={"base": Invocation("zoo", {})}, profiles=profiles or {})
     shelf = SimpleNamespace(make=lambda kind, call: source)
-    return Here(recipe=recipe, metric=lambda ref: metric, shelf=shelf, used=metric, loads=loads)
+    return Here(recipe=recipe, metric=lambda ref: metric, shelf=shelf, used=metric, loads=loads,
+                settings=SimpleNamespace(device="cpu"))
 
 
 def test_the_result_is_measured_once_and_the_baseline_loaded_once():
