@@ -13,6 +13,7 @@ from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .context import Context, Settings
 from .model import Origin
+from .placing import placed
 from .shelf import Shelf
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ class Session:
         key = repr((call.word, sorted(call.args.items())))
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
-            self.origins[key] = self.shelf.make("model", call).resolve(ctx).on(self.settings.device)
+            with placed(call.span):
+                found = self.shelf.make("model", call).resolve(ctx)
+            self.origins[key] = found.declared(call.span, self.settings.device)
         return self.origins[key]
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:

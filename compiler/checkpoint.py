@@ -17,6 +17,7 @@ from torch import nn
 from ..dsl.diagnostics import Fault, Reject
 from .broken import first_line
 from .folder import bad_config
+from .quantity import counted
 
 other_weights = Fault(
     "other-weights",
@@ -94,15 +95,9 @@ def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, truste
     return module.eval()
 
 
-def inspect(folder: Path, config: Mapping[str, Any], dtype: str, label: str) -> None:
-    """Reject names and shapes that the config does not ask for; reads headers only."""
-    _, info = _read(folder, config, dtype, trusted=False, device_map="meta")
-    check_names(info, label)
-
-
-def _read(folder: Path, config: Mapping[str, Any], dtype: str, trusted: bool, device_map: str | None = None):
+def _read(folder: Path, config: Mapping[str, Any], dtype: str, trusted: bool):
     options = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True,
-               "output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": device_map}
+               "output_loading_info": True, "ignore_mismatched_sizes": True}
     if trusted:
         with quiet():
             return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
@@ -146,7 +141,8 @@ def check_finite(module: nn.Module, label: str) -> None:
              if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())]
     if wrong:
         count = int((~module.get_parameter(wrong[0]).isfinite()).sum())
-        raise Reject(not_finite(f"{label}: `{wrong[0]}` holds {count} values that are not finite{_more(wrong)}",
+        raise Reject(not_finite(f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite"
+                                f"{_more(wrong)}",
                                 help="take another revision, or one stored in float32 or bfloat16"))
 
 

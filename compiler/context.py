@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..dsl.recipe import Recipe
 from ..dsl.values import DataRef, MetricRef
+from .placing import placed
 from .progress import Listener, Recorded, each, silent
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class Context:
 
             from .windows import check_rows
 
-            rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self)))
-            check_rows(rows, name, self.origin)
+            with placed(self.recipe.data[name].span):
+                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self)))
+                check_rows(rows, name, self.origin)
             self._rows[name] = rows
         return self._rows[name]
 

@@ -14,6 +14,7 @@ from ..dsl.diagnostics import Diagnostic, Fault
 from ..dsl.recipe import Bound, Pipeline
 from ..dsl.show import show
 from ..dsl.values import Bytes, Duration, MetricRef, Range, Ratio
+from .placing import placed
 from .quantity import BYTES_PER, SECONDS_PER, measured
 
 if TYPE_CHECKING:
@@ -162,7 +163,10 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
 
 def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
-    return ctx.shelf.make("model", ctx.recipe.models[name]).resolve(ctx).on(ctx.settings.device)
+    call = ctx.recipe.models[name]
+    with placed(call.span):
+        found = ctx.shelf.make("model", call).resolve(ctx)
+    return found.declared(call.span, ctx.settings.device)
 
 
 def differs(profile: str | None, ctx: "Context") -> str:

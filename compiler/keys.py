@@ -9,6 +9,7 @@ from ..dsl.values import DataRef, MetricRef, to_json
 from .cache import digest
 from .closure import fingerprint
 from .context import Context
+from .placing import placed
 
 FORMAT = 1
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
@@ -37,7 +38,9 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
 
 def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
-    return ctx.shelf.make("data", ctx.recipe.data[ref.name]).identity(ctx)
+    call = ctx.recipe.data[ref.name]
+    with placed(call.span):
+        return ctx.data(ref).identity(ctx)
 
 
 def word_source(kind: str, name: str, ctx: Context) -> str:

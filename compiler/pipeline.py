@@ -9,7 +9,6 @@ from typing import Any
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.recipe import Emit
-from ..dsl.source import Span
 from ..dsl.values import DataRef, MetricRef
 from . import keys, reference, snapshot
 from .cache import Cache
@@ -19,6 +18,7 @@ from .context import Context
 from .emission import Artifact, emit
 from .kinds import Close, Pass
 from .memory import Watch
+from .placing import placed
 from .plan import Plan, Stage
 from .program import Program
 from .progress import StageBegan, StageEnded
@@ -153,12 +153,3 @@ class Done:
 
     change: str = ""
     dump: str = ""
-
-
-@contextmanager
-def placed(span: Span | None) -> Iterator[None]:
-    """A diagnostic that has no place gets the step's."""
-    try:
-        yield
-    except Reject as refused:
-        raise Reject(*(d.at(span) for d in refused.diagnostics)) from refused
