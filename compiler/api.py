@@ -74,11 +74,11 @@ class Session:
 
     def origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
-        key = repr((call.word, sorted(call.args.items())))
+        key = repr((call.word, sorted(call.args.items()), call.folder))
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
             with placed(call.span):
-                found = self.shelf.make("model", call).resolve(ctx)
+                found = self.shelf.make("model", call).resolve(ctx.beside(call))
             self.origins[key] = found.declared(call.span, self.settings.device)
         return self.origins[key]
 
@@ -91,16 +91,12 @@ class Session:
 
     def library(self, name: str) -> Source | None:
         """A module that a recipe uses: `std.name` from the shipped library, else a path."""
-        from importlib.util import find_spec
+        from .library import MODULES, shipped
 
-        if name.startswith("std."):
-            spec = find_spec("effc.recipes")
-            assert spec and spec.submodule_search_locations, "the recipe library is not installed"
-            files = [Path(p, *name.split(".")).with_suffix(".effspec") for p in spec.submodule_search_locations]
-        else:
-            files = [Path(name)]
-        found = next((f for f in files if f.is_file()), None)
-        return read_source(found) if found else None
+        if name.startswith(f"{MODULES}."):
+            found = shipped().get(name)
+            return read_source(found.path) if found else None
+        return read_source(name) if Path(name).is_file() else None
 
 
 def shipped_skeleton(origin: Origin) -> Skeleton | None:

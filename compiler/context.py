@@ -1,11 +1,11 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..dsl.recipe import Recipe
+from ..dsl.recipe import Invocation, Recipe
 from ..dsl.values import DataRef, MetricRef
 from .placing import placed
 from .progress import Listener, Recorded, each, silent
@@ -66,6 +66,10 @@ class Context:
         """A declared data set."""
         return self.shelf.make("data", self.recipe.data[ref.name])
 
+    def beside(self, call: Invocation) -> "Context":
+        """The same, with paths relative to the file that a call stands in: a module's lie beside the module."""
+        return self if call.folder is None else replace(self, folder=Path(call.folder))
+
     def rows(self, ref: DataRef) -> "torch.Tensor":
         """Token rows of a declared data set, [rows, length] int64, the same object every time."""
         return self.rows_by_name(ref.name)
@@ -76,8 +80,9 @@ class Context:
 
             from .windows import check_rows
 
-            with placed(self.recipe.data[name].span):
-                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self)))
+            call = self.recipe.data[name]
+            with placed(call.span):
+                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.beside(call))))
                 check_rows(rows, name, self.origin)
             self._rows[name] = rows
         return self._rows[name]

@@ -24,7 +24,7 @@ PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 
 def explain(name: str) -> str:
-    """The page of a word, of a family such as `prune`, or of a fault; raises Reject for another name."""
+    """The page of a word, a family such as `prune`, a fault or a shipped recipe; raises Reject for another name."""
     vocabulary = Shelf().vocabulary
     found = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
     if found:
@@ -33,10 +33,14 @@ def explain(name: str) -> str:
               if n.startswith(f"{name}.")]
     if family:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
+    from .library import page, shipped
+
     known = dict(all_faults())
     if name in known:
         return fault_page(_fault(known[name]))
-    names = [n for kind in SHELVES for n in vocabulary.words(kind)]
+    if name in (recipes := shipped()):
+        return page(recipes[name])
+    names = [*recipes, *(n for kind in SHELVES for n in vocabulary.words(kind))]
     raise Reject(unknown_page(f"nothing is called `{name}`", help=suggestion(name, [*names, *known])
                               or "`effc passes --all` lists all words"))
 

@@ -40,7 +40,7 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
     call = ctx.recipe.data[ref.name]
     with placed(call.span):
-        return ctx.data(ref).identity(ctx)
+        return ctx.data(ref).identity(ctx.beside(call))
 
 
 def word_source(kind: str, name: str, ctx: Context) -> str:

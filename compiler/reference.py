@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.values import DataRef
+from . import keys
 from .cache import digest
 from .context import Context
 from .evaluate import batches, evaluating, logits, positions
@@ -185,7 +186,7 @@ def _width(model: nn.Module, rows: Tensor) -> int:
 # -- files ---------------------------------------------------------------------------------------------------
 
 def _place(ctx: Context, ref: DataRef) -> Path:
-    key = digest(["reference", FORMAT, ctx.origin.identity, ctx.data(ref).identity(ctx), version("torch"),
+    key = digest(["reference", FORMAT, ctx.origin.identity, keys.data_identity(ref, ctx), version("torch"),
                   version("transformers"), ctx.settings.device])
     return ctx.settings.cache_dir / "references" / f"{key}.safetensors"
 

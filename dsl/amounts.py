@@ -3,11 +3,12 @@
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from .diagnostics import Fault
+from .diagnostics import Diagnostic, Fault
 from .outcomes import holds
 from .pipelines import Line, Stage
 from .show import number, percent, plain, show
 from .skeleton import Group
+from .source import Span
 from .values import Ratio
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
         return
     name, value = told
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
-        line.scope.report(no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
+        line.report(stage, no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
                                     help="drop the step, or keep less"))
     elif (isinstance(value, Ratio) and value.of in WHOLE) or _changed_before(stage, kind, line):
         return
@@ -88,24 +89,18 @@ def _check_layers(stage: Stage, name: str, value: Any, all_: "Things", chosen: "
     gone = total - int(wanted + 0.5 + 1e-9)
     said = f"`{name}: {show(value)}`"
     if wanted < 0.5:
-        line.scope.report(leaves_none(f"{said} leaves none of {total} {noun}", place,
-                                      help=f"at least one has to stay: remove at most {total - 1}"))
+        line.report(stage, leaves_none(f"{said} leaves none of {total} {noun}", place,
+                                       help=f"at least one has to stay: remove at most {total - 1}"))
     elif gone <= 0:
         means = (
             f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
         )
-        line.scope.report(
-            no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more")
-        )
+        line.report(stage, no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more"))
     elif gone > len(chosen.paths):
-        line.scope.report(
-            leaves_none(
-                f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}",
-                place,
-                related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
-                help="remove fewer, or select more",
-            )
-        )
+        line.report(stage, leaves_none(
+            f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}", place,
+            related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
+            help="remove fewer, or select more"))
 
 
 def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
@@ -114,33 +109,49 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: L
     place = stage.call.where(name)
     for group in chosen.groups:
         if align > group.count:
-            line.scope.report(unaligned_width(
+            line.report(stage, unaligned_width(
                 f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
                 stage.call.where("align"), help=f"align to at most {group.count}"))
             return
-    for group in () if _pooled(stage) else chosen.groups:
+    report = _pooled_widths if _pooled(stage) else _even_widths
+    if fault := report(name, value, align, chosen.groups, place):
+        line.report(stage, fault)
+
+
+def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], place: Span) -> Diagnostic | None:
+    """Every layer keeps the same share."""
+    for group in groups:
         wanted = _wanted(name, value, group.count)
         if wanted < align * (1 - 1e-9):
-            least = ceil(align / group.count * 1000) / 1000       # one digit after the point, and enough
-            least = least if name == "keep" else 1 - least
-            line.scope.report(
-                unaligned_width(
-                    f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of "
-                    f"`{group.site}`, less than one step of `align: {align}`",
-                    place,
-                    help=f"{_AT[name]} {percent(least)}, or align to less",
-                )
-            )
-            return
-    if all(_kept(_wanted(name, value, g.count), align, g.count) >= g.count for g in chosen.groups):
-        line.scope.report(
-            no_effect(
-                f"`{name}: {show(value)}` in steps of {align} rounds to all "
-                f"{chosen.groups[0].count} channels",
-                place,
-                help="keep less, or align to less",
-            )
-        )
+            return unaligned_width(
+                f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of `{group.site}`, "
+                f"less than one step of `align: {align}`", place,
+                help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less")
+    if all(_kept(_wanted(name, value, g.count), align, g.count) >= g.count for g in groups):
+        return no_effect(f"`{name}: {show(value)}` in steps of {align} rounds to all {groups[0].count} channels",
+                         place, help="keep less, or align to less")
+    return None
+
+
+def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], place: Span) -> Diagnostic | None:
+    """Layers compete, so only their sum is told; each keeps at least one step."""
+    total = sum(g.count for g in groups)
+    wanted, least = _wanted(name, value, total), align * len(groups)
+    if wanted < least * (1 - 1e-9):
+        return unaligned_width(
+            f"`{name}: {show(value)}` leaves {_count(wanted)} of {total} channels, less than one step of "
+            f"`align: {align}` in each of {len(groups)} modules", place,
+            help=f"{_AT[name]} {_least(name, least, total)}, or align to less")
+    if _kept(wanted, align, total) >= total:
+        return no_effect(f"`{name}: {show(value)}` in steps of {align} rounds to all {total} channels", place,
+                         help="keep less, or align to less")
+    return None
+
+
+def _least(name: str, count: int, total: int) -> str:
+    """The share that keeps `count`, with one digit after the point, and enough."""
+    least = ceil(count / total * 1000) / 1000
+    return percent(least if name == "keep" else 1 - least)
 
 
 def _count(wanted: float) -> str:
@@ -162,15 +173,11 @@ def _check_heads(stage: Stage, name: str, value: Any, chosen: "Things", line: Li
         if near and 0 < legal < group.count:
             continue
         if near and legal >= group.count:
-            line.scope.report(
-                no_effect(
-                    f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
-                    stage.call.where(name),
-                    help="drop the step, or keep less",
-                )
-            )
+            line.report(stage, no_effect(
+                f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
+                stage.call.where(name), help="drop the step, or keep less"))
         else:
-            line.scope.report(_illegal(stage, name, value, group, step, wanted, line))
+            line.report(stage, _illegal(stage, name, value, group, step, wanted, line))
         return
 
 

@@ -9,12 +9,13 @@ from .diagnostics import Diagnostic, Fault, in_order
 from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
 from .params import Given, variant_name, variants
-from .pipelines import Line, read_steps, report_unused
+from .pipelines import Line, handles_in, read_steps, report_unused
 from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .scope import LABELS, Scope, Session, Variant
 from .skeleton import Skeleton
 from .source import Source, Span
 from .typed import wrong_type
+from .values import DataRef, MetricRef
 from .vocabulary import Vocabulary
 
 empty_recipe = Fault("empty-recipe", "A recipe has no pipeline, so there is nothing to compile.")
@@ -99,11 +100,20 @@ def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple
         _report_empty(file, scope)
     _report_unused_names(scope)
     unresolved = _structure([r.line for r in results.values() if r.line], scope)
-    params = {n: e.value for n, e in scope.names.items() if e.kind == "param"}
+    handles = (DataRef, MetricRef)
+    params = {n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, handles)}
     variant, doc = scope.variant, file.doc.value if file.doc else ""
     pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
-    return Recipe(file.source, doc, params, variant.models, variant.data, variant.profiles, pipelines,
+    data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_named(pipelines)}
+    return Recipe(file.source, doc, params, variant.models, data, variant.profiles, pipelines,
                   variant_name(given), scope.origins), unresolved
+
+
+def _data_named(pipelines: dict[str, Pipeline]) -> set[str]:
+    """Names of the data that steps and bounds read: what a module only offers is no part of the recipe."""
+    calls = [s.call.args for p in pipelines.values() for s in p.steps]
+    return {ref.name for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
+            for ref in handles_in(value, DataRef)}
 
 
 @dataclass

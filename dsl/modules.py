@@ -42,12 +42,7 @@ def _own_name(node: ast.Use) -> ast.Name | None:
 
 def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     session = scope.session
-    if name in session.open:
-        chain = " -> ".join([*session.open[session.open.index(name):], name])
-        scope.report(circular_use(f"the use is circular: {chain}", node.target.span,
-                                  help="move what both need to a third file"))
-        return None
-    if name not in session.parsed:
+    if name not in session.parsed and name not in session.open:
         source = session.library(name)
         if source is None:
             scope.report(unknown_module(f"there is no {name}", node.target.span,
@@ -61,7 +56,14 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
             parsed = parse(source)
             session.faults += parsed.diagnostics
             session.parsed[name] = parsed.file
-    return session.parsed[name]
+    file = session.parsed.get(name)
+    path = file.source.name if file else name                # `std.text` is open under its path
+    if path in session.open:
+        chain = " -> ".join([*session.open[session.open.index(path):], path])
+        scope.report(circular_use(f"the use is circular: {chain}", node.target.span,
+                                  help="move what both need to a third file"))
+        return None
+    return file
 
 
 def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance: str) -> Scope:

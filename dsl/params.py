@@ -23,6 +23,7 @@ matrix_too_large = Fault(
 )
 
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector")
+HANDLES = {"data": "data", "metric": "a metric"}       # a recipe gives these to a module, nothing outside can
 MOST = 64              # variants of one recipe
 
 
@@ -61,10 +62,10 @@ def declare(node: ast.Param, scope: Scope) -> None:
 def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
     """What the declaration asks of a value; None for an unknown type, reported where a scope is given."""
     name = node.type.path
-    if name not in TYPES:
+    if name not in (*TYPES, *HANDLES):
         if scope and name:
             scope.report(unknown_type(f"no type is called `{name}`", node.type.span,
-                                      help=suggestion(name, TYPES, "types")))
+                                      help=suggestion(name, [*TYPES, *HANDLES], "types")))
         return None
     choices: tuple[str, ...] = ()
     if name == "choice" and isinstance(node.bounds, ast.Items):
@@ -100,6 +101,10 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Given]]:
         if (node := params.get(override.name)) is None:
             session.report(unknown_override(f"the recipe has no param `{override.name}`", override.name_span,
                                             help=suggestion(override.name, params, "it has")))
+        elif node.type.path in HANDLES:
+            session.report(unfit_override(f"`{override.name}` is {HANDLES[node.type.path]} of the recipe, which "
+                                          f"nothing outside of it has", override.name_span,
+                                          help="change the recipe"))
         elif want := wanted(node):
             fixed[override.name] = _given(override, want, session)
     axes = _axes(file, params, session)
@@ -147,7 +152,10 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
             session.report(use_before_definition(f"`{name}` is used before it is declared", entry.name.span,
                                                  related=((node.name.span, "declared here"),),
                                                  help="move the declaration up"))
-        if name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
+        if node.type.path in HANDLES:
+            session.report(bad_matrix(f"`{name}` is {HANDLES[node.type.path]}, a matrix varies values", entry.span,
+                                      help="write a pipeline for each"))
+        elif name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
             said = "stands twice in the matrix" if name in axes else "has no list of values"
             session.report(bad_matrix(f"`{name}` {said}", entry.span, help=f"write `{name}: [...]` once"))
         elif want := wanted(node):

@@ -1,12 +1,12 @@
 """Steps of a pipeline, in order, those of called modules included."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import ast
 from .calls import invoke
-from .diagnostics import Fault
+from .diagnostics import Diagnostic, Fault
 from .modules import call_given, open_module
 from .recipe import Invocation
 from .scope import LABELS, Entry, Scope
@@ -23,13 +23,15 @@ unused_step = Fault("unused-step", "A step's result is neither followed, nor emi
 
 @dataclass(frozen=True)
 class Stage:
-    """A step under construction; `word` and `call` are None where they were wrong."""
+    """A step under construction; `word` and `call` are None where they were wrong. `caller` is the recipe's own
+    step where it came with a module's pipeline."""
 
     name: str
     source: str
     span: Span
     word: Word | None = None
     call: Invocation | None = None
+    caller: Span | None = None
 
 
 @dataclass
@@ -48,6 +50,11 @@ class Line:
             out.append(by_name[name])
             name = by_name[name].source
         return out[::-1]
+
+    def report(self, stage: Stage, fault: Diagnostic) -> None:
+        """Report a fault of a step; one in a module's file shows who called it."""
+        called = ((stage.caller, "called here"),) if stage.caller else ()
+        self.scope.report(replace(fault, related=(*fault.related, *called)))
 
 
 def read_steps(pipeline: ast.Pipeline, scope: Scope) -> Line | None:
@@ -78,7 +85,8 @@ def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     return entry
 
 
-def _append(pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefix: str) -> str:
+def _append(pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefix: str,
+            caller: Span | None = None) -> str:
     """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
     start = source
     for step in pipeline.steps:
@@ -86,10 +94,10 @@ def _append(pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefi
         source = source if chosen is None else chosen
         name, path = prefix + step.name.path, step.call.name.path
         if (found := _module_pipeline(path, scope)) is not None:
-            result = _inline(step, found, scope, line, source, name)
+            result = _inline(step, found, scope, line, source, name, caller or step.span)
         else:
             word, call = invoke("pass", step.call, scope)
-            line.stages.append(Stage(name, source, step.span, word, call))
+            line.stages.append(Stage(name, source, step.span, word, call, caller))
             result = name
         scope.later.pop(step.name.path, None)
         scope.define(step.name, Entry("step", result, step.name.span))
@@ -139,7 +147,7 @@ def _module_pipeline(path: str, scope: Scope) -> Entry | None:
     return found if found and found.kind == "pipeline" else None
 
 
-def _inline(step: ast.Step, found: Entry, scope: Scope, line: Line, source: str, name: str) -> str:
+def _inline(step: ast.Step, found: Entry, scope: Scope, line: Line, source: str, name: str, caller: Span) -> str:
     """Add the steps of a module's pipeline under the step's name."""
     alias = step.call.name.path.partition(".")[0]
     module = scope.own(alias)
@@ -156,7 +164,7 @@ def _inline(step: ast.Step, found: Entry, scope: Scope, line: Line, source: str,
         opened.unknown(pipeline.model, ("model",), what="model")
     kind = "step" if any(s.name == source for s in line.stages) else "model"
     inner.names[pipeline.model.path] = Entry(kind, source, pipeline.model.span, None)
-    return _append(pipeline, inner, line, source, f"{name}.")
+    return _append(pipeline, inner, line, source, f"{name}.", caller)
 
 
 def _file_scope(scope: Scope) -> Scope:
@@ -183,19 +191,19 @@ def report_unused(line: Line, emitted: set[str]) -> None:
     """Report steps that nothing follows, names or emits; a module's own are the module's business."""
     used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
     for stage in line.stages:
-        used |= named_steps(stage.call.args) if stage.call else set()
+        used |= {ref.name for ref in handles_in(stage.call.args, StepRef)} if stage.call else set()
     for stage in line.stages:
         if stage.name not in used and "." not in stage.name:
             line.scope.report(unused_step(f"nothing uses the result of `{stage.name}`", stage.span,
                                           help="drop the step, or name it in a `from:`"))
 
 
-def named_steps(value: Any) -> set[str]:
-    """Names of the steps that a value refers to."""
-    if isinstance(value, StepRef):
-        return {value.name}
+def handles_in(value: Any, kind: type) -> list[Any]:
+    """Every handle of a kind inside a value, those in a metric's arguments included."""
+    if isinstance(value, kind):
+        return [value]
     if isinstance(value, MetricRef):
-        return set().union(*(named_steps(v) for _, v in value.args))
+        return handles_in(dict(value.args), kind)
     if isinstance(value, Mapping):
-        return set().union(*(named_steps(v) for v in value.values()))
-    return set().union(*(named_steps(v) for v in value)) if isinstance(value, tuple) else set()
+        return handles_in(tuple(value.values()), kind)
+    return [ref for v in value for ref in handles_in(v, kind)] if isinstance(value, tuple) else []

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from posixpath import dirname
 from typing import Any
 
 from .source import Source, Span
@@ -19,6 +20,11 @@ class Invocation:
 
     def where(self, name: str) -> Span | None:
         return self.spans.get(name, self.span)
+
+    @property
+    def folder(self) -> str | None:
+        """Of the file that the call stands in, a module's own: paths are relative to it. None: not from a file."""
+        return dirname(self.span.source.name) if self.span else None
 
 
 @dataclass(frozen=True)

@@ -58,16 +58,16 @@ def check_line(line: Line, skeleton: Skeleton) -> None:
             continue
         things = things_of(stage, skeleton)
         if not things.paths:
-            line.scope.report(_absent(stage, things, skeleton))
+            line.report(stage, _absent(stage, things, skeleton))
             continue
         on = stage.call.args.get("on")
         if isinstance(on, Selector):
             gone = [d for d in dead(on, things.paths) if not on.allow_empty]
             for part in gone[:3]:
-                line.scope.report(_no_match(stage, part, things, skeleton))
+                line.report(stage, _no_match(stage, part, things, skeleton))
             if not gone and not resolve(on, things.paths) and not on.allow_empty:
-                line.scope.report(no_match(f"nothing is left of {len(things.paths)} {things.noun}",
-                                           stage.call.where("on"), help="subtract less"))
+                line.report(stage, no_match(f"nothing is left of {len(things.paths)} {things.noun}",
+                                            stage.call.where("on"), help="subtract less"))
             if gone:
                 continue
         check_amounts(stage, things.kind, things, things.selected(on), line)

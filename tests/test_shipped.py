@@ -3,9 +3,13 @@
 import json
 
 import pytest
-from effc.compiler.api import discovered
+from effc.compiler import api
+from effc.compiler.library import shipped
 from effc.compiler.opened import origin_of
 from effc.compiler.sources.zoo import zoo
+from effc.dsl import ast
+from effc.dsl.format import format_source
+from effc.dsl.render import render
 from effc.dsl.skeleton import Skeleton
 
 from tests.worlds import context
@@ -14,5 +18,56 @@ from tests.worlds import context
 @pytest.mark.parametrize("name", sorted(zoo()))
 def test_the_shipped_skeleton_is_the_one_that_is_discovered(tmp_path, name):
     shipped = json.loads((zoo()[name] / "skeleton.json").read_text())
-    found = discovered(origin_of(f"zoo:{name}", context(tmp_path).settings))
+    found = api.discovered(origin_of(f"zoo:{name}", context(tmp_path).settings))
     assert Skeleton.from_json(shipped) == found
+
+
+LIBRARY = shipped()
+MODULES = [name for name, recipe in LIBRARY.items() if recipe.is_module]
+
+
+def names(recipe, kind) -> list[str]:
+    return [s.name.path for s in recipe.file.statements if isinstance(s, kind)]
+
+
+def using(recipe, args=None) -> str:
+    """A recipe that uses all that a module has: every pipeline in a row on the zoo's model, all data in bounds."""
+    alias = recipe.name.rpartition(".")[2]
+    data = [s.name.path for s in recipe.file.statements if isinstance(s, ast.Declare) and s.kind == "data"]
+    steps = [f"  {name} = {alias}.{name}({(args or {}).get(name, '')})" for name in names(recipe, ast.Pipeline)]
+    bounds = [f"  perplexity({alias}.{name}) <= 9 * base" for name in data] or ["  params <= 0.9 * base"]
+    return "\n".join(["effspec 1", f"use {recipe.name}", 'model base = zoo("tiny-llama")', "pipeline all(base) {",
+                      *(steps or ["  bald = prune.heads(keep: 50% of heads)"]), "}", "expect all {", *bounds, "}",
+                      'emit all { hf("all") }', ""])
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARY))
+def test_a_shipped_recipe_is_in_style_and_says_what_it_is(name):
+    recipe = LIBRARY[name]
+    assert recipe.sentence.endswith(".")
+    assert format_source(recipe.file.source) == recipe.file.source.text
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARY))
+def test_a_shipped_recipe_checks_without_a_word(tmp_path, name):
+    path = LIBRARY[name].path
+    if name in MODULES:
+        path = tmp_path / "user.effspec"
+        path.write_text(using(LIBRARY[name]))
+    checked = api.session(path, cache_dir=tmp_path).check()
+    assert not checked.diagnostics, render(checked.diagnostics)
+    assert checked.unresolved == ()
+
+
+def test_the_pipelines_of_the_library_compile_one_after_another(tmp_path):
+    few = "score: perplexity(few)"
+    args = {"shallow": few, "narrow": "keep: 50%", "grouped": "heads: 75%",
+            "lean": f"keep: 95%, remove: 1, align: 96, {few}"}
+    module = LIBRARY["std.prune"]
+    assert args.keys() == set(names(module, ast.Pipeline))
+    text = f'data few = text("{zoo()["tiny-llama"]}/calib.txt", samples: 1, length: 32)\npipeline'
+    (tmp_path / "user.effspec").write_text(using(module, args).replace("pipeline", text, 1))
+    (result,) = api.compile(tmp_path / "user.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    sizes = [result.plan.stages[0].before.params, *(s.after.params for s in result.plan.stages)]
+    assert len(sizes) == 6 and sizes == sorted(sizes, reverse=True)
+    assert not result.missed

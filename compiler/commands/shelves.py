@@ -1,17 +1,21 @@
 """`effc passes` and `effc recipes`: what there is to use."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...dsl.diagnostics import Fault, Reject
 from .flags import Shared, verb
 
 if TYPE_CHECKING:
     from ...dsl.vocabulary import Word
+    from ..library import Shipped
+
+unknown_recipe = Fault("unknown-recipe", "The recipe library has no file of that name.", exit="usage")
 
 TITLES = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
 
+_name = typer.Argument(metavar="[NAME]", help="A recipe or module to print.", show_default=False)
 _all = typer.Option("--all", help="Targets, metrics, data and models, too.", show_default=False)
 
 
@@ -31,14 +35,30 @@ def register(app: typer.Typer) -> None:
             shared.screen.answer(_drawn(found, shared, every))
 
     @verb(app)
-    def recipes(shared: Shared) -> None:
-        """List the recipes that come with effc."""
-        rows = [{"name": name, "path": str(path), "doc": doc} for name, path, doc in library()]
+    def recipes(shared: Shared, name: Annotated[str | None, _name] = None) -> None:
+        """List the recipes and modules that come with effc, or print one."""
+        from ..library import shipped
+
+        known = shipped()
+        if name is not None:
+            return _print_recipe(name, known, shared)
+        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence} for r in known.values()]
         if shared.format == "json":
             return shared.screen.answer_json("recipes", recipes=rows)
-        blocks = [f"{shared.screen.styled(r['name'], 'bold')}\n  {r['doc'] or 'has no docstring'}\n"
+        blocks = [f"{shared.screen.styled(r['name'], 'bold')}\n  {r['doc']}\n"
                   f"  {shared.screen.styled(r['path'], 'dim')}" for r in rows]
         return shared.screen.answer("\n\n".join(blocks))
+
+
+def _print_recipe(name: str, known: "dict[str, Shipped]", shared: Shared) -> None:
+    from ...dsl.nearest import suggestion
+
+    if name not in known:
+        raise Reject(unknown_recipe(f"the library has no recipe `{name}`", help=suggestion(name, known, "it has")))
+    text = known[name].file.source.text
+    if shared.format == "json":
+        return shared.screen.answer_json("recipes", name=name, path=str(known[name].path), text=text)
+    return shared.screen.write(text)
 
 
 def _drawn(found: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
@@ -55,19 +75,3 @@ def _json(word: "Word") -> dict:
     return {"name": word.name, "summary": word.summary,
             "params": [{"name": p.name, "types": list(p.types), "doc": p.doc, "required": p.required}
                        for p in word.params]}
-
-
-def library() -> list[tuple[str, Path, str]]:
-    """Name, file and docstring of every shipped recipe."""
-    from importlib.util import find_spec
-
-    from ...dsl.parse import parse, read_source
-
-    spec = find_spec("effc.recipes")
-    folders = [Path(p) for p in spec.submodule_search_locations or ()] if spec else []
-    files = {f.relative_to(p).as_posix(): f for p in folders for f in sorted(p.rglob("*.effspec"))}
-    found = []
-    for name, file in sorted(files.items()):
-        doc = parse(read_source(file)).file.doc
-        found.append((name, file, " ".join(doc.value.split()) if doc else ""))
-    return found

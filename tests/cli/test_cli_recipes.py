@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.commands.shelves import library
+from effc.compiler.library import shipped
 
 
 @pytest.fixture
@@ -131,7 +131,34 @@ def test_passes_lists_every_file_of_the_shelf(effc):
 
 def test_recipes_lists_the_library_with_its_sentences(effc):
     out = effc("recipes").out
-    assert library() and all(name in out and doc in out for name, _, doc in library())
+    assert shipped() and all(name in out and recipe.sentence in out for name, recipe in shipped().items())
+
+
+def test_a_recipe_of_the_library_is_printed_and_explained(effc):
+    module = shipped()["std.text"]
+    assert effc("recipes", "std.text").out == module.path.read_text()
+    assert json.loads(effc("recipes", "std.text", "--format", "json").out)["text"] == module.path.read_text()
+    assert "  prune.lean(keep, remove, align, score)\n" in effc("explain", "std.prune").out
+    for verb in ("recipes", "explain"):
+        run = effc(verb, "std.txt")
+        assert (run.code, run.out) == (2, "") and "did you mean `std.text`?" in run.err
+
+
+def test_a_fault_inside_a_module_shows_who_called_it(effc, write, tmp_path):
+    path = write("  slim = prune.shallow(layers: 8)")
+    (tmp_path / path).write_text((tmp_path / path).read_text().replace("model", "use std.prune\nmodel", 1))
+    run = effc("check", path)
+    assert run.code == 3 and "error[leaves-none]: `remove: 8` leaves none of 8 layers" in run.err
+    assert "std/prune.effspec:" in run.err
+    assert "::: r.effspec:" in run.err and "---- called here" in run.err
+
+
+def test_a_module_of_the_library_brings_texts_from_its_own_folder(effc, write, tmp_path):
+    path = write("  slim = prune.blocks(remove: 1, score: perplexity(text.calib))",
+                 "expect small {\n  perplexity(text.heldout) <= 3 * base\n}\n")
+    (tmp_path / path).write_text((tmp_path / path).read_text().replace("model", "use std.text\nmodel", 1))
+    assert effc("check", path).out == "ok: small: 1 step, 1 artifact, 1 bound\n"
+    assert "slim = prune.blocks" in effc("plan", path).out
 
 
 def test_colours_obey_the_flag_and_the_environment(effc, sound, monkeypatch):

@@ -219,6 +219,36 @@ def test_names_of_a_module_may_be_used_and_its_faults_lie_in_its_file():
     assert slugs(used("  m = mine.sliming()")) == ["unknown-word"]
 
 
+SCORED = """effspec 1
+data words = text("words.txt")
+param by: metric = loss(words)
+param rows: data = words
+model own = zoo("b")
+pipeline fitted(own) {
+  a = learn(teacher: own, score: by)
+  b = tune(data: rows)
+}
+"""
+
+
+def test_a_module_may_be_given_data_and_metrics_and_only_what_is_read_is_in_the_recipe():
+    given = used("  m = mine.fitted(by: loss(calib, stride: 4), rows: calib)", SCORED)
+    assert given.diagnostics == ()
+    a, b = (s.call.args for s in given.recipes[0].pipelines["main"].steps)
+    assert a["score"] == MetricRef("loss", (("data", DataRef("calib")), ("stride", 4)))
+    assert b["data"] == DataRef("calib") and set(given.recipes[0].data) == {"calib"}
+    bare = used("  m = mine.fitted()", SCORED)
+    assert bare.recipes[0].pipelines["main"].steps[1].call.args["data"] == DataRef("mine.words")
+    assert set(bare.recipes[0].data) == {"calib", "mine.words"} and bare.recipes[0].params == {}
+    assert slugs(used("  m = mine.fitted(by: calib)", SCORED)) == ["wrong-type"]
+
+
+def test_paths_of_a_module_start_beside_its_file():
+    texts = {"lib/mine.effspec": Source("lib/mine.effspec", MODULE)}
+    found = framed("  m = mine.slimming()", top='use "./lib/mine.effspec" as mine', library=texts.get)
+    assert {name: call.folder for name, call in found.recipes[0].data.items()} == {"calib": "", "mine.words": "lib"}
+
+
 def test_a_recipe_with_an_error_has_no_variants_but_all_its_faults():
     found = framed("  a = cut(keep: 5, on: 3)\n  b = cot(x: calib)\n  c = tune(data: calb, lr: 0)")
     assert found.recipes == ()
