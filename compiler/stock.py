@@ -6,17 +6,20 @@ tried: first what modules say of themselves, then numbers that occur in the shap
 """
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
 _LONGEST_SEARCH = 24
-_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError)
+_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError)
 
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
@@ -75,8 +78,8 @@ def _uneven(model: nn.Module, before: nn.Module) -> Iterator[str]:
 def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What differs between our model and the stock one of a config, a sentence each; empty: nothing does.
 
-    untouched   numbers that modules had before any width was cut: one that still stands there is read by no
-                forward, or the rewriter would have set it
+    untouched   numbers that modules had before any width was cut: one that still stands there and that no
+                method reads says nothing
     """
     made = stock_model(type(model), config, model.dtype)
     if isinstance(made, str):
@@ -95,6 +98,7 @@ def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
 
     try:
         with quiet(), torch.device("meta"):
+            type(config).from_dict(config.to_dict())     # as from_pretrained reads it, which refuses some numbers
             return kind._from_config(copy.deepcopy(config), dtype=dtype)
     except _REFUSALS as error:
         return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
@@ -112,10 +116,18 @@ def _odd_modules(model: nn.Module, made: nn.Module,
             yield f"{path} is a {type(module).__name__}, not a {type(theirs[path]).__name__}"
         else:
             now, then = own_numbers(module, model.config), own_numbers(theirs[path], None)
-            stale = untouched.get(path, {})
+            stale = {n: v for n, v in untouched.get(path, {}).items() if n not in names_read(type(module))}
             yield from (f"{path}.{name} is {value}, by the config it is {then[name]}"
                         for name, value in now.items()
                         if name in then and value not in (then[name], stale.get(name)))
+
+
+@cache
+def names_read(kind: type) -> frozenset[str]:
+    """Names that methods of a class read of `self` or of anything else, its constructor left out."""
+    methods = (inspect.unwrap(v) for c in kind.__mro__ if c is not nn.Module and issubclass(c, nn.Module)
+               for n, v in vars(c).items() if n != "__init__" and inspect.isfunction(v))
+    return frozenset(name for method in methods for name in method.__code__.co_names)
 
 
 def own_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
@@ -160,8 +172,11 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     theirs = dict(made.state_dict(keep_vars=True))
     pairs = {(then, now) for name, tensor in model.state_dict(keep_vars=True).items() if name in theirs
              for then, now in zip(theirs[name].shape, tensor.shape, strict=False) if then != now}
+    told = {n for module in model.modules() for n in numbers(module) if n in names_read(type(module))}
     tried = 0
     for name, value in sorted(vars(config).items()):
+        if name in told:                 # `_said` has heard it: shapes do not decide it
+            continue
         if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
             continue
         for then, now in sorted(pairs):
