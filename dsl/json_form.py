@@ -5,6 +5,7 @@ a name may stand it is a string; where a value may stand, strings, booleans, num
 are in JSON, and a name is `{"node": "Name", "path": "calib"}`.
 """
 
+import json
 import re
 from dataclasses import MISSING, fields
 from functools import cache
@@ -44,6 +45,19 @@ def file_to_json(file: ast.File, spans: bool = False) -> dict:
         "statements": [_out(s, spans) for s in file.statements],
         "comments": [_out(c, True) for c in file.comments] if spans else [],
     }
+
+
+def file_from_source(source: Source) -> ast.File:
+    """The recipe of a JSON text. Raises Reject."""
+    try:
+        data = json.loads(source.text)
+    except ValueError as error:
+        at = min(getattr(error, "pos", 0), max(len(source.text) - 1, 0))
+        said = str(error).partition(":")[0].lower()
+        raise Reject(json_form(f"this is no JSON: {said}", Span(source, at, min(at + 1, len(source.text))))) from None
+    except RecursionError:
+        raise Reject(json_form(f"`{source.name}` is nested too deep")) from None
+    return file_from_json(data, source.name)
 
 
 def file_from_json(data: Any, name: str = "recipe.json") -> ast.File:
@@ -232,7 +246,9 @@ def _wanted(choices: tuple) -> str:
         if c is not type(None)
     ]
     names = [n for n in names if n]
-    return " or ".join(names) if len(names) < 4 else "a node"
+    if len(names) < 4:
+        return " or ".join(names)
+    return "a statement" if set(choices) == set(get_args(ast.Statement)) else "a value"
 
 
 def _wrong(path: str, wanted: str, data: Any):

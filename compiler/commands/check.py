@@ -1,7 +1,6 @@
 """`effc check`: everything wrong with a recipe that can be known without weights, all at once."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,18 +17,13 @@ _recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_defaul
 _fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
 _resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.",
                         show_default=False)
-_show = typer.Option("--show", metavar="ast", help="Print the syntax tree as JSON.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache"))
     def check(recipes: Annotated[list[Path], _recipes], shared: Shared, fix: Annotated[bool, _fix] = False,
-              resolve: Annotated[bool, _resolve] = False, show: Annotated[str | None, _show] = None) -> int:
+              resolve: Annotated[bool, _resolve] = False) -> int:
         """Check recipes: all mistakes at once, each with its place."""
-        if show not in (None, "ast"):
-            raise typer.BadParameter(f"`--show {show}` is not known here: ast")
-        if show:
-            return _print_trees(recipes, shared)
         found, good = [], []
         for path in recipes:
             variants, diagnostics = look(path, shared, fix, resolve)
@@ -88,19 +82,3 @@ def said(row: dict[str, Any]) -> str:
     parts = [counted(row[f"{noun}s"], noun) for noun in ("step", "artifact", "bound")]
     parts += [counted(row["variants"], "variant")] if row["variants"] > 1 else []
     return f"{row['pipeline']}: {', '.join(parts)}"
-
-
-def _print_trees(paths: Sequence[Path], shared: Shared) -> int:
-    """What was read of each file, as JSON; mistakes of syntax go to stderr."""
-    import json
-
-    from ...dsl.json_form import file_to_json
-    from ...dsl.parse import parse
-    from ...dsl.read import read_source
-
-    parsed = [parse(read_source(path)) for path in paths]
-    trees = [file_to_json(p.file) for p in parsed]
-    shared.screen.answer(json.dumps(trees[0] if len(trees) == 1 else trees, indent=2, ensure_ascii=False))
-    found = [d for p in parsed for d in p.diagnostics]
-    replace(shared.screen, format="text").complain(found, "check")
-    return code_of(found)

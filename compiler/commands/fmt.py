@@ -1,9 +1,10 @@
 """`effc fmt`: one style, no options."""
 
 import difflib
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,18 +12,25 @@ from ...dsl.diagnostics import EXITS, Reject
 from ...dsl.source import Source
 from .flags import Shared, verb
 
+if TYPE_CHECKING:
+    from ...dsl import ast
+
 _files = typer.Argument(metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.",
                         show_default=False)
 _check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.",
                       show_default=False)
+_to = typer.Option("--to", metavar="effspec|json", show_default=False,
+                   help="Print one recipe in this form; FILE.json is read as the JSON form.")
 _diff = typer.Option("--diff", help="Write nothing; print what would change.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app)
     def fmt(files: Annotated[list[Path], _files], shared: Shared, check: Annotated[bool, _check] = False,
-            diff: Annotated[bool, _diff] = False) -> int:
+            diff: Annotated[bool, _diff] = False, to: Annotated[str | None, _to] = None) -> int:
         """Write recipes in the one style; comments stay."""
+        if to is not None:
+            return _print_as(to, files, shared, check or diff)
         changed, faults = [], []
         for path in files:
             try:
@@ -38,12 +46,48 @@ def register(app: typer.Typer) -> None:
         return _end(files, changed, shared, check, diff)
 
 
+def _print_as(form: str, files: list[Path], shared: Shared, more: bool) -> int:
+    """One recipe to stdout, as text or as JSON."""
+    if form not in ("effspec", "json"):
+        raise typer.BadParameter(f"`--to {form}` is not known here: effspec, json")
+    if len(files) != 1 or more:
+        raise typer.BadParameter("`--to` prints one file and writes none")
+    from ...dsl.format import format_file
+    from ...dsl.json_form import file_to_json
+
+    file = _tree(files[0])
+    if form == "json":
+        shared.screen.answer(json.dumps(file_to_json(file), indent=2, ensure_ascii=False))
+    else:
+        shared.screen.write(format_file(file))
+    return 0
+
+
+def _tree(path: Path) -> "ast.File":
+    """What a file says, be it text or JSON; Reject where it can't be read."""
+    from ...dsl.json_form import file_from_source
+    from ...dsl.parse import parse
+
+    source = _source(path)
+    if path.suffix == ".json" or (str(path) == "-" and source.text.lstrip().startswith("{")):
+        return file_from_source(source)
+    parsed = parse(source)
+    if errors := [d for d in parsed.diagnostics if d.severity == "error"]:
+        raise Reject(*errors)
+    return parsed.file
+
+
+def _source(path: Path) -> Source:
+    from ...dsl.read import read_source
+
+    return Source("<stdin>", sys.stdin.read()) if str(path) == "-" else read_source(path)
+
+
 def formatted(path: Path) -> tuple[Source, str]:
     """A file and how it should look; Reject where it can't be parsed."""
     from ...dsl.format import format_source
-    from ...dsl.read import read_source
 
-    source = Source("<stdin>", sys.stdin.read()) if str(path) == "-" else read_source(path)
+    source = _source(path)
     return source, format_source(source)
 
 

@@ -68,9 +68,35 @@ def test_fix_writes_what_is_sure_and_checks_again(effc, write, tmp_path):
     assert "of channels)" in (tmp_path / path).read_text()
 
 
-def test_the_syntax_tree_is_shown_as_json(effc, sound):
-    tree = json.loads(effc("check", sound, "--show", "ast").out)
-    assert tree["edition"] == 1 and tree["doc"] == "A recipe of the tests."
+def test_a_recipe_becomes_json_and_a_recipe_again(effc, sound, tmp_path):
+    text = effc("fmt", "--to", "effspec", sound)
+    tree = effc("fmt", "--to", "json", sound)
+    assert (text.code, text.err, tree.code, tree.err) == (0, "", 0, "")
+    assert json.loads(tree.out)["doc"] == "A recipe of the tests."
+    (tmp_path / "r.json").write_text(tree.out)
+    assert effc("fmt", "--to", "effspec", "r.json").out == text.out
+    assert effc("fmt", "--to", "effspec", "-", stdin=tree.out).out == text.out
+    assert effc("fmt", "--to", "json", "r.json").out == tree.out
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("", "error[json-form]: this is no JSON: expecting value"),
+    ('{"format": 1,}', "  --> x.json:1:14"),
+    ("[" * 100_000, "error[json-form]: `x.json` is nested too deep"),
+    ("[]", '`$` is a list, where an object with `"format": 1` is expected'),
+    ('{"format": 1, "statements": [{"node": "Step"}]}', "`$.statements[0]` is a node `Step`, where a statement is expected"),
+    ('{"format": 1, "edition": 9, "statements": []}', "this effc reads edition 1 of the language, not 9"),
+])
+def test_json_that_is_no_recipe_is_refused(effc, tmp_path, content, said):
+    (tmp_path / "x.json").write_text(content)
+    run = effc("fmt", "--to", "effspec", "x.json")
+    assert (run.code, run.out) == (3, "") and said in run.err
+
+
+def test_fmt_prints_one_file_in_a_form_that_there_is(effc, sound):
+    for args in (("--to", "yaml", sound), ("--to", "json", sound, sound), ("--to", "json", "--check", sound)):
+        run = effc("fmt", *args)
+        assert (run.code, run.out) == (2, "") and "`--to" in run.err
 
 
 @pytest.mark.parametrize(("content", "code", "said"), [
