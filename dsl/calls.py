@@ -34,11 +34,17 @@ def invoke(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invoca
 
     `from:` is left alone: it belongs to the statement, not to the word.
     """
+    word, made, sound = attempt(kind, call, scope)
+    return word, made if sound else None
+
+
+def attempt(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
+    """The same, and what could be understood of a call that is not sound: its arguments without faults."""
     word = find_word(kind, call.name, scope)
     if word is None:
         _type_anyway(call, scope)
-        return None, None
-    return word, bind(word, call.args, scope, call.name.span, call.span)
+        return None, None, False
+    return word, *bind(word, call.args, scope, call.name.span, call.span)
 
 
 def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
@@ -93,18 +99,21 @@ def names_in(expr: ast.Expr) -> list[ast.Name]:
     return []
 
 
-def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole: Span) -> Invocation | None:
-    """All parameters of a word with their values; None where a fault was reported."""
-    given = _matched(word, args, scope)
+def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole: Span
+         ) -> tuple[Invocation, bool]:
+    """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
+    given, sound = _matched(word, args, scope)
     values: dict[str, Any] = {}
     spans: dict[str, Span] = {}
-    sound = given is not None
     for param in word.params:
-        arg = (given or {}).get(param.name)
+        arg = given.get(param.name)
         if arg is not None:
-            values[param.name] = typed(arg.value, param, scope)
+            value = typed(arg.value, param, scope)
             spans[param.name] = arg.value.span
-            sound &= values[param.name] is not POISON
+            if value is POISON:
+                sound = False
+            else:
+                values[param.name] = value
         elif not param.required:
             values[param.name] = param.default
         elif sound:
@@ -117,11 +126,11 @@ def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole:
                 )
             )
             sound = False
-    return Invocation(word.name, values, whole, spans) if sound else None
+    return Invocation(word.name, values, whole, spans), sound
 
 
-def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> dict[str, ast.Arg] | None:
-    """Arguments by parameter; None, with all of them looked at, where one has no place."""
+def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
+    """Arguments by parameter, and whether each of them has a place of its own."""
     out: dict[str, ast.Arg] = {}
     slots = [p.name for p in word.params if p.positional]
     placed, sound = 0, True
@@ -149,14 +158,7 @@ def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> dict[str, a
             )
         else:
             out[name] = arg
-    if not sound:
-        for arg in out.values():
-            typed(arg.value, word.param(_slot(out, arg)), scope)
-    return out if sound else None
-
-
-def _slot(placed: dict[str, ast.Arg], arg: ast.Arg) -> str:
-    return next(name for name, other in placed.items() if other is arg)
+    return out, sound
 
 
 def _too_many(word: Word, arg: ast.Arg, takes: int, out: dict[str, ast.Arg], scope: Scope) -> bool:

@@ -137,7 +137,7 @@ class _Result:
         report_unused(self.line, {e.source for e in self.emits})
 
     def pipeline(self) -> Pipeline:
-        steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.call)
+        steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.sound)
         return Pipeline(self.node.name.path, self.line.input, steps, tuple(self.bounds), tuple(self.emits),
                         self.node.span)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import ast
-from .calls import invoke
+from .calls import attempt
 from .diagnostics import Diagnostic, Fault
 from .modules import call_given, open_module
 from .recipe import Invocation
@@ -23,8 +23,11 @@ unused_step = Fault("unused-step", "A step's result is neither followed, nor emi
 
 @dataclass(frozen=True)
 class Stage:
-    """A step under construction; `word` and `call` are None where they were wrong. `caller` is the recipe's own
-    step where it came with a module's pipeline."""
+    """A step under construction.
+
+    word, call    None where no such word is; `call` has the arguments without faults where it is not `sound`
+    caller        the recipe's own step where this one came with a module's pipeline
+    """
 
     name: str
     source: str
@@ -32,6 +35,7 @@ class Stage:
     word: Word | None = None
     call: Invocation | None = None
     caller: Span | None = None
+    sound: bool = False
 
 
 @dataclass
@@ -96,8 +100,8 @@ def _append(pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefi
         if (found := _module_pipeline(path, scope)) is not None:
             result = _inline(step, found, scope, line, source, name, caller or step.span)
         else:
-            word, call = invoke("pass", step.call, scope)
-            line.stages.append(Stage(name, source, step.span, word, call, caller))
+            word, call, sound = attempt("pass", step.call, scope)
+            line.stages.append(Stage(name, source, step.span, word, call, caller, sound))
             result = name
         scope.later.pop(step.name.path, None)
         scope.define(step.name, Entry("step", result, step.name.span))

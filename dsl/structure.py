@@ -54,7 +54,7 @@ class Things:
 def check_line(line: Line, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
     for stage in line.stages:
-        if stage.word is None or stage.call is None or not stage.word.facts.get("acts_on"):
+        if stage.word is None or not stage.word.facts.get("acts_on") or not _says_what_it_selects(stage):
             continue
         things = things_of(stage, skeleton)
         if not things.paths:
@@ -70,7 +70,14 @@ def check_line(line: Line, skeleton: Skeleton) -> None:
                                             stage.call.where("on"), help="subtract less"))
             if gone:
                 continue
-        check_amounts(stage, things.kind, things, things.selected(on), line)
+        if stage.sound:
+            check_amounts(stage, things.kind, things, things.selected(on), line)
+
+
+def _says_what_it_selects(stage: Stage) -> bool:
+    """Whether the arguments that decide it have no fault: `on`, and `unit` where the pass has it."""
+    unit = stage.sound or stage.word.param("unit") is None or "unit" in stage.call.spans
+    return unit and all(name in stage.call.args for name in ("on", "unit") if stage.word.param(name))
 
 
 def things_of(stage: Stage, skeleton: Skeleton) -> Things:
