@@ -10,7 +10,7 @@ from pathlib import Path
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
 from ..dsl.show import plain, show
-from ..dsl.typed import wanted_phrase
+from ..dsl.typed import sample, wanted_phrase
 from ..dsl.values import Bytes, Duration, Ratio
 from ..dsl.vocabulary import Param, Word
 from .kinds import Close
@@ -67,6 +67,8 @@ def _default(param: Param) -> str:
 
 def _type(param: Param) -> str:
     text = wanted_phrase(param)
+    if "shares" in param.types:
+        return f"{text}, like `{sample(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 

@@ -17,11 +17,11 @@ from . import kinds
 BASES = {"pass": kinds.Pass, "target": kinds.Target, "metric": kinds.Metric, "data": kinds.Data,
          "model": kinds.Source}
 MAKERS = {c.__name__: c for c in (values.Ratio, values.Bytes, values.Duration, values.Range, values.Selector,
-                                  values.DataRef, values.ModelRef, values.StepRef, values.MetricRef,
+                                  values.Shares, values.DataRef, values.ModelRef, values.StepRef, values.MetricRef,
                                   kinds.Close, kinds.Lossy)}
 TYPES = {"int": "int", "float": "float", "str": "string", "bool": "bool", "Ratio": "ratio", "Bytes": "bytes",
-         "Duration": "duration", "Selector": "selector", "Range": "range", "Data": "data", "DataRef": "data",
-         "MetricRef": "metric", "ModelRef": "model", "StepRef": "step"}
+         "Duration": "duration", "Selector": "selector", "Range": "range", "Shares": "shares", "Data": "data",
+         "DataRef": "data", "MetricRef": "metric", "ModelRef": "model", "StepRef": "step"}
 
 
 def read_header(kind: str, name: str, path: Path) -> Word:
@@ -80,7 +80,9 @@ def _param(statement: ast.AnnAssign, path: Path) -> Param:
     assert optional or default is not None, (
         f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
     )
-    return Param(name, types, _literal(call.args[0], path), default, choices=choices, **given)
+    made = Param(name, types, _literal(call.args[0], path), default, choices=choices, **given)
+    assert "shares" not in types or made.of, f"{path}:{call.lineno}: `{name}` divides among its `of`, which it lacks"
+    return made
 
 
 def read_type(node: ast.expr, path: Path) -> tuple[tuple[str, ...], tuple[str, ...], bool]:

@@ -122,6 +122,9 @@ class Abstract(Transformer):
     def items(self, meta, parts):
         return ast.Items(tuple(p for p in parts if p is not None), span=self.span(meta))
 
+    def pairs(self, meta, parts):
+        return ast.Pairs(tuple(p for p in parts if p is not None), span=self.span(meta))
+
     def number(self, meta, parts):
         span = self.span(meta)
         digits, unit = _number.fullmatch(parts[0]).groups()

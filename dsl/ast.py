@@ -69,6 +69,14 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Named shares: `{blocks: 44, channels: 52, heads: 4}`."""
+
+    entries: tuple["Entry", ...]
+    span: Span = _span()
+
+
+@dataclass(frozen=True)
 class Interval:
     """`60%..100%`, both ends included."""
 
@@ -104,7 +112,7 @@ class AllowEmpty:
     span: Span = _span()
 
 
-Expr = Number | Text | Bool | Name | Call | Items | Interval | Of | Combine | AllowEmpty
+Expr = Number | Text | Bool | Name | Call | Items | Pairs | Interval | Of | Combine | AllowEmpty
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class Declare:
 
 @dataclass(frozen=True)
 class Entry:
-    """`threads: 2` inside a profile or matrix."""
+    """`threads: 2` inside a profile, a matrix or named shares."""
 
     name: Name
     value: Expr

@@ -11,8 +11,9 @@
     lean.emit(call("hf", "hf"))
     Path("slim.effspec").write_text(str(r))
 
-Python numbers, strings, booleans and lists stand for themselves; what was declared or made by a step is a
-handle. An argument whose name Python keeps for itself takes a trailing underscore: `from_=slim`.
+Python numbers, strings, booleans and lists stand for themselves, a dict for named shares; what was declared
+or made by a step is a handle. An argument whose name Python keeps for itself takes a trailing underscore:
+`from_=slim`.
 """
 
 from dataclasses import dataclass, field
@@ -215,9 +216,11 @@ def _node(value) -> ast.Expr:
             return ast.Text(value, span=_NOWHERE)
         case list() | tuple():
             return ast.Items(tuple(_node(item) for item in value), span=_NOWHERE)
+        case dict() if all(isinstance(word, str) for word in value):
+            return ast.Pairs(_entries(value), span=_NOWHERE)
     raise Reject(
         json_form(
             f"a recipe holds no {type(value).__name__}",
-            help="numbers, strings, booleans, lists and what this module makes",
+            help="numbers, strings, booleans, lists, dicts by name and what this module makes",
         )
     )

@@ -92,6 +92,8 @@ def names_in(expr: ast.Expr) -> list[ast.Name]:
             return [n for a in args for n in names_in(a.value)]
         case ast.Items(items):
             return [n for i in items for n in names_in(i)]
+        case ast.Pairs(entries):
+            return [n for e in entries for n in names_in(e.value)]
         case ast.Interval(low, high):
             return names_in(low) + names_in(high)
         case ast.Of(amount, _):

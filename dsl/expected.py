@@ -46,7 +46,8 @@ SIGNS = {
     "OF": "`of`",
     "UNION": "`|`",
 }
-VALUE = {"NUMBER", "STRING", "LONG_STRING", "LSQB", "TRUE", "FALSE"}
+VALUE = {"NUMBER", "STRING", "LONG_STRING", "LSQB", "LBRACE", "TRUE", "FALSE"}
+SHARES = "{blocks: 3, channels: 1}"
 STARTS = VALUE | {"NAME", "DOTTED"}
 
 
@@ -60,6 +61,7 @@ def unexpected(scene: Scene) -> Slip:
     else:
         message = f"`{shown(found)}` stands where {expected} is expected"
     form = FORMS.get(scene.owner, "") if scene.block is None else ITEMS[scene.owner][1]
+    form = SHARES if scene.inner == "LBRACE" else form
     return Slip(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
@@ -69,7 +71,7 @@ def _expected(scene: Scene) -> str:
         return "a call"
     if len(scene.wanted & {head.upper() for head in HEADS}) > 1:
         return "a statement"
-    if scene.block is not None and {"RBRACE", "NAME"} <= wanted:
+    if scene.block is not None and not scene.inner and {"RBRACE", "NAME"} <= wanted:
         names.append(ITEMS[scene.owner][0])
         wanted -= {"NAME"}
     elif len(wanted & VALUE) > 2:

@@ -128,7 +128,7 @@ class _Writer:
                 return self.own(node.value)
             case ast.Call():
                 return node.name.span.end if node.args or self.inside(node) else node.span.end
-            case ast.Items():
+            case ast.Items() | ast.Pairs():
                 return node.span.start
             case ast.Pipeline():
                 return self._brace(node.model.span.end)
@@ -224,27 +224,24 @@ class _Writer:
                 self.value(INDENT, "", item, "", item.span.end)
 
     def value(self, indent: str, head: str, value: ast.Expr, tail: str, end: int) -> None:
-        """A value after `head`: on one line, or its arguments or items one per line."""
+        """A value after `head`: on one line, or its arguments, items or shares one per line."""
         line = head + expression(value) + tail
-        breaks = isinstance(value, ast.Call | ast.Items) and (
+        breaks = isinstance(value, ast.Call | ast.Items | ast.Pairs) and (
             self.inside(value) or (width(indent + line) > COLUMNS and _parts(value))
         )
         if not breaks:
             self.put(indent, line, end)
             return
-        call = isinstance(value, ast.Call)
-        opener = value.name.path + "(" if call else "["
-        after = value.name.span.end if call else value.span.start
+        opener, after, closer = _brackets(value)
         self.put(
             indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None
         )
         for part in _parts(value):
             self.separate(part, False, indent + INDENT)
-            named = isinstance(part, ast.Arg) and part.name
-            inner = part.value if isinstance(part, ast.Arg) else part
-            self.value(indent + INDENT, f"{part.name}: " if named else "", inner, ",", part.span.end)
+            label, inner = _labelled(part)
+            self.value(indent + INDENT, label, inner, ",", part.span.end)
         self.hoist(value.span.end, indent + INDENT)
-        self.put(indent, (")" if call else "]") + tail, end)
+        self.put(indent, closer + tail, end)
 
 
 def bound(node: ast.Bound) -> str:
@@ -253,8 +250,33 @@ def bound(node: ast.Bound) -> str:
     return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{on}"
 
 
-def _parts(value) -> tuple:
-    return value.args if isinstance(value, ast.Call) else value.items
+def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
+    match value:
+        case ast.Call():
+            return value.args
+        case ast.Items():
+            return value.items
+    return value.entries
+
+
+def _brackets(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
+    """What stands before the parts, an offset that its bracket lies behind, and what closes it."""
+    match value:
+        case ast.Call():
+            return value.name.path + "(", value.name.span.end, ")"
+        case ast.Items():
+            return "[", value.span.start, "]"
+    return "{", value.span.start, "}"
+
+
+def _labelled(part: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Expr]:
+    """What stands before the value of a part, and the value."""
+    match part:
+        case ast.Arg():
+            return f"{part.name}: " if part.name else "", part.value
+        case ast.Entry():
+            return f"{part.name.path}: ", part.value
+    return "", part
 
 
 def _comment(comment: ast.Comment) -> str:

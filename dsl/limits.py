@@ -1,13 +1,14 @@
 """Bounds of parameters: the least, the most, and the values that a `param` allows."""
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from .diagnostics import Diagnostic, Fault
 from .show import plain, show
 from .source import Span
 from .units import magnitude
-from .values import Bytes, Duration, Range, Ratio
+from .values import Bytes, Duration, Range, Ratio, Shares
 from .vocabulary import Param
 
 out_of_range = Fault("out-of-range", "A value lies outside the bounds that its parameter declares.")
@@ -21,6 +22,8 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
         return all(within(v, want, span, report) for v in value)
     if isinstance(value, Range):
         return within(value.low, want, span, report) and within(value.high, want, span, report)
+    if isinstance(value, Shares):
+        return _shared_out(value, want, span, report)
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
     for fits, limit, words in _limits(value, want):
@@ -29,6 +32,24 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
             report(out_of_range(f"`{want.name}` is {show(value)}, {words.format(bound)}", span))
             return False
     return True
+
+
+def _shared_out(value: Shares, want: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+    """Whether shares are a division of something: none below zero, not all of them zero."""
+    total = sum(part for _, part in value.parts)
+    below = [(name, part) for name, part in value.parts if part < 0]
+    if below:
+        name, part = below[0]
+        report(out_of_range(f"`{name}` of `{want.name}` is {show(part)}, the least is 0", span))
+    elif total == 0:
+        report(out_of_range(f"`{want.name}` sums to 0, which shares nothing out", span,
+                            help="give at least one name more than 0"))
+    elif not isfinite(total):
+        report(out_of_range(f"`{want.name}` has shares too large to add up", span,
+                            help="only proportions count: write smaller numbers"))
+    else:
+        return True
+    return False
 
 
 def _limits(value: Any, want: Param):

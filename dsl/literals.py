@@ -54,6 +54,8 @@ def number(expr: ast.Number, digits: str, unit: str) -> Any:
 def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
     from .units import magnitude
 
+    if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
+        raise Unfit(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}
     if type(low) is not type(high) and not {type(low), type(high)} <= numbers:
         raise Unfit(bad_range("the ends of the range are of two types", expr.span,

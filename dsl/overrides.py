@@ -30,6 +30,7 @@ unfit_override = Fault(
 
 PREFIX = "EFFC_PARAM_"
 _NUMBER = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|[A-Za-z]+)?\Z")
+_WORD = re.compile(r"[A-Za-z_]\w*\Z")
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\Z")
 
 
@@ -81,21 +82,21 @@ def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
     import json
 
     try:
-        table = json.loads(source.text)
+        table = json.loads(source.text, object_pairs_hook=tuple)      # a name given twice is not lost
     except ValueError as error:
         at = getattr(error, "pos", 0)
         faults.append(bad_override(f"the params file is no JSON: {str(error).partition(':')[0].lower()}",
                                    Span(source, at, min(at + 1, len(source.text)))))
         return
-    if not isinstance(table, dict):
+    if not isinstance(table, tuple):
         faults.append(bad_override("the params file holds no object", Span(source, 0, len(source.text)),
                                    help='write {"keep": "80%"}'))
         return
-    for name, value in table.items():
+    for name, value in table:
         span = _key_span(source, name)
         if (expr := _of_json(value, span)) is None:
             faults.append(bad_override(f"`{name}` of the params file is no value of a param", span,
-                                       help="write a string, a number, a bool or a list of them"))
+                                       help="write a string, a number, a bool, or a list or an object of them"))
             continue
         yield Override(name, expr, source.name, span)
 
@@ -116,6 +117,10 @@ def _of_json(value, span: Span) -> ast.Expr | None:
     if isinstance(value, list):
         items = [_of_json(v, span) for v in value]
         return None if None in items else ast.Items(tuple(items), span=span)
+    if isinstance(value, tuple):                                      # an object
+        named = [(name, _of_json(v, span)) for name, v in value]
+        sound = named and all(_WORD.match(name) and v is not None for name, v in named)
+        return _pairs(named, span) if sound else None
     return None
 
 
@@ -136,6 +141,15 @@ def expression(text: str, span: Span) -> ast.Expr:
     if text.startswith("[") and text.endswith("]"):
         parts = [p for p in text[1:-1].split(",") if p.strip()]
         return ast.Items(tuple(expression(p, span) for p in parts), span=span)
+    if text.startswith("{") and text.endswith("}"):
+        parts = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
+        if parts and all(colon and _WORD.match(name.strip()) for name, colon, _ in parts):       # else a glob: `{q,k}`
+            return _pairs([(name.strip(), expression(value, span)) for name, _, value in parts], span)
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
     return ast.Text(text, span=span)
+
+
+def _pairs(named: Iterable[tuple[str, ast.Expr]], span: Span) -> ast.Pairs:
+    entries = (ast.Entry(ast.Name(name, span=span), value, span=span) for name, value in named)
+    return ast.Pairs(tuple(entries), span=span)

@@ -22,7 +22,7 @@ matrix_too_large = Fault(
     "matrix-too-large", "A `matrix` expands into more variants than the language allows."
 )
 
-TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector")
+TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "shares")
 HANDLES = {"data": "data", "metric": "a metric"}       # a recipe gives these to a module, nothing outside can
 MOST = 64              # variants of one recipe
 

@@ -69,7 +69,7 @@ class _Reader:
     statement: _Mark | None = None
     item: _Mark | None = None  # in an open block, its last item
     block: int | None = None  # index of the open `{`
-    depth: int = 0  # of parentheses and brackets
+    depth: int = 0  # of parentheses, brackets, and braces that hold a value
     blamed: bool = False  # this item has its diagnostic
     dropped: tuple | None = None  # statement and message of the last token dropped
     repaired: int | None = -1  # start of what was last repaired, and how often it was
@@ -152,7 +152,7 @@ class _Reader:
 
         token = self.tokens[at]
         kind = self.fit(token)
-        opens = self.begins(kind)
+        opens, in_value = self.begins(kind), self.depth > 0 or "LSQB" in self.parser.choices()
         if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python(at, kind):
             return self.recover(at)
         try:
@@ -161,9 +161,9 @@ class _Reader:
             return self.recover(at)
         if opens:
             self.mark(at, opens)
-        if kind in ("LPAR", "LSQB"):
+        if kind in ("LPAR", "LSQB") or (kind == "LBRACE" and in_value):
             self.depth += 1
-        elif kind in ("RPAR", "RSQB"):
+        elif kind in ("RPAR", "RSQB") or (kind == "RBRACE" and in_value):
             self.depth -= 1
         elif kind == "LBRACE":
             self.block, self.item = at, None

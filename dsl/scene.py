@@ -84,6 +84,11 @@ class Scene:
                 stack.pop()
         return stack
 
+    @property
+    def inner(self) -> str:
+        """The innermost bracket open inside the item, as a kind of token: `LBRACE` holds shares; "" for none."""
+        return "" if not self.open or self.open[-1] == self.block else self.tokens[self.open[-1]].type
+
     def span(self, token) -> Span:
         """Of a token, or of its first line. The end of the file is where its text ends."""
         if token.type == "$END":
@@ -130,33 +135,38 @@ class Scene:
 
     def next_item(self, i: int) -> int:
         """The next item of the open block, its closing brace, the next statement or the end."""
-        last, depth, braces = len(self.tokens) - 1, 0, 0
+        last, open = len(self.tokens) - 1, []
         after = _AFTER_WORD[self.tokens[self.statement]]
         for k in range(self.start, min(i, last)):
-            depth = self._deeper(depth, self.tokens[k].type)
+            self._deeper(open, self.tokens[k].type)
         while i < last:
             token = self.tokens[i]
-            if self.is_head(i) or (token.type == "RBRACE" and not braces and self._closes(i)):
+            if self.is_head(i) or (token.type == "RBRACE" and "LBRACE" not in open and self._closes(i)):
                 return i
-            braces = max(0, braces + (token.type == "LBRACE") - (token.type == "RBRACE"))
             if token.type in ("NAME", "DOTTED") and self.first_on_line(i):
                 shape = self.tokens[i + 1].type in after
                 aligned = token.column <= self.tokens[self.start].column
-                if (shape and (aligned or depth == 0)) or (aligned and depth == 0):
+                if (shape and (aligned or not open)) or (aligned and not open):
                     return i
-            depth = self._deeper(depth, token.type)
+            self._deeper(open, token.type)
             i += 1
         return last
 
     def _closes(self, i: int) -> bool:
-        """Whether a brace stands where one closes a block: first or last on its line."""
-        return (
-            self.first_on_line(i) or self.tokens[i + 1].line > self.tokens[i].line or self.ends_block(i + 1)
-        )
+        """Whether a brace stands where one closes a block: first or last on its line, and not as in `})`."""
+        following = self.tokens[i + 1]
+        if following.line > self.tokens[i].line or self.ends_block(i + 1):
+            return True
+        return self.first_on_line(i) and following.type not in ("RPAR", "RSQB", "COMMA")
 
     @staticmethod
-    def _deeper(depth: int, kind: str) -> int:
-        return max(0, depth + (kind in ("LPAR", "LSQB")) - (kind in ("RPAR", "RSQB")))
+    def _deeper(open: list[str], kind: str) -> None:
+        """Open or close a bracket; one that closes also closes what was left open inside it."""
+        if kind in OPENERS:
+            open.append(kind)
+        elif CLOSERS.get(kind) in open:
+            while open.pop() != CLOSERS[kind]:
+                pass
 
     def ends_block(self, i: int) -> bool:
         return i == len(self.tokens) - 1 or self.is_head(i)

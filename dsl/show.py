@@ -3,7 +3,7 @@
 from typing import Any
 
 from .units import BYTES, DURATIONS
-from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, StepRef
+from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, Shares, StepRef
 
 
 def show(value: Any) -> str:
@@ -86,6 +86,7 @@ _SHOWN = {
     Duration: _duration,
     Range: lambda r: f"{show(r.low)}..{show(r.high)}",
     Selector: _selector,
+    Shares: lambda shares: f"{{{', '.join(f'{name}: {number(part)}' for name, part in shares.parts)}}}",
     DataRef: lambda ref: ref.name,
     ModelRef: lambda ref: ref.name,
     StepRef: lambda ref: ref.name,

@@ -7,7 +7,7 @@ same slip is told the same way wherever it stands. Rows are tried in order; the 
 from collections.abc import Callable
 
 from .diagnostics import Fix
-from .expected import ITEMS, shown, unexpected
+from .expected import ITEMS, SHARES, shown, unexpected
 from .parse import DEPTH, HEADS
 from .scene import CLOSERS, OPENERS, Scene
 from .slip import (
@@ -51,7 +51,7 @@ def _unclosed(scene: Scene) -> Slip | None:
     ends = (
         found.type == "$END"
         or scene.is_head(scene.at)
-        or (opener.type != "LBRACE" and scene.at > scene.start and scene.is_step(scene.at))
+        or (scene.inner and scene.at > scene.start and scene.is_step(scene.at))
     )
     crossed = (
         found.type in CLOSERS
@@ -128,7 +128,7 @@ def _equal_for_compare(scene: Scene) -> Slip:
 
 
 def _comma(scene: Scene) -> Slip | None:
-    if not scene.open or scene.tokens[scene.open[-1]].type == "LBRACE":
+    if not scene.inner:
         return None
     unit = spaced_unit(scene)
     if unit:
@@ -147,7 +147,7 @@ def _comma(scene: Scene) -> Slip | None:
         missing_comma(
             f"a comma is missing before `{shown(scene.found)}`",
             scene.span(scene.found),
-            help="arguments and items are separated by `,`",
+            help="arguments, items and shares are separated by `,`",
             fix=Fix(gap, ","),
         ),
         True,
@@ -166,7 +166,7 @@ def _late_unit(scene: Scene) -> Slip | None:
 
 
 def _needless_comma(scene: Scene) -> Slip | None:
-    if scene.open and scene.tokens[scene.open[-1]].type != "LBRACE":
+    if scene.inner:
         return None
     item = ITEMS.get(scene.owner, ("", ""))[0].split(" ")[-1] or "statement"
     return dropped(
@@ -207,12 +207,23 @@ def _pattern(scene: Scene) -> Slip:
     )
 
 
-def _mapping(scene: Scene) -> Slip:
+def _quoted_name(scene: Scene) -> Slip | None:
+    """`{"blocks": 44}`, as in JSON."""
+    text = scene.found[1:-1]
+    if scene.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
+        return None
+    return replaced(scene, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling)
+
+
+def _alternatives(scene: Scene) -> Slip | None:
+    """`{q,k}_proj`, whose braces look like shares."""
+    if scene.inner != "LBRACE" or scene.tokens[scene.at - 2].type not in ("LBRACE", "COMMA"):
+        return None
     return Slip(
-        foreign_spelling(
-            "no value starts with `{`",
-            scene.span(scene.found),
-            help="lists are written `[a, b]`, patterns in quotes",
+        syntax(
+            f"`{shown(scene.previous)}` has no share",
+            scene.span(scene.previous),
+            help=f"shares are written `{SHARES}`, lists `[a, b]`, patterns in quotes",
         )
     )
 
@@ -281,7 +292,8 @@ TABLE: tuple[Row, ...] = (
     _row("COMMA", "RBRACE", _needless_comma),
     _row("COMMA", "$END", _needless_comma),
     _row("STAR", "STRING", _pattern),
-    _row("LBRACE", "STRING", _mapping),
+    _row("STRING", "NAME", _quoted_name),
+    _row("COMMA RBRACE", "COLON", _alternatives),
     _row("MINUS", "STRING", _yaml_list),
     _row("NUMBER", "NAME", _factor),
     _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _statement),

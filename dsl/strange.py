@@ -37,6 +37,9 @@ def quoted(scene: Scene) -> Slip:
 
 def strange(scene: Scene) -> Slip:
     found, span = scene.found, scene.span(scene.found)
+    if found == ";" and scene.inner and "COMMA" in scene.wanted:
+        help = "arguments, items and shares are separated by `,`"
+        return replaced(scene, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
     if found == ";" and scene.wanted & {"RBRACE", "$END"}:
         return dropped(
             scene, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"

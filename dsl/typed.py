@@ -10,7 +10,7 @@ from .literals import Unfit, interval, literal, selector
 from .nearest import nearest
 from .scope import LABELS, POISON, Entry, Scope
 from .show import number, plain, show
-from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, StepRef
+from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
 
 wrong_type = Fault("wrong-type", "A value is of another type than the parameter that it is given for.")
@@ -31,6 +31,7 @@ PHRASES = {
     "bool": "`true` or `false`",
     "selector": "a selector",
     "range": "a range",
+    "shares": "a set of shares",
     "data": "data",
     "metric": "a metric",
     "model": "a model",
@@ -47,11 +48,12 @@ SAMPLES = {
     "string": '"text"',
     "selector": '"layers.*.mlp"',
     "range": "1..8",
+    "shares": "{blocks: 3, channels: 1}",
     "metric": "perplexity(calib)",
 }
 CLASSES = {bool: "bool", int: "int", float: "float", str: "string", Ratio: "ratio", Bytes: "bytes",
-           Duration: "duration", Range: "range", Selector: "selector", MetricRef: "metric", DataRef: "data",
-           ModelRef: "model", StepRef: "step", tuple: "list"}
+           Duration: "duration", Range: "range", Selector: "selector", Shares: "shares", MetricRef: "metric",
+           DataRef: "data", ModelRef: "model", StepRef: "step", tuple: "list"}
 NUMBERS = {"int", "float", "ratio", "bytes", "duration"}
 HANDLES = {"data": DataRef, "model": ModelRef, "step": StepRef}
 
@@ -76,6 +78,8 @@ def _value(expr: ast.Expr, want: Param, scope: Scope) -> Any:
             return _call(expr, want, scope)
         case ast.Items(items):
             return _items(expr, items, want, scope)
+        case ast.Pairs():
+            return _pairs(expr, want, scope)
         case ast.Of(amount, base):
             return _of(expr, amount, base, want, scope)
         case ast.Interval(low, high):
@@ -117,6 +121,10 @@ def fit(expr: ast.Expr, value: Any, want: Param) -> Any:
     for name in want.types:
         if name == "ratio" and kind == "ratio":
             return based(expr, value, want)
+        if name == "shares" and kind == "shares":
+            from .shares import named
+
+            return named(expr, value, want)
         if name == "float" and kind in ("int", "float"):
             return float(value)
         if name == kind:
@@ -157,13 +165,11 @@ def misfit(expr: ast.Expr, value: Any, want: Param) -> Diagnostic:
     wanted = wanted_phrase(want)
     if given in NUMBERS and NUMBERS & set(want.types):
         fix = _rescaled(expr, value, want)
-        help = f"write `{fix.text}`" if fix else f"write it like `{_sample(want)}`"
+        help = f"write `{fix.text}`" if fix else f"write it like `{sample(want)}`"
         return wrong_unit(
             f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix
         )
-    sample = _sample(want)
-    return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span,
-                      help=f"write it like `{sample}`" if sample else "")
+    return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span, help=_like(want))
 
 
 def wanted_phrase(want: Param) -> str:
@@ -174,15 +180,30 @@ def wanted_phrase(want: Param) -> str:
         phrase = PHRASES[inner] if inner == name else f"a list of {PHRASES[inner].removeprefix('a ')}s"
         if name == "choice" and want.choices:
             phrase = "one of " + ", ".join(want.choices)
+        if name == "shares" and want.of:
+            phrase += f" for {listed(want.of)}"
         words.append(phrase + (f" of {want.unit}" if name == "int" and want.unit else ""))
     return " or ".join(dict.fromkeys(words))
 
 
-def _sample(want: Param) -> str:
+def listed(names: tuple[str, ...]) -> str:
+    """`blocks, channels and heads`."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _like(want: Param) -> str:
+    return f"write it like `{text}`" if (text := sample(want)) else ""
+
+
+def sample(want: Param) -> str:
+    """A value of the first of the wanted types, "" where any would mislead."""
     first = want.types[0]
     if first.startswith("list["):
         inner = SAMPLES.get(first[5:-1], "")
         return f"[{inner}]" if inner else ""
+    if first == "shares" and want.of:
+        return "{" + ", ".join(f"{name}: {len(want.of) - i}" for i, name in enumerate(want.of)) + "}"
     return want.choices[0] if first == "choice" else SAMPLES.get(first, "")
 
 
@@ -263,6 +284,15 @@ def _items(expr: ast.Items, items: tuple[ast.Expr, ...], want: Param, scope: Sco
     one = replace(want, types=inner)
     values = tuple(typed(item, one, scope) for item in items)
     return POISON if any(v is POISON for v in values) else values
+
+
+def _pairs(expr: ast.Pairs, want: Param, scope: Scope) -> Any:
+    from .shares import shares
+
+    if "shares" in want.types:
+        return shares(expr, want, scope)
+    raise Unfit(wrong_type(f"`{want.name}` is {PHRASES['shares']}, {wanted_phrase(want)} is needed", expr.span,
+                           help=_like(want)))
 
 
 def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scope) -> Any:

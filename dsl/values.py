@@ -39,6 +39,19 @@ class Selector:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How a whole is divided among things with names, in the numbers that were written; proportions count."""
+
+    parts: tuple[tuple[str, float], ...]
+
+    def share(self, name: str) -> float:
+        """What `name` gets of 1; 0 where it isn't mentioned."""
+        total = sum(part for _, part in self.parts)
+        assert total > 0, f"nothing is shared out by {self.parts}"
+        return dict(self.parts).get(name, 0.0) / total
+
+
+@dataclass(frozen=True)
 class DataRef:
     name: str
 
@@ -64,7 +77,8 @@ class MetricRef:
         return dict(self.args).get(name, default)
 
 
-_KINDS = {c.__name__: c for c in (Ratio, Bytes, Duration, Range, Selector, DataRef, ModelRef, StepRef, MetricRef)}
+_KINDS = {c.__name__: c for c in (Ratio, Bytes, Duration, Range, Selector, Shares, DataRef, ModelRef, StepRef,
+                                MetricRef)}
 
 
 def to_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 KINDS = ("pass", "target", "metric", "data", "model")
 
 # Types a parameter may have, as they are written in manuals. A parameter lists one or more.
-TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "range",
+TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "range", "shares",
          "data", "metric", "model", "step")       # and "list[T]" of any of them
 
 
@@ -29,7 +29,8 @@ class Param:
     """One parameter of a word.
 
     types    as above; the first is the one that help mentions
-    of       legal bases of a ratio ("channels", "params", ...); a ratio without `of` takes the only one
+    of       legal bases of a ratio ("channels", "params", ...), a ratio without `of` takes the only one; or the
+             names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
     """
 

@@ -31,6 +31,8 @@ def _write(node: ast.Expr) -> tuple[int, str]:
             return _RANGE, f"{expression(node.low, _ATOM)}..{expression(node.high, _ATOM)}"
         case ast.Items():
             return _ATOM, "[" + ", ".join(expression(item) for item in node.items) + "]"
+        case ast.Pairs():
+            return _ATOM, "{" + ", ".join(f"{e.name.path}: {expression(e.value)}" for e in node.entries) + "}"
         case ast.Call():
             return _ATOM, f"{node.name.path}(" + ", ".join(_argument(a) for a in node.args) + ")"
         case ast.Number():

@@ -59,6 +59,7 @@ def call(values):
 def _deeper(values):
     return st.one_of(
         call(values),
+        made(ast.Pairs, st.lists(made(ast.Entry, names, values), max_size=4).map(tuple)),
         made(ast.Items, st.lists(values, max_size=4).map(tuple)),
         made(ast.Interval, values, values),
         made(ast.Of, values, names),

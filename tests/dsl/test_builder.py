@@ -73,6 +73,13 @@ def test_the_tree_is_that_of_the_text():
     assert file.statements[3].call.span.text == 'hf("./ckpt", revision: "main")'
 
 
+def test_a_dict_is_named_shares():
+    r = recipe()
+    r.model("m", call("f", split={"blocks": 44, "heads": percent(4), "on": name("share")}, none={}))
+    assert "f(split: {blocks: 44, heads: 4%, on: share}, none: {})" in str(r)
+    assert r.file == parse(Source("a", str(r))).file
+
+
 def test_numbers_keep_their_value():
     r = recipe()
     r.model("m", call("f", 3e-4, -1, 0.1 + 0.2, 10**12, True, "é\n", [1, ("a", 2)]))
@@ -87,6 +94,9 @@ def test_numbers_keep_their_value():
         lambda r: r.model("a", call("hf", quantity(1, " GiB }"))),
         lambda r: r.model("a", call("hf", float("nan"))),
         lambda r: r.model("a", call("hf", object())),
+        lambda r: r.model("a", call("hf", {1: 2})),
+        lambda r: r.model("a", call("hf", {"a b": 2})),
+        lambda r: r.model("a", call("hf", {"a.b": 2})),
         lambda r: r.model("a", call("hf", None)),
         lambda r: r.model("a", call("hf", "\ud800")),
         lambda r: r.model("a", "hf"),

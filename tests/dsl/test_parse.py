@@ -87,6 +87,19 @@ def test_values_bind_from_range_to_allow_empty():
     assert value("[keep of channels, true, f(x)]").items[0].base.path == "channels"
 
 
+def test_shares_stand_where_a_value_does():
+    shares = value("{blocks: 44, channels: share, model: 4%,}")
+    assert [(e.name.path, e.value.span.text) for e in shares.entries] == [
+        ("blocks", "44"),
+        ("channels", "share"),
+        ("model", "4%"),
+    ]
+    assert value("{}").entries == () and value("[{a: 1}, {a: {b: 2}}]").items[1].entries[0].value.entries
+    assert only("param s: shares = {\nmodel: 1,\nmatrix: 3\n}").default.entries[1].name.path == "matrix"
+    profile, _ = read("profile p { s: {a: 1} t: 2 } matrix { k: [{a: 1}] }").statements
+    assert [e.name.path for e in profile.entries] == ["s", "t"]
+
+
 def test_strings_have_escapes_and_docstrings_lines():
     assert value(r'"a\"b\\c\n\t\u00e9"').value == 'a"b\\c\n\té'
     assert read('"""one\r\n "two" \\"""three"""').doc.value == 'one\n "two" """three'
@@ -161,7 +174,18 @@ SLIPS = {
     "a mistyped keyword": (HEAD + 'modle a = hf("x")', "2:1 syntax"),
     "a step outside": (HEAD + "a = prune.blocks(remove: 4)", "2:1 syntax"),
     "a pattern without quotes": (HEAD + "pipeline p(b) { a = x(on: *.mlp) }", "2:27 syntax"),
-    "a mapping": (HEAD + "pipeline p(b) {\n a = x(on: {a: 3})\n c = y(k: 1)\n}", "3:12 foreign-spelling"),
+    "open shares": (HEAD + "pipeline p(b) {\n  a = x(k: {i: 1, on: y(b))\n  c = y(k: 1)\n}", "3:27 not-closed"),
+    "open shares and call": (HEAD + "pipeline p(b) {\n  a = x(k: {i: 1\n  c = y(k: 1)\n}", "4:3 not-closed"),
+    "open shares before the last brace": (HEAD + "pipeline p(b) {\n  a = x(k: {i: 1\n}\nuse c.d", "5:1 not-closed"),
+    "open shares of a param": (HEAD + "param s: shares = {i: 1\nmodel b = c()", "3:1 not-closed"),
+    "open shares in a list": (HEAD + "matrix s: [{i: 1}, {j: 2]\nmodel b = c()", "2:25 not-closed"),
+    "shares without a colon": (HEAD + "pipeline p(b) {\n a = x(k: {\n  i 1,\n  j: 2\n })\n c = y()\n}", "4:5 syntax"),
+    "shares as in JSON": (HEAD + 'model a = hf(k: {"i": 1, "j": 2})', "2:18 foreign-spelling"),
+    "shares without a comma": (HEAD + "model a = hf(k: {i: 1 j: 2})", "2:23 missing-comma"),
+    "shares with equal signs": (HEAD + "model a = hf(k: {i = 1, j = 2})", "2:20 wrong-sign"),
+    "shares with semicolons": (HEAD + "model a = hf(k: {i: 1; j: 2})", "2:22 foreign-spelling"),
+    "shares of numbers": (HEAD + "model a = hf(k: {1: 2})", "2:18 syntax"),
+    "alternatives without quotes": (HEAD + "pipeline p(b) {\n a = x(on: {q,k}_proj)\n c = y()\n}", "3:13 syntax"),
     "the factor last": (HEAD + "expect p { q <= base * 1.15 }", "2:24 syntax"),
     "a dot too many": (HEAD + "pipeline p(b) {\n a = prune.\n c = y()\n}", "3:6 syntax"),
     "half a step": (HEAD + "pipeline p(b) {\n a\n c = y()\n}", "3:2 syntax"),
@@ -206,6 +230,10 @@ def test_what_is_said_is_short_and_plain(name):
         "a percent sign apart",
         "single quotes",
         "semicolons",
+        "shares as in JSON",
+        "shares without a comma",
+        "shares with equal signs",
+        "shares with semicolons",
         "a hard space",
     ],
 )
@@ -219,6 +247,17 @@ def test_a_broken_step_leaves_the_others():
     pipeline, model = parse(Source("a", text)).file.statements
     assert [s.name.path for s in pipeline.steps] == ["a", "c", "e"] and model.name.path == "m"
     assert len(said(text)) == 2
+
+
+def test_a_step_with_broken_shares_leaves_the_others():
+    """Whichever sign of the shares is lost or doubled."""
+    shares = "{\n  i: 1,\n  j: 2,\n }"
+    for at in range(len(shares)):
+        for broken in (shares[:at] + shares[at + 1 :], shares[:at] + shares[at] + shares[at:]):
+            text = HEAD + f'pipeline p(b) {{\n a = x(k: {broken})\n c = z(1)\n}}\nmodel m = hf("x")'
+            pipeline, model = parse(Source("a", text)).file.statements
+            assert [s.name.path for s in pipeline.steps][-1:] == ["c"] and model.name.path == "m", broken
+            assert len(said(text)) <= 1, broken
 
 
 def test_a_broken_statement_leaves_the_others():
