@@ -25,7 +25,7 @@ _MISSING = object()
 def param(doc: str, *, default: Any = _MISSING, ge: float | None = None, gt: float | None = None,
           le: float | None = None, lt: float | None = None, of: tuple[str, ...] = (), unit: str = "",
           positional: bool = False) -> Any:
-    """A parameter of a recipe word: a field with a sentence, a default, bounds, ratio bases and a unit."""
+    """A parameter of a recipe word: a field with a sentence, a default, bounds, a unit, and what shares are `of`."""
     about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "positional": positional}
     if default is _MISSING:
         return field(kw_only=True, metadata=about)
