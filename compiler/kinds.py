@@ -57,6 +57,15 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
         dataclass(frozen=True, kw_only=True)(cls)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What training takes, for `plan`: how many tokens go through the whole model, once for a measure and three
+    times to learn from them; and the bytes held besides the weights."""
+
+    tokens: int = 0
+    bytes: int = 0
+
+
 class Pass(Word):
     """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
 
@@ -92,6 +101,10 @@ class Pass(Word):
     def forwards(self, skeleton: "Skeleton") -> int:
         """How many times it evaluates its score (whole-model forwards over its data), for time estimates."""
         return 0
+
+    def effort(self, skeleton: "Skeleton", ctx: "Context") -> Effort:
+        """What its training takes; nothing where it doesn't train."""
+        return Effort()
 
 
 class Target(Word):

@@ -128,14 +128,15 @@ def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str
     after = pass_.forecast(before)
     parts = keys.step_parts(call, source, ctx)
     forwards = pass_.forwards(before)
-    tokens = _tokens(call, ctx) if forwards else 0
+    effort = pass_.effort(before, ctx)
+    tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)
     key = keys.key(parts)
     cached = store.has(key)
     stage = Stage(
         name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
         told=(told, _told(pass_, forwards, told)), forwards=forwards,
-        seconds=forwards * tokens * Size.of(before).flops / flops_per_second(),
-        peak_bytes=_peak(before, ctx), cached=cached, why="" if cached else store.why(parts))
+        seconds=tokens * Size.of(before).flops / flops_per_second(),
+        peak_bytes=_peak(before, ctx) + effort.bytes, cached=cached, why="" if cached else store.why(parts))
     return stage, after
 
 
@@ -242,6 +243,8 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
              f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}"]
     if stage.forwards:
         lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
+    elif stage.seconds:
+        lines.append(f"     training  about {seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
     return [*filter(None, lines), f"     cache     {state}", ""]
 
 

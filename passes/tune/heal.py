@@ -5,14 +5,15 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from ...compiler import keys, reference
+from ...compiler import keys, reference, shrink
 from ...compiler.context import Context
 from ...compiler.environment import check_modules
 from ...compiler.evaluate import nll
-from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.kinds import Effort, Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.select import parts
 from ...compiler.training.adapters import Shape, adaptable, adapted
+from ...compiler.training.effort import adapter_size, effort, whole_size
 from ...compiler.training.loop import Course, Regime, Run
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
@@ -104,6 +105,19 @@ class Heal(Pass):
         """The same shapes. Here, before any weight is read, it is said if peft is missing."""
         self._check_packages()
         return skeleton
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        rows = ctx.rows(self.data)
+        batch, looks = self.batch * rows.shape[1], 0
+        if self.held_out:
+            looks = ctx.rows(self.held_out).numel() * (2 + self.steps // self.every)
+        chosen = parts(skeleton, self.on)
+        if self.method == "lora":
+            trained = adapter_size(chosen, self.rank)
+        else:
+            trained = whole_size(chosen) if self.on else shrink.params(skeleton)
+        narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
+        return effort(skeleton, trained, narrow, batch, self.steps * self.accumulate * batch, looks)
 
     def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter]) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""

@@ -7,14 +7,16 @@ import math
 import os
 import random
 import signal
+import sys
 import time
 
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.artifact import artifact_hash
+from effc.compiler.cache import Cache
 from effc.compiler.capture import capture
 from effc.compiler.evaluate import nll
+from effc.compiler.pipeline import Build
 from effc.compiler.sources.zoo import zoo
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
@@ -207,37 +209,71 @@ emit lean {{ hf("lean", form: compact) }}
     return path
 
 
-def compiled(recipe, name):
-    (result,) = api.compile(recipe, recipe.parent / f"out-{name}", force=True, cache_dir=recipe.parent / f"cache-{name}",
-                            threads=1)
-    (artifact,) = result.artifacts
-    return artifact
+def stepped(recipe, name):
+    """What the cache keeps of the last step, after all steps have run."""
+    session = api.session(recipe, cache_dir=recipe.parent / f"cache-{name}", threads=1)
+    (plan,) = api.plans(session)
+    cache = Cache(session.settings.cache_dir)
+    build = Build(plan, session.context(plan.recipe, plan.pipeline), cache)
+    for stage in plan.stages:
+        build.step(stage)
+    return cache.step(plan.stages[-1].key)
 
 
-def test_the_manifest_tells_the_loss_curve_and_the_artifact_has_the_healed_weights(tmp_path):
+def test_the_manifest_tells_the_loss_curve(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 20, lr: 1e-2, distill: 50%)")
-    artifact = compiled(recipe, "a")
+    (result,) = api.compile(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    (artifact,) = result.artifacts
     (note,) = artifact.manifest.steps[-1]["decisions"]
     assert note["method"] == "lora" and note["loss"][-1][1] < note["loss"][0][1]
-    assert list((tmp_path / "cache-a" / "references").glob("*.safetensors"))   # kept before the first pass
-    assert artifact_hash(compiled(recipe, "b").path) == artifact_hash(artifact.path)
+
+
+def test_the_original_is_asked_before_the_first_pass(tmp_path):
+    recipe = written(tmp_path, "tune.heal(data: rows, steps: 2, lr: 1e-2, distill: 50%)")
+    session = api.session(recipe, cache_dir=tmp_path / "cache", threads=1)
+    (plan,) = api.plans(session)
+    build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(tmp_path / "cache"))
+    build.step(plan.stages[0])
+    assert list((tmp_path / "cache" / "references").glob("*.safetensors"))
 
 
 def test_killed_many_times_a_compile_goes_on_to_the_same_bytes(tmp_path):
     torch.set_num_threads(1)
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 60, lr: 1e-2, save: 3)")
     started = time.monotonic()
-    whole = artifact_hash(compiled(recipe, "whole").path)
+    whole = stepped(recipe, "whole")
     span, moments, kills = time.monotonic() - started, random.Random(4), 0
     for _ in range(6):
         process = os.fork()
         if process == 0:
-            compiled(recipe, "killed")
+            stepped(recipe, "killed")
             os._exit(0)
-        time.sleep(moments.uniform(0, span))
+        time.sleep(moments.uniform(0.2, 0.8) * span)
         os.kill(process, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
-    assert kills and artifact_hash(compiled(recipe, "killed").path) == whole
+    assert kills >= 2 and stepped(recipe, "killed") == whole
+
+
+def test_plan_tells_what_training_takes(tmp_path):
+    def planned(heal):
+        (plan,) = api.plan(written(tmp_path, heal), cache_dir=tmp_path / "cache", threads=1)
+        return plan.stages[1]
+
+    few, many = (planned(f"tune.heal(data: rows, steps: {steps}, batch: 3)") for steps in (10, 20))
+    assert few.seconds > 0 and many.seconds == pytest.approx(2 * few.seconds)
+    full = planned("tune.heal(data: rows, steps: 10, batch: 3, method: full)")
+    wide = planned("tune.heal(data: rows, steps: 10, batch: 6, method: full)")
+    assert few.peak_bytes < full.peak_bytes < wide.peak_bytes
+    assert few.before == few.after
+
+
+def test_without_peft_adapters_are_refused_before_any_weight_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    options = {"cache_dir": tmp_path / "cache", "threads": 1}
+    with pytest.raises(Reject, match="package-missing") as caught:
+        api.plan(written(tmp_path, "tune.heal(data: rows)"), **options)
+    assert caught.value.exit == 5 and "effc[tune]" in caught.value.diagnostics[0].help
+    assert api.plan(written(tmp_path, "tune.heal(data: rows, method: full)"), **options)
 
 
 # -- a model that has learned something ----------------------------------------------------------------------
