@@ -1,0 +1,152 @@
+"""Prune blocks, MLP channels and attention heads, whatever the model misses least."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from ...compiler import importance
+from ...compiler.amount import Amount
+from ...compiler.context import Context
+from ...compiler.estimate import thinned
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.memory import room_for
+from ...compiler.program import Program
+from ...compiler.reconstruct import Moments, Reconstruction, module_of, readers
+from ...compiler.search.branches import Branches
+from ...compiler.search.candidate import Pool
+from ...compiler.search.choice import Choice, Exact, Racing
+from ...compiler.search.goals import budget, refuse_unreachable, refuse_unreached
+from ...compiler.search.loop import Budget, Search
+from ...compiler.search.saving import Ledger
+from ...compiler.search.widths import Widths
+from ...compiler.select import branches, groups
+from ...dsl.skeleton import Group, Skeleton
+from ...dsl.values import MetricRef, Ratio, Selector, Shares
+
+KINDS = ("blocks", "channels", "heads")
+Importance = Callable[[Group], torch.Tensor]
+
+
+class Multi(Pass):
+    """Prune blocks, MLP channels and attention heads, whatever the model misses least.
+
+    Candidates are every residual branch, the least important `group` channels of every MLP and the least
+    important `heads` KV heads, with the query heads they serve, of every attention. Without `split` all kinds
+    compete for every cut. With it they take turns, each for its share of what is to go: blocks, then channels,
+    then heads, each up to the sum of the shares so far, so that what one overshoots the next one saves.
+
+    `search: racing` scores the candidates that may win, by loss per unit saved, orders channels and heads by the
+    error that their removal leaves, and lets what stays make up for it by least squares over the score's data.
+    `search: exact` scores every candidate in every round by plain loss and orders by weight magnitude: with
+    `split` these are the decisions of MultiPruner's published code, norms of removed blocks counted as kept.
+    Perplexity here weighs every token alike and in float32; the published code leaves out end-of-text tokens and
+    rounds losses to the model's dtype.
+
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949); racing, shared budget and repair: own.
+    Example: slim = prune.multi(remove: 15% of params, score: perplexity(calib))
+    """
+
+    keeps = Lossy()
+    acts_on = "branches"
+    makes = {"": "missing branches", "score": "uneven widths"}
+    determinism = "deterministic"
+
+    remove: Ratio = param("Share of the parameters, or of the operations per token, that goes.",
+                          of=("params", "flops"), gt=0, lt=1)
+    score: MetricRef = param("What the model is scored by without each candidate.")
+    split: Shares | None = param("How what goes is split between kinds that take turns; without it they compete.",
+                                 of=("blocks", "channels", "heads"), default=None)
+    order: tuple[Literal["blocks", "channels", "heads"], ...] = param(
+        "The kinds that may be cut, and with `split` whose turn comes when.", default=("blocks", "channels", "heads"))
+    search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
+    rank: Literal["ratio", "loss"] | None = param(
+        "By loss per unit saved, or by plain loss; an exact search takes plain loss unless told.", default=None)
+    reorder: Literal["l1", "wanda", "obs"] | None = param(
+        "Which channels and heads of a module go first: by weights, by weights and inputs, or by the error left "
+        "after repair; l1 in an exact search, else obs.", default=None)
+    repair: bool | None = param("Refit what reads the channels that go; no in an exact search, else yes.", default=None)
+    group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
+    heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
+    width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
+    on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
+
+    def run(self, program: Program, ctx: Context) -> None:
+        search, skeleton = Search(program, ctx), program.skeleton
+        goal = budget(skeleton, Amount(self.remove, removes=True), "params")
+        pools = self._pools(program, ctx, search)
+        refuse_unreachable(list(pools.values()), goal)
+        choice = self._choice(goal)
+        for kinds, share in self._turns():
+            turn = Budget(goal.of, share * goal.goal, goal.total)
+            score = self.score if "blocks" in kinds or self.width_score is None else self.width_score
+            search.run([pools[kind] for kind in kinds], score, turn, choice)
+        refuse_unreached(search.saved.get(goal.of, 0.0), goal)
+        search.finish(list(pools.values()))
+
+    def _turns(self) -> list[tuple[Sequence[str], float]]:
+        """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
+        if self.split is None:
+            return [(self.order, 1.0)]
+        turns, total = [], 0.0
+        for kind in self.order:
+            total += self.split.share(kind)
+            turns.append(((kind,), total))
+        return [*turns[:-1], (turns[-1][0], 1.0)]          # 1.0: shares of kinds that are not in `order`, rounding
+
+    def _choice(self, goal: Budget) -> Choice:
+        rank = self.rank or ("loss" if self.search == "exact" else "ratio")
+        per = goal.of if rank == "ratio" else ""
+        return Exact(per) if self.search == "exact" else Racing(per)
+
+    def _pools(self, program: Program, ctx: Context, search: Search) -> dict[str, Pool]:
+        exact, skeleton = self.search == "exact", program.skeleton
+        chosen = _narrowed(skeleton, self.on)
+        ledger = Ledger(skeleton, norms=not exact)
+        order = self.reorder or ("l1" if exact else "obs")
+        repair = not exact if self.repair is None else self.repair
+        moments = Moments(ctx.workdir / "moments")
+        if repair or order != "l1":
+            modules = [module_of(m) for kind in ("channels", "heads") for g in chosen[kind] for m in readers(g)]
+            score = self.width_score or self.score
+            search.collect(moments, modules, score, room_for(ctx.settings.max_memory))
+        important = _importance(order, program, moments)
+        fixed = Reconstruction(program, moments) if repair else None
+        pools = {
+            "blocks": Branches(program, branches(skeleton, self.on), ledger),
+            "channels": Widths(program, chosen["channels"], self.group, ledger, important, fixed),
+            "heads": Widths(program, chosen["heads"], self.heads, ledger, important, fixed),
+        }
+        return {kind: pools[kind] for kind in self.order}
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """As if only channels went, evenly, and blocks where they don't suffice: the search decides otherwise."""
+        goal = budget(skeleton, Amount(self.remove, removes=True), "params")
+        return thinned(skeleton, goal, _narrowed(skeleton, self.on)["channels"], self.group)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        """Scores, taking channel steps as the unit: all candidates per cut when exact, about six when racing."""
+        goal, ledger = budget(skeleton, Amount(self.remove, removes=True), "params"), Ledger(skeleton)
+        sites = _narrowed(skeleton, self.on)["channels"]
+        step = max((self.group * ledger.of_step(g.site, g.kind, goal.of) for g in sites), default=goal.goal)
+        first = len(skeleton.branches) * 2
+        cuts = max(1, round(goal.goal / step)) if step else 1
+        return cuts * first if self.search == "exact" else first + cuts * 6
+
+
+def _narrowed(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
+    """Groups that may be narrowed: channels, and KV heads where there are, else heads."""
+    shared = {g.site for g in groups(skeleton, "kv_heads", None)}
+    allowed = {b.site for b in branches(skeleton, on)}
+    inside = [g for g in skeleton.groups if any(g.site == s or g.site.startswith(f"{s}.") for s in allowed)]
+    return {
+        "channels": tuple(g for g in inside if g.kind == "channels"),
+        "heads": tuple(g for g in inside if g.kind == "kv_heads" or (g.kind == "heads" and g.site not in shared))}
+
+
+def _importance(order: str, program: Program, moments: Moments) -> Importance:
+    if order == "l1":
+        return lambda group: importance.l1(program, group)
+    if order == "wanda":
+        return lambda group: importance.wanda(program, group, moments)
+    return lambda group: importance.obs(program, group, moments)

@@ -1,0 +1,283 @@
+"""prune.multi against a naive oracle: masks on the whole model, whole forwards, no code of effc's search."""
+
+import copy
+import json
+
+import pytest
+import torch
+from effc.compiler.capture import capture
+from effc.dsl.diagnostics import Reject
+from effc.dsl.values import Ratio, Shares
+
+from tests import tiny
+from tests.recipes_in_memory import SCORE, context_of, recipe_of
+
+IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
+PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
+DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
+            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None}
+
+
+def pruned(tmp_path, model, **args):
+    recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, **args})])
+    ctx = context_of(tmp_path, model, recipe)
+    program = capture(copy.deepcopy(model))
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    return program
+
+
+def cuts(program):
+    return [note["cut"] for note in program.notes if "cut" in note]
+
+
+def searched(program):
+    return next(note["search"] for note in program.notes if "search" in note)
+
+
+class Oracle:
+    """MultiPruner's loop as its code has it, on a Llama: three stages, strict `<`, sizes without norms."""
+
+    def __init__(self, model, group, remove, split):
+        self.model, self.group, self.remove, self.split = copy.deepcopy(model), group, remove, split
+        config = model.config
+        self.layers = self.model.model.layers
+        self.total = sum(p.numel() for p in model.parameters())
+        self.kv, self.dim = config.num_key_value_heads, config.head_dim
+        self.repeat = config.num_attention_heads // self.kv
+        self.gone = {("self_attn", i): False for i in range(len(self.layers))}
+        self.gone |= {("mlp", i): False for i in range(len(self.layers))}
+        self.width = [config.intermediate_size] * len(self.layers)
+        self.left = [self.kv] * len(self.layers)
+        self.names = []
+        self.sort()
+
+    def sort(self):
+        """Order of channels and KV groups, the strongest first, by magnitudes of what makes them."""
+        self.channels, self.groups = [], []
+        for layer in self.layers:
+            mlp, attn = layer.mlp, layer.self_attn
+            strength = mlp.gate_proj.weight.abs().sum(1).double() + mlp.up_proj.weight.abs().sum(1).double()
+            self.channels.append(torch.sort(-strength, stable=True).indices)
+            rows = [p.weight.abs().sum(1).double() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
+            strength = sum(r.reshape(self.kv, -1).sum(1) for r in rows)
+            self.groups.append(torch.sort(-strength, stable=True).indices)
+
+    def loss(self):
+        """The loss of the model under the present masks."""
+        handles = []
+        for i, layer in enumerate(self.layers):
+            kept = self.channels[i][: self.width[i]]
+            mask = torch.zeros(len(self.channels[i])).index_fill(0, kept, 1.0)
+            handles.append(layer.mlp.down_proj.register_forward_pre_hook(lambda _, a, m=mask: (a[0] * m,)))
+            heads = torch.zeros(self.kv).index_fill(0, self.groups[i][: self.left[i]], 1.0)
+            mask2 = heads.repeat_interleave(self.repeat * self.dim)
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(lambda _, a, m=mask2: (a[0] * m,)))
+            if self.gone["mlp", i]:
+                handles.append(layer.mlp.register_forward_hook(lambda *a: torch.zeros_like(a[2])))
+            if self.gone["self_attn", i]:
+                handles.append(layer.self_attn.register_forward_hook(
+                    lambda *a: (torch.zeros_like(a[2][0]), *a[2][1:])))
+        with torch.no_grad():
+            values = self.model(input_ids=IDS).logits[:, :-1].reshape(-1, 128)
+        for handle in handles:
+            handle.remove()
+        return torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1)).item()
+
+    def removed(self):
+        count = 0
+        for i, layer in enumerate(self.layers):
+            mlp = sum(p.numel() for p in layer.mlp.parameters())
+            attn = sum(p.numel() for p in layer.self_attn.parameters())
+            count += mlp if self.gone["mlp", i] else mlp * (96 - self.width[i]) // 96
+            count += attn if self.gone["self_attn", i] else attn * (self.kv - self.left[i]) // self.kv
+        return count
+
+    def run(self):
+        parts, done = self.split, 0.0
+        stages = (self.blocks, self.narrower, self.fewer)
+        for stage, part in zip(stages, parts, strict=True):
+            done += part / sum(parts)
+            while self.removed() / self.total < self.remove * done:
+                options = stage()
+                if not options:
+                    break
+                best, least = None, float("inf")
+                for option in options:
+                    option.do()
+                    loss = self.loss()
+                    option.undo()
+                    if loss < least:
+                        best, least = option, loss
+                self.names.append(best.name)
+                best.do()
+        return self.names
+
+    def blocks(self):
+        return [Gone(self, key) for key, gone in self.gone.items() if not gone]
+
+    def narrower(self):
+        return [Less(self, self.width, i, self.group, "mlp") for i in range(len(self.layers))
+                if not self.gone["mlp", i] and self.width[i] > self.group]
+
+    def fewer(self):
+        return [Less(self, self.left, i, 1, "self_attn") for i in range(len(self.layers))
+                if not self.gone["self_attn", i] and self.left[i] > 1]
+
+
+class Gone:
+    def __init__(self, oracle, key):
+        self.oracle, self.key, self.name = oracle, key, f"model.layers.{key[1]}.{key[0]}"
+
+    def do(self):
+        self.oracle.gone[self.key] = True
+
+    def undo(self):
+        self.oracle.gone[self.key] = False
+
+
+class Less:
+    def __init__(self, oracle, sizes, i, by, part):
+        self.sizes, self.i, self.by = sizes, i, by
+        self.name = f"model.layers.{i}.{part} {sizes[i]} -> {sizes[i] - by}"
+
+    def do(self):
+        self.sizes[self.i] -= self.by
+
+    def undo(self):
+        self.sizes[self.i] += self.by
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("split", [(44.0, 52.0, 4.0), (20.0, 60.0, 20.0)])
+def test_an_exact_search_decides_as_the_published_loop(tmp_path, seed, split):
+    model = tiny.model("llama", seed=seed)
+    shares = Shares(tuple(zip(("blocks", "channels", "heads"), split, strict=True)))
+    program = pruned(tmp_path, model, remove=Ratio(0.3, "params"), search="exact", split=shares)
+    assert cuts(program) == Oracle(model, 16, 0.3, split).run()
+
+
+def test_an_exact_search_runs_about_half_of_the_layers_of_whole_forwards(tmp_path):
+    model = tiny.model("llama", num_hidden_layers=12)
+    program = pruned(tmp_path, model, remove=Ratio(0.1, "params"), search="exact", split=PUBLISHED)
+    assert searched(program)["share"] <= 0.60          # 12 layers: (L + 1) / 2L is 0.54, and the first look
+    assert searched(program)["layer_forwards"] < searched(program)["naive_layer_forwards"]
+
+
+def test_racing_runs_a_fifth_of_the_layers_or_less(tmp_path):
+    model = tiny.model("llama", num_hidden_layers=12)
+    program = pruned(tmp_path, model, remove=Ratio(0.2, "params"))
+    assert searched(program)["share"] <= 0.20
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("of", ["params", "flops"])
+def test_every_architecture_meets_its_budget_and_computes_what_was_scored(tmp_path, name, of):
+    model = tiny.model(name)
+    program = pruned(tmp_path, model, remove=Ratio(0.25, of), group=8)
+    last = [note for note in program.notes if "cut" in note][-1]
+    assert 0.25 <= last["share"] < 0.5
+    with torch.no_grad():
+        values = program.model(input_ids=IDS).logits[:, :-1].reshape(-1, 128)
+    loss = torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1))
+    assert torch.allclose(loss.exp(), torch.tensor(last["score"]), rtol=1e-3)    # sliced and masked sums differ
+    if of == "params":
+        before = sum(p.numel() for p in model.parameters())
+        after = sum(p.numel() for p in program.model.parameters())
+        assert 1 - after / before == pytest.approx(last["share"], abs=1e-3)
+
+
+def test_repair_leaves_less_damage_than_none(tmp_path):
+    model = tiny.model("llama")
+    scores = {}
+    for repair in (True, False):
+        (tmp_path / str(repair)).mkdir()
+        program = pruned(tmp_path / str(repair), model, remove=Ratio(0.2, "params"), order=("channels",),
+                         repair=repair, rank="loss", search="exact", reorder="wanda", group=8)
+        scores[repair] = [n["score"] for n in program.notes if "cut" in n][-1]
+    assert scores[True] < scores[False]
+
+
+@pytest.mark.parametrize("search", ["exact", "racing"])
+def test_a_search_that_was_cut_short_goes_on_to_the_same_model(tmp_path, search, monkeypatch):
+    model = tiny.model("llama")
+    args = {"remove": Ratio(0.25, "params"), "search": search}
+    (tmp_path / "whole").mkdir()
+    whole = pruned(tmp_path / "whole", model, **args)
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_after(9, monkeypatch, lambda: pruned(tmp_path / "cut", model, **args))
+    again = pruned(tmp_path / "cut", model, **args)
+    assert cuts(again) == cuts(whole)
+    assert searched(again)["scores"] == searched(whole)["scores"] - 9
+    ours, theirs = again.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def interrupted_after(scores, monkeypatch, run):
+    """Run with an interrupt in place of a score, as Ctrl-C would come."""
+    from effc.compiler.search.loop import Search
+
+    real, count = Search._measure, 0
+
+    def measure(self, *args):
+        nonlocal count
+        if count == scores:
+            raise KeyboardInterrupt
+        count += 1
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_measure", measure)
+        run()
+
+
+def test_a_pruned_model_can_be_pruned_again(tmp_path):
+    model = tiny.model("llama")
+    recipe = recipe_of([("one", "prune.multi", {**DEFAULTS, "remove": Ratio(0.15, "params")})])
+    program = capture(copy.deepcopy(model))
+    ctx = context_of(tmp_path, model, recipe)
+    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    sizes = [sum(p.numel() for p in program.model.parameters())]
+    for _ in range(2):
+        (tmp_path / "work" / "scores.jsonl").unlink(missing_ok=True)
+        for file in tmp_path.glob("work/moments/*"):
+            file.unlink()
+        step.run(program, ctx)
+        sizes.append(sum(p.numel() for p in program.model.parameters()))
+    assert sizes[1] <= 0.851 * sizes[0] and sizes[2] <= 0.851 * sizes[1]
+    made = [program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=c) for c in (True, False)]
+    assert torch.equal(*made)
+
+
+def test_a_budget_beyond_reach_is_refused_with_what_can_be_reached(tmp_path):
+    with pytest.raises(Reject) as refused:
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.9, "params"), order=("channels",))
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "out-of-reach"
+    assert "90.0% of params are to go, and at most" in found.message
+    reach = float(found.help.split("at most ")[1].split("%")[0]) / 100
+    (tmp_path / "again").mkdir()
+    assert cuts(pruned(tmp_path / "again", tiny.model("llama"), remove=Ratio(reach, "params"), order=("channels",)))
+
+
+def test_a_model_that_scores_nan_everywhere_is_refused(tmp_path):
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(Reject) as refused:
+        pruned(tmp_path, model, remove=Ratio(0.1, "params"), search="exact", split=PUBLISHED)
+    assert refused.value.diagnostics[0].fault.slug in ("not-a-number", "no-finite-score")
+
+
+def test_a_single_layer_is_pruned_too(tmp_path):
+    program = pruned(tmp_path, tiny.model("llama", num_hidden_layers=1), remove=Ratio(0.1, "params"), group=8)
+    assert cuts(program)
+
+
+def test_every_decision_is_noted_with_the_scores_that_it_was_made_on(tmp_path):
+    program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"))
+    decisions = [note for note in program.notes if "cut" in note]
+    assert all(note["cut"] in note["scores"] and note["by"] == "perplexity" for note in decisions)
+    shares = [note["share"] for note in decisions]
+    assert shares == sorted(shares)
+    json.dumps(program.notes)
