@@ -13,8 +13,10 @@ from ..dsl.diagnostics import Fault, Reject
 
 not_a_number = Fault(
     "not-a-number",
-    "A metric came out as NaN or infinite.\n\n"
-    "The model's outputs are not finite: a step diverged or overflowed.")
+    "A metric, or what a model computes, came out as NaN or infinite.\n\n"
+    "The model's outputs are not finite: a step diverged or overflowed, or the model came like that.",
+    exit="failure")
+LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
 
 BATCH_BYTES = 256 << 20          # what the logits of one batch may take
 CHUNK_BYTES = 64 << 20           # what their float32 copy may take
@@ -132,4 +134,4 @@ def finite(value: float, metric: str, data: str = "") -> float:
         return value
     over = f" over `{data}`" if data else ""
     raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}",
-                              help="look at the last step that changed weights; --dump-ir shows what each changed"))
+                              help=LOOK))

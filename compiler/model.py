@@ -51,7 +51,11 @@ class Origin:
     notes: tuple[str, ...] = ()
 
     def declared(self, span: Span | None, device: str) -> "Origin":
-        """The same, as a recipe names it at `span`, which gets the blame; `load` moves weights to a device."""
+        """The same as a recipe names it at `span`, which gets the blame; `load` moves it to a device."""
+        def build() -> "torch.nn.Module":
+            with placed(span):
+                return self.build()
+
         def load() -> "torch.nn.Module":
             with placed(span):
                 return self.load().to(device)
@@ -60,7 +64,7 @@ class Origin:
             with placed(span):
                 return self.tokenizer()
 
-        return replace(self, load=load, tokenizer=tokenizer)
+        return replace(self, build=build, load=load, tokenizer=tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
+from .evaluate import LOOK, not_a_number
 from .manifest import Check
 from .verify_child import inputs_for, probe
 
@@ -45,6 +46,8 @@ def verify(artifact: Path, model: nn.Module, *, seed: int = 0, seconds: float = 
     """
     inputs = inputs_for(model.config, seed)
     expected = probe(model, inputs)
+    if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
+        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
     checks: list[Check] = []
     for form, how in FORMS.items():
         if (artifact / form / "config.json").is_file():
