@@ -61,7 +61,8 @@ class Build:
         for stage in self.plan.stages:
             self.step(stage)
         for target in self.plan.pipeline.emits:
-            with self.stage(f"emit {target.call.word}", str(target.call.args["path"])) as done:
+            about = str(target.call.args["path"])
+            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call.span):
                 result.artifacts.append(self.emit(target, out, force))
                 done.change = result.artifacts[-1].summary
         result.seconds = time.monotonic() - started
