@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from ..dsl.diagnostics import Fault, Reject
 from .program import argument_names
@@ -18,6 +18,8 @@ from .signature import call_signature, module_signature
 unsupported_model = Fault("unsupported-model", "A model does something that effc can't capture as a graph.",
                           exit="environment")
 
+# How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
+_CANT_RUN = (RuntimeError, ValueError, IndexError)
 _OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
 
 
@@ -100,21 +102,38 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
 
 
 def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
-    if "cache" not in argument_names(type(model)) or "input_ids" not in inputs:
+    """How units are called for the token after these inputs, with the cache or the state that they left."""
+    if "input_ids" not in inputs:
         return {}
-    caches: list[Cache] = []
-    _calls(model, inputs, paths, caches)
-    if not caches:
+    if "cache" in argument_names(type(model)):
+        caches: list[Cache] = []
+        _calls(model, inputs, paths, caches)
+        left: dict[str, Any] = {"cache": caches[0]} if caches else {}
+    else:
+        inputs = sample(model, batch=1)      # more rows RWKV itself decodes wrongly: it broadcasts its state
+        left = _returned_state(model, inputs)
+    if not left:
         return {}
     batch, length = inputs["input_ids"].shape
     step = sample(model, batch, length + 1)
     step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
-    return _calls(model, step | {"cache": caches[0]}, paths)
+    return _calls(model, step | left, paths)
+
+
+def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a forward returns under a name that it also takes."""
+    with torch.no_grad(), evaluating(model), prepared(model):
+        out = model(**inputs)
+    names = set(argument_names(type(model))) - set(inputs)
+    return {name: out[name] for name in names if name in out and is_free(out[name])}
 
 
 def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
            caches: list[Cache] | None = None) -> dict[str, Call]:
-    """The first calls of these units; the forward is left as soon as the last of them has returned."""
+    """The first calls of these units; the forward is left as soon as the last of them has returned.
+
+    Nothing where the model refuses the inputs: what it can't run itself needs no graph.
+    """
     found: dict[str, Call] = {}
 
     def hook(path: str):
@@ -132,7 +151,7 @@ def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
         _run(model, inputs, hook)
     except _Enough:
         pass
-    except Exception:   # a model that can't run this itself needs no graph for it
+    except _CANT_RUN:
         return {}
     return found
 
@@ -142,10 +161,17 @@ def _run(model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callabl
                for path, layer in candidates(model).items()]
     try:
         with torch.no_grad(), evaluating(model), prepared(model):
-            model(**inputs)
+            model(**inputs, **_uncalled_for(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
+    if "cache" in inputs or "cache" not in argument_names(type(model)) or getattr(model.config, "is_decoder", True):
+        return {}
+    return {"cache": DynamicCache(config=model.config)}
 
 
 def _given(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -164,11 +190,15 @@ def is_free(value: Any) -> bool:
 
 
 def split(given: dict[str, Any]) -> Call:
-    """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache."""
+    """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache.
+
+    `use_cache` is free where no cache says by itself whether it is there: RWKV's state is a list.
+    """
+    stateful = "use_cache" in given and not any(isinstance(value, Cache) for value in given.values())
     memo: dict[int, Any] = {}
     call = Call()
     for name, value in given.items():
-        if is_free(value):
+        if is_free(value) or (stateful and name == "use_cache"):
             call.free[name] = copy.deepcopy(value, memo)
         else:
             call.statics[name] = value

@@ -195,6 +195,7 @@ def capture_flat(program: Program) -> Unit:
     """The whole model as one graph."""
     model = program.model
     call = split(program.inputs)
+    call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
     cached = any(node.meta["dtype"] == "cache" for unit in program.units.values() for node in unit.graph.nodes
                  if node.op == "placeholder")
     if cached and "cache" in argument_names(type(model)):

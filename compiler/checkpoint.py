@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
@@ -66,8 +67,8 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
             help=f"nearest is `{near}`" if near else "a newer transformers may know it"))
     try:
         with quiet():
-            made = known[model_type].from_dict(dict(config))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            made = known[model_type].from_dict(_numbers(dict(config)))
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise Reject(bad_config(f"the config has values that a `{model_type}` can't have",
                                 note=first_line(error))) from error
     names = config.get("architectures") or ()
@@ -80,6 +81,15 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
                 f"{transformers.__version__}", help="name one in `architectures` of config.json"))
         kind = classes[type(made)]
     return made, kind
+
+
+def _numbers(value: Any) -> Any:
+    """A config with infinity as a number, which config.json spells {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return float(value["__float__"]) if set(value) == {"__float__"} else {k: _numbers(v) for k, v in value.items()}
 
 
 def attention(kind: type) -> str:

@@ -101,23 +101,23 @@ def _padding(program: Program, config: Any) -> Padding:
             _place(plan, stock.skeleton, cluster, ours)
         plan.why += _unexplained(plan, ours, stock.skeleton.facts.get("refused", ()))
         missing = _missing(program.skeleton, stock.skeleton)
-        plan.dead |= {name for branch in missing for name in _dead(shapes, branch, program)}
+        for branch in missing:
+            used = _used(program.units[branch.unit])
+            dead = {name for name in shapes if _is_dead(name, branch, used)}
+            plan.dead |= dead
+            if not dead:
+                plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.why += _odd_graphs(program, stock, missing)
     return plan
 
 
 def _captured(kind: type, config: Any, dtype: torch.dtype) -> Program:
-    """The stock model without weights; in bfloat16 where grouped experts have no shapes for another type."""
+    """The stock model without weights."""
     from .checkpoint import quiet
 
     with quiet(), torch.device("meta"):
         made = kind._from_config(copy.deepcopy(config), dtype=dtype).eval()
-    try:
-        return capture(made)
-    except Reject:
-        if dtype == torch.bfloat16:
-            raise
-        return _captured(kind, config, torch.bfloat16)
+    return capture(made)
 
 
 def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -209,16 +209,15 @@ def _missing(now: Skeleton, stock: Skeleton) -> list[Branch]:
     return [b for b in stock.branches if (b.unit, b.site) not in left]
 
 
-def _dead(shapes: Shapes, branch: Branch, program: Program) -> Iterator[str]:
-    """Tensors of a lost branch; not of what it shared with a branch that is there, as parallel ones share a norm."""
-    unit = program.units[branch.unit]
+def _used(unit: Unit) -> list[str]:
+    """What the output of a unit is computed by: not all its calls, as one may be there to update a cache."""
     output = next(node for node in unit.graph.nodes if node.op == "output")
-    # Not all calls: one that only updates a cache is still there, and gives the output nothing.
-    used = [f"{unit.path}.{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
-    for name in shapes:
-        mine = any(is_below(name, part) for part in branch.parts)
-        if mine and not any(is_below(name, path) for path in used):
-            yield name
+    return [f"{unit.path}.{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
+
+
+def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:
+    """Whether a tensor is of a lost branch, and not of what that shared, as parallel branches share a norm."""
+    return any(is_below(name, part) for part in branch.parts) and not any(is_below(name, path) for path in used)
 
 
 def _odd_graphs(program: Program, stock: Program, missing: Iterable[Branch]) -> Iterator[str]:

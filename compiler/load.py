@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..dsl.diagnostics import Fault, Reject
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
 from .progress import Listener, Warned, silent
-from .sealed import attach, not_sealed, read_config, read_record
+from .sealed import attach, not_sealed, read_record
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,9 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
     from .checkpoint import check_names, parse_config, quiet
+    from .folder import read_config
 
-    config, kind = parse_config(read_config(folder / "config.json"))
+    config, kind = parse_config(read_config(folder / "config.json", str(folder)))
     with quiet():
         model, info = kind.from_pretrained(folder, config=config, dtype=dtype or "auto", use_safetensors=True,
                                            local_files_only=True, output_loading_info=True)

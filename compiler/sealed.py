@@ -39,19 +39,11 @@ def seal(folder: Path) -> None:
     file.write_text(json.dumps(body | _SEAL, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_config(file: Path) -> Any:
-    """A config.json of transformers, which spells infinity as {"__float__": "Infinity"}."""
-    def plain(found: dict[str, Any]) -> Any:
-        return float(found["__float__"]) if set(found) == {"__float__"} else found
-
-    return json.loads(file.read_bytes().decode(), object_hook=plain)
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
     try:
-        body = read_config(file)
+        body = json.loads(file.read_bytes().decode())
     except OSError as error:
         raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
     except (ValueError, TypeError, RecursionError) as error:

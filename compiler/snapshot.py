@@ -73,7 +73,7 @@ def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    value = value.to(old.device)
+    value = value if old.is_meta else value.to(old.device)      # blank ones are filled where the values lie
     return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 

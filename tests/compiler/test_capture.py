@@ -46,6 +46,16 @@ def test_experts_states_and_encoders_are_captured_exactly_too(name):
     assert program.units and program.flat
 
 
+@pytest.mark.parametrize("name", ["bert", "rwkv"])
+def test_bound_units_decode_with_what_they_are_given_and_run_without_it(name):
+    model = tiny.model(name)
+    models = model, bind(capture(copy.deepcopy(model)))
+    given = {k: v for k, v in tokens(100, 1, 6, 0).items() if k != "position_ids"}   # rwkv decodes single rows only
+    made = [m.generate(**given, max_new_tokens=6, min_new_tokens=6) for m in models]
+    assert torch.equal(*made)
+    assert torch.equal(*(m(**given, use_cache=False).logits for m in models))
+
+
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"},
                                  {"do_sample": True, "top_k": 8}],
                          ids=["greedy", "beams", "static", "sampled"])

@@ -36,8 +36,7 @@ from tests.worlds import context, refused
 
 torch.set_num_threads(1)
 CHANGES = ("nothing", "layers", "widths", "uneven", "fewer and uneven")
-# rwkv keeps its state outside the cache, and a bert layer whose graph is edited refuses the cache of a decoder.
-WIDER = tuple(name for name in tiny.WIDER if name not in ("rwkv", "bert"))
+WIDER = tuple(name for name in tiny.WIDER if name != "rwkv")
 
 
 # -- changes -------------------------------------------------------------------------------------------------
@@ -217,6 +216,12 @@ def test_a_norm_over_cut_heads_can_not_be_filled_up(tmp_path):
     assert "can't be filled up to 64 x 64: a norm" in (folder / "notes.json").read_text()
     (found,) = refused(lambda: emit(program, tmp_path / "b", form="compat")).diagnostics
     assert found.slug == "cannot-write-form" and "a norm" in found.message
+
+
+def test_a_lost_branch_that_hands_on_a_state_can_not_be_filled_up_with_zeros(tmp_path):
+    folder = emit(changed("rwkv", "one branch"), tmp_path / "a")
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compact"]
+    assert "rwkv.blocks.0 still runs" in (folder / "notes.json").read_text()
 
 
 def test_a_width_outside_all_groups_can_not_be_filled_up():

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from effc.compiler.artifact import write
+from effc.compiler.capture import capture
 from effc.compiler.load import load
 from effc.compiler.manifest import Manifest, file_sha256
 from effc.compiler.progress import Warned
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from tests import tiny
-from tests.compiler.test_hf_target import changed
+from tests.compiler.test_hf_target import changed, drop
 from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused, slug
 
@@ -50,6 +51,41 @@ def test_a_loaded_artifact_is_the_model_it_was_written_from(tmp_path, change):
     assert isinstance(made, PreTrainedModel) and type(made) is LlamaForCausalLM and not made.training
     assert same(made, program.model)
     assert {n: p.shape for n, p in made.named_parameters()} == {n: p.shape for n, p in program.model.named_parameters()}
+
+
+def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
+    """Mamba-2 limits its time step by infinity, which is no number of JSON."""
+    from effc.compiler.folder import open_folder, read_config
+
+    torch.manual_seed(0)
+    source = tiny.model("mamba2")
+    source.save_pretrained(tmp_path / "source")
+    assert "Infinity" in (tmp_path / "source" / "config.json").read_text()
+    ctx = context(tmp_path)
+    ctx.origin = open_folder(tmp_path / "source", "here", "auto", ctx.settings)
+    program = capture(ctx.origin.load())
+    drop(program, "ssm", 1)
+
+    def build(draft):
+        Hf(path="a").emit(program, draft, ctx)
+        return Manifest("hf")
+
+    write(tmp_path / "a", build=build)
+    for form in ("compact", "compat"):
+        made = load(tmp_path / "a" / form)
+        assert list(made.config.time_step_limit) == [0.0, float("inf")] and same(made, program.model)
+    assert config_of(read_config(tmp_path / "source" / "config.json", "here")).time_step_limit[1] == float("inf")
+
+
+def config_of(config):
+    from effc.compiler.checkpoint import parse_config
+
+    return parse_config(config)[0]
+
+
+def test_a_config_value_of_another_type_is_refused():
+    reject = refused(lambda: config_of({"model_type": "llama", "hidden_size": "wide"}))
+    assert reject.diagnostics[0].slug == "bad-config" and "hidden_size" in reject.diagnostics[0].note
 
 
 def test_one_form_can_be_named(tmp_path):
