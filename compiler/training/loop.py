@@ -17,6 +17,7 @@ from torch import Tensor
 from ...dsl.diagnostics import Fault, Reject
 from ..cache import digest
 from ..context import Context
+from ..progress import Ticked
 from ..quantity import size
 from ..reference import no_space
 from .saved import Saved
@@ -114,20 +115,24 @@ class Run:
     def _train(self) -> None:
         if self.judge and not self.course.held_out:
             self._look(0)
-        left = range(self.course.step + 1, self.regime.steps + 1)
-        for step in self.ctx.each(left, "steps of training", total=len(left)):
-            self._learn(step)
+        for step in range(self.course.step + 1, self.regime.steps + 1):
+            loss = self._learn(step)
             if self.judge and (step % self.regime.every == 0 or step == self.regime.steps):
                 self._look(step)
             self.course.ended = self.course.ended or step == self.regime.steps
             if step % self.regime.save == 0 or self.course.ended:
                 self._save()
+            self.ctx.tick(Ticked("step", step, self.regime.steps, self._said(loss)))
             if self.course.ended:
                 break
 
+    def _said(self, loss: float) -> str:
+        best = f", held out {self.course.lowest:.3f} at best" if self.course.held_out else ""
+        return f"loss {loss:.3f}{best}"
+
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def _learn(self, step: int) -> None:
+    def _learn(self, step: int) -> float:
         regime, masters, loss = self.regime, self.trained.masters.values(), 0.0
         for part in range(regime.accumulate):
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
@@ -142,6 +147,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.spread()
         self._remember(step, loss)
+        return loss
 
     def _remember(self, step: int, loss: float) -> None:
         course = self.course

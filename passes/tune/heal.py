@@ -25,8 +25,7 @@ from ...dsl.values import DataRef, Ratio, Selector
 not_healed = Fault(
     "not-healed",
     "Training made a model no better on held-out data.\n\n"
-    "The step leaves the weights as they were, so it would change nothing. What the held-out loss was, step by "
-    "step, stands in the message.",
+    "Nothing is kept of the step: what it was given is the better model. The note tells how the loss went.",
     exit="failure")
 held_out_learned = Fault("held-out-learned",
                          "The data that a training run is judged by is the data that it learns from.")

@@ -42,44 +42,38 @@ emit lean {{ hf("lean", form: compact) }}
 """
 
 
-def measured(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[list[float], float]:
-    """(held-out perplexity of the original, pruned, healed), seconds of healing."""
-    from effc.compiler import api
-    from effc.compiler.capture import capture
+def perplexity(program, ctx) -> float:
+    """On all of heldout.txt."""
     from effc.compiler.evaluate import nll
     from effc.dsl.values import DataRef
+
+    nats, tokens = nll(program.model, ctx.rows(DataRef("heldout")))
+    return math.exp(nats / tokens)
+
+
+def healed(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[float, float]:
+    """Held-out perplexity after healing, and what that took in seconds."""
+    build = begun(folder, cut, heal, steps, seed)
+    first, last = build.plan.stages
+    build.step(first)
+    build.reach(first.key)
+    started = time.perf_counter()
+    build.step(last)
+    seconds = time.perf_counter() - started
+    return perplexity(build.reach(last.key), build.ctx), seconds
+
+
+def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
+    """The build of a recipe; one cache for all, so that the same pruning is done once a seed."""
+    from effc.compiler import api
+    from effc.compiler.cache import Cache
+    from effc.compiler.pipeline import Build
 
     recipe = folder / "heal.effspec"
     recipe.write_text(RECIPE.format(zoo=ZOO, cut=CUTS[cut], heal=HEALS[heal], steps=steps))
     session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=seed)
     (plan,) = api.plans(session)
-    ctx = session.context(plan.recipe, plan.pipeline)
-    rows = ctx.rows(DataRef("heldout"))
-    program, found, seconds = capture(ctx.origin.load()), [], 0.0
-
-    def measure() -> None:
-        nats, tokens = nll(program.model, rows)
-        found.append(math.exp(nats / tokens))
-
-    measure()
-    for stage in plan.stages:
-        ctx.workdir = folder / "work" / stage.key
-        ctx.workdir.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        ctx.shelf.make("pass", stage.call).run(program, ctx)
-        seconds = time.perf_counter() - started
-        measure()
-    return found, seconds
-
-
-def row(cut: str, heal: str, runs: list[tuple[list[float], float]]) -> list[str]:
-    original, pruned, _ = runs[0][0]
-    after = [values[2] for values, _ in runs]
-    lost = math.log(pruned / original)
-    regained = [math.log(pruned / value) / lost for value in after]
-    return [f"{cut}, {heal}", f"{original:.1f}", f"{pruned:.1f}",
-            f"{statistics.mean(after):.1f} ({min(after):.1f} .. {max(after):.1f})",
-            f"{statistics.mean(regained):.0%}", f"{statistics.mean(s for _, s in runs):.0f}"]
+    return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
 def main() -> None:
@@ -90,17 +84,21 @@ def main() -> None:
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine().items()))
-    head = ["pruned, healed", "original", "pruned", "healed (3 seeds)", "regained", "s"]
-    rows = []
+    print(f"\nheld-out perplexity of tiny-llama, {steps} steps of 8 x 128 tokens, one thread")
+    line = "  {:<22}{:<20}{:>9}{:>9}{:>24}{:>10}{:>6}"
+    print(line.format("pruned", "healed by", "original", "pruned", "healed, three seeds", "regained", "s"))
     with tempfile.TemporaryDirectory() as folder:
         for cut in CUTS:
+            build = begun(Path(folder), cut, "lora", steps, SEEDS[0])
+            original = perplexity(build.reach(build.plan.identity), build.ctx)
+            build.step(build.plan.stages[0])
+            pruned = perplexity(build.reach(build.plan.stages[0].key), build.ctx)
             for heal in HEALS:
-                rows.append(row(cut, heal, [measured(Path(folder), cut, heal, steps, seed) for seed in SEEDS]))
-    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-    print(f"\nheld-out perplexity of tiny-llama, {steps} steps of 8 x 128 tokens, one thread")
-    for line in [head, *rows]:
-        print("  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w)
-                               for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+                after, seconds = zip(*(healed(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True)
+                regained = 1 - math.log(statistics.geometric_mean(after) / original) / math.log(pruned / original)
+                print(line.format(cut, heal, f"{original:.1f}", f"{pruned:.1f}",
+                                  f"{statistics.mean(after):.1f} ({min(after):.1f} .. {max(after):.1f})",
+                                  f"{regained:.0%}", f"{statistics.mean(seconds):.0f}"), flush=True)
 
 
 if __name__ == "__main__":
