@@ -17,6 +17,7 @@ from .fingerprint import machine
 from .gate import Outcome, bound_text, misses
 from .manifest import Expectation, Manifest
 from .plan import Plan
+from .profile import profile
 from .program import Program
 from .quantity import counted, size
 from .verify import verify
@@ -61,7 +62,8 @@ def described(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Con
                 "params": keys.to_jsonable(recipe.params), "resolved": resolved(recipe)},
         lock={"inputs": inputs(plan, ctx), "versions": keys.versions(), "seed": ctx.seed,
               "threads": ctx.settings.threads, "device": ctx.settings.device},
-        steps=tuple(steps(plan, cache, target.source)), edits=program.edits.to_json())
+        steps=tuple(steps(plan, cache, target.source)), edits=program.edits.to_json(),
+        profile={"before": profile(plan.skeleton), "after": profile(program.skeleton, program.edits.layers)})
 
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from ..dsl.values import DataRef, MetricRef, to_json
 from .cache import digest
 from .closure import fingerprint
 from .context import Context
+from .hashes import file_hash
 from .placing import placed
 
 FORMAT = 1
@@ -27,6 +28,7 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "step": {"word": call.word, "args": to_jsonable(call.args)},
         "input": source,
         "data": data,
+        "files": files(call, ctx),
         "seed": ctx.settings.seed,
         "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
         "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
@@ -34,6 +36,13 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "threads": ctx.settings.threads,
         "format": FORMAT,
     }
+
+
+def files(call: Invocation, ctx: Context) -> dict[str, str]:
+    """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
+    named = ctx.shelf.make("pass", call).files()
+    folder = ctx.beside(call).folder
+    return {n: file_hash(folder / n, ctx.settings.cache_dir) if (folder / n).is_file() else "" for n in named}
 
 
 def data_identity(ref: DataRef, ctx: Context) -> str:

@@ -94,6 +94,10 @@ class Pass(Word):
         """Data sets on which it compares with the original: compiler/reference.py keeps what that says of them."""
         return ()
 
+    def files(self) -> tuple[str, ...]:
+        """Paths, as the recipe has them, of files that it reads: their content is part of its result's key."""
+        return ()
+
     def forecast(self, skeleton: "Skeleton") -> "Skeleton":
         """The skeleton after this pass, as far as shapes are known without weights (`plan`)."""
         return skeleton

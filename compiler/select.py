@@ -24,6 +24,11 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
     return _chosen(found, [g.site for g in found], on)
 
 
+def is_inside(group: Group, branch: Branch) -> bool:
+    """Whether a group lives and dies with a branch: its tensors are the branch's modules'."""
+    return all(m.tensor.rpartition(".")[0] in branch.parts for m in group.members)
+
+
 def parts(skeleton: Skeleton, on: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")) -> tuple[Part, ...]:
     """Modules of the given kinds."""
     found = [p for p in skeleton.parts if p.kind in kinds]

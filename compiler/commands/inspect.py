@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
             shared.screen.answer_json("inspect", models=models)
         else:
             _draw(pictures, shared)
+            _draw_profile(model, shared)
         return None
 
 
@@ -48,6 +49,18 @@ def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
     for label, skeleton in pictures:
         shared.screen.say(shared.screen.styled(label, "bold"))
         shared.screen.answer(draw(skeleton, width=width).rstrip("\n"))
+
+
+def _draw_profile(place: str, shared: Shared) -> None:
+    """What an artifact lost, layer by layer, where it lost anything."""
+    from ..manifest import read_manifest
+    from ..opened import is_artifact
+    from ..profile import draw
+
+    if Path(place).is_dir() and is_artifact(Path(place)):
+        profile = read_manifest(Path(place)).profile
+        if profile and profile["before"] != profile["after"]:
+            shared.screen.answer("\n" + draw(profile["before"], profile["after"]))
 
 
 def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":

@@ -3,8 +3,9 @@
 import math
 from functools import cache
 
-from ...dsl.skeleton import Group, Skeleton
+from ...dsl.skeleton import Branch, Group, Part, Skeleton
 from .. import shrink
+from ..select import is_inside
 
 CONTEXT = 512          # positions that a decoded token attends to where operations are counted
 
@@ -41,20 +42,23 @@ class Ledger:
 
     def __init__(self, skeleton: Skeleton, norms: bool = True):
         self.skeleton, self.norms = skeleton, norms
-        self.lost: dict[tuple[str, str], float] = {}       # (site, of) -> saved there by narrowing
+        self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
+        self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
+                       for b in skeleton.branches}
         self.of_branch = cache(self._of_branch)
         self.of_step = cache(self._of_step)
         self.layer = cache(self._layer)
 
     def branch(self, site: str, of: str) -> float:
         """What a branch that may have been narrowed still has."""
-        gone = sum(v for (place, kind), v in self.lost.items() if kind == of and _is_below(place, site))
+        gone = sum(v for (place, kind, what), v in self.lost.items()
+                   if what == of and (place, kind) in self.inside[site])
         return self.of_branch(site, of) - gone
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that `count` steps of a group are gone, counted from the beginning."""
         for of in _OF_MODEL:
-            self.lost[site, of] = count * self.of_step(site, kind, of)
+            self.lost[site, kind, of] = count * self.of_step(site, kind, of)
 
     def _of_branch(self, site: str, of: str) -> float:
         branch = next(b for b in self.skeleton.branches if b.site == site)
@@ -63,7 +67,7 @@ class Ledger:
         if of not in _OF_MODEL:
             return 0
         if of == "params" and not self.norms:
-            return float(_params_below(self.skeleton, site))
+            return float(_params_without_norms(self.skeleton, branch))
         return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](shrink.without_branch(self.skeleton, branch))
 
     def _layer(self, unit: str, of: str) -> float:
@@ -86,10 +90,11 @@ class Ledger:
         return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](less)
 
 
-def _params_below(skeleton: Skeleton, site: str) -> int:
-    inside = [p for p in skeleton.parts if _is_below(p.path, site)]
+def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:
+    """Parameters of the module that does a branch's work; of several modules, of those that multiply matrices."""
+    def counts(part: Part) -> bool:
+        below = branch.site != branch.unit and f"{part.path}.".startswith(f"{branch.site}.")
+        return below or any(len(shape) > 1 for _, shape in part.tensors)
+
+    inside = [p for p in skeleton.parts if p.path in branch.parts and counts(p)]
     return sum(math.prod(shape) for p in inside for _, shape in p.tensors)
-
-
-def _is_below(path: str, site: str) -> bool:
-    return path == site or path.startswith(f"{site}.")

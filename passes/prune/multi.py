@@ -20,7 +20,7 @@ from ...compiler.search.goals import budget, refuse_unreachable, refuse_unreache
 from ...compiler.search.loop import Budget, Search
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
-from ...compiler.select import branches, groups
+from ...compiler.select import branches, groups, is_inside
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector, Shares
 
@@ -137,8 +137,8 @@ class Multi(Pass):
 def _narrowed(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
     """Groups that may be narrowed: channels, and KV heads where there are, else heads."""
     shared = {g.site for g in groups(skeleton, "kv_heads", None)}
-    allowed = {b.site for b in branches(skeleton, on)}
-    inside = [g for g in skeleton.groups if any(g.site == s or g.site.startswith(f"{s}.") for s in allowed)]
+    allowed = branches(skeleton, on)
+    inside = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
     return {
         "channels": tuple(g for g in inside if g.kind == "channels"),
         "heads": tuple(g for g in inside if g.kind == "kv_heads" or (g.kind == "heads" and g.site not in shared))}

@@ -1,0 +1,76 @@
+"""A model layer by layer, before and after: which branches are gone, and how wide the others are.
+
+A profile is plain data: one entry per layer under its original path, with its branches by their name below it:
+
+    {"model.layers.3": {"self_attn": {"role": "attention", "heads": 9, "kv_heads": 3},
+                        "mlp": {"role": "mlp", "channels": 1536}}}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..dsl.skeleton import Skeleton
+from .select import is_inside
+
+Profile = dict[str, dict[str, dict[str, Any]]]
+BAR = 20                     # characters of a full bar
+_WIDTHS = ("channels", "kv_heads", "heads")
+_UNITS = {"channels": "channels", "kv_heads": "KV heads", "heads": "heads"}
+
+
+def profile(skeleton: Skeleton, kept: Mapping[str, list[int]] | None = None) -> Profile:
+    """`kept`: of a module list whose layers were dropped, the original numbers of those that are left."""
+    found: Profile = {}
+    for unit in skeleton.units:
+        branches = {}
+        for branch in skeleton.branches:
+            if branch.unit == unit:
+                inside = [g for g in skeleton.groups if is_inside(g, branch)]
+                name = branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
+                branches[name] = {"role": branch.role} | {g.kind: g.count for g in inside}
+        found[_original(unit, kept or {})] = branches
+    return found
+
+
+def _original(unit: str, kept: Mapping[str, list[int]]) -> str:
+    owner, _, number = unit.rpartition(".")
+    return f"{owner}.{kept[owner][int(number)]}" if owner in kept else unit
+
+
+def draw(before: Profile, after: Profile) -> str:
+    """A line per layer: a bar for every branch, as long as what is left of its width."""
+    names = list(dict.fromkeys(name for branches in before.values() for name in branches))
+    head = ["layer", *(_title(name, before) for name in names)]
+    rows = [head]
+    for path, branches in before.items():
+        cells = [_cell(branches.get(name), after.get(path, {}).get(name)) for name in names]
+        rows.append([path.rpartition(".")[2], *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if i == 0 else cell.ljust(w)
+                  for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows)
+
+
+def _title(name: str, before: Profile) -> str:
+    kinds = [_kind(b[name]) for b in before.values() if name in b]
+    unit = _UNITS.get(kinds[0] or "", "") if kinds else ""
+    return f"{name} ({unit})" if unit else name
+
+
+def _kind(branch: Mapping[str, Any]) -> str | None:
+    return next((kind for kind in _WIDTHS if kind in branch), None)
+
+
+def _cell(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    if was is None:
+        return ""
+    if now is None:
+        return "·" * BAR + " gone"
+    kind = _kind(was)
+    if kind is None:
+        return "█" * BAR
+    full, left = was[kind], now.get(kind, now.get("heads", 0))
+    bar = "█" * max(1, round(BAR * left / full))
+    lost = f" -{1 - left / full:.0%}".replace("--", "-") if left < full else ""
+    return f"{bar.ljust(BAR, '░')} {left}{lost}"

@@ -1,0 +1,32 @@
+"""What was pruned, in MultiPruner's published form."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..capture import capture
+from ..context import Context
+from ..kinds import Target
+from ..program import Program
+from ..pruning_config import written
+
+
+class PruningConfig(Target):
+    """What was pruned, in MultiPruner's published form.
+
+    A folder with `pruning_config.json`: layers whose attention or MLP is gone, in order of removal, and how many
+    query and MLP channels the others keep. `prune.apply` cuts another copy of the model so; weights that were
+    repaired or healed are not in it, and of channels it says how many, not which: those of largest weight
+    magnitude, where the search ordered them by `reorder: l1`.
+
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), run_multipruner.py of its repository.
+    Example: pruning_config("lean-config")
+    """
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        with torch.device("meta"):
+            before = capture(ctx.origin.build()).skeleton
+        removed = [note["cut"] for note in program.notes if "cut" in note]
+        config = written(before, program.skeleton, removed)
+        (into / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

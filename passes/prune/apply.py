@@ -1,0 +1,66 @@
+"""Cut what a `pruning_config.json` says."""
+
+from typing import Literal
+
+from ...compiler.bypass import staying
+from ...compiler.context import Context
+from ...compiler.importance import ascending, l1
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.program import Program
+from ...compiler.pruning_config import Layer, layers_of, read
+from ...compiler.rewrite import Rewriter
+from ...compiler.search.widths import slice_out
+from ...dsl.skeleton import Group
+
+
+class Apply(Pass):
+    """Cut what a `pruning_config.json` says.
+
+    The published form of MultiPruner: layers whose attention or MLP was removed, and how many query and MLP
+    channels the others keep. A run with `--weight_reorder` keeps those of largest weight magnitude, one without
+    it the first ones; the file doesn't say which it was. Attention widths are whole KV heads. Norms of removed
+    branches go, too. `emit ... { pruning_config("folder") }` writes the form.
+
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), extract_model.py of its repository.
+    Example: slim = prune.apply("pruning_config.json")
+    """
+
+    keeps = Lossy()
+    makes = {"": "missing branches", "path": "uneven widths"}
+    determinism = "deterministic"
+
+    path: str = param("The file, relative to the recipe.", positional=True)
+    reorder: Literal["l1", "none"] = param("Which items stay: those of largest magnitude, or the first.",
+                                           default="l1")
+
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def run(self, program: Program, ctx: Context) -> None:
+        skeleton = program.skeleton
+        config, layers = read(ctx.folder / self.path, skeleton), layers_of(skeleton)
+        orders = {id(g): self._order(program, g) for layer in layers for g in (layer.heads, layer.channels) if g}
+        for kind, role in (("attn", "attention"), ("mlp", "mlp")):
+            for number in config[f"pruned_{kind}_idx"]:
+                self._remove(program, layers[number], role)
+        for number, layer in enumerate(layers):
+            for kind, role, group in (("attn", "attention", layer.heads), ("mlp", "mlp", layer.channels)):
+                if group and number not in config[f"pruned_{kind}_idx"]:
+                    size = layer.head_size if role == "attention" else 1
+                    width = config[f"pruned_{kind}_width"].get(str(number), group.count * size)
+                    gone = orders[id(group)][: group.count - width // size]
+                    if gone:
+                        with Rewriter(program) as rewrite:
+                            slice_out(program, rewrite, group, set(gone))
+
+    def _order(self, program: Program, group: Group) -> list[int]:
+        """Items from the first to go to the last."""
+        return ascending(l1(program, group)) if self.reorder == "l1" else list(range(group.count))[::-1]
+
+    def _remove(self, program: Program, layer: Layer, role: str) -> None:
+        branch = layer.branches[role]
+        now = next(b for b in program.skeleton.branches if b.site == branch.site)
+        with Rewriter(program) as rewrite:
+            graph = program.units[now.unit].graph
+            rewrite.drop_branch(now.unit, now.join, keep=staying(graph, now))
+        program.note(cut=branch.site, kind="blocks", by="pruning_config")

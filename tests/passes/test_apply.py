@@ -1,0 +1,98 @@
+"""prune.apply and the published form: what a search wrote rebuilds its model; another model's file is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from effc.compiler.capture import capture
+from effc.compiler.profile import draw, profile
+from effc.compiler.pruning_config import written
+from effc.dsl.diagnostics import Reject
+from effc.dsl.values import Ratio
+
+from tests import tiny
+from tests.passes.test_multi import PUBLISHED, pruned
+from tests.recipes_in_memory import context_of, recipe_of
+
+
+def applied(tmp_path, model, config, reorder="l1"):
+    text = config if isinstance(config, str) else json.dumps(config)
+    (tmp_path / "pruning_config.json").write_text(text)
+    recipe = recipe_of([("step", "prune.apply", {"path": "pruning_config.json", "reorder": reorder})])
+    program = capture(copy.deepcopy(model))
+    ctx = context_of(tmp_path, model, recipe)
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    return program
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_written_config_rebuilds_the_pruned_model_weight_by_weight(tmp_path, name):
+    model = tiny.model(name)
+    searched = pruned(tmp_path, model, remove=Ratio(0.25, "params"), search="exact", split=PUBLISHED, group=8)
+    removed = [note["cut"] for note in searched.notes if "cut" in note]
+    config = written(capture(model).skeleton, searched.skeleton, removed)
+    ours, theirs = applied(tmp_path, model, config).model.state_dict(), searched.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_form_is_the_published_one(tmp_path):
+    model = tiny.model("llama")
+    widths = {"0": 64, "1": 32, "2": 64}
+    config = {"pruned_attn_idx": [2], "pruned_mlp_idx": [0], "pruned_attn_width": widths,
+              "pruned_mlp_width": {"0": 96, "1": 48, "2": 96}}
+    program = applied(tmp_path, model, config)
+    assert written(capture(model).skeleton, program.skeleton, ["model.layers.2.self_attn"]) == config
+
+
+def test_without_reorder_the_first_items_stay(tmp_path):
+    model = tiny.model("llama")
+    config = {"pruned_mlp_width": {"1": 40}, "pruned_attn_width": {"0": 32}}
+    program = applied(tmp_path, model, config, reorder="none")
+    layers, before = program.model.model.layers, model.model.layers
+    assert torch.equal(layers[1].mlp.up_proj.weight, before[1].mlp.up_proj.weight[:40])
+    assert torch.equal(layers[0].self_attn.k_proj.weight, before[0].self_attn.k_proj.weight[:16])
+
+
+@pytest.mark.parametrize(("config", "fact"), [
+    ("{", "is not JSON"),
+    ("[]", "holds no object"),
+    ({"other": 1}, "has none of pruned_attn_idx"),
+    ({"pruned_attn_idx": 3}, "is no list"),
+    ({"pruned_attn_idx": [7]}, "removes attn 7, the model has 3 layers"),
+    ({"pruned_mlp_idx": [True]}, "removes mlp True"),
+    ({"pruned_mlp_idx": [1, 1]}, "removes a layer's mlp twice"),
+    ({"pruned_mlp_width": {"31": 40}}, "gives a width for layer 31, the model has 3"),
+    ({"pruned_mlp_width": {"x": 40}}, "gives a width for layer x"),
+    ({"pruned_mlp_width": {"0": 14336}}, "keeps 14336 of 96 mlp channels"),
+    ({"pruned_mlp_width": {"0": 0}}, "keeps 0 of 96"),
+    ({"pruned_mlp_width": {"0": 1.5}}, "keeps 1.5 of 96"),
+    ({"pruned_attn_width": {"0": 40}}, "a KV head has 32 of them"),
+])
+def test_a_file_that_is_no_config_of_this_model_is_refused(tmp_path, config, fact):
+    with pytest.raises(Reject) as refused:
+        applied(tmp_path, tiny.model("llama"), config)
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "bad-pruning-config"
+    assert fact in found.message
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    recipe = recipe_of([("step", "prune.apply", {"path": "none.json", "reorder": "l1"})])
+    model = tiny.model("llama")
+    ctx = context_of(tmp_path, model, recipe)
+    with pytest.raises(Reject, match=r"none\.json can't be read"):
+        ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(model), ctx)
+
+
+def test_a_profile_draws_what_is_gone_and_what_is_left(tmp_path):
+    model = tiny.model("llama")
+    config = {"pruned_attn_idx": [2], "pruned_mlp_width": {"0": 48}, "pruned_attn_width": {"1": 32}}
+    after = applied(tmp_path, model, config)
+    picture = draw(profile(capture(model).skeleton), profile(after.skeleton, after.edits.layers))
+    assert picture == """\
+layer  self_attn (KV heads)         mlp (channels)
+    0  ████████████████████ 2       ██████████░░░░░░░░░░ 48 -50%
+    1  ██████████░░░░░░░░░░ 1 -50%  ████████████████████ 96
+    2  ···················· gone    ████████████████████ 96"""
