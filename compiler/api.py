@@ -14,6 +14,7 @@ from ..dsl.source import Source
 from .context import Context, Settings
 from .model import Origin
 from .placing import placed
+from .progress import Warned
 from .shelf import Shelf
 
 if TYPE_CHECKING:
@@ -191,8 +192,30 @@ def plans(session: Session) -> "list[Plan]":
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
-            found.append(plan(recipe, pipeline, ctx, skeleton_of(ctx.origin, session.settings)))
+            skeleton = skeleton_of(ctx.origin, session.settings)
+            with placed(recipe.models[pipeline.model].span):
+                refuse_other_shapes(ctx.origin, skeleton)
+            found.append(plan(recipe, pipeline, ctx, skeleton))
+    for origin in session.origins.values():
+        for note in origin.notes:
+            session.settings.tell(Warned(f"{origin.label}: {note}"))
     return found
+
+
+def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
+    """Refuse weights of other shapes than the config asks for, by their headers. Tensors that go by another name
+    in the file are left to loading, which knows what each architecture renames."""
+    from .folder import INDEX, SINGLE, find_weights
+
+    if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
+        return
+    from .checkpoint import check_names
+
+    asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
+    slots = find_weights(origin.folder, origin.label).slots
+    wrong = [(name, slot.shape, asked[name]) for name, slot in slots.items()
+             if name in asked and slot.shape != asked[name]]
+    check_names({"mismatched_keys": wrong, "missing_keys": (), "unexpected_keys": ()}, origin.label)
 
 
 def build(session: Session, out: Path, *, force: bool = False, saved: Any = None, dump: str = "",

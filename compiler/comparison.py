@@ -11,7 +11,7 @@ from ..dsl.values import MetricRef
 from . import keys
 from .cache import Cache
 from .context import Context
-from .gate import Known, Outcome, measure_bounds
+from .gate import Known, Outcome, measure_bounds, metric_label
 from .load import FORMS, load
 from .manifest import Measure
 from .timing import interleaved
@@ -50,7 +50,9 @@ def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Compariso
     pairs |= {metric: pair for metric, pair in turns.items() if metric not in pairs}
     run = {"created": datetime.now(UTC).isoformat(timespec="seconds"),
            "seconds": {"measure": round(time.time() - started, 2)}}
-    return Comparison(tuple(outcomes), tuple(measured(m, *pairs[m], ctx) for m in in_order(pairs)), run)
+    named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
+    measures = (measured(m, named.get(m) or show(m), *pairs[m], ctx) for m in in_order(pairs))
+    return Comparison(tuple(outcomes), tuple(measures), run)
 
 
 def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, tuple[float, float]]:
@@ -79,9 +81,10 @@ def in_order(pairs: dict[MetricRef, Any]) -> list[MetricRef]:
     return sorted(pairs, key=lambda m: rank.get(m.name, 2 + m.name.startswith(("decode", "prefill", "throughput"))))
 
 
-def measured(metric: MetricRef, original: float | None, compiled: float, ctx: Context) -> Measure:
+def measured(metric: MetricRef, name: str, original: float | None, compiled: float, ctx: Context) -> Measure:
+    """A row of the table; `name` is what the recipe calls the metric, so that bounds find their row."""
     word = ctx.metric(metric)
-    return Measure(show(metric), word.unit, original, compiled, compiled / original if original else None, word.better)
+    return Measure(name, word.unit, original, compiled, compiled / original if original else None, word.better)
 
 
 def remembered(plan: "Plan", cache: Cache, ctx: Context) -> Known:

@@ -12,7 +12,7 @@ from .flags import Shared, verb
 from .screen import code_of
 
 if TYPE_CHECKING:
-    from ..manifest import Manifest
+    from ..manifest import Expectation, Manifest
     from ..pipeline import Result
     from .screen import Screen
 
@@ -109,20 +109,17 @@ def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
     from ..quantity import change, measured
 
-    bounds = {}
-    for e in manifest.expectations:
-        bounds.setdefault(e.text.split(" ", 1)[0], []).append(e)
-    rows = []
+    rows, left = [], list(manifest.expectations)
     for m in manifest.measures:
         before = measured(m.original, m.unit) if m.original is not None else ""
-        told = bounds.pop(m.metric, [])
+        told = [e for e in left if e.text.startswith(f"{m.metric} ")]
+        left = [e for e in left if e not in told]
         moved = change(m.original, m.compiled) if m.original is not None else ""
         first = (m.metric, before, measured(m.compiled, m.unit), moved)
-        rows.append((*first, _bound(told[0]) if told else "", told[0].outcome if told else ""))
-        rows += [("", "", "", "", _bound(e), e.outcome) for e in told[1:]]
-    rows += [(name, "", "", "", _bound(e), e.outcome) for name, rest in bounds.items() for e in rest]
-    return rows
+        rows.append((*first, _bound(told[0], m.metric) if told else "", told[0].outcome if told else ""))
+        rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in told[1:]]
+    return rows + [(e.text, "", "", "", "", e.outcome) for e in left]
 
 
-def _bound(expectation: Any) -> str:
-    return expectation.text.split(" ", 1)[-1]
+def _bound(expectation: "Expectation", metric: str) -> str:
+    return expectation.text.removeprefix(metric).strip()

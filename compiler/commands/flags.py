@@ -169,6 +169,8 @@ def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] 
 
         def command(**given: Any) -> int:
             shared = Shared(**{f.name: given.pop(f.name) for f in fields(Shared)})
+            if shared.offline:                  # before huggingface_hub is imported, which reads it once
+                os.environ["HF_HUB_OFFLINE"] = "1"
             try:
                 _check_choices(shared, formats)
                 return run(shared=shared, **given) or 0

@@ -1,5 +1,6 @@
 """`effc new`: a recipe for a model and a goal, which checks."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -21,17 +22,17 @@ nothing_fits = Fault(
 # goal -> sentence, steps, bounds. A step or bound that the model or this effc has no use for is left out.
 GOALS = {
     "smaller": ("Make {model} smaller: drop whole residual branches, then narrow every MLP.",
-                ("slim = prune.blocks(remove: {branches}, score: perplexity(calib))",
+                ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",
                  "thin = prune.channels(keep: 75% of channels, align: 32)"),
-                ("params              <= 0.90 * base", "perplexity(heldout) <= 2.00 * base")),
+                ("params              <= 0.90 * base", "perplexity(text.heldout) <= 2.00 * base")),
     "faster": ("Make {model} answer faster: drop whole residual branches, then heads and their cache.",
-               ("slim = prune.blocks(remove: {branches}, score: perplexity(calib))",
+               ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",
                 "bald = prune.heads(keep: 50% of kv_heads)"),
                ("decode.p50          <= 0.95 * base", "params              <= 0.95 * base",
-                "perplexity(heldout) <= 3.00 * base")),
+                "perplexity(text.heldout) <= 3.00 * base")),
     "gentle": ("Take a little off {model} and keep nearly all of its quality.",
-               ("slim = prune.blocks(remove: 1, score: perplexity(calib))",),
-               ("params              <= 0.99 * base", "perplexity(heldout) <= 1.50 * base")),
+               ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+               ("params              <= 0.99 * base", "perplexity(text.heldout) <= 1.50 * base")),
 }
 
 _model = typer.Argument(metavar="[MODEL]", show_default=False,
@@ -49,8 +50,9 @@ def register(app: typer.Typer) -> None:
         """Write a recipe that checks, for a model and a goal."""
         if goal not in GOALS:
             raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
-        call = source_call(model)
-        last = call.split('"')[1].rstrip("/").split("/")[-1]
+        beside = output.parent if output else Path()
+        call = source_call(model, beside)
+        last = Path(model).resolve().name if Path(model).is_dir() else re.split("[/:]", model)[-1]
         short = re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower()
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
@@ -65,18 +67,26 @@ def register(app: typer.Typer) -> None:
         return shared.screen.say(f"next: effc plan {path}, then effc compile {path}")
 
 
-def source_call(model: str) -> str:
-    """How a recipe names the model: `zoo("tiny-llama")`, `hf("/models/x")`, `hf("org/name")`."""
+def source_call(model: str, beside: Path) -> str:
+    """How a recipe in the folder `beside` names the model: `zoo("tiny-llama")`, `hf("./x")`, `hf("org/name")`."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
         return f'{kind}("{name}")'
     if Path(model).is_dir():
-        return f'hf("{Path(model).resolve()}")'
+        return f'hf("{_near(Path(model), beside)}")'
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return f'hf("{model}")'
     from ..opened import nowhere
 
     raise Reject(nowhere(model))
+
+
+def _near(folder: Path, beside: Path) -> str:
+    """A folder as seen from a recipe: relative where both lie in the working folder, or close to it."""
+    steps = Path(os.path.relpath(folder.resolve(), beside.resolve())).as_posix()
+    if steps.startswith("../../.."):
+        return folder.resolve().as_posix()
+    return steps if steps.startswith(".") else f"./{steps}"
 
 
 def fitting(call: str, goal: str, short: str, path: Path, shared: Shared) -> str:
@@ -125,21 +135,10 @@ def _branches(call: str, session) -> int:
 
 def _text(call: str, goal: str, short: str, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
     about = GOALS[goal][0].format(model=short)
-    texts = _texts()
     name = {"smaller": "small", "faster": "fast", "gentle": "light"}[goal]
-    lines = ["effspec 1", f'"""{about}"""', "", f"model base    = {call}",
-             "# Your own text is better than the library's.",
-             f'data  calib   = text("{texts / "calib.txt"}", samples: 16, length: 128, seed: 7)',
-             f'data  heldout = text("{texts / "heldout.txt"}", samples: 32, length: 256, seed: 7)', "",
-             f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
+    lines = ["effspec 1", f'"""{about}"""', "",
+             "# Texts that come with effc; text of your own domain says more.", "use std.text", "",
+             f"model base = {call}", "", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
     return "\n".join([*lines, f'emit {name} {{ hf("{short}-{name}") }}', ""])
-
-
-def _texts() -> Path:
-    """Where the texts of the library lie."""
-    from ..sources.zoo import zoo
-
-    return zoo()["tiny-llama"]
-

@@ -17,7 +17,7 @@ _detailed = typer.Option("--detailed-exitcode", help=f"Exit {EXITS['work-to-do']
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("inputs", "cache", "machine"))
+    @verb(app, shows=("inputs", "cache", "machine", "progress"))
     def plan(recipe: Annotated[Path, _recipe], shared: Shared,
              output: Annotated[Path | None, _output] = None,
              detailed_exitcode: Annotated[bool, _detailed] = False) -> int:
@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
         from ..plan import saved_form
 
         shared.check_environment()
-        plans = api.plans(shared.session(recipe))
+        with shared.listening() as tell:
+            plans = api.plans(shared.session(recipe, tell))
         if output:
             from ..cache import write_whole
 

@@ -61,7 +61,7 @@ def recipe_text(steps: str, expect: str = "", model: str = 'zoo("tiny-llama")', 
     texts = zoo()["tiny-llama"]
     sizes = {"calib": "samples: 2, length: 32", "heldout": "samples: 4, length: 64"}
     data = "\n".join(f'data {d} = text("{texts / d}.txt", {size}, seed: 7)' for d, size in sizes.items()
-                     if f"({d})" in steps + expect)
+                     if f"{d})" in steps + expect)
     return f'''effspec 1
 """A recipe of the tests."""
 
@@ -93,7 +93,7 @@ def write(tmp_path):
 def compiled(tmp_path_factory):
     """A recipe with one bound that holds and one that fails, compiled once by a real process."""
     folder = tmp_path_factory.mktemp("compiled")
-    expect = "expect small {\n  params <= 0.9 * base\n  perplexity(heldout) <= 0.5 * base\n}\n"
+    expect = "expect small {\n  params <= 0.9 * base\n  perplexity(data: heldout) <= 0.5 * base\n}\n"
     steps = "  thin = prune.channels(keep: 75% of channels, align: 32)"
     (folder / "r.effspec").write_text(recipe_text(steps, expect), encoding="utf-8")
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}

@@ -1,7 +1,12 @@
 """plan, compile, test, diff, inspect, run, cache, doctor on the zoo's model."""
 
 import json
+import shutil
+import subprocess
+import sys
 from xml.etree import ElementTree
+
+from effc.compiler.sources.zoo import zoo
 
 
 def test_compile_ends_with_a_table_and_the_line_that_was_missed(compiled):
@@ -11,9 +16,10 @@ def test_compile_ends_with_a_table_and_the_line_that_was_missed(compiled):
     assert lines[0].startswith("small -> out/small  hf, ")
     assert lines[1].split() == ["before", "after", "change", "bound"]
     assert any(line.split()[0] == "params" and line.endswith("<= 0.9 * base  holds") for line in lines)
-    assert any("perplexity(heldout)" in line and line.endswith("fails") for line in lines)
-    assert "error[expectation-missed]: `perplexity(heldout)` is " in run.err
-    assert "  --> r.effspec:13:3\n  13 |   perplexity(heldout) <= 0.5 * base\n     |   ^^^" in run.err
+    (quality,) = [line for line in lines if "perplexity" in line]
+    assert quality.startswith("  perplexity(data: heldout) ") and quality.endswith("  <= 0.5 * base  fails")
+    assert "error[expectation-missed]: `perplexity(data: heldout)` is " in run.err
+    assert "  --> r.effspec:13:3\n  13 |   perplexity(data: heldout) <= 0.5 * base\n     |   ^^^" in run.err
     assert (folder / "out" / "small" / "manifest.json").is_file()
 
 
@@ -48,6 +54,41 @@ def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_
     assert json.loads((tmp_path / "p.json").read_text())["plans"][0]["pipeline"] == "small"
 
 
+def test_weights_that_do_not_fit_their_config_are_refused_by_the_plan(effc, write, tmp_path):
+    folder = shutil.copytree(zoo()["tiny-llama"], tmp_path / "m")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"intermediate_size": 384', '"intermediate_size": 512'))
+    run = effc("plan", write(model='hf("./m")'))
+    assert (run.code, run.out) == (5, "")
+    assert "down_proj.weight` is 128 x 384 in the weights and 128 x 512 by the config, and 23 more" in run.err
+    assert "  --> r.effspec:4:14\n" in run.err
+    (folder / "config.json").write_text(config)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:3_000_000])
+    run = effc("plan", "r.effspec")
+    assert run.code == 5 and "error[damaged-weights]: m/model.safetensors is cut" in run.err
+
+
+def test_what_a_person_should_know_of_a_model_is_told_before_work(effc, write, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(zoo()["tiny-llama"], tmp_path / "half")
+    weights = {n: t.to(torch.float16) for n, t in load_file(tmp_path / "half" / "model.safetensors").items()}
+    save_file(weights, tmp_path / "half" / "model.safetensors", {"format": "pt"})
+    run = effc("plan", write(model='hf("./half")'))
+    assert run.code == 0
+    assert run.err.startswith('hf("./half"): float16 is kept as stored and computes several times slower than float32')
+    assert run.err.count("float16 is kept") == 1 and "float16 is kept" not in run.out
+
+
+def test_offline_holds_for_the_libraries_too():
+    code = ("from effc.compiler.cli import main; main(['passes', '--offline']); "
+            "from huggingface_hub import constants; print(constants.is_offline_mode())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
+
+
 def test_compile_does_what_the_plan_says(effc, write):
     path = write()
     assert effc("plan", path, "-o", "p.json").code == 0
@@ -69,7 +110,7 @@ def test_test_measures_again_in_every_format(effc, compiled):
     artifact = folder / "out" / "small"
     run = effc("test", artifact, "--no-progress")
     assert run.code == 4 and run.err.endswith("missed: 1 bound kept, 1 missed\n")
-    assert "  ok       params <= 0.9 * base" in run.out and "  missed   perplexity(heldout)" in run.out
+    assert "  ok       params <= 0.9 * base" in run.out and "  missed   perplexity(data: heldout)" in run.out
     assert "r.effspec:13:3" in run.err
     body = json.loads(effc("test", artifact, "--format", "json", "-q").out)
     assert [b["state"] for b in body["artifacts"][0]["bounds"]] == ["ok", "missed"] and body["exit"] == 4

@@ -2,12 +2,14 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from effc.compiler.library import shipped
+from effc.compiler.sources.zoo import zoo
 
 
 @pytest.fixture
@@ -221,6 +223,17 @@ def test_new_writes_a_recipe_that_checks(effc, tmp_path):
         checked = effc("check", path)
         assert (checked.code, checked.err) == (0, ""), checked.err
         assert effc("fmt", "--check", path).code == 0
+
+
+def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
+    shutil.copytree(zoo()["tiny-llama"], tmp_path / "models" / "mine")
+    (tmp_path / "recipes").mkdir()
+    for out, name in (("a.effspec", "./models/mine"), ("recipes/b.effspec", "../models/mine"),
+                      ("models/mine/c.effspec", ".")):
+        assert effc("new", tmp_path / "models" / "mine", "-o", out).code == 0
+        text = (tmp_path / out).read_text()
+        assert f'model base = hf("{name}")' in text and str(tmp_path) not in text and 'hf("mine-small")' in text
+        assert effc("check", out).code == 0
 
 
 def test_new_overwrites_nothing_and_knows_its_goals(effc, tmp_path):
