@@ -11,14 +11,19 @@ STATE, COPY = 12, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
-def effort(skeleton: Skeleton, trained: int, narrow: bool, batch: int, learned: int, measured: int) -> Effort:
+def effort(skeleton: Skeleton, trained: int, batch: int, learned: int, measured: int, *, narrow: bool = False,
+           recomputed: bool = False) -> Effort:
     """`trained` parameters, `batch` tokens in a forward; `learned` and `measured` tokens in the whole run.
 
-    `narrow`: the trained parameters have the model's type and that is narrower than float32.
+    narrow       the trained parameters have the model's type and that is narrower than float32
+    recomputed   one layer at a time keeps its activations, the others what they were given
     """
-    item = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4)
-    kept = batch * (_activations(skeleton.parts) + 2 * skeleton.facts.get("vocab", 0)) * item
-    return Effort(3 * learned + measured, trained * (STATE + (COPY if narrow else 0)) + kept)
+    item, kept = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4), _activations(skeleton.parts)
+    if recomputed:
+        layers = max(len(skeleton.units), 1)
+        kept = kept // layers + layers * skeleton.facts.get("hidden", 0)
+    kept = batch * (kept + 2 * skeleton.facts.get("vocab", 0)) * item
+    return Effort((4 if recomputed else 3) * learned + measured, trained * (STATE + (COPY if narrow else 0)) + kept)
 
 
 def _activations(parts: Iterable[Part]) -> int:

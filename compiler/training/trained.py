@@ -1,10 +1,17 @@
 """Which parameters a run trains, and how a model stands while it is trained."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ...dsl.diagnostics import Fault, Reject
+
+no_checkpointing = Fault("no-checkpointing", "Gradient checkpointing is asked of a model whose layers don't do it.")
 
 
 class Trained:
@@ -65,3 +72,27 @@ def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterat
         for p, flag in flags:
             p.grad = None
             p.requires_grad_(flag)
+
+
+@contextmanager
+def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Layers keep only what they were given, and run again in the backward pass.
+
+    Source: Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
+    """
+    again = partial(checkpoint, use_reentrant=False)
+    switches = {"gradient_checkpointing": True, "_gradient_checkpointing_func": again}
+    known: list[tuple[nn.Module, dict[str, object]]] = []
+    try:
+        for layer in layers:
+            if not isinstance(layer, GradientCheckpointingLayer):
+                raise Reject(no_checkpointing(f"a {type(layer).__name__} does not do gradient checkpointing",
+                                              help="leave `gradient_checkpointing` out, and take a smaller `batch`"))
+            known.append((layer, {name: vars(layer)[name] for name in switches if name in vars(layer)}))
+            vars(layer).update(switches)
+        yield
+    finally:
+        for layer, before in known:
+            for name in switches:
+                vars(layer).pop(name, None)
+            vars(layer).update(before)

@@ -113,6 +113,17 @@ def test_the_seed_decides_the_result_bit_for_bit(tmp_path):
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
+@pytest.mark.parametrize("name, before", [("llama", [("prune.blocks", {"remove": 1, "score": SCORE})]), ("gpt2", [])])
+def test_gradient_checkpointing_gives_the_same_weights(tmp_path, name, before):
+    model, seen = tiny.model(name), []
+    for turn, again in enumerate((False, True)):
+        program, _ = healed(tmp_path / str(turn), model, before, steps=4, gradient_checkpointing=again, **LORA)
+        layer = next(iter(program.units.values())).module(program.model)
+        assert not layer.gradient_checkpointing and "_gradient_checkpointing_func" not in vars(layer)
+        seen.append(program.model.state_dict())
+    assert all(torch.allclose(seen[0][n], seen[1][n], atol=1e-6) for n in seen[0])
+
+
 def test_distilled_alone_a_model_comes_closer_to_the_original(tmp_path):
     model, cut = tiny.model("llama"), ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 16})
 

@@ -15,7 +15,7 @@ from effc.compiler.training.adapters import Shape, adaptable, adapted
 from effc.compiler.training.loop import Regime, Run
 from effc.compiler.training.objective import Objective
 from effc.compiler.training.schedule import RowOrder, factor
-from effc.compiler.training.trained import Trained, training
+from effc.compiler.training.trained import Trained, recomputing, training
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Selector
 from hypothesis import given
@@ -79,6 +79,31 @@ def test_distilling_from_another_vocabulary_is_refused():
     said = torch.zeros(6, 10, 99)
     with pytest.raises(Reject, match="other-vocabulary"):
         Objective(tiny.model("llama"), ROWS, Reference(said.argmax(-1), said), 0.5).learn(torch.tensor([0]), 1.0)
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["class", "graph"])
+def test_recomputed_layers_run_twice_and_give_the_same_gradient(bound):
+    model, chosen, calls, found = tiny.model("gpt2"), torch.tensor([0, 3]), [], []
+    program = capture(model)
+    if bound:
+        for unit in program.units.values():
+            unit.bind(model)
+    model.get_submodule("transformer.h.1.mlp.c_fc").register_forward_pre_hook(lambda *_: calls.append(1))
+    parameters = dict(model.named_parameters())
+    for layers in ((), [unit.module(model) for unit in program.units.values()]):
+        calls.clear()
+        torch.manual_seed(0)                                          # of the dropout
+        with training(model, parameters), recomputing(layers):
+            Objective(model, ROWS).learn(chosen, 1.0)
+            found.append((len(calls), {name: p.grad.clone() for name, p in parameters.items()}))
+    (once, plain), (twice, again) = found
+    assert (once, twice) == (1, 2)
+    assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)
+
+
+def test_layers_that_can_t_recompute_are_refused():
+    with pytest.raises(Reject, match="no-checkpointing"), recomputing([torch.nn.Linear(2, 2)]):
+        pass
 
 
 # -- adapters ------------------------------------------------------------------------------------------------
