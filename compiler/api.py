@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..dsl.diagnostics import Fault, Reject, in_order
-from ..dsl.parse import parse, read_source
+from ..dsl.parse import parse, read_source, unknown_edition
 from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
@@ -45,6 +45,8 @@ class Session:
         from ..dsl.check import Checked, check
 
         parsed = parse(read_source(self.path))
+        if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
+            return Checked((), tuple(foreign))           # what the rest means is not known here
         torn = any(d.severity == "error" for d in parsed.diagnostics)
         checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,
                         skeleton=self.skeleton if resolve else self.known_skeleton, broken=torn)

@@ -49,11 +49,12 @@ def check(
     skeleton    the skeleton of a model, or None where it isn't known yet: checks against it are then left out
     overrides   values of params from the command line, the environment or a file
     library     the source of a module: "std.text", or a path relative to the working folder
-    broken      whether the parser reported errors: names that it could not read then stay silent
+    broken      whether the parser reported errors: what it could not read may declare and use anything, so names
+                that are missing there stay silent, and so does what nothing seems to use
     """
     overrides = overrides or Overrides()
     session = Session(vocabulary, library, skeleton, list(overrides.diagnostics), overrides=overrides,
-                      open=[file.source.name], lost=_lost_names(file) if broken else frozenset())
+                      open=[file.source.name], lost=_lost_names(file) if broken else frozenset(), broken=broken)
     made = [_variant(file, given, session) for given in variants(file, session)]
     unresolved = sorted({name for _, names in made for name in names})
     faults = in_order(_one_per_place(session.faults))
@@ -93,12 +94,9 @@ def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple
     results: dict[str, _Result] = {}
     declare_all(file, scope, lambda statement: _read(statement, scope, results))
     lost = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
-    for result in results.values():
-        result.finish(lost)
     report_paths([e for r in results.values() for e in r.emits], scope)
-    if not any(isinstance(s, ast.Pipeline) for s in file.statements):
-        _report_empty(file, scope)
-    _report_unused_names(scope)
+    if not session.broken:
+        _report_unused(file, scope, results, lost)
     unresolved = _structure([r.line for r in results.values() if r.line], scope)
     handles = (DataRef, MetricRef)
     params = {n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, handles)}
@@ -165,6 +163,15 @@ def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"])
     elif result:
         result.emitted |= bool(statement.targets)
         result.emits += read_emits(result.node, statement.targets, line) if line else []
+
+
+def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], lost: bool) -> None:
+    """Report what comes to nothing: results, names, the whole recipe."""
+    for result in results.values():
+        result.finish(lost)
+    if not any(isinstance(s, ast.Pipeline) for s in file.statements):
+        _report_empty(file, scope)
+    _report_unused_names(scope)
 
 
 def _report_empty(file: ast.File, scope: Scope) -> None:

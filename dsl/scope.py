@@ -58,6 +58,7 @@ class Session:
     open: list[str] = field(default_factory=list)                      # modules being read, to see cycles
     overrides: Any = None
     lost: frozenset[str] = frozenset()       # names of declarations that the parser could not read
+    broken: bool = False                     # whether there is anything that it could not read
 
     def report(self, fault: Diagnostic) -> None:
         self.faults.append(fault)

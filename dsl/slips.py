@@ -143,6 +143,17 @@ def _comma(scene: Scene) -> Slip | None:
         )
     end = scene.previous.end_pos
     gap = Span(scene.source, end, end)
+    if scene.previous.type == "NAME" and "COLON" in scene.wanted and scene.following.type != "COLON":
+        return Slip(
+            wrong_sign(
+                f"a `:` is missing after `{scene.previous}`",
+                scene.span(scene.found),
+                help=f"arguments and entries are written `{scene.previous}: value`",
+                fix=Fix(gap, ":"),
+            ),
+            True,
+            ("COLON", ":"),
+        )
     return Slip(
         missing_comma(
             f"a comma is missing before `{shown(scene.found)}`",

@@ -108,7 +108,9 @@ def test_fmt_prints_one_file_in_a_form_that_there_is(effc, sound):
     (b"hello\n", 3, "the file does not start with `effspec 1`"),
     (b"effspec 1\n", 3, "error[empty-recipe]"),
     (bytes(range(256)) * 40, 3, "error[binary-recipe]: `x.effspec` is a binary file"),
+    (b"\n# a remark\n", 3, "the file is empty"),
     (b"effspec 1\n\xff\xfe\n", 3, "error[not-utf-8]"),
+    (b"effspec 1\n" + b")c](0%0.}(0a.\"a%][(:aaa\n" * 5_000, 3, "error[not-opened]: `)` closes nothing"),
     (b"effspec 1\n" + b"(x = [" * 170_000, 3, "error[recipe-too-large]"),
     (b"effspec 1\n" + b"x = (" * 20_000, 3, "error["),
 ])
@@ -122,6 +124,19 @@ def test_what_is_no_recipe_is_refused_in_a_sentence(effc, tmp_path, verb, conten
     assert run.code == code, run.err
     assert said.removesuffix("]") in run.err or said in run.err
     assert run.out == "" and "Traceback" not in run.err
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"effspec 2\nthing base = [zoo]\n", b"effspec 1\nmodel base = zoo(\n"])
+def test_what_can_not_be_read_is_one_mistake_not_several(effc, tmp_path, content):
+    (tmp_path / "x.effspec").write_bytes(content)
+    run = effc("check", "x.effspec")
+    assert run.code == 3 and run.err.count("error[") == 1 and "warning" not in run.err
+
+
+def test_a_lost_line_leaves_nothing_unused(effc, write):
+    run = effc("check", write("  slim = prune.blocks(remove: 1, score perplexity(calib))"))
+    assert run.code == 3 and run.err.count("error[") == 1, run.err
+    assert "error[wrong-sign]: a `:` is missing after `score`" in run.err and "unused" not in run.err
 
 
 def test_a_folder_is_no_recipe(effc, sound):
