@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedModel
 
 from ..dsl.diagnostics import Fault, Reject
+from .equivalence import distance, observe
 from .kinds import Close
+from .sample import evaluating
 
 if TYPE_CHECKING:
     from .program import Program
@@ -16,29 +19,38 @@ promise_broken = Fault("promise-broken", "A pass that promises to keep outputs c
 
 @dataclass(frozen=True)
 class Promise:
-    """The outputs of the capture's batch, left-padded, before a pass ran."""
+    """What a model computed before a pass ran: some tokens each, on several shapes, padded and while decoding."""
 
-    outputs: torch.Tensor
+    outputs: list[torch.Tensor]
 
     @staticmethod
     def of(program: "Program") -> "Promise":
-        return Promise(outputs(program))
+        return Promise(observed(program))
 
     def check(self, program: "Program", keeps: Close) -> None:
         """Raise Reject (promise-broken) where outputs differ by more than was promised, or are no numbers."""
-        worst, most = (outputs(program) - self.outputs).abs().max().item(), self._allowed(program, keeps)
+        worst = distance(self.outputs, observed(program))
+        most = self._allowed(program, keeps)
         if not worst <= most:
             raise Reject(promise_broken(f"outputs changed by {worst:.3g}, the pass promises at most {most:.3g}",
                                         help="this is a defect of the pass: leave the step out, and report it"))
 
     def _allowed(self, program: "Program", keeps: Close) -> float:
         """`atol` is told for float32; a narrower type rounds sums that are added in another order more coarsely."""
-        step = torch.finfo(program.model.dtype).eps * self.outputs.abs().max().item()
+        largest = max(float(t.abs().max()) for t in self.outputs)
+        step = torch.finfo(next(program.model.parameters()).dtype).eps * largest
         return max(keeps.atol, 8 * step) if keeps.atol else 0.0
 
 
-@torch.no_grad()
+def observed(program: "Program") -> list[torch.Tensor]:
+    """Outputs in all situations that `equivalence` looks at; of modules of other kinds, on the capture's batch."""
+    if isinstance(program.model, PreTrainedModel):
+        return observe(program.model)
+    return [outputs(program)]
+
+
 def outputs(program: "Program") -> torch.Tensor:
     """Logits, or the last hidden state, of the inputs that the program was captured with, float32."""
-    result = program.model.eval()(**program.inputs)
+    with torch.no_grad(), evaluating(program.model):
+        result = program.model(**program.inputs)
     return (result.logits if "logits" in result else result[0]).float()
