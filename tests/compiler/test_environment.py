@@ -10,7 +10,8 @@ from effc.dsl.diagnostics import Reject
 
 @pytest.mark.parametrize(("version", "spread", "state"), [
     ("2.13.0+cpu", ">=2.8", "ok"), ("2.8", ">=2.8", "ok"), ("2.8.0", ">=2.8", "ok"), ("2.10", ">=2.9", "ok"),
-    ("2.7.1", ">=2.8", "outside"), ("6.0.0", ">=5.0,<6", "outside"), ("5.24.0", ">=5.0,<6", "ok"),
+    ("2.7.1", ">=2.8", "outside"), ("6.0.0", ">=5.24,<6", "outside"), ("5.24.0", ">=5.24,<6", "ok"),
+    ("5.23.0", ">=5.24,<6", "outside"),
     ("6.0.0rc1", "<6", "outside"), ("", ">=1", "missing"), ("1.0", "", "ok"),
 ])
 def test_a_version_lies_in_its_range_or_not(version, spread, state):
@@ -30,12 +31,12 @@ def test_a_missing_optional_package_names_its_group():
 
 def test_a_package_outside_its_range_is_refused_with_exit_5(monkeypatch):
     true = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda name: "4.57.1" if name == "transformers" else true(name))
+    monkeypatch.setattr(metadata, "version", lambda name: "5.23.0" if name == "transformers" else true(name))
     with pytest.raises(Reject) as caught:
         check_packages()
     (fault,) = caught.value.diagnostics
-    assert fault.message == "transformers 4.57.1 is installed, effc needs >=5.0,<6"
-    assert fault.help == 'pip install "transformers>=5.0,<6"' and caught.value.exit == 5
+    assert fault.message == "transformers 5.23.0 is installed, effc needs >=5.24,<6"
+    assert fault.help == 'pip install "transformers>=5.24,<6"' and caught.value.exit == 5
 
 
 def test_a_missing_module_is_refused_with_its_group():
