@@ -113,6 +113,7 @@ class Run:
         return self.course
 
     def _train(self) -> None:
+        self._need_room()
         if self.judge and not self.course.held_out:
             self._look(0)
         for step in range(self.course.step + 1, self.regime.steps + 1):
@@ -200,16 +201,17 @@ class Run:
         for key, master in self.trained.masters.items():
             # What never had a gradient, such as an expert that no token was sent to, has no state yet.
             tensors |= {f"{part}:{key}": value for part, value in self.optimizer.state.get(master, {}).items()}
-        self._need_room(sum(t.nbytes for t in tensors.values()))
         self.saved.write(name, tensors)
         best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
         self.saved.finish(asdict(self.course), [name, *best])
 
-    def _need_room(self, wanted: int) -> None:
+    def _need_room(self) -> None:
+        """Two checkpoints lie side by side for a moment, each of weights and two moments, and so do two best ones."""
+        wanted = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
         if wanted > 0.9 * free:
-            raise Reject(no_space(f"a checkpoint of training takes {size(wanted)}, {size(free)} are free in "
+            raise Reject(no_space(f"the checkpoints of training take {size(wanted)}, {size(free)} are free in "
                                   f"{self.ctx.workdir}", help="train fewer parameters, or give another --cache-dir"))
 
     def _resume(self) -> None:

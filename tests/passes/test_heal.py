@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from effc.compiler.cache import Cache
 from effc.compiler.capture import capture
 from effc.compiler.evaluate import nll
 from effc.compiler.pipeline import Build
+from effc.compiler.shelf import Shelf
 from effc.compiler.sources.zoo import zoo
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
@@ -88,6 +90,14 @@ def test_layers_that_lost_a_branch_run_their_edited_graphs_while_they_heal(tmp_p
     assert any(unit.edited for unit in program.units.values())
     assert loss(program.model) < 0.8 * loss(pruned.model)
     assert set(program.model.state_dict()) == set(pruned.model.state_dict())
+
+
+@pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
+def test_a_bfloat16_model_heals_and_stays_one(tmp_path, facts):
+    model = tiny.model("llama").bfloat16()
+    program, _ = healed(tmp_path, model, **facts)
+    assert {p.dtype for p in program.model.parameters()} == {torch.bfloat16}
+    assert loss(program.model) < 0.8 * loss(model)
 
 
 def test_only_what_is_selected_is_trained(tmp_path):
@@ -193,6 +203,20 @@ def test_a_tied_output_layer_gets_no_adapter(tmp_path):
     assert refused(tmp_path, model, on=Selector((("|", "lm_head"),))).slug == "tied-adapter"
 
 
+def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
+    said = refused(tmp_path, tiny.model("llama"), lr=1e20, method="full")          # this rate would be told next
+    assert (said.slug, said.exit) == ("no-room", 6)
+
+
+def test_the_example_of_the_page_is_a_legal_step(tmp_path):
+    doc = Shelf().vocabulary.word("pass", "tune.heal").doc
+    (step,) = (line.partition("fit = ")[2] for line in doc.splitlines() if line.startswith("Example: "))
+    path = written(tmp_path, step)
+    path.write_text(path.read_text().replace("data  rows", "data  calib = synthetic(8)\ndata  dev = synthetic(2)\ndata  rows"))
+    assert [d.slug for d in api.check(path).diagnostics if d.severity == "error"] == []
+
+
 @pytest.mark.parametrize("wrong", ["steps: 0", "lr: 0", "batch: 0", "distill: 120%", "rank: 0", "temperature: 0"])
 def test_senseless_numbers_are_refused_by_check(tmp_path, wrong):
     given = "" if wrong.startswith("steps") else "steps: 5, "
@@ -220,15 +244,28 @@ emit lean {{ hf("lean", form: compact) }}
     return path
 
 
-def stepped(recipe, name):
-    """What the cache keeps of the last step, after all steps have run."""
-    session = api.session(recipe, cache_dir=recipe.parent / f"cache-{name}", threads=1)
+def building(recipe, cache):
+    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1)
     (plan,) = api.plans(session)
-    cache = Cache(session.settings.cache_dir)
-    build = Build(plan, session.context(plan.recipe, plan.pipeline), cache)
-    for stage in plan.stages:
+    return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
+
+
+def stepped(recipe, cache):
+    """What the cache keeps of the last step, after all steps have run."""
+    build = building(recipe, cache)
+    for stage in build.plan.stages:
         build.step(stage)
-    return cache.step(plan.stages[-1].key)
+    return build.cache.step(build.plan.stages[-1].key)
+
+
+def test_a_kept_result_is_the_healed_model(tmp_path):
+    recipe = written(tmp_path, "tune.heal(data: rows, steps: 9, lr: 1e-2)")
+    first, second = building(recipe, "cache"), building(recipe, "cache")
+    for stage in first.plan.stages:
+        first.step(stage)
+    key, rows = first.plan.stages[-1].key, first.ctx.rows(DataRef("rows"))
+    assert loss(second.reach(key).model, rows) == loss(first.reach(key).model, rows)
+    assert loss(second.reach(key).model, rows) < loss(second.reach(second.plan.stages[0].key).model, rows)
 
 
 def test_the_manifest_tells_the_loss_curve(tmp_path):
@@ -241,10 +278,8 @@ def test_the_manifest_tells_the_loss_curve(tmp_path):
 
 def test_the_original_is_asked_before_the_first_pass(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 2, lr: 1e-2, distill: 50%)")
-    session = api.session(recipe, cache_dir=tmp_path / "cache", threads=1)
-    (plan,) = api.plans(session)
-    build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(tmp_path / "cache"))
-    build.step(plan.stages[0])
+    build = building(recipe, "cache")
+    build.step(build.plan.stages[0])
     assert list((tmp_path / "cache" / "references").glob("*.safetensors"))
 
 

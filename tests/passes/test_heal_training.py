@@ -193,7 +193,7 @@ def test_a_run_broken_off_at_any_forward_goes_on_to_the_same_bits(tmp_path, dtyp
     facts = {"dtype": dtype, "accumulate": 2, "steps": 5, "every": 2, "save": 2}
     whole, course = trained(tmp_path / "whole", **facts)
     assert len(course.held_out) == 4 and course.step == 5
-    for stop in range(1, 11):
+    for stop in range(1, 11) if dtype == torch.float32 else (6, 9):
         with pytest.raises(Stopped):
             trained(tmp_path / f"{stop}", stop_at=stop, **facts)
         weights, again = trained(tmp_path / f"{stop}", **facts)
