@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class Session:
 
         texts = self.set.items() if isinstance(self.set, Mapping) else ()
         sets = [f"{name}={text}" for name, text in texts] or list(self.set)
-        return read_overrides(sets, read_source(self.params) if self.params else None, os.environ)
+        return read_overrides(sets, _params_source(self.params) if self.params else None, os.environ)
 
     def recipes(self) -> tuple[Recipe, ...]:
         """The checked variants; raises Reject with all faults."""
@@ -100,6 +100,19 @@ class Session:
             found = shipped().get(name)
             return read_source(found.path) if found else None
         return read_source(name) if Path(name).is_file() else None
+
+
+def _params_source(path: Path) -> Source:
+    """The text of a params file; whatever is wrong with it is a mistake of the command line."""
+    from ..dsl.overrides import bad_override
+
+    if not path.is_file():
+        raise Reject(bad_override(f"there is no params file `{path}`",
+                                  help='it holds one JSON object: {"keep": "80%"}'))
+    try:
+        return read_source(path)
+    except Reject as refused:
+        raise Reject(*(replace(d, fault=bad_override) for d in refused.diagnostics)) from refused
 
 
 def shipped_skeleton(origin: Origin) -> Skeleton | None:
@@ -235,7 +248,8 @@ def build(session: Session, out: Path, *, force: bool = False, saved: Any = None
         refuse_drift(saved, made)
     for plan in made:
         for target in plan.pipeline.emits:
-            check_free(place(plan, out) / target.call.args["path"], force)
+            with placed(target.call.where("path")):
+                check_free(place(plan, out) / target.call.args["path"], force)
     results = []
     for plan in made:
         told(plan)

@@ -55,6 +55,12 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
 
 
 def check_free(into: Path, force: bool) -> None:
+    """Refuse a place that is taken, or where nothing can be written: before any work."""
+    there = next(p for p in into.absolute().parents if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        said = "this user can't write there" if there.is_dir() else "it is a file, not a folder"
+        raise Reject(output_unwritable(f"{_shown(there, into)}: {said}",
+                                       help="name an output folder that you can write to"))
     if not os.path.lexists(into):
         return
     if not force:
@@ -62,6 +68,11 @@ def check_free(into: Path, force: bool) -> None:
     if not (into / NAME).is_file() and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
         raise Reject(output_exists(f"{into} exists and is no artifact, so --force does not replace it",
                                    help="remove it yourself, or name another folder"))
+
+
+def _shown(folder: Path, into: Path) -> Path:
+    """A folder above an artifact as the artifact's path spells it, where it does."""
+    return next((p for p in into.parents if p.absolute() == folder), folder)
 
 
 def _taken(into: Path) -> Diagnostic:

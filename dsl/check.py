@@ -83,8 +83,7 @@ def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
     """Variants find the same faults again; one place has one fault of a kind."""
     seen: dict = {}
     for fault in faults:
-        place = (fault.span.source.name, fault.span.start, fault.span.end) if fault.span else fault.message
-        seen.setdefault((fault.slug, place), fault)
+        seen.setdefault((fault.slug, fault.span or fault.message), fault)
     return list(seen.values())
 
 

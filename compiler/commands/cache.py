@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..cache import Cache
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe; each of its steps is looked up.",
-                         show_default=False)
+                         show_default=False, readable=False)
 _delete = typer.Option("--delete", help="Remove what is damaged; compile makes it again.", show_default=False)
 _age = typer.Option("--older-than", metavar="DAYS", help="Drop what was not used for so many days.")
 

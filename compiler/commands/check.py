@@ -13,7 +13,7 @@ from .screen import code_of
 if TYPE_CHECKING:
     from ...dsl.recipe import Recipe
 
-_recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False)
+_recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False, readable=False)
 _fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
 _resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.",
                         show_default=False)

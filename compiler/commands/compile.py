@@ -24,7 +24,7 @@ unreadable_plan = Fault(
 
 DUMPS = ("changed", "before", "after")
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where artifacts go.")
 _plan = typer.Option("--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.",
                      show_default=False)

@@ -60,7 +60,8 @@ _cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar
                envvar="EFFC_CACHE_DIR")
 _trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
 _seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N")
-_device = _flag("machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device", metavar="NAME")
+_device = _flag("machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device",
+                metavar="NAME")
 _threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1)
 _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=_bytes)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")

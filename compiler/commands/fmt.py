@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ...dsl import ast
 
 _files = typer.Argument(metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.",
-                        show_default=False)
+                        show_default=False, readable=False)
 _check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.",
                       show_default=False)
 _to = typer.Option("--to", metavar="effspec|json", show_default=False,

@@ -9,7 +9,7 @@ import typer
 from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)
+_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 _output = typer.Option("-o", "--output", metavar="FILE", show_default=False,
                        help="Save the plan; `compile --plan` refuses drift.")
 _detailed = typer.Option("--detailed-exitcode", help=f"Exit {EXITS['work-to-do']} where there is work to do.",

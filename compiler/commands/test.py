@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..retest import Tested
 
 _place = typer.Argument(metavar="ARTIFACT|RECIPE", help="An artifact, or a recipe whose artifacts exist.",
-                        show_default=False)
+                        show_default=False, readable=False)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifacts of a recipe are.")
 _recipe = typer.Option("--recipe", metavar="FILE", show_default=False,
                        help="The recipe of an artifact, where it is not beside it.")

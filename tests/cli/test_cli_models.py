@@ -1,11 +1,13 @@
 """plan, compile, test, diff, inspect, run, cache, doctor on the zoo's model."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
 
+import pytest
 from effc.compiler.sources.zoo import zoo
 
 
@@ -43,6 +45,22 @@ def test_an_output_that_exists_is_not_replaced_unless_forced(effc, compiled, mon
     assert run.code == 2 and "error[output-exists]" in run.err and "--force" in run.err
     assert "thin" not in effc("compile", folder / "r.effspec", "-o", folder / "out", "--cache-dir", "none").err
     assert (folder / "out" / "small" / "manifest.json").read_bytes() == before
+
+
+def test_an_output_folder_that_is_none_is_refused_before_work(effc, write, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    run = effc("compile", write())
+    assert (run.code, run.out) == (5, "") and "thin" not in run.err.split("\n")[0]
+    assert run.err.startswith("error[output-unwritable]: out: it is a file, not a folder\n  --> r.effspec:")
+    assert "prune.channels  -" not in run.err                  # no stage was run
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_without_permission_is_refused_before_work(effc, write, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    run = effc("compile", write())
+    assert (run.code, run.out) == (5, "")
+    assert run.err.startswith("error[output-unwritable]: out: this user can't write there\n  --> r.effspec:")
 
 
 def test_plan_says_what_is_cached_and_whether_there_is_work(effc, compiled, tmp_path):

@@ -1,6 +1,7 @@
 """check, fmt, explain, passes, recipes: exact output, and what they make of input that is no recipe."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -137,6 +138,53 @@ def test_a_lost_line_leaves_nothing_unused(effc, write):
     run = effc("check", write("  slim = prune.blocks(remove: 1, score perplexity(calib))"))
     assert run.code == 3 and run.err.count("error[") == 1, run.err
     assert "error[wrong-sign]: a `:` is missing after `score`" in run.err and "unused" not in run.err
+
+
+AS_USER = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do everything")
+
+
+def test_a_recipe_that_the_system_does_not_hand_out_is_refused(effc):
+    if not os.path.exists("/proc/self/mem"):
+        pytest.skip("this system has no file that is there and gives an error")
+    run = effc("check", "/proc/self/mem")
+    assert run.code == 2 and run.err.startswith("error[unreadable-recipe]: `/proc/self/mem` cannot be read: input/output")
+
+
+@AS_USER
+def test_a_recipe_without_permission_is_refused(effc, sound, tmp_path):
+    (tmp_path / sound).chmod(0)
+    run = effc("check", sound)
+    assert run.code == 2 and run.err == "error[unreadable-recipe]: `r.effspec` cannot be read: permission denied\n"
+
+
+@AS_USER
+def test_fmt_says_where_it_may_not_write(effc, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "u.effspec").write_text('effspec 1\nmodel   base = zoo("tiny-llama")\n')
+    folder.chmod(0o555)
+    run = effc("fmt", "closed/u.effspec")
+    assert run.code == 5 and run.err.startswith("error[no-access]: no permission: ") and "closed" in run.err
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "there is no params file `p.json`"),
+    (b"{", "the params file is no JSON"),
+    (b"[1]", "the params file holds no object"),
+    (b"\x00\x01", "`p.json` is a binary file"),
+    (b'{"keep": "caf\xe9"}', "byte 14 of `p.json` (line 1, column 14) is not UTF-8"),
+    (b'{"kep": "80%"}', "the recipe has no param `kep`"),
+])
+def test_a_params_file_that_is_none_is_a_mistake_of_the_command_line(effc, sound, tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "p.json").write_bytes(content)
+    run = effc("check", sound, "--params", "p.json")
+    assert (run.code, run.out) == (2, "") and said in run.err and ".effspec" not in run.err
+
+
+def test_every_unknown_value_from_outside_is_told(effc, sound):
+    run = effc("check", sound, "--set", "a=1", "--set", "b=2")
+    assert run.code == 2 and all(f"the recipe has no param `{name}`" in run.err for name in "ab")
 
 
 def test_a_folder_is_no_recipe(effc, sound):
