@@ -41,8 +41,9 @@ def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context,
     path, judged = out / target.call.args["path"], []
 
     def build(folder: Path) -> Manifest:
-        ctx.shelf.make("target", target.call).emit(program, folder, ctx)
-        checks = verify(folder, program.model, seed=ctx.seed)
+        writer = ctx.shelf.make("target", target.call)
+        writer.emit(program, folder, ctx)
+        checks = verify(folder, program.model, writer.forms(), seed=ctx.seed)
         compared = compare(folder, plan, cache, ctx)
         judged.extend(misses(compared.outcomes))
         return described(program, target, plan, cache, ctx).with_measures(

@@ -111,6 +111,20 @@ class Pass(Word):
         return Effort()
 
 
+@dataclass(frozen=True)
+class Form:
+    """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
+
+    folder   below the artifact; where there is none nothing is checked
+    opens    "plain": transformers alone, or "effc": `effc.load`
+    padded   zeros fill it up, which changes the order of sums
+    """
+
+    folder: str
+    opens: str
+    padded: bool = False
+
+
 class Target(Word):
     """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
 
@@ -125,6 +139,10 @@ class Target(Word):
     @abstractmethod
     def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder."""
+
+    def forms(self) -> tuple[Form, ...]:
+        """The folders that it may have written and that load as models."""
+        return ()
 
 
 class Metric(Word):

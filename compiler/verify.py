@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
 from .evaluate import LOOK, not_a_number
+from .kinds import Form
 from .manifest import Check
 from .verify_child import inputs_for, probe
 
@@ -34,11 +35,11 @@ reload_starved = Fault("reload-starved", "The process that reopened an artifact 
 SAME = {torch.float32: 1e-5}      # equal shapes give equal sums; BLAS may still choose by memory alignment
 PADDED = {torch.float32: 1e-4}    # zeros change how sums are blocked, hence their rounding
 _HALF = {"same": 2**-6, "padded": 2**-4}   # bfloat16 rounds at 2**-8, and over some layers
-FORMS = {"model": "plain", "compat": "plain", "compact": "effc"}
 SECONDS = 1800
 
 
-def verify(artifact: Path, model: nn.Module, *, seed: int = 0, seconds: float = SECONDS) -> tuple[Check, ...]:
+def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int = 0,
+           seconds: float = SECONDS) -> tuple[Check, ...]:
     """Every form that the folder holds, each in a process of its own; the folder may be a draft.
 
     return   one check per form and kind of output
@@ -49,9 +50,9 @@ def verify(artifact: Path, model: nn.Module, *, seed: int = 0, seconds: float = 
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
     checks: list[Check] = []
-    for form, how in FORMS.items():
-        if (artifact / form / "config.json").is_file():
-            found = reopen(artifact / form, how, inputs, attention_of(model), seconds)
+    for form in forms:
+        if (artifact / form.folder).is_dir():
+            found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds)
             checks += compare(form, expected, found, model.dtype)
     wrong = [check for check in checks if not check.holds]
     if wrong:
@@ -65,7 +66,7 @@ def attention_of(model: Any) -> str:
 
 def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str,
            seconds: float = SECONDS) -> dict[str, torch.Tensor]:
-    """What a fresh process computes from a folder. `how` is "plain" (transformers alone) or "effc"."""
+    """What a fresh process computes from a folder. `how` is a Form's `opens`."""
     from safetensors.torch import load_file, save_file
 
     child = Path(__file__).with_name("verify_child.py")
@@ -98,16 +99,15 @@ def _died(folder: Path, done: "subprocess.CompletedProcess[str]"):
     return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", note=done.stderr[-2000:])
 
 
-def compare(form: str, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
+def compare(form: Form, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
             dtype: torch.dtype) -> list[Check]:
     """One check per output. Tokens count as different only where the two best logits are not a near tie."""
-    padded = form == "compat"
-    share = (PADDED if padded else SAME).get(dtype, _HALF["padded" if padded else "same"])
-    reason = "zeros change the order of sums" if padded else "equal shapes; memory alignment may round sums"
+    share = (PADDED if form.padded else SAME).get(dtype, _HALF["padded" if form.padded else "same"])
+    reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
     checks = []
     for name, want in expected.items():
         got = found.get(name)
-        what = f"{form}, fresh process: {name}"
+        what = f"{form.folder}, fresh process: {name}"
         if got is None or got.shape != want.shape:
             checks.append(Check(what, float("inf"), 0.0, "an output of another shape"))
         elif want.is_floating_point():

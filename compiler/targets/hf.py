@@ -13,7 +13,7 @@ from ..blank import cut_tables
 from ..compat import Padding, padding
 from ..context import Context
 from ..folder import TOKENIZER_FILES
-from ..kinds import Target, param
+from ..kinds import Form, Target, param
 from ..program import Program
 from ..sealed import KEY, record, seal
 from ..snapshot import distinct
@@ -21,6 +21,8 @@ from ..stock import stock_config
 from ..tensors import Piece, write_tensors
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
+
+FORMS = (Form("model", "plain"), Form("compat", "plain", padded=True), Form("compact", "effc"))
 
 # Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
 _COMPANIONS = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json",
@@ -50,7 +52,7 @@ class Hf(Target):
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         notes: list[str] = []
-        for form in self._forms(program.model, notes):
+        for form in self._chosen(program.model, notes):
             if form == "compat":
                 self._emit_compat(program, into, ctx, notes)
             else:
@@ -58,7 +60,10 @@ class Hf(Target):
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
-    def _forms(self, model: Any, notes: list[str]) -> tuple[str, ...]:
+    def forms(self) -> tuple[Form, ...]:
+        return FORMS
+
+    def _chosen(self, model: Any, notes: list[str]) -> tuple[str, ...]:
         """Which forms to write; Reject where stock is asked for by name and can't be."""
         if self.form in ("auto", "stock"):
             _, why = stock_config(model)

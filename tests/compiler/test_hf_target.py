@@ -15,13 +15,14 @@ from effc.compiler.artifact import write
 from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
 from effc.compiler.compat import padding
+from effc.compiler.kinds import Form
 from effc.compiler.manifest import Manifest, read_manifest
 from effc.compiler.model import Origin
 from effc.compiler.program import Program
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.stock import stock_config
-from effc.compiler.targets.hf import Hf
+from effc.compiler.targets.hf import FORMS, Hf
 from effc.compiler.verify import attention_of, compare, verify
 from effc.compiler.verify_child import inputs_for, probe
 from effc.dsl.skeleton import Group
@@ -35,6 +36,8 @@ from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused
 
 torch.set_num_threads(1)
+MODEL, COMPAT, COMPACT = FORMS
+BY_NAME = {form.folder: form for form in FORMS}
 CHANGES = ("nothing", "layers", "widths", "uneven", "fewer and uneven")
 WIDER = tuple(name for name in tiny.WIDER if name != "rwkv")
 
@@ -165,7 +168,7 @@ def test_a_lost_branch_is_lost_in_every_form(artifacts, name):
 
 def assert_same(folder: Path, forms: set[str], expected: dict[str, torch.Tensor]) -> None:
     for form in forms:
-        for check in compare(form, expected, load_file(folder / f"{form}.out.safetensors"), torch.float32):
+        for check in compare(BY_NAME[form], expected, load_file(folder / f"{form}.out.safetensors"), torch.float32):
             assert check.holds, check
             assert form == "compat" or check.worst == 0.0, check
 
@@ -244,7 +247,7 @@ def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
         assert len(stored) == len(set(stored)) and "lm_head.weight" not in stored
     made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
     inputs = inputs_for(made.config)
-    assert all(check.holds for check in compare("compat", probe(program.model, inputs), probe(made, inputs),
+    assert all(check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs),
                                                 torch.float32))
 
 
@@ -258,7 +261,7 @@ def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
     made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
     assert made.dtype == torch.bfloat16
     inputs = inputs_for(made.config)
-    assert all(check.holds for check in compare("compat", probe(program.model, inputs), probe(made, inputs),
+    assert all(check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs),
                                                 torch.bfloat16))
 
 
@@ -294,7 +297,7 @@ def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
 
     def build(folder: Path) -> Manifest:
         Hf(path="a").emit(program, folder, ctx)
-        return Manifest("hf", checks=verify(folder, program.model))
+        return Manifest("hf", checks=verify(folder, program.model, FORMS))
 
     write(tmp_path / "a", build=build)
     manifest = read_manifest(tmp_path / "a")
@@ -304,12 +307,23 @@ def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
     assert manifest.notes[0].startswith("There is no stock checkpoint")
 
 
+def test_a_target_says_which_of_its_folders_are_models(tmp_path):
+    """A folder that it does not name is not opened, one that it names is, whatever it is called."""
+    program = changed("llama", "nothing")
+    folder = emit(program, tmp_path / "a")
+    (folder / "model").rename(folder / "student")
+    assert verify(folder, program.model, FORMS) == ()
+    checks = verify(folder, program.model, (Form("student", "plain"),))
+    assert {check.what.partition(":")[0] for check in checks} == {"student, fresh process"}
+    assert Hf(path="a").forms() == FORMS
+
+
 def test_weights_that_are_not_the_model_s_are_found(tmp_path):
     program = changed("llama", "nothing")
     folder = emit(program, tmp_path / "a")
     with torch.no_grad():
         program.model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
-    reject = refused(lambda: verify(folder, program.model))
+    reject = refused(lambda: verify(folder, program.model, FORMS))
     assert {d.slug for d in reject.diagnostics} == {"reload-differs"} and reject.exit == 1
 
 
@@ -319,7 +333,7 @@ def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
     weights = load_file(folder / "model" / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
-    (found,) = refused(lambda: verify(folder, program.model)).diagnostics
+    (found,) = refused(lambda: verify(folder, program.model, FORMS)).diagnostics
     assert found.slug == "reload-died" and "model.norm.weight" in found.message
 
 
@@ -344,13 +358,13 @@ def test_tokens_may_part_at_a_near_tie_only():
     expected, other = near_tie(), {k: v.clone() for k, v in near_tie().items()}
     other["greedy tokens"][0, 1:] = torch.tensor([0, 1])
     other["logits of prefill and 2 decode steps"][0, 2] = torch.tensor([-9.0, 9.0])
-    assert all(check.holds for check in compare("compat", expected, other, torch.float32))
+    assert all(check.holds for check in compare(COMPAT, expected, other, torch.float32))
     other["greedy tokens"][0, 0] = 0
-    assert not all(check.holds for check in compare("compat", expected, other, torch.float32))
+    assert not all(check.holds for check in compare(COMPAT, expected, other, torch.float32))
 
 
 def test_nan_is_a_difference():
     odd = {k: v.clone() for k, v in near_tie().items()}
     odd["logits of prefill and 2 decode steps"][0, 0, 0] = torch.nan
-    assert not all(check.holds for check in compare("model", near_tie(), odd, torch.float32))
+    assert not all(check.holds for check in compare(MODEL, near_tie(), odd, torch.float32))
 
