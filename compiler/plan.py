@@ -17,11 +17,11 @@ from . import keys, shrink
 from .cache import Cache
 from .context import Context
 from .kinds import Pass
+from .peak import peak_bytes
 from .quantity import change, count, seconds, size
 from .select import branches, groups, layers, parts
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 FORMAT = 1
 
 
@@ -35,9 +35,7 @@ class Size:
 
     @staticmethod
     def of(skeleton: Skeleton) -> "Size":
-        count = shrink.params(skeleton)
-        item = ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
-        return Size(count, shrink.flops_per_token(skeleton, 512), count * item)
+        return Size(shrink.params(skeleton), shrink.flops_per_token(skeleton, 512), shrink.bytes_(skeleton))
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,15 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     done: dict[str, tuple[str, Skeleton, str]] = {pipeline.model: (ctx.origin.identity, skeleton, "")}
     stages = []
     for step in pipeline.steps:
-        stage, after = _stage(step.name, step.call, *done[step.source], ctx, store)
+        original = None if step.source == pipeline.model else skeleton
+        stage, after = _stage(step.name, step.call, *done[step.source], original, ctx, store)
         done[step.name] = (stage.key, after, stage.told[1])
         stages.append(stage)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
 
 
-def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, ctx: Context, store: Cache
-           ) -> tuple[Stage, Skeleton]:
+def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, original: Skeleton | None,
+           ctx: Context, store: Cache) -> tuple[Stage, Skeleton]:
     pass_ = ctx.shelf.make("pass", call)
     after = pass_.forecast(before)
     parts = keys.step_parts(call, source, ctx)
@@ -136,7 +135,8 @@ def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str
         name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
         told=(told, _told(pass_, forwards, told)), forwards=forwards,
         seconds=tokens * Size.of(before).flops / flops_per_second(),
-        peak_bytes=_peak(before, ctx) + effort.bytes, cached=cached, why="" if cached else store.why(parts))
+        peak_bytes=peak_bytes(call, before, after, original, bool(forwards), ctx) + effort.bytes,
+        cached=cached, why="" if cached else store.why(parts))
     return stage, after
 
 
@@ -164,12 +164,6 @@ def _tokens(call: Invocation, ctx: Context) -> int:
     """How many tokens one score reads."""
     names = keys.data_named(ctx.recipe, call.args)
     return sum(ctx.rows_by_name(name).numel() for name in names)
-
-
-def _peak(skeleton: Skeleton, ctx: Context) -> int:
-    """Anonymous memory of a step: at most one copy of the weights, and logits of one batch of rows."""
-    vocab = skeleton.facts.get("vocab", 0)
-    return Size.of(skeleton).bytes + 2 * 4 * vocab * 1024
 
 
 @cache

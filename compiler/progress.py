@@ -65,6 +65,13 @@ class StageEnded(Event):
 
 
 @dataclass(frozen=True)
+class Said(Event):
+    """What a stage found worth saying, in one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Warned(Event):
     """A diagnostic of lower severity, already rendered as one line."""
 

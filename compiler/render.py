@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from .progress import Event, Listener, Recorded, StageBegan, StageEnded, Ticked, Warned, silent
+from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, silent
 from .quantity import measured, seconds, size
 
 HEARTBEAT = 10.0     # seconds without a line after which a long stage says that it lives
@@ -46,6 +46,8 @@ class Renderer(ABC):
                     self.stage = self.tick = None
                 case Recorded():
                     self.recorded(event)
+                case Said():
+                    self.line(f"       {event.message}")
                 case Warned():
                     self.line(event.message)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..dsl.skeleton import Branch, Group, Member, Part, Skeleton
 
+_ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _LOOKUPS = ("Embedding", "Embeddings")     # class names that end so read rows and multiply nothing
 
 
@@ -19,9 +20,9 @@ def params(skeleton: Skeleton) -> int:
     return sum(math.prod(shape) for name, shape in skeleton.shapes().items() if name not in copies)
 
 
-def bytes_(skeleton: Skeleton, itemsize: int) -> int:
-    """Bytes of all parameters at `itemsize` bytes per number."""
-    return params(skeleton) * itemsize
+def bytes_(skeleton: Skeleton) -> int:
+    """Bytes of all parameters as they are stored."""
+    return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
 def flops_per_token(skeleton: Skeleton, context: int) -> int:

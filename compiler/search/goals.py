@@ -7,7 +7,7 @@ from ...dsl.skeleton import Skeleton
 from ..amount import Amount
 from .candidate import Pool
 from .loop import Budget
-from .saving import whole
+from .saving import OF_MODEL, whole
 
 out_of_reach = Fault(
     "out-of-reach",
@@ -21,7 +21,7 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: int | None = No
     total   how many items there are to choose from, where it isn't all of the model's
     """
     of = amount.of or kind
-    if of in ("params", "flops"):
+    if of in OF_MODEL:
         size = whole(skeleton, of)
         share = amount.value.value * size
         return Budget(of, share if amount.removes else size - share, size)

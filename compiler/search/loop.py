@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..evaluate import not_a_number
 from ..journal import Journal
 from ..memory import room_for
-from ..progress import Ticked
+from ..progress import Said, Ticked, Warned
+from ..quantity import count, counted, size
 from ..reconstruct import Moments
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
@@ -36,6 +38,20 @@ class Budget:
         return saved >= self.goal * (1 - 1e-9)      # 1e-9: sums of differences of large numbers
 
 
+@dataclass
+class Beside:
+    """A metric that no decision reads, on rows of its own: where it suffers more than the score, the search has
+    fitted the score's rows.
+
+    every     share of the budget after which it is measured again
+    seen      (share of the budget that is saved, score, this metric), the model as it was first
+    """
+
+    metric: MetricRef
+    every: float = 0.25
+    seen: list[tuple[float, float, float]] = field(default_factory=list)
+
+
 class Search:
     """Runs of the loop over one program that share a journal and what layers gave.
 
@@ -50,6 +66,7 @@ class Search:
         self.scored_by: MetricRef | None = None        # what the last cut was scored by
         self.saved: dict[str, float] = {}
         self.cuts: list[Cut] = []
+        self.beside: Beside | None = None
         self.scored, self.layers_naive, self.layers_other = 0, 0, 0
 
     @property
@@ -59,6 +76,7 @@ class Search:
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
         while not budget.is_met(self.saved.get(budget.of, 0.0)):
+            self._look_beside(metric, budget)
             pairs = [(pool, c) for pool in pools for c in pool.candidates()]
             if not pairs:
                 return
@@ -70,15 +88,42 @@ class Search:
         self.layers_other += runs * len(self.program.units)
 
     def finish(self, pools: Sequence[Pool]) -> None:
-        """Make the cuts real and say what they cost."""
+        """Make the cuts real and say what the search cost.
+
+        The cost is said, not noted: a run that was killed and went on has another one, and the same result.
+        """
+        if self.beside and self.cuts:
+            self._measure_beside(1.0, self.cuts[-1].score)
+            self.program.note(beside=show(self.beside.metric), seen=[list(s) for s in self.beside.seen])
+            self._warn_of_fitting()
         for pool in pools:
             pool.finish()
         kept = sum(p.bytes_kept for p in self.prefixes.values())
-        self.ctx.record("layer forwards", round(self.layers_run))
+        self.ctx.record("layer forwards", self.layers_run)
+        self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
+        self.ctx.record("layer outputs kept", kept, "B")
         share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
-        self.program.note(search={
-            "cuts": len(self.cuts), "scores": self.scored, "layer_forwards": round(self.layers_run, 1),
-            "naive_layer_forwards": self.layers_naive, "share": round(share, 4), "bytes_kept": kept})
+        self.ctx.tell(Said(
+            f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, {share:.0%} of "
+            f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"))
+
+    def _look_beside(self, metric: MetricRef, budget: Budget) -> None:
+        share = self.saved.get(budget.of, 0.0) / budget.goal
+        if self.beside and (not self.beside.seen or share >= self.beside.seen[-1][0] + self.beside.every):
+            self._measure_beside(share, self._score(f"{len(self.cuts)}:", None, metric))
+
+    def _measure_beside(self, share: float, score: float) -> None:
+        metric = self.beside.metric
+        value = self.journal.remember(f"{len(self.cuts)}:beside {metric.name}", lambda: self._run(metric))
+        self.beside.seen.append((round(share, 6), score, value))
+        self.ctx.record(f"{show(metric)} after {counted(len(self.cuts), 'cut')}", value)
+
+    def _warn_of_fitting(self) -> None:
+        (_, score, other), (_, after, other_after) = self.beside.seen[0], self.beside.seen[-1]
+        if score > 0 and other > 0 and other_after / other > 1.25 * after / score:
+            self.ctx.tell(Warned(
+                f"warning: {show(self.beside.metric)} grew {other_after / other:.2f}-fold and the score "
+                f"{after / score:.2f}-fold: the search fitted the score's rows; give it more of them"))
 
     def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}

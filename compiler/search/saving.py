@@ -9,16 +9,17 @@ from ..select import is_inside
 
 CONTEXT = 512          # positions that a decoded token attends to where operations are counted
 
-_OF_MODEL = {
+OF_MODEL = {
     "params": shrink.params,
+    "bytes": shrink.bytes_,
     "flops": lambda skeleton: shrink.flops_per_token(skeleton, CONTEXT),
 }
 
 
 def whole(skeleton: Skeleton, of: str) -> float:
     """How much of something a model has: what a ratio of a budget is a share of."""
-    if of in _OF_MODEL:
-        return _OF_MODEL[of](skeleton)
+    if of in OF_MODEL:
+        return OF_MODEL[of](skeleton)
     if of == "blocks":
         return len(skeleton.branches)
     return sum(steps(g) for g in skeleton.groups if g.kind == of)
@@ -57,37 +58,37 @@ class Ledger:
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that `count` steps of a group are gone, counted from the beginning."""
-        for of in _OF_MODEL:
+        for of in OF_MODEL:
             self.lost[site, kind, of] = count * self.of_step(site, kind, of)
 
     def _of_branch(self, site: str, of: str) -> float:
         branch = next(b for b in self.skeleton.branches if b.site == site)
         if of == "blocks":
             return 1
-        if of not in _OF_MODEL:
+        if of not in OF_MODEL:
             return 0
         if of == "params" and not self.norms:
             return float(_params_without_norms(self.skeleton, branch))
-        return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](shrink.without_branch(self.skeleton, branch))
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_branch(self.skeleton, branch))
 
     def _layer(self, unit: str, of: str) -> float:
         if of == "blocks":
             return 1
-        if of not in _OF_MODEL:
+        if of not in OF_MODEL:
             return 0
-        return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
 
     def _of_step(self, site: str, kind: str, of: str) -> float:
         group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
         if of == kind:
             return 1
-        if of not in _OF_MODEL:
+        if of not in OF_MODEL:
             return 0
         size = steps(group)
         if size == 1:
             return 0
         less = shrink.narrowed(self.skeleton, group, group.count - group.count // size)
-        return _OF_MODEL[of](self.skeleton) - _OF_MODEL[of](less)
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
 
 
 def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:

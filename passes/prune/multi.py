@@ -17,7 +17,7 @@ from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice, Exact, Racing
 from ...compiler.search.goals import budget, refuse_unreachable, refuse_unreached
-from ...compiler.search.loop import Budget, Search
+from ...compiler.search.loop import Beside, Budget, Search
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
@@ -52,8 +52,8 @@ class Multi(Pass):
     makes = {"": "missing branches", "score": "uneven widths"}
     determinism = "deterministic"
 
-    remove: Ratio = param("Share of the parameters, or of the operations per token, that goes.",
-                          of=("params", "flops"), gt=0, lt=1)
+    remove: Ratio = param("Share of the parameters, of their bytes, or of the operations per token, that goes.",
+                          of=("params", "flops", "bytes"), gt=0, lt=1)
     score: MetricRef = param("What the model is scored by without each candidate.")
     split: Shares | None = param("How what goes is split between kinds that take turns; without it they compete.",
                                  of=("blocks", "channels", "heads"), default=None)
@@ -69,6 +69,9 @@ class Multi(Pass):
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
+    check: MetricRef | None = param(
+        "The same on other rows, measured now and then: what grows faster there was fitted to the score's rows.",
+        default=None)
     on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
@@ -77,6 +80,7 @@ class Multi(Pass):
         pools = self._pools(program, ctx, search)
         refuse_unreachable(list(pools.values()), goal)
         choice = self._choice(goal)
+        search.beside = self.check and Beside(self.check)
         for kinds, share in self._turns():
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.width_score is None else self.width_score

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from effc.compiler.capture import capture
+from effc.compiler.progress import Recorded
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio, Shares
 
@@ -14,14 +15,17 @@ from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
+COSTS = {}           # what the last search said that it cost
 DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
-            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None}
+            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None}
 
 
 def pruned(tmp_path, model, **args):
     recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, **args})])
     ctx = context_of(tmp_path, model, recipe)
     program = capture(copy.deepcopy(model))
+    COSTS.clear()
+    ctx.settings.tell = lambda event: isinstance(event, Recorded) and COSTS.update({event.name: event.value})
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
@@ -30,8 +34,9 @@ def cuts(program):
     return [note["cut"] for note in program.notes if "cut" in note]
 
 
-def searched(program):
-    return next(note["search"] for note in program.notes if "search" in note)
+def share_of_naive():
+    """Layer forwards of the last search, as a share of those of a search by whole models."""
+    return COSTS["layer forwards"] / COSTS["layer forwards, were every candidate scored by the whole model"]
 
 
 class Oracle:
@@ -158,15 +163,14 @@ def test_an_exact_search_decides_as_the_published_loop(tmp_path, seed, split):
 
 def test_an_exact_search_runs_about_half_of_the_layers_of_whole_forwards(tmp_path):
     model = tiny.model("llama", num_hidden_layers=12)
-    program = pruned(tmp_path, model, remove=Ratio(0.1, "params"), search="exact", split=PUBLISHED)
-    assert searched(program)["share"] <= 0.60          # 12 layers: (L + 1) / 2L is 0.54, and the first look
-    assert searched(program)["layer_forwards"] < searched(program)["naive_layer_forwards"]
+    pruned(tmp_path, model, remove=Ratio(0.1, "params"), search="exact", split=PUBLISHED)
+    assert share_of_naive() <= 0.60                     # 12 layers: (L + 1) / 2L is 0.54, and the first look
 
 
 def test_racing_runs_a_fifth_of_the_layers_or_less(tmp_path):
     model = tiny.model("llama", num_hidden_layers=12)
-    program = pruned(tmp_path, model, remove=Ratio(0.2, "params"))
-    assert searched(program)["share"] <= 0.20
+    pruned(tmp_path, model, remove=Ratio(0.2, "params"))
+    assert share_of_naive() <= 0.20
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -203,12 +207,14 @@ def test_a_search_that_was_cut_short_goes_on_to_the_same_model(tmp_path, search,
     args = {"remove": Ratio(0.25, "params"), "search": search}
     (tmp_path / "whole").mkdir()
     whole = pruned(tmp_path / "whole", model, **args)
+    cost = COSTS["layer forwards"]
     (tmp_path / "cut").mkdir()
     with pytest.raises(KeyboardInterrupt):
         interrupted_after(9, monkeypatch, lambda: pruned(tmp_path / "cut", model, **args))
     again = pruned(tmp_path / "cut", model, **args)
     assert cuts(again) == cuts(whole)
-    assert searched(again)["scores"] == searched(whole)["scores"] - 9
+    assert again.notes == whole.notes
+    assert COSTS["layer forwards"] < cost
     ours, theirs = again.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -281,3 +287,14 @@ def test_every_decision_is_noted_with_the_scores_that_it_was_made_on(tmp_path):
     shares = [note["share"] for note in decisions]
     assert shares == sorted(shares)
     json.dumps(program.notes)
+
+
+def test_a_metric_beside_the_search_is_measured_on_rows_that_no_decision_reads(tmp_path):
+    plain = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"))
+    (tmp_path / "again").mkdir()
+    watched = pruned(tmp_path / "again", tiny.model("llama"), remove=Ratio(0.2, "params"), check=SCORE)
+    (note,) = [n for n in watched.notes if "beside" in n]
+    assert note["beside"] == "perplexity(rows)"
+    assert all(score == pytest.approx(other) for _, score, other in note["seen"])     # the same rows in this test
+    assert len(note["seen"]) >= 3
+    assert cuts(watched) == cuts(plain)
