@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..dsl.diagnostics import Fault, Reject, in_order
+from ..dsl.diagnostics import EXITS, Diagnostic, Fault, Reject, in_order
 from ..dsl.parse import parse, read_source, unknown_edition
 from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
+
+unseen_model = Fault(
+    "unseen-model",
+    "What a model is made of is not known yet.\n\n"
+    "Selectors and amounts are compared with the model's structure, which effc finds once for every config: in "
+    "`effc plan`, `effc compile` and `effc check --resolve`, which import torch and may fetch the model's files.",
+    severity="note")
 
 
 @dataclass
@@ -48,9 +55,22 @@ class Session:
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))           # what the rest means is not known here
         torn = any(d.severity == "error" for d in parsed.diagnostics)
+        said: list[Diagnostic] = []
+
+        def structure(call: Invocation) -> Skeleton | None:
+            try:
+                known = self.skeleton(call) if resolve else self.known_skeleton(call)
+            except Reject as refused:                    # one fault among those of the recipe
+                said.extend(refused.diagnostics)
+                return None
+            if known is None:
+                said.append(unseen_model("this model was not looked at yet, so selectors and amounts are not "
+                                         "compared with it", call.span, help="`effc check --resolve` looks at it"))
+            return known
+
         checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,
-                        skeleton=self.skeleton if resolve else self.known_skeleton, broken=torn)
-        found = in_order((*parsed.diagnostics, *checked.diagnostics))
+                        skeleton=structure, broken=torn)
+        found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)
 
@@ -64,9 +84,9 @@ class Session:
         sets = [f"{name}={text}" for name, text in texts] or list(self.set)
         return read_overrides(sets, _params_source(self.params) if self.params else None, os.environ)
 
-    def recipes(self) -> tuple[Recipe, ...]:
+    def recipes(self, *, resolve: bool = False) -> tuple[Recipe, ...]:
         """The checked variants; raises Reject with all faults."""
-        checked = self.check()
+        checked = self.check(resolve=resolve)
         if any(d.severity == "error" for d in checked.diagnostics):
             raise Reject(*checked.diagnostics)
         return checked.recipes
@@ -86,8 +106,15 @@ class Session:
         return self.origins[key]
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
-        """The skeleton of a model if it is shipped or was made before; needs no torch."""
-        return shipped_skeleton(self.origin(call)) or kept_skeleton(self.origin(call), self.settings)
+        """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
+        apart = replace(self, settings=replace(self.settings, offline=True))
+        try:
+            origin = apart.origin(call)
+        except Reject as refused:
+            if all(d.exit == EXITS["network"] for d in refused.diagnostics):
+                return None
+            raise
+        return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
         return skeleton_of(self.origin(call), self.settings)
@@ -202,7 +229,7 @@ def default_cache() -> Path:
 def plans(session: Session) -> "list[Plan]":
     from .plan import plan
 
-    recipes, found = session.recipes(), []
+    recipes, found = session.recipes(resolve=True), []
     _use_threads(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():

@@ -87,6 +87,17 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_the_plan(effc, writ
     assert run.code == 5 and "error[damaged-weights]: m/model.safetensors is cut" in run.err
 
 
+def test_a_model_seen_for_the_first_time_is_compared_with_the_recipe_before_work(effc, write, tmp_path):
+    shutil.copytree(zoo()["tiny-llama"], tmp_path / "m")
+    (tmp_path / "m" / "skeleton.json").unlink()
+    path = write('  thin = prune.channels(on: "layer.*.mlp", keep: 75% of channels)', model='hf("./m")')
+    fresh = ("--cache-dir", tmp_path / "fresh")
+    assert "unseen-model" in effc("check", path, *fresh).err
+    for verb in (("plan",), ("check", "--resolve"), ("check",)):
+        run = effc(*verb, path, *fresh)
+        assert run.code == 3 and "did you mean `layers.*.mlp`?" in run.err and "unseen" not in run.err
+
+
 def test_what_a_person_should_know_of_a_model_is_told_before_work(effc, write, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file

@@ -140,6 +140,19 @@ def test_a_lost_line_leaves_nothing_unused(effc, write):
     assert "error[wrong-sign]: a `:` is missing after `score`" in run.err and "unused" not in run.err
 
 
+def test_a_model_of_the_hub_is_not_fetched_to_be_checked(process, write):
+    path = write("  thin = prune.channels(keep: 75% of channels, aling: 32)", model='hf("no/such")')
+    run = process("check", path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert run.code == 3 and "did you mean `align`?" in run.err and "hub" not in run.err
+    assert "note[unseen-model]: this model was not looked at yet" in run.err
+
+
+def test_a_model_that_is_not_there_is_one_fault_among_the_others(effc, write):
+    run = effc("check", write("  thin = prune.channels(keep: 75% of channels, aling: 32)", model='hf("./none")'))
+    assert run.code != 0 and "did you mean `align`?" in run.err
+    assert 'error[no-model]: hf("./none"): there is no folder none\n  --> r.effspec:4:14' in run.err
+
+
 AS_USER = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do everything")
 
 
