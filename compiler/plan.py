@@ -114,14 +114,14 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     done: dict[str, tuple[str, Skeleton, str]] = {pipeline.model: (ctx.origin.identity, skeleton, "")}
     stages = []
     for step in pipeline.steps:
-        original = None if step.source == pipeline.model else skeleton
-        stage, after = _stage(step.name, step.call, *done[step.source], original, ctx, store)
+        first = step.source == pipeline.model
+        stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store)
         done[step.name] = (stage.key, after, stage.told[1])
         stages.append(stage)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
 
 
-def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, original: Skeleton | None,
+def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, first: bool,
            ctx: Context, store: Cache) -> tuple[Stage, Skeleton]:
     pass_ = ctx.shelf.make("pass", call)
     after = pass_.forecast(before)
@@ -135,7 +135,7 @@ def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str
         name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
         told=(told, _told(pass_, forwards, told)), forwards=forwards,
         seconds=tokens * Size.of(before).flops / flops_per_second(),
-        peak_bytes=peak_bytes(call, before, after, original, bool(forwards), ctx) + effort.bytes,
+        peak_bytes=peak_bytes(call, before, after, first, ctx) + effort.bytes,
         cached=cached, why="" if cached else store.why(parts))
     return stage, after
 
