@@ -1,4 +1,6 @@
-"""A changed model as a checkpoint of original widths: what was cut away is there again, as zeros.
+"""A changed model as a checkpoint of even widths: what was cut away is there again, as zeros.
+
+The widths are those of the widest layer where a config can say them, else the original ones.
 
 Why the logits are the same. A group's items (channels, heads) meet the rest of the model only through the
 columns of the layers that read them. Those columns are zero for a filled-in item, and its own value is
@@ -15,6 +17,7 @@ groups can't be filled up. Nor can exchanged modules, or graphs that were edited
 
 import copy
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +36,7 @@ from .rewrite import Rewriter, sources
 from .stock import stock_config
 from .tensors import Piece
 
+_MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")     # a head's width may not change, only their number
 Axis = tuple[str, int]                       # tensor and axis
 Shapes = Mapping[str, tuple[int, ...]]       # of tensors by name
 
@@ -51,6 +55,11 @@ class Padding:
     places: dict[Axis, list[int]] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     why: list[str] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the checkpoint holds."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def pieces(self, program: Program) -> Iterator[Piece]:
         """Every tensor of the stock model, made when it is written."""
@@ -76,13 +85,50 @@ class Padding:
 
 
 def padding(program: Program) -> Padding:
-    """How to fill a program up: to the narrowest config that works, else to the original widths."""
+    """How to fill a program up: to widths that the widest layer needs, else to the original ones."""
     why = [f"{path} is a {entry['class'].rpartition(':')[2]}, which transformers doesn't have"
            for path, entry in program.edits.swapped.items()]
     if why:
         return Padding(program.model.config, {}, why=why)
     first = _padding(program, stock_config(program.model)[0])
-    return _padding(program, program.model.config) if first.why else first
+    filled = _padding(program, program.model.config) if first.why else first
+    return filled if filled.why else _narrowed(program, filled)
+
+
+def _narrowed(program: Program, filled: Padding) -> Padding:
+    """The same with smaller values in the config, where no layer needs the width that it says."""
+    for candidates in _smaller(program, filled):
+        for changes in candidates:
+            config = copy.deepcopy(filled.config)
+            for name, value in changes.items():
+                setattr(config, name, value)
+            found = _padding(program, config)
+            if not found.why and found.numbers < filled.numbers:
+                filled = found
+                break
+    return filled
+
+
+def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]]:
+    """For each width of the config the smaller values that would explain a tensor's widest layer, least first."""
+    ours = {name: tuple(t.shape) for name, t in program.model.state_dict(keep_vars=True).items()}
+    widest: dict[tuple[str, int, int], int] = {}
+    for name, shape in filled.shapes.items():
+        for axis, size in enumerate(shape):
+            kind = re.sub(r"\.\d+\.", ".*.", name), axis, size
+            left = ours[name][axis] if name in ours and name not in filled.dead else 0
+            widest[kind] = max(widest.get(kind, 0), left)
+    ratios = {(left, size) for (_, _, size), left in widest.items() if 0 < left < size}
+    values = {name: value for name, value in sorted(vars(filled.config).items()) if type(value) is int}
+    for name, value in values.items():
+        fits = sorted({value * left // size for left, size in ratios if value * left % size == 0})
+        if _MLP_WIDTHS.search(name):
+            yield [{name: n} for n in fits]
+        elif name == "num_key_value_heads" and {"num_attention_heads", "hidden_size"} <= values.keys():
+            heads = values["num_attention_heads"]
+            each = values.get("head_dim") or values["hidden_size"] // heads
+            yield [{name: n, "num_attention_heads": heads * n // value, "head_dim": each}
+                   for n in fits if heads % value == 0]
 
 
 def _padding(program: Program, config: Any) -> Padding:

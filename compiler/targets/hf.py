@@ -34,7 +34,8 @@ class Hf(Target):
 
     `model/` is an ordinary checkpoint; it is written where the shapes are those of some config. Otherwise
     there are two folders: `compact/` with the true shapes, which `effc.load` reads, and `compat/`, which
-    plain transformers reads: the same logits, but cut tensors filled up with zeros, so it saves nothing.
+    plain transformers reads: the same logits, but every layer filled up with zeros to the width of the widest,
+    so it saves what all of them lost.
 
     Source: own.
     Example: hf("hf")

@@ -221,6 +221,26 @@ def test_a_norm_over_cut_heads_can_not_be_filled_up(tmp_path):
     assert found.slug == "cannot-write-form" and "a norm" in found.message
 
 
+@pytest.mark.parametrize(("name", "width", "heads"), [("llama", "intermediate_size", 1), ("phi3", "intermediate_size", 1),
+                                                      ("gpt2", "n_inner", 4), ("opt", "ffn_dim", 4)])
+def test_compat_is_no_wider_than_its_widest_layer(tmp_path, name, width, heads):
+    program = capture(tiny.model(name))
+    for layer in range(3):
+        for group in groups(program, "channels", layer):
+            cut(program, group, list(range(4 * (layer + 2))))
+        for group in groups(program, "kv_heads", layer):
+            cut(program, group, [layer % 2])
+    drop(program, "mlp", 2)
+    folder = emit(program, tmp_path / "a", origin_of(tiny.blank(name)), form="compat")
+    made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
+    assert getattr(made.config, width) == 88
+    if heads == 1:
+        assert (made.config.num_key_value_heads, made.config.num_attention_heads) == (1, 2)
+    inputs = inputs_for(made.config)
+    assert all(check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.float32))
+    assert program.model.num_parameters() < made.num_parameters() < tiny.model(name).num_parameters()
+
+
 def test_a_lost_branch_that_hands_on_a_state_can_not_be_filled_up_with_zeros(tmp_path):
     folder = emit(changed("rwkv", "one branch"), tmp_path / "a")
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compact"]
