@@ -113,6 +113,8 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: L
                 f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
                 stage.call.where("align"), help=f"align to at most {group.count}"))
             return
+    if not chosen.groups:                                # `allow empty`
+        return
     report = _pooled_widths if _pooled(stage) else _even_widths
     if fault := report(name, value, align, chosen.groups, place):
         line.report(stage, fault)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from effc.compiler.shelf import Shelf
+from effc.dsl.check import check
 from effc.dsl.diagnostics import Reject
 from effc.dsl.format import format_file
 from effc.dsl.json_form import file_from_json, file_to_json
@@ -16,11 +18,15 @@ from effc.dsl.source import Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.dsl import tiny_llama
 from tests.dsl.strategies import files
 
+VOCABULARY = Shelf().vocabulary
+MANUAL = sorted((Path(__file__).parents[2] / "dsl" / "suites").glob("*.md"))
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.effspec"))
 TOUR = Path(__file__).with_name("tour.effspec")
 TEXTS = [path.read_text(encoding="utf-8") for path in [*RECIPES, TOUR]]
+EXAMPLES = [text for page in MANUAL for text in re.findall(r"^```effspec\n(.*?)^```", page.read_text(), re.M | re.S)]
 often = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -150,14 +156,17 @@ def survives(text: str) -> None:
     started = time.process_time()
     source = Source("fuzzed", text)
     parsed = parse(source)
+    broken = any(d.severity == "error" for d in parsed.diagnostics)
+    checked = check(parsed.file, VOCABULARY, skeleton=tiny_llama.of, broken=broken)
     took = time.process_time() - started
     assert took < 1, f"{took:.2f} s"
     assert len(parsed.diagnostics) <= SHOWN + 3 * text.count("\\") + 1
+    render(checked.diagnostics)
     render(parsed.diagnostics), render(parsed.diagnostics, "github"), render(parsed.diagnostics, "json")
     for d in parsed.diagnostics:
         assert d.span is not None and 0 <= d.span.start <= d.span.end <= len(text)
         assert d.message and not d.message.endswith(".") and "Token(" not in d.message
-    if any(d.severity == "error" for d in parsed.diagnostics):
+    if broken:
         apply_fixes(text, parsed.diagnostics)
         return
     formatted = format_file(parsed.file)
@@ -168,7 +177,7 @@ def survives(text: str) -> None:
 def fuzz(cases: int, seed: int) -> None:
     dice = random.Random(seed)
     for _ in range(cases):
-        text = mutated(dice.choice(TEXTS), dice)
+        text = mutated(dice.choice(dice.choice((TEXTS, EXAMPLES))), dice)
         try:
             survives(text)
         except Exception as error:
