@@ -33,7 +33,7 @@ def _counted(before: Skeleton, after: Skeleton) -> str:
     if not layers and not branches:
         for kind, name in (("channels", "channels"), ("kv_heads", "KV heads"), ("heads", "heads")):
             lost = _total(before, kind) - _total(after, kind)
-            if lost:
+            if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):   # they went with them
                 counts.append(f"-{lost} {name}")
     return ", ".join(c for c in counts if c)
 

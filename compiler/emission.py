@@ -33,7 +33,9 @@ class Artifact:
 
     @property
     def summary(self) -> str:
-        return f"{size(self.manifest.bytes)}, {counted(len(self.manifest.checks), 'check')} in fresh processes"
+        checks = self.manifest.checks
+        said = f", {counted(len(checks), 'check')} in fresh processes" if checks else ""
+        return f"{size(self.manifest.bytes)}{said}"
 
 
 def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context, out: Path, force: bool) -> Artifact:
@@ -43,7 +45,9 @@ def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context,
     def build(folder: Path) -> Manifest:
         writer = ctx.shelf.make("target", target.call)
         writer.emit(program, folder, ctx)
-        checks = verify(folder, program.model, writer.forms(), seed=ctx.seed)
+        if not (forms := writer.forms()):
+            return described(program, target, plan, cache, ctx).with_measures(machine=machine())
+        checks = verify(folder, program.model, forms, seed=ctx.seed)
         compared = compare(folder, plan, cache, ctx)
         judged.extend(misses(compared.outcomes))
         return described(program, target, plan, cache, ctx).with_measures(

@@ -62,6 +62,11 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     return path, None
 
 
+def holds_model(manifest: Manifest) -> bool:
+    """Whether an artifact has a checkpoint folder that loads."""
+    return any(f"{form}/config.json" in manifest.files for form in FORMS)
+
+
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
     from .checkpoint import check_names, parse_config, quiet

@@ -85,12 +85,13 @@ def summary(began: StageBegan | None, ended: StageEnded) -> str:
 
 
 def standing(stage: StageBegan, tick: Ticked | None, elapsed: float) -> str:
-    """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s)`."""
+    """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     place = f"{stage.index}/{stage.total}" if stage.total else ""
     doing = "running"
     if tick:
         doing = f"{tick.label} {tick.done}/{tick.total}" + (f", {tick.note}" if tick.note else "")
-    return f"{place:>5}  {stage.stage:<12}  … {doing}  ({seconds(elapsed)})"
+    left = f", about {seconds(elapsed * (tick.total - tick.done) / tick.done)} left" if tick and tick.done else ""
+    return f"{place:>5}  {stage.stage:<12}  … {doing}  ({seconds(elapsed)}{left})"
 
 
 class Plain(Renderer):

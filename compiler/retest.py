@@ -44,13 +44,14 @@ class Tested:
 def test_recipe(session: "Session", out: Path) -> list[Tested]:
     """Every artifact below `out` that the recipe emits, against the bounds that it has now."""
     from . import api
-    from .manifest import NAME
+    from .load import holds_model
+    from .manifest import NAME, read_manifest
 
     found = []
     for plan in api.plans(session):
         where = api.place(plan, out)
         paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
-        found += [(path, plan) for path in paths if (path / NAME).is_file()]
+        found += [(path, plan) for path in paths if (path / NAME).is_file() and holds_model(read_manifest(path))]
     if not found:
         raise Reject(not_compiled(f"{out} holds no artifact of {session.path}",
                                   help=f"effc compile {session.path}, or name their folder with -o"))
@@ -60,9 +61,13 @@ def test_recipe(session: "Session", out: Path) -> list[Tested]:
 def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list[Tested]:
     """One artifact, against the bounds of the recipe that it was compiled from."""
     from . import api
+    from .load import holds_model, other_kind
     from .manifest import read_manifest
 
     manifest = read_manifest(path)
+    if not holds_model(manifest):
+        raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
+                                help="test the artifact of another target of the same recipe"))
     file = recipe or beside(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")

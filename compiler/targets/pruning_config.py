@@ -26,7 +26,8 @@ class PruningConfig(Target):
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         with torch.device("meta"):
-            before = capture(ctx.origin.build()).skeleton
+            model = ctx.origin.build()
+        before = capture(model).skeleton
         removed = [note["cut"] for note in program.notes if "cut" in note]
         config = written(before, program.skeleton, removed)
         (into / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ class Apply(Pass):
     keeps = Lossy()
     makes = {"": "missing branches", "path": "uneven widths"}
     determinism = "deterministic"
+    foreseeable = False
 
     path: str = param("The file, relative to the recipe.", positional=True)
     reorder: Literal["l1", "none"] = param("Which items stay: those of largest magnitude, or the first.",

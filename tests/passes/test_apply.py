@@ -96,3 +96,44 @@ layer  self_attn (KV heads)         mlp (channels)
     0  ████████████████████ 2       ██████████░░░░░░░░░░ 48 -50%
     1  ██████████░░░░░░░░░░ 1 -50%  ████████████████████ 96
     2  ···················· gone    ████████████████████ 96"""
+
+
+RECIPE = """effspec 1
+use std.text
+model base = zoo("tiny-llama")
+pipeline lean(base) {
+  slim = prune.apply("published.json")
+}
+expect lean { params <= 0.95 * base }
+emit lean {
+  hf("lean")
+  pruning_config("config")
+}
+"""
+
+
+def test_an_artifact_that_holds_no_model_is_written_and_says_so(tmp_path, monkeypatch):
+    from effc.compiler.cli import main
+
+    widths = {str(i): 320 for i in range(8)}
+    (tmp_path / "published.json").write_text(json.dumps({"pruned_mlp_width": widths}))
+    (tmp_path / "lean.effspec").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    cache = ["--cache-dir", "cache", "--threads", "1"]
+    assert main(["compile", "lean.effspec", *cache]) == 0
+    written = json.loads((tmp_path / "out/config/pruning_config.json").read_text())
+    assert written["pruned_mlp_width"] == widths
+    assert main(["test", "out/config", *cache]) == 2
+    assert main(["test", "lean.effspec", *cache]) == 0
+
+
+def test_another_content_of_the_file_is_another_result(tmp_path):
+    from effc.compiler import api
+
+    (tmp_path / "lean.effspec").write_text(RECIPE)
+    keys = []
+    for width in (320, 256):
+        (tmp_path / "published.json").write_text(json.dumps({"pruned_mlp_width": {"0": width}}))
+        (plan,) = api.plan(tmp_path / "lean.effspec", cache_dir=tmp_path / "cache")
+        keys.append(plan.stages[0].key)
+    assert keys[0] != keys[1]
