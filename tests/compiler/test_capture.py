@@ -166,6 +166,7 @@ def test_the_meta_device_gives_the_same_programs(name):
     program = capture(empty)
     assert [unit.key for unit in program.units.values()] == [unit.key for unit in real.units.values()]
     assert program.flat.key == real.flat.key
+    assert program.skeleton == real.skeleton             # all that a plan reads
 
 
 def test_literals_know_the_attribute_that_they_came_from():
