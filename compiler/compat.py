@@ -33,7 +33,7 @@ from .capture import capture
 from .edits import is_below
 from .program import Program, Unit
 from .rewrite import Rewriter, sources
-from .stock import stock_config
+from .stock import stock_config, stock_model
 from .tensors import Piece
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")     # a head's width may not change, only their number
@@ -133,8 +133,11 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
 
 def _padding(program: Program, config: Any) -> Padding:
     model = program.model
+    empty = stock_model(type(model), config, model.dtype)
+    if isinstance(empty, str):                           # not even the config would load
+        return Padding(config, {}, why=[empty])
     try:
-        stock = _captured(type(model), config, model.dtype)
+        stock = capture(empty.eval())
     except Reject as refused:
         return Padding(config, {}, why=[d.message for d in refused.diagnostics])
     made = stock.model
@@ -155,15 +158,6 @@ def _padding(program: Program, config: Any) -> Padding:
                 plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.why += _odd_graphs(program, stock, missing)
     return plan
-
-
-def _captured(kind: type, config: Any, dtype: torch.dtype) -> Program:
-    """The stock model without weights."""
-    from .checkpoint import quiet
-
-    with quiet(), torch.device("meta"):
-        made = kind._from_config(copy.deepcopy(config), dtype=dtype).eval()
-    return capture(made)
 
 
 def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
