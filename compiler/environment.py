@@ -78,7 +78,8 @@ def check_packages(names: Iterable[str] = ()) -> None:
 def check_device(name: str) -> None:
     """Reject a device that torch does not know or can't use here.
 
-    Passes, scores and measures run there, artifacts are written and verified on the CPU. Only the CPU is tested.
+    Passes, scores and measures run there; artifacts are written and verified on the CPU. Only the CPU is
+    tested.
     """
     if name == "cpu":
         return

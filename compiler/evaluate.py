@@ -57,7 +57,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
-    """Rows in batches whose logits fit `BATCH_BYTES`; a pure function of shapes, so two models agree on them."""
+    """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
     width = vocabulary(model) or 1 << 15
     each = rows.shape[1] * width * 4
     return iter(rows.split(max(1, min(16, BATCH_BYTES // each))))
@@ -78,7 +78,7 @@ def positions(values: Tensor) -> Iterator[slice]:
 
 
 def losses(values: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy per position in float32, whatever the dtype: values [n, vocab], targets [n] -> [n] nats."""
+    """Cross-entropy per position in float32, whatever the dtype: [n, vocab], targets [n] -> [n] nats."""
     return torch.cat([nn.functional.cross_entropy(values[part].float(), targets[part], reduction="none")
                       for part in positions(values)])
 
@@ -89,7 +89,7 @@ def nll(model: nn.Module, rows: Tensor) -> tuple[float, int]:
     with evaluating(model):
         for batch in batches(model, rows):
             values = logits(model, batch)                                      # [b, t, vocab]
-            for row, ids in zip(values, batch.to(values.device), strict=True):   # a row's slice copies nothing
+            for row, ids in zip(values, batch.to(values.device), strict=True):   # a slice copies nothing
                 total += losses(row[:-1], ids[1:]).cpu().double().sum().item()
                 count += len(ids) - 1
     return total, count

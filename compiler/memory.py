@@ -6,7 +6,8 @@ from pathlib import Path
 from ..dsl.diagnostics import Fault, Reject
 from .quantity import size
 
-memory_bound = Fault("memory-bound", "A compile would hold, or came to hold, more memory than it was allowed.",
+memory_bound = Fault("memory-bound",
+                     "A compile would hold, or came to hold, more memory than it was allowed.",
                      exit="resources")
 
 _STATUS = Path("/proc/self/status")
@@ -24,7 +25,7 @@ def held() -> int:
 
 
 class Watch:
-    """Samples memory from a thread while a stage runs; `peak` is the most it saw, above what was held at first.
+    """Samples memory from a thread while a stage runs; `peak` is the most that it saw.
 
     `check` raises once the bound has been passed: passes call it through `ctx.each`.
     """
@@ -52,7 +53,8 @@ class Watch:
         if self.limit is not None and self.peak > self.limit:
             raise Reject(memory_bound(
                 f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
-                help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache"))
+                help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the "
+                     "cache"))
 
 
 def room_for(limit: int | None, share: float = 0.5, most: int = 4 << 30) -> int:

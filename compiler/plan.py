@@ -103,7 +103,8 @@ class Plan:
                    "parts": s.parts, "matched": list(s.matched), "before": vars(s.before), "after": vars(s.after),
                    "told": list(s.told), "forwards": s.forwards, "seconds": round(s.seconds, 1),
                    "peak_bytes": s.peak_bytes, "cached": s.cached, "why": s.why} for s in self.stages]
-        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
+        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source}
+                 for e in self.pipeline.emits]
         return {"pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
                 "identity": self.identity, "stages": stages, "emits": emits}
 
@@ -181,8 +182,9 @@ def flops_per_second() -> float:
 
 def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
     """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT or not isinstance(saved.get("plans"), list):
-        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
+    if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
+        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}",
+                                help="make it again with `effc plan -o`"))
     _same("the number of pipelines", len(saved["plans"]), len(now))
     for old, plan in zip(saved["plans"], now, strict=True):
         fresh = plan.to_json()

@@ -42,8 +42,8 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
             continue
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
-            raise Reject(no_file(f"there is no file {path}" if not glob.has_magic(text) else f"no file matches {path}",
-                                 help=_near(path)))
+            fact = "no file matches" if glob.has_magic(text) else "there is no file"
+            raise Reject(no_file(f"{fact} {path}", help=_near(path)))
         found += matched
     return list(dict.fromkeys(found))
 
@@ -87,7 +87,8 @@ def start_token(tokenizer: Any, start: str) -> int | None:
     return tokenizer.bos_token_id if habit or start == "always" else None
 
 
-def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int) -> "Iterator[torch.Tensor]":
+def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int
+        ) -> "Iterator[torch.Tensor]":
     """Rows of `length` ids without overlap, each behind `start`; the tail that fills no row is left out.
 
     With `samples`, that many of them in an order that the seed decides: fewer samples are a prefix of more.
@@ -113,17 +114,19 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     if samples is None:
         return iter(rows)
     if samples > len(rows):
-        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there", help=f"`samples: {len(rows)}`"))
+        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there",
+                               help=f"`samples: {len(rows)}`"))
     generator = torch.Generator().manual_seed(seed)
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
 def _shorter(tokens: int, count: int, wanted: int, length: int, body: int) -> str:
-    """What would fit: fewer rows, shorter ones if they are still worth the name, or how much text it takes."""
+    """What would fit: fewer rows, shorter ones if they are worth the name, or how much text it takes."""
     if count:
         return f"give more text, or `samples: {count}`"
     longest = tokens // wanted + length - body
-    return f"give {body * wanted} tokens of text" + (f", or `length: {longest}`" if longest >= _SHORTEST else "")
+    shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
+    return f"give {body * wanted} tokens of text{shorter}"
 
 
 def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:
@@ -133,7 +136,7 @@ def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:
     if low < 0:
         found.append(bad_rows(f"`{name}` holds the token id {low}"))
     if origin.vocabulary is not None and top >= origin.vocabulary:
-        found.append(bad_rows(f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary} of them",
+        found.append(bad_rows(f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary}",
                               help="take the tokenizer that the model was trained with"))
     if origin.positions is not None and rows.shape[1] > origin.positions:
         found.append(bad_rows(f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has "
@@ -145,4 +148,5 @@ def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:
 def content_identity(word: str, files: Iterable[Path], about: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
     contents = [file_hash(f, ctx.settings.cache_dir) for f in files]
-    return digest({"word": word, "files": contents, "about": about, "tokenizer": ctx.origin.tokenizer_identity})
+    return digest({"word": word, "files": contents, "about": about,
+                   "tokenizer": ctx.origin.tokenizer_identity})

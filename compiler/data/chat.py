@@ -25,7 +25,8 @@ class Chat(Data):
 
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
+                                unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     messages: str = param("Field that holds the messages.", default="messages")
     prompt: str | None = param("Field of the prompt, in place of messages.", default=None)
@@ -42,8 +43,8 @@ class Chat(Data):
         return cut(ids, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def identity(self, ctx: Context) -> str:
-        about = {"length": self.length, "samples": self.samples, "messages": self.messages, "prompt": self.prompt,
-                 "response": self.response, "seed": ctx.seed if self.seed is None else self.seed}
+        about = {"length": self.length, "samples": self.samples, "messages": self.messages,
+                 "prompt": self.prompt, "response": self.response, "seed": ctx.seed if self.seed is None else self.seed}
         return content_identity("chat", find_files(self.path, ctx.folder), about, ctx)
 
     def _records(self, path: Path) -> list[Record]:
@@ -63,7 +64,8 @@ class Chat(Data):
     def _turns(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
         if self.prompt or self.response:
             said = [("user", self.prompt), ("assistant", self.response)]
-            return [{"role": role, "content": text_of(record, name, number, path)} for role, name in said if name]
+            return [{"role": role, "content": text_of(record, name, number, path)}
+                    for role, name in said if name]
         turns = record[self.messages]
         if not isinstance(turns, list) or not turns or not all(
                 isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str)

@@ -15,7 +15,8 @@ from ..kinds import Data, param
 from ..records import bad_record, no_field
 from ..windows import cut, encode, find_files, need_tokenizer, start_token
 
-data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
+data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.",
+                         exit="network")
 bad_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -41,7 +42,8 @@ class Hub(Data):
     config: str | None = param("Configuration of the data set.", default=None)
     revision: str | None = param("Branch, tag or commit of the data set.", default=None)
     field: str = param("Field that holds the text.", default="text")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
+                                unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     start: Literal["auto", "always", "never"] = param(
         "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto")
@@ -75,7 +77,8 @@ class Hub(Data):
 
 
 @cache
-def _load(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool) -> Any:
+def _load(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool
+          ) -> Any:
     import datasets
 
     bars = datasets.are_progress_bars_disabled()

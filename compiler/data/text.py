@@ -23,7 +23,8 @@ class Text(Data):
 
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     length: int = param("Tokens in a row, a start token included.", ge=2, unit="tokens")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
+                                unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     start: Literal["auto", "always", "never"] = param(
         "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto")

@@ -27,7 +27,8 @@ class Tokens(Data):
 
     path: str = param("A safetensors file, relative to the recipe.", positional=True)
     tensor: str | None = param("Name of the tensor; the only one where it is left out.", default=None)
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
+                                unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
@@ -58,5 +59,6 @@ class Tokens(Data):
             return next(iter(header.slots))
         if self.tensor is None or self.tensor not in header.slots:
             fact = f"has no tensor `{self.tensor}`" if self.tensor else f"has {len(header.slots)} tensors"
-            raise Reject(no_field(f"{path} {fact}", help=suggestion(self.tensor or "", header.slots, "it has")))
+            raise Reject(no_field(f"{path} {fact}",
+                                  help=suggestion(self.tensor or "", header.slots, "it has")))
         return self.tensor

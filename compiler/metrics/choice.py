@@ -11,7 +11,8 @@ from ..data.choices import Choices
 from ..evaluate import continuations, finite
 from ..kinds import Metric, param
 
-no_choices = Fault("no-choices", "Accuracy is measured on data made by `choices`, which has questions with options.")
+no_choices = Fault("no-choices",
+                   "Accuracy is measured on data made by `choices`, which has questions with options.")
 
 
 class Choice(Metric):

@@ -49,7 +49,8 @@ class LmEval(Metric):
             raise Reject(remote_code(f"lm_eval reads tasks from {ctx.folder / self.tasks}, which may hold code",
                                      help="read those files, then add --trust-remote-code"))
         scores = self._scores(model, ctx)
-        found = {name.removesuffix(",none"): value for name, value in scores.items() if isinstance(value, float)}
+        found = {name.removesuffix(",none"): value for name, value in scores.items()
+                 if isinstance(value, float)}
         if self.score not in found:
             raise Reject(unknown_task(f"the task `{self.task}` has no score `{self.score}`",
                                       help=suggestion(self.score, found, "it has")))

@@ -44,7 +44,8 @@ class Gguf(Source):
         path = ctx.folder / Path(self.path).expanduser()
         label = f'gguf("{self.path}")'
         if not path.is_file():
-            raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
+            raise Reject(no_model(f"{label}: there is no file {path}",
+                                  help="paths are relative to the recipe"))
         content = file_hash(path, ctx.settings.cache_dir)
         made = digest([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / made
@@ -61,7 +62,7 @@ class Gguf(Source):
 
 
 def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
-    """`config` as transformers derives it and the number of `weights`; derived once, because that needs torch."""
+    """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
     if kept.is_file():
         return json.loads(kept.read_bytes())
     weights = _count(path, label)
@@ -96,7 +97,7 @@ def _count(path: Path, label: str) -> int:
 
 
 def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> Path:
-    """The folder of safetensors that the file became, made now if it is not there; appears whole or not at all."""
+    """The folder of safetensors that the file became, made if it is not there; appears whole or not at all."""
     if folder.is_dir():
         find_weights(folder, label)             # whole: a disk may have lost what was written last
         return folder
@@ -129,7 +130,8 @@ def _convert(path: Path, into: Path, label: str) -> None:
 
     with quiet(), redirect_stderr(io.StringIO()):          # a progress bar of its own that nothing turns off
         model, info = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True,
+            local_files_only=True)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(into)
     check_names(info, label)
     check_finite(model, label)

@@ -11,7 +11,8 @@ from ..model import Origin
 
 hub_unreachable = Fault("hub-unreachable", "A file of the model hub is needed and the hub can't be reached.",
                         exit="network")
-hub_refused = Fault("hub-refused", "The model hub has no such repository or revision, or does not show it to you.",
+hub_refused = Fault("hub-refused",
+                    "The model hub has no such repository or revision, or does not show it to you.",
                     exit="network")
 
 # What is fetched: never a pickle, never code unless it was granted.

@@ -48,9 +48,11 @@ class Module(Source):
                                      help='write it as "./file.py:make"'))
         file = ctx.folder / Path(name).expanduser()
         if not file.is_file():
-            raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
+            raise Reject(user_module(f"{label}: there is no file {file}",
+                                     help="paths are relative to the recipe"))
         if not ctx.settings.trust_remote_code:
-            raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))
+            raise Reject(remote_code(f"{label} runs {file}",
+                                     help="read that file, then add --trust-remote-code"))
         config = _config(ctx.folder / self.config, label) if self.config else None
         code = file_hash(file, ctx.settings.cache_dir)
         make = partial(_make, file, function, config, self.seed, label)
