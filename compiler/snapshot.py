@@ -39,7 +39,8 @@ def restore(cache: Cache, key: str, origin: Origin) -> Program:
     edits = Edits.from_json(body["edits"])
     replay(model, edits)
     values = {name: original[source].detach() for name, source in body["borrowed"].items()}
-    assign(model, values | {name: cache.fetch(blob) for name, blob in body["tensors"].items()})
+    device = next(model.parameters()).device
+    assign(model, values | {name: cache.fetch(blob).to(device) for name, blob in body["tensors"].items()})
     program = Program(model, sample(model), edits=edits, notes=list(body["notes"].get("program", ())))
     program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
     recapture(program)
@@ -73,7 +74,6 @@ def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    value = value if old.is_meta else value.to(old.device)      # blank ones are filled where the values lie
     return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 
