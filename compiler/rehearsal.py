@@ -33,9 +33,10 @@ def rehearse(program: Program, path: str, edit: Callable[[Program], None]) -> No
         record(trial.model, trial.inputs)
     except Reject as refused:
         if _runs(weightless(program)):
-            why = refused.diagnostics[0].message
-            raise Reject(layer_needed(f"{path} can't be removed: without it {why}",
-                                      help="remove another layer, or branches of this one")) from refused
+            name = type(program.model).__name__
+            raise Reject(layer_needed(f"{path} can't be removed: {name} does not run without it",
+                                      help="remove another layer, or branches of this one",
+                                      note=refused.diagnostics[0].message)) from refused
 
 
 def _runs(program: Program) -> bool:
