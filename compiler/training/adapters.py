@@ -26,14 +26,14 @@ tied_adapter = Fault("tied-adapter", "An adapter is asked for on a weight that t
                      "Merging it into one would change the other.")
 
 _NAME, _HELD = "effc", "held"
-# Fused kernels of these models, where they are installed, read this weight past its module; so peft refuses it.
+# Fused kernels of these models, where installed, read this weight past its module; so peft refuses it.
 _FUSED = {"falcon_h1": "out_proj", "mamba": "out_proj", "mamba2": "out_proj", "falcon_mamba": "out_proj",
           "nemotron_h": "out_proj"}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """rank   columns of A and rows of B; alpha / rank scales their product; dropout acts on what A is given"""
+    """`rank` is that of A and B, `alpha` / `rank` scales their product, `dropout` acts on what A is given."""
 
     rank: int
     alpha: float
@@ -73,7 +73,8 @@ def _read_past(program: Program) -> set[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {p.path for p in parts(program.skeleton, None) if p.path not in called and split(p.path)[0] in called}
+    paths = [part.path for part in parts(program.skeleton, None)]
+    return {path for path in paths if path not in called and split(path)[0] in called}
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class Adapters:
 
 @contextmanager
 def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int) -> Iterator[Adapters]:
-    """Adapters on the modules at `paths` that change nothing yet; afterwards the very same modules are back."""
+    """Adapters that change nothing yet on the modules at `paths`; afterwards the very same modules are back."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    # peft goes by `config.model_type` to other targets than it was told (experts); through a holder it sees none.
+    # By `config.model_type` peft goes to other targets than it was told (experts); a holder has no config.
     holder = nn.Module()
     holder.add_module(_HELD, model)
     # A pattern, not a list: a name in a list would also match modules whose path ends with it.
@@ -108,7 +109,7 @@ def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int) -
                         target_modules="|".join(f"{_HELD}[.]{re.escape(path)}" for path in paths))
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")                      # that a Conv1D lies transposed: it sees to that
+            warnings.simplefilter("ignore")              # that a Conv1D lies transposed: it sees to that
             torch.manual_seed(seed)
             inject_adapter_in_model(config, holder, adapter_name=_NAME)
         layers = {path: model.get_submodule(path) for path in paths}

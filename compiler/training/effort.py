@@ -6,8 +6,9 @@ from math import prod
 from ...dsl.skeleton import Part, Skeleton
 from ..kinds import Effort
 
-# Per parameter: gradient and AdamW's two moments in float32; a narrow one has a float32 copy as well.
-STATE, COPY = 12, 4
+# Per parameter: itself, as what is mapped from disk is copied when it changes; gradient and AdamW's two moments in
+# float32; a narrow one has a float32 copy as well.
+STATE, COPY = 16, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -23,12 +24,13 @@ def effort(skeleton: Skeleton, trained: int, batch: int, learned: int, measured:
         layers = max(len(skeleton.units), 1)
         kept = kept // layers + layers * skeleton.facts.get("hidden", 0)
     kept = batch * (kept + 2 * skeleton.facts.get("vocab", 0)) * item
-    return Effort((4 if recomputed else 3) * learned + measured, trained * (STATE + (COPY if narrow else 0)) + kept)
+    state = trained * (STATE + (COPY if narrow else 0))
+    return Effort((4 if recomputed else 3) * learned + measured, state + kept)
 
 
 def _activations(parts: Iterable[Part]) -> int:
-    """Numbers per token that a backward pass needs: what every weight matrix is given and gives, and as much again
-    for norms, gates and attention (measured on a Llama: 1.8 times)."""
+    """Numbers per token that a backward pass needs: what every weight matrix is given and gives, and as much
+    again for norms, gates and attention (measured on a Llama: 1.8 times)."""
     return 2 * sum(sum(shape) for part in parts for name, shape in part.tensors
                if len(shape) == 2 and part.kind != "Embedding")
 

@@ -1,7 +1,7 @@
-"""The one training loop: AdamW with warmup, accumulation, clipping, early stop, and a run that survives a kill.
+"""The one training loop: AdamW with warmup, accumulation, clipping and early stop; it survives a kill.
 
-A run that was killed goes on from its last checkpoint and comes to the same bits: what a step does follows from
-its number (schedule.py), the rest is on disk (saved.py).
+A run that was killed goes on from its last checkpoint and comes to the same bits: what a step does follows
+from its number (schedule.py), the rest is on disk (saved.py).
 Source: AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101).
 """
 
@@ -131,14 +131,15 @@ class Run:
         best = f", held out {self.course.lowest:.3f} at best" if self.course.held_out else ""
         return f"loss {loss:.3f}{best}"
 
-    # -- a step --------------------------------------------------------------------------------------------------
+    # -- a step ----------------------------------------------------------------------------------------------
 
     def _learn(self, step: int) -> float:
         regime, masters, loss = self.regime, self.trained.masters.values(), 0.0
         for part in range(regime.accumulate):
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
             place = ((step - 1) * regime.accumulate + part) * regime.batch
-            loss += self.learn(self.order.take(place, regime.batch), 1 / regime.accumulate) / regime.accumulate
+            rows = self.order.take(place, regime.batch)
+            loss += self.learn(rows, 1 / regime.accumulate) / regime.accumulate
             self._check(loss, "loss", step)
         self.trained.collect()
         self._check(torch.nn.utils.clip_grad_norm_(masters, regime.clip).item(), "gradient", step)
@@ -169,10 +170,10 @@ class Run:
             help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`" if step > 1 else
             "the model's outputs are not finite before it is trained: look at the step before this one"))
 
-    # -- held-out data -------------------------------------------------------------------------------------------
+    # -- held-out data ---------------------------------------------------------------------------------------
 
     def _look(self, step: int) -> None:
-        """Measure; keep the weights if they are the best so far, end the run if nothing got better for long."""
+        """Measure; keep the weights if they are the best so far; end a run that has long got no better."""
         assert self.judge is not None
         course, nats = self.course, self.judge()
         self._check(nats, "held-out loss", step)
@@ -193,26 +194,28 @@ class Run:
         elif 0 < self.course.best < self.course.step:
             self.trained.load(self.saved.tensors(f"best-{self.course.best}"))
 
-    # -- going on after a kill -----------------------------------------------------------------------------------
+    # -- going on after a kill -------------------------------------------------------------------------------
 
     def _save(self) -> None:
         name = f"state-{self.course.step}"
         tensors = {f"weight:{n}": t for n, t in self.trained.tensors().items()}
         for key, master in self.trained.masters.items():
             # What never had a gradient, such as an expert that no token was sent to, has no state yet.
-            tensors |= {f"{part}:{key}": value for part, value in self.optimizer.state.get(master, {}).items()}
+            state = self.optimizer.state.get(master, {})
+            tensors |= {f"{part}:{key}": value for part, value in state.items()}
         self.saved.write(name, tensors)
         best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
         self.saved.finish(asdict(self.course), [name, *best])
 
     def _need_room(self) -> None:
-        """Two checkpoints lie side by side for a moment, each of weights and two moments, and so do two best ones."""
+        """For a moment two checkpoints lie side by side, each of weights and two moments, and two best ones."""
         wanted = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
         if wanted > 0.9 * free:
             raise Reject(no_space(f"the checkpoints of training take {size(wanted)}, {size(free)} are free in "
-                                  f"{self.ctx.workdir}", help="train fewer parameters, or give another --cache-dir"))
+                                  f"{self.ctx.workdir}",
+                                  help="train fewer parameters, or give another --cache-dir"))
 
     def _resume(self) -> None:
         kept = self.saved.read()

@@ -12,7 +12,7 @@ from ..reference import Reference, other_vocabulary
 
 @dataclass(frozen=True)
 class Objective:
-    """(1 - share) * cross-entropy with the next token + share * t^2 * KL(original || model), both softened by t.
+    """(1 - share) * cross-entropy with the next token + share * t^2 * KL(original || model), softened by t.
 
     rows          [n, length] token ids; position p predicts p + 1, the first token of a row is given
     original      what the original says of the same rows; needed where `share` is more than 0
@@ -38,7 +38,8 @@ class Objective:
             for part in positions(values[row, :-1]):
                 ours = values.detach()[row, part].float().requires_grad_()     # [c, vocab]
                 loss = self._loss(ours, ids[row, part.start + 1 : part.stop + 1], number, part)
-                gradient[row, part] = (torch.autograd.grad(loss, ours)[0] * (weight / count)).to(gradient.dtype)
+                (slope,) = torch.autograd.grad(loss, ours)
+                gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
                 total += loss.item()
         values.backward(gradient)
         return total / count
@@ -54,6 +55,6 @@ class Objective:
             raise Reject(other_vocabulary(
                 f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
                 help="heal without `distill`"))
-        soft, taught = (x / self.temperature for x in (ours, theirs))
-        apart = nn.functional.kl_div(soft.log_softmax(-1), taught.log_softmax(-1), reduction="sum", log_target=True)
+        q, p = ((x / self.temperature).log_softmax(-1) for x in (ours, theirs))
+        apart = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * self.temperature**2 * apart

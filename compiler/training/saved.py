@@ -34,7 +34,8 @@ class Saved:
             body = json.loads((self.folder / MANIFEST).read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             body = {}
-        known = body.get("identity") == self.identity and all((self.folder / n).is_dir() for n in body["folders"])
+        known = body.get("identity") == self.identity and all(
+            (self.folder / name).is_dir() for name in body["folders"])
         self._tidy(body["folders"] if known else [])
         return body["run"] if known else None
 

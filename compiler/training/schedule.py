@@ -1,5 +1,7 @@
-"""What a step of training does: its learning rate, its rows, its randomness. All follow from the step's number,
-so a run that goes on after a kill needs no state of a generator."""
+"""What a step of training does: its learning rate, its rows, its randomness.
+
+All follow from the step's number, so a run that goes on after a kill needs no state of a generator.
+"""
 
 import hashlib
 import math

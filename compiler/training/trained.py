@@ -11,11 +11,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...dsl.diagnostics import Fault, Reject
 
-no_checkpointing = Fault("no-checkpointing", "Gradient checkpointing is asked of a model whose layers don't do it.")
+no_checkpointing = Fault("no-checkpointing",
+                         "Gradient checkpointing is asked of a model whose layers don't do it.")
 
 
 class Trained:
-    """Parameters under training. Narrow ones are trained by a float32 copy each, or small steps would be rounded off.
+    """Parameters under training. A narrow one is trained by a float32 copy: small steps would be rounded off.
 
     masters    what the optimizer changes: the parameter itself, or its copy
     """
@@ -87,7 +88,7 @@ def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
         for layer in layers:
             if not isinstance(layer, GradientCheckpointingLayer):
                 raise Reject(no_checkpointing(f"a {type(layer).__name__} does not do gradient checkpointing",
-                                              help="leave `gradient_checkpointing` out, and take a smaller `batch`"))
+                                              help="take a smaller `batch` in place of `gradient_checkpointing`"))
             known.append((layer, {name: vars(layer)[name] for name in switches if name in vars(layer)}))
             vars(layer).update(switches)
         yield

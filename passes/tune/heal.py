@@ -34,23 +34,24 @@ held_out_learned = Fault("held-out-learned",
 class Heal(Pass):
     """Train a pruned model until it is as well again as it gets.
 
-    The model learns to predict the next token of every position of `data`; rows of `chat` carry no marks of who
-    speaks, so prompts are learned like responses. With `distill`, a share of the loss is how far the model's
-    predictions are from the original's on the same rows.
+    The model learns to predict the next token of every position of `data`; rows of `chat` carry no marks of
+    who speaks, so prompts are learned like responses. With `distill`, a share of the loss is how far the
+    model's predictions are from the original's on the same rows.
 
     `method: lora` trains adapters of low rank on linear modules and merges them: names, shapes and ties are
-    then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients and
-    two moments as well, three times their bytes. Zeros that a mask made do not stay zero: heal before you sparsify.
+    then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients
+    and two moments as well, three times their bytes. Zeros that a mask made do not stay zero: heal before you
+    sparsify.
 
-    With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run ends
-    once nothing has got better for a while; a run that never gets better than its start is refused. Without it,
-    the last weights are kept, whatever they are worth. The loss curve stands in the manifest.
+    With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run
+    ends once nothing has got better for a while; a run that never gets better than its start is refused.
+    Without it, the last weights are kept, whatever they are worth. The loss curve stands in the manifest.
 
     On little text, distill: full training alone learned 139 KB by heart and left a model that had lost three
     branches worse than it was, with `distill: 50%` it gave back 38 % of what was lost (tests/bench/heal.py).
 
-    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); distillation (Hinton et al. 2015, arXiv 1503.02531); defaults
-    of the recovery of MultiPruner (Munoz et al. 2025, arXiv 2501.09949), with a shorter run.
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); distillation (Hinton et al. 2015, arXiv 1503.02531);
+    defaults of the recovery of MultiPruner (Munoz et al. 2025, arXiv 2501.09949), with a shorter run.
     Example: fit = tune.heal(data: calib, held_out: dev, steps: 400, distill: 50%)
     """
 
@@ -65,15 +66,20 @@ class Heal(Pass):
     lr: float = param("Largest learning rate of AdamW.", default=1e-4, gt=0)
     batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
     accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
-    method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.", default="lora")
-    on: Selector | None = param("Linear modules to train; all inside the layers, and with `full` all that the model "
-                                "has, where it is left out.", default=None)
+    method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.",
+                                            default="lora")
+    on: Selector | None = param("Linear modules to train; all inside the layers, and with `full` all that "
+                                "the model has, where it is left out.", default=None)
     rank: int = param("Rank of the adapters.", default=16, ge=1)
-    alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0, gt=0)
+    alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0,
+                         gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.05, ge=0, lt=1)
-    distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0), ge=0, le=1)
-    temperature: float = param("What both predictions are softened by before they are compared.", default=1.0, gt=0)
-    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
+    distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0),
+                           ge=0, le=1)
+    temperature: float = param("What both predictions are softened by before they are compared.", default=1.0,
+                               gt=0)
+    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0,
+                          le=1)
     schedule: Literal["cosine", "linear", "constant"] = param("How the learning rate falls after that.",
                                                               default="cosine")
     clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
@@ -93,7 +99,8 @@ class Heal(Pass):
             course = self._train(program, ctx, weights)
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
-            with adapted(program.model, adaptable(program, self.on), shape, seed_of("adapters", ctx.seed)) as adapters:
+            paths, seed = adaptable(program, self.on), seed_of("adapters", ctx.seed)
+            with adapted(program.model, paths, shape, seed) as adapters:
                 weights = adapters.parameters()
                 course = self._train(program, ctx, weights)
                 adapters.merge()
@@ -131,18 +138,18 @@ class Heal(Pass):
         lesson = Objective(model, rows, original, self.distill.value, self.temperature)
         judge = (lambda: self._held_out_loss(model, ctx)) if self.held_out else None
         regime = Regime(
-            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
-            batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=self.weight_decay,
-            every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
-        layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else []
-        with training(model, weights), recomputing(layers):
+            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps),
+            schedule=self.schedule, batch=self.batch, accumulate=self.accumulate, clip=self.clip,
+            weight_decay=self.weight_decay, every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
+        layers = [unit.module(model) for unit in program.units.values()]
+        with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
             course = Run(Trained(weights), regime, len(rows), lesson.learn, judge, ctx).run()
         if self.held_out and course.best == 0:
             raise Reject(self._no_gain(course.held_out[0][1], course.held_out[1:]))
         return course
 
     def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
-        """What was measured with adapters beside the weights is measured again with their sum, which is rounded."""
+        """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
         if not merged < start:
             raise Reject(self._no_gain(start, [(course.best, merged)]))
@@ -162,7 +169,7 @@ class Heal(Pass):
         seen = {id(p): name for name, p in reversed(found.items())}
         return {name: p for name, p in found.items() if seen[id(p)] == name}
 
-    # -- what is refused -----------------------------------------------------------------------------------------
+    # -- what is refused -------------------------------------------------------------------------------------
 
     def _check_packages(self) -> None:
         if self.method == "lora":
@@ -177,6 +184,6 @@ class Heal(Pass):
     def _no_gain(self, start: float, later: Sequence[tuple[int, float]]) -> Diagnostic:
         best_step, best = min(later, key=lambda look: look[1])
         return not_healed(
-            f"the held-out loss is {start:.4f} before training and at best {best:.4f}, after step {best_step}",
-            help="lower `lr`, give more or other `data`, or leave the step out: the model as it was is better",
+            f"the held-out loss is {start:.4f} before training, at best {best:.4f} after step {best_step}",
+            help="lower `lr`, give more or other `data`, or leave the step out: it was better as it was",
             note="healing did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]))

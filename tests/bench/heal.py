@@ -2,9 +2,9 @@
 
     python tests/bench/heal.py [--steps N]
 
-The model is pruned in two ways and healed in four, each with three seeds, on calib.txt (139 KB); perplexity is
-measured on heldout.txt, which nothing learns from. Seeds decide the order of rows and the adapters' start; the
-pruned model is the same for all. "regained" is the share of the lost nats per token that healing gives back.
+The model is pruned in two ways and healed in four, each with three seeds, on calib.txt (139 KB); perplexity
+is measured on heldout.txt, which nothing learns from. Seeds decide the order of rows and the adapters' start;
+the pruned model is the same for all. "regained" is the share of the lost nats per token that healing gives back.
 """
 
 import argparse
@@ -95,7 +95,8 @@ def main() -> None:
             pruned = perplexity(build.reach(build.plan.stages[0].key), build.ctx)
             for heal in HEALS:
                 after, seconds = zip(*(healed(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True)
-                regained = 1 - math.log(statistics.geometric_mean(after) / original) / math.log(pruned / original)
+                left = math.log(statistics.geometric_mean(after) / original)
+                regained = 1 - left / math.log(pruned / original)
                 print(line.format(cut, heal, f"{original:.1f}", f"{pruned:.1f}",
                                   f"{statistics.mean(after):.1f} ({min(after):.1f} .. {max(after):.1f})",
                                   f"{regained:.0%}", f"{statistics.mean(seconds):.0f}"), flush=True)

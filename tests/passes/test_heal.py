@@ -41,7 +41,8 @@ def rows_of(seed, count=8, length=12):
 
 def healed(tmp_path, model, before=(), rows=None, other=None, **args):
     """The program after the passes `before` and tune.heal, and the context."""
-    args = {**defaults("pass", "tune.heal"), "data": DataRef("rows"), "steps": 30, "batch": 4, "warmup": Ratio(0.1), **args}
+    facts = {"data": DataRef("rows"), "steps": 30, "batch": 4, "warmup": Ratio(0.1)}
+    args = {**defaults("pass", "tune.heal"), **facts, **args}
     tmp_path.mkdir(exist_ok=True)
     recipe = recipe_of([*(("cut", word, facts) for word, facts in before), ("fit", "tune.heal", args)])
     ctx = context_of(tmp_path, model, recipe, rows_of(1) if rows is None else rows)
@@ -123,7 +124,8 @@ def test_the_seed_decides_the_result_bit_for_bit(tmp_path):
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
-@pytest.mark.parametrize("name, before", [("llama", [("prune.blocks", {"remove": 1, "score": SCORE})]), ("gpt2", [])])
+@pytest.mark.parametrize("name, before", [
+    ("llama", [("prune.blocks", {"remove": 1, "score": SCORE})]), ("gpt2", [])])
 def test_gradient_checkpointing_gives_the_same_weights(tmp_path, name, before):
     model, seen = tiny.model(name), []
     for turn, again in enumerate((False, True)):
@@ -172,7 +174,8 @@ def test_training_that_helps_nothing_is_refused_and_says_how_it_went(tmp_path, f
     backwards = rows_of(1).flip(1)                  # what is learned forwards is wrong backwards
     start = tiny.model("llama")
     learned, _ = healed(tmp_path / "a", start, rows=backwards, steps=60, **FULL)
-    said = refused(tmp_path / "b", learned.model, other=backwards, held_out=DataRef("other"), every=5, patience=2, **facts)
+    said = refused(tmp_path / "b", learned.model, other=backwards, held_out=DataRef("other"), every=5, patience=2,
+                   **facts)
     assert said.slug == "not-healed" and said.exit == 1
     assert "healing did not help" in said.note and "after 10" in said.note and "lower `lr`" in said.help
 
@@ -213,7 +216,8 @@ def test_the_example_of_the_page_is_a_legal_step(tmp_path):
     doc = Shelf().vocabulary.word("pass", "tune.heal").doc
     (step,) = (line.partition("fit = ")[2] for line in doc.splitlines() if line.startswith("Example: "))
     path = written(tmp_path, step)
-    path.write_text(path.read_text().replace("data  rows", "data  calib = synthetic(8)\ndata  dev = synthetic(2)\ndata  rows"))
+    more = "data  calib = synthetic(8)\ndata  dev = synthetic(2)\n"
+    path.write_text(path.read_text().replace("data  rows", f"{more}data  rows"))
     assert [d.slug for d in api.check(path).diagnostics if d.severity == "error"] == []
 
 
