@@ -96,7 +96,7 @@ class Adapters:
 
 @contextmanager
 def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int) -> Iterator[Adapters]:
-    """Adapters that change nothing yet on the modules at `paths`; afterwards the very same modules are back."""
+    """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 

@@ -6,8 +6,8 @@ from math import prod
 from ...dsl.skeleton import Part, Skeleton
 from ..kinds import Effort
 
-# Per parameter: itself, as what is mapped from disk is copied when it changes; gradient and AdamW's two moments in
-# float32; a narrow one has a float32 copy as well.
+# Per parameter: itself, as what is mapped from disk is copied when it changes; gradient and AdamW's two
+# moments in float32; a narrow one has a float32 copy as well.
 STATE, COPY = 16, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 

@@ -208,13 +208,13 @@ class Run:
         self.saved.finish(asdict(self.course), [name, *best])
 
     def _need_room(self) -> None:
-        """For a moment two checkpoints lie side by side, each of weights and two moments, and two best ones."""
+        """Two checkpoints, each of weights and two moments, and two best weights lie there for a moment."""
         wanted = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
         if wanted > 0.9 * free:
-            raise Reject(no_space(f"the checkpoints of training take {size(wanted)}, {size(free)} are free in "
-                                  f"{self.ctx.workdir}",
+            raise Reject(no_space(f"the checkpoints of training take {size(wanted)}, {size(free)} are free "
+                                  f"in {self.ctx.workdir}",
                                   help="train fewer parameters, or give another --cache-dir"))
 
     def _resume(self) -> None:

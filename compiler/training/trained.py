@@ -88,7 +88,7 @@ def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
         for layer in layers:
             if not isinstance(layer, GradientCheckpointingLayer):
                 raise Reject(no_checkpointing(f"a {type(layer).__name__} does not do gradient checkpointing",
-                                              help="take a smaller `batch` in place of `gradient_checkpointing`"))
+                                              help="leave it out, and take a smaller `batch`"))
             known.append((layer, {name: vars(layer)[name] for name in switches if name in vars(layer)}))
             vars(layer).update(switches)
         yield

@@ -140,7 +140,8 @@ class Heal(Pass):
         regime = Regime(
             steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps),
             schedule=self.schedule, batch=self.batch, accumulate=self.accumulate, clip=self.clip,
-            weight_decay=self.weight_decay, every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
+            weight_decay=self.weight_decay, every=self.every, patience=self.patience, save=self.save,
+            seed=ctx.seed)
         layers = [unit.module(model) for unit in program.units.values()]
         with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
             course = Run(Trained(weights), regime, len(rows), lesson.learn, judge, ctx).run()
@@ -183,7 +184,8 @@ class Heal(Pass):
 
     def _no_gain(self, start: float, later: Sequence[tuple[int, float]]) -> Diagnostic:
         best_step, best = min(later, key=lambda look: look[1])
+        wrong = "lower" if best > start + 1e-3 else "raise"            # 1e-3 nats: it hardly moved
         return not_healed(
             f"the held-out loss is {start:.4f} before training, at best {best:.4f} after step {best_step}",
-            help="lower `lr`, give more or other `data`, or leave the step out: it was better as it was",
+            help=f"{wrong} `lr`, give more or other `data`, or leave the step out: it was better as it was",
             note="healing did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]))

@@ -180,6 +180,11 @@ def test_training_that_helps_nothing_is_refused_and_says_how_it_went(tmp_path, f
     assert "healing did not help" in said.note and "after 10" in said.note and "lower `lr`" in said.help
 
 
+def test_a_rate_at_which_nothing_moves_is_to_be_raised(tmp_path):
+    said = refused(tmp_path, tiny.model("llama"), lr=1e-15, held_out=DataRef("other"), every=5, patience=2)
+    assert said.slug == "not-healed" and "raise `lr`" in said.help
+
+
 def test_a_rate_that_makes_the_loss_nan_is_named(tmp_path):
     said = refused(tmp_path, tiny.model("llama"), lr=1e20, method="full")
     assert (said.slug, said.exit) == ("diverged", 1) and "lower `lr`" in said.help
