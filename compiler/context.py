@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..dsl.recipe import Invocation, Recipe
 from ..dsl.values import DataRef, MetricRef
 from .placing import placed
-from .progress import Listener, Recorded, each, silent
+from .progress import Listener, Recorded, Ticked, each, silent
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,12 @@ class Context:
             if self.settings.watch:
                 self.settings.watch.check()
             yield item
+
+    def tick(self, event: Ticked) -> None:
+        """Tell how far it is where `each` doesn't fit; raises as `each` does."""
+        self.tell(event)
+        if self.settings.watch:
+            self.settings.watch.check()
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.tell(Recorded(name, value, unit))
