@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 SCORE = MetricRef("perplexity", (("data", DataRef("rows")),))
 DEFAULTS = {
-    "prune.blocks": {"on": None, "unit": "branch", "score": SCORE},
-    "prune.channels": {"on": None, "align": 32, "score": None},
-    "prune.heads": {"on": None, "score": None},
+    "prune.blocks": {"on": None, "unit": "branch", "score": SCORE, "search": "exact"},
+    "prune.channels": {"on": None, "align": 32, "score": None, "search": "exact", "reorder": "l1", "repair": False},
+    "prune.heads": {"on": None, "score": None, "search": "exact", "reorder": "l1", "repair": False},
 }
 
 

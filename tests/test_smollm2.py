@@ -92,7 +92,7 @@ def test_a_dropped_branch_computes_what_a_silent_one_does(model):
     ("prune.blocks(remove: 1, on: \"layers.{20,25}.*\", score: perplexity(calib))", 1.2, 0.995),
     ("prune.heads(keep: 67% of kv_heads)", 50, 0.94),
     ("prune.multi(remove: 3% of params, group: 512, on: \"layers.{10,20,25,28}.*\", score: perplexity(calib))",
-     1.2, 0.971),
+     4, 0.971),                       # mechanics: four layers lose a quarter, refitted on 256 tokens
 ])
 def test_it_is_pruned_emitted_and_reloaded_in_fresh_processes(session, tmp_path, step, limit, size):
     (result,) = api.build(session(step, limit, size), tmp_path / "out")

@@ -8,9 +8,9 @@ from ...compiler.context import Context
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.search.branches import Branches, Layers
-from ...compiler.search.choice import Exact
 from ...compiler.search.goals import budget, refuse_unreachable
 from ...compiler.search.loop import Budget, Search
+from ...compiler.search.ordering import choice_of
 from ...compiler.search.saving import Ledger
 from ...compiler.select import branches, layers
 from ...dsl.skeleton import Skeleton
@@ -20,10 +20,11 @@ from ...dsl.values import MetricRef, Ratio, Selector
 class Blocks(Pass):
     """Remove whole residual branches or layers, the least missed first.
 
-    A branch is what one attention or MLP adds to the residual stream. Every candidate is scored by running the
-    model without it; the one whose loss hurts least goes, and the rest are scored again. Ties go to the earlier
-    one. Removing layers leaves a stock checkpoint; removing branches leaves shapes that only `effc.load`
-    reads at their true size. The last branch and the last layer always stay.
+    A branch is what one attention or MLP adds to the residual stream. Candidates are scored by running the model
+    without them; the one that is missed least goes, and so on. An exact search scores all of them again after
+    each cut, attention first; a racing one only those that may win by what they cost before. Of `params`, either
+    weighs what a block costs against its size. Removing layers leaves a stock checkpoint; removing branches leaves
+    shapes that only `effc.load` reads at their true size. The last branch and the last layer always stay.
 
     Source: BlockPruner (Zhong et al. 2024, arXiv 2406.10594), section 3; stage 1 of MultiPruner.
     Example: slim = prune.blocks(remove: 2, score: perplexity(calib))
@@ -39,6 +40,7 @@ class Blocks(Pass):
     score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which may go: paths of attention or MLP modules, or of layers.", default=None)
     unit: Literal["branch", "layer"] = param("Remove single branches, or whole layers.", default="branch")
+    search: Literal["racing", "exact"] = param("Score the blocks that may be best, or all.", default="racing")
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton, goal = program.skeleton, self._goal(program.skeleton)
@@ -48,7 +50,7 @@ class Blocks(Pass):
             pool = Branches(program, branches(skeleton, self.on), Ledger(skeleton))
         refuse_unreachable([pool], goal)
         search = Search(program, ctx)
-        search.run([pool], self.score, goal, Exact())
+        search.run([pool], self.score, goal, choice_of(self.search, "params" if goal.of == "params" else ""))
         search.finish([pool])
 
     def _goal(self, skeleton: Skeleton) -> Budget:

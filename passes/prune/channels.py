@@ -1,14 +1,15 @@
 """Make MLPs narrower."""
 
+from typing import Literal
+
 from ...compiler.amount import Amount
 from ...compiler.context import Context
-from ...compiler.importance import l1
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.narrowing import forecast, forwards, narrow_evenly
 from ...compiler.program import Program
-from ...compiler.search.choice import Exact
 from ...compiler.search.goals import budget, refuse_unreachable
 from ...compiler.search.loop import Search
+from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import groups
@@ -19,12 +20,14 @@ from ...dsl.values import MetricRef, Ratio, Selector
 class Channels(Pass):
     """Make MLPs narrower.
 
-    Without a score every layer keeps the same share, and the checkpoint stays a stock one. With a score the
-    layers compete: `align` channels go from the layer where the model's loss suffers least, again and again,
-    until the layers together keep the amount. Inside a layer the channels of least weight magnitude go first.
-    Every layer keeps at least `align` channels.
+    Without a score every layer keeps the same share, the channels of least weight magnitude go, and the
+    checkpoint stays a stock one; on a trained model that costs much, so `tune.heal` it. With a score the layers
+    compete: `align` channels go from the layer where the model's loss suffers least, again and again, until the
+    layers together keep the amount; the score's rows decide which channels of a layer go first, and what reads
+    them is refitted to do without. Every layer keeps at least `align` channels.
 
-    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 2 and the weight reorder.
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 2, with `search: exact`, `reorder: l1` and
+    `repair: false`; the rest as in `prune.multi`.
     Example: thin = prune.channels(keep: 75% of channels, align: 32)
     """
 
@@ -39,6 +42,11 @@ class Channels(Pass):
     align: int = param("Widths are multiples of this, and it is the step of the search.", default=32, ge=1,
                        unit="channels")
     score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
+    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
+    reorder: Literal["l1", "wanda", "obs"] | None = param(
+        "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
+        "obs with a score, else l1.", default=None)
+    repair: bool = param("With a score, refit what reads the items that go.", default=True)
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton
@@ -46,11 +54,12 @@ class Channels(Pass):
         if self.score is None:
             narrow_evenly(program, chosen, Amount(self.keep), self.align)
             return
-        pool = Widths(program, chosen, self.align, Ledger(skeleton), lambda g: l1(program, g))
+        search = Search(program, ctx)
+        important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair)
+        pool = Widths(program, chosen, self.align, Ledger(skeleton), important, fixed)
         goal = budget(skeleton, Amount(self.keep), "channels", sum(s.size for s in pool.sites))
         refuse_unreachable([pool], goal)
-        search = Search(program, ctx)
-        search.run([pool], self.score, goal, Exact())
+        search.run([pool], self.score, goal, choice_of(self.search, ""))
         search.finish([pool])
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

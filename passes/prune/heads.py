@@ -1,14 +1,15 @@
 """Remove attention heads."""
 
+from typing import Literal
+
 from ...compiler.amount import Amount
 from ...compiler.context import Context
-from ...compiler.importance import l1
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.narrowing import forecast, forwards, narrow_evenly
 from ...compiler.program import Program
-from ...compiler.search.choice import Exact
 from ...compiler.search.goals import budget, refuse_unreachable
 from ...compiler.search.loop import Search
+from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import groups
@@ -21,10 +22,12 @@ class Heads(Pass):
 
     `of heads` removes query heads: under grouped-query attention the same number from every KV head. `of
     kv_heads` removes KV heads with all the query heads that they serve, and so shrinks the cache as well. Without
-    a score every layer keeps the same share; with one the layers compete, one step at a time. Inside a layer the
-    heads of least weight magnitude go first; one head, or one per KV head, always stays.
+    a score every layer keeps the same share and loses the heads of least weight magnitude; with one the layers
+    compete, one step at a time, the score's rows decide which heads of a layer go first, and what reads them is
+    refitted to do without. One head, or one per KV head, always stays.
 
-    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 3; query heads inside groups: own.
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 3, with `search: exact`, `reorder: l1` and
+    `repair: false`; query heads inside groups: own; the rest as in `prune.multi`.
     Example: bald = prune.heads(keep: 50% of kv_heads)
     """
 
@@ -36,6 +39,11 @@ class Heads(Pass):
     keep: Ratio = param("Share of the query heads or KV heads that stays.", of=("heads", "kv_heads"), gt=0, le=1)
     on: Selector | None = param("Which attention modules.", default=None)
     score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
+    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
+    reorder: Literal["l1", "wanda", "obs"] | None = param(
+        "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
+        "obs with a score, else l1.", default=None)
+    repair: bool = param("With a score, refit what reads the items that go.", default=True)
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton
@@ -43,11 +51,12 @@ class Heads(Pass):
         if self.score is None:
             narrow_evenly(program, chosen, Amount(self.keep), align=1)
             return
-        pool = Widths(program, chosen, 1, Ledger(skeleton), lambda g: l1(program, g))
+        search = Search(program, ctx)
+        important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair)
+        pool = Widths(program, chosen, 1, Ledger(skeleton), important, fixed)
         goal = budget(skeleton, Amount(self.keep), pool.kind, sum(s.size for s in pool.sites))
         refuse_unreachable([pool], goal)
-        search = Search(program, ctx)
-        search.run([pool], self.score, goal, Exact())
+        search.run([pool], self.score, goal, choice_of(self.search, ""))
         search.finish([pool])
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:

@@ -1,23 +1,19 @@
 """Prune blocks, MLP channels and attention heads, whatever the model misses least."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
-from ...compiler import importance
 from ...compiler.amount import Amount
 from ...compiler.context import Context
 from ...compiler.estimate import thinned
 from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.memory import room_for
 from ...compiler.program import Program
-from ...compiler.reconstruct import Moments, Reconstruction, module_of, readers
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
-from ...compiler.search.choice import Choice, Exact, Racing
+from ...compiler.search.choice import Choice
 from ...compiler.search.goals import budget, refuse_unreachable, refuse_unreached
 from ...compiler.search.loop import Beside, Budget, Search
+from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
@@ -25,7 +21,6 @@ from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector, Shares
 
 KINDS = ("blocks", "channels", "heads")
-Importance = Callable[[Group], torch.Tensor]
 
 
 class Multi(Pass):
@@ -101,21 +96,15 @@ class Multi(Pass):
     def _choice(self, goal: Budget) -> Choice:
         rank = self.rank or ("loss" if self.search == "exact" else "ratio")
         per = goal.of if rank == "ratio" else ""
-        return Exact(per) if self.search == "exact" else Racing(per)
+        return choice_of(self.search, per)
 
     def _pools(self, program: Program, ctx: Context, search: Search) -> dict[str, Pool]:
         exact, skeleton = self.search == "exact", program.skeleton
         chosen = _narrowed(skeleton, self.on)
         ledger = Ledger(skeleton, norms=not exact)
-        order = self.reorder or ("l1" if exact else "obs")
-        repair = not exact if self.repair is None else self.repair
-        moments = Moments(ctx.workdir / "moments")
-        if repair or order != "l1":
-            modules = [module_of(m) for kind in ("channels", "heads") for g in chosen[kind] for m in readers(g)]
-            score = self.width_score or self.score
-            search.collect(moments, modules, score, room_for(ctx.settings.max_memory))
-        important = _importance(order, program, moments)
-        fixed = Reconstruction(program, moments) if repair else None
+        important, fixed = ordering(
+            program, ctx, search, [*chosen["channels"], *chosen["heads"]], self.width_score or self.score,
+            self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair)
         pools = {
             "blocks": Branches(program, branches(skeleton, self.on), ledger),
             "channels": Widths(program, chosen["channels"], self.group, ledger, important, fixed),
@@ -147,10 +136,3 @@ def _narrowed(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group,
         "channels": tuple(g for g in inside if g.kind == "channels"),
         "heads": tuple(g for g in inside if g.kind == "kv_heads" or (g.kind == "heads" and g.site not in shared))}
 
-
-def _importance(order: str, program: Program, moments: Moments) -> Importance:
-    if order == "l1":
-        return lambda group: importance.l1(program, group)
-    if order == "wanda":
-        return lambda group: importance.wanda(program, group, moments)
-    return lambda group: importance.obs(program, group, moments)

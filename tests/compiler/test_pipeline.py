@@ -111,7 +111,7 @@ def test_a_change_of_one_step_keeps_the_steps_before_it(recipe):
 
 
 def test_a_step_that_changes_nothing_is_refused_at_its_place(recipe):
-    recipe.write_text(RECIPE.replace("50% of channels", "100% of channels"))
+    recipe.write_text(RECIPE.replace("50% of channels", '50% of channels, on: "none.*" allow empty'))
     with pytest.raises(Reject) as refused:
         compiled(recipe, "a")
     (diagnostic,) = refused.value.diagnostics

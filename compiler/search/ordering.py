@@ -1,0 +1,42 @@
+"""Which items of a group go first, and what makes up for them: from weights alone, or from a score's rows."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ...dsl.skeleton import Group
+from ...dsl.values import MetricRef
+from .. import importance
+from ..memory import room_for
+from ..reconstruct import Moments, Reconstruction, module_of, readers
+from .choice import Choice, Exact, Racing
+
+if TYPE_CHECKING:
+    from ..context import Context
+    from ..program import Program
+    from .loop import Search
+
+Important = Callable[[Group], torch.Tensor]
+Order = Literal["l1", "wanda", "obs"]
+
+
+def choice_of(search: str, per: str) -> Choice:
+    return Exact(per) if search == "exact" else Racing(per)
+
+
+def ordering(program: "Program", ctx: "Context", search: "Search", groups: Sequence[Group], score: MetricRef,
+             order: Order, repair: bool) -> tuple[Important, Reconstruction | None]:
+    """How items are ranked, and the repair of what reads them.
+
+    What needs activations takes them from one measure of the score on the model as it is.
+    """
+    moments = Moments(ctx.workdir / "moments")
+    if repair or order != "l1":
+        modules = [module_of(m) for g in groups for m in readers(g)]
+        search.collect(moments, modules, score, room_for(ctx.settings.max_memory))
+    ranks: dict[str, Important] = {
+        "l1": lambda group: importance.l1(program, group),
+        "wanda": lambda group: importance.wanda(program, group, moments),
+        "obs": lambda group: importance.obs(program, group, moments)}
+    return ranks[order], Reconstruction(program, moments) if repair else None
