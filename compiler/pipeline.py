@@ -132,7 +132,7 @@ class Build:
     def context(self, stage: Stage) -> Context:
         work = self.cache.work(stage.key)
         work.mkdir(parents=True, exist_ok=True)
-        return replace(self.ctx, workdir=work)
+        return replace(self.ctx.beside(stage.call), workdir=work)
 
     @contextmanager
     def stage(self, name: str, about: str) -> "Iterator[Done]":
