@@ -106,12 +106,16 @@ def _cache(shared: Shared) -> "Cache":
 
 
 def _word(entry) -> str:
-    """The step as a recipe would write it, without what was left out there."""
+    """The step as a recipe would write it, without what has its default."""
     from ...dsl.show import plain
     from ...dsl.values import from_json
+    from ..shelf import Shelf
 
     step = entry.parts.get("step", {})
-    args = [f"{name}: {plain(from_json(value))}" for name, value in step.get("args", {}).items()
-            if value is not None]
+    word = Shelf().vocabulary.word("pass", step.get("word", ""))
+    usual = {p.name: p.default for p in word.params} if word else {}
+    given = {name: from_json(value) for name, value in step.get("args", {}).items()}
+    args = [f"{name}: {plain(given[name])}" for name in sorted(given, key=list({**usual, **given}).index)
+            if given[name] is not None and (name not in usual or given[name] != usual[name])]
     text = f"{step.get('word', 'unknown')}({', '.join(args)})"
     return text if len(text) <= 72 else text[:71] + "…"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..program import Program
 
 no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
+_SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Search:
 
     def collect(self, moments: Moments, modules: Sequence[str], metric: MetricRef, room: int) -> None:
         """Second moments of what modules are given while the metric is measured on the model as it is."""
-        runs = moments.collect(self.program, modules, lambda: self._run(metric), room)
+        runs = moments.collect(self.program, modules, lambda: self._whole(metric), room)
         self.layers_other += runs * len(self.program.units)
 
     def finish(self, pools: Sequence[Pool]) -> None:
@@ -134,8 +135,7 @@ class Search:
         self.layers_naive += len(pairs) * len(self.program.units)
         if best is None:
             raise Reject(no_finite_score(
-                f"all {len(now.scores)} candidates score NaN or infinity",
-                help="score on other data, or check the model's weights with `effc test`"))
+                f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP))
         name, saves = best.name, {of: best.saves(of) for of in {"params", "flops", budget.of}}
         units = list(self.program.units)
         place = units.index(best.unit) if best.unit in units else 0
@@ -175,7 +175,7 @@ class Search:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:
-            return prefix.measure(run)
+            return prefix.measure(partial(self._whole, metric))
         try:
             return prefix.measure(run, candidate.unit, candidate.tried)
         except Reject as refused:
@@ -185,6 +185,16 @@ class Search:
 
     def _run(self, metric: MetricRef) -> float:
         return self.ctx.metric(metric).measure(self.program.model, self.ctx)
+
+    def _whole(self, metric: MetricRef) -> float:
+        """The score of the model as it is; where it has none, no candidate has."""
+        try:
+            return self._run(metric)
+        except Reject as refused:
+            if any(d.fault is not not_a_number for d in refused.diagnostics):
+                raise
+            raise Reject(no_finite_score(
+                f"the model as it is has a {show(metric)} of NaN or infinity", help=_SCORE_HELP)) from refused
 
     def prefix(self, metric: MetricRef) -> Prefix:
         """What the layers gave for a metric, shared by all that measure it."""

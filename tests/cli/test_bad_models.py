@@ -122,7 +122,7 @@ BAD = {
     "infinity in the weights": (lambda f: revalued(f, UP, float("-inf")), 5, "model", "not-finite",
                                 f"`{UP}` holds 1 value NaN or infinite", "take another revision"),
     "scores that are NaN": (lambda f: revalued(f, "model.norm.weight", 3e38), 1, "step", "no-finite-score",
-                            "score NaN or infinity", "score on other data"),
+                            "of NaN or infinity", "score on other data"),
     "half a tokenizer": (lambda f: halved(f / "model" / "tokenizer.json"), 5, "model", "bad-tokenizer",
                          "the tokenizer files in model can't be read", "fetch them again"),
     "a short text": (lambda f: (f / "rows.txt").write_text("And it"), 3, "data", "too-short",

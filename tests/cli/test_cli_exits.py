@@ -110,10 +110,10 @@ def test_a_package_outside_its_range_is_exit_5_before_work_starts(process, write
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.1\n")
     run = process("compile", write(), PYTHONPATH=str(tmp_path / "site"))
     assert (run.code, run.out) == (5, "")
-    assert run.err == ("error[package-version]: transformers 4.57.1 is installed, effc needs >=5.0,<6\n"
-                       'help: pip install "transformers>=5.0,<6"\n')
+    assert run.err == ("error[package-version]: transformers 4.57.1 is installed, effc needs >=5.24,<6\n"
+                       'help: pip install "transformers>=5.24,<6"\n')
     doctor = process("doctor", PYTHONPATH=str(tmp_path / "site"))
-    assert doctor.code == 5 and "missing  transformers  4.57.1, needs >=5.0,<6" in doctor.out
+    assert doctor.code == 5 and "missing  transformers  4.57.1, needs >=5.24,<6" in doctor.out
 
 
 @pytest.mark.parametrize("verb", ["plan", "compile", "run", "test", "inspect"])

@@ -215,7 +215,7 @@ def test_a_prompt_longer_than_the_model_is_refused(effc):
 
 def test_the_cache_lists_explains_verifies_and_frees(effc, compiled):
     listed = effc("cache", "ls")
-    assert "prune.channels(align: 32, keep: 75% of channels)" in listed.out
+    assert "prune.channels(keep: 75% of channels)" in listed.out
     assert "kept" in effc("cache", "why", compiled[0] / "r.effspec").out
     assert effc("cache", "verify").out.startswith("ok: ")
     assert effc("cache", "gc", "--older-than", 1).out.startswith("freed ")
