@@ -50,7 +50,7 @@ class Moments:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], float], room: int) -> int:
+    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], object], room: int) -> int:
         """Run the model over the rows as often as `room` bytes of moments make necessary; returns how often."""
         missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
         rounds = 0

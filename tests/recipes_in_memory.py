@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 SCORE = MetricRef("perplexity", (("data", DataRef("rows")),))
 DEFAULTS = {
     "prune.blocks": {"on": None, "unit": "branch", "score": SCORE, "search": "exact"},
-    "prune.channels": {"on": None, "align": 32, "score": None, "search": "exact", "reorder": "l1", "repair": False},
-    "prune.heads": {"on": None, "score": None, "search": "exact", "reorder": "l1", "repair": False},
+    "prune.channels": {"on": None, "align": 32, "score": None, "search": "exact", "reorder": "l1", "repair": False,
+                       "data": None},
+    "prune.heads": {"on": None, "score": None, "search": "exact", "reorder": "l1", "repair": False,
+                       "data": None},
 }
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
-from ...dsl.values import MetricRef
-from ..evaluate import not_a_number
+from ...dsl.values import DataRef, MetricRef
+from ..evaluate import batches, evaluating, logits, not_a_number
 from ..journal import Journal
+from ..keys import found
 from ..memory import room_for
 from ..progress import Said, Ticked, Warned
 from ..quantity import count, counted, size
@@ -83,10 +84,21 @@ class Search:
                 return
             self._decide(pairs, metric, budget, choice)
 
-    def collect(self, moments: Moments, modules: Sequence[str], metric: MetricRef, room: int) -> None:
-        """Second moments of what modules are given while the metric is measured on the model as it is."""
-        runs = moments.collect(self.program, modules, lambda: self._whole(metric), room)
-        self.layers_other += runs * len(self.program.units)
+    def collect(self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None,
+                room: int) -> None:
+        """Second moments of what modules are given, over the data's rows, or while the metric is measured."""
+        run = partial(self._read, data) if data else partial(self._whole, metric)
+        runs = moments.collect(self.program, modules, run, room)
+        scored = sum(self.ctx.rows(ref).numel() for ref in found(dict(metric.args), DataRef))
+        weight = self.ctx.rows(data).numel() / scored if data and scored else 1.0
+        self.layers_other += runs * weight * len(self.program.units)
+
+    def _read(self, data: DataRef) -> None:
+        """Run the model over the rows of a data set."""
+        model = self.program.model
+        with evaluating(model):
+            for batch in self.ctx.each(list(batches(model, self.ctx.rows(data))), f"reading {data.name}"):
+                logits(model, batch)
 
     def finish(self, pools: Sequence[Pool]) -> None:
         """Make the cuts real and say what the search cost.

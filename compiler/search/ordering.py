@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ...dsl.skeleton import Group
-from ...dsl.values import MetricRef
+from ...dsl.values import DataRef, MetricRef
 from .. import importance
 from ..memory import room_for
 from ..reconstruct import Moments, Reconstruction, module_of, readers
@@ -26,15 +26,15 @@ def choice_of(search: str, per: str) -> Choice:
 
 
 def ordering(program: "Program", ctx: "Context", search: "Search", groups: Sequence[Group], score: MetricRef,
-             order: Order, repair: bool) -> tuple[Important, Reconstruction | None]:
+             order: Order, repair: bool, data: DataRef | None = None) -> tuple[Important, Reconstruction | None]:
     """How items are ranked, and the repair of what reads them.
 
-    What needs activations takes them from one measure of the score on the model as it is.
+    What needs activations takes them from the model as it is, over the data's rows, or while the score is measured.
     """
     moments = Moments(ctx.workdir / "moments")
     if repair or order != "l1":
         modules = [module_of(m) for g in groups for m in readers(g)]
-        search.collect(moments, modules, score, room_for(ctx.settings.max_memory))
+        search.collect(moments, modules, score, data, room_for(ctx.settings.max_memory))
     ranks: dict[str, Important] = {
         "l1": lambda group: importance.l1(program, group),
         "wanda": lambda group: importance.wanda(program, group, moments),

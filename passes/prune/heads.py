@@ -14,7 +14,7 @@ from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import groups
 from ...dsl.skeleton import Group, Skeleton
-from ...dsl.values import MetricRef, Ratio, Selector
+from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
 
 class Heads(Pass):
@@ -44,6 +44,9 @@ class Heads(Pass):
         "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
         "obs with a score, else l1.", default=None)
     repair: bool = param("With a score, refit what reads the items that go.", default=True)
+    data: DataRef | None = param(
+        "Rows that items are ranked and readers refitted on, best several thousand tokens; the score's unless given.",
+        default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton
@@ -52,7 +55,8 @@ class Heads(Pass):
             narrow_evenly(program, chosen, Amount(self.keep), align=1)
             return
         search = Search(program, ctx)
-        important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair)
+        important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair,
+                                    self.data)
         pool = Widths(program, chosen, 1, Ledger(skeleton), important, fixed)
         goal = budget(skeleton, Amount(self.keep), pool.kind, sum(s.size for s in pool.sites))
         refuse_unreachable([pool], goal)

@@ -18,7 +18,7 @@ from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
 from ...dsl.skeleton import Group, Skeleton
-from ...dsl.values import MetricRef, Ratio, Selector, Shares
+from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
 
 KINDS = ("blocks", "channels", "heads")
 
@@ -61,6 +61,9 @@ class Multi(Pass):
         "Which channels and heads of a module go first: by weights, by weights and inputs, or by the error left "
         "after repair; l1 in an exact search, else obs.", default=None)
     repair: bool | None = param("Refit what reads the channels that go; no in an exact search, else yes.", default=None)
+    data: DataRef | None = param(
+        "Rows that items are ranked and readers refitted on, best several thousand tokens; the score's unless given.",
+        default=None)
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
@@ -104,7 +107,8 @@ class Multi(Pass):
         ledger = Ledger(skeleton, norms=not exact)
         important, fixed = ordering(
             program, ctx, search, [*chosen["channels"], *chosen["heads"]], self.width_score or self.score,
-            self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair)
+            self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair,
+            self.data)
         pools = {
             "blocks": Branches(program, branches(skeleton, self.on), ledger),
             "channels": Widths(program, chosen["channels"], self.group, ledger, important, fixed),

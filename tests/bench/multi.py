@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = """effspec 1
 model base  = gguf("{gguf}")
 data  calib = text("calib.txt", samples: {rows}, length: 256, seed: {seed})
+data  more  = text("calib.txt", samples: {more_rows}, length: 256, seed: {seed})
 data  docs  = text("docs.txt", samples: 16, length: 256, seed: 1)
 data  kjv   = text("{root}/recipes/zoo/tiny-llama/heldout.txt", samples: 16, length: 256, seed: 1)
 {more}
@@ -53,7 +54,7 @@ emit lean {{ hf("lean") }}
 STEPS = {
     "exact": "slim = prune.multi(remove: {share}% of params, split: {{blocks: 44, channels: 52, heads: 4}}, "
              "search: exact, group: {group}, score: perplexity(calib))",
-    "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib))",
+    "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib), data: more)",
     "blocks": "slim = prune.blocks(remove: {share}% of params, score: perplexity(calib))",
     "uniform": "slim = prune.channels(keep: {left}% of params, align: 64)",
 }
@@ -90,7 +91,7 @@ def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: P
     expects = "\n".join(f"{m} {'>=' if m.startswith('choice') else '<='} {0 if m.startswith('choice') else 1e9:g}"
                         for m in bounds)
     recipe = folder / "bench.effspec"
-    recipe.write_text(RECIPE.format(gguf=gguf, root=ROOT, rows=rows, seed=seed, more=more, steps=steps,
+    recipe.write_text(RECIPE.format(gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=more, steps=steps,
                                     expects=expects))
     opened = session(recipe, cache_dir=cache, threads=torch.get_num_threads())
     opened.settings.tell = lambda e: isinstance(e, Recorded) and COSTS.update({e.name: e.value})
@@ -232,7 +233,7 @@ def main() -> None:
     options = parser.parse_args()
     options.cache = options.cache or Path(tempfile.mkdtemp())
     print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, effc {effc.__version__}, "
-          f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens, {options.group} channels per cut")
+          f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, {options.group} channels per cut")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         more = write_texts(Path(name), options.data)

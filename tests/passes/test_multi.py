@@ -17,7 +17,8 @@ IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
 COSTS = {}           # what the last search said that it cost
 DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
-            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None}
+            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None,
+            "data": None}
 
 
 def pruned(tmp_path, model, **args):
