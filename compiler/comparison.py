@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..dsl.diagnostics import Reject
 from ..dsl.show import show
 from ..dsl.values import MetricRef
 from . import keys
@@ -14,7 +15,7 @@ from .context import Context
 from .gate import Known, Outcome, measure_bounds, metric_label
 from .load import FORMS, load
 from .manifest import Measure
-from .timing import interleaved
+from .timing import interleaved, no_cache
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -57,12 +58,16 @@ def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Compariso
 
 def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, tuple[float, float]]:
     """Times of both models, taking turns: those that a bound names, and one that every table has."""
-    wanted = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
-    if plan.skeleton.facts.get("causal_lm"):
-        wanted.append(MetricRef(SPEED))
+    asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
+    more = [MetricRef(SPEED)] if plan.skeleton.facts.get("causal_lm") else []
     found = {}
-    for metric in dict.fromkeys(wanted):
-        turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), ctx, rounds=3)
+    for metric in dict.fromkeys([*asked, *more]):
+        try:
+            turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), ctx, rounds=3)
+        except Reject as refused:
+            if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):
+                raise
+            continue                     # nobody asked how fast a model decodes that doesn't
         found[metric] = (turns.values["original"], turns.values["original"] * turns.ratio)
     return found
 
