@@ -63,7 +63,7 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     found = {}
     for metric in dict.fromkeys([*asked, *more]):
         try:
-            turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), ctx, rounds=3)
+            turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), rounds=3)
         except Reject as refused:
             if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):
                 raise

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..dsl.values import DataRef
     from .context import Context
     from .program import Program
+    from .timing import Clock
 
 _MISSING = object()
 
@@ -161,6 +162,10 @@ class Metric(Word):
     exact: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False
+
+    def clock(self, model: "torch.nn.Module") -> "Clock":
+        """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
+        raise AssertionError(f"{type(self).__name__} reads no clock")
 
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..context import Context
 from ..kinds import Metric, param
-from ..timing import decode_seconds
+from ..timing import Clock, decode_step
 
 
 class Throughput(Metric):
@@ -28,4 +28,8 @@ class Throughput(Metric):
     steps: int = param("How many tokens of each sequence are timed.", default=32, ge=1, unit="tokens")
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.batch * self.steps / sum(decode_seconds(model, self.prompt, self.steps, self.batch))
+        return self.clock(model).measure(model)
+
+    def clock(self, model: nn.Module) -> Clock:
+        return Clock(decode_step(model, self.prompt, self.batch), self.steps,
+                     lambda seconds: self.batch * len(seconds) / sum(seconds))

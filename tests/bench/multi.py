@@ -174,7 +174,7 @@ def measured(build: Build, model: torch.nn.Module, original: torch.nn.Module) ->
         metric = ctx.metric(MetricRef(size))
         found[size] = metric.measure(model, ctx) / metric.measure(original, ctx)
     for name in ("prefill.p50", "decode.p50"):
-        turns = interleaved({"a": original, "b": model}, ctx.metric(MetricRef(name)), ctx, rounds=3)
+        turns = interleaved({"a": original, "b": model}, ctx.metric(MetricRef(name)), rounds=3)
         found[name] = turns.ratio
     return found
 

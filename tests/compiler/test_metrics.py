@@ -291,7 +291,9 @@ def test_decoding_uses_the_cache(ctx, model):
 
     watched.__signature__ = __import__("inspect").signature(forward)
     model.forward = watched
-    timing.decode_seconds(model, 8, 4)
+    step = timing.decode_step(model, 8)
+    for _ in range(timing.WARMUP + 4):
+        step()
     assert seen[0] == (8,) and len(seen) == 1 + timing.WARMUP + 4
     assert all(length == 1 and len(cache) == 1 for length, *cache in seen[1:])
 
@@ -299,7 +301,8 @@ def test_decoding_uses_the_cache(ctx, model):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_every_architecture_decodes_with_its_cache(name):
-    assert len(timing.decode_seconds(tiny.model(name), 5, 2, batch=2)) == 2
+    step = timing.decode_step(tiny.model(name), 5, batch=2)
+    assert step() > 0 and step() > 0
 
 
 def test_a_module_without_a_cache_is_not_decoded():
@@ -307,7 +310,7 @@ def test_a_module_without_a_cache_is_not_decoded():
         def forward(self, input_ids):
             return input_ids
 
-    assert worlds.slug(lambda: timing.decode_seconds(Plain(), 4, 2)) == "no-cache"
+    assert worlds.slug(lambda: timing.decode_step(Plain(), 4)) == "no-cache"
 
 
 @given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=50), percent=st.integers(1, 100))
@@ -318,25 +321,36 @@ def test_a_percentile_is_one_of_the_values_with_its_share_below(values, percent)
     assert sum(v < found for v in values) * 100 < percent * len(values)
 
 
-def test_models_take_turns_and_a_ratio_is_within_rounds(ctx):
-    class Clock(Metric):
-        """Reads a clock that drifts by 10% a call; the second model takes twice as long."""
+class Drifting(Metric):
+    """Reads a clock that slows down by a tenth with every step; the second model takes twice as long."""
 
-        def measure(self, model, ctx):
-            seen.append(model)
-            return (2.0 if model == "b" else 1.0) * 1.1 ** len(seen)
+    def measure(self, model, ctx):
+        return self.clock(model).measure(model)
 
-    seen: list[str] = []
-    turns = timing.interleaved({"a": "a", "b": "b"}, Clock(), ctx, rounds=4)
-    assert seen == ["a", "b", "b", "a", "a", "b", "b", "a"]
-    assert turns.ratio == pytest.approx(2.0, rel=0.02), "drift cancels between rounds that begin with either"
-    assert turns.spread[0] < 2.0 < turns.spread[1]
+    def clock(self, model):
+        def step():
+            SEEN.append(model.name)
+            return (2.0 if model.name == "b" else 1.0) * 1.1 ** len(SEEN)
+        return timing.Clock(step, 4, lambda seconds: sum(seconds) / len(seconds))
+
+
+SEEN: list[str] = []
+
+
+def test_models_take_turns_step_by_step_and_drift_cancels():
+    a, b = torch.nn.Identity(), torch.nn.Identity()
+    a.name, b.name = "a", "b"
+    turns = timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3)
+    assert SEEN[:8] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert len(SEEN) == 3 * 2 * (timing.WARMUP + 4)
+    assert turns.ratio == pytest.approx(2.0, rel=0.02)
+    assert turns.spread == (pytest.approx(turns.ratio), pytest.approx(turns.ratio))
 
 
 def test_a_deeper_model_takes_longer(ctx):
     shallow, deep = tiny.model("llama", num_hidden_layers=1), tiny.model("llama", num_hidden_layers=12)
     metric = ctx.shelf.load("metric", "prefill.p50")(prompt=16, repeats=5)
-    assert timing.interleaved({"shallow": shallow, "deep": deep}, metric, ctx, rounds=7).ratio > 1.5
+    assert timing.interleaved({"shallow": shallow, "deep": deep}, metric, rounds=7).ratio > 1.5
 
 
 # -- the harness ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from torch import nn
 
 from ...context import Context
 from ...kinds import Metric, param
-from ...timing import decode_seconds, percentile
+from ...timing import Clock, decode_step, percentile
 
 
 class P95(Metric):
@@ -26,4 +26,7 @@ class P95(Metric):
     steps: int = param("How many tokens are timed.", default=32, ge=1, unit="tokens")
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return 1e3 * percentile(decode_seconds(model, self.prompt, self.steps), 95)
+        return self.clock(model).measure(model)
+
+    def clock(self, model: nn.Module) -> Clock:
+        return Clock(decode_step(model, self.prompt), self.steps, lambda seconds: 1e3 * percentile(seconds, 95))

@@ -6,7 +6,7 @@ from torch import nn
 
 from ...context import Context
 from ...kinds import Metric, param
-from ...timing import percentile, prefill_seconds
+from ...timing import Clock, percentile, prefill_step
 
 
 class P50(Metric):
@@ -26,4 +26,7 @@ class P50(Metric):
     repeats: int = param("How many forwards are timed.", default=10, ge=1)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return 1e3 * percentile(prefill_seconds(model, self.prompt, self.repeats), 50)
+        return self.clock(model).measure(model)
+
+    def clock(self, model: nn.Module) -> Clock:
+        return Clock(prefill_step(model, self.prompt), self.repeats, lambda seconds: 1e3 * percentile(seconds, 50))
