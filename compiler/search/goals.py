@@ -15,12 +15,15 @@ out_of_reach = Fault(
     "A model keeps its last branch, and every module that is narrowed keeps a step of its width.")
 
 
-def budget(skeleton: Skeleton, amount: Amount, kind: str, total: int | None = None) -> Budget:
+def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
     """What is to be saved: of what the amount's ratio is a share of, or of items of the kind.
 
-    total   how many items there are to choose from, where it isn't all of the model's
+    total   how much there is to choose from, where it isn't all that the skeleton says: items, or a measured latency
     """
     of = amount.of or kind
+    if of == "latency":
+        assert total is not None, "a latency is measured"
+        return Budget(of, amount.value.value * total, total)
     if of in OF_MODEL:
         size = whole(skeleton, of)
         share = amount.value.value * size

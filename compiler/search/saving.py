@@ -2,10 +2,14 @@
 
 import math
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Branch, Group, Part, Skeleton
 from .. import shrink
 from ..select import is_inside
+
+if TYPE_CHECKING:
+    from .latency import Latency
 
 CONTEXT = 512          # positions that a decoded token attends to where operations are counted
 
@@ -39,10 +43,12 @@ class Ledger:
 
     norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
             so a search that repeats its decisions leaves them out.
+    latency what the branches take on this machine, where a search saves "latency"; a step of a branch is given its
+            share of the branch's parameters
     """
 
-    def __init__(self, skeleton: Skeleton, norms: bool = True):
-        self.skeleton, self.norms = skeleton, norms
+    def __init__(self, skeleton: Skeleton, norms: bool = True, latency: "Latency | None" = None):
+        self.skeleton, self.norms, self.latency = skeleton, norms, latency
         self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
         self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
                        for b in skeleton.branches}
@@ -58,13 +64,15 @@ class Ledger:
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that `count` steps of a group are gone, counted from the beginning."""
-        for of in OF_MODEL:
+        for of in (*OF_MODEL, *(["latency"] if self.latency else [])):
             self.lost[site, kind, of] = count * self.of_step(site, kind, of)
 
     def _of_branch(self, site: str, of: str) -> float:
         branch = next(b for b in self.skeleton.branches if b.site == site)
         if of == "blocks":
             return 1
+        if of == "latency":
+            return self.latency.per_branch[branch.role]
         if of not in OF_MODEL:
             return 0
         if of == "params" and not self.norms:
@@ -82,6 +90,9 @@ class Ledger:
         group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
         if of == kind:
             return 1
+        if of == "latency":
+            home = next(b for b, inside in self.inside.items() if (site, kind) in inside)
+            return self.of_branch(home, of) * self.of_step(site, kind, "params") / self.of_branch(home, "params")
         if of not in OF_MODEL:
             return 0
         size = steps(group)

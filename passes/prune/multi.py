@@ -12,15 +12,18 @@ from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice
 from ...compiler.search.goals import budget, refuse_unreachable, refuse_unreached
+from ...compiler.search.latency import Latency, clocked
 from ...compiler.search.loop import Beside, Budget, Search
 from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.show import show
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
 
-KINDS = ("blocks", "channels", "heads")
+no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock.")
 
 
 class Multi(Pass):
@@ -38,6 +41,9 @@ class Multi(Pass):
     Perplexity here weighs every token alike and in float32; the published code leaves out end-of-text tokens and
     rounds losses to the model's dtype.
 
+    `of latency` measures, on the machine that compiles, what the branches of each kind take, and a step of a branch
+    is given its share; two compiles may then decide differently.
+
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949); racing, shared budget and repair: own.
     Example: slim = prune.multi(remove: 15% of params, score: perplexity(calib))
     """
@@ -47,8 +53,8 @@ class Multi(Pass):
     makes = {"": "missing branches", "score": "uneven widths"}
     determinism = "deterministic"
 
-    remove: Ratio = param("Share of the parameters, of their bytes, or of the operations per token, that goes.",
-                          of=("params", "flops", "bytes"), gt=0, lt=1)
+    remove: Ratio = param("Share of the parameters, their bytes, the operations per token or the latency that goes.",
+                          of=("params", "flops", "bytes", "latency"), gt=0, lt=1)
     score: MetricRef = param("What the model is scored by without each candidate.")
     split: Shares | None = param("How what goes is split between kinds that take turns; without it they compete.",
                                  of=("blocks", "channels", "heads"), default=None)
@@ -67,15 +73,18 @@ class Multi(Pass):
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
+    clock: MetricRef = param("Which latency, measured on the machine that compiles.",
+                             default=MetricRef("decode.p50"))
     check: MetricRef | None = param(
         "The same on other rows, measured now and then: what grows faster there was fitted to the score's rows.",
         default=None)
     on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
-        search, skeleton = Search(program, ctx), program.skeleton
-        goal = budget(skeleton, Amount(self.remove, removes=True), "params")
-        pools = self._pools(program, ctx, search)
+        search = Search(program, ctx)
+        latency = self._latency(program, ctx, search)
+        goal = budget(program.skeleton, Amount(self.remove, removes=True), "params", latency and latency.total)
+        pools = self._pools(program, ctx, search, latency)
         refuse_unreachable(list(pools.values()), goal)
         choice = self._choice(goal)
         search.beside = self.check and Beside(self.check)
@@ -101,10 +110,20 @@ class Multi(Pass):
         per = goal.of if rank == "ratio" else ""
         return choice_of(self.search, per)
 
-    def _pools(self, program: Program, ctx: Context, search: Search) -> dict[str, Pool]:
+    def _latency(self, program: Program, ctx: Context, search: Search) -> Latency | None:
+        if self.remove.of != "latency":
+            return None
+        metric = ctx.metric(self.clock)
+        if not metric.timed:
+            raise Reject(no_clock(f"`{show(self.clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
+        latency = clocked(program, metric, search.journal)
+        program.note(latency=latency.total, of=show(self.clock), per_branch=latency.per_branch)
+        return latency
+
+    def _pools(self, program: Program, ctx: Context, search: Search, latency: Latency | None) -> dict[str, Pool]:
         exact, skeleton = self.search == "exact", program.skeleton
         chosen = _narrowed(skeleton, self.on)
-        ledger = Ledger(skeleton, norms=not exact)
+        ledger = Ledger(skeleton, norms=not exact, latency=latency)
         important, fixed = ordering(
             program, ctx, search, [*chosen["channels"], *chosen["heads"]], self.width_score or self.score,
             self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair,
@@ -118,12 +137,17 @@ class Multi(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """As if only channels went, evenly, and blocks where they don't suffice: the search decides otherwise."""
-        goal = budget(skeleton, Amount(self.remove, removes=True), "params")
+        goal = self._foreseen(skeleton)
         return thinned(skeleton, goal, _narrowed(skeleton, self.on)["channels"], self.group)
+
+    def _foreseen(self, skeleton: Skeleton) -> Budget:
+        """The budget; one of latency, which is measured later, as if time went with operations."""
+        ratio = Ratio(self.remove.value, "flops") if self.remove.of == "latency" else self.remove
+        return budget(skeleton, Amount(ratio, removes=True), "params")
 
     def forwards(self, skeleton: Skeleton) -> int:
         """Scores, taking channel steps as the unit: all candidates per cut when exact, about six when racing."""
-        goal, ledger = budget(skeleton, Amount(self.remove, removes=True), "params"), Ledger(skeleton)
+        goal, ledger = self._foreseen(skeleton), Ledger(skeleton)
         sites = _narrowed(skeleton, self.on)["channels"]
         step = max((self.group * ledger.of_step(g.site, g.kind, goal.of) for g in sites), default=goal.goal)
         first = len(skeleton.branches) * 2

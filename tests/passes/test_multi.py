@@ -8,7 +8,7 @@ import torch
 from effc.compiler.capture import capture
 from effc.compiler.progress import Recorded
 from effc.dsl.diagnostics import Reject
-from effc.dsl.values import Ratio, Shares
+from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 
 from tests import tiny
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
@@ -17,7 +17,7 @@ IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
 COSTS = {}           # what the last search said that it cost
 DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
-            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None,
+            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None, "clock": MetricRef("decode.p50"),
             "data": None}
 
 
@@ -299,3 +299,37 @@ def test_a_metric_beside_the_search_is_measured_on_rows_that_no_decision_reads(t
     assert all(score == pytest.approx(other) for _, score, other in note["seen"])     # the same rows in this test
     assert len(note["seen"]) >= 3
     assert cuts(watched) == cuts(plain)
+
+
+def test_latency_is_measured_and_saved(tmp_path):
+    model = tiny.model("llama", num_hidden_layers=6, intermediate_size=512)
+    clock = MetricRef("decode.p50", (("prompt", 8), ("steps", 8)))
+    program = pruned(tmp_path, model, remove=Ratio(0.2, "latency"), group=64, clock=clock)
+    (measured,) = [n for n in program.notes if "latency" in n]
+    assert measured["latency"] > 0 and set(measured["per_branch"]) == {"attention", "mlp"}
+    assert [n for n in program.notes if "cut" in n][-1]["share"] >= 0.2
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/work").mkdir()
+    journal = (tmp_path / "work/scores.jsonl").read_bytes()
+    (tmp_path / "again/work/scores.jsonl").write_bytes(journal)          # one that goes on has the same table
+    again = pruned(tmp_path / "again", model, remove=Ratio(0.2, "latency"), group=64, clock=clock)
+    assert again.notes == program.notes
+
+
+def test_a_latency_without_a_clock_is_refused(tmp_path):
+    with pytest.raises(Reject, match="no-clock"):
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "latency"), clock=SCORE)
+
+
+def test_rows_of_their_own_rank_and_refit(tmp_path):
+    own = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"))
+    (tmp_path / "again").mkdir()
+    given = pruned(tmp_path / "again", tiny.model("llama"), remove=Ratio(0.2, "params"), data=DataRef("rows"))
+    assert given.notes == own.notes                      # the same rows in this test, read without a score
+
+
+def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path):
+    from effc.compiler.memory import held, room_for
+
+    assert room_for(held() + (10 << 20)) <= 5 << 20
+    assert room_for(1) == 0

@@ -1,0 +1,80 @@
+"""How long the branches of a model take on this machine."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..bypass import bypassed
+from ..program import Unit, code_key
+from ..timing import WARMUP, Clock, still
+
+if TYPE_CHECKING:
+    from ..journal import Journal
+    from ..program import Program
+
+ROUNDS = 3           # medians over so many rounds of a metric's steps
+
+
+@dataclass(frozen=True)
+class Latency:
+    """total   what the metric says of the whole model, such as milliseconds per token
+    per_branch   by role, what one branch adds to it on average; never less than zero
+    """
+
+    total: float
+    per_branch: dict[str, float]
+
+
+def clocked(program: "Program", metric: Any, journal: "Journal") -> Latency:
+    """Time the model as it is and without all branches of each role, the cases taking turns step by step.
+
+    Single branches cost less than a clock tells apart, so a role's are left out together and share what that saves.
+    The table is journalled: a search that goes on after a kill goes on with the same one.
+    Source: own; latency tables as in HALP (Shen et al. 2021, arXiv 2110.10811).
+    """
+    return Latency(**journal.remember("latency", lambda: _table(program, metric)))
+
+
+def _table(program: "Program", metric: Any) -> dict[str, Any]:
+    counts = Counter(b.role for b in program.skeleton.branches)
+    cases = {role: _bypassed(program, role) for role in ("", *counts)}
+    values: dict[str, list[float]] = {case: [] for case in cases}
+    for _ in range(ROUNDS):
+        clocks: dict[str, Clock] = {case: metric.clock(program.model) for case in cases}
+        taken: dict[str, list[float]] = {case: [] for case in cases}
+        with still(program.model):
+            for turn in range(WARMUP + clocks[""].count):
+                for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
+                    with _running(program, cases[case]):
+                        taken[case].append(clocks[case].step())
+        for case, clock in clocks.items():
+            values[case].append(clock.value(taken[case][WARMUP:]))
+    middle = {case: sorted(v)[ROUNDS // 2] for case, v in values.items()}
+    saved = {role: max(0.0, middle[""] - middle[role]) / count for role, count in counts.items()}
+    return {"total": middle[""], "per_branch": saved}
+
+
+def _bypassed(program: "Program", role: str) -> list[Unit]:
+    """Every layer's graph without its branches of a role; made once, since fresh code runs slower at first."""
+    units = []
+    for path, unit in program.units.items():
+        graph = unit.graph
+        for branch in program.skeleton.branches:
+            if (branch.unit, branch.role) == (path, role):
+                graph = bypassed(graph, branch)
+        units.append(replace(unit, graph=graph, key=code_key(graph)))
+    return units
+
+
+@contextmanager
+def _running(program: "Program", units: list[Unit]) -> Iterator[None]:
+    """Layers run graphs even where nothing is left out: their own forwards are another kind of code."""
+    for unit in units:
+        unit.bind(program.model)
+    try:
+        yield
+    finally:
+        for unit in program.units.values():
+            (unit.bind if unit.edited else unit.unbind)(program.model)
