@@ -39,6 +39,7 @@ emit lean {{ hf("lean") }}
 PRUNE = """effspec 1
 model base   = gguf("{gguf}")
 data  calib  = text("{zoo}/calib.txt", samples: 2, length: 256, seed: 7)
+data  more   = text("{zoo}/calib.txt", samples: 32, length: 256, seed: 8)
 data  kjv    = text("{zoo}/heldout.txt", samples: 8, length: 256, seed: 7)
 data  readme = text("{root}/README.md", length: 256)
 pipeline lean(base) {{ step = {step} }}
@@ -52,8 +53,8 @@ emit lean {{ hf("{name}", form: compact) }}
 """
 STEPS = {
     "blocks": "prune.blocks(remove: 2, score: perplexity(calib))",
-    "channels": "prune.channels(keep: 80% of channels, align: 64)",
-    "heads": "prune.heads(keep: 67% of kv_heads)",
+    "channels": "prune.channels(keep: 90% of channels, align: 128, score: perplexity(calib), data: more)",
+    "heads": "prune.heads(keep: 90% of kv_heads, score: perplexity(calib), data: more)",
 }
 
 
