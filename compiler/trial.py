@@ -1,17 +1,15 @@
 """The model as it would be after a cut, for as long as a `with` block lasts. Nothing is sliced or copied."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..dsl.skeleton import Branch, Group, Member
+from ..dsl.skeleton import Branch
 from .bypass import bypassed
 from .program import code_key
 
 if TYPE_CHECKING:
-    import torch
-
     from .program import Program
 
 
@@ -44,25 +42,3 @@ def without_layer(program: "Program", unit: str) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def without_items(program: "Program", group: Group, items: Sequence[int]) -> Iterator[None]:
-    """What the readers of the group are given is zero where it comes from the given items."""
-    with ExitStack() as stack:
-        for member in group.members[-group.readers:]:
-            module = program.model.get_submodule(member.tensor.rpartition(".")[0])
-            handle = module.register_forward_pre_hook(_zeroed(member, items))
-            stack.callback(handle.remove)
-        yield
-
-
-def _zeroed(member: Member, items: Sequence[int]):
-    dead = [i for item in items for i in member.indices(item)]
-
-    def hook(_module, args: tuple["torch.Tensor", ...]):
-        x = args[0].clone()
-        x[..., dead] = 0
-        return (x, *args[1:])
-
-    return hook

@@ -15,12 +15,14 @@ class Round:
     base()     the model's score as it is
     score(c)   its score without a candidate; NaN where there is none
     sign       1 where a low score is good, -1 where a high one is
+    left       how much of the budget is still to be saved: what a cut saves beyond it is worth nothing
     """
 
     candidates: Sequence[Candidate]
     base: Callable[[], float]
     score: Callable[[Candidate], float]
     sign: float
+    left: float = math.inf
     scores: dict[str, float] = field(default_factory=dict)
 
     def loss(self, candidate: Candidate) -> float:
@@ -28,13 +30,16 @@ class Round:
         value = self.scores[candidate.name] = self.score(candidate)
         return self.sign * value if math.isfinite(value) else math.inf
 
-    def cost(self, candidate: Candidate, per: str) -> float:
-        """Loss per unit saved; a gain counts more where more is saved. Infinite where there is no score."""
-        more = self.loss(candidate) - self.sign * self.base()
-        saved = candidate.saves(per) if per else 1.0
-        if not math.isfinite(more) or saved <= 0:
+    def growth(self, candidate: Candidate) -> float:
+        """How much worse the score is without a candidate; infinite where there is none."""
+        return self.loss(candidate) - self.sign * self.base()
+
+    def cost(self, candidate: Candidate, growth: float, per: str) -> float:
+        """Growth per unit saved; a gain counts more where more is saved."""
+        saved = min(candidate.saves(per), self.left) if per else 1.0
+        if not math.isfinite(growth) or saved <= 0:
             return math.inf
-        return more / saved if more > 0 else more * saved
+        return growth / saved if growth > 0 else growth * saved
 
 
 class Choice(ABC):
@@ -57,7 +62,7 @@ class Exact(Choice):
     def choose(self, now: Round) -> Candidate | None:
         best, least = None, math.inf
         for candidate in now.candidates:
-            cost = now.cost(candidate, self.per) if self.per else now.loss(candidate)
+            cost = now.cost(candidate, now.growth(candidate), self.per) if self.per else now.loss(candidate)
             if cost < least:
                 best, least = candidate, cost
         return best
@@ -78,20 +83,24 @@ class Racing(Choice):
 
     def __init__(self, per: str, patience: int = 3):
         self.per, self.patience = per, patience
-        self.known: dict[str, float] = {}           # place -> cost of its last cut
+        self.known: dict[str, float] = {}           # place -> growth at its last score
 
     def choose(self, now: Round) -> Candidate | None:
         best, least, fruitless = None, math.inf, 0
-        for candidate in sorted(now.candidates, key=self._hope):          # stable: ties in candidate order
-            remembered = self.known.get(candidate.place)
-            if best is not None and remembered is not None and (remembered >= least or fruitless >= self.patience):
+        hopes = {c.name: self._hope(c, now) for c in now.candidates}
+        for candidate in sorted(now.candidates, key=lambda c: hopes[c.name]):       # stable: ties in candidate order
+            hope = hopes[candidate.name]
+            if best is not None and hope > -math.inf and (hope >= least or fruitless >= self.patience):
                 break
-            cost = self.known[candidate.place] = now.cost(candidate, self.per)
+            growth = self.known[candidate.place] = now.growth(candidate)
+            cost = now.cost(candidate, growth, self.per)
             if cost < least:
                 best, least, fruitless = candidate, cost, 0
             else:
                 fruitless += 1
         return best
 
-    def _hope(self, candidate: Candidate) -> float:
-        return self.known.get(candidate.place, -math.inf)
+    def _hope(self, candidate: Candidate, now: Round) -> float:
+        """The least that it may cost; minus infinity where it was never scored."""
+        growth = self.known.get(candidate.place)
+        return -math.inf if growth is None else now.cost(candidate, growth, self.per)

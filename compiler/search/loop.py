@@ -142,7 +142,8 @@ class Search:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
         sign = 1.0 if self.ctx.metric(metric).better == "lower" else -1.0
         now = Round([c for _, c in pairs], lambda: self._score(f"{number}:", None, metric),
-                    lambda c: self._told(number, now, c, metric, budget), sign)
+                    lambda c: self._told(number, now, c, metric, budget), sign,
+                    budget.goal - self.saved.get(budget.of, 0.0))
         best = choice.choose(now)
         self.layers_naive += len(pairs) * len(self.program.units)
         if best is None:

@@ -97,10 +97,11 @@ class Multi(Pass):
 
     def _turns(self) -> list[tuple[Sequence[str], float]]:
         """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
-        if self.split is None:
-            return [(self.order, 1.0)]
+        order = tuple(dict.fromkeys(self.order))
+        if self.split is None or not order:
+            return [(order, 1.0)]
         turns, total = [], 0.0
-        for kind in self.order:
+        for kind in order:
             total += self.split.share(kind)
             turns.append(((kind,), total))
         return [*turns[:-1], (turns[-1][0], 1.0)]          # 1.0: shares of kinds that are not in `order`, rounding

@@ -148,3 +148,12 @@ def test_a_cut_that_saves_ten_times_as_much_may_cost_more():
 def test_candidates_without_a_finite_score_are_never_chosen(choice):
     assert choose(choice, {"a": math.nan, "b": 3.0, "c": math.inf})[0] == "b"
     assert choose(copy.deepcopy(choice), {"a": math.nan, "c": math.inf})[0] is None
+
+
+def test_what_is_saved_beyond_the_budget_is_worth_nothing():
+    candidates = [Fixed("small", 1.0), Fixed("large", 10.0)]
+    losses = {"small": 1.1, "large": 1.5}
+    for choice in (Exact("params"), Racing("params")):
+        for left, name in ((10.0, "large"), (1.0, "small")):
+            now = Round(candidates, lambda: 1.0, lambda c: losses[c.name], 1.0, left)
+            assert copy.deepcopy(choice).choose(now).name == name
