@@ -1,7 +1,7 @@
 """Print what prune.multi costs and gives on SmolLM2-135M, beside what others would do.
 
     python tests/bench/multi.py [METHOD ...] [--share 0.065 0.15] [--seeds 0 1 2] [--rows 2] [--heal STEPS]
-                                [--data FOLDER] [--cache FOLDER] [--json FILE]
+                                [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
 
 exact       the published search: stages 44:52:4, every candidate in every round, weights by magnitude
 racing      the default of prune.multi
@@ -59,14 +59,15 @@ STEPS = {
     "uniform": "slim = prune.channels(keep: {left}% of params, align: 64)",
 }
 HEAL = "\n  well = tune.heal(data: train, steps: {heal})"
-COSTS: dict[str, float] = {}      # what the last search said that it cost; nothing where the cache had it
+COSTS: dict[str, float] = {}      # what the last search said that it cost
 NAIVE = "layer forwards, were every candidate scored by the whole model"
+SAID = ("seconds", "layer forwards", NAIVE, "layer outputs kept")
 METRICS = ["perplexity(docs)", "perplexity(kjv)", "divergence(docs)"]
 CHOICES = {"arc": "ARC-Easy", "obqa": "openbookqa"}
 QUESTION = re.compile(r"question: (.*?)\n\nAnswer1: (.*)\n\nAnswer format", re.S)
 
 
-def write_texts(folder: Path, data: Path | None) -> str:
+def write_texts(folder: Path, data: Path | None, questions: int) -> str:
     """Texts beside the recipe; returns more declarations."""
     topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     cut = len(topics) * 7 // 10
@@ -75,7 +76,7 @@ def write_texts(folder: Path, data: Path | None) -> str:
     more = ['data train = text("calib.txt", length: 256, seed: 3)']
     for name, source in CHOICES.items() if data else ():
         lines = []
-        for record in json.loads((data / source / "test.json").read_text())[:200]:
+        for record in json.loads((data / source / "test.json").read_text())[:questions]:
             found = QUESTION.search(record["instruction"])
             options = re.split(r"\s*Answer\d+: ", " Answer1: " + found[2])[1:]
             answer = int(record["answer"].removeprefix("answer")) - 1
@@ -104,9 +105,15 @@ def finished(build: Build) -> tuple[torch.nn.Module, float]:
     started = time.perf_counter()
     for stage in build.plan.stages:
         build.step(stage)
-    seconds = time.perf_counter() - started
-    program = build.reach(build.plan.stages[-1].key)
-    return program.model, seconds
+    COSTS["seconds"] = time.perf_counter() - started
+    key = build.plan.stages[-1].key
+    kept = build.cache.folder / "bench" / f"{key}.json"
+    if NAIVE in COSTS:
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps({name: COSTS[name] for name in SAID if name in COSTS}))
+    elif kept.is_file():
+        COSTS.update(json.loads(kept.read_text()))
+    return build.reach(key).model, COSTS["seconds"]
 
 
 def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
@@ -228,6 +235,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--heal", type=int, default=0)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -236,7 +244,7 @@ def main() -> None:
           f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, {options.group} channels per cut")
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        more = write_texts(Path(name), options.data)
+        more = write_texts(Path(name), options.data, options.questions)
         for share in options.share:
             for method in options.methods:
                 for seed in options.seeds:
