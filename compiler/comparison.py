@@ -44,7 +44,7 @@ def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Compariso
     outcomes = measure_bounds(plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in turns.items()})
     remember(known, before, plan, cache, ctx)
     pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
-    for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan)):
+    for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan, ctx)):
         if metric not in pairs:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
@@ -72,12 +72,12 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     return found
 
 
-def unjudged_scores(plan: "Plan") -> list[MetricRef]:
+def unjudged_scores(plan: "Plan", ctx: Context) -> list[MetricRef]:
     """What the steps were scored by, where no bound says how good the result must be."""
     if any(bound.metric.args for bound in plan.pipeline.expects):
         return []
     found = [call for step in plan.pipeline.steps for call in step.call.args.values() if isinstance(call, MetricRef)]
-    return list(dict.fromkeys(found))
+    return [metric for metric in dict.fromkeys(found) if not ctx.metric(metric).timed]
 
 
 def in_order(pairs: dict[MetricRef, Any]) -> list[MetricRef]:

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
-from ..dsl.skeleton import Group, Skeleton
+from ..dsl.skeleton import Branch, Group, Skeleton
 from . import shrink
 from .narrowing import again
 from .search.loop import Budget
 from .search.saving import Ledger, steps, whole
 
 
-def thinned(skeleton: Skeleton, goal: Budget, groups: Sequence[Group], step: int) -> Skeleton:
-    """The skeleton with all groups narrowed alike until the budget is met; branches, smallest first, where that
-    does not suffice."""
+def thinned(skeleton: Skeleton, goal: Budget, groups: Sequence[Group], step: int,
+            branches: Sequence[Branch]) -> Skeleton:
+    """The skeleton with all groups narrowed alike until the budget is met; of the branches given, the smallest go
+    first where that does not suffice."""
     ledger, target = Ledger(skeleton), goal.total - goal.goal
     each = {g.site: ledger.of_step(g.site, g.kind, goal.of) for g in groups}
     most = sum((steps(g) - 1) // step * step * each[g.site] for g in groups)
@@ -22,7 +23,7 @@ def thinned(skeleton: Skeleton, goal: Budget, groups: Sequence[Group], step: int
         gone = min(round(share * (size - 1) / step) * step, (size - 1) // step * step)
         if gone:
             left = shrink.narrowed(left, again(left, group), (size - gone) * group.count // size)
-    for branch in sorted(left.branches, key=lambda b: ledger.of_branch(b.site, "params")):
+    for branch in sorted(branches, key=lambda b: ledger.of_branch(b.site, "params")):
         if whole(left, goal.of) <= target * 1.02 or len(left.branches) <= 1:      # 1.02: steps don't hit it exactly
             break
         left = shrink.without_branch(left, next(b for b in left.branches if b.site == branch.site))

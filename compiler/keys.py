@@ -9,6 +9,7 @@ from ..dsl.values import DataRef, MetricRef, to_json
 from .cache import digest
 from .closure import fingerprint
 from .context import Context
+from .fingerprint import machine
 from .hashes import file_hash
 from .placing import placed
 
@@ -35,7 +36,7 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
         "format": FORMAT,
-    }
+    } | ({"machine": machine()} if ctx.shelf.make("pass", call).reads_clock() else {})
 
 
 def files(call: Invocation, ctx: Context) -> dict[str, str]:

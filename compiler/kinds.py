@@ -95,6 +95,10 @@ class Pass(Word):
         """Data sets on which it compares with the original: compiler/reference.py keeps what that says of them."""
         return ()
 
+    def reads_clock(self) -> bool:
+        """Whether what it decides depends on how fast this machine is: then the machine is part of the key."""
+        return False
+
     def files(self) -> tuple[str, ...]:
         """Paths, as the recipe has them, of files that it reads: their content is part of its result's key."""
         return ()

@@ -63,12 +63,7 @@ class Cut:
     name: str
     kind: str
     score: float
+    runner_up: float | None             # the best score that lost
     scores: dict[str, float]            # of every candidate that was scored in this round
     saved: float                        # so far, of what the budget counts
     total: float                        # of what the budget counts, in the whole model
-
-    @property
-    def runner_up(self) -> float | None:
-        """The best score that lost."""
-        rest = [s for name, s in self.scores.items() if name != self.name]
-        return min(rest, key=lambda s: abs(s - self.score), default=None)

@@ -30,6 +30,11 @@ class Round:
         value = self.scores[candidate.name] = self.score(candidate)
         return self.sign * value if math.isfinite(value) else math.inf
 
+    def runner_up(self, winner: str) -> float | None:
+        """The best score that lost; None where nothing else had one."""
+        rest = [s for name, s in self.scores.items() if name != winner and math.isfinite(s)]
+        return min(rest, key=lambda s: self.sign * s, default=None)
+
     def growth(self, candidate: Candidate) -> float:
         """How much worse the score is without a candidate; infinite where there is none."""
         return self.loss(candidate) - self.sign * self.base()

@@ -2,17 +2,11 @@
 
 from collections.abc import Sequence
 
-from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Skeleton
+from ...dsl.diagnostics import Reject
+from ...dsl.skeleton import Branch, Group, Skeleton
 from ..amount import Amount
-from .candidate import Pool
-from .loop import Budget
-from .saving import OF_MODEL, whole
-
-out_of_reach = Fault(
-    "out-of-reach",
-    "A step is to remove more than can go.\n\n"
-    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.")
+from .loop import Budget, out_of_reach
+from .saving import OF_MODEL, Ledger, steps, whole
 
 
 def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
@@ -32,9 +26,20 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = 
     return Budget(of, size - amount.kept(size), size)
 
 
-def refuse_unreachable(pools: Sequence[Pool], wanted: Budget) -> None:
-    """Reject a budget that stays unmet when all that may go has gone, naming what could be reached."""
-    refuse_unreached(sum(pool.reachable(wanted.of) for pool in pools), wanted)
+def reach(ledger: Ledger, of: str, branches: Sequence[Branch], sites: Sequence[tuple[Group, int]]) -> float:
+    """The most that can be saved: every branch that may go, but of a model's last one its widths only.
+
+    sites   groups that may be narrowed, each with its step; a step stays
+    """
+    inside = {site for b in branches for site in ledger.inside[b.site]}
+    widths = {(g.site, g.kind): (steps(g) - 1) // step * step * ledger.of_step(g.site, g.kind, of)
+              for g, step in sites}
+    most = sum(ledger.branch(b.site, of) for b in branches)
+    most += sum(saved for site, saved in widths.items() if site not in inside)
+    if branches and len(branches) == len(ledger.skeleton.branches):
+        most -= min(ledger.branch(b.site, of) - sum(widths.get(site, 0.0) for site in ledger.inside[b.site])
+                    for b in branches)
+    return most
 
 
 def refuse_unreached(most: float, wanted: Budget) -> None:

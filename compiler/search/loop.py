@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef
 from ..evaluate import batches, evaluating, logits, not_a_number
 from ..journal import Journal
 from ..keys import found
 from ..memory import room_for
-from ..progress import Said, Ticked, Warned
+from ..progress import Said, Ticked
 from ..quantity import count, counted, size
 from ..reconstruct import Moments
+from .beside import Beside
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
 from .prefix import Prefix
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ..program import Program
 
 no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
+out_of_reach = Fault(
+    "out-of-reach",
+    "A step is to remove more than can go.\n\n"
+    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.")
 _SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
@@ -40,20 +45,6 @@ class Budget:
         return saved >= self.goal * (1 - 1e-9)      # 1e-9: sums of differences of large numbers
 
 
-@dataclass
-class Beside:
-    """A metric that no decision reads, on rows of its own: where it suffers more than the score, the search has
-    fitted the score's rows.
-
-    every     share of the budget after which it is measured again
-    seen      (share of the budget that is saved, score, this metric), the model as it was first
-    """
-
-    metric: MetricRef
-    every: float = 0.25
-    seen: list[tuple[float, float, float]] = field(default_factory=list)
-
-
 class Search:
     """Runs of the loop over one program that share a journal and what layers gave.
 
@@ -67,9 +58,10 @@ class Search:
         self.prefixes: dict[MetricRef, Prefix] = {}
         self.scored_by: MetricRef | None = None        # what the last cut was scored by
         self.saved: dict[str, float] = {}
+        self.budget_of = ""
         self.cuts: list[Cut] = []
         self.beside: Beside | None = None
-        self.scored, self.layers_naive, self.layers_other = 0, 0, 0
+        self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
 
     @property
     def layers_run(self) -> float:
@@ -77,8 +69,10 @@ class Search:
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
-        while not budget.is_met(self.saved.get(budget.of, 0.0)):
-            self._look_beside(metric, budget)
+        self._forget_prefixes_but(metric)
+        while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
+            if self.beside:
+                self.beside.look(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates()]
             if not pairs:
                 return
@@ -89,9 +83,12 @@ class Search:
         """Second moments of what modules are given, over the data's rows, or while the metric is measured."""
         run = partial(self._read, data) if data else partial(self._whole, metric)
         runs = moments.collect(self.program, modules, run, room)
+        self.layers_other += runs * len(self.program.units) * (self._weight((data,), metric) if data else 1.0)
+
+    def _weight(self, rows: Sequence[DataRef], metric: MetricRef) -> float:
+        """How many tokens some data sets have, for one that the metric reads."""
         scored = sum(self.ctx.rows(ref).numel() for ref in found(dict(metric.args), DataRef))
-        weight = self.ctx.rows(data).numel() / scored if data and scored else 1.0
-        self.layers_other += runs * weight * len(self.program.units)
+        return sum(self.ctx.rows(ref).numel() for ref in rows) / scored if scored else 1.0
 
     def _read(self, data: DataRef) -> None:
         """Run the model over the rows of a data set."""
@@ -106,12 +103,11 @@ class Search:
         The cost is said, not noted: a run that was killed and went on has another one, and the same result.
         """
         if self.beside and self.cuts:
-            self._measure_beside(1.0, self.cuts[-1].score)
-            self.program.note(beside=show(self.beside.metric), seen=[list(s) for s in self.beside.seen])
-            self._warn_of_fitting()
+            self.beside.look(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.beside.say(self)
         for pool in pools:
             pool.finish()
-        kept = sum(p.bytes_kept for p in self.prefixes.values())
+        kept = max([self.bytes_kept, *(p.bytes_kept for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
         self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
         self.ctx.record("layer outputs kept", kept, "B")
@@ -120,35 +116,30 @@ class Search:
             f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, {share:.0%} of "
             f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"))
 
-    def _look_beside(self, metric: MetricRef, budget: Budget) -> None:
-        share = self.saved.get(budget.of, 0.0) / budget.goal
-        if self.beside and (not self.beside.seen or share >= self.beside.seen[-1][0] + self.beside.every):
-            self._measure_beside(share, self._score(f"{len(self.cuts)}:", None, metric))
+    def base(self, metric: MetricRef) -> float:
+        """The score of the model as it is."""
+        if self.scored_by == metric:
+            return self.cuts[-1].score
+        return self.journal.remember(f"{len(self.cuts)}:{show(metric)}", lambda: self._measure(None, metric))
 
-    def _measure_beside(self, share: float, score: float) -> None:
-        metric = self.beside.metric
-        value = self.journal.remember(f"{len(self.cuts)}:beside {metric.name}", lambda: self._run(metric))
-        self.beside.seen.append((round(share, 6), score, value))
-        self.ctx.record(f"{show(metric)} after {counted(len(self.cuts), 'cut')}", value)
-
-    def _warn_of_fitting(self) -> None:
-        (_, score, other), (_, after, other_after) = self.beside.seen[0], self.beside.seen[-1]
-        if score > 0 and other > 0 and other_after / other > 1.25 * after / score:
-            self.ctx.tell(Warned(
-                f"warning: {show(self.beside.metric)} grew {other_after / other:.2f}-fold and the score "
-                f"{after / score:.2f}-fold: the search fitted the score's rows; give it more of them"))
+    def measured(self, key: str, metric: MetricRef) -> float:
+        """A metric of the model as it is, by whole forwards, journalled."""
+        def measure() -> float:
+            rows = found(dict(metric.args), DataRef)
+            self.layers_other += len(self.program.units) * self._weight(rows, self.scored_by or metric)
+            return self._run(metric)
+        return self.journal.remember(f"{key} {show(metric)}", measure)
 
     def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
         sign = 1.0 if self.ctx.metric(metric).better == "lower" else -1.0
-        now = Round([c for _, c in pairs], lambda: self._score(f"{number}:", None, metric),
+        now = Round([c for _, c in pairs], lambda: self.base(metric),
                     lambda c: self._told(number, now, c, metric, budget), sign,
                     budget.goal - self.saved.get(budget.of, 0.0))
         best = choice.choose(now)
         self.layers_naive += len(pairs) * len(self.program.units)
         if best is None:
-            raise Reject(no_finite_score(
-                f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP))
+            raise Reject(self._nothing_chosen(now, budget))
         name, saves = best.name, {of: best.saves(of) for of in {"params", "flops", budget.of}}
         units = list(self.program.units)
         place = units.index(best.unit) if best.unit in units else 0
@@ -158,12 +149,21 @@ class Search:
         self.scored_by = metric
         for of, value in saves.items():
             self.saved[of] = self.saved.get(of, 0.0) + value
-        cut = Cut(name, kinds[name], now.scores[name], now.scores, self.saved[budget.of], budget.total)
+        self.budget_of = budget.of
+        cut = Cut(name, kinds[name], now.scores[name], now.runner_up(name), now.scores, self.saved[budget.of],
+                  budget.total)
         self.cuts.append(cut)
         self.ctx.record(f"cut {len(self.cuts)}: {name}", cut.score)
         self.program.note(cut=name, kind=cut.kind, score=cut.score, runner_up=cut.runner_up, by=metric.name,
                           saved=round(cut.saved), share=round(cut.saved / cut.total, 6),
-                          scores={n: float(f"{s:.6g}") for n, s in cut.scores.items()})
+                          scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()})
+
+    def _nothing_chosen(self, now: Round, budget: Budget) -> Diagnostic:
+        if any(math.isfinite(score) for score in now.scores.values()):
+            return out_of_reach(f"nothing that is left saves {budget.of}, and "
+                                f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",
+                                help=f"remove less of {budget.of}, or of `params`")
+        return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP)
 
     def _told(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
@@ -173,14 +173,7 @@ class Search:
         left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
         note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
         self.ctx.tick(Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note))
-        return self._score(f"{number}:{candidate.name}", candidate, metric)
-
-    def _score(self, key: str, candidate: Candidate | None, metric: MetricRef) -> float:
-        """From the journal where it is known. Without a candidate, that of the model as it is."""
-        if candidate is None and self.scored_by == metric:
-            return self.cuts[-1].score
-        return self.journal.remember(f"{key}{metric.name}" if candidate is None else key,
-                                     lambda: self._measure(candidate, metric))
+        return self.journal.remember(f"{number}:{candidate.name}", lambda: self._measure(candidate, metric))
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
@@ -209,9 +202,14 @@ class Search:
             raise Reject(no_finite_score(
                 f"the model as it is has a {show(metric)} of NaN or infinity", help=_SCORE_HELP)) from refused
 
+    def _forget_prefixes_but(self, metric: MetricRef) -> None:
+        """What layers gave for a metric whose turn is over."""
+        for other in [m for m in self.prefixes if m != metric]:
+            self.layers_other += self.prefixes[other].layers_run
+            self.bytes_kept = max(self.bytes_kept, self.prefixes.pop(other).bytes_kept)
+
     def prefix(self, metric: MetricRef) -> Prefix:
         """What the layers gave for a metric, shared by all that measure it."""
         if metric not in self.prefixes:
-            room = room_for(self.ctx.settings.max_memory) // (len(self.prefixes) + 1)
-            self.prefixes[metric] = Prefix(self.program, room)
+            self.prefixes[metric] = Prefix(self.program, room_for(self.ctx.settings.max_memory))
         return self.prefixes[metric]

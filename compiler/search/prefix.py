@@ -18,6 +18,10 @@ class _Reached(Exception):
     """The layer whose output was wanted has run."""
 
 
+class _OtherForwards(Exception):
+    """A metric makes other forwards than when it was first looked at."""
+
+
 @dataclass
 class Call:
     """One forward of the metric: what the model was given, and the share of the metric's tokens in it."""
@@ -53,6 +57,7 @@ class Prefix:
         self.chain: bool | None = None
         self.calls: list[Call] = []
         self.outputs: dict[int, list[Any]] = {}        # layer -> its output in every call
+        self.sizes: dict[int, int] = {}                # layer -> bytes of that
         self.front: tuple[int, list[Any]] | None = None  # the same for the last layer asked for
         self.stride = 1
 
@@ -65,21 +70,31 @@ class Prefix:
             if change is None:
                 return value
         index = self._index(first)
+        if self.chain and index > 0:
+            try:
+                return self._measured(run, index, change)
+            except _OtherForwards:         # a metric whose forwards depend on what the model says
+                self._give_up()
+        return self._measured(run, 0, change)
+
+    def _measured(self, run: Callable[[], float], index: int, change) -> float:
         with ExitStack() as stack:
-            if self.chain and index > 0:
-                given = self.output_of(index - 1)
-                stack.enter_context(self._entered(index, given))
-            else:
-                index = 0
+            if index > 0:
+                stack.enter_context(self._entered(index, self.output_of(index - 1)))
             if change is not None:
                 stack.enter_context(change())
             value = run()
         self.layers_run += len(self._layers()) - index
         return value
 
+    def _give_up(self) -> None:
+        """Measure whole models from now on."""
+        self.chain, self.calls, self.outputs, self.front = False, [], {}, None
+
     def changed_at(self, index: int) -> None:
         """The layer at `index` is another from now on: what it and the ones behind it gave is void."""
         self.outputs = {k: v for k, v in self.outputs.items() if k < index}
+        self.sizes = {k: self.sizes[k] for k in self.outputs}
         if self.front and self.front[0] >= index:
             self.front = None
 
@@ -96,6 +111,7 @@ class Prefix:
         elif start >= 0:
             given = self.outputs[start]
         self.front = (layer, self._advance(start, given, layer))
+        self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()) + _bytes(self.front[1]))
         return self.front[1]
 
     def _index(self, first: str | None) -> int:
@@ -122,20 +138,22 @@ class Prefix:
             value = run()
         self.layers_run += len(layers)
         self.calls = seen.calls
-        self.chain = seen.is_chain and bool(layers) and bool(self.calls) and self._can_be_entered(seen.result)
-        if not self.chain:
-            self.calls, self.outputs = [], {}
+        self.chain = seen.is_chain and bool(layers) and bool(self.calls)
+        if not (self.chain and self._can_be_entered(seen.result)):
+            self._give_up()
         return value
 
     def keep(self, layer: int, output: Any) -> None:
         """Keep one call's output of a layer; thin out what is kept when it passes the room."""
-        if (layer + 1) % self.stride:
+        if (layer + 1) % self.stride or layer + 1 == len(self.program.units):     # nothing begins behind the last
             return
         self.outputs.setdefault(layer, []).append(output)
-        while (size := _bytes(self.outputs)) > self.room and self.outputs:
+        self.sizes[layer] = self.sizes.get(layer, 0) + _bytes(output)
+        while sum(self.sizes.values()) > self.room and self.outputs:
             self.stride *= 2
             self.outputs = {k: v for k, v in self.outputs.items() if (k + 1) % self.stride == 0}
-        self.bytes_kept = max(self.bytes_kept, size)
+            self.sizes = {k: self.sizes[k] for k in self.outputs}
+        self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()))
 
     def _can_be_entered(self, expected: Tensor | None) -> bool:
         """Whether the first call gives the same result when entered in the middle and at the last layer."""
@@ -146,7 +164,10 @@ class Prefix:
         for index in sorted({count // 2, count - 1} - {0}):
             given = self.output_of(index - 1)
             with evaluating(self.program.model), self._entered(index, given):
-                found = output_logits(self.program.model(*call.args, **call.kwargs))
+                try:
+                    found = output_logits(self.program.model(*call.args, **call.kwargs))
+                except Exception:          # whatever a layer misses shows that it can't be entered here
+                    return False
             self.layers_run += (count - index) * share
             if found.shape != expected.shape or not torch.equal(found, expected):
                 return False
@@ -165,7 +186,8 @@ class Prefix:
                 stack.enter_context(_replaced(layer, at.instead_of(layer.forward)))
             versions = [t._version for t in _tensors(given)]
             yield
-            assert versions == [t._version for t in _tensors(given)], "a layer writes to its input"
+            if versions != [t._version for t in _tensors(given)]:      # a layer writes to its input
+                self._give_up()
 
     @torch.no_grad()
     def _advance(self, start: int, given: list[Any] | None, layer: int) -> list[Any]:
@@ -190,6 +212,7 @@ class Prefix:
             for k, kept in fresh.items():
                 kept.append(taken[k])
         self.outputs |= fresh
+        self.sizes |= {k: _bytes(kept) for k, kept in fresh.items()}
         self.layers_run += layer - start
         return found
 
@@ -240,7 +263,8 @@ class _Position:
     def begin(self, _model: nn.Module, args: tuple, kwargs: dict) -> None:
         self.index += 1
         known = self.index < len(self.calls) and self.calls[self.index].is_given(args, kwargs)
-        assert known, "a metric makes other forwards than when it was first looked at"
+        if not known:
+            raise _OtherForwards
         self.now = self.given[self.index]
 
     def instead_of(self, _forward):

@@ -8,7 +8,7 @@ from ...compiler.context import Context
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.search.branches import Branches, Layers
-from ...compiler.search.goals import budget, refuse_unreachable
+from ...compiler.search.goals import budget, refuse_unreached
 from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import choice_of
 from ...compiler.search.saving import Ledger
@@ -48,7 +48,7 @@ class Blocks(Pass):
             pool = Layers(program, layers(skeleton, self.on), Ledger(skeleton))
         else:
             pool = Branches(program, branches(skeleton, self.on), Ledger(skeleton))
-        refuse_unreachable([pool], goal)
+        refuse_unreached(pool.reachable(goal.of), goal)
         search = Search(program, ctx)
         search.run([pool], self.score, goal, choice_of(self.search, "params" if goal.of == "params" else ""))
         search.finish([pool])

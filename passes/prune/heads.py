@@ -7,10 +7,10 @@ from ...compiler.context import Context
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.narrowing import forecast, forwards, narrow_evenly
 from ...compiler.program import Program
-from ...compiler.search.goals import budget, refuse_unreachable
+from ...compiler.search.goals import budget, reach, refuse_unreached
 from ...compiler.search.loop import Search
 from ...compiler.search.ordering import choice_of, ordering
-from ...compiler.search.saving import Ledger
+from ...compiler.search.saving import Ledger, steps
 from ...compiler.search.widths import Widths
 from ...compiler.select import groups
 from ...dsl.skeleton import Group, Skeleton
@@ -54,12 +54,13 @@ class Heads(Pass):
         if self.score is None:
             narrow_evenly(program, chosen, Amount(self.keep), align=1)
             return
+        ledger, size = Ledger(skeleton), sum(steps(g) for g in chosen)
+        goal = budget(skeleton, Amount(self.keep), chosen[0].kind if chosen else "heads", size)
+        refuse_unreached(reach(ledger, goal.of, (), [(g, 1) for g in chosen]), goal)
         search = Search(program, ctx)
         important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair,
                                     self.data)
-        pool = Widths(program, chosen, 1, Ledger(skeleton), important, fixed)
-        goal = budget(skeleton, Amount(self.keep), pool.kind, sum(s.size for s in pool.sites))
-        refuse_unreachable([pool], goal)
+        pool = Widths(program, chosen, 1, ledger, important, fixed)
         search.run([pool], self.score, goal, choice_of(self.search, ""))
         search.finish([pool])
 

@@ -8,12 +8,13 @@ from ...compiler.context import Context
 from ...compiler.estimate import thinned
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
+from ...compiler.search.beside import Beside
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice
-from ...compiler.search.goals import budget, refuse_unreachable, refuse_unreached
+from ...compiler.search.goals import budget, reach, refuse_unreached
 from ...compiler.search.latency import Latency, clocked
-from ...compiler.search.loop import Beside, Budget, Search
+from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
@@ -23,6 +24,7 @@ from ...dsl.show import show
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
 
+bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
 no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock.")
 
 
@@ -42,7 +44,7 @@ class Multi(Pass):
     rounds losses to the model's dtype.
 
     `of latency` measures, on the machine that compiles, what the branches of each kind take, and a step of a branch
-    is given its share; two compiles may then decide differently.
+    is given its share; two compiles may then decide differently, and on another machine they are made again.
 
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949); racing, shared budget and repair: own.
     Example: slim = prune.multi(remove: 15% of params, score: perplexity(calib))
@@ -81,14 +83,16 @@ class Multi(Pass):
     on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
+        turns = self._turns()
         search = Search(program, ctx)
         latency = self._latency(program, ctx, search)
         goal = budget(program.skeleton, Amount(self.remove, removes=True), "params", latency and latency.total)
-        pools = self._pools(program, ctx, search, latency)
-        refuse_unreachable(list(pools.values()), goal)
+        ledger = Ledger(program.skeleton, norms=self.search != "exact", latency=latency)
+        refuse_unreached(self._reach(ledger, goal.of), goal)
+        pools = self._pools(program, ctx, search, ledger)
         choice = self._choice(goal)
-        search.beside = self.check and Beside(self.check)
-        for kinds, share in self._turns():
+        search.beside = self.check and Beside(self.check, goal.goal)
+        for kinds, share in turns:
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.width_score is None else self.width_score
             search.run([pools[kind] for kind in kinds], score, turn, choice)
@@ -98,13 +102,26 @@ class Multi(Pass):
     def _turns(self) -> list[tuple[Sequence[str], float]]:
         """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
         order = tuple(dict.fromkeys(self.order))
-        if self.split is None or not order:
+        if self.split is None:
+            if self.width_score is not None:
+                raise Reject(bad_turns("`width_score` is for kinds that take turns, and all compete by one score",
+                                       help="add `split`, or leave `width_score` out"))
             return [(order, 1.0)]
+        whole = sum(self.split.share(kind) for kind in order)
+        if whole <= 0:
+            raise Reject(bad_turns(f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
+                                   help="name kinds in `order` that `split` gives a share"))
         turns, total = [], 0.0
         for kind in order:
-            total += self.split.share(kind)
+            total += self.split.share(kind) / whole
             turns.append(((kind,), total))
-        return [*turns[:-1], (turns[-1][0], 1.0)]          # 1.0: shares of kinds that are not in `order`, rounding
+        return [*turns[:-1], (turns[-1][0], 1.0)]          # 1.0: sums of shares are rounded
+
+    def _reach(self, ledger: Ledger, of: str) -> float:
+        chosen = _narrowed(ledger.skeleton, self.on)
+        steps = {"channels": self.group, "heads": self.heads}
+        sites = [(g, steps[kind]) for kind in steps if kind in self.order for g in chosen[kind]]
+        return reach(ledger, of, branches(ledger.skeleton, self.on) if "blocks" in self.order else (), sites)
 
     def _choice(self, goal: Budget) -> Choice:
         rank = self.rank or ("loss" if self.search == "exact" else "ratio")
@@ -121,10 +138,9 @@ class Multi(Pass):
         program.note(latency=latency.total, of=show(self.clock), per_branch=latency.per_branch)
         return latency
 
-    def _pools(self, program: Program, ctx: Context, search: Search, latency: Latency | None) -> dict[str, Pool]:
+    def _pools(self, program: Program, ctx: Context, search: Search, ledger: Ledger) -> dict[str, Pool]:
         exact, skeleton = self.search == "exact", program.skeleton
         chosen = _narrowed(skeleton, self.on)
-        ledger = Ledger(skeleton, norms=not exact, latency=latency)
         important, fixed = ordering(
             program, ctx, search, [*chosen["channels"], *chosen["heads"]], self.width_score or self.score,
             self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair,
@@ -137,9 +153,15 @@ class Multi(Pass):
         return {kind: pools[kind] for kind in self.order}
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """As if only channels went, evenly, and blocks where they don't suffice: the search decides otherwise."""
-        goal = self._foreseen(skeleton)
-        return thinned(skeleton, goal, _narrowed(skeleton, self.on)["channels"], self.group)
+        """As if channels or heads went evenly, and blocks where they don't suffice: the search decides otherwise."""
+        goal, chosen = self._foreseen(skeleton), _narrowed(skeleton, self.on)
+        kind = next((k for k in ("channels", "heads") if k in self.order and chosen[k]), "channels")
+        return thinned(skeleton, goal, chosen[kind] if kind in self.order else (),
+                       self.group if kind == "channels" else self.heads,
+                       branches(skeleton, self.on) if "blocks" in self.order else ())
+
+    def reads_clock(self) -> bool:
+        return self.remove.of == "latency"
 
     def _foreseen(self, skeleton: Skeleton) -> Budget:
         """The budget; one of latency, which is measured later, as if time went with operations."""

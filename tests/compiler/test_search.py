@@ -37,7 +37,7 @@ def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, roo
         with without_branch(program, branch):
             expected = run()
         assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
-    assert prefix.bytes_kept <= max(room, IDS.numel() * 64 * 4)
+    assert prefix.bytes_kept <= room + IDS.numel() * 64 * 4      # and the outputs of the layer last asked for
 
 
 def test_layers_before_the_changed_one_do_not_run():
@@ -89,6 +89,47 @@ def test_a_model_whose_layers_talk_past_the_stream_is_measured_whole():
     prefix.measure(run)
     assert prefix.chain is False
     assert prefix.measure(run, "model.layers.2") == expected
+
+
+class Remembering(torch.nn.Module):
+    """A layer that looks up what the first one left elsewhere, and fails where it did not run."""
+
+    def __init__(self, layer, memory, first):
+        super().__init__()
+        self.layer, self.memory, self.first = layer, memory, first
+
+    def forward(self, hidden_states, *args, **kwargs):
+        if self.first:
+            self.memory["first"] = hidden_states
+        return self.layer(hidden_states, *args, **kwargs) + 0 * self.memory["first"]
+
+
+def test_a_layer_that_fails_when_it_is_entered_is_measured_whole():
+    program = capture(tiny.model("llama"))
+    layers, memory = program.model.model.layers, {}
+    for i, layer in enumerate(list(layers)):
+        layers[i] = Remembering(layer, memory, i == 0)
+    program.model.model.register_forward_pre_hook(lambda *_: memory.clear())
+    run = scorer(program.model)
+    prefix = Prefix(program, 1 << 30)
+    assert prefix.measure(run, "model.layers.2") == run()
+    assert prefix.chain is False
+
+
+def test_a_metric_whose_forwards_depend_on_what_the_model_says_is_measured_whole():
+    program = capture(tiny.model("llama"))
+
+    def run():
+        with torch.no_grad():
+            said = program.model(IDS, use_cache=False).logits[:, -1:].argmax(-1)
+            return program.model(torch.cat([IDS, said], 1), use_cache=False).logits.double().mean().item()
+
+    prefix = Prefix(program, 1 << 30)
+    prefix.measure(run)
+    for branch in program.skeleton.branches[::-1]:
+        with without_branch(program, branch):
+            expected = run()
+        assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
 
 
 class Fixed:

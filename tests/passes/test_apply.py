@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from effc.compiler.capture import capture
 from effc.compiler.profile import draw, profile
 from effc.compiler.pruning_config import written
 from effc.dsl.diagnostics import Reject
-from effc.dsl.values import Ratio
+from effc.dsl.recipe import Invocation
+from effc.dsl.values import Ratio, Selector
 
 from tests import tiny
 from tests.passes.test_multi import PUBLISHED, pruned
-from tests.recipes_in_memory import context_of, recipe_of
+from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 
 def applied(tmp_path, model, config, reorder="l1"):
@@ -26,12 +28,32 @@ def applied(tmp_path, model, config, reorder="l1"):
     return program
 
 
+def after_steps(tmp_path, model, *steps):
+    """The program after passes in memory, (word, arguments) each, and the config that its target writes."""
+    recipe = recipe_of([(f"step{i}", word, args) for i, (word, args) in enumerate(steps)])
+    program, ctx = capture(copy.deepcopy(model)), context_of(tmp_path, model, recipe)
+    for number, step in enumerate(recipe.pipelines["lean"].steps):
+        ctx.workdir = tmp_path / f"work{number}"
+        ctx.workdir.mkdir()
+        ctx.shelf.make("pass", step.call).run(program, ctx)
+    into = tmp_path / "config"
+    into.mkdir()
+    ctx.shelf.make("target", Invocation("pruning_config", {"path": "config"})).emit(program, into, ctx)
+    return program, json.loads((into / "pruning_config.json").read_text())
+
+
+def drop(site):
+    """A step that removes one branch, or one layer: its number as it is by then."""
+    unit = "layer" if site.rpartition(".")[2].isdigit() else "branch"
+    return "prune.blocks", {"remove": 1, "unit": unit, "on": Selector((("|", f"model.layers.{site}"),))}
+
+
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_written_config_rebuilds_the_pruned_model_weight_by_weight(tmp_path, name):
     model = tiny.model(name)
     searched = pruned(tmp_path, model, remove=Ratio(0.25, "params"), search="exact", split=PUBLISHED, group=8)
     removed = [note["cut"] for note in searched.notes if "cut" in note]
-    config = written(capture(model).skeleton, searched.skeleton, removed)
+    config = written(capture(model).skeleton, searched.skeleton, removed, searched.edits.layers)
     ours, theirs = applied(tmp_path, model, config).model.state_dict(), searched.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -43,7 +65,72 @@ def test_the_form_is_the_published_one(tmp_path):
     config = {"pruned_attn_idx": [2], "pruned_mlp_idx": [0], "pruned_attn_width": widths,
               "pruned_mlp_width": {"0": 96, "1": 48, "2": 96}}
     program = applied(tmp_path, model, config)
-    assert written(capture(model).skeleton, program.skeleton, ["model.layers.2.self_attn"]) == config
+    assert written(capture(model).skeleton, program.skeleton, [], {}) == config
+
+
+FULL = {"attn": {str(i): 64 for i in range(4)}, "mlp": {str(i): 96 for i in range(4)}}
+
+
+def test_a_dropped_layer_counts_as_both_its_branches_under_its_first_number(tmp_path):
+    model = tiny.model("llama", num_hidden_layers=4)
+    program, config = after_steps(
+        tmp_path, model, drop("1"), drop("1.self_attn"),
+        ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 1, "on": Selector((("|", "model.layers.2.mlp"),))}))
+    assert config == {"pruned_attn_idx": [1, 2], "pruned_mlp_idx": [1], "pruned_attn_width": FULL["attn"],
+                      "pruned_mlp_width": {**FULL["mlp"], "3": 48}}
+    ids = torch.arange(3, 15)[None]
+    ours, theirs = program.model(ids).logits, applied(tmp_path, model, config).model(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-5)           # float32: the same sums in another order
+
+
+@pytest.mark.parametrize(("steps", "attention"), [
+    (["2", "0"], [2, 0]),                      # the second is named before the first has moved it
+    (["2.self_attn", "1", "0.self_attn"], [2, 1, 0]),
+    (["0", "1"], [0, 2]),                      # 1 was 2
+    (["0", "0"], [0, 1]),
+])
+def test_the_order_of_removal_survives_where_paths_still_say_which_layer_it_was(tmp_path, steps, attention):
+    _, config = after_steps(tmp_path, tiny.model("llama", num_hidden_layers=4), *map(drop, steps))
+    assert config["pruned_attn_idx"] == attention
+
+
+@pytest.mark.parametrize("heads", [4, 8])
+def test_fewer_query_heads_per_kv_head_are_not_written_as_a_full_width(tmp_path, heads):
+    model = tiny.model("llama", num_attention_heads=heads)
+    with pytest.raises(Reject) as refused:
+        after_steps(tmp_path, model, ("prune.heads", {"keep": Ratio(0.5, "heads")}))
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "cannot-write-pruning"
+    assert f"layer 0 keeps {heads // 2} of {heads} query heads and 2 of 2 KV heads" in found.message
+    assert "of kv_heads" in found.help
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "opt"])
+def test_whole_kv_heads_and_channels_are_written_and_rebuild_every_shape(tmp_path, name):
+    model = tiny.model(name)
+    program, config = after_steps(
+        tmp_path, model, ("prune.heads", {"keep": Ratio(0.5, "kv_heads")}),
+        ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 1}))
+    assert config["pruned_attn_width"] == {"0": 32, "1": 32, "2": 32}
+    assert config["pruned_mlp_width"] == {"0": 48, "1": 48, "2": 48}
+    ours, theirs = program.model.state_dict(), applied(tmp_path, model, config).model.state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_a_lost_state_space_branch_is_not_written_as_nothing(tmp_path):
+    model = tiny.model("bamba")
+    with pytest.raises(Reject, match=r"layer 0 has lost its ssm") as refused:
+        after_steps(tmp_path, model, drop("0.mamba"))
+    assert refused.value.diagnostics[0].fault.slug == "cannot-write-pruning"
+
+
+def test_a_width_that_the_form_has_no_field_for_is_refused(tmp_path):
+    before = capture(tiny.model("qwen3_next")).skeleton
+    narrow = next(p for p in before.parts if p.path == "model.layers.0.linear_attn.out_proj")
+    ((name, shape),) = narrow.tensors
+    parts = [replace(p, tensors=((name, (shape[0], 16)),)) if p is narrow else p for p in before.parts]
+    with pytest.raises(Reject, match=r"model\.layers\.0\.linear_attn\.out_proj\.weight is 64 x 16"):
+        written(before, replace(before, parts=tuple(parts)), [], {})
 
 
 def test_without_reorder_the_first_items_stay(tmp_path):

@@ -2,18 +2,23 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from effc.compiler.capture import capture
 from effc.compiler.progress import Recorded
+from effc.compiler.shrink import flops_per_token
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
+from safetensors.torch import save_file
 
 from tests import tiny
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
+OTHER_IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(9))
+OTHER = MetricRef("perplexity", (("data", DataRef("other")),))
 PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
 COSTS = {}           # what the last search said that it cost
 DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
@@ -24,6 +29,8 @@ DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "chan
 def pruned(tmp_path, model, **args):
     recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, **args})])
     ctx = context_of(tmp_path, model, recipe)
+    save_file({"rows": OTHER_IDS}, tmp_path / "other.safetensors")
+    recipe.data["other"] = replace(recipe.data["rows"], args={**recipe.data["rows"].args, "path": "other.safetensors"})
     program = capture(copy.deepcopy(model))
     COSTS.clear()
     ctx.settings.tell = lambda event: isinstance(event, Recorded) and COSTS.update({event.name: event.value})
@@ -185,7 +192,10 @@ def test_every_architecture_meets_its_budget_and_computes_what_was_scored(tmp_pa
         values = program.model(input_ids=IDS).logits[:, :-1].reshape(-1, 128)
     loss = torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1))
     assert torch.allclose(loss.exp(), torch.tensor(last["score"]), rtol=1e-3)    # sliced and masked sums differ
-    if of == "params":
+    if of == "flops":
+        before, after = (flops_per_token(x, 512) for x in (capture(model).skeleton, program.skeleton))
+        assert 1 - after / before == pytest.approx(last["share"], abs=1e-3)
+    else:
         before = sum(p.numel() for p in model.parameters())
         after = sum(p.numel() for p in program.model.parameters())
         assert 1 - after / before == pytest.approx(last["share"], abs=1e-3)
@@ -293,12 +303,63 @@ def test_every_decision_is_noted_with_the_scores_that_it_was_made_on(tmp_path):
 def test_a_metric_beside_the_search_is_measured_on_rows_that_no_decision_reads(tmp_path):
     plain = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"))
     (tmp_path / "again").mkdir()
-    watched = pruned(tmp_path / "again", tiny.model("llama"), remove=Ratio(0.2, "params"), check=SCORE)
+    watched = pruned(tmp_path / "again", tiny.model("llama"), remove=Ratio(0.2, "params"), check=OTHER)
     (note,) = [n for n in watched.notes if "beside" in n]
-    assert note["beside"] == "perplexity(rows)"
-    assert all(score == pytest.approx(other) for _, score, other in note["seen"])     # the same rows in this test
-    assert len(note["seen"]) >= 3
+    assert note["beside"] == "perplexity(other)"
+    with torch.no_grad():
+        values = tiny.model("llama")(input_ids=OTHER_IDS).logits[:, :-1].reshape(-1, 128)
+    first = torch.nn.functional.cross_entropy(values, OTHER_IDS[:, 1:].reshape(-1)).exp().item()
+    assert note["seen"][0][3] == pytest.approx(first, rel=1e-4)
+    assert [s[0] for s in note["seen"]] == sorted(s[0] for s in note["seen"]) and len(note["seen"]) >= 3
     assert cuts(watched) == cuts(plain)
+
+
+def test_a_metric_beside_is_compared_with_the_score_of_its_own_turn(tmp_path):
+    program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.3, "params"), check=OTHER, split=PUBLISHED,
+                     width_score=OTHER, group=8)
+    (note,) = [n for n in program.notes if "beside" in n]
+    by = [s[1] for s in note["seen"]]
+    assert by[0] == "perplexity(rows)" and by[-1] == "perplexity(other)"
+    assert all(s[2] == pytest.approx(s[3]) for s in note["seen"] if s[1] == "perplexity(other)")
+
+
+def test_a_score_for_widths_needs_turns(tmp_path):
+    with pytest.raises(Reject, match="bad-turns"):
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), width_score=OTHER)
+
+
+def test_shares_count_among_the_kinds_in_order(tmp_path):
+    program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), split=PUBLISHED,
+                     order=("channels", "heads"), group=4)
+    first = [n for n in program.notes if "cut" in n and n["kind"] == "channels"][-1]["share"]
+    assert 0.2 * 52 / 56 <= first < 0.2 * 52 / 56 + 0.01
+
+
+def test_what_can_not_be_reached_is_refused_before_anything_is_scored(tmp_path):
+    with pytest.raises(Reject, match="out-of-reach"):
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.9, "params"))
+    assert not (tmp_path / "work/scores.jsonl").exists()
+
+
+def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypatch):
+    """A layer that overflows without another one: its score is no number, and the result can be kept."""
+    from effc.compiler.cache import canonical
+    from effc.compiler.search.loop import Search
+
+    real = Search._run
+    monkeypatch.setattr(Search, "_run", lambda self, metric: refuse_one(self, real(self, metric)))
+    program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), search="exact", split=PUBLISHED)
+    first = next(n for n in program.notes if "cut" in n)
+    assert list(first["scores"].values()).count(None) == 1
+    canonical(program.notes)
+
+
+def refuse_one(search, value):
+    """NaN for the third score, as a metric reports it."""
+    from effc.compiler.evaluate import finite
+
+    search.scored_here = getattr(search, "scored_here", 0) + 1
+    return finite(float("nan"), "perplexity") if search.scored_here == 3 else value
 
 
 def test_latency_is_measured_and_saved(tmp_path):
@@ -322,14 +383,21 @@ def test_a_latency_without_a_clock_is_refused(tmp_path):
 
 
 def test_rows_of_their_own_rank_and_refit(tmp_path):
-    own = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"))
+    notes = {}
+    for name, data in (("none", None), ("same", DataRef("rows")), ("other", DataRef("other"))):
+        (tmp_path / name).mkdir()
+        notes[name] = pruned(tmp_path / name, tiny.model("llama"), remove=Ratio(0.2, "params"), data=data).notes
+    assert notes["same"] == notes["none"]                # the score's own rows, read without a score
+    assert notes["other"] != notes["none"]
+
+
+def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkeypatch):
+    model = tiny.model("llama", num_hidden_layers=8)
+    free = pruned(tmp_path, model, remove=Ratio(0.1, "params"))
+    most = COSTS["layer outputs kept"]
+    monkeypatch.setattr("effc.compiler.search.loop.room_for", lambda limit: most // 3)
     (tmp_path / "again").mkdir()
-    given = pruned(tmp_path / "again", tiny.model("llama"), remove=Ratio(0.2, "params"), data=DataRef("rows"))
-    assert given.notes == own.notes                      # the same rows in this test, read without a score
-
-
-def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path):
-    from effc.compiler.memory import held, room_for
-
-    assert room_for(held() + (10 << 20)) <= 5 << 20
-    assert room_for(1) == 0
+    bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
+    one = IDS.numel() * 64 * 4                           # the outputs of one layer: the one last asked for
+    assert COSTS["layer outputs kept"] <= most // 3 + one
+    assert bound.notes == free.notes

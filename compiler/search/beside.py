@@ -1,0 +1,62 @@
+"""A metric that no decision reads, on rows of its own, beside a search."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.show import show
+from ...dsl.values import MetricRef
+from ..progress import Warned
+from ..quantity import counted
+
+if TYPE_CHECKING:
+    from .loop import Search
+
+FITTED = 1.25        # how many times faster than the score it may grow before that is said
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How far the search was (of its whole budget), what it scored by and that score, and the metric beside it."""
+
+    share: float
+    by: MetricRef
+    score: float
+    beside: float
+
+
+@dataclass
+class Beside:
+    """Where it suffers more than the score, the search has fitted the score's rows.
+
+    goal    the whole search's
+    every   share of it after which the metric is measured again
+    """
+
+    metric: MetricRef
+    goal: float
+    every: float = 0.25
+    seen: list[Seen] = field(default_factory=list)
+
+    def look(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
+        """Measure if it is time to; `by` is what the search scores by now."""
+        share = round(saved / self.goal, 6)
+        if self.seen and not last and share < self.seen[-1].share + self.every and by == self.seen[-1].by:
+            return
+        value = search.measured(f"{len(search.cuts)}:beside", self.metric)
+        self.seen.append(Seen(share, by, search.base(by), value))
+        search.ctx.record(f"{show(self.metric)} after {counted(len(search.cuts), 'cut')}", value)
+
+    def say(self, search: "Search") -> None:
+        """Note what was seen, and warn where the metric grew much faster than the score since that was in use."""
+        search.program.note(beside=show(self.metric), seen=[self._row(s) for s in self.seen])
+        last = self.seen[-1]
+        first = next(s for s in self.seen if s.by == last.by)
+        if min(first.score, first.beside, last.score) > 0:
+            grown, fitted = last.beside / first.beside, last.score / first.score
+            if grown > FITTED * fitted:
+                search.ctx.tell(Warned(
+                    f"warning: {show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
+                    f"{fitted:.2f}-fold: the search fitted the score's rows; give it more of them"))
+
+    def _row(self, seen: Seen) -> list[Any]:
+        return [seen.share, show(seen.by), seen.score, seen.beside]
