@@ -1,11 +1,14 @@
-"""How much each item of a group matters: its weights, and what flows through them."""
+"""How much each item of a group matters: its weights, and what flows through them.
+
+Large sums run on the device of the weights; scores of items are on the CPU.
+"""
 
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..dsl.skeleton import Group, Member
-from .reconstruct import DAMPING, Moments, item_indices, module_of, readers
+from .reconstruct import DAMPING, Moments, exact_place, item_indices, module_of, readers
 
 if TYPE_CHECKING:
     from .program import Program
@@ -50,15 +53,17 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
         moment = moments.of(module_of(member))
         if moment is None:
             continue
-        inner = moment.double()
+        weight = program.model.get_parameter(member.tensor).detach()
+        place = exact_place(weight)
+        weight = weight.to(place).double()
+        across = weight if member.axis == 1 else weight.T                            # [out, in]
+        inner = moment.to(place).double()
         inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
-        weight = program.model.get_parameter(member.tensor).detach().double()
-        across = weight if member.axis == 1 else weight.T                            # [out, in]
-        rows = torch.stack([item_indices(member, [i]) for i in range(group.count)])  # [count, size]
+        rows = torch.tensor([item_indices(member, [i]) for i in range(group.count)], device=place)   # [count, size]
         blocks = inverse[rows[:, :, None], rows[:, None, :]]                         # [count, size, size]
         taken = across[:, rows].permute(1, 2, 0)                                     # [count, size, out]
-        total += (taken * torch.linalg.solve(blocks, taken)).sum((1, 2))
+        total += (taken * torch.linalg.solve(blocks, taken)).sum((1, 2)).cpu()
     return total
 
 
@@ -68,8 +73,8 @@ def ascending(scores: torch.Tensor) -> list[int]:
 
 
 def _per_index(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Sums over all other axes, [tensor.shape[axis]] float64."""
-    return tensor.transpose(0, axis).reshape(tensor.shape[axis], -1).sum(1).double()
+    """Sums over all other axes, [tensor.shape[axis]] float64 on the CPU."""
+    return tensor.transpose(0, axis).reshape(tensor.shape[axis], -1).sum(1).cpu().double()
 
 
 def _per_item(sums: torch.Tensor, member: Member, count: int) -> torch.Tensor:

@@ -36,7 +36,8 @@ def silenced(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, 
     found: dict[str, Tensor] = {}
     for member in readers(group):
         weight = found.get(member.tensor, model.get_parameter(member.tensor).detach())
-        found[member.tensor] = weight.index_fill(member.axis, item_indices(member, items), 0.0)
+        lost = torch.tensor(item_indices(member, items), dtype=torch.int64, device=weight.device)
+        found[member.tensor] = weight.index_fill(member.axis, lost, 0.0)
     return found
 
 
@@ -118,29 +119,39 @@ class Reconstruction:
         return found
 
 
-def repaired(weight: Tensor, moment: Tensor, gone: Tensor, lost: Tensor, damping: float) -> Tensor:
+def repaired(weight: Tensor, moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
     """The weight whose columns `lost` are zero and whose others make up for them as well as they can.
 
     weight   [out, in]   columns `gone` are zero already
-    moment   [in, in]    second moments of the inputs
-    return   [out, in]   in the weight's dtype; solved in float64
+    moment   [in, in]    second moments of the inputs, on any device
+    return   [out, in]   in the weight's dtype and on its device; solved in float64
     """
-    stays = torch.ones(weight.shape[1], dtype=torch.bool)
-    stays[gone] = stays[lost] = False
-    keep = stays.nonzero().flatten()
-    new = weight.index_fill(1, lost, 0.0)
-    if not len(keep) or not len(lost):
-        return new
-    inner = moment[keep][:, keep].double()
-    inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
-    share = torch.cholesky_solve(moment[keep][:, lost].double(), torch.linalg.cholesky(inner))   # [kept, lost]
-    new[:, keep] += (weight[:, lost].double() @ share.T).to(weight.dtype)
+    out = {*gone, *lost}
+    keep = [i for i in range(weight.shape[1]) if i not in out]
+    new = weight.index_fill(1, torch.tensor(lost, dtype=torch.int64, device=weight.device), 0.0)
+    if keep and lost:
+        place = exact_place(weight)
+        share = shares(moment.to(place), keep, lost, damping)
+        new[:, keep] += (weight[:, lost].to(place).double() @ share.T).to(weight.dtype).to(weight.device)
     return new
 
 
-def item_indices(member: Member, items: Sequence[int]) -> Tensor:
+def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
+    """How much of each lost input the kept ones stand for, [kept, lost] float64."""
+    rows = moment[keep]
+    inner = rows[:, keep].double()
+    inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
+    return torch.cholesky_solve(rows[:, lost].double(), torch.linalg.cholesky(inner))
+
+
+def item_indices(member: Member, items: Sequence[int]) -> list[int]:
     """Where items lie along a member's axis, item by item."""
-    return torch.tensor([i for item in items for i in member.indices(item)], dtype=torch.int64)
+    return [i for item in items for i in member.indices(item)]
+
+
+def exact_place(weight: Tensor) -> torch.device:
+    """Where to compute in float64 with a weight: on its device, but on the CPU for one that has no float64."""
+    return torch.device("cpu") if weight.device.type == "mps" else weight.device
 
 
 def _is_matrix(module: nn.Module, member: Member) -> bool:
