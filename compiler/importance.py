@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..dsl.skeleton import Group, Member
-from .reconstruct import DAMPING, Moments, exact_place, item_indices, module_of, readers
+from .reconstruct import DAMPING, Moments, exact_place, factor, item_indices, module_of, readers
 
 if TYPE_CHECKING:
     from .program import Program
@@ -57,9 +57,8 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
         place = exact_place(weight)
         weight = weight.to(place).double()
         across = weight if member.axis == 1 else weight.T                            # [out, in]
-        inner = moment.to(place).double()
-        inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+        lower = factor(moment.to(place), range(len(moment)), damping)
+        inverse = torch.cholesky_inverse(lower, out=lower)
         rows = torch.tensor([item_indices(member, [i]) for i in range(group.count)], device=place)   # [count, size]
         blocks = inverse[rows[:, :, None], rows[:, None, :]]                         # [count, size, size]
         taken = across[:, rows].permute(1, 2, 0)                                     # [count, size, out]

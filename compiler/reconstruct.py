@@ -15,12 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..dsl.diagnostics import Reject
 from ..dsl.skeleton import Group, Member
+from .evaluate import not_a_number
 
 if TYPE_CHECKING:
     from .program import Program
 
 DAMPING = 1e-3        # of the mean diagonal: keeps nearly equal channels from cancelling each other
+_RAISES = 12          # what rounding adds to the least eigenvalue is at most in^2 * 6e-8 of the mean diagonal
+_ROWS = 512           # gathered at once: a whole float32 copy beside the float64 one would be half as large
 
 
 def readers(group: Group) -> tuple[Member, ...]:
@@ -52,7 +56,10 @@ class Moments:
         self.folder = folder
 
     def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], object], room: int) -> int:
-        """Run the model over the rows as often as `room` bytes of moments make necessary; returns how often."""
+        """Run the model over the rows as often as `room` bytes of moments make necessary; returns how often.
+
+        Raises Reject (not-a-number) naming the first module whose inputs are not finite.
+        """
         missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
         rounds = 0
         for chunk in _chunks(missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], room):
@@ -63,6 +70,7 @@ class Moments:
                     stack.callback(handle.remove)
                 run()
             for path, moment in sums.items():
+                _refuse_non_finite(path, moment.diagonal())
                 self._write(path, moment)
             rounds += 1
         return rounds
@@ -138,10 +146,28 @@ def repaired(weight: Tensor, moment: Tensor, gone: Sequence[int], lost: Sequence
 
 def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
     """How much of each lost input the kept ones stand for, [kept, lost] float64."""
-    rows = moment[keep]
-    inner = rows[:, keep].double()
-    inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
-    return torch.cholesky_solve(rows[:, lost].double(), torch.linalg.cholesky(inner))
+    lower = factor(moment, keep, damping)
+    found = moment[keep][:, lost].double()
+    found = torch.linalg.solve_triangular(lower, found, upper=False)     # cholesky_solve would copy the factor
+    return torch.linalg.solve_triangular(lower.mT, found, upper=True)
+
+
+def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
+    """Lower Cholesky factor of the damped moments of some inputs, [kept, kept] float64, in one copy of them.
+
+    damping   of the mean diagonal; inputs that depend on each other get ten times as much until they have one
+    """
+    index = torch.tensor(keep, device=moment.device)
+    inner = torch.empty(len(index), len(index), dtype=torch.float64, device=moment.device).mT    # as LAPACK has it
+    for _ in range(_RAISES):
+        for start, rows in zip(range(0, len(index), _ROWS), index.split(_ROWS), strict=True):
+            inner[start : start + _ROWS] = moment[rows][:, index]
+        inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
+        try:
+            return torch.linalg.cholesky(inner, out=inner)
+        except torch.linalg.LinAlgError:
+            damping = max(10 * damping, 1e-8)        # 1e-8: about the rounding of float32 sums
+    raise AssertionError(f"finite moments have no Cholesky factor with a damping of {damping:g}")
 
 
 def item_indices(member: Member, items: Sequence[int]) -> list[int]:
@@ -170,6 +196,15 @@ def _summing(sums: dict[str, Tensor], path: str):
         else:
             sums[path] = x.T @ x
     return hook
+
+
+def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
+    """Reject sums of which one isn't finite: no other entry is larger than the diagonal's largest."""
+    if not diagonal.isfinite().all():
+        what = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
+        raise Reject(not_a_number(
+            f"what {module} is given on the calibration rows is {what}",
+            help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`"))
 
 
 def _chunks(items: Sequence[str], sizes: Sequence[int], room: int) -> Iterator[list[str]]:
