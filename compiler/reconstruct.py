@@ -7,6 +7,7 @@ the calibration inputs are W_K + W_D H_DK (H_KK + damping)^-1 with H = sum of x 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,26 +106,63 @@ class Moments:
 class Reconstruction:
     """Weights of readers after items of a group have gone, by least squares over collected moments.
 
+    What was solved last is kept per reader, [kept, lost] float64, so that a cut costs nothing after its trial.
+
     Source: ridge regression on the calibration inputs, as in OBC (arXiv 2208.11580) and SliceGPT-like repairs.
     """
 
     def __init__(self, program: "Program", moments: Moments, damping: float = DAMPING):
         self.program, self.moments, self.damping = program, moments, damping
+        self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
 
     def without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
         """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
         found = silenced(self.program.model, group, items)
         for member in readers(group):
-            module = self.program.model.get_submodule(module_of(member))
-            moment = self.moments.of(module_of(member))
-            if moment is None or not _is_matrix(module, member):
-                continue
-            weight = self.program.model.get_parameter(member.tensor).detach()
-            gone, lost = item_indices(member, sorted(dead)), item_indices(member, items)
-            across = weight if member.axis == 1 else weight.T                            # [out, in]
-            new = repaired(across, moment, gone, lost, self.damping)
-            found[member.tensor] = new if member.axis == 1 else new.T.contiguous()
+            takeover = self._takeover(group, member, sorted(dead), list(items))
+            if takeover is not None:
+                weight = self.program.model.get_parameter(member.tensor).detach()
+                across = weight if member.axis == 1 else weight.T                            # [out, in]
+                new = takeover.applied(across)
+                found[member.tensor] = new if member.axis == 1 else new.T.contiguous()
         return found
+
+    def _takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+        """None where the module was not run, or is no matrix."""
+        place = (group.site, group.kind, member.tensor)
+        known = self._solved.get(place)
+        if known is None or known[0] != (dead, items):
+            self._solved.pop(place, None)
+            known = self._solved[place] = ((dead, items), self._solve(member, dead, items))
+        return known[1]
+
+    def _solve(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+        module = self.program.model.get_submodule(module_of(member))
+        moment = self.moments.of(module_of(member)) if _is_matrix(module, member) else None
+        if moment is None:
+            return None
+        moment = moment.to(exact_place(self.program.model.get_parameter(member.tensor)))
+        return solved(moment, item_indices(member, dead), item_indices(member, items), self.damping)
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """How much of each lost input the kept ones stand for; it holds for whatever weights read them.
+
+    share   [kept, lost] float64; None where nothing is kept or lost
+    """
+
+    keep: list[int]
+    lost: list[int]
+    share: Tensor | None
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """[out, in] in the weight's dtype and on its device: zero where inputs are lost, the others fitted."""
+        new = weight.index_fill(1, torch.tensor(self.lost, dtype=torch.int64, device=weight.device), 0.0)
+        if self.share is not None:
+            lost = weight[:, self.lost].to(self.share.device).double()
+            new[:, self.keep] += (lost @ self.share.T).to(weight.dtype).to(weight.device)
+        return new
 
 
 def repaired(weight: Tensor, moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
@@ -134,18 +172,18 @@ def repaired(weight: Tensor, moment: Tensor, gone: Sequence[int], lost: Sequence
     moment   [in, in]    second moments of the inputs, on any device
     return   [out, in]   in the weight's dtype and on its device; solved in float64
     """
+    return solved(moment.to(exact_place(weight)), gone, lost, damping).applied(weight)
+
+
+def solved(moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: float) -> Takeover:
+    """Least squares over the moments, where they lie; `gone` inputs are neither kept nor lost now."""
     out = {*gone, *lost}
-    keep = [i for i in range(weight.shape[1]) if i not in out]
-    new = weight.index_fill(1, torch.tensor(lost, dtype=torch.int64, device=weight.device), 0.0)
-    if keep and lost:
-        place = exact_place(weight)
-        share = shares(moment.to(place), keep, lost, damping)
-        new[:, keep] += (weight[:, lost].to(place).double() @ share.T).to(weight.dtype).to(weight.device)
-    return new
+    keep = [i for i in range(len(moment)) if i not in out]
+    return Takeover(keep, list(lost), shares(moment, keep, lost, damping) if keep and lost else None)
 
 
 def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
-    """How much of each lost input the kept ones stand for, [kept, lost] float64."""
+    """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
     lower = factor(moment, keep, damping)
     found = moment[keep][:, lost].double()
     found = torch.linalg.solve_triangular(lower, found, upper=False)     # cholesky_solve would copy the factor

@@ -93,3 +93,44 @@ def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     moments = read(program, tmp_path, IDS[:1, :3])              # 3 tokens, 96 channels
     scores = importance.obs(program, program.skeleton.groups[0], moments, damping=0.0)
     assert scores.isfinite().all()
+
+
+class Counting(Moments):
+    """Moments that count how often they are read."""
+
+    reads = 0
+
+    def of(self, module):
+        self.reads += 1
+        return super().of(module)
+
+
+def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
+    program = capture(tiny.model("llama"))
+    read(program, tmp_path)
+    moments = Counting(tmp_path)
+    first, second = [g for g in program.skeleton.groups if g.kind == "channels"][:2]
+    repair = Reconstruction(program, moments)
+    trials = [repair.without(g, set(), [1, 3]) for g in (first, second)]
+    assert moments.reads == 2
+    cuts = [repair.without(g, set(), [1, 3]) for g in (first, second)]
+    assert moments.reads == 2
+    assert all(torch.equal(a[t], b[t]) for a, b in zip(trials, cuts, strict=True) for t in a)
+    for items, dead in (([1, 2], set()), ([1, 3], {0}), ([1, 3], set())):       # only the newest is kept
+        fresh = Reconstruction(program, Moments(tmp_path)).without(first, dead, items)
+        found, before = repair.without(first, dead, items), moments.reads
+        assert all(torch.equal(found[t], fresh[t]) for t in fresh)
+        repair.without(second, set(), [1, 3])
+        assert moments.reads == before
+    assert moments.reads == 5
+
+
+def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
+    program = capture(tiny.model("llama"))
+    moments, group = read(program, tmp_path), program.skeleton.groups[0]
+    repair = Reconstruction(program, moments)
+    repair.without(group, set(), [1])
+    with torch.no_grad():
+        program.model.get_parameter(readers(group)[0].tensor).mul_(2)
+    fresh = Reconstruction(program, moments).without(group, set(), [1])
+    assert all(torch.equal(w, fresh[t]) for t, w in repair.without(group, set(), [1]).items())
