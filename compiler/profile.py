@@ -6,7 +6,7 @@ A profile is plain data: one entry per layer under its original path, with its b
                         "mlp": {"role": "mlp", "channels": 1536}}}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..dsl.skeleton import Skeleton
@@ -18,7 +18,7 @@ _WIDTHS = ("channels", "kv_heads", "heads")
 _UNITS = {"channels": "channels", "kv_heads": "KV heads", "heads": "heads"}
 
 
-def profile(skeleton: Skeleton, kept: Mapping[str, list[int]] | None = None) -> Profile:
+def profile(skeleton: Skeleton, kept: Mapping[str, Sequence[int]] | None = None) -> Profile:
     """`kept`: of a module list whose layers were dropped, the original numbers of those that are left."""
     found: Profile = {}
     for unit in skeleton.units:
@@ -28,11 +28,12 @@ def profile(skeleton: Skeleton, kept: Mapping[str, list[int]] | None = None) -> 
                 inside = [g for g in skeleton.groups if is_inside(g, branch)]
                 name = branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
                 branches[name] = {"role": branch.role} | {g.kind: g.count for g in inside}
-        found[_original(unit, kept or {})] = branches
+        found[original(unit, kept or {})] = branches
     return found
 
 
-def _original(unit: str, kept: Mapping[str, list[int]]) -> str:
+def original(unit: str, kept: Mapping[str, Sequence[int]]) -> str:
+    """The path that a layer had before others were dropped."""
     owner, _, number = unit.rpartition(".")
     return f"{owner}.{kept[owner][int(number)]}" if owner in kept else unit
 

@@ -9,16 +9,21 @@ Source: MultiPruner's repository (IntelLabs/Hardware-Aware-Automated-Machine-Lea
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.skeleton import Branch, Group, Skeleton
+from .edits import renamed
+from .profile import original, profile
 from .select import is_inside
 
 bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
+no_published_form = Fault("no-published-form",
+                          "A model has lost more, or other things, than a pruning_config.json can say.")
 
 _FIELDS = {"pruned_attn_idx": list, "pruned_mlp_idx": list, "pruned_attn_width": dict, "pruned_mlp_width": dict}
 _ROLES = {"attn": "attention", "mlp": "mlp"}
@@ -107,27 +112,100 @@ def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer],
                 help="widths of attention are whole KV heads"))
 
 
-def written(before: Skeleton, after: Skeleton, removed: Sequence[str]) -> dict[str, Any]:
-    """The published form of what was done to a model; `removed` are branch sites in order of removal."""
+def written(before: Skeleton, after: Skeleton, removed: Sequence[str],
+            kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The published form of what was done to a model; Reject (no-published-form) where it can't say that.
+
+    removed   paths of branches and layers in order of removal, each as it was by then
+    kept      of a module list whose layers were dropped, the first numbers of those that are left
+    """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
-    number = {unit: str(i) for i, unit in enumerate(before.units)}
-    left = {b.site for b in after.branches}
-    now = {(g.site, g.kind): g for g in after.groups}
-    sites = {b.site: (_short(b.role), number[b.unit]) for b in before.branches if _short(b.role)}
-    gone = [s for s in sites if s not in left]
-    for site in sorted(gone, key=lambda s: removed.index(s) if s in removed else len(removed)):
-        kind, layer = sites[site]
-        config[f"pruned_{kind}_idx"].append(int(layer))
-    for index, layer in enumerate(layers_of(before)):
+    moved = {unit: original(unit, kept) for unit in after.units}
+    layers, gone = layers_of(before), _gone(before, after, moved)
+    for kind, number in _in_order(gone, before, set(before.units) - set(moved.values()), removed):
+        config[f"pruned_{kind}_idx"].append(number)
+    _check_query_heads(profile(before), profile(after, kept))
+    expected, now = before.shapes(), {renamed(path, moved): shape for path, shape in after.shapes().items()}
+    for number, layer in enumerate(layers):
         for kind, group in (("attn", layer.heads), ("mlp", layer.channels)):
             if group is not None:
-                same = now.get((group.site, group.kind)) or now.get((group.site, "heads"))
-                stays = same and layer.branches[_ROLES[kind]].site in left
-                count = same.count if stays else group.count
-                config[f"pruned_{kind}_width"][str(index)] = count * (layer.head_size if kind == "attn" else 1)
+                count = group.count if (kind, number) in gone else _left(group, now)
+                expected |= _narrowed(group, count, expected)
+                size = layer.head_size if kind == "attn" else 1
+                config[f"pruned_{kind}_width"][str(number)] = count * size
+    _check_shapes(expected, now)
     return config
+
+
+def _gone(before: Skeleton, after: Skeleton, moved: Mapping[str, str]) -> list[tuple[str, int]]:
+    """(kind, number of the layer) of branches that are no longer there, layer by layer."""
+    left: dict[str, Counter[str]] = {unit: Counter() for unit in before.units}
+    for branch in after.branches:
+        left[moved[branch.unit]][branch.role] += 1
+    found = []
+    for number, unit in enumerate(before.units):
+        lost = Counter(b.role for b in before.branches if b.unit == unit) - left[unit]
+        if other := next((role for role in lost if not _short(role)), None):
+            raise _unsayable(f"layer {number} has lost its {other} branch, the form knows attention and MLPs")
+        found += [(_short(role), number) for role in lost]
+    return found
+
+
+def _in_order(gone: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str],
+              removed: Sequence[str]) -> list[tuple[str, int]]:
+    """In order of removal, or layer by layer where that can't be told.
+
+    A layer that moved up was removed under a smaller number than its first one. So if the paths name just what is
+    gone, none had moved; else some had, and which one a path meant is not known.
+    """
+    named = dict.fromkeys(
+        (_short(branch.role), before.units.index(branch.unit)) for path in removed for branch in before.branches
+        if branch.site == path or (branch.unit == path and path in dropped))
+    return list(named) if set(named) == set(gone) else list(gone)
+
+
+def _left(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many items what reads them still has."""
+    reader = group.members[-1]
+    if reader.tensor not in shapes:
+        raise _unsayable(f"{reader.tensor} was replaced, so how wide it is can't be said")
+    return shapes[reader.tensor][reader.axis] // len(reader.indices(0))
+
+
+def _narrowed(group: Group, count: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a group's tensors when it has only `count` items."""
+    found: dict[str, tuple[int, ...]] = {}
+    for member in group.members:
+        shape = list(found.get(member.tensor, shapes[member.tensor]))
+        shape[member.axis] -= (group.count - count) * len(member.indices(0))
+        found[member.tensor] = tuple(shape)
+    return found
+
+
+def _check_query_heads(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """An attention width counts KV heads with all query heads that they had."""
+    for number, (unit, branches) in enumerate(before.items()):
+        for name, was in branches.items():
+            now = after.get(unit, {}).get(name, {})
+            if "kv_heads" in was and "heads" in now:
+                heads, pairs = now["heads"], now.get("kv_heads", now["heads"])
+                if heads * was["kv_heads"] != was["heads"] * pairs:
+                    raise _unsayable(f"layer {number} keeps {heads} of {was['heads']} query heads and {pairs} of "
+                                     f"{was['kv_heads']} KV heads, the form counts KV heads with all of theirs",
+                                     help="cut heads `of kv_heads`, or leave this artifact out")
+
+
+def _check_shapes(expected: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> None:
+    """Nothing was narrowed but what the widths say."""
+    for path, shape in now.items():
+        if tuple(expected.get(path, shape)) != tuple(shape):
+            said, is_now = (" x ".join(map(str, s)) for s in (expected[path], shape))
+            raise _unsayable(f"{path} is {is_now}, after what the form can say it is {said}")
+
+
+def _unsayable(fact: str, help: str = "leave this artifact out; manifests of the others say what was cut") -> Reject:
+    return Reject(no_published_form(fact, help=help))
 
 
 def _short(role: str) -> str:
     return next((short for short, full in _ROLES.items() if full == role), "")
-

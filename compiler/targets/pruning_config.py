@@ -18,7 +18,8 @@ class PruningConfig(Target):
     A folder with `pruning_config.json`: layers whose attention or MLP is gone, in order of removal, and how many
     query and MLP channels the others keep. `prune.apply` cuts another copy of the model so; weights that were
     repaired or healed are not in it, and of channels it says how many, not which: those of largest weight
-    magnitude, where the search ordered them by `reorder: l1`.
+    magnitude, where the search ordered them by `reorder: l1`. A dropped layer is one without attention and MLP.
+    What the form has no field for, as query heads that went without their KV head, is refused.
 
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), run_multipruner.py of its repository.
     Example: pruning_config("lean-config")
@@ -29,5 +30,5 @@ class PruningConfig(Target):
             model = ctx.origin.build()
         before = capture(model).skeleton
         removed = [note["cut"] for note in program.notes if "cut" in note]
-        config = written(before, program.skeleton, removed)
+        config = written(before, program.skeleton, removed, program.edits.layers)
         (into / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
