@@ -18,8 +18,9 @@ def without_branch(program: "Program", branch: Branch) -> Iterator[None]:
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
     graph = bypassed(unit.graph, branch)
-    replace(unit, graph=graph, key=code_key(graph), edited=True).bind(program.model)
+    trial = replace(unit, graph=graph, key=code_key(graph), edited=True)
     try:
+        trial.bind(program.model)
         yield
     finally:
         if unit.edited:

@@ -47,7 +47,7 @@ def _table(program: "Program", metric: Any) -> dict[str, Any]:
         with still(program.model):
             for turn in range(WARMUP + clocks[""].count):
                 for case in list(cases)[:: 1 if turn % 2 == 0 else -1]:
-                    with _running(program, cases[case]):
+                    with running(program, cases[case]):
                         taken[case].append(clocks[case].step())
         for case, clock in clocks.items():
             values[case].append(clock.value(taken[case][WARMUP:]))
@@ -69,11 +69,11 @@ def _bypassed(program: "Program", role: str) -> list[Unit]:
 
 
 @contextmanager
-def _running(program: "Program", units: list[Unit]) -> Iterator[None]:
+def running(program: "Program", units: list[Unit]) -> Iterator[None]:
     """Layers run graphs even where nothing is left out: their own forwards are another kind of code."""
-    for unit in units:
-        unit.bind(program.model)
     try:
+        for unit in units:
+            unit.bind(program.model)
         yield
     finally:
         for unit in program.units.values():

@@ -123,9 +123,9 @@ class Narrowing(Candidate):
 def swapped(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """The model with other values in some parameters."""
     before = {path: program.model.get_parameter(path).data for path in values}
-    for path, value in values.items():
-        program.model.get_parameter(path).data = value
     try:
+        for path, value in values.items():
+            program.model.get_parameter(path).data = value
         yield
     finally:
         for path, value in before.items():

@@ -1,10 +1,13 @@
 """The pruning passes against oracles that know nothing of effc: hooks, masks and whole-model forwards."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from effc.compiler.capture import capture
+from effc.compiler.search.latency import running
+from effc.compiler.search.widths import swapped
 from effc.dsl.values import Ratio
 
 from tests import tiny
@@ -155,3 +158,21 @@ def test_a_pruned_model_generates_with_cache_as_without(tmp_path):
     made = [program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cached)
             for cached in (True, False)]
     assert torch.equal(*made)
+
+
+def test_weights_come_back_where_swapping_them_fails_half_way():
+    program = capture(tiny.model("llama"))
+    before = {name: p.data for name, p in program.model.named_parameters()}
+    first, second = "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"
+    values = {first: torch.zeros(64, 96), second: torch.zeros(64, 96, device="meta")}
+    with pytest.raises(RuntimeError), swapped(program, values):
+        raise AssertionError("a meta tensor took the place of weights")
+    assert all(p.data.is_set_to(before[name]) for name, p in program.model.named_parameters())
+
+
+def test_layers_run_their_own_forwards_again_where_binding_fails_half_way():
+    program = capture(tiny.model("llama"))
+    units = [*program.units.values()]
+    with pytest.raises(AttributeError), running(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]):
+        raise AssertionError("a layer that is nowhere was bound")
+    assert not any("forward" in vars(layer) for layer in program.model.model.layers)
