@@ -27,6 +27,8 @@ no_published_form = Fault("no-published-form",
 
 _FIELDS = {"pruned_attn_idx": list, "pruned_mlp_idx": list, "pruned_attn_width": dict, "pruned_mlp_width": dict}
 _ROLES = {"attn": "attention", "mlp": "mlp"}
+_GROUPS = {"attention": {"heads": "groups of heads", "kv_heads": "groups of KV heads"},
+           "mlp": {"channels": "groups of MLP channels"}}
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,24 @@ class Layer:
 
 
 def layers_of(skeleton: Skeleton) -> list[Layer]:
+    """Reject (no-published-form) where a layer has two of what the form gives one number."""
     found = []
-    for unit in skeleton.units:
-        branches = {b.role: b for b in skeleton.branches if b.unit == unit}
-        by_kind = {g.kind: g for g in skeleton.groups if any(is_inside(g, b) for b in branches.values())}
-        found.append(Layer(branches, by_kind.get("kv_heads", by_kind.get("heads")), by_kind.get("channels")))
+    for number, unit in enumerate(skeleton.units):
+        branches = _one_each([(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
+                             number, {"attention": "attentions", "mlp": "MLPs"})
+        heads, channels = (_one_each([(g.kind, g) for g in skeleton.groups if role in branches
+                                      and g.kind in kinds and is_inside(g, branches[role])], number, kinds)
+                           for role, kinds in _GROUPS.items())
+        found.append(Layer(branches, heads.get("kv_heads", heads.get("heads")), channels.get("channels")))
     return found
+
+
+def _one_each(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
+    twice = next((kind for kind, times in Counter(kind for kind, _ in items).items() if times > 1), None)
+    if twice:
+        raise Reject(no_published_form(f"layer {number} has two {names[twice]}, the form knows one",
+                                       help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models"))
+    return dict(items)
 
 
 def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
@@ -64,6 +78,9 @@ def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
     for kind in ("attn", "mlp"):
         _check_removed(config[f"pruned_{kind}_idx"], kind, layers, path)
         _check_widths(config[f"pruned_{kind}_width"], kind, layers, path)
+    if 0 < len(config["pruned_attn_idx"] + config["pruned_mlp_idx"]) == len(skeleton.branches):
+        raise Reject(bad_pruning_config(f"{path} removes every attention and MLP of the model",
+                                        help="one has to stay: take its number out"))
     return config
 
 
@@ -97,11 +114,16 @@ def _check_removed(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], p
 
 
 def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
+    numbered = {str(number): layer for number, layer in enumerate(layers)}
     for name, width in widths.items():
-        if not name.isdigit() or int(name) >= len(layers):
+        if name not in numbered:
             raise Reject(bad_pruning_config(f"{path} gives a width for layer {name}, the model has {len(layers)}",
-                                            help="take the config of a run on this model"))
-        layer = layers[int(name)]
+                                            help=f"take the config of a run on this model: 0 to {len(layers) - 1}"))
+        layer = numbered[name]
+        if not layer.width(kind):
+            raise Reject(bad_pruning_config(
+                f"{path} gives a width for layer {name}, whose {_ROLES[kind]} can't be narrowed",
+                help="leave this width out"))
         full, step = layer.width(kind), layer.head_size if kind == "attn" else 1
         if type(width) is not int or not 0 < width <= full:
             raise Reject(bad_pruning_config(f"{path} keeps {width} of {full} {kind} channels in layer {name}",

@@ -19,7 +19,7 @@ class Apply(Pass):
     The published form of MultiPruner: layers whose attention or MLP was removed, and how many query and MLP
     channels the others keep. A run with `--weight_reorder` keeps those of largest weight magnitude, one without
     it the first ones; the file doesn't say which it was. Attention widths are whole KV heads. Norms of removed
-    branches go, too. `emit ... { pruning_config("folder") }` writes the form.
+    branches go, too; one branch of the model has to stay. `emit ... { pruning_config("folder") }` writes the form.
 
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), extract_model.py of its repository.
     Example: slim = prune.apply("pruning_config.json")
