@@ -1,12 +1,14 @@
 """Whole residual branches, or whole layers, as candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch
 from ..bypass import staying
+from ..rehearsal import layer_needed, weightless
 from ..rewrite import Rewriter
 from ..trial import without_branch, without_layer
 from .candidate import Candidate, Pool
@@ -69,7 +71,11 @@ class BranchCut(Candidate):
 
 
 class Layers(Pool):
-    """Whole layers, under the numbers that they had when the search began: those behind a cut move up."""
+    """Whole layers, under the numbers that they had when the search began: those behind a cut move up.
+
+    Layers that the model does not run without are no candidates. Where there are such, which ones may change with
+    every cut and is found out again; a model that runs without any one of its layers counts on none of them.
+    """
 
     kind = "blocks"
 
@@ -77,16 +83,57 @@ class Layers(Pool):
         self.program, self.ledger = program, ledger
         self.names = list(program.skeleton.units)          # of what is left, in order
         self.allowed = set(chosen)
+        self.free = self._free()
+        self.independent = self.free == self.allowed
 
     def candidates(self) -> list["LayerCut"]:
         if len(self.names) <= 1:
             return []
-        pairs = zip(self.names, self.program.skeleton.units, strict=True)
-        return [LayerCut(self, name, unit) for name, unit in pairs if name in self.allowed]
+        return [LayerCut(self, name, unit) for name, unit in self._pairs() if name in self.free]
 
     def reachable(self, of: str) -> float:
+        if not self.independent:
+            return self._reachable_from_the_end(of)
         each = sorted(self.ledger.layer(name, of) for name in self.names if name in self.allowed)
         return sum(each[1:] if len(each) == len(self.names) else each)
+
+    def gone(self, name: str) -> None:
+        """Note that a layer was cut."""
+        self.names.remove(name)
+        self.free = self.free - {name} if self.independent else self._free()
+
+    def _pairs(self) -> Iterable[tuple[str, str]]:
+        return zip(self.names, self.program.skeleton.units, strict=True)
+
+    def _free(self) -> set[str]:
+        """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""
+        if len(self.names) <= 1:
+            return set()
+        return {name for name, unit in self._pairs()
+                if name in self.allowed and _dropped(weightless(self.program), unit)}
+
+    def _reachable_from_the_end(self, of: str) -> float:
+        """What goes when the last layer that can is dropped, again and again, from a copy without weights."""
+        bare, left, total = weightless(self.program), list(self.names), 0.0
+        while len(left) > 1:
+            last = next((name for name, unit in reversed(list(zip(left, bare.units, strict=True)))
+                         if name in self.allowed and _dropped(bare, unit)), None)
+            if last is None:
+                break
+            left.remove(last)
+            total += self.ledger.layer(last, of)
+        return total
+
+
+def _dropped(bare: "Program", unit: str) -> bool:
+    """Drop a layer from a copy without weights, if it can go; else the copy stays as it is."""
+    try:
+        Rewriter(bare).drop_layer(unit)
+    except Reject as refused:
+        if any(d.fault is not layer_needed for d in refused.diagnostics):
+            raise
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -107,7 +154,7 @@ class LayerCut(Candidate):
     def cut(self) -> None:
         with Rewriter(self.pool.program) as rewrite:
             rewrite.drop_layer(self.unit)
-        self.pool.names.remove(self.name)
+        self.pool.gone(self.name)
 
     def saves(self, of: str) -> float:
         return self.pool.ledger.layer(self.name, of)

@@ -51,6 +51,7 @@ class Blocks(Pass):
         refuse_unreached(pool.reachable(goal.of), goal)
         search = Search(program, ctx)
         search.run([pool], self.score, goal, choice_of(self.search, "params" if goal.of == "params" else ""))
+        refuse_unreached(search.saved.get(goal.of, 0.0), goal)      # a layer may be needed once others are gone
         search.finish([pool])
 
     def _goal(self, skeleton: Skeleton) -> Budget:

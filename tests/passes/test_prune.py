@@ -6,8 +6,11 @@ import dataclasses
 import pytest
 import torch
 from effc.compiler.capture import capture
+from effc.compiler.search.branches import Layers
 from effc.compiler.search.latency import running
+from effc.compiler.search.saving import Ledger
 from effc.compiler.search.widths import swapped
+from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 
 from tests import tiny
@@ -176,3 +179,41 @@ def test_layers_run_their_own_forwards_again_where_binding_fails_half_way():
     with pytest.raises(AttributeError), running(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]):
         raise AssertionError("a layer that is nowhere was bound")
     assert not any("forward" in vars(layer) for layer in program.model.model.layers)
+
+
+@pytest.mark.parametrize(("name", "layers", "gone"), [("jamba", 5, ["4", "3"]), ("bamba", 3, ["0", "2"])])
+@pytest.mark.parametrize("search", ["exact", "racing"])
+def test_layers_that_the_model_needs_are_no_candidates(tmp_path, name, layers, gone, search):
+    model = tiny.model(name, num_hidden_layers=layers)
+    program = pruned(tmp_path, model, "prune.blocks", remove=2, unit="layer", search=search)
+    cuts = [note["cut"].rpartition(".")[2] for note in program.notes if "cut" in note]
+    assert cuts == gone or sorted(cuts) == gone              # jamba's can only go from the end
+    assert len(program.model.model.layers) == layers - 2
+    assert logits(program.model).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "changes", "reach"), [
+    ("jamba", {}, "33.3%"), ("gemma4_text", {"num_kv_shared_layers": 1}, "0%")])
+def test_more_layers_than_the_model_can_do_without_are_out_of_reach(tmp_path, name, changes, reach):
+    with pytest.raises(Reject) as refused:
+        pruned(tmp_path, tiny.model(name, **changes), "prune.blocks", remove=2, unit="layer")
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "out-of-reach" and f"at most {reach}" in found.message
+
+
+def test_a_layer_that_only_others_free_is_counted_when_it_can_go():
+    program = capture(tiny.model("jamba", num_hidden_layers=5))
+    pool = Layers(program, program.skeleton.units, Ledger(program.skeleton))
+    assert [c.name for c in pool.candidates()] == ["model.layers.4"]
+    assert pool.reachable("blocks") == 3
+    pool.candidates()[0].cut()
+    assert [c.name for c in pool.candidates()] == ["model.layers.3"]
+    assert pool.reachable("blocks") == 2
+
+
+def test_the_last_layer_stays():
+    program = capture(tiny.model("llama", num_hidden_layers=2))
+    pool = Layers(program, program.skeleton.units, Ledger(program.skeleton))
+    pool.candidates()[0].cut()
+    for last in (pool, Layers(program, program.skeleton.units, Ledger(program.skeleton))):
+        assert not last.candidates() and last.reachable("blocks") == 0
