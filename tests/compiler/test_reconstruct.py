@@ -7,6 +7,8 @@ from effc.compiler.capture import capture
 from effc.compiler.reconstruct import Moments, Reconstruction, readers, repaired, silenced
 from effc.compiler.rehearsal import weightless
 from effc.dsl.diagnostics import Reject
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -134,3 +136,66 @@ def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
         program.model.get_parameter(readers(group)[0].tensor).mul_(2)
     fresh = Reconstruction(program, moments).without(group, set(), [1])
     assert all(torch.equal(w, fresh[t]) for t, w in repair.without(group, set(), [1]).items())
+
+
+PROBLEMS = {"out": st.integers(1, 5), "width": st.integers(2, 24), "tokens": st.integers(1, 60),
+            "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), "seed": st.integers(0, 999)}
+
+
+def problem(out, width, tokens, dtype, seed):
+    """Inputs [tokens, width], weights [out, width], which columns were gone and which are lost now."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, width, generator=generator) * (0.1 + torch.rand(width, generator=generator))
+    order = torch.randperm(width, generator=generator).tolist()
+    first, second = sorted(torch.randint(0, width + 1, (2,), generator=generator).tolist())
+    gone, lost = order[:first], order[first:second]
+    weight = torch.randn(out, width, generator=generator).index_fill(1, torch.tensor(gone, dtype=torch.int64), 0.0)
+    return x, weight.to(dtype), gone, lost
+
+
+def damped_error(x, before, after, lost, damping):
+    """What least squares over the kept inputs minimises, with the penalty on how far their weights move; float64."""
+    x, before, after = x.double(), before.double(), after.double()
+    kept = [i for i in range(x.shape[1]) if i not in lost]
+    ridge = damping * x[:, kept].pow(2).sum(0).mean() if kept else 0.0
+    return ((after - before) @ x.T).pow(2).sum() + ridge * (after - before)[:, kept].pow(2).sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(**PROBLEMS)
+def test_lost_and_gone_columns_are_zero_and_the_dtype_stays(out, width, tokens, dtype, seed):
+    x, weight, gone, lost = problem(out, width, tokens, dtype, seed)
+    before = weight.clone()
+    new = repaired(weight, x.T @ x, gone, lost, 1e-3)
+    assert new.dtype == dtype and new.shape == weight.shape and new.isfinite().all()
+    assert not new[:, [*gone, *lost]].any()
+    assert torch.equal(weight, before)
+    if not lost:
+        assert torch.equal(new, weight)
+
+
+@settings(max_examples=100, deadline=None)
+@given(**{**PROBLEMS, "dtype": st.just(torch.float32)}, damping=st.sampled_from([1e-4, 1e-2, 1.0]))
+def test_no_other_weights_leave_a_smaller_error(out, width, tokens, dtype, seed, damping):
+    x, weight, gone, lost = problem(out, width, tokens, dtype, seed)
+    weight = weight.double()
+    new = repaired(weight, (x.double().T @ x.double()), gone, lost, damping)
+    least = damped_error(x, weight, new, [*gone, *lost], damping)
+    generator = torch.Generator().manual_seed(seed)
+    for size in (1e-3, 1e-1, 1.0):
+        step = torch.randn(weight.shape, generator=generator, dtype=torch.float64) * size
+        step[:, [*gone, *lost]] = 0
+        other = damped_error(x, weight, new + step, [*gone, *lost], damping)
+        assert least <= other * (1 + 1e-9) + 1e-12                          # float64 rounding of the sums
+
+
+@settings(max_examples=50, deadline=None)
+@given(out=st.integers(1, 5), width=st.integers(2, 16), seed=st.integers(0, 999))
+def test_with_little_damping_it_is_ordinary_least_squares(out, width, seed):
+    x, weight, gone, lost = problem(out, width, 8 * width, torch.float32, seed)
+    x, weight = x.double(), weight.double()
+    kept = [i for i in range(width) if i not in {*gone, *lost}]
+    new = repaired(weight, x.T @ x, gone, lost, 1e-12)
+    if kept:
+        expected = torch.linalg.lstsq(x[:, kept], x @ weight.T).solution.T
+        assert torch.allclose(new[:, kept], expected, rtol=1e-7, atol=1e-7)  # 1e-7: the squared condition number
