@@ -39,7 +39,10 @@ def original(unit: str, kept: Mapping[str, Sequence[int]]) -> str:
 
 
 def draw(before: Profile, after: Profile) -> str:
-    """A line per layer: a bar for every branch, as long as what is left of its width."""
+    """A line per layer: a bar for every branch, as long as what is left of its width.
+
+    Where query heads went without their KV heads, the bar is what is left of those, and says so.
+    """
     names = list(dict.fromkeys(name for branches in before.values() for name in branches))
     head = ["layer", *(_title(name, before) for name in names)]
     rows = [head]
@@ -71,7 +74,14 @@ def _cell(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     kind = _kind(was)
     if kind is None:
         return "█" * BAR
-    full, left = was[kind], now.get(kind, now.get("heads", 0))
+    full, left, unit = was[kind], _left(now, kind), ""
+    if kind == "kv_heads" and "heads" in now and now["heads"] * full < was.get("heads", 0) * left:
+        full, left, unit = was["heads"], now["heads"], " heads"     # these went without their KV heads
     bar = "█" * max(1, round(BAR * left / full))
-    lost = f" -{1 - left / full:.0%}".replace("--", "-") if left < full else ""
-    return f"{bar.ljust(BAR, '░')} {left}{lost}"
+    lost = f" -{1 - left / full:.0%}" if left < full else ""
+    return f"{bar.ljust(BAR, '░')} {left}{unit}{lost}"
+
+
+def _left(now: Mapping[str, Any], kind: str) -> int:
+    """One query head per KV head is plain attention, whose KV heads aren't counted apart."""
+    return now.get(kind, now.get("heads", 0))

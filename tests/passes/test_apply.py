@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.capture import capture
 from effc.compiler.profile import draw, profile
-from effc.compiler.pruning_config import written
+from effc.compiler.pruning_config import layers_of, written
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
 from effc.dsl.values import Ratio, Selector
@@ -152,6 +152,11 @@ def test_without_reorder_the_first_items_stay(tmp_path):
     ({"pruned_mlp_idx": [1, 1]}, "removes a layer's mlp twice"),
     ({"pruned_mlp_width": {"31": 40}}, "gives a width for layer 31, the model has 3"),
     ({"pruned_mlp_width": {"x": 40}}, "gives a width for layer x"),
+    ({"pruned_mlp_width": {"00": 40}}, "gives a width for layer 00"),
+    ({"pruned_mlp_width": {"²": 40}}, "gives a width for layer ²"),
+    ({"pruned_mlp_width": {"١": 40}}, "gives a width for layer ١"),
+    ({"pruned_mlp_width": {"1" * 5000: 40}}, "gives a width for layer 1111"),
+    ({"pruned_attn_idx": [0, 1, 2], "pruned_mlp_idx": [2, 1, 0]}, "removes every attention and MLP"),
     ({"pruned_mlp_width": {"0": 14336}}, "keeps 14336 of 96 mlp channels"),
     ({"pruned_mlp_width": {"0": 0}}, "keeps 0 of 96"),
     ({"pruned_mlp_width": {"0": 1.5}}, "keeps 1.5 of 96"),
@@ -163,6 +168,32 @@ def test_a_file_that_is_no_config_of_this_model_is_refused(tmp_path, config, fac
     (found,) = refused.value.diagnostics
     assert found.fault.slug == "bad-pruning-config"
     assert fact in found.message
+
+
+def test_the_last_branch_may_be_any_and_stays(tmp_path):
+    config = {"pruned_attn_idx": [0, 1, 2], "pruned_mlp_idx": [2, 0]}
+    program = applied(tmp_path, tiny.model("llama"), config)
+    assert [b.site for b in program.skeleton.branches] == ["model.layers.1.mlp"]
+
+
+def test_a_layer_with_two_mlps_is_refused(tmp_path):
+    with pytest.raises(Reject) as refused:
+        applied(tmp_path, tiny.model("gemma4_text"), {"pruned_mlp_idx": [1]})
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "no-published-form"
+    assert found.message == "layer 0 has two MLPs, the form knows one"
+
+
+def test_a_layer_with_two_groups_of_mlp_channels_is_refused():
+    skeleton = capture(tiny.model("llama")).skeleton
+    group = next(g for g in skeleton.groups if g.site == "model.layers.1.mlp")
+    with pytest.raises(Reject, match="layer 1 has two groups of MLP channels, the form knows one"):
+        layers_of(replace(skeleton, groups=(*skeleton.groups, group)))
+
+
+def test_heads_that_cannot_be_cut_have_no_width(tmp_path):
+    with pytest.raises(Reject, match="layer 0, whose attention can't be narrowed"):
+        applied(tmp_path, tiny.model("olmo2"), {"pruned_attn_width": {"0": 32}})
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -183,6 +214,28 @@ layer  self_attn (KV heads)         mlp (channels)
     0  ████████████████████ 2       ██████████░░░░░░░░░░ 48 -50%
     1  ██████████░░░░░░░░░░ 1 -50%  ████████████████████ 96
     2  ···················· gone    ████████████████████ 96"""
+
+
+@pytest.mark.parametrize(("heads", "keep", "row"), [
+    (4, Ratio(0.5, "heads"), "██████████░░░░░░░░░░ 2 heads -50%"),       # one per KV head: discovered as plain heads
+    (8, Ratio(0.5, "heads"), "██████████░░░░░░░░░░ 4 heads -50%"),
+    (8, Ratio(0.5, "kv_heads"), "██████████░░░░░░░░░░ 1 -50%"),
+    (8, Ratio(1.0, "heads"), "████████████████████ 2"),
+])
+def test_a_profile_draws_query_heads_where_they_went_without_their_kv_head(tmp_path, heads, keep, row):
+    model = tiny.model("llama", num_attention_heads=heads)
+    program = capture(copy.deepcopy(model))
+    recipe = recipe_of([("step", "prune.heads", {"keep": keep})])
+    ctx = context_of(tmp_path, model, recipe)
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    line = draw(profile(capture(model).skeleton), profile(program.skeleton)).splitlines()[1]
+    assert line.strip().split("  ")[1] == row
+
+
+def test_a_profile_draws_the_smaller_share_where_both_kinds_of_heads_went():
+    before = {"layers.0": {"attn": {"role": "attention", "heads": 16, "kv_heads": 4}}}
+    after = {"layers.0": {"attn": {"role": "attention", "heads": 4, "kv_heads": 2}}}
+    assert draw(before, after).endswith("█████░░░░░░░░░░░░░░░ 4 heads -75%")
 
 
 RECIPE = """effspec 1
