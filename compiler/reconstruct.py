@@ -185,7 +185,7 @@ def solved(moment: Tensor, gone: Sequence[int], lost: Sequence[int], damping: fl
 def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: float) -> Tensor:
     """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
     lower = factor(moment, keep, damping)
-    found = moment[keep][:, lost].double()
+    found = moment[:, lost][keep].double()
     found = torch.linalg.solve_triangular(lower, found, upper=False)     # cholesky_solve would copy the factor
     return torch.linalg.solve_triangular(lower.mT, found, upper=True)
 
