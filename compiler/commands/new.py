@@ -21,15 +21,12 @@ nothing_fits = Fault(
 
 # goal -> sentence, steps, bounds. A step or bound that the model or this effc has no use for is left out.
 GOALS = {
-    "smaller": ("Make {model} smaller: drop whole residual branches, then narrow every MLP.",
-                ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",
-                 "thin = prune.channels(keep: 75% of channels, align: 32)"),
-                ("params              <= 0.90 * base", "perplexity(text.heldout) <= 2.00 * base")),
-    "faster": ("Make {model} answer faster: drop whole residual branches, then heads and their cache.",
-               ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",
-                "bald = prune.heads(keep: 50% of kv_heads)"),
-               ("decode.p50          <= 0.95 * base", "params              <= 0.95 * base",
-                "perplexity(text.heldout) <= 3.00 * base")),
+    "smaller": ("Make {model} smaller: branches, MLP channels and heads compete for what goes.",
+                ("slim = prune.multi(remove: 15% of params, group: 32, score: perplexity(text.calib))",),
+                ("params              <= 0.86 * base", "perplexity(text.heldout) <= 2.00 * base")),
+    "faster": ("Make {model} answer faster: the residual branches that are missed least go whole.",
+               ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",),
+               ("decode.p50          <= 1.00 * base", "perplexity(text.heldout) <= 3.00 * base")),
     "gentle": ("Take a little off {model} and keep nearly all of its quality.",
                ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
                ("params              <= 0.99 * base", "perplexity(text.heldout) <= 1.50 * base")),

@@ -43,8 +43,9 @@ class Multi(Pass):
     Perplexity here weighs every token alike and in float32; the published code leaves out end-of-text tokens and
     rounds losses to the model's dtype.
 
-    `of latency` measures, on the machine that compiles, what the branches of each kind take, and a step of a branch
-    is given its share; two compiles may then decide differently, and on another machine they are made again.
+    `of latency` measures, on the machine that compiles, what the branches of each kind take, and gives a step of a
+    branch its share by parameters. That holds where time goes with size: in models of a few million parameters
+    only whole branches save any, so `order: [blocks]`. Two compiles may decide differently; `expect` measures.
 
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949); racing, shared budget and repair: own.
     Example: slim = prune.multi(remove: 15% of params, score: perplexity(calib))
