@@ -7,7 +7,6 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture import capture
-from effc.compiler.opened import origin_of
 from effc.compiler.rewrite import Rewriter
 from effc.dsl.values import DataRef, MetricRef
 
@@ -125,10 +124,3 @@ def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
         handle.remove()
     assert min(scores, key=scores.get) == note["cut"]
     assert note["scores"] == pytest.approx(scores, rel=1e-4)      # noted with six digits
-
-
-def test_its_origin_reads_no_weights_before_they_are_asked_for(gguf, tmp_path):
-    from effc.compiler.context import Settings
-
-    origin = origin_of(str(gguf), Settings(tmp_path))
-    assert origin.config["num_hidden_layers"] == 30
