@@ -46,9 +46,10 @@ def refuse_unreached(most: float, wanted: Budget) -> None:
     """Reject a budget of which only `most` can be saved."""
     if not wanted.is_met(most):
         share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
+        less = "" if reach == "0%" else f"remove at most {reach} of {wanted.of}, "
         raise Reject(out_of_reach(
             f"{share:.1%} of {wanted.of} are to go, and at most {reach} can",
-            help=f"remove at most {reach} of {wanted.of}, cut in smaller steps, or let more modules be cut"))
+            help=f"{less}cut in smaller steps, or let more modules or kinds be cut"))
 
 
 def _floor(share: float) -> str:

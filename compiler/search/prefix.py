@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..program import Program
 
 
+# How a forward fails that lacks what an earlier layer would have left.
+_MISSING = (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError)
+
+
 class _Reached(Exception):
     """The layer whose output was wanted has run."""
 
@@ -166,7 +170,7 @@ class Prefix:
             with evaluating(self.program.model), self._entered(index, given):
                 try:
                     found = output_logits(self.program.model(*call.args, **call.kwargs))
-                except Exception:          # whatever a layer misses shows that it can't be entered here
+                except _MISSING:           # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
             if found.shape != expected.shape or not torch.equal(found, expected):
