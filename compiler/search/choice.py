@@ -91,15 +91,15 @@ class Racing(Choice):
         self.known: dict[str, float] = {}           # place -> growth at its last score
 
     def choose(self, now: Round) -> Candidate | None:
-        best, least, fruitless = None, math.inf, 0
-        hopes = {c.name: self._hope(c, now) for c in now.candidates}
-        for candidate in sorted(now.candidates, key=lambda c: hopes[c.name]):       # stable: ties in candidate order
-            hope = hopes[candidate.name]
-            if best is not None and hope > -math.inf and (hope >= least or fruitless >= self.patience):
+        best, least, fruitless = None, (math.inf, math.inf), 0
+        hopes = {place: (self._hope(c, now), place) for place, c in enumerate(now.candidates)}
+        for place, hope in sorted(hopes.items(), key=lambda item: item[1]):
+            if best is not None and hope[0] > -math.inf and (hope > least or fruitless >= self.patience):
                 break
+            candidate = now.candidates[place]
             growth = self.known[candidate.place] = now.growth(candidate)
-            cost = now.cost(candidate, growth, self.per)
-            if cost < least:
+            cost = (now.cost(candidate, growth, self.per), place)       # of equals the first, as in Exact
+            if math.isfinite(cost[0]) and cost < least:
                 best, least, fruitless = candidate, cost, 0
             else:
                 fruitless += 1

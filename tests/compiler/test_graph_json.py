@@ -104,6 +104,14 @@ def test_a_damaged_graph_is_read_or_refused_and_nothing_else_happens(data):
             operations.check_method(node.target)
 
 
+def test_a_getattr_of_what_is_no_name_is_refused():
+    x = {"op": "placeholder", "name": "x", "target": "x"}
+    for name in ({"slice": [None, 64, None]}, {"tuple": [{"ellipsis": True}, {"slice": [None, 64, None]}]}, {"list": []}):
+        read = {"op": "call_function", "name": "y", "target": "getattr", "args": [{"node": "x"}, name]}
+        with pytest.raises(Reject):
+            graph_json.load({"format": 1, "nodes": [x, read]})
+
+
 @settings(max_examples=200, deadline=None)
 @given(_json)
 def test_any_json_that_is_no_graph_is_refused(tree):
