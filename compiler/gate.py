@@ -5,8 +5,7 @@ latency bounds therefore compare two numbers of one process on one machine.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..dsl.recipe import Bound, Pipeline
 from ..dsl.show import show
 from ..dsl.values import Bytes, Duration, MetricRef, Range, Ratio
 from .placing import placed
+from .profiled import as_profiled, differs
 from .quantity import BYTES_PER, SECONDS_PER, measured
 
 if TYPE_CHECKING:
@@ -167,40 +167,6 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     with placed(call.span):
         found = ctx.shelf.make("model", call).resolve(ctx.beside(call))
     return found.declared(call.span, ctx.settings.device)
-
-
-def differs(profile: str | None, ctx: "Context") -> str:
-    """Why this machine is not the one that a profile describes; "" where it is."""
-    if profile is None:
-        return ""
-    from ..kernels.levels import NAMES, level
-    from .environment import processor_flags
-
-    isa = str(ctx.recipe.profiles[profile].get("isa", "portable"))
-    here = level()
-    if isa not in NAMES:                     # finer than the kernels' levels: amx_bf16, avx512_bf16
-        has = isa in processor_flags()
-        return "" if has else f"profile {profile} asks for {isa}, which this machine lacks"
-    if NAMES.index(isa) > NAMES.index(here):
-        return f"profile {profile} asks for {isa}, this machine has {here}"
-    return ""
-
-
-@contextmanager
-def as_profiled(profile: str | None, ctx: "Context") -> Iterator[None]:
-    """Run with the thread count of a profile."""
-    threads = ctx.recipe.profiles[profile].get("threads") if profile else None
-    if not threads:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def misses(outcomes: Sequence[Outcome]) -> list[Diagnostic]:

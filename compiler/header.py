@@ -17,11 +17,12 @@ from . import kinds
 BASES = {"pass": kinds.Pass, "target": kinds.Target, "metric": kinds.Metric, "data": kinds.Data,
          "model": kinds.Source}
 MAKERS = {c.__name__: c for c in (values.Ratio, values.Bytes, values.Duration, values.Range, values.Selector,
-                                  values.Shares, values.DataRef, values.ModelRef, values.StepRef, values.MetricRef,
-                                  kinds.Close, kinds.Lossy)}
+                                  values.Shares, values.DataRef, values.ModelRef, values.ProfileRef, values.StepRef,
+                                  values.MetricRef, kinds.Close, kinds.Lossy)}
 TYPES = {"int": "int", "float": "float", "str": "string", "bool": "bool", "Ratio": "ratio", "Bytes": "bytes",
          "Duration": "duration", "Selector": "selector", "Range": "range", "Shares": "shares", "Data": "data",
-         "DataRef": "data", "MetricRef": "metric", "ModelRef": "model", "StepRef": "step"}
+         "DataRef": "data", "MetricRef": "metric", "ModelRef": "model", "ProfileRef": "profile",
+         "StepRef": "step"}
 
 
 def read_header(kind: str, name: str, path: Path) -> Word:

@@ -5,7 +5,7 @@ from importlib import metadata
 from typing import Any
 
 from ..dsl.recipe import Invocation, Recipe
-from ..dsl.values import DataRef, MetricRef, to_json
+from ..dsl.values import DataRef, MetricRef, ProfileRef, to_json
 from .cache import digest
 from .closure import fingerprint
 from .context import Context
@@ -36,7 +36,12 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
         "format": FORMAT,
-    } | ({"machine": machine()} if ctx.shelf.make("pass", call).reads_clock() else {})
+    } | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+
+
+def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
+    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in found(call.args, ProfileRef)}
+    return {"machine": machine()} | ({"profiles": profiles} if profiles else {})
 
 
 def files(call: Invocation, ctx: Context) -> dict[str, str]:

@@ -20,6 +20,7 @@ from .kinds import Close, Pass
 from .memory import Watch
 from .placing import placed
 from .plan import Plan, Stage
+from .profiled import as_profiled, named, refuse_others
 from .program import Program
 from .progress import StageBegan, StageEnded
 from .promise import Promise
@@ -58,6 +59,7 @@ class Build:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
         result = Result(self.plan)
+        refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for stage in self.plan.stages:
             self.step(stage)
         for target in self.plan.pipeline.emits:
@@ -82,7 +84,8 @@ class Build:
             pass_: Pass = ctx.shelf.make("pass", stage.call)
             promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
             notes = len(program.notes)
-            pass_.run(program, ctx)
+            with as_profiled(named(stage.call), ctx):
+                pass_.run(program, ctx)
             if program.version == version:
                 raise Reject(no_change(f"`{stage.call.word}` changed nothing",
                                        help="ask more of it, or leave the step out"))

@@ -3,7 +3,19 @@
 from typing import Any
 
 from .units import BYTES, DURATIONS
-from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, Shares, StepRef
+from .values import (
+    Bytes,
+    DataRef,
+    Duration,
+    MetricRef,
+    ModelRef,
+    ProfileRef,
+    Range,
+    Ratio,
+    Selector,
+    Shares,
+    StepRef,
+)
 
 
 def show(value: Any) -> str:
@@ -89,6 +101,7 @@ _SHOWN = {
     Shares: lambda shares: f"{{{', '.join(f'{name}: {number(part)}' for name, part in shares.parts)}}}",
     DataRef: lambda ref: ref.name,
     ModelRef: lambda ref: ref.name,
+    ProfileRef: lambda ref: ref.name,
     StepRef: lambda ref: ref.name,
     MetricRef: _metric,
 }

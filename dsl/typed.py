@@ -10,7 +10,19 @@ from .literals import Unfit, interval, literal, selector
 from .nearest import nearest
 from .scope import LABELS, POISON, Entry, Scope
 from .show import number, plain, show
-from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, Shares, StepRef
+from .values import (
+    Bytes,
+    DataRef,
+    Duration,
+    MetricRef,
+    ModelRef,
+    ProfileRef,
+    Range,
+    Ratio,
+    Selector,
+    Shares,
+    StepRef,
+)
 from .vocabulary import Param
 
 wrong_type = Fault("wrong-type", "A value is of another type than the parameter that it is given for.")
@@ -29,6 +41,7 @@ PHRASES = {
     "duration": "a duration",
     "string": "a string",
     "bool": "`true` or `false`",
+    "profile": "a profile",
     "selector": "a selector",
     "range": "a range",
     "shares": "a set of shares",
@@ -53,9 +66,9 @@ SAMPLES = {
 }
 CLASSES = {bool: "bool", int: "int", float: "float", str: "string", Ratio: "ratio", Bytes: "bytes",
            Duration: "duration", Range: "range", Selector: "selector", Shares: "shares", MetricRef: "metric",
-           DataRef: "data", ModelRef: "model", StepRef: "step", tuple: "list"}
+           DataRef: "data", ModelRef: "model", ProfileRef: "profile", StepRef: "step", tuple: "list"}
 NUMBERS = {"int", "float", "ratio", "bytes", "duration"}
-HANDLES = {"data": DataRef, "model": ModelRef, "step": StepRef}
+HANDLES = {"data": DataRef, "model": ModelRef, "profile": ProfileRef, "step": StepRef}
 
 
 def typed(expr: ast.Expr, want: Param, scope: Scope) -> Any:

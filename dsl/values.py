@@ -62,6 +62,11 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
+class ProfileRef:
+    name: str
+
+
+@dataclass(frozen=True)
 class StepRef:
     name: str
 
@@ -77,8 +82,8 @@ class MetricRef:
         return dict(self.args).get(name, default)
 
 
-_KINDS = {c.__name__: c for c in (Ratio, Bytes, Duration, Range, Selector, Shares, DataRef, ModelRef, StepRef,
-                                MetricRef)}
+_KINDS = {c.__name__: c for c in (Ratio, Bytes, Duration, Range, Selector, Shares, DataRef, ModelRef, ProfileRef,
+                                StepRef, MetricRef)}
 
 
 def to_json(value: Any) -> Any:

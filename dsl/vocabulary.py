@@ -11,7 +11,7 @@ KINDS = ("pass", "target", "metric", "data", "model")
 
 # Types a parameter may have, as they are written in manuals. A parameter lists one or more.
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "range", "shares",
-         "data", "metric", "model", "step")       # and "list[T]" of any of them
+         "data", "metric", "model", "profile", "step")       # and "list[T]" of any of them
 
 
 class Required:

@@ -22,10 +22,11 @@ from ...compiler.select import branches, groups, is_inside
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.skeleton import Group, Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
+from ...dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Selector, Shares
 
 bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
-no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock.")
+no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine is named "
+                 "and nothing is measured there.")
 
 
 class Multi(Pass):
@@ -78,6 +79,8 @@ class Multi(Pass):
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
     clock: MetricRef = param("Which latency, measured on the machine that compiles.",
                              default=MetricRef("decode.p50"))
+    machine: ProfileRef | None = param(
+        "The machine whose latency counts: the compile runs there, with the profile's threads.", default=None)
     check: MetricRef | None = param(
         "The same on other rows, measured now and then: what grows faster there was fitted to the score's rows.",
         default=None)
@@ -102,6 +105,9 @@ class Multi(Pass):
 
     def _turns(self) -> list[tuple[Sequence[str], float]]:
         """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
+        if self.machine is not None and self.remove.of != "latency":
+            raise Reject(no_clock(f"`machine` is whose latency is saved, and {self.remove.of} are the same on all",
+                                  help="write `of latency`, or leave `machine` out"))
         order = tuple(dict.fromkeys(self.order))
         if self.split is None:
             if self.width_score is not None:
@@ -154,8 +160,14 @@ class Multi(Pass):
         return {kind: pools[kind] for kind in self.order}
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """As if channels or heads went evenly, and blocks where they don't suffice: the search decides otherwise."""
+        """As if channels or heads went evenly, and blocks where they don't suffice: the search decides otherwise.
+
+        Raises Reject where the budget can't be met; one of latency is known when it was measured.
+        """
+        self._turns()
         goal, chosen = self._foreseen(skeleton), _narrowed(skeleton, self.on)
+        if self.remove.of != "latency":
+            refuse_unreached(self._reach(Ledger(skeleton, norms=self.search != "exact"), goal.of), goal)
         kind = next((k for k in ("channels", "heads") if k in self.order and chosen[k]), "channels")
         return thinned(skeleton, goal, chosen[kind] if kind in self.order else (),
                        self.group if kind == "channels" else self.heads,

@@ -10,7 +10,7 @@ from effc.compiler.capture import capture
 from effc.compiler.progress import Recorded
 from effc.compiler.shrink import flops_per_token
 from effc.dsl.diagnostics import Reject
-from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
+from effc.dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
 from safetensors.torch import save_file
 
 from tests import tiny
@@ -289,3 +289,8 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     one = IDS.numel() * 64 * 4                           # the outputs of one layer: the one last asked for
     assert COSTS["layer outputs kept"] <= most // 3 + one
     assert bound.notes == free.notes
+
+
+def test_a_machine_is_only_named_where_latency_is_saved(tmp_path):
+    with pytest.raises(Reject, match="no-clock"):
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), machine=ProfileRef("laptop"))
