@@ -1,0 +1,92 @@
+"""Text that the model itself writes."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Reject
+from ..cache import Cache, digest
+from ..context import Context
+from ..keys import versions
+from ..kinds import Data, param
+from ..windows import bad_rows
+
+if TYPE_CHECKING:
+    import torch
+
+_AT_ONCE = 32        # rows that are written together: their caches lie in memory beside the model
+
+
+class Generated(Data):
+    """Text that the model itself writes, each token drawn from what the model predicts.
+
+    For ranking and refitting where no text speaks for all that a model is used for: what it writes unprompted is
+    spread over what it was trained on. The model's weights are loaded once more while it writes, and the rows are
+    kept in the cache. An end of text is never drawn, so that every row is full.
+
+    Source: Self-calibration (Williams, Chrysostomou and Aletras 2024, arXiv 2410.17170).
+    Example: data own = generated(32, length: 256, seed: 0)
+    """
+
+    count: int = param("How many rows.", default=32, ge=1, unit="rows", positional=True)
+    length: int = param("Tokens in a row, the first one included.", default=256, ge=2, unit="tokens")
+    temperature: float = param("What logits are divided by before a token is drawn.", default=1.0, gt=0)
+    seed: int | None = param("Decides the draws; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        import torch
+
+        kept = Cache(ctx.settings.cache_dir)
+        parts = {"rows": self.identity(ctx), "versions": versions(), "device": ctx.settings.device,
+                 "threads": ctx.settings.threads}
+        rows = kept.value(parts)
+        if rows is None:
+            rows = self._written(tokenizer, ctx).tolist()
+            kept.keep(parts, rows)
+        return iter(torch.tensor(rows, dtype=torch.int64))
+
+    def identity(self, ctx: Context) -> str:
+        return digest(["generated", self.count, self.length, self.temperature, self._seed(ctx), ctx.origin.identity])
+
+    def _seed(self, ctx: Context) -> int:
+        return ctx.seed if self.seed is None else self.seed
+
+    def _written(self, tokenizer: Any, ctx: Context) -> "torch.Tensor":
+        """[count, length] on the CPU."""
+        import torch
+
+        model = ctx.origin.load().eval()
+        if not getattr(model, "can_generate", lambda: False)():
+            raise Reject(bad_rows(f"{ctx.origin.label} is a {type(model).__name__}, which writes no text",
+                                  help="take rows from a text: `text(\"calib.txt\")`"))
+        with torch.random.fork_rng(devices=_devices(model.device)):
+            torch.manual_seed(self._seed(ctx))
+            batches = [min(_AT_ONCE, self.count - n) for n in range(0, self.count, _AT_ONCE)]
+            done = [self._batch(model, _first(model, tokenizer, ctx, n)) for n in ctx.each(batches, "writing rows")]
+        return torch.cat(done)
+
+    def _batch(self, model: Any, first: "torch.Tensor") -> "torch.Tensor":
+        import torch
+        from transformers import GenerationConfig
+
+        more = self.length - 1
+        config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
+                                  max_new_tokens=more, min_new_tokens=more, pad_token_id=0,
+                                  eos_token_id=model.generation_config.eos_token_id)
+        with torch.no_grad():
+            return model.generate(first, attention_mask=torch.ones_like(first), generation_config=config).cpu()
+
+
+def _first(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":
+    """[count, 1]: the token that texts begin with, else the one that they end with, else drawn like any other."""
+    import torch
+
+    known = (getattr(tokenizer, "bos_token_id", None), model.generation_config.bos_token_id,
+             model.generation_config.eos_token_id)
+    start = next((t for t in known if isinstance(t, int)), None)
+    if start is not None:
+        return torch.full((count, 1), start, device=model.device)
+    return torch.randint(ctx.origin.vocabulary or 1, (count, 1)).to(model.device)
+
+
+def _devices(device: "torch.device") -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []
