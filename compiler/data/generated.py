@@ -13,6 +13,8 @@ from ..windows import bad_rows
 if TYPE_CHECKING:
     import torch
 
+    from ..model import Origin
+
 _AT_ONCE = 32        # rows that are written together: their caches lie in memory beside the model
 
 
@@ -31,6 +33,11 @@ class Generated(Data):
     length: int = param("Tokens in a row, the first one included.", default=256, ge=2, unit="tokens")
     temperature: float = param("What logits are divided by before a token is drawn.", default=1.0, gt=0)
     seed: int | None = param("Decides the draws; the run's own seed where it is left out.", default=None)
+
+    @classmethod
+    def fitting(cls, origin: "Origin") -> "Generated":
+        """As many rows as rank and refit well, no longer than the model's positions; the run's seed."""
+        return cls(count=32, length=min(256, origin.positions or 256))
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch

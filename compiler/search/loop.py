@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef
+from ..data.generated import Generated
 from ..evaluate import batches, evaluating, logits, not_a_number
 from ..journal import Journal
 from ..keys import found
@@ -80,21 +84,39 @@ class Search:
 
     def collect(self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None,
                 room: int) -> None:
-        """Second moments of what modules are given, over the data's rows, or while the metric is measured."""
-        run = partial(self._read, data) if data else partial(self._whole, metric)
+        """Second moments of what modules are given, over the data's rows.
+
+        Without data they are those of the metric, and what the original writes itself: rows that speak for all
+        that it was trained on keep what the metric's rows don't need.
+        """
+        rows = self.ctx.rows(data) if data else self._own_rows()
+
+        def run() -> None:
+            if data is None:
+                self._whole(metric)
+            if rows is not None:
+                self._read(rows, data.name if data else "what the model writes")
+
         runs = moments.collect(self.program, modules, run, room)
-        self.layers_other += runs * len(self.program.units) * (self._weight((data,), metric) if data else 1.0)
+        whole = self._weight(rows, metric) + (data is None)
+        self.layers_other += runs * len(self.program.units) * whole
 
-    def _weight(self, rows: Sequence[DataRef], metric: MetricRef) -> float:
-        """How many tokens some data sets have, for one that the metric reads."""
+    def _own_rows(self) -> Tensor | None:
+        """None where the model is none that writes."""
+        if not getattr(self.program.model, "can_generate", lambda: False)():
+            return None
+        return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
+
+    def _weight(self, rows: Tensor | None, metric: MetricRef) -> float:
+        """How many tokens some rows have, for one that the metric reads."""
         scored = sum(self.ctx.rows(ref).numel() for ref in found(dict(metric.args), DataRef))
-        return sum(self.ctx.rows(ref).numel() for ref in rows) / scored if scored else 1.0
+        return (rows.numel() if rows is not None else 0) / scored if scored else 1.0
 
-    def _read(self, data: DataRef) -> None:
-        """Run the model over the rows of a data set."""
+    def _read(self, rows: Tensor, about: str) -> None:
+        """Run the model over rows."""
         model = self.program.model
         with evaluating(model):
-            for batch in self.ctx.each(list(batches(model, self.ctx.rows(data))), f"reading {data.name}"):
+            for batch in self.ctx.each(list(batches(model, rows)), f"reading {about}"):
                 logits(model, batch)
 
     def finish(self, pools: Sequence[Pool]) -> None:
@@ -125,8 +147,9 @@ class Search:
     def measured(self, key: str, metric: MetricRef) -> float:
         """A metric of the model as it is, by whole forwards, journalled."""
         def measure() -> float:
-            rows = found(dict(metric.args), DataRef)
-            self.layers_other += len(self.program.units) * self._weight(rows, self.scored_by or metric)
+            scored = [self.ctx.rows(ref) for ref in found(dict(metric.args), DataRef)]
+            whole = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
+            self.layers_other += len(self.program.units) * whole
             return self._run(metric)
         return self.journal.remember(f"{key} {show(metric)}", measure)
 

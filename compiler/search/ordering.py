@@ -1,4 +1,4 @@
-"""Which items of a group go first, and what makes up for them: from weights alone, or from a score's rows."""
+"""Which items of a group go first, and what makes up for them: from weights alone, or from what flows through them."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal

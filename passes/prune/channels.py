@@ -23,7 +23,7 @@ class Channels(Pass):
     Without a score every layer keeps the same share, the channels of least weight magnitude go, and the
     checkpoint stays a stock one; on a trained model that costs much, so `tune.heal` it. With a score the layers
     compete: `align` channels go from the layer where the model's loss suffers least, again and again, until the
-    layers together keep the amount; the score's rows decide which channels of a layer go first, and what reads
+    layers together keep the amount; `data` decides which channels of a layer go first, and what reads
     them is refitted to do without. Every layer keeps at least `align` channels.
 
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 2, with `search: exact`, `reorder: l1` and
@@ -48,8 +48,8 @@ class Channels(Pass):
         "obs with a score, else l1.", default=None)
     repair: bool = param("With a score, refit what reads the items that go.", default=True)
     data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, best several thousand tokens; the score's unless given.",
-        default=None)
+        "Rows that items are ranked and readers refitted on, several thousand tokens; unless given, the score's and 32 "
+        "that the model itself writes.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton

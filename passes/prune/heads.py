@@ -23,7 +23,7 @@ class Heads(Pass):
     `of heads` removes query heads: under grouped-query attention the same number from every KV head. `of
     kv_heads` removes KV heads with all the query heads that they serve, and so shrinks the cache as well. Without
     a score every layer keeps the same share and loses the heads of least weight magnitude; with one the layers
-    compete, one step at a time, the score's rows decide which heads of a layer go first, and what reads them is
+    compete, one step at a time, `data` decides which heads of a layer go first, and what reads them is
     refitted to do without. One head, or one per KV head, always stays.
 
     Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949), stage 3, with `search: exact`, `reorder: l1` and
@@ -45,8 +45,8 @@ class Heads(Pass):
         "obs with a score, else l1.", default=None)
     repair: bool = param("With a score, refit what reads the items that go.", default=True)
     data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, best several thousand tokens; the score's unless given.",
-        default=None)
+        "Rows that items are ranked and readers refitted on, several thousand tokens; unless given, the score's and 32 "
+        "that the model itself writes.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton

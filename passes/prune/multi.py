@@ -38,7 +38,8 @@ class Multi(Pass):
     then heads, each up to the sum of the shares so far, so that what one overshoots the next one saves.
 
     `search: racing` scores the candidates that may win, by loss per unit saved, orders channels and heads by the
-    error that their removal leaves, and lets what stays make up for it by least squares over the score's data.
+    error that their removal leaves, and lets what stays make up for it by least squares. Error and fit are over the
+    score's rows and over text that the original writes itself: without it, what one kind of text never needs goes.
     `search: exact` scores every candidate in every round by plain loss and orders by weight magnitude: with
     `split` these are the decisions of MultiPruner's published code, norms of removed blocks counted as kept.
     Perplexity here weighs every token alike and in float32; the published code leaves out end-of-text tokens and
@@ -48,7 +49,8 @@ class Multi(Pass):
     branch its share by parameters. That holds where time goes with size: in models of a few million parameters
     only whole branches save any, so `order: [blocks]`. Two compiles may decide differently; `expect` measures.
 
-    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949); racing, shared budget and repair: own.
+    Source: MultiPruner (Munoz et al. 2025, arXiv 2501.09949); text of its own: Self-calibration (Williams et al.
+    2024, arXiv 2410.17170); racing, shared budget and repair: own.
     Example: slim = prune.multi(remove: 15% of params, score: perplexity(calib))
     """
 
@@ -72,8 +74,8 @@ class Multi(Pass):
         "after repair; l1 in an exact search, else obs.", default=None)
     repair: bool | None = param("Refit what reads the channels that go; no in an exact search, else yes.", default=None)
     data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, best several thousand tokens; the score's unless given.",
-        default=None)
+        "Rows that items are ranked and readers refitted on, several thousand tokens; unless given, the score's and 32 "
+        "that the model itself writes.", default=None)
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)

@@ -4,7 +4,8 @@
                                 [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
 
 exact       the published search: stages 44:52:4, every candidate in every round, weights by magnitude
-racing      the default of prune.multi
+racing      the default of prune.multi: ranked and refitted on the score's rows and what the model writes itself
+fitted      the same, ranked and refitted on 32 rows of the text that it is scored on
 blocks      only residual branches (BlockPruner)
 layers      whole layers whose output is most like their input, by cosine similarity (ShortGPT)
 uniform     every MLP narrowed alike, by weight magnitude
@@ -54,7 +55,8 @@ emit lean {{ hf("lean") }}
 STEPS = {
     "exact": "slim = prune.multi(remove: {share}% of params, split: {{blocks: 44, channels: 52, heads: 4}}, "
              "search: exact, group: {group}, score: perplexity(calib))",
-    "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib), data: more)",
+    "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib))",
+    "fitted": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib), data: more)",
     "blocks": "slim = prune.blocks(remove: {share}% of params, score: perplexity(calib))",
     "uniform": "slim = prune.channels(keep: {left}% of params, align: 64)",
 }
@@ -241,7 +243,8 @@ def main() -> None:
     options = parser.parse_args()
     options.cache = options.cache or Path(tempfile.mkdtemp())
     print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, effc {effc.__version__}, "
-          f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, {options.group} channels per cut")
+          f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, "
+          f"{options.group} channels per cut")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         more = write_texts(Path(name), options.data, options.questions)

@@ -24,7 +24,7 @@ PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
 COSTS = {}           # what the last search said that it cost
 DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
             "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None, "clock": MetricRef("decode.p50"),
-            "data": None}
+            "data": DataRef("rows")}
 
 
 def pruned(tmp_path, model, **args):
@@ -275,8 +275,32 @@ def test_rows_of_their_own_rank_and_refit(tmp_path):
     for name, data in (("none", None), ("same", DataRef("rows")), ("other", DataRef("other"))):
         (tmp_path / name).mkdir()
         notes[name] = pruned(tmp_path / name, tiny.model("llama"), remove=Ratio(0.2, "params"), data=data).notes
-    assert notes["same"] == notes["none"]                # the score's own rows, read without a score
-    assert notes["other"] != notes["none"]
+    assert notes["other"] != notes["same"] != notes["none"]
+
+
+def test_without_rows_what_the_original_writes_is_read_beside_the_score(tmp_path, monkeypatch):
+    """By hand: the moments of the score's rows and of generated ones are those of both together."""
+    from effc.compiler.data.generated import Generated
+
+    model, kept = tiny.model("llama"), {}
+    monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, origin: cls(count=3, length=9)))
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+        recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, "remove": Ratio(0.2, "params"), "data": None})])
+        ctx = context_of(tmp_path / name, model, recipe)
+        if name == "together":
+            written = torch.stack(list(Generated(count=3, length=9).rows(None, ctx)))
+            halves = torch.cat([IDS[:, :9], written])    # rows of one length; what they say of is the same
+            save_file({"rows": halves}, ctx.folder / "both.safetensors")
+            recipe.data["both"] = replace(recipe.data["rows"],
+                                          args={**recipe.data["rows"].args, "path": "both.safetensors"})
+        save_file({"rows": IDS[:, :9].contiguous()}, ctx.folder / "rows.safetensors")
+        args = {"data": DataRef("both")} if name == "together" else {}
+        call = recipe.pipelines["lean"].steps[0].call
+        program = capture(copy.deepcopy(model))
+        ctx.shelf.make("pass", replace(call, args={**call.args, **args})).run(program, ctx)
+        kept[name] = [(n["cut"], pytest.approx(n["score"], rel=1e-4)) for n in program.notes if "cut" in n]
+    assert kept["alone"] == kept["together"]
 
 
 def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkeypatch):
