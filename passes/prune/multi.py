@@ -25,8 +25,8 @@ from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Selector, Shares
 
 bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
-no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine is named "
-                 "and nothing is measured there.")
+no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "
+                             "is named and nothing is measured there.")
 
 
 class Multi(Pass):
