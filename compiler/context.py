@@ -87,6 +87,15 @@ class Context:
             self._rows[name] = rows
         return self._rows[name]
 
+    def said(self, ref: DataRef) -> "torch.Tensor | None":
+        """Which tokens of the rows an assistant says, [rows, length] bool; None where nobody speaks."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            said = self.data(ref).said(self.tokenizer, self.beside(call))
+            return None if said is None else torch.stack(list(said)).bool()
+
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
         return self.shelf.metric(ref)

@@ -83,15 +83,22 @@ def losses(values: Tensor, targets: Tensor) -> Tensor:
                       for part in positions(values)])
 
 
-def nll(model: nn.Module, rows: Tensor) -> tuple[float, int]:
-    """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1)."""
-    total, count = 0.0, 0
+def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None) -> tuple[float, int]:
+    """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
+
+    counted   [n, length] bool: which tokens count when they are predicted, all where it is None
+    """
+    total, count, first = 0.0, 0, 0
     with evaluating(model):
         for batch in batches(model, rows):
             values = logits(model, batch)                                      # [b, t, vocab]
-            for row, ids in zip(values, batch.to(values.device), strict=True):   # a slice copies nothing
-                total += losses(row[:-1], ids[1:]).cpu().double().sum().item()
-                count += len(ids) - 1
+            for number, (row, ids) in enumerate(zip(values, batch.to(values.device), strict=True), start=first):
+                nats = losses(row[:-1], ids[1:]).cpu().double()                # a slice copies nothing
+                if counted is not None:
+                    nats = nats[counted[number, 1:]]
+                total += nats.sum().item()
+                count += len(nats)
+            first += len(batch)
     return total, count
 
 

@@ -183,6 +183,10 @@ class Data(Word):
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
         """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
 
+    def said(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
+        """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
+        return None
+
     @abstractmethod
     def identity(self, ctx: "Context") -> str:
         """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Fault, Reject
 from ..context import Context
 from ..kinds import Data, param
 from ..records import Record, bad_record, check_field, read_records, text_of
 from ..windows import content_identity, cut, encode, find_files, need_tokenizer
+
+no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
 
 
 class Chat(Data):
@@ -18,6 +20,7 @@ class Chat(Data):
     fields. Each conversation is written as the tokenizer's chat template writes it; without a template, as
     `role: content` lines (a prompt and its response: joined by a line end). Conversations follow each other,
     each closed by the end token, and are cut into rows of `length` tokens as `text` does it.
+    `tune.heal(learn: responses)` learns only what assistants say.
 
     Source: transformers, "Chat templates"; packing as in Raffel et al. 2020 (arXiv 1910.10683), section 2.
     Example: data calib = chat("chats.jsonl", length: 512, samples: 64)
@@ -33,14 +36,39 @@ class Chat(Data):
     response: str | None = param("Field of the response, in place of messages.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        tokenizer = need_tokenizer(tokenizer, ctx)
         ids: list[int] = []
+        for turns in self._conversations(ctx):
+            ids += encode(self._written(turns, need_tokenizer(tokenizer, ctx)), tokenizer)
+            if _is_open(ids, tokenizer):
+                ids.append(tokenizer.eos_token_id)
+        return self._cut(ids, ctx)
+
+    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        """What assistants say, and the end token after it; a token that reaches into it belongs to it."""
+        tokenizer = need_tokenizer(tokenizer, ctx)
+        if not tokenizer.is_fast:
+            raise Reject(no_speakers(f"a {type(tokenizer).__name__} doesn't say where in a text its tokens lie",
+                                     help="learn all tokens, or take a tokenizer with a tokenizer.json"))
+        ids: list[int] = []
+        said: list[int] = []
+        for turns in self._conversations(ctx):
+            text = self._written(turns, tokenizer)
+            spans = self._spans(turns, text, tokenizer)
+            made = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+            ids += made["input_ids"]
+            said += [any(start < b and a < end for a, b in spans) for start, end in made["offset_mapping"]]
+            if _is_open(ids, tokenizer):
+                ids.append(tokenizer.eos_token_id)
+                said.append(turns[-1]["role"] == "assistant")
+        return self._cut(said, ctx)
+
+    def _cut(self, values: list[int], ctx: Context) -> Iterator[Any]:
+        return cut(values, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def _conversations(self, ctx: Context) -> Iterator[list[dict[str, str]]]:
         for path in find_files(self.path, ctx.folder):
             for number, record in enumerate(self._records(path), start=1):
-                ids += encode(self._written(record, number, path, tokenizer), tokenizer)
-                if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-                    ids.append(tokenizer.eos_token_id)
-        return cut(ids, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
+                yield self._turns(record, number, path)
 
     def identity(self, ctx: Context) -> str:
         about = {"length": self.length, "samples": self.samples, "messages": self.messages,
@@ -53,13 +81,40 @@ class Chat(Data):
             check_field(records, name, path)
         return records
 
-    def _written(self, record: Record, number: int, path: Path, tokenizer: Any) -> str:
-        turns = self._turns(record, number, path)
-        if tokenizer.chat_template:
-            return tokenizer.apply_chat_template(turns, tokenize=False)
-        if self.prompt or self.response:
-            return "\n".join(turn["content"] for turn in turns)
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    def _written(self, turns: list[dict[str, str]], tokenizer: Any) -> str:
+        return self._templated(turns, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(turns))
+
+    def _templated(self, turns: list[dict[str, str]], tokenizer: Any, **more: Any) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return tokenizer.apply_chat_template(turns, tokenize=False, **more)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns[:6])
+            raise Reject(bad_record(f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
+                                    help="name roles and their order as the template does")) from error
+
+    def _lines(self, turns: list[dict[str, str]]) -> list[str]:
+        named = not (self.prompt or self.response)
+        return [f"{turn['role']}: {turn['content']}" if named else turn["content"] for turn in turns]
+
+    def _spans(self, turns: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
+        """Where in a written conversation assistants speak: begin and end of each turn of theirs."""
+        found = []
+        for number, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            if tokenizer.chat_template:
+                before = self._templated(turns[:number], tokenizer, add_generation_prompt=True) if number else ""
+                after = self._written(turns[: number + 1], tokenizer)
+                if not (text.startswith(after) and after.startswith(before)):
+                    raise Reject(no_speakers("the chat template writes the beginning of a conversation otherwise once "
+                                             "it goes on, so who says what can't be told", help="learn all tokens"))
+                found.append((len(before), len(after)))
+            else:
+                end = len("\n".join(self._lines(turns[: number + 1])))
+                found.append((end - len(turn["content"]), end))
+        return found
 
     def _turns(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
         if self.prompt or self.response:
@@ -73,3 +128,8 @@ class Chat(Data):
             raise Reject(bad_record(f"`{self.messages}` of record {number} of {path} is no list of messages",
                                     help='a message is {"role": "user", "content": "text"}'))
         return [{"role": t["role"], "content": t["content"]} for t in turns]
+
+
+def _is_open(ids: list[int], tokenizer: Any) -> bool:
+    """Whether a conversation still lacks the end token."""
+    return tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]

@@ -16,6 +16,7 @@ class Objective:
 
     rows          [n, length] token ids; position p predicts p + 1, the first token of a row is given
     original      what the original says of the same rows; needed where `share` is more than 0
+    learned       [n, length] bool: which tokens are learned to be predicted, all where it is None
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2: t^2 keeps the gradients' size as t grows.
     """
 
@@ -24,6 +25,7 @@ class Objective:
     original: Reference | None = None
     share: float = 0.0
     temperature: float = 1.0
+    learned: Tensor | None = None
 
     def learn(self, chosen: Tensor, weight: float) -> float:
         """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
@@ -33,20 +35,24 @@ class Objective:
         ids = self.rows[chosen]                                                # [b, t]
         values = logits(self.model, ids)                                       # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        ids, count, total = ids.to(values.device), ids[:, 1:].numel(), 0.0
+        learned = None if self.learned is None else self.learned[chosen, 1:].to(values.device)     # [b, t - 1]
+        count = ids[:, 1:].numel() if learned is None else int(learned.sum())
+        ids, total = ids.to(values.device), 0.0
         for row, number in enumerate(chosen.tolist()):
             for part in positions(values[row, :-1]):
                 ours = values.detach()[row, part].float().requires_grad_()     # [c, vocab]
-                loss = self._loss(ours, ids[row, part.start + 1 : part.stop + 1], number, part)
+                keep = None if learned is None else learned[row, part]
+                loss = self._loss(ours, ids[row, part.start + 1 : part.stop + 1], number, part, keep)
                 (slope,) = torch.autograd.grad(loss, ours)
                 gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
                 total += loss.item()
         values.backward(gradient)
         return total / count
 
-    def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice) -> Tensor:
-        """Sum over some positions of one row."""
-        loss = nn.functional.cross_entropy(ours, targets, reduction="sum")
+    def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
+        """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""
+        mine, said = (ours, targets) if keep is None else (ours[keep], targets[keep])
+        loss = nn.functional.cross_entropy(mine, said, reduction="sum")
         if not self.share:
             return loss
         assert self.original is not None, "there is nothing to distill from"
@@ -55,6 +61,6 @@ class Objective:
             raise Reject(other_vocabulary(
                 f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
                 help="heal without `distill`"))
-        q, p = ((x / self.temperature).log_softmax(-1) for x in (ours, theirs))
+        q, p = ((x / self.temperature).log_softmax(-1) for x in (mine, theirs if keep is None else theirs[keep]))
         apart = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * self.temperature**2 * apart

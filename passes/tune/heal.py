@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from ...compiler import keys, reference, shrink
 from ...compiler.context import Context
+from ...compiler.data.chat import no_speakers
 from ...compiler.environment import check_modules
 from ...compiler.evaluate import nll
 from ...compiler.kinds import Effort, Lossy, Pass, param
@@ -34,9 +36,9 @@ held_out_learned = Fault("held-out-learned",
 class Heal(Pass):
     """Train a pruned model until it is as well again as it gets.
 
-    The model learns to predict the next token of every position of `data`; rows of `chat` carry no marks of
-    who speaks, so prompts are learned like responses. With `distill`, a share of the loss is how far the
-    model's predictions are from the original's on the same rows.
+    The model learns to predict the next token of every position of `data`, or with `learn: responses` what
+    assistants say in the conversations of `chat`. With `distill`, a share of the loss is how far the model's
+    predictions are from the original's on the same rows.
 
     `method: lora` trains adapters of low rank on linear modules and merges them: names, shapes and ties are
     then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients
@@ -62,6 +64,7 @@ class Heal(Pass):
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
     data: DataRef = param("Rows to learn from.")
+    learn: Literal["all", "responses"] = param("Every token, or what assistants say.", default="all")
     steps: int = param("Updates of the weights, at most.", default=200, ge=1, unit="steps")
     lr: float = param("Largest learning rate of AdamW.", default=1e-4, gt=0)
     batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
@@ -133,9 +136,10 @@ class Heal(Pass):
 
     def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter]) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
-        model, rows = program.model, ctx.rows(self.data)
+        model, rows, said = program.model, ctx.rows(self.data), self._said(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
-        lesson = Objective(model, rows, original, self.distill.value, self.temperature)
+        lesson = Objective(model, rows, original, self.distill.value, self.temperature, said)
+        teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
         judge = (lambda: self._held_out_loss(model, ctx)) if self.held_out else None
         regime = Regime(
             steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps),
@@ -144,7 +148,8 @@ class Heal(Pass):
             seed=ctx.seed)
         layers = [unit.module(model) for unit in program.units.values()]
         with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(Trained(weights), regime, len(rows), lesson.learn, judge, ctx).run()
+            course = Run(Trained(weights), regime, len(teaching),
+                         lambda chosen, weight: lesson.learn(teaching[chosen], weight), judge, ctx).run()
         if self.held_out and course.best == 0:
             raise Reject(self._no_gain(course.held_out[0][1], course.held_out[1:]))
         return course
@@ -157,8 +162,19 @@ class Heal(Pass):
         return merged
 
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
-        nats, tokens = nll(model, ctx.rows(self.held_out))
+        nats, tokens = nll(model, ctx.rows(self.held_out), self._said(self.held_out, ctx))
         return nats / tokens
+
+    def _said(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+        """Which tokens count: None for all."""
+        if self.learn == "all":
+            return None
+        said = ctx.said(ref)
+        if said is None or not said[:, 1:].any():
+            who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"
+            raise Reject(no_speakers(f"`{ref.name}` {who}, and only responses are to be learned",
+                                     help="give rows of `chat`, or `learn: all`"))
+        return said
 
     def _weights(self, program: Program) -> dict[str, nn.Parameter]:
         """All parameters, or those of the selected modules; one that is shared, once."""

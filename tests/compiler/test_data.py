@@ -231,6 +231,42 @@ def test_prompt_and_response_without_a_template(ctx):
     assert ctx.tokenizer.decode(made[0]) == "Who?\nI am.</s>"
 
 
+MORE = [*TURNS, {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+TAGGED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize(("template", "said"), [(None, "I am.Here.</s>"), (TAGGED, "I am.Here.</s>")])
+def test_what_assistants_say_is_known_token_by_token(ctx, tmp_path, template, said):
+    tokenizer = worlds.tokenizer(tmp_path, chat=template)
+    lines(ctx.folder / "c.jsonl", [{"messages": MORE}, {"messages": MORE[:3]}])
+    word = Chat(path="c.jsonl", length=8)
+    ids, mask = (torch.cat(list(x)) for x in (word.rows(tokenizer, ctx), word.said(tokenizer, ctx)))
+    assert len(ids) == len(mask)
+    assert (said + "I am.").startswith(tokenizer.decode(ids[mask.bool()]))      # the tail that fills no row is left out
+
+
+def test_said_and_rows_are_chosen_alike(ctx):
+    lines(ctx.folder / "c.jsonl", [{"messages": [TURNS[0], {"role": "assistant", "content": "!" * n}]} for n in range(1, 30)])
+    word = Chat(path="c.jsonl", length=8, samples=9, seed=3)
+    ids, mask = (torch.stack(list(x)) for x in (word.rows(ctx.tokenizer, ctx), word.said(ctx.tokenizer, ctx)))
+    (mark,) = ctx.tokenizer("!", add_special_tokens=False)["input_ids"]
+    assert torch.equal(mask.bool(), (ids == mark) | (ids == ctx.tokenizer.eos_token_id))
+
+
+@pytest.mark.parametrize("template", ["{{ messages|length }}: {% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_a_template_that_hides_who_speaks_is_refused(ctx, tmp_path, template):
+    lines(ctx.folder / "c.jsonl", [{"messages": MORE}])
+    word, tokenizer = Chat(path="c.jsonl", length=8), worlds.tokenizer(tmp_path, chat=template)
+    assert worlds.refused(lambda: list(word.said(tokenizer, ctx))).diagnostics[0].slug == "no-speakers"
+
+
+def test_a_conversation_that_the_template_refuses_is_told(ctx, tmp_path):
+    lines(ctx.folder / "c.jsonl", [{"messages": TURNS}])
+    strict = worlds.tokenizer(tmp_path, chat="{{ raise_exception('only system here') }}")
+    (found,) = worlds.refused(lambda: list(Chat(path="c.jsonl", length=8).rows(strict, ctx))).diagnostics
+    assert found.slug == "bad-record" and "only system here" in found.message
+
+
 @pytest.mark.parametrize(("text", "args", "slug", "fact"), [
     ('{"messages": []}\n', {}, "bad-record", "record 1"),
     ('{"messages": [{"role": "user"}]}\n', {}, "bad-record", "record 1"),

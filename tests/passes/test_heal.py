@@ -285,6 +285,40 @@ def test_the_manifest_tells_the_loss_curve(tmp_path):
     assert note["method"] == "lora" and note["loss"][-1][1] < note["loss"][0][1]
 
 
+def test_responses_alone_are_learned_and_judged(tmp_path):
+    """The loss before training is that of the assistants' tokens, by hand; after it they are predicted better."""
+    for name, words in (("a", "begat bread corn David"), ("b", "earth fire grace house")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(
+            json.dumps({"q": f"And what of {word}? {n}", "a": f"The {word} of the LORD"}) + "\n"
+            for n in range(8) for word in words.split()))
+    (tmp_path / "chat.effspec").write_text("""effspec 1
+model base = zoo("tiny-llama")
+data talk = chat("a.jsonl", length: 32, prompt: "q", response: "a")
+data dev = chat("b.jsonl", length: 32, prompt: "q", response: "a")
+pipeline lean(base) {
+  fit = tune.heal(data: talk, held_out: dev, learn: responses, steps: 12, every: 6, lr: 3e-3)
+}
+emit lean { hf("lean") }
+""")
+    build = building(tmp_path / "chat.effspec", "cache")
+    build.step(build.plan.stages[0])
+    (note,) = [n for n in build.program.notes if "held_out" in n]
+    tokenizer, model = build.ctx.tokenizer, build.ctx.origin.load()
+    ids = build.ctx.rows(DataRef("dev"))
+    said = torch.stack(list(build.ctx.data(DataRef("dev")).said(tokenizer, build.ctx))).bool()
+    assert 0.2 < said.float().mean() < 0.8
+    with torch.no_grad():
+        values = model(input_ids=ids).logits[:, :-1][said[:, 1:]]
+    expected = torch.nn.functional.cross_entropy(values, ids[:, 1:][said[:, 1:]]).item()
+    first, last = note["held_out"][0][1], note["held_out"][-1][1]
+    assert first == pytest.approx(expected, rel=1e-4) and last < 0.8 * first
+
+
+def test_rows_in_which_nobody_speaks_have_no_responses(tmp_path):
+    diagnostic = refused(tmp_path, tiny.model("llama"), learn="responses", **FULL)
+    assert diagnostic.slug == "no-speakers" and "`rows`" in diagnostic.message
+
+
 def test_the_original_is_asked_before_the_first_pass(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 2, lr: 1e-2, distill: 50%)")
     build = building(recipe, "cache")

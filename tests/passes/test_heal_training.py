@@ -25,6 +25,7 @@ from tests import tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
 ROWS = torch.randint(3, 128, (6, 10), generator=torch.Generator().manual_seed(1))
+SAID = torch.rand(6, 10, generator=torch.Generator().manual_seed(2)) < 0.4
 SHAPE = Shape(rank=4, alpha=8.0, dropout=0.0)
 # Their linear modules are called in ways that the ten of `tiny.NAMES` don't show: experts, scans, convolutions.
 UNUSUAL = ("mixtral", "qwen3_moe", "mamba", "mamba2", "jamba", "qwen3_next", "lfm2", "bloom", "mpt")
@@ -56,17 +57,20 @@ def test_the_rate_rises_to_its_peak_once_and_never_falls_to_nothing(steps, share
 
 # -- the loss ------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("learned", [None, SAID], ids=["all", "responses"])
 @pytest.mark.parametrize("share, temperature", [(0.0, 1.0), (0.4, 1.0), (0.4, 2.0), (1.0, 3.0)])
-def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature):
+def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, learned):
     model, teacher = tiny.model("llama"), logits(tiny.model("llama", seed=1))
     chosen = torch.tensor([4, 0, 2])
     original = Reference(teacher.argmax(-1).int(), teacher)
-    loss = Objective(model, ROWS, original, share, temperature).learn(chosen, weight=0.5)
+    loss = Objective(model, ROWS, original, share, temperature, learned).learn(chosen, weight=0.5)
     found = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
-    ours = model(input_ids=ROWS[chosen]).logits[:, :-1].reshape(-1, 128)
-    theirs = teacher[chosen][:, :-1].reshape(-1, 128)
-    told = torch.nn.functional.cross_entropy(ours, ROWS[chosen][:, 1:].reshape(-1))
+    keep = torch.ones_like(ROWS).bool() if learned is None else learned
+    keep = keep[chosen][:, 1:].reshape(-1)
+    ours = model(input_ids=ROWS[chosen]).logits[:, :-1].reshape(-1, 128)[keep]
+    theirs = teacher[chosen][:, :-1].reshape(-1, 128)[keep]
+    told = torch.nn.functional.cross_entropy(ours, ROWS[chosen][:, 1:].reshape(-1)[keep])
     p, q = (theirs / temperature).softmax(-1), (ours / temperature).softmax(-1)
     apart = (p * (p / q).log()).sum(-1).mean()
     expected = (1 - share) * told + share * temperature**2 * apart
