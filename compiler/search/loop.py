@@ -86,20 +86,14 @@ class Search:
                 room: int) -> None:
         """Second moments of what modules are given, over the data's rows.
 
-        Without data they are those of the metric, and what the original writes itself: rows that speak for all
-        that it was trained on keep what the metric's rows don't need.
+        Without data they are rows that the original writes itself: they speak for all that it was trained on, and
+        keep what is fitted on them apart from what is scored on the metric's. A model that writes nothing has the
+        metric's rows for both.
         """
-        rows = self.ctx.rows(data) if data else self._own_rows()
-
-        def run() -> None:
-            if data is None:
-                self._whole(metric)
-            if rows is not None:
-                self._read(rows, data.name if data else "what the model writes")
-
+        rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
+        run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
         runs = moments.collect(self.program, modules, run, room)
-        whole = self._weight(rows, metric) + (data is None)
-        self.layers_other += runs * len(self.program.units) * whole
+        self.layers_other += runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
 
     def _own_rows(self) -> Tensor | None:
         """None where the model is none that writes."""
@@ -107,10 +101,10 @@ class Search:
             return None
         return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
 
-    def _weight(self, rows: Tensor | None, metric: MetricRef) -> float:
+    def _weight(self, rows: Tensor, metric: MetricRef) -> float:
         """How many tokens some rows have, for one that the metric reads."""
         scored = sum(self.ctx.rows(ref).numel() for ref in found(dict(metric.args), DataRef))
-        return (rows.numel() if rows is not None else 0) / scored if scored else 1.0
+        return rows.numel() / scored if scored else 1.0
 
     def _read(self, rows: Tensor, about: str) -> None:
         """Run the model over rows."""

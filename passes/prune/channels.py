@@ -48,8 +48,8 @@ class Channels(Pass):
         "obs with a score, else l1.", default=None)
     repair: bool = param("With a score, refit what reads the items that go.", default=True)
     data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, several thousand tokens; unless given, the score's and 32 "
-        "that the model itself writes.", default=None)
+        "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
+        "32 that the model itself writes.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton

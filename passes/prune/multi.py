@@ -38,8 +38,9 @@ class Multi(Pass):
     then heads, each up to the sum of the shares so far, so that what one overshoots the next one saves.
 
     `search: racing` scores the candidates that may win, by loss per unit saved, orders channels and heads by the
-    error that their removal leaves, and lets what stays make up for it by least squares. Error and fit are over the
-    score's rows and over text that the original writes itself: without it, what one kind of text never needs goes.
+    error that their removal leaves, and lets what stays make up for it by least squares. Error and fit are over
+    text that the original writes itself: one kind of text would not keep what others need, and a fit to the rows
+    that are scored would flatter every cut.
     `search: exact` scores every candidate in every round by plain loss and orders by weight magnitude: with
     `split` these are the decisions of MultiPruner's published code, norms of removed blocks counted as kept.
     Perplexity here weighs every token alike and in float32; the published code leaves out end-of-text tokens and
@@ -74,8 +75,8 @@ class Multi(Pass):
         "after repair; l1 in an exact search, else obs.", default=None)
     repair: bool | None = param("Refit what reads the channels that go; no in an exact search, else yes.", default=None)
     data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, several thousand tokens; unless given, the score's and 32 "
-        "that the model itself writes.", default=None)
+        "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
+        "32 that the model itself writes.", default=None)
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)

@@ -4,7 +4,7 @@
                                 [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
 
 exact       the published search: stages 44:52:4, every candidate in every round, weights by magnitude
-racing      the default of prune.multi: ranked and refitted on the score's rows and what the model writes itself
+racing      the default of prune.multi: ranked and refitted on what the model writes itself
 fitted      the same, ranked and refitted on 32 rows of the text that it is scored on
 blocks      only residual branches (BlockPruner)
 layers      whole layers whose output is most like their input, by cosine similarity (ShortGPT)

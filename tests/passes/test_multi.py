@@ -278,29 +278,29 @@ def test_rows_of_their_own_rank_and_refit(tmp_path):
     assert notes["other"] != notes["same"] != notes["none"]
 
 
-def test_without_rows_what_the_original_writes_is_read_beside_the_score(tmp_path, monkeypatch):
-    """By hand: the moments of the score's rows and of generated ones are those of both together."""
+def test_without_rows_those_that_the_original_writes_rank_and_refit(tmp_path, monkeypatch):
     from effc.compiler.data.generated import Generated
 
-    model, kept = tiny.model("llama"), {}
     monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, origin: cls(count=3, length=9)))
-    for name in ("alone", "together"):
+    model = tiny.model("llama")
+    (tmp_path / "first").mkdir()
+    alone = pruned(tmp_path / "first", model, remove=Ratio(0.2, "params"), data=None)
+    ctx = context_of(tmp_path, model, recipe_of([]))
+    written = torch.stack(list(Generated(count=3, length=9).rows(None, ctx)))
+    monkeypatch.setitem(globals(), "OTHER_IDS", written)
+    (tmp_path / "second").mkdir()
+    given = pruned(tmp_path / "second", model, remove=Ratio(0.2, "params"), data=DataRef("other"))
+    assert alone.notes == given.notes
+
+
+def test_a_model_that_writes_nothing_is_ranked_on_the_scores_rows(tmp_path):
+    notes = {}
+    for name, data in (("none", None), ("same", DataRef("rows"))):
         (tmp_path / name).mkdir()
-        recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, "remove": Ratio(0.2, "params"), "data": None})])
-        ctx = context_of(tmp_path / name, model, recipe)
-        if name == "together":
-            written = torch.stack(list(Generated(count=3, length=9).rows(None, ctx)))
-            halves = torch.cat([IDS[:, :9], written])    # rows of one length; what they say of is the same
-            save_file({"rows": halves}, ctx.folder / "both.safetensors")
-            recipe.data["both"] = replace(recipe.data["rows"],
-                                          args={**recipe.data["rows"].args, "path": "both.safetensors"})
-        save_file({"rows": IDS[:, :9].contiguous()}, ctx.folder / "rows.safetensors")
-        args = {"data": DataRef("both")} if name == "together" else {}
-        call = recipe.pipelines["lean"].steps[0].call
-        program = capture(copy.deepcopy(model))
-        ctx.shelf.make("pass", replace(call, args={**call.args, **args})).run(program, ctx)
-        kept[name] = [(n["cut"], pytest.approx(n["score"], rel=1e-4)) for n in program.notes if "cut" in n]
-    assert kept["alone"] == kept["together"]
+        model = tiny.model("llama")
+        model.can_generate = lambda: False
+        notes[name] = pruned(tmp_path / name, model, remove=Ratio(0.2, "params"), data=data).notes
+    assert notes["none"] == notes["same"]
 
 
 def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkeypatch):
