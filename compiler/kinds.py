@@ -60,11 +60,16 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
 
 @dataclass(frozen=True)
 class Effort:
-    """What training takes, for `plan`: how many tokens go through the whole model, once for a measure and three
-    times to learn from them; and the bytes held besides the weights."""
+    """What a pass takes besides its scores, for `plan`.
+
+    tokens   that go through the whole model, once for a measure and three times to learn from them
+    bytes    held besides the weights while it scores or learns
+    apart    held besides the weights before it scores
+    """
 
     tokens: int = 0
     bytes: int = 0
+    apart: int = 0
 
 
 class Pass(Word):
@@ -112,7 +117,7 @@ class Pass(Word):
         return 0
 
     def effort(self, skeleton: "Skeleton", ctx: "Context") -> Effort:
-        """What its training takes; nothing where it doesn't train."""
+        """What it takes besides scores; nothing where it neither trains nor refits."""
         return Effort()
 
 

@@ -26,15 +26,19 @@ def itemsize(skeleton: Skeleton) -> int:
     return shrink.bytes_(skeleton) // max(1, shrink.params(skeleton))
 
 
-def peak_bytes(call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context") -> int:
-    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it."""
+def peak_bytes(call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context",
+               apart: int = 0) -> int:
+    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it.
+
+    apart   what it holds besides the weights before it scores
+    """
     mapped, then = is_mapped(ctx.origin), before.shapes()
     weights = 0 if first and mapped else shrink.bytes_(before)
     # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
     storing = _largest(after) + (shrink.bytes_(before) if first and not mapped else 0)
     if mapped:
         storing += _bytes(after, {n: shape for n, shape in after.shapes().items() if then.get(n) != shape})
-    return int(MARGIN * ((held() or PROCESS) + weights + max(storing, _scoring(call, before, ctx))))
+    return int(MARGIN * ((held() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
 
 
 def is_mapped(origin: "Origin") -> bool:

@@ -136,7 +136,7 @@ def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str
         name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
         told=(told, _told(pass_, forwards, told)), forwards=forwards,
         seconds=tokens * Size.of(before).flops / flops_per_second(),
-        peak_bytes=peak_bytes(call, before, after, first, ctx) + effort.bytes,
+        peak_bytes=peak_bytes(call, before, after, first, ctx, effort.apart) + effort.bytes,
         cached=cached, why="" if cached else store.why(parts))
     return stage, after
 

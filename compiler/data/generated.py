@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..model import Origin
 
-_AT_ONCE = 32        # rows that are written together: their caches lie in memory beside the model
+AT_ONCE = 32        # rows that are written together: their caches lie in memory beside the model
 
 
 class Generated(Data):
@@ -67,7 +67,7 @@ class Generated(Data):
                                   help="take rows from a text: `text(\"calib.txt\")`"))
         with torch.random.fork_rng(devices=_devices(model.device)):
             torch.manual_seed(self._seed(ctx))
-            batches = [min(_AT_ONCE, self.count - n) for n in range(0, self.count, _AT_ONCE)]
+            batches = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             done = [self._batch(model, _first(model, tokenizer, ctx, n)) for n in ctx.each(batches, "writing rows")]
         return torch.cat(done)
 

@@ -4,9 +4,10 @@ from typing import Literal
 
 from ...compiler.amount import Amount
 from ...compiler.context import Context
-from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.kinds import Effort, Lossy, Pass, param
 from ...compiler.narrowing import forecast, forwards, narrow_evenly
 from ...compiler.program import Program
+from ...compiler.search.effort import of_fitting
 from ...compiler.search.goals import budget, reach, refuse_unreached
 from ...compiler.search.loop import Search
 from ...compiler.search.ordering import choice_of, ordering
@@ -72,6 +73,11 @@ class Heads(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        if self.score is None or (self.reorder == "l1" and not self.repair):
+            return Effort()
+        return of_fitting(skeleton, ctx, self._groups(skeleton), self.data)
 
     def forwards(self, skeleton: Skeleton) -> int:
         if self.score is None:

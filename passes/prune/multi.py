@@ -6,16 +6,17 @@ from typing import Literal
 from ...compiler.amount import Amount
 from ...compiler.context import Context
 from ...compiler.estimate import thinned
-from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.kinds import Effort, Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.search.beside import Beside
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice
+from ...compiler.search.effort import of_fitting
 from ...compiler.search.goals import budget, reach, refuse_unreached
 from ...compiler.search.latency import Latency, clocked
 from ...compiler.search.loop import Budget, Search
-from ...compiler.search.ordering import choice_of, ordering
+from ...compiler.search.ordering import Order, choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
@@ -138,6 +139,11 @@ class Multi(Pass):
         per = goal.of if rank == "ratio" else ""
         return choice_of(self.search, per)
 
+    def _fit(self) -> tuple[Order, bool]:
+        """How items are ranked, and whether readers are refitted."""
+        exact = self.search == "exact"
+        return self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair
+
     def _latency(self, program: Program, ctx: Context, search: Search) -> Latency | None:
         if self.remove.of != "latency":
             return None
@@ -149,12 +155,10 @@ class Multi(Pass):
         return latency
 
     def _pools(self, program: Program, ctx: Context, search: Search, ledger: Ledger) -> dict[str, Pool]:
-        exact, skeleton = self.search == "exact", program.skeleton
+        skeleton = program.skeleton
         chosen = _narrowed(skeleton, self.on)
-        important, fixed = ordering(
-            program, ctx, search, [*chosen["channels"], *chosen["heads"]], self.width_score or self.score,
-            self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair,
-            self.data)
+        important, fixed = ordering(program, ctx, search, [*chosen["channels"], *chosen["heads"]],
+                                    self.width_score or self.score, *self._fit(), self.data)
         pools = {
             "blocks": Branches(program, branches(skeleton, self.on), ledger),
             "channels": Widths(program, chosen["channels"], self.group, ledger, important, fixed),
@@ -183,6 +187,13 @@ class Multi(Pass):
         """The budget; one of latency, which is measured later, as if time went with operations."""
         ratio = Ratio(self.remove.value, "flops") if self.remove.of == "latency" else self.remove
         return budget(skeleton, Amount(ratio, removes=True), "params")
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        order, repair = self._fit()
+        if order == "l1" and not repair:
+            return Effort()
+        chosen = _narrowed(skeleton, self.on)
+        return of_fitting(skeleton, ctx, [g for kind in chosen if kind in self.order for g in chosen[kind]], self.data)
 
     def forwards(self, skeleton: Skeleton) -> int:
         """Scores, taking channel steps as the unit: all candidates per cut when exact, about six when racing."""

@@ -22,6 +22,7 @@ emit lean {{ hf("lean") }}
 RANDOM, FOLDER = 'config("mid.json", seed: 1)', 'hf("./saved")'
 EVEN = "even = prune.channels(keep: 75% of channels, align: 32)"
 SCORED = "slim = prune.blocks(remove: 1, score: perplexity(rows))"
+FITTED = "slim = prune.multi(remove: 10% of params, group: 512, score: perplexity(rows))"
 COMPARED = ("slim = prune.blocks(remove: 1, unit: layer, score: divergence(rows))\n"
             "  thin = prune.heads(keep: 75% of kv_heads)")
 STEPS = """
@@ -68,11 +69,13 @@ def test_a_peak_follows_from_the_weights_and_from_what_is_scored(folder):
     assert even > 2 * WEIGHTS                                   # the original is hashed beside the result
     assert scored > WEIGHTS + 3 * logits and compared > scored + (64 << 20)
     assert later < compared
+    rows, kept = 32 * 256, 4 * 2 * 256 * 4                      # what writes holds keys and values of all its tokens
+    assert told(folder, FITTED)[0] > scored + rows * kept
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("model", "step"), [(RANDOM, EVEN), (RANDOM, SCORED), (RANDOM, COMPARED),
-                                             (FOLDER, EVEN), (FOLDER, SCORED)])
+                                             (RANDOM, FITTED), (FOLDER, EVEN), (FOLDER, SCORED), (FOLDER, FITTED)])
 def test_a_compile_peaks_below_what_is_told_and_not_far(folder, model, step):
     if model == FOLDER:
         saved(folder)

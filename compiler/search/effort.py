@@ -1,0 +1,42 @@
+"""What ranking and refitting take besides scores, from shapes alone: for `plan`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...dsl.skeleton import Group, Skeleton
+from ...dsl.values import DataRef
+from .. import shrink
+from ..data.generated import AT_ONCE, Generated
+from ..kinds import Effort
+from ..memory import room_for
+from ..peak import is_mapped, itemsize
+from ..reconstruct import readers
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+_SOLVED = 3 * 8      # bytes per entry: the float64 factor, what is solved, and the weights that read it
+
+
+def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data: DataRef | None) -> Effort:
+    """Moments of all that reads the groups, over the data's rows or over rows that the model writes first."""
+    shapes = skeleton.shapes()
+    widths = {m.tensor: shapes[m.tensor][m.axis] for g in groups for m in readers(g)}
+    if not widths:
+        return Effort()
+    widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
+    solving = _SOLVED * widest**2
+    collecting = min(moments, max(room_for(ctx.settings.max_memory), 4 * widest**2))
+    if data is not None:
+        return Effort(ctx.rows(data).numel(), solving, collecting)
+    rows = Generated.fitting(ctx.origin)
+    again = 0 if is_mapped(ctx.origin) else shrink.bytes_(skeleton)
+    writing = again + min(AT_ONCE, rows.count) * rows.length * _kept_per_token(skeleton)
+    return Effort(2 * rows.count * rows.length, solving, max(collecting, writing))
+
+
+def _kept_per_token(skeleton: Skeleton) -> int:
+    """Bytes of keys and values of a token over all layers."""
+    by_site = {g.site: g for g in skeleton.groups if g.kind in ("heads", "kv_heads")}       # kv_heads come last
+    widths = [min(g.count * m.segments[0][1] for m in g.members) for g in by_site.values()]
+    return 2 * itemsize(skeleton) * sum(widths)
