@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Reject
 from ..cache import Cache, digest
 from ..context import Context
+from ..evaluate import not_a_number
 from ..keys import versions
 from ..kinds import Data, param
 from ..windows import bad_rows
@@ -73,14 +74,23 @@ class Generated(Data):
 
     def _batch(self, model: Any, first: "torch.Tensor") -> "torch.Tensor":
         import torch
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         more = self.length - 1
         config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
                                   max_new_tokens=more, min_new_tokens=more, pad_token_id=0,
                                   eos_token_id=model.generation_config.eos_token_id)
         with torch.no_grad():
-            return model.generate(first, attention_mask=torch.ones_like(first), generation_config=config).cpu()
+            return model.generate(first, attention_mask=torch.ones_like(first), generation_config=config,
+                                  logits_processor=LogitsProcessorList([_all_finite])).cpu()
+
+
+def _all_finite(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+    """What is drawn from; Reject where it is no distribution."""
+    if logits.isnan().any() or logits.eq(float("inf")).any():              # minus infinity: never drawn
+        raise Reject(not_a_number("what the model predicts of its own text is not a number, or infinite",
+                                  help="look at what made the model's weights, or give rows as `data`"))
+    return logits
 
 
 def _first(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":

@@ -90,6 +90,7 @@ class Search:
         keep what is fitted on them apart from what is scored on the metric's. A model that writes nothing has the
         metric's rows for both.
         """
+        self.base(metric)                      # a model that has no score is told so, before it writes nonsense
         rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
         run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
         runs = moments.collect(self.program, modules, run, room)

@@ -1,6 +1,7 @@
 """Data words: rows and their laws, and what they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -396,3 +397,12 @@ def test_a_model_that_writes_nothing_is_refused(tmp_path):
     made = worlds.context(tmp_path, Config(path="bert.json").resolve(worlds.context(tmp_path)))
     with pytest.raises(Reject, match="writes no text"):
         list(Generated(count=1, length=4).rows(None, made))
+
+
+def test_a_model_that_predicts_no_number_writes_nothing(tmp_path):
+    made = worlds.context(tmp_path, Zoo(name="tiny-llama").resolve(worlds.context(tmp_path)))
+    broken = made.origin.load()
+    broken.model.norm.weight.data.fill_(float("nan"))
+    made.origin = replace(made.origin, load=lambda: broken)
+    with pytest.raises(Reject, match="not-a-number.*its own text"):
+        list(Generated(count=2, length=8).rows(None, made))
