@@ -404,5 +404,5 @@ def test_a_model_that_predicts_no_number_writes_nothing(tmp_path):
     broken = made.origin.load()
     broken.model.norm.weight.data.fill_(float("nan"))
     made.origin = replace(made.origin, load=lambda: broken)
-    with pytest.raises(Reject, match="not-a-number.*its own text"):
+    with pytest.raises(Reject, match=r"not-a-number.*its own text"):
         list(Generated(count=2, length=8).rows(None, made))
