@@ -44,7 +44,7 @@ class Kernel(ABC):
         """The result by the compiled body."""
 
     @classmethod
-    def register_backward(cls) -> None:
+    def register_backward(cls) -> None:  # noqa: B027 (most ops have none)
         """Register a gradient, where training may meet this op."""
 
     @staticmethod

@@ -53,8 +53,13 @@ def function(name: str):
     return found
 
 
+def refused(status: int, what: str = "the packed weight") -> KernelError:
+    """What a status other than 0 means."""
+    return KernelError(f"{what} can't be used: {SENTENCES[status]}")
+
+
 def call(name: str, *arguments, what: str = "the packed weight") -> None:
     """Call an exported function; raise what it answers, unless that is 0."""
     status = function(name)(*arguments)
     if status:
-        raise KernelError(f"{what} can't be used: {SENTENCES[status]}")
+        raise refused(status, what)

@@ -6,6 +6,7 @@ packing, at loading, or at the first call; changing it in place makes it uncheck
 
 import ctypes
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,7 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, what=what)
     packed = room(head.bytes)
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, what=what)
-    setattr(packed, _CHECKED, (KINDS[kernel], packed._version))
+    setattr(packed, _CHECKED, (KINDS[kernel], _version(packed)))
     return packed
 
 
@@ -98,13 +99,18 @@ def kernel_of(packed: Tensor) -> str:
 def check(kernel: str, packed: Tensor, n: int = -1) -> None:
     """Raise where a buffer is not a sound packed weight for this kernel; remember where it is."""
     kind = KINDS[kernel]
-    version = 0 if packed.is_inference() else packed._version
+    version = _version(packed)
     if getattr(packed, _CHECKED, None) == (kind, version):
         return
     if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
     native.call("check", packed.data_ptr(), packed.numel(), kind, n, 1)
     setattr(packed, _CHECKED, (kind, version))
+
+
+def _version(packed: Tensor) -> int:
+    """How often a tensor was written to, as far as torch counts."""
+    return 0 if packed.is_inference() else packed._version
 
 
 def facts(packed: Tensor) -> Facts:
@@ -122,9 +128,7 @@ def room(count: int) -> Tensor:
         memory = mmap.mmap(-1, (count + HUGE - 1) // HUGE * HUGE + HUGE, flags=flags)
     except OSError as error:
         raise MemoryError(f"can't allocate memory: {count} bytes for a packed weight") from error
-    try:
+    with suppress(OSError):                          # a system without them: ordinary pages then
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass                                        # a kernel without them: ordinary pages then
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
     return torch.frombuffer(memory, dtype=torch.uint8, count=count, offset=start)

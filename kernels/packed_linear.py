@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import levels, native, packed as packing
+from . import levels, native
+from . import packed as packing
 from .kernel import OPS, Kernel
 
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -40,19 +41,23 @@ class PackedLinear(Kernel):
     @classmethod
     def native(cls, x, packed, bias, n):
         packing.check(cls.name, packed, n)
-        k = x.shape[-1]
-        x = x if x.dtype in _FLOATS else x.float()
-        rows = x if x.dim() == 2 else x.reshape(-1, k)
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
+        shape, dtype = x.shape, x.dtype
+        if dtype not in _FLOATS:
+            x, dtype = x.float(), torch.float32
+        rows = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+        stride, step = rows.stride()
+        if step != 1:
+            rows, stride = rows.contiguous(), shape[-1]
         if bias is not None:
             bias = _fit(bias, n)
-        y = x.new_empty((rows.shape[0], n))
-        native.call(cls.name, levels.code(), packed.data_ptr(), packed.numel(), n, k, rows.data_ptr(),
-                    rows.shape[0], rows.stride(0), rows.dtype == torch.float32,
-                    None if bias is None else bias.data_ptr(),
-                    bias is not None and bias.dtype == torch.float32, y.data_ptr(), torch.get_num_threads())
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], n)
+        y = torch.empty((*shape[:-1], n), dtype=dtype)
+        status = native.function(cls.name)(
+            levels.code(), packed.data_ptr(), packed.numel(), n, shape[-1], rows.data_ptr(), rows.shape[0], stride,
+            dtype is torch.float32, None if bias is None else bias.data_ptr(),
+            bias is not None and bias.dtype is torch.float32, y.data_ptr(), torch.get_num_threads())
+        if status:
+            raise native.refused(status)
+        return y
 
     @classmethod
     def register_backward(cls) -> None:
@@ -143,9 +148,10 @@ def _vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
 
 def _placed(stream: np.ndarray, tiles: int) -> np.ndarray:
     count = int(stream[:8].view(np.int64)[0])
-    vectors = stream[64:64 + 64 * count].view(np.uint16).reshape(count, 32)
+    at = 64 + (2 * count + 63) // 64 * 64
+    vectors = stream[at:at + 64 * count].view(np.uint16).reshape(count, 32)
     whole = np.zeros((tiles * 16, 32), np.uint16)
-    whole[stream[64 + 64 * count:64 + 66 * count].view(np.uint16)] = vectors
+    whole[stream[64:64 + 2 * count].view(np.uint16)] = vectors
     return whole
 
 

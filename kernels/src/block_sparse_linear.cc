@@ -11,9 +11,9 @@ struct Blocks : Bf16 {
     const uint8_t *at = nullptr, *numbers = nullptr;
     int64_t left = 0, begun = 0;
     Cursor() = default;
-    Cursor(const Packed& packed, int64_t block) : at(packed.stream(block) + 64) {
+    Cursor(const Packed& packed, int64_t block) : numbers(packed.stream(block) + 64) {
       left = static_cast<int64_t>(wide(packed.stream(block)));
-      numbers = at + 64 * left;
+      at = numbers + ceil_to(2 * left, 64);
     }
     int64_t number() const {
       uint16_t found;
@@ -33,8 +33,10 @@ struct Blocks : Bf16 {
   static void rows(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
     constexpr int kChains = chains_for(M);
     Sum chains[kChains][M];
-    for (auto& chain : chains)
-      for (auto& sum : chain) sum = none();
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) chains[c][m] = none();
     const Cursor cursor(packed, block);
     const uint8_t* at = cursor.at;
     uint16_t numbers[kChains];
@@ -51,9 +53,12 @@ struct Blocks : Bf16 {
     }
     for (; i < cursor.left; ++i, at += 64) {
       std::memcpy(numbers, cursor.numbers + 2 * i, 2);
+#pragma GCC unroll 16
       for (int m = 0; m < M; ++m) dot(chains[0][m], load(at), words[numbers[0] * M + m]);
     }
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
   }
 };

@@ -24,8 +24,10 @@ struct Dense : Number {
   static void rows(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
     constexpr int kChains = chains_for(M);
     Sum chains[kChains][M];
-    for (auto& chain : chains)
-      for (auto& sum : chain) sum = Number::none();
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) chains[c][m] = Number::none();
     const uint8_t* at = packed.stream(block);
     for (int64_t group = 0; group < packed.head.tiles * 16; group += kChains)
 #pragma GCC unroll 8
@@ -36,7 +38,9 @@ struct Dense : Number {
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) Number::dot(chains[c][m], w, words[(group + c) * M + m]);
       }
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
   }
 };

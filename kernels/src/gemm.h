@@ -4,16 +4,19 @@
 
 namespace {
 
-constexpr int64_t kChunk = 384;  // rows that share one unpacking
-constexpr int64_t kDepth = 64;   // tiles: with 4 blocks a panel of 256 KiB, a quarter of the smallest L2 in use
+constexpr int64_t kChunk = 512;  // rows that share one unpacking
+constexpr int64_t kDepth = 8;    // tiles: with 4 blocks a panel of 32 KiB, which stays in L1
 
 // Where a part keeps its things.
 struct Panel {
-  static constexpr int64_t kWeights = kGemmBlocks * kDepth * 1024, kSums = kGemmBlocks * kChunk * 64;
-  static constexpr int64_t kBytes = kWeights + kSums;
+  // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
+  static constexpr int64_t kBlock = kDepth * 1024 + 192, kBetween = kChunk * 64 + 320;
+  static constexpr int64_t kWeights = kGemmBlocks * kBlock, kBytes = kWeights + kGemmBlocks * kBetween;
   uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
   Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
 };
+
+constexpr int kFewest = kGemmRows > 2 ? kGemmRows - 2 : 1;  // rows of a block, see below
 
 // Rows of a chunk in blocks of nearly kGemmRows, so that none is left with one or two.
 struct RowBlocks {
@@ -37,11 +40,18 @@ struct ManyRows {
   template <int M, int N>
   static void product(const uint8_t* const* blocks, int64_t groups, const uint32_t* words, uint8_t* sums,
                       int64_t between, bool again) {
-    typename Format::Sum sum[N][M];
+    typename Format::Sum sum[N][M];  // in registers only if every loop over it is unrolled
+#pragma GCC unroll 4
     for (int b = 0; b < N; ++b)
-      for (int m = 0; m < M; ++m)
-        sum[b][m] = again ? Format::load_sum(sums + b * between + 64 * m) : Format::none();
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sum[b][m] = Format::none();
+    if (again)
+#pragma GCC unroll 4
+      for (int b = 0; b < N; ++b)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) sum[b][m] = Format::load_sum(sums + b * between + 64 * m);
     const uint8_t* at[N];
+#pragma GCC unroll 4
     for (int b = 0; b < N; ++b) at[b] = blocks[b];
     for (int64_t group = 0; group < groups; ++group, words += M) {
       Vec w[N];
@@ -52,14 +62,16 @@ struct ManyRows {
 #pragma GCC unroll 4
         for (int b = 0; b < N; ++b) Format::dot(sum[b][m], w[b], words[m]);
     }
+#pragma GCC unroll 4
     for (int b = 0; b < N; ++b)
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
   }
 
   template <int N>
   void all_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
     const RowBlocks blocked(rows);
-    const int64_t between = kChunk * 64, groups = tiles * 16;
+    const int64_t between = Panel::kBetween, groups = tiles * 16;
     for (int64_t i = 0; i < blocked.count; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
       const uint32_t* block_words = words + start * (row_bytes() / 4) + from * 16 * m;
@@ -69,7 +81,7 @@ struct ManyRows {
       else if (m == kGemmRows - 1)
         product<kGemmRows - 1, N>(blocks, groups, block_words, own, between, from > 0);
       else
-        product<(kGemmRows > 2 ? kGemmRows - 2 : 1), N>(blocks, groups, block_words, own, between, from > 0);
+        product<kFewest, N>(blocks, groups, block_words, own, between, from > 0);
     }
   }
 
@@ -80,15 +92,13 @@ struct ManyRows {
     for (int64_t from = 0; from < packed.head.tiles; from += kDepth) {
       const int64_t tiles = std::min(kDepth, packed.head.tiles - from);
       const uint8_t* vectors[N];
-      for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * kDepth * 1024);
+      for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
       all_rows<N>(vectors, from, tiles, panel.sums);
     }
     for (int b = 0; b < N; ++b)
       for (int64_t row = 0; row < rows; ++row) {
-        alignas(64) float values[16];
-        const auto sum = Format::load_sum(panel.sums + (b * kChunk + row) * 64);
-        Format::finish(packed, block + b, sum, scales[row], values);
-        put(call, packed, block + b, first + row, values);
+        const auto sum = Format::load_sum(panel.sums + b * Panel::kBetween + row * 64);
+        put(call, packed, block + b, first + row, Format::finish(packed, block + b, sum, scales[row]));
       }
   }
 
@@ -101,7 +111,14 @@ struct ManyRows {
       for (int64_t row = start; row < start + m; ++row)
         job.scales[row] = Format::prepare(job.call.x, job.call.x_float, (job.first + row) * job.call.stride,
                                           job.packed.head.k, job.prepared + row * bytes, bytes);
-      interleave(job.prepared + start * bytes, bytes, m, m, job.words + start * (bytes / 4));
+      const uint8_t* from = job.prepared + start * bytes;
+      uint32_t* into = job.words + start * (bytes / 4);
+      if (m == kGemmRows)
+        interleave<kGemmRows>(from, bytes, m, into);
+      else if (m == kGemmRows - 1)
+        interleave<kGemmRows - 1>(from, bytes, m, into);
+      else
+        interleave<kFewest>(from, bytes, m, into);
     }
   }
 

@@ -1,7 +1,7 @@
 // y = x @ w.T + bias over a packed weight. A kernel file gives the format of the stream; this one has the loops.
 //
 // Up to 16 rows of x: every vector of weights is made once and meets all rows. More rows: a thread unpacks a
-// panel of weights that stays in its L2, and runs a register-blocked product over it (`gemm.h`, `amx.h`).
+// panel of weights that stays in its L1, and runs a register-blocked product over it (`gemm.h`).
 #pragma once
 #include <algorithm>
 
@@ -52,18 +52,27 @@ inline int parts_for(const Packed& packed, int threads, int64_t rows) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, worth, packed.head.blocks})));
 }
 
-// 16 finished sums of one row into y.
-inline void put(const LinearCall& call, const Packed& packed, int64_t block, int64_t row, const float* values) {
+// 16 finished sums of one row into y. At the end of a row they go through memory of their own.
+inline void put(const LinearCall& call, const Packed& packed, int64_t block, int64_t row, Floats sum) {
   const int64_t n = packed.head.n, first = 16 * block, count = std::min<int64_t>(16, n - first);
-  for (int64_t i = 0; i < count; ++i) {
-    float value = values[i];
-    if (call.bias)
-      value += call.bias_float ? static_cast<const float*>(call.bias)[first + i]
-                               : from_bf16(static_cast<const uint16_t*>(call.bias)[first + i]);
+  const int64_t at = row * n + first;
+  if (count == 16) {
+    if (call.bias && call.bias_float) sum = plus(sum, load_floats(static_cast<const float*>(call.bias) + first));
+    if (call.bias && !call.bias_float) sum = plus(sum, load_halves(static_cast<const uint16_t*>(call.bias) + first));
     if (call.x_float)
-      static_cast<float*>(call.y)[row * n + first + i] = value;
+      store(static_cast<float*>(call.y) + at, sum);
     else
-      static_cast<uint16_t*>(call.y)[row * n + first + i] = to_bf16(value);
+      store_halves(static_cast<uint16_t*>(call.y) + at, sum);
+    return;
+  }
+  float values[16];
+  store(values, sum);
+  for (int64_t i = 0; i < count; ++i) {
+    if (call.bias) values[i] += element(call.bias, call.bias_float, first + i);
+    if (call.x_float)
+      static_cast<float*>(call.y)[at + i] = values[i];
+    else
+      static_cast<uint16_t*>(call.y)[at + i] = to_bf16(values[i]);
   }
 }
 
@@ -82,21 +91,19 @@ struct FewRows {
       typename Format::Sum sums[M];
       for (auto& sum : sums) sum = Format::none();
       Format::template rows<M>(job.packed, block, job.words, sums);
-      for (int row = 0; row < M && row < job.call.rows; ++row) {
-        alignas(64) float values[16];
-        Format::finish(job.packed, block, sums[row], job.scales[row], values);
-        put(job.call, job.packed, block, row, values);
-      }
+      for (int row = 0; row < M && row < job.call.rows; ++row)
+        put(job.call, job.packed, block, row, Format::finish(job.packed, block, sums[row], job.scales[row]));
     }
   }
 };
 
 // Rows as words of one group each, [groups][M], so that a vector meets its M words side by side.
-inline void interleave(const uint8_t* rows, int64_t row_bytes, int64_t count, int64_t m, uint32_t* words) {
-  const int64_t groups = row_bytes / 4;
-  for (int64_t row = 0; row < m; ++row)
-    for (int64_t group = 0; group < groups; ++group)
-      words[group * m + row] = row < count ? word(rows + row * row_bytes + 4 * group) : 0;
+template <int M>
+void interleave(const uint8_t* rows, int64_t row_bytes, int64_t count, uint32_t* words) {
+  for (int64_t group = 0; group < row_bytes / 4; ++group)
+#pragma GCC unroll 16
+    for (int row = 0; row < M; ++row)
+      words[group * M + row] = row < count ? word(rows + row * row_bytes + 4 * group) : 0;
 }
 
 template <class Format, int M>
@@ -110,7 +117,7 @@ int32_t few_rows(const LinearCall& call, const Packed& packed) {
     uint8_t* into = M == 1 ? reinterpret_cast<uint8_t*>(words) : rows + row * row_bytes;
     scales[row] = Format::prepare(call.x, call.x_float, row * call.stride, packed.head.k, into, row_bytes);
   }
-  if (M > 1) interleave(rows, row_bytes, call.rows, M, words);
+  if (M > 1) interleave<M>(rows, row_bytes, call.rows, words);
   FewRows<Format> job{call, packed, words, scales};
   effc_parallel(parts_for(packed, call.threads, call.rows), FewRows<Format>::template part<M>, &job);
   return kOk;

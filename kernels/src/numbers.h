@@ -55,7 +55,7 @@ struct Bf16 {
     return 1.0f;
   }
 
-  static void finish(const Packed&, int64_t, Sum sum, float, float* values) { store(values, sum); }
+  static Floats finish(const Packed&, int64_t, Sum sum, float) { return sum; }
 };
 
 struct Int8 {
@@ -79,15 +79,11 @@ struct Int8 {
     return any ? most / 127.0f : most - most;  // 0, or NaN
   }
 
-  static void finish(const Packed& packed, int64_t block, Sum sum, float scale, float* values) {
-    alignas(64) int32_t whole[16];
-    store(whole, sum);
-    for (int i = 0; i < 16; ++i) {
-      float weight;
-      std::memcpy(&weight, packed.at + packed.head.scales_at + 4 * (16 * block + i), 4);
-      const auto codes = static_cast<int32_t>(word(packed.at + packed.head.sums_at + 4 * (16 * block + i)));
-      values[i] = static_cast<float>(whole[i] - 128 * codes) * (weight * scale);
-    }
+  // x is code + 128: 128 times the sum of the weights' codes is too much.
+  static Floats finish(const Packed& packed, int64_t block, Sum sum, float scale) {
+    const auto* excess = reinterpret_cast<const int32_t*>(packed.at + packed.head.sums_at + 64 * block);
+    const auto* scales = reinterpret_cast<const float*>(packed.at + packed.head.scales_at + 64 * block);
+    return times(to_floats(minus(sum, load_ints(excess))), times(load_floats(scales), all(scale)));
   }
 };
 

@@ -92,7 +92,7 @@ int64_t length(const Header& head, int64_t kept) {
     case kSparseInt8:
       return ceil_to(128 * head.tiles + kept, 64);
     case kBlockBf16:
-      return ceil_to(64 + 66 * kept, 64);
+      return block_bytes(kept);
     default:
       return 1024 * head.tiles;
   }
@@ -168,7 +168,7 @@ void put_blocks(const Tile& tile, int64_t index, int64_t& kept, uint8_t* vectors
 }
 
 void add_codes(const Tile& tile, int32_t* sums) {
-  for (int i = 0; i < 1024; ++i) sums[i / 4 % 16] += static_cast<int8_t>(tile.bytes[i]);
+  for (int i = 0; i < 1024; ++i) sums[i / 4 % 16] += 128 * static_cast<int8_t>(tile.bytes[i]);
 }
 
 void fill_part(int part, int parts, void* context) {
@@ -180,15 +180,15 @@ void fill_part(int part, int parts, void* context) {
     uint8_t* const start = call.buffer + head.stream_at + call.offsets[block];
     uint8_t* at = start;
     int64_t kept = 0;
-    // The count of a block of vectors follows from its length: 64 + 66 * count, rounded up to 64.
-    const int64_t vectors = head.kind == kBlockBf16 ? (bytes - 64) / 66 : 0;
+    // `block_bytes` undone: of all lines but the first, one in 33 holds numbers.
+    const int64_t lines = bytes / 64 - 1, vectors = lines - (lines + 32) / 33;
     int32_t sums[16] = {};
     Tile tile;
     for (int64_t i = 0; i < head.tiles; ++i) {
       source.read(i, tile);
       if (is_int8(head.kind)) add_codes(tile, sums);
       if (head.kind == kBlockBf16) {
-        put_blocks(tile, i, kept, start + 64, start + 64 + 64 * vectors);
+        put_blocks(tile, i, kept, start + 64 + ceil_to(2 * vectors, 64), start + 64);
       } else if (head.kind == kSparseBf16 || head.kind == kSparseInt8) {
         put_sparse(head.kind, tile, at);
       } else {

@@ -38,8 +38,8 @@ int32_t check_sparse(const uint8_t* at, int64_t bytes, int64_t tiles, int64_t& k
 int32_t check_block(const uint8_t* at, int64_t bytes, int64_t groups, int64_t& kept) {
   if (bytes < 64) return kCounts;
   const int64_t count = read<int64_t>(at);
-  if (count < 0 || count > groups || ceil_to(64 + 66 * count, 64) != bytes) return kCounts;
-  const uint8_t* numbers = at + 64 + 64 * count;
+  if (count < 0 || count > groups || block_bytes(count) != bytes) return kCounts;
+  const uint8_t* numbers = at + 64;
   int64_t last = -1;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t group = read<uint16_t>(numbers + 2 * i);

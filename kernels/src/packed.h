@@ -3,7 +3,7 @@
 //   header            128 bytes
 //   offsets           int64 [blocks + 1]: where a block of 16 outputs begins in the stream, and the stream's end
 //   scales            float32 [16 * blocks]   int8 kinds: weight = scale * code
-//   sums              int32 [16 * blocks]     int8 kinds: sum of an output's codes
+//   sums              int32 [16 * blocks]     int8 kinds: 128 * the sum of an output's codes
 //   stream            block after block, tile after tile
 //   64 zero bytes     a vector load may begin at the last value
 //
@@ -11,7 +11,8 @@
 // It is the B operand of an AMX tile product, and each vector multiplies one broadcast group of activations.
 //   dense    the 16 vectors
 //   sparse   16 masks (uint32 or uint64, one bit per weight of a vector), then the weights that are not zero
-//   block    int64 count, in 64 bytes; the vectors that are not all zero; the uint16 group number of each
+//   block    int64 count, in 64 bytes; uint16 group numbers of the vectors that are not all zero, zeros to a
+//            multiple of 64; those vectors
 // Blocks begin at multiples of 64 bytes.
 #pragma once
 #include <cstdint>
@@ -47,6 +48,7 @@ namespace {
 
 constexpr bool is_int8(uint32_t kind) { return kind == kDenseInt8 || kind == kSparseInt8; }
 constexpr int64_t ceil_to(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr int64_t block_bytes(int64_t count) { return 64 + ceil_to(2 * count, 64) + 64 * count; }
 
 // A checked buffer, opened for reading.
 struct Packed {

@@ -32,6 +32,8 @@ struct Sparse : Number {
     return w;
   }
 
+  static constexpr int64_t kAhead = 8192;
+
   struct Cursor {
     const uint8_t* at = nullptr;
     Cursor() = default;
@@ -39,9 +41,13 @@ struct Sparse : Number {
     const uint8_t* vectors(int64_t tiles, uint8_t* into) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const uint8_t* masks = at;
+        ahead(masks + kAhead);
         at += 16 * Mask::kBytes;
 #pragma GCC unroll 4
-        for (int row = 0; row < 16; ++row) store(into + 1024 * tile + 64 * row, next(masks, row, at));
+        for (int row = 0; row < 16; ++row) {
+          if (row % 2 == 0) ahead(at + kAhead);
+          store(into + 1024 * tile + 64 * row, next(masks, row, at));
+        }
       }
       return into;
     }
@@ -52,10 +58,12 @@ struct Sparse : Number {
   template <int M, int Step>
   static void stream(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
     constexpr int kChains = chains_for(M);
-    constexpr int64_t kAhead = Step >= 4 ? 4096 : 8192;
+    constexpr int64_t kAhead = Step >= 4 ? 4096 : Sparse::kAhead;
     Sum chains[kChains][M];
-    for (auto& chain : chains)
-      for (auto& sum : chain) sum = Number::none();
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) chains[c][m] = Number::none();
     const uint8_t* at = packed.stream(block);
     for (int64_t tile = 0; tile < packed.head.tiles; ++tile, words += 16 * M) {
       const uint8_t* masks = at;
@@ -71,7 +79,9 @@ struct Sparse : Number {
           for (int m = 0; m < M; ++m) Number::dot(chains[c][m], w, words[(row + c) * M + m]);
         }
     }
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
   }
 

@@ -22,8 +22,8 @@ struct Reader {
       : kind(packed.head.kind), masks(packed.stream(block)), at(masks) {
     if (kind != kBlockBf16) return;
     left = static_cast<int64_t>(wide(at));
-    at += 64;
-    numbers = at + 64 * left;
+    numbers = at + 64;
+    at = numbers + ceil_to(2 * left, 64);
   }
 
   Vec next() {

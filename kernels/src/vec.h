@@ -6,14 +6,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512VBMI2__)
-#include "vec_avx512.h"
-#elif defined(__AVX2__)
-#include "vec_avx2.h"
-#else
-#include "vec_portable.h"
-#endif
-
 namespace {
 
 inline void ahead(const uint8_t* at) { __builtin_prefetch(at); }
@@ -41,8 +33,16 @@ inline float from_bf16(uint16_t bits) {
 inline uint16_t to_bf16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16, quiet = bits >> 16 | 0x40;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 }  // namespace
+
+#if defined(__AVX512VBMI2__)
+#include "vec_avx512.h"
+#elif defined(__AVX2__)
+#include "vec_avx2.h"
+#else
+#include "vec_portable.h"
+#endif

@@ -129,6 +129,27 @@ inline Ints load_ints(const int32_t* at) {
   return {load32(reinterpret_cast<const uint8_t*>(at)), load32(reinterpret_cast<const uint8_t*>(at + 8))};
 }
 
+inline Ints minus(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+inline Floats times(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Floats all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline __m256 widened(const uint16_t* at) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(at)), 16));
+}
+inline Floats load_halves(const uint16_t* at) { return {widened(at), widened(at + 8)}; }
+inline __m256i rounded(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256 quiet = _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x400000)));
+  const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+}
+// To nearest, ties to even, as `to_bf16`.
+inline void store_halves(uint16_t* at, Floats x) {
+  store32(at, _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded(x.a), rounded(x.b)), 0xd8));
+}
+
 inline __m256 dot2(__m256 sum, __m256i w, __m256i x) {
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)),

@@ -51,6 +51,25 @@ inline void store(int32_t* at, Ints a) { _mm512_storeu_si512(at, a.v); }
 inline Floats load_floats(const float* at) { return {_mm512_loadu_ps(at)}; }
 inline Ints load_ints(const int32_t* at) { return {_mm512_loadu_si512(at)}; }
 
+inline Ints minus(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline Floats times(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Floats all(float value) { return {_mm512_set1_ps(value)}; }
+inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline Floats load_halves(const uint16_t* at) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+}
+// To nearest, ties to even, as `to_bf16`; vcvtneps2bf16 would flush the smallest numbers to zero.
+inline void store_halves(uint16_t* at, Floats a) {
+  const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
+  const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), halves);
+}
+
 // sum += w * x, x the two bfloat16 of one group.
 #if defined(__AVX512BF16__)
 inline void dot2(Floats& sum, Vec w, uint32_t x) {

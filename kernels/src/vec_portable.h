@@ -66,6 +66,40 @@ inline Ints load_ints(const int32_t* at) {
   return a;
 }
 
+inline Ints minus(Ints a, const Ints& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+  return a;
+}
+inline Floats times(Floats a, const Floats& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+  return a;
+}
+inline Floats all(float value) {
+  Floats a;
+  for (float& v : a.v) v = value;
+  return a;
+}
+inline Floats to_floats(const Ints& a) {
+  Floats b;
+  for (int i = 0; i < 16; ++i) b.v[i] = static_cast<float>(a.v[i]);
+  return b;
+}
+inline Floats load_halves(const uint16_t* at) {
+  Floats a;
+  for (int i = 0; i < 16; ++i) {
+    uint16_t half;
+    std::memcpy(&half, at + i, 2);
+    a.v[i] = from_bf16(half);
+  }
+  return a;
+}
+inline void store_halves(uint16_t* at, const Floats& a) {
+  for (int i = 0; i < 16; ++i) {
+    const uint16_t half = to_bf16(a.v[i]);
+    std::memcpy(at + i, &half, 2);
+  }
+}
+
 inline float as_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);

@@ -66,7 +66,7 @@ def race(contenders: list[Contender], seconds: float, allow_real_time: bool) -> 
         c.calls[0]()
     turn, until = 0, time.perf_counter() + seconds * len(contenders) * 8
     busy = 0.0
-    while busy < seconds * len(contenders) and time.perf_counter() < until or turn < 6:
+    while (busy < seconds * len(contenders) and time.perf_counter() < until) or turn < 6:
         raised = allow_real_time and real_time(True)
         begun = time.perf_counter()
         while time.perf_counter() - begun < BURST:
