@@ -25,11 +25,15 @@ SENTENCES = {
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 _LINEAR = (_i, _p, _q, _q, _q, _p, _q, _q, _i, _p, _i, _p, _i)
+_ATTENTION = (_i, *[_p] * 6, *[_q] * 8, ctypes.c_float, _i, _i)
 ARGUMENTS = {
     "check": (_p, _q, _u, _q, _i),
     "pack_begin": (_p,),
     "pack": (_i, _p, _p, _q, _i, _p, _p, _p, _i),
     "unpack_linear": (_i, _p, _q, _q, _q, _p, _i),
+    "pack_tokens": (_i, _p, _p, _q, _q, _q, _q, _q, _p, _q, _p, _q, _i, _i),
+    "dense_attention": _ATTENTION,
+    "sparse_attention": _ATTENTION,
     "read": (_i, _p, _q, _i),
     "dense_linear": _LINEAR,
     "sparse_linear": _LINEAR,

@@ -120,15 +120,15 @@ def unpacked(packed: Tensor) -> Tensor:
     w = np.zeros((16 * head.blocks, head.tiles * 16 * per_lane), np.float32)
     for block in range(head.blocks):
         start = head.stream_at + offsets[block]
-        vectors = _vectors(raw[start:head.stream_at + offsets[block + 1]], kernel, head.tiles)
-        lanes = vectors.reshape(-1, 16, per_lane)                     # [groups, outputs, inputs of a group]
+        own = vectors(raw[start:head.stream_at + offsets[block + 1]], kernel, head.tiles)
+        lanes = own.reshape(-1, 16, per_lane)                     # [groups, outputs, inputs of a group]
         w[16 * block:16 * block + 16] = lanes.transpose(1, 0, 2).reshape(16, -1)
     if per_lane == 4:
         w *= raw[head.scales_at:head.scales_at + 64 * head.blocks].view(np.float32)[:, None]
     return torch.from_numpy(w[:head.n, :head.k].copy())
 
 
-def _vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
+def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
     """The weights of a block as [groups, one vector] of numbers."""
     element = np.int8 if "int8" in kernel else np.uint16
     if kernel.startswith("dense"):
@@ -149,9 +149,9 @@ def _vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
 def _placed(stream: np.ndarray, tiles: int) -> np.ndarray:
     count = int(stream[:8].view(np.int64)[0])
     at = 64 + (2 * count + 63) // 64 * 64
-    vectors = stream[at:at + 64 * count].view(np.uint16).reshape(count, 32)
+    kept = stream[at:at + 64 * count].view(np.uint16).reshape(count, 32)
     whole = np.zeros((tiles * 16, 32), np.uint16)
-    whole[stream[64:64 + 2 * count].view(np.uint16)] = vectors
+    whole[stream[64:64 + 2 * count].view(np.uint16)] = kept
     return whole
 
 
