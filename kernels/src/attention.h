@@ -55,42 +55,17 @@ struct SparseTiles {
   }
 };
 
-// exp of 16 numbers <= 0, to 2e-7 of the result; below -87 zero.
-inline void exponentials(float* x) {
-  alignas(64) float whole[16], power[16];
-  alignas(64) int32_t bits[16];
-  for (int i = 0; i < 16; ++i) {
-    const float clipped = x[i] > -87.0f ? x[i] : -87.0f;
-    whole[i] = clipped * 1.44269504f + 12582912.0f - 12582912.0f;  // to the nearest integer
-    const float rest = clipped - whole[i] * 0.693359375f + whole[i] * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    power[i] = sum * rest * rest + rest + 1.0f;
-    bits[i] = (static_cast<int32_t>(whole[i]) + 127) << 23;
-  }
-  alignas(64) float scale[16];
-  std::memcpy(scale, bits, sizeof scale);
-  for (int i = 0; i < 16; ++i) x[i] = x[i] > -87.0f ? power[i] * scale[i] : (x[i] == x[i] ? 0.0f : x[i]);
-}
-
-// Of 32 numbers, halving: loops that a compiler may vectorise without being told to reorder.
-inline float largest_of(const float* x) {
-  alignas(64) float half[16];
-  for (int i = 0; i < 16; ++i) half[i] = x[i] > x[i + 16] ? x[i] : x[i + 16];
-  for (int width = 8; width; width /= 2)
-    for (int i = 0; i < width; ++i) half[i] = half[i] > half[i + width] ? half[i] : half[i + width];
-  return half[0];
-}
-inline float sum_of(const float* x) {
-  alignas(64) float half[16];
-  for (int i = 0; i < 16; ++i) half[i] = x[i] + x[i + 16];
-  for (int width = 8; width; width /= 2)
-    for (int i = 0; i < width; ++i) half[i] += half[i + width];
-  return half[0];
+// exp of 16 numbers <= 0, to 2e-7 of the result; what lies below -87 counts as -87.
+inline Floats exponentials(Floats x) {
+  const Floats clipped = greater(x, all(-87.0f));
+  const Floats shifted = plus(times(clipped, all(1.44269504f)), all(12582912.0f));
+  const Floats whole = plus(shifted, all(-12582912.0f));  // to the nearest integer
+  const Floats near = plus(clipped, times(whole, all(-0.693359375f)));
+  const Floats rest = plus(near, times(whole, all(2.12194440e-4f)));
+  Floats sum = all(1.9875691500e-4f);
+  for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    sum = plus(times(sum, rest), all(next));
+  return times(plus(plus(times(sum, times(rest, rest)), rest), all(1.0f)), power2(whole));
 }
 
 // What a piece of a head's tokens comes to: running maximum, sum of exponentials, weighted values.
@@ -106,21 +81,21 @@ struct Running {
   }
 
   // Takes 32 scores of each row; `scores` become their weights.
-  void take(float (&scores)[M][kTokens]) {
+  void take(Floats (&scores)[2][M]) {
     for (int m = 0; m < M; ++m) {
-      const float top = std::max(most[m], largest_of(scores[m]));
-      if (top > most[m]) {
-        const float shrink = most[m] == -INFINITY ? 0.0f : std::exp(most[m] - top);
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          for (int i = 0; i < 16; ++i) values[(lane * M + m) * 16 + i] *= shrink;
-        sum[m] *= shrink;
-        most[m] = top;
+      const float highest = std::max(most[m], top(greater(scores[0][m], scores[1][m])));
+      if (highest > most[m]) {
+        const Floats shrink = all(most[m] == -INFINITY ? 0.0f : std::exp(most[m] - highest));
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          float* own = values + (lane * M + m) * 16;
+          store(own, times(load_floats(own), shrink));
+        }
+        sum[m] = sum[m] > 0 ? sum[m] * std::exp(most[m] - highest) : 0.0f;
+        most[m] = highest;
       }
-      const float base = top == -INFINITY ? 0.0f : top;
-      for (float& s : scores[m]) s -= base;
-      exponentials(scores[m]);
-      exponentials(scores[m] + 16);
-      sum[m] += sum_of(scores[m]);
+      const Floats base = all(highest == -INFINITY ? 0.0f : -highest);
+      for (int half = 0; half < 2; ++half) scores[half][m] = exponentials(plus(scores[half][m], base));
+      sum[m] += total(plus(scores[0][m], scores[1][m]));
     }
   }
 };
@@ -143,51 +118,61 @@ struct Attention {
     if (from < 0 || to < from || to > call.capacity - kSlack) return false;
     const uint8_t* base = call.stream + head * call.capacity;
     Tiles tiles{base + from};
-    alignas(64) float scores[M][kTokens];
+    Floats scores[2][M];
     for (int half = 0; half < 2; ++half) {
-      Floats sums[2][M];
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sums[0][m] = sums[1][m] = no_floats();
       const uint32_t* q = words + head * key_tiles() * 16 * M;
-      for (int64_t tile = 0; tile < key_tiles(); ++tile, q += 16 * M) {
-        tiles.begin();
-        for (int row = 0; row < 16; row += 2)
-#pragma GCC unroll 2
-          for (int c = 0; c < 2; ++c) {
-            const Vec w = tiles.next(row + c);
 #pragma GCC unroll 16
-            for (int m = 0; m < M; ++m) dot2(sums[c][m], w, q[(row + c) * M + m]);
-          }
+      for (int m = 0; m < M; ++m) scores[half][m] = no_floats();
+      for (int64_t tile = 0; tile < key_tiles(); ++tile, q += 16 * M) {
+        product(tiles, q, scores[half]);
         if (tiles.at > base + to) return false;
       }
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) store(scores[m] + 16 * half, times(plus(sums[0][m], sums[1][m]), all(call.scale)));
+      for (int m = 0; m < M; ++m) scores[half][m] = times(scores[half][m], all(call.scale));
     }
     running.take(scores);
     return add_values(scores, tiles, base + to, running);
   }
 
-  bool add_values(const float (&weights)[M][kTokens], Tiles& tiles, const uint8_t* end, Running<M>& running) const {
+  // sums += a tile times its 16 words of each row, in several chains where there are few rows.
+  static void product(Tiles& tiles, const uint32_t* own, Floats (&sums)[M]) {
+    constexpr int kChains = M == 1 ? 8 : M == 2 ? 4 : M <= 4 ? 2 : 1;
+    Floats chains[kChains][M];
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) chains[c][m] = c ? no_floats() : sums[m];
+    tiles.begin();
+    for (int row = 0; row < 16; row += kChains)
+#pragma GCC unroll 8
+      for (int c = 0; c < kChains; ++c) {
+        const Vec w = tiles.next(row + c);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) dot2(chains[c][m], w, own[(row + c) * M + m]);
+      }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      sums[m] = chains[0][m];
+#pragma GCC unroll 8
+      for (int c = 1; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
+    }
+  }
+
+  bool add_values(const Floats (&weights)[2][M], Tiles& tiles, const uint8_t* end, Running<M>& running) const {
     alignas(64) uint16_t halves[M][kTokens];
     uint32_t pairs[16 * M];
     for (int m = 0; m < M; ++m) {
-      store_halves(halves[m], load_floats(weights[m]));
-      store_halves(halves[m] + 16, load_floats(weights[m] + 16));
-      for (int pair = 0; pair < 16; ++pair) pairs[pair * M + m] = word(halves[m] + 2 * pair);
+      store_halves(halves[m], weights[0][m]);
+      store_halves(halves[m] + 16, weights[1][m]);
     }
+    for (int pair = 0; pair < 16; ++pair)
+      for (int m = 0; m < M; ++m) pairs[pair * M + m] = word(halves[m] + 2 * pair);
     for (int64_t lane = 0; lane < lanes(); ++lane) {
       float* values = running.values + lane * M * 16;
       Floats sums[M];
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) sums[m] = load_floats(values + 16 * m);
-      tiles.begin();
-      for (int row = 0; row < 16; row += 2)
-#pragma GCC unroll 2
-        for (int c = 0; c < 2; ++c) {
-          const Vec w = tiles.next(row + c);
-#pragma GCC unroll 16
-          for (int m = 0; m < M; ++m) dot2(sums[m], w, pairs[(row + c) * M + m]);
-        }
+      product(tiles, pairs, sums);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) store(values + 16 * m, sums[m]);
       if (tiles.at > end) return false;
@@ -220,20 +205,22 @@ struct Attention {
     const int64_t count = std::min(kTokens, call.recent - from);
     const int64_t start = (head * call.recent_stride + from) * call.d;
     Row row(call.d);
-    alignas(64) float scores[M][kTokens], sum[16];
+    alignas(64) float scores[M][kTokens];
     for (int64_t token = 0; token < kTokens; ++token) {
       if (token < count) row.read(call.keys + start + token * call.d);
       for (int m = 0; m < M; ++m) {
         Floats products = no_floats();
         for (int64_t i = 0; i < lanes(); ++i)
           products = plus(products, times(row.lane(i), load_floats(rows + (m * lanes() + i) * 16)));
-        store(sum, products);
-        for (int width = 8; width; width /= 2)
-          for (int i = 0; i < width; ++i) sum[i] += sum[i + width];
-        scores[m][token] = token < count ? sum[0] * call.scale : -INFINITY;
+        scores[m][token] = token < count ? total(products) * call.scale : -INFINITY;
       }
     }
-    running.take(scores);
+    Floats weights[2][M];
+    for (int half = 0; half < 2; ++half)
+      for (int m = 0; m < M; ++m) weights[half][m] = load_floats(scores[m] + 16 * half);
+    running.take(weights);
+    for (int half = 0; half < 2; ++half)
+      for (int m = 0; m < M; ++m) store(scores[m] + 16 * half, weights[half][m]);
     for (int64_t token = 0; token < count; ++token) {
       row.read(call.values + start + token * call.d);
       for (int64_t i = 0; i < lanes(); ++i)

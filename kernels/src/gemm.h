@@ -2,7 +2,17 @@
 // into its panel and multiplies all rows of the chunk with it; sums wait in memory between two depths.
 #pragma once
 
+#if EFFC_LEVEL >= 4
+#include "amx.h"
+#endif
+
 namespace {
+
+#if EFFC_LEVEL >= 4
+constexpr int kPanelBlocks = 2;  // two columns of tiles
+#else
+constexpr int kPanelBlocks = kGemmBlocks;
+#endif
 
 constexpr int64_t kChunk = 512;  // rows that share one unpacking
 constexpr int64_t kDepth = 8;    // tiles: with 4 blocks a panel of 32 KiB, which stays in L1
@@ -11,7 +21,7 @@ constexpr int64_t kDepth = 8;    // tiles: with 4 blocks a panel of 32 KiB, whic
 struct Panel {
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
   static constexpr int64_t kBlock = kDepth * 1024 + 192, kBetween = kChunk * 64 + 320;
-  static constexpr int64_t kWeights = kGemmBlocks * kBlock, kBytes = kWeights + kGemmBlocks * kBetween;
+  static constexpr int64_t kWeights = kPanelBlocks * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
   Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
 };
@@ -70,6 +80,9 @@ struct ManyRows {
 
   template <int N>
   void all_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
+#if EFFC_LEVEL >= 4
+    tile_rows<Format, N>(blocks, tiles, prepared + 64 * from, row_bytes(), rows, sums, Panel::kBetween, from > 0);
+#else
     const RowBlocks blocked(rows);
     const int64_t between = Panel::kBetween, groups = tiles * 16;
     for (int64_t i = 0; i < blocked.count; ++i) {
@@ -83,6 +96,7 @@ struct ManyRows {
       else
         product<kFewest, N>(blocks, groups, block_words, own, between, from > 0);
     }
+#endif
   }
 
   template <int N>
@@ -127,7 +141,7 @@ struct ManyRows {
     const Panel panel(job.panels, part);
     const Share share(job.packed, part, parts);
     int64_t block = share.from;
-    for (; block + kGemmBlocks <= share.to; block += kGemmBlocks) job.template blocks<kGemmBlocks>(block, panel);
+    for (; block + kPanelBlocks <= share.to; block += kPanelBlocks) job.template blocks<kPanelBlocks>(block, panel);
     for (; block < share.to; ++block) job.template blocks<1>(block, panel);
   }
 };

@@ -133,6 +133,25 @@ inline Ints minus(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_s
 inline Floats times(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline Floats all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline Floats greater(Floats x, Floats y) { return {_mm256_max_ps(y.a, x.a), _mm256_max_ps(y.b, x.b)}; }
+inline float top(Floats x) {
+  float each[8];
+  _mm256_storeu_ps(each, _mm256_max_ps(x.a, x.b));
+  float found = each[0];
+  for (float v : each) found = v > found ? v : found;
+  return found;
+}
+inline float total(Floats x) {
+  float each[8], sum = 0;
+  _mm256_storeu_ps(each, _mm256_add_ps(x.a, x.b));
+  for (float v : each) sum += v;
+  return sum;
+}
+inline __m256 power2(__m256 whole) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Floats power2(Floats whole) { return {power2(whole.a), power2(whole.b)}; }
 inline __m256 widened(const uint16_t* at) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(at)), 16));
 }

@@ -55,6 +55,13 @@ inline Ints minus(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline Floats times(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Floats all(float value) { return {_mm512_set1_ps(value)}; }
 inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline Floats greater(Floats a, Floats b) { return {_mm512_max_ps(b.v, a.v)}; }  // a where it is NaN
+inline float top(Floats a) { return _mm512_reduce_max_ps(a.v); }
+inline float total(Floats a) { return _mm512_reduce_add_ps(a.v); }
+inline Floats power2(Floats whole) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(whole.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+}
 inline Floats load_halves(const uint16_t* at) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};

@@ -84,6 +84,28 @@ inline Floats to_floats(const Ints& a) {
   for (int i = 0; i < 16; ++i) b.v[i] = static_cast<float>(a.v[i]);
   return b;
 }
+inline Floats greater(Floats a, const Floats& b) {  // a where it is NaN
+  for (int i = 0; i < 16; ++i) a.v[i] = b.v[i] > a.v[i] ? b.v[i] : a.v[i];
+  return a;
+}
+inline float top(const Floats& a) {
+  float found = a.v[0];
+  for (float v : a.v) found = v > found ? v : found;
+  return found;
+}
+inline float total(const Floats& a) {
+  float sum = 0;
+  for (float v : a.v) sum += v;
+  return sum;
+}
+inline Floats power2(const Floats& whole) {
+  Floats b;
+  for (int i = 0; i < 16; ++i) {
+    const int32_t bits = (static_cast<int32_t>(whole.v[i]) + 127) * (1 << 23);
+    std::memcpy(b.v + i, &bits, 4);
+  }
+  return b;
+}
 inline Floats load_halves(const uint16_t* at) {
   Floats a;
   for (int i = 0; i < 16; ++i) {
