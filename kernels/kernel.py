@@ -44,8 +44,9 @@ class Kernel(ABC):
         """The result by the compiled body."""
 
     @classmethod
-    def register_backward(cls) -> None:  # noqa: B027 (most ops have none)
+    def register_backward(cls) -> None:
         """Register a gradient, where training may meet this op."""
+        return
 
     @staticmethod
     @abstractmethod

@@ -1,6 +1,6 @@
 """Kernels against their targets, as ratios of interleaved calls in one process with cold weights.
 
-    python tests/bench/kernels.py [--only gemv,rows,prefill,pack] [--seconds 1.5] [--threads 2] [--quick]
+    python tests/bench/kernels.py [--only gemv,block,rows,prefill,attention,pack] [--seconds 0.3] [--threads 2]
 
 Every contender of a line is called in turn, in alternating order, over copies of its weights that together exceed
 the last cache, so that each call reads memory. A sample counts if no thread of this process was pre-empted in it
@@ -14,17 +14,16 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from effc.compiler.environment import processor_name
 from effc.kernels import levels, native, packed
+from effc.kernels.cache import Cache
 from effc.kernels.ops import KERNELS
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 COLD = 160 << 20          # bytes of copies that are cycled through
 BURST = 0.05              # seconds of one burst
@@ -147,3 +146,164 @@ def roof(bytes: int, threads: int) -> Contender:
     held = copies(lambda: packed.room(bytes).fill_(1), bytes)
     call, level = native.function("read"), levels.code()
     return Contender("read", [lambda p=p: call(level, p.data_ptr(), bytes, threads) for p in held], bytes)
+
+
+def grouped_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Contender:
+    """What a torch user may write for one token: the query heads of a key head as rows."""
+    rows = q.view(1, k.shape[1], -1, k.shape[3])
+    held = copies(lambda: (k.clone(), v.clone()), k.numel() * 4)
+    return Contender("torch grouped rows", [lambda p=p: scaled_dot_product_attention(rows, *p) for p in held],
+                     k.numel() * 4)
+
+
+def cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: float) -> Contender:
+    def filled() -> Cache:
+        cache = Cache(k.shape[1], k.shape[3], k.shape[2], 1, (keep, keep), window=64)
+        cache.append(k, v)
+        return cache
+
+    held = copies(filled, k.numel() * 4)
+    return Contender("dense_attention" if keep == 1 else "sparse_attention", [lambda c=c: c.attend(q) for c in held],
+                     held[0].bytes)
+
+
+class Table:
+    """Lines as they are measured, and the targets that they meet or miss."""
+
+    def __init__(self, seconds: float, threads: int, allow_real_time: bool):
+        self.seconds, self.threads, self.allow = seconds, threads, allow_real_time
+        self.met: list[tuple[str, float, float]] = []
+
+    def line(self, title: str, contenders: list[Contender], bound: int = 0) -> dict[str, Contender]:
+        """Race contenders, print each; with `bound` bytes the read roofline beside them."""
+        if bound:
+            contenders = [*contenders, roof(bound, self.threads)]
+        race(contenders, self.seconds, self.allow)
+        first, last = contenders[0], contenders[-1]
+        rate = last.bytes / last.seconds if bound else 0.0
+        print(f"\n{title}" + (f"   read {rate / 1e9:.1f} GB/s" if bound else ""))
+        for c in contenders:
+            share = f"{c.bytes / c.seconds / rate:6.2f} of read" if bound else " " * 14
+            print(f"  {c.name:<22}{c.seconds * 1e6:10.1f} us {first.seconds / c.seconds:7.2f} x {first.name}  {share}"
+                  f"  kept {len(c.kept)}, thrown {c.thrown}")
+        return {c.name: c for c in contenders}
+
+    def target(self, text: str, found: float, wanted: float) -> None:
+        self.met.append((text, found, wanted))
+
+    def close(self) -> None:
+        print("\ntargets")
+        for text, found, wanted in self.met:
+            print(f"  {'met   ' if found >= wanted else 'MISSED'} {text:<66} {found:6.2f}  target {wanted}")
+
+
+def of_read(found: dict[str, Contender], name: str) -> float:
+    return found[name].bytes / found[name].seconds / (found["read"].bytes / found["read"].seconds)
+
+
+def ratio(found: dict[str, Contender], slower: str, name: str) -> float:
+    return found[slower].seconds / found[name].seconds
+
+
+def gemv(table: Table, shapes: list[tuple[int, int]]) -> None:
+    for n, k in shapes:
+        for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
+            w, x = sparse(n, k, sparsity), torch.randn(1, k).bfloat16()
+            half = ours("sparse_linear", w, x)
+            found = table.line(f"{n} x {k}, {sparsity:.0%} zeros, 1 row", [
+                eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x), half,
+                ours("dense_linear_int8", w, x), ours("sparse_linear_int8", w, x)], half.bytes)
+            of_gemv(table, found, f"{n} x {k} {sparsity:.0%}", sparsity)
+
+
+def of_gemv(table: Table, found: dict[str, Contender], at: str, sparsity: float) -> None:
+    if sparsity > 0.5:
+        table.target(f"{at} sparse / own dense", ratio(found, "dense_linear", "sparse_linear"),
+                     {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity])
+        return
+    table.target(f"{at} dense, of read", of_read(found, "dense_linear"), 0.85)
+    table.target(f"{at} dense / torch bf16", ratio(found, "torch bf16", "dense_linear"), 3)
+    table.target(f"{at} sparse, of read", of_read(found, "sparse_linear"), 0.85)
+    table.target(f"{at} sparse / own dense", ratio(found, "dense_linear", "sparse_linear"), 1.6)
+    table.target(f"{at} sparse / torch bf16", ratio(found, "torch bf16", "sparse_linear"), 5)
+    table.target(f"{at} sparse / torch pre-packed", ratio(found, "torch pre-packed", "sparse_linear"), 3)
+    table.target(f"{at} sparse int8, of read", of_read(found, "sparse_linear_int8"), 0.8)
+    table.target(f"{at} sparse int8 / torch dynamic int8", ratio(found, "torch int8 dynamic", "sparse_linear_int8"), 2.2)
+    table.target(f"{at} sparse int8 / torch bf16", ratio(found, "torch bf16", "sparse_linear_int8"), 9)
+
+
+def blocks(table: Table) -> None:
+    for sparsity, wanted in ((0.8, 14), (0.9, 25)):
+        w, x = sparse(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
+        own = ours("block_sparse_linear", w, x)
+        found = table.line(f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
+                           [eager(w, x), ours("dense_linear", w, x), own], own.bytes)
+        table.target(f"block 16x2 {sparsity:.0%} / torch bf16", ratio(found, "torch bf16", "block_sparse_linear"), wanted)
+
+
+def rows(table: Table) -> None:
+    for count, wanted in ((2, 3.5), (4, 3), (8, 2.3), (16, 1.6)):
+        w, x = sparse(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
+        found = table.line(f"2048 x 8192, 50% zeros, {count} rows", [
+            eager(w, x), prepacked(w, x), ours("dense_linear", w, x), ours("sparse_linear", w, x)])
+        table.target(f"{count} rows sparse / torch bf16", ratio(found, "torch bf16", "sparse_linear"), wanted)
+        table.target(f"{count} rows sparse / torch pre-packed", ratio(found, "torch pre-packed", "sparse_linear"), 1)
+
+
+def prefill(table: Table) -> None:
+    for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
+        w, x = sparse(n, k, 0.5), torch.randn(count, k).bfloat16()
+        found = table.line(f"{n} x {k}, 50% zeros, {count} rows", [
+            eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x), ours("sparse_linear", w, x),
+            ours("sparse_linear_int8", w, x)])
+        if count == 512:
+            table.target("512 rows sparse / torch bf16 (oneDNN)", ratio(found, "torch bf16", "sparse_linear"), 0.95)
+            table.target("512 rows sparse / pre-packed oneDNN", ratio(found, "torch pre-packed", "sparse_linear"), 0.95)
+
+
+def attention(table: Table) -> None:
+    for heads, group, d, count in ((8, 4, 128, 4096), (8, 4, 64, 8192), (3, 3, 64, 2048)):
+        k, v = (torch.randn(1, heads, count, d).bfloat16() for _ in range(2))
+        q = torch.randn(1, heads * group, d).bfloat16()
+        half = cached(q, k, v, 0.5)
+        at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
+        found = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
+        table.target(f"attention {count} x {d} dense", ratio(found, "torch grouped rows", "dense_attention"), 3.5)
+        table.target(f"attention {count} x {d} sparse 50%", ratio(found, "torch grouped rows", "sparse_attention"), 5)
+
+
+def packing(table: Table) -> None:
+    w = sparse(4096, 4096, 0.5)
+    contenders = [Contender(name, [lambda name=name: KERNELS[name].pack(w, table.threads)], w.numel() * 2)
+                  for name in packed.KINDS]
+    found = table.line("packing 4096 x 4096", contenders)
+    for name, c in found.items():
+        table.target(f"packing {name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
+
+
+PARTS = {"gemv": lambda t: gemv(t, SHAPES), "block": blocks, "rows": rows, "prefill": prefill,
+         "attention": attention, "pack": packing}
+SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
+    flags.add_argument("--seconds", type=float, default=0.3, help="of measuring, for each contender")
+    flags.add_argument("--threads", type=int, default=2)
+    flags.add_argument("--no-real-time", action="store_true", help="don't ask for real-time priority in bursts")
+    chosen = flags.parse_args()
+    torch.set_num_threads(chosen.threads)
+    raised = not chosen.no_real_time and real_time(True) and real_time(False)
+    print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; "
+          f"torch {torch.__version__}; kernels {levels.why()}; {chosen.threads} threads; "
+          f"{'real-time' if raised else 'ordinary'} bursts; load {os.getloadavg()[0]:.1f}")
+    table = Table(chosen.seconds, chosen.threads, raised)
+    with torch.inference_mode():
+        for part in chosen.only.split(","):
+            PARTS[part](table)
+    table.close()
+
+
+if __name__ == "__main__":
+    main()
