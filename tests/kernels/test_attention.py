@@ -47,7 +47,7 @@ def test_a_dense_cache_attends_as_torch_does_while_it_grows(level, case):
     assert cache.length == count
 
 
-@pytest.mark.parametrize("keep", [(0.5, 0.5), (0.1, 1.0), (1.0, 0.02)], ids=str)
+@pytest.mark.parametrize("keep", [(0.5, 0.3), (1.0, 0.02)], ids=str)
 def test_a_sparse_cache_attends_to_what_it_kept(level, keep):
     for heads, group, d, count in KERNELS["sparse_attention"].cases():
         k, v = tokens(heads, count, d)

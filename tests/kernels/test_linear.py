@@ -20,7 +20,7 @@ def test_every_size_gives_what_the_reference_gives(kernel, level):
     for n, k in KERNELS[kernel].cases():
         w = weight(n, k, 0.5, seed=n)
         own = KERNELS[kernel].pack(w)
-        for rows in (1, 2, 3, 6, 8, 11, 16, 17, 64):
+        for rows in (1, 2, 4, 6, 8, 11, 16, 37):
             x = torch.randn(rows, k, generator=torch.Generator().manual_seed(rows))
             bias = torch.randn(n, generator=torch.Generator().manual_seed(k))
             assert_close(run(kernel, x, own, bias, n), KERNELS[kernel].reference(x, own, bias, n))
