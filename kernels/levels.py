@@ -1,10 +1,26 @@
-"""Which instruction sets this machine can run, as the native library sees it."""
+"""Which level of instruction sets the kernels run at: the machine's highest, or what `EFFC_ISA` says."""
 
 import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-NAMES = ("portable", "avx2", "avx512")
+NAMES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+MODEL = "amx_model"      # the AMX sources over tile instructions in plain C++; only `forced`, for tests
+CODES = {name: code for code, name in enumerate((*NAMES, MODEL))}
+NEEDS = {
+    "portable": "any processor",
+    "avx2": "AVX2, FMA and BMI2",
+    "avx512": "AVX-512 F, BW, VL and VBMI2",
+    "avx512_bf16": "AVX-512 BF16 and VNNI",
+    "amx": "AMX tiles with bfloat16 and int8, and the system's permission to use them",
+}
+
+
+class NoSuchLevel(ValueError):
+    """`EFFC_ISA` names a level that does not exist, or that this machine or build lacks."""
 
 
 @cache
@@ -12,13 +28,71 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where the package was installed without them."""
     from . import __path__ as folders  # an editable install has two: site-packages with the library, the checkout
 
-    for folder in folders:
-        for path in sorted(Path(folder).glob("libeffc_kernels.*")):
-            return ctypes.CDLL(str(path))
-    return None
+    named = os.environ.get("EFFC_KERNELS")           # a build of one's own, as the sanitizer tests make
+    found = [Path(named)] if named else [p for f in folders for p in sorted(Path(f).glob("libeffc_kernels.*"))]
+    return ctypes.CDLL(str(found[0])) if found else None
 
 
 def level() -> str:
-    """The highest level of this processor and operating system, one of `NAMES`."""
+    """The level that kernels run at now, one of `NAMES`."""
+    if _forced:
+        return _forced[-1]
+    return chosen(os.environ.get("EFFC_ISA", ""))
+
+
+def code() -> int:
+    """`level` as the library counts."""
+    return CODES[level()]
+
+
+def available() -> tuple[str, ...]:
+    """The levels that can run here, lowest first."""
+    return tuple(name for name in NAMES if not lacking(name))
+
+
+def lacking(name: str) -> str:
+    """Why a level can't run here, as a sentence; "" where it can."""
     lib = library()
-    return "portable" if lib is None else NAMES[lib.effc_level()]
+    if lib is None:
+        return "" if name == "portable" else "the kernels are not compiled"
+    if not lib.effc_built(CODES[name]):
+        return f"the compiler of this build did not know {NEEDS[name]}"
+    if CODES[name] > lib.effc_machine_level():
+        return f"this machine lacks {NEEDS[name]}"
+    return ""
+
+
+@cache
+def chosen(wanted: str) -> str:
+    """The level for a value of `EFFC_ISA`; the highest for "" and "native"."""
+    if wanted in ("", "native"):
+        return available()[-1]
+    if wanted not in NAMES:
+        raise NoSuchLevel(f"EFFC_ISA is {wanted}, and the levels are {', '.join(NAMES)}")
+    reason = lacking(wanted)
+    if reason:
+        raise NoSuchLevel(f"EFFC_ISA is {wanted}: {reason}; the levels here are {', '.join(available())}")
+    return wanted
+
+
+def why() -> str:
+    """Which level runs and what decided it, for people."""
+    here = level()
+    if os.environ.get("EFFC_ISA", "") not in ("", "native"):
+        return f"level {here}, as EFFC_ISA says; the highest here is {available()[-1]}"
+    above = next((n for n in NAMES if CODES[n] > CODES[here]), None)
+    return f"level {here}" + (f"; not {above}: {lacking(above)}" if above else ", the highest")
+
+
+_forced: list[str] = []
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Run kernels at a level that is available, or at `MODEL`, within a block: for tests and comparisons."""
+    assert name == MODEL or not lacking(name), f"{name}: {lacking(name)}"
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()

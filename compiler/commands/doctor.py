@@ -70,19 +70,29 @@ def pythons() -> list[Finding]:
 
 def machine() -> list[Finding]:
     """Processor, instruction sets that our kernels can use, cores."""
-    from ...kernels.levels import level, library
     from ..environment import processor_flags, processor_name
 
     telling = [f for f in TELLING if f in processor_flags()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    built = library() is not None
     return [
         Finding("processor", f"{processor_name()}, {cores} usable core{'s' * (cores > 1)}"),
         Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
-        Finding("kernels", f"compiled, level {level()}" if built else "not compiled, torch is used instead",
-                "ok" if built else "note", "" if built else "install effc from a wheel for this platform"),
+        kernels(),
         Finding("threads", f"{os.environ.get('OMP_NUM_THREADS') or cores} unless --threads says otherwise"),
     ]
+
+
+def kernels() -> Finding:
+    """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
+    from ...kernels.levels import NoSuchLevel, library, why
+
+    if library() is None:
+        return Finding("kernels", "not compiled, torch is used instead", "note",
+                       "install effc from a wheel for this platform")
+    try:
+        return Finding("kernels", f"compiled, {why()}")
+    except NoSuchLevel as error:
+        return Finding("kernels", str(error), "missing", "unset EFFC_ISA, or name a level that is here")
 
 
 def storage(cache: Path) -> list[Finding]:

@@ -42,6 +42,11 @@ no_space = Fault(
     "`effc cache gc` frees what is no longer used; `--cache-dir` moves the cache.",
     exit="resources")
 no_access = Fault("no-access", "A file or folder can't be read or written.", exit="environment")
+no_level = Fault(
+    "no-such-isa",
+    "`EFFC_ISA` names a level of instruction sets that does not exist, or that this machine lacks.\n\n"
+    "Unset it to run the native kernels at the highest level; `effc doctor` says which that is.",
+    exit="environment")
 no_network = Fault(
     "no-network",
     "A server that was needed did not answer.\n\n"
@@ -93,6 +98,8 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
         return [no_space(f"the disk is full{where}", help="`effc cache gc` frees what is no longer used")]
     if type(error).__module__.split(".")[0] in _NETWORK:
         return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
+    if _is(error, "NoSuchLevel"):
+        return [no_level(text, help="unset EFFC_ISA, or name a level that is here")]
     if isinstance(error, PermissionError):
         return [no_access(f"no permission: {_file(error)}")]
     if isinstance(error, OSError) and error.filename:

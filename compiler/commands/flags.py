@@ -109,10 +109,12 @@ class Shared:
         return self.cache_dir or default_cache()
 
     def check_environment(self) -> None:
-        """Before any work: packages in their ranges, and the device there."""
+        """Before any work: packages in their ranges, the device and the level of the kernels there."""
+        from ...kernels.levels import level
         from ..environment import check_device, check_packages
 
         check_packages()
+        level()
         check_device(self.device)
 
     def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":

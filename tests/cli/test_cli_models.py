@@ -233,6 +233,21 @@ def test_a_damaged_cache_is_found_and_mended(effc, write, tmp_path):
     assert effc("cache", "verify", "--delete", *cache).code == 0 and not blob.exists()
 
 
+def test_doctor_names_the_level_of_the_kernels_and_why_not_a_higher_one(effc, monkeypatch):
+    monkeypatch.delenv("EFFC_ISA", raising=False)
+    assert "kernels" in effc("doctor").out and "compiled, level " in effc("doctor").out
+    monkeypatch.setenv("EFFC_ISA", "portable")
+    assert "compiled, level portable, as EFFC_ISA says; the highest here is " in effc("doctor").out
+
+
+def test_an_isa_that_is_not_here_is_refused_by_doctor_and_by_compile(effc, write, monkeypatch):
+    monkeypatch.setenv("EFFC_ISA", "avx1024")
+    doctor = effc("doctor")
+    assert doctor.code == 5 and "EFFC_ISA is avx1024, and the levels are portable, avx2, avx512" in doctor.out
+    compiled = effc("compile", write(), "-o", "out")
+    assert compiled.code == 5 and "error[no-such-isa]" in compiled.err and "unset EFFC_ISA" in compiled.err
+
+
 def test_doctor_finds_everything_that_is_required(effc):
     run = effc("doctor")
     assert run.code == 0 and "ok       torch" in run.out and "missing" not in run.out.split()

@@ -1,0 +1,59 @@
+"""A kernel as torch sees it: `torch.ops.effc.NAME`, where NAME is the name of the file.
+
+One class says everything: the schema once, `fake` for shapes under export and compile, `reference` which is slow
+and obviously right, `native` which calls the compiled body, and, where weights are packed first, `pack`.
+Subclassing registers the op.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+OPS = torch.library.Library("effc", "DEF")
+KERNELS: dict[str, type["Kernel"]] = {}
+
+
+class Kernel(ABC):
+    """An op with a compiled body. A final subclass states `name` and `schema`."""
+
+    name: str = ""
+    schema: str = ""
+
+    def __init_subclass__(cls) -> None:
+        if not cls.name:
+            return                                  # abstract: a family of kernels
+        OPS.define(cls.name + cls.schema, tags=(torch.Tag.pt2_compliant_tag,))
+        OPS.impl(cls.name, cls.native, "CPU")
+        torch.library.register_fake(f"effc::{cls.name}", cls.fake, lib=OPS)
+        cls.register_backward()
+        KERNELS[cls.name] = cls
+
+    @staticmethod
+    @abstractmethod
+    def fake(*arguments):
+        """Shapes and dtypes of the result."""
+
+    @staticmethod
+    @abstractmethod
+    def reference(*arguments):
+        """The result by plain torch operations."""
+
+    @staticmethod
+    @abstractmethod
+    def native(*arguments):
+        """The result by the compiled body."""
+
+    @classmethod
+    def register_backward(cls) -> None:
+        """Register a gradient, where training may meet this op."""
+        return
+
+    @staticmethod
+    @abstractmethod
+    def accepts(*arguments) -> str:
+        """Why this kernel can't take a layer, as a sentence; "" where it can."""
+
+    @staticmethod
+    @abstractmethod
+    def cases() -> list:
+        """Sizes worth a test: odd ones, tails, the smallest."""

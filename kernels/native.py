@@ -1,0 +1,69 @@
+"""Calls into the compiled kernels, and what their answers mean."""
+
+import ctypes
+from functools import cache
+
+from . import levels
+
+SENTENCES = {
+    1: "there is no memory for the kernel's working space",
+    2: "it is shorter than the header of a packed weight",
+    3: "it does not begin as a packed weight does",
+    4: "it was packed on a machine of the other byte order",
+    5: "it was packed by another version of effc",
+    6: "it is packed for another kernel",
+    7: "its sizes are not those of this layer, or no sizes of a layer",
+    8: "it is longer or shorter than its header says",
+    9: "its sections are not where its sizes put them",
+    10: "its contents do not match their checksum",
+    11: "its offsets leave the stream or go backwards",
+    12: "its masks do not agree with the values that follow",
+    13: "a weight is NaN or infinite",
+    14: "the arguments do not fit the packed weight",
+    15: "it has more inputs than this kernel's sums can hold",
+}
+
+_p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
+_LINEAR = (_i, _p, _q, _q, _q, _p, _q, _q, _i, _p, _i, _p, _i)
+_ATTENTION = (_i, *[_p] * 6, *[_q] * 8, ctypes.c_float, _i, _i)
+ARGUMENTS = {
+    "check": (_p, _q, _u, _q, _i),
+    "pack_begin": (_p,),
+    "pack": (_i, _p, _p, _q, _i, _p, _p, _p, _i),
+    "unpack_linear": (_i, _p, _q, _q, _q, _p, _i),
+    "pack_tokens": (_i, _p, _p, _q, _q, _q, _q, _q, _p, _q, _p, _q, _i, _i),
+    "dense_attention": _ATTENTION,
+    "sparse_attention": _ATTENTION,
+    "read": (_i, _p, _q, _i),
+    "dense_linear": _LINEAR,
+    "sparse_linear": _LINEAR,
+    "dense_linear_int8": _LINEAR,
+    "sparse_linear_int8": _LINEAR,
+    "block_sparse_linear": _LINEAR,
+}
+
+
+class KernelError(ValueError):
+    """Data that a kernel can't work with; the message is a sentence for the user."""
+
+
+@cache
+def function(name: str):
+    lib = levels.library()
+    if lib is None:
+        raise KernelError("effc was installed without its compiled kernels; install a wheel for this platform")
+    found = getattr(lib, f"effc_{name}")
+    found.argtypes, found.restype = ARGUMENTS[name], _i
+    return found
+
+
+def refused(status: int, what: str = "the packed weight") -> KernelError:
+    """What a status other than 0 means."""
+    return KernelError(f"{what} can't be used: {SENTENCES[status]}")
+
+
+def call(name: str, *arguments, what: str = "the packed weight") -> None:
+    """Call an exported function; raise what it answers, unless that is 0."""
+    status = function(name)(*arguments)
+    if status:
+        raise refused(status, what)

@@ -1,0 +1,134 @@
+"""Packed weights: a uint8 tensor that holds a whole layer in the order in which a kernel reads it.
+
+`kernels/src/packed.h` draws the format. A buffer is checked once, deeply, before a kernel first reads it: at
+packing, at loading, or at the first call; changing it in place makes it unchecked again.
+"""
+
+import ctypes
+import mmap
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import levels, native
+
+KINDS = {"dense_linear": 1, "sparse_linear": 2, "dense_linear_int8": 3, "sparse_linear_int8": 4,
+         "block_sparse_linear": 5}
+HUGE = 2 << 20
+_CHECKED = "_effc_checked"
+
+
+class Header(ctypes.LittleEndianStructure):
+    """The first 128 bytes of a buffer."""
+
+    _fields_ = [("magic", ctypes.c_char * 8), ("order", ctypes.c_uint32), ("version", ctypes.c_uint32),
+                ("kind", ctypes.c_uint32), ("zero", ctypes.c_uint32), ("n", ctypes.c_int64), ("k", ctypes.c_int64),
+                ("kept", ctypes.c_int64), ("blocks", ctypes.c_int64), ("tiles", ctypes.c_int64),
+                ("offsets_at", ctypes.c_int64), ("scales_at", ctypes.c_int64), ("sums_at", ctypes.c_int64),
+                ("stream_at", ctypes.c_int64), ("bytes", ctypes.c_int64), ("hash", ctypes.c_uint64),
+                ("pad", ctypes.c_char * 16)]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a packed weight says of itself. `kept`: weights stored (of blocks: 16 by 2 each)."""
+
+    kernel: str
+    n: int
+    k: int
+    kept: int
+    bytes: int
+
+    @property
+    def density(self) -> float:
+        per = 32 if self.kernel == "block_sparse_linear" else 1
+        return min(1.0, self.kept * per / (self.n * self.k)) if "sparse" in self.kernel else 1.0
+
+
+def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
+    """A linear layer's weight in the form that `kernel` reads.
+
+    weight  [n, k]     float32 or bfloat16, finite; others are converted
+    return  [bytes]    uint8; equal weights give equal bytes, at every level and with any number of threads
+    """
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise native.KernelError(f"a weight of shape {list(weight.shape)} can't be packed: a linear layer has "
+                                 "at least one output and one input")
+    weight = weight.detach().to("cpu")
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        weight = weight.float()
+    if weight.stride(1) != 1:
+        weight = weight.contiguous()
+    n, k = weight.shape
+    what = f"a weight of {n} outputs and {k} inputs"
+    head = Header(kind=KINDS[kernel], n=n, k=k)
+    native.call("pack_begin", ctypes.byref(head), what=what)
+    offsets = torch.zeros(head.blocks + 1, dtype=torch.int64)
+    scales = torch.zeros(16 * head.blocks)
+    fixed = (weight.data_ptr(), weight.stride(0), int(weight.dtype == torch.float32), offsets.data_ptr(),
+             scales.data_ptr())
+    threads = torch.get_num_threads() if threads is None else threads
+    native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, what=what)
+    packed = room(head.bytes)
+    native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, what=what)
+    setattr(packed, _CHECKED, (KINDS[kernel], _version(packed)))
+    return packed
+
+
+def adopt(kernel: str, packed: Tensor, n: int) -> Tensor:
+    """A buffer that came from outside, checked deeply and copied to where a kernel reads it fastest."""
+    packed = packed.detach().to("cpu")
+    if packed.dtype != torch.uint8 or packed.dim() != 1:
+        raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
+    own = room(packed.numel())
+    own.copy_(packed)
+    check(kernel, own, n)
+    return own
+
+
+def kernel_of(packed: Tensor) -> str:
+    """The kernel that a buffer says it is packed for; "" where it says none."""
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() < 128:
+        return ""
+    kind = Header.from_buffer_copy(bytes(packed[:128].numpy())).kind
+    return next((name for name, own in KINDS.items() if own == kind), "")
+
+
+def check(kernel: str, packed: Tensor, n: int = -1) -> None:
+    """Raise where a buffer is not a sound packed weight for this kernel; remember where it is."""
+    kind = KINDS[kernel]
+    version = _version(packed)
+    if getattr(packed, _CHECKED, None) == (kind, version):
+        return
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+        raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
+    native.call("check", packed.data_ptr(), packed.numel(), kind, n, 1)
+    setattr(packed, _CHECKED, (kind, version))
+
+
+def _version(packed: Tensor) -> int:
+    """How often a tensor was written to, as far as torch counts."""
+    return 0 if packed.is_inference() else packed._version
+
+
+def facts(packed: Tensor) -> Facts:
+    """Kernel, sizes and density of a checked buffer."""
+    head = Header.from_buffer_copy(bytes(packed[:128].numpy()))
+    return Facts(kernel_of(packed), head.n, head.k, head.kept, head.bytes)
+
+
+def room(count: int) -> Tensor:
+    """`count` zero bytes; from 1 MiB up on huge pages, which are worth a quarter of the bandwidth."""
+    if count < HUGE // 2 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(count, dtype=torch.uint8)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        memory = mmap.mmap(-1, (count + HUGE - 1) // HUGE * HUGE + HUGE, flags=flags)
+    except OSError as error:
+        raise MemoryError(f"can't allocate memory: {count} bytes for a packed weight") from error
+    with suppress(OSError):                          # a system without them: ordinary pages then
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
+    return torch.frombuffer(memory, dtype=torch.uint8, count=count, offset=start)

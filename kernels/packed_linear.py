@@ -1,0 +1,161 @@
+"""The family of linear kernels: y = x @ w.T + bias with w packed beforehand."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from . import levels, native
+from . import packed as packing
+from .kernel import OPS, Kernel
+
+_FLOATS = (torch.float32, torch.bfloat16)
+MOST_INPUTS = 66000        # of an int8 layer: 255 * 127 * k stays within int32
+
+
+class PackedLinear(Kernel):
+    """x [..., k] float32 or bfloat16, packed from `pack`, bias [n] or None, n outputs -> y [..., n] as x."""
+
+    schema = "(Tensor x, Tensor packed, Tensor? bias, int n) -> Tensor"
+
+    @classmethod
+    def pack(cls, weight: Tensor, threads: int | None = None) -> Tensor:
+        """A weight [n, k] in this kernel's form."""
+        return packing.pack(cls.name, weight, threads)
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> Tensor:
+        """The weight [n, k] float32 that a packed one stands for, without the compiled library's help."""
+        packing.check(cls.name, packed)
+        return unpacked(packed)
+
+    @staticmethod
+    def fake(x, packed, bias, n):
+        return x.new_empty((*x.shape[:-1], n))
+
+    @classmethod
+    def reference(cls, x, packed, bias, n):
+        y = linear(x.to(torch.bfloat16).float(), cls.unpack(packed), None if bias is None else bias.float())
+        return y.to(x.dtype)
+
+    @classmethod
+    def native(cls, x, packed, bias, n):
+        packing.check(cls.name, packed, n)
+        shape, dtype = x.shape, x.dtype
+        if dtype not in _FLOATS:
+            x, dtype = x.float(), torch.float32
+        rows = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+        stride, step = rows.stride()
+        if step != 1:
+            rows, stride = rows.contiguous(), shape[-1]
+        if bias is not None:
+            bias = _fit(bias, n)
+        y = torch.empty((*shape[:-1], n), dtype=dtype)
+        status = native.function(cls.name)(
+            levels.code(), packed.data_ptr(), packed.numel(), n, shape[-1], rows.data_ptr(), rows.shape[0], stride,
+            dtype is torch.float32, None if bias is None else bias.data_ptr(),
+            bias is not None and bias.dtype is torch.float32, y.data_ptr(), torch.get_num_threads())
+        if status:
+            raise native.refused(status)
+        return y
+
+    @classmethod
+    def register_backward(cls) -> None:
+        torch.library.register_autograd(f"effc::{cls.name}", cls._backward, setup_context=_keep, lib=OPS)
+
+    @classmethod
+    def _backward(cls, ctx, grad):
+        # The packed weight is frozen; what trains beside it (adapters) needs the gradient of x.
+        x_grad = bias_grad = None
+        if ctx.needs_input_grad[0]:
+            weight = torch.ops.effc.unpack_linear(ctx.saved_tensors[0], grad.shape[-1], ctx.inputs)
+            x_grad = grad @ weight.to(grad.dtype)
+        if ctx.needs_input_grad[2]:
+            bias_grad = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return x_grad, None, bias_grad, None
+
+    @classmethod
+    def accepts(cls, n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> str:
+        if min(n, k) < 1:
+            return "it has no outputs or no inputs"
+        if not dtype.is_floating_point:
+            return f"its weights are {dtype}, not floating point"
+        return ""
+
+    @staticmethod
+    def cases() -> list[tuple[int, int]]:
+        """Outputs and inputs: one, tails of 16 and of 32 and 64, more than one panel and one depth."""
+        return [(1, 1), (3, 5), (16, 32), (17, 33), (48, 64), (65, 96), (130, 127), (20, 2100), (200, 257)]
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, packed, bias, _n = inputs
+    ctx.save_for_backward(packed)
+    ctx.inputs = x.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _fit(bias: Tensor, n: int) -> Tensor:
+    if bias.shape != (n,):
+        raise native.KernelError(f"a bias of shape {list(bias.shape)} does not fit {n} outputs")
+    return (bias if bias.dtype in _FLOATS else bias.float()).contiguous()
+
+
+def quantised(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias with every row of x rounded to 127 steps of its largest magnitude."""
+    rows = x.float()
+    most = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
+    inverse = torch.where(most > 1e-30, torch.full_like(most, 127) / most, 0.0)  # 127 / most is rounded twice
+    y = linear(((rows * inverse).round() * (most / 127)).double(), weight.double())
+    return (y + (0 if bias is None else bias.double())).to(x.dtype)
+
+
+def unpacked(packed: Tensor) -> Tensor:
+    """The weight [n, k] float32 of a checked buffer, written from the format's description alone."""
+    raw = packed.numpy()
+    head = packing.Header.from_buffer_copy(raw[:128].tobytes())
+    kernel = packing.facts(packed).kernel
+    offsets = raw[head.offsets_at:head.offsets_at + 8 * head.blocks + 8].view(np.int64)
+    per_lane = 4 if "int8" in kernel else 2
+    w = np.zeros((16 * head.blocks, head.tiles * 16 * per_lane), np.float32)
+    for block in range(head.blocks):
+        start = head.stream_at + offsets[block]
+        own = vectors(raw[start:head.stream_at + offsets[block + 1]], kernel, head.tiles)
+        lanes = own.reshape(-1, 16, per_lane)                     # [groups, outputs, inputs of a group]
+        w[16 * block:16 * block + 16] = lanes.transpose(1, 0, 2).reshape(16, -1)
+    if per_lane == 4:
+        w *= raw[head.scales_at:head.scales_at + 64 * head.blocks].view(np.float32)[:, None]
+    return torch.from_numpy(w[:head.n, :head.k].copy())
+
+
+def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
+    """The weights of a block as [groups, one vector] of numbers."""
+    element = np.int8 if "int8" in kernel else np.uint16
+    if kernel.startswith("dense"):
+        return _numbers(stream[:1024 * tiles].view(element))
+    if kernel == "block_sparse_linear":
+        return _numbers(_placed(stream, tiles))
+    mask_bytes = 128 if element is np.int8 else 64
+    whole, at = np.zeros((tiles, 1024 // element().itemsize), element), 0
+    for tile in range(tiles):
+        bits = np.unpackbits(stream[at:at + mask_bytes], bitorder="little").astype(bool)
+        at += mask_bytes
+        count = int(bits.sum()) * element().itemsize
+        whole[tile][bits] = stream[at:at + count].copy().view(element)
+        at += count
+    return _numbers(whole)
+
+
+def _placed(stream: np.ndarray, tiles: int) -> np.ndarray:
+    count = int(stream[:8].view(np.int64)[0])
+    at = 64 + (2 * count + 63) // 64 * 64
+    kept = stream[at:at + 64 * count].view(np.uint16).reshape(count, 32)
+    whole = np.zeros((tiles * 16, 32), np.uint16)
+    whole[stream[64:64 + 2 * count].view(np.uint16)] = kept
+    return whole
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.int8:
+        return values.astype(np.float32)
+    return (values.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,181 @@
+// AMX tiles, as instructions or as a model in plain C++ that does what they do, fault for fault.
+//
+// No machine with AMX has run this; the model runs in every test, over the very source that the instructions are
+// compiled from. What the model can't show: the permission call of levels.cc, and speed.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if EFFC_LEVEL == 4
+#include <immintrin.h>
+#define TILE_CONFIGURE(at) _tile_loadconfig(at)
+#define TILE_RELEASE() _tile_release()
+#define TILE_ZERO(c) _tile_zero(c)
+#define TILE_LOAD(t, at, stride) _tile_loadd(t, at, stride)
+#define TILE_STORE(t, at, stride) _tile_stored(t, at, stride)
+#define TILE_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
+#define TILE_INT8(c, a, b) _tile_dpbusd(c, a, b)
+#else
+#define TILE_CONFIGURE(at) model.configure(at)
+#define TILE_RELEASE() model.release()
+#define TILE_ZERO(c) model.zero(c)
+#define TILE_LOAD(t, at, stride) model.load(t, at, stride)
+#define TILE_STORE(t, at, stride) model.store(t, at, stride)
+#define TILE_BF16(c, a, b) model.bf16(c, a, b)
+#define TILE_INT8(c, a, b) model.int8(c, a, b)
+#endif
+
+namespace {
+
+// The operand of ldtilecfg.
+struct TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t column_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileShapes) == 64, "as the instruction reads it");
+
+#if EFFC_LEVEL != 4
+struct TileModel {
+  bool configured = false;
+  TileShapes shapes;
+  uint8_t data[8][16][64];
+
+  static void fault_unless(bool fine) {
+    if (!fine) __builtin_trap();  // as the processor would: an invalid tile operation ends the process
+  }
+  void configure(const void* at) {
+    std::memcpy(&shapes, at, sizeof shapes);
+    fault_unless(shapes.palette == 1 && shapes.start_row == 0);
+    for (int t = 0; t < 16; ++t) {
+      fault_unless(shapes.rows[t] <= 16 && shapes.column_bytes[t] <= 64);
+      fault_unless((shapes.rows[t] == 0) == (shapes.column_bytes[t] == 0));
+      fault_unless(t < 8 || shapes.rows[t] == 0);
+    }
+    configured = true;
+    std::memset(data, 0, sizeof data);
+  }
+  void release() { configured = false; }
+  void use(int t) const { fault_unless(configured && t >= 0 && t < 8 && shapes.rows[t] > 0); }
+  void zero(int t) {
+    use(t);
+    std::memset(data[t], 0, sizeof data[t]);
+  }
+  void load(int t, const void* at, int64_t stride) {
+    zero(t);
+    for (int row = 0; row < shapes.rows[t]; ++row)
+      std::memcpy(data[t][row], static_cast<const uint8_t*>(at) + row * stride, shapes.column_bytes[t]);
+  }
+  void store(int t, void* at, int64_t stride) const {
+    use(t);
+    for (int row = 0; row < shapes.rows[t]; ++row)
+      std::memcpy(static_cast<uint8_t*>(at) + row * stride, data[t][row], shapes.column_bytes[t]);
+  }
+  void fit(int c, int a, int b) const {
+    use(c), use(a), use(b);
+    fault_unless(c != a && c != b && a != b && shapes.rows[c] == shapes.rows[a]);
+    fault_unless(shapes.column_bytes[c] == shapes.column_bytes[b] && shapes.rows[b] * 4 == shapes.column_bytes[a]);
+  }
+  static float flushed(float value) { return std::fabs(value) < 1.17549435e-38f ? std::copysign(0.0f, value) : value; }
+  static float half(const uint8_t* at) {
+    uint16_t bits;
+    std::memcpy(&bits, at, 2);
+    return flushed(from_bf16(bits));
+  }
+  // Even and odd inputs run in two chains of fused products from zero; their sum is added last. Subnormal numbers
+  // are zero, before and after.
+  void bf16(int c, int a, int b) {
+    fit(c, a, b);
+    for (int row = 0; row < shapes.rows[c]; ++row)
+      for (int column = 0; column < shapes.column_bytes[c] / 4; ++column) {
+        float chain[2] = {0, 0}, sum;
+        for (int k = 0; k < shapes.rows[b]; ++k)
+          for (int i = 0; i < 2; ++i)
+            chain[i] = flushed(std::fmaf(half(data[a][row] + 4 * k + 2 * i), half(data[b][k] + 4 * column + 2 * i),
+                                         chain[i]));
+        std::memcpy(&sum, data[c][row] + 4 * column, 4);
+        sum = flushed(flushed(sum) + flushed(chain[0] + chain[1]));
+        std::memcpy(data[c][row] + 4 * column, &sum, 4);
+      }
+  }
+  void int8(int c, int a, int b) {
+    fit(c, a, b);
+    for (int row = 0; row < shapes.rows[c]; ++row)
+      for (int column = 0; column < shapes.column_bytes[c] / 4; ++column) {
+        int32_t sum;
+        std::memcpy(&sum, data[c][row] + 4 * column, 4);
+        for (int k = 0; k < shapes.rows[b]; ++k)
+          for (int i = 0; i < 4; ++i)
+            sum += data[a][row][4 * k + i] * static_cast<int8_t>(data[b][k][4 * column + i]);
+        std::memcpy(data[c][row] + 4 * column, &sum, 4);
+      }
+  }
+};
+thread_local TileModel model;
+#endif
+
+// Sums 0 and 1 of the upper 16 rows, 2 and 3 of the lower, for two blocks of outputs; x in 4 and 5, weights in 6, 7.
+inline void shape_tiles(int upper, int lower) {
+  TileShapes shapes;
+  const int rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+  for (int t = 0; t < 8; ++t) {
+    shapes.rows[t] = static_cast<uint8_t>(rows[t]);
+    shapes.column_bytes[t] = rows[t] ? 64 : 0;
+  }
+  TILE_CONFIGURE(&shapes);
+}
+
+// Up to 32 rows by one or two blocks of outputs. `rows`: x as bytes, a row every row_bytes; blocks[b]: tiles of
+// weights; sums [b][row] of 64 bytes, blocks `between` apart.
+template <class Number, int N>
+void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes, int lower,
+                  uint8_t* sums, int64_t between, bool again) {
+  uint8_t *const right = sums + between, *const below = sums + 16 * 64, *const corner = right + 16 * 64;
+  TILE_ZERO(0);
+  if (N > 1) TILE_ZERO(1);
+  if (lower) TILE_ZERO(2);
+  if (lower && N > 1) TILE_ZERO(3);
+  if (again) {
+    TILE_LOAD(0, sums, 64);
+    if (N > 1) TILE_LOAD(1, right, 64);
+    if (lower) TILE_LOAD(2, below, 64);
+    if (lower && N > 1) TILE_LOAD(3, corner, 64);
+  }
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    TILE_LOAD(4, rows + 64 * tile, row_bytes);
+    if (lower) TILE_LOAD(5, rows + 16 * row_bytes + 64 * tile, row_bytes);
+    TILE_LOAD(6, blocks[0] + 1024 * tile, 64);
+    if (N > 1) TILE_LOAD(7, blocks[N - 1] + 1024 * tile, 64);
+    if constexpr (Number::kWidth == 2) {
+      TILE_BF16(0, 4, 6);
+      if (N > 1) TILE_BF16(1, 4, 7);
+      if (lower) TILE_BF16(2, 5, 6);
+      if (lower && N > 1) TILE_BF16(3, 5, 7);
+    } else {
+      TILE_INT8(0, 4, 6);
+      if (N > 1) TILE_INT8(1, 4, 7);
+      if (lower) TILE_INT8(2, 5, 6);
+      if (lower && N > 1) TILE_INT8(3, 5, 7);
+    }
+  }
+  TILE_STORE(0, sums, 64);
+  if (N > 1) TILE_STORE(1, right, 64);
+  if (lower) TILE_STORE(2, below, 64);
+  if (lower && N > 1) TILE_STORE(3, corner, 64);
+}
+
+// All rows, 32 at a time; the last ones have tiles with fewer rows, so that nothing is read past them.
+template <class Number, int N>
+void tile_rows(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes, int64_t count,
+               uint8_t* sums, int64_t between, bool again) {
+  for (int64_t row = 0; row < count; row += 32) {
+    const int left = static_cast<int>(std::min<int64_t>(32, count - row)), upper = std::min(left, 16);
+    if (row == 0 || left < 32) shape_tiles(upper, left - upper);
+    tile_product<Number, N>(blocks, tiles, rows + row * row_bytes, row_bytes, left - upper, sums + 64 * row, between,
+                            again);
+  }
+  TILE_RELEASE();
+}
+
+}  // namespace

@@ -1,0 +1,48 @@
+// A stream of whole vectors.
+#pragma once
+#include "linear.h"
+
+namespace {
+
+template <class Number>
+struct Dense : Number {
+  using typename Number::Sum;
+  static constexpr int64_t kAhead = 8192;  // bytes; the processor's own prefetch stops at a page
+
+  struct Cursor {
+    const uint8_t* at = nullptr;
+    Cursor() = default;
+    Cursor(const Packed& packed, int64_t block) : at(packed.stream(block)) {}
+    const uint8_t* vectors(int64_t tiles, uint8_t*) {
+      const uint8_t* here = at;
+      at += 1024 * tiles;
+      return here;
+    }
+  };
+
+  template <int M>
+  static void rows(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
+    constexpr int kChains = chains_for(M);
+    Sum chains[kChains][M];
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) chains[c][m] = Number::none();
+    const uint8_t* at = packed.stream(block);
+    for (int64_t group = 0; group < packed.head.tiles * 16; group += kChains)
+#pragma GCC unroll 8
+      for (int c = 0; c < kChains; ++c) {
+        ahead(at + kAhead);
+        const Vec w = load(at);
+        at += 64;
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) Number::dot(chains[c][m], w, words[(group + c) * M + m]);
+      }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,167 @@
+// More than 16 rows. A thread takes its blocks of outputs a few at a time, unpacks up to kDepth tiles of them
+// into its panel and multiplies all rows of the chunk with it; sums wait in memory between two depths.
+#pragma once
+
+#if EFFC_LEVEL >= 4
+#include "amx.h"
+#endif
+
+namespace {
+
+#if EFFC_LEVEL >= 4
+constexpr int kPanelBlocks = 2;  // two columns of tiles
+#else
+constexpr int kPanelBlocks = kGemmBlocks;
+#endif
+
+constexpr int64_t kChunk = 512;  // rows that share one unpacking
+constexpr int64_t kDepth = 8;    // tiles: with 4 blocks a panel of 32 KiB, which stays in L1
+
+// Where a part keeps its things.
+struct Panel {
+  // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
+  static constexpr int64_t kBlock = kDepth * 1024 + 192, kBetween = kChunk * 64 + 320;
+  static constexpr int64_t kWeights = kPanelBlocks * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
+  uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
+  Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
+};
+
+constexpr int kFewest = kGemmRows > 2 ? kGemmRows - 2 : 1;  // rows of a block, see below
+
+// Rows of a chunk in blocks of nearly kGemmRows, so that none is left with one or two.
+struct RowBlocks {
+  int64_t rows, count;
+  explicit RowBlocks(int64_t rows) : rows(rows), count((rows + kGemmRows - 1) / kGemmRows) {}
+  int64_t start(int64_t i) const { return rows * i / count; }
+};
+
+template <class Format>
+struct ManyRows {
+  const LinearCall& call;
+  const Packed& packed;
+  int64_t first, rows;   // of this chunk
+  uint8_t* prepared;     // [rows] of row_bytes
+  uint32_t* words;       // by block of rows [groups][its rows]
+  float* scales;
+  uint8_t* panels;
+  int64_t row_bytes() const { return packed.head.tiles * 64; }
+
+  // `blocks[b]`: vectors of `groups` groups. words: of these groups.
+  template <int M, int N>
+  static void product(const uint8_t* const* blocks, int64_t groups, const uint32_t* words, uint8_t* sums,
+                      int64_t between, bool again) {
+    typename Format::Sum sum[N][M];  // in registers only if every loop over it is unrolled
+#pragma GCC unroll 4
+    for (int b = 0; b < N; ++b)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sum[b][m] = Format::none();
+    if (again)
+#pragma GCC unroll 4
+      for (int b = 0; b < N; ++b)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) sum[b][m] = Format::load_sum(sums + b * between + 64 * m);
+    const uint8_t* at[N];
+#pragma GCC unroll 4
+    for (int b = 0; b < N; ++b) at[b] = blocks[b];
+    for (int64_t group = 0; group < groups; ++group, words += M) {
+      Vec w[N];
+#pragma GCC unroll 4
+      for (int b = 0; b < N; ++b) w[b] = load(at[b] + 64 * group);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int b = 0; b < N; ++b) Format::dot(sum[b][m], w[b], words[m]);
+    }
+#pragma GCC unroll 4
+    for (int b = 0; b < N; ++b)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
+  }
+
+  template <int N>
+  void all_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
+#if EFFC_LEVEL >= 4
+    tile_rows<Format, N>(blocks, tiles, prepared + 64 * from, row_bytes(), rows, sums, Panel::kBetween, from > 0);
+#else
+    const RowBlocks blocked(rows);
+    const int64_t between = Panel::kBetween, groups = tiles * 16;
+    for (int64_t i = 0; i < blocked.count; ++i) {
+      const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
+      const uint32_t* block_words = words + start * (row_bytes() / 4) + from * 16 * m;
+      uint8_t* own = sums + 64 * start;
+      if (m == kGemmRows)
+        product<kGemmRows, N>(blocks, groups, block_words, own, between, from > 0);
+      else if (m == kGemmRows - 1)
+        product<kGemmRows - 1, N>(blocks, groups, block_words, own, between, from > 0);
+      else
+        product<kFewest, N>(blocks, groups, block_words, own, between, from > 0);
+    }
+#endif
+  }
+
+  template <int N>
+  void blocks(int64_t block, const Panel& panel) const {
+    typename Format::Cursor cursors[N];
+    for (int b = 0; b < N; ++b) cursors[b] = typename Format::Cursor(packed, block + b);
+    for (int64_t from = 0; from < packed.head.tiles; from += kDepth) {
+      const int64_t tiles = std::min(kDepth, packed.head.tiles - from);
+      const uint8_t* vectors[N];
+      for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
+      all_rows<N>(vectors, from, tiles, panel.sums);
+    }
+    for (int b = 0; b < N; ++b)
+      for (int64_t row = 0; row < rows; ++row) {
+        const auto sum = Format::load_sum(panel.sums + b * Panel::kBetween + row * 64);
+        put(call, packed, block + b, first + row, Format::finish(packed, block + b, sum, scales[row]));
+      }
+  }
+
+  static void prepare(int part, int parts, void* context) {
+    const ManyRows& job = *static_cast<const ManyRows*>(context);
+    const RowBlocks blocked(job.rows);
+    const int64_t bytes = job.row_bytes();
+    for (int64_t i = blocked.count * part / parts; i < blocked.count * (part + 1) / parts; ++i) {
+      const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
+      for (int64_t row = start; row < start + m; ++row)
+        job.scales[row] = Format::prepare(job.call.x, job.call.x_float, (job.first + row) * job.call.stride,
+                                          job.packed.head.k, job.prepared + row * bytes, bytes);
+      const uint8_t* from = job.prepared + start * bytes;
+      uint32_t* into = job.words + start * (bytes / 4);
+      if (m == kGemmRows)
+        interleave<kGemmRows>(from, bytes, m, into);
+      else if (m == kGemmRows - 1)
+        interleave<kGemmRows - 1>(from, bytes, m, into);
+      else
+        interleave<kFewest>(from, bytes, m, into);
+    }
+  }
+
+  static void part(int part, int parts, void* context) {
+    const ManyRows& job = *static_cast<const ManyRows*>(context);
+    const Panel panel(job.panels, part);
+    const Share share(job.packed, part, parts);
+    int64_t block = share.from;
+    for (; block + kPanelBlocks <= share.to; block += kPanelBlocks) job.template blocks<kPanelBlocks>(block, panel);
+    for (; block < share.to; ++block) job.template blocks<1>(block, panel);
+  }
+};
+
+template <class Format>
+int32_t many_rows(const LinearCall& call, const Packed& packed) {
+  const int parts = parts_for(packed, call.threads, call.rows);
+  const int64_t bytes = packed.head.tiles * 64, most = std::min(call.rows, kChunk);
+  auto* prepared = static_cast<uint8_t*>(effc_scratch(kRows, most * bytes));
+  auto* words = static_cast<uint32_t*>(effc_scratch(kWords, most * bytes));
+  auto* scales = static_cast<float*>(effc_scratch(kScales, kChunk * sizeof(float)));
+  auto* panels = static_cast<uint8_t*>(effc_scratch(kPanels, parts * Panel::kBytes));
+  if (!prepared || !words || !scales || !panels) return kNoMemory;
+  for (int64_t first = 0; first < call.rows; first += kChunk) {
+    const int64_t rows = std::min(kChunk, call.rows - first);
+    ManyRows<Format> job{call, packed, first, rows, prepared, words, scales, panels};
+    effc_parallel(parts, ManyRows<Format>::prepare, &job);
+    effc_parallel(parts, ManyRows<Format>::part, &job);
+  }
+  return kOk;
+}
+
+}  // namespace

@@ -1,0 +1,73 @@
+// The packed weight: one buffer, the same at every level. Little endian, all positions in bytes from its start.
+//
+//   header            128 bytes
+//   offsets           int64 [blocks + 1]: where a block of 16 outputs begins in the stream, and the stream's end
+//   scales            float32 [16 * blocks]   int8 kinds: weight = scale * code
+//   sums              int32 [16 * blocks]     int8 kinds: 128 * the sum of an output's codes
+//   stream            block after block, tile after tile
+//   64 zero bytes     a vector load may begin at the last value
+//
+// A tile is 16 vectors of 64 bytes: lane = output, and in a lane the 2 (bfloat16) or 4 (int8) inputs of one group.
+// It is the B operand of an AMX tile product, and each vector multiplies one broadcast group of activations.
+//   dense    the 16 vectors
+//   sparse   16 masks (uint32 or uint64, one bit per weight of a vector), then the weights that are not zero
+//   block    int64 count, in 64 bytes; uint16 group numbers of the vectors that are not all zero, zeros to a
+//            multiple of 64; those vectors
+// Blocks begin at multiples of 64 bytes.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "levels.h"
+
+enum Kind : uint32_t { kDenseBf16 = 1, kSparseBf16, kDenseInt8, kSparseInt8, kBlockBf16 };
+
+struct Header {
+  char magic[8];       // "effcpack"
+  uint32_t order;      // 0x01020304 as this machine stores it
+  uint32_t version;    // 1
+  uint32_t kind;
+  uint32_t zero;
+  int64_t n, k;        // outputs and inputs of the layer
+  int64_t kept;        // weights (block: vectors) that are stored
+  int64_t blocks;      // ceil(n / 16)
+  int64_t tiles;       // tiles of a block: ceil(k / 32), int8: ceil(k / 64)
+  int64_t offsets_at, scales_at, sums_at, stream_at;
+  int64_t bytes;       // of the whole buffer
+  uint64_t hash;       // of the whole buffer, this field taken as zero
+  char pad[16];
+};
+static_assert(sizeof(Header) == 128, "the header is part of the format");
+
+constexpr uint32_t kByteOrder = 0x01020304, kFormat = 1;
+constexpr int64_t kMost = int64_t(1) << 31;  // of outputs and of inputs
+constexpr int64_t kTail = 64;
+constexpr int64_t kMostInt8 = 66000;         // inputs: 255 * 127 * k stays within int32
+
+namespace {
+
+constexpr bool is_int8(uint32_t kind) { return kind == kDenseInt8 || kind == kSparseInt8; }
+constexpr int64_t ceil_to(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr int64_t block_bytes(int64_t count) { return 64 + ceil_to(2 * count, 64) + 64 * count; }
+
+// A checked buffer, opened for reading.
+struct Packed {
+  const uint8_t* at;
+  Header head;
+
+  explicit Packed(const uint8_t* buffer) : at(buffer) { std::memcpy(&head, buffer, sizeof head); }
+  int64_t offset(int64_t block) const {
+    int64_t found;
+    std::memcpy(&found, at + head.offsets_at + 8 * block, 8);
+    return found;
+  }
+  const uint8_t* stream(int64_t block) const { return at + head.stream_at + offset(block); }
+};
+
+}  // namespace
+
+// The sections of a buffer, from kind, n and k; `stream_bytes` from packing. kSizes where it can't be.
+int32_t effc_lay_out(Header& head, int64_t stream_bytes);
+// Whether a buffer is a packed weight of this kind, for n outputs (any where negative); kOk or what is wrong.
+EFFC_API int32_t effc_check(const uint8_t* buffer, int64_t bytes, uint32_t kind, int64_t n, int32_t deep);
+uint64_t effc_seal(const uint8_t* buffer, int64_t bytes);  // the hash that belongs into its header

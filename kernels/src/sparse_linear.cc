@@ -1,0 +1,8 @@
+// Sparse bfloat16 weights as tile bitmaps.
+#include "sparse.h"
+
+int32_t EFFC_AT_LEVEL(sparse_linear)(const LinearCall& call) { return linear<Sparse<Bf16>>(call); }
+
+#if EFFC_LEVEL == 0
+EFFC_LINEAR(sparse_linear, kSparseBf16)
+#endif

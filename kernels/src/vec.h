@@ -1,0 +1,48 @@
+// 64-byte vectors of packed weights and what kernels do with them, at the level of this compilation.
+//
+// A `Vec` holds, for 16 outputs, the weights of one group of inputs: 2 of bfloat16 or 4 of int8 per lane.
+// `Floats` and `Ints` are the 16 running sums.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+inline void ahead(const uint8_t* at) { __builtin_prefetch(at); }
+
+inline uint32_t word(const void* at) {
+  uint32_t value;
+  std::memcpy(&value, at, 4);
+  return value;
+}
+
+inline uint64_t wide(const void* at) {
+  uint64_t value;
+  std::memcpy(&value, at, 8);
+  return value;
+}
+
+inline float from_bf16(uint16_t bits) {
+  const uint32_t whole = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &whole, 4);
+  return value;
+}
+
+// To nearest, ties to even; NaN stays NaN.
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16, quiet = bits >> 16 | 0x40;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+}  // namespace
+
+#if defined(__AVX512VBMI2__)
+#include "vec_avx512.h"
+#elif defined(__AVX2__)
+#include "vec_avx2.h"
+#else
+#include "vec_portable.h"
+#endif

@@ -1,0 +1,38 @@
+"""A packed weight back as it was, less what packing rounded: for gradients, and to look at."""
+
+import torch
+
+from . import levels, native
+from . import packed as packing
+from .kernel import Kernel
+from .packed_linear import PackedLinear, unpacked
+
+
+class UnpackLinear(Kernel):
+    """packed, n outputs, k inputs -> the weight [n, k] float32."""
+
+    name = "unpack_linear"
+    schema = "(Tensor packed, int n, int k) -> Tensor"
+
+    @staticmethod
+    def fake(packed, n, k):
+        return packed.new_empty((n, k), dtype=torch.float32)
+
+    @staticmethod
+    def reference(packed, n, k):
+        return unpacked(packed)
+
+    @staticmethod
+    def native(packed, n, k):
+        kernel = packing.kernel_of(packed)
+        packing.check(kernel or "dense_linear", packed, n)
+        weight = torch.empty((n, k))
+        native.call("unpack_linear", levels.code(), packed.data_ptr(), packed.numel(), n, k, weight.data_ptr(),
+                    torch.get_num_threads())
+        return weight
+
+    @staticmethod
+    def accepts(n, k):
+        return ""
+
+    cases = PackedLinear.cases

@@ -1,0 +1,26 @@
+"""Weights, inputs and tolerances that tests of linear kernels share."""
+
+import torch
+from effc.kernels.ops import KERNELS
+
+LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8")) and name != "unpack_linear"]
+
+
+def weight(n: int, k: int, density: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(n, k, generator=generator) < density
+    return torch.randn(n, k, generator=generator) * kept
+
+
+def run(kernel: str, x, packed, bias, n: int):
+    return getattr(torch.ops.effc, kernel)(x, packed, bias, n)
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """float32 sums in another order: 1e-5 of the largest value; a bfloat16 result rounds by 2**-8 more."""
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype
+    if not found.numel():
+        return
+    most = float(wanted.float().abs().max()) + 1e-6
+    bound = most * (1e-5 if found.dtype == torch.float32 else 2 ** -8)
+    assert float((found.float() - wanted.float()).abs().max()) <= bound
