@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..dsl.diagnostics import Fault, Reject
 from .program import argument_names
-from .sample import evaluating, prepared, sample
+from .sample import evaluating, knows_inputs, prepared, sample
 from .signature import call_signature, module_signature
 
 unsupported_model = Fault("unsupported-model", "A model does something that effc can't capture as a graph.",
@@ -51,8 +51,18 @@ def candidates(model: nn.Module) -> dict[str, nn.Module]:
 def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
     """Run the model once and keep, per distinct signature, the arguments of a unit's first call.
 
+    A module that is none of transformers and has no repeated layers is one unit, "".
     Raises Reject (unsupported-model) if the model's own forward fails.
     """
+    calls = _recorded(model, inputs, candidates(model))
+    if not calls.order and not isinstance(model, PreTrainedModel):
+        whole = _recorded(model, inputs, {"": model})
+        whole.odd = calls.odd
+        return whole
+    return calls
+
+
+def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Module]) -> Calls:
     calls = Calls()
     counts: dict[str, int] = {}
 
@@ -60,7 +70,7 @@ def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             counts[path] = counts.get(path, 0) + 1
             given = _given(layer, args, kwargs)
-            if counts[path] > 1 or not any(map(_is_stream, given.values())):
+            if counts[path] > 1 or not (path == "" or any(map(_is_stream, given.values()))):
                 return
             calls.order.append(path)
             signature = (structure[path], call_signature(given))
@@ -70,9 +80,9 @@ def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
         return keep
 
     # Before our own hooks make layers differ.
-    structure = {path: module_signature(layer) for path, layer in candidates(model).items()}
+    structure = {path: module_signature(layer) for path, layer in places.items()}
     try:
-        _run(model, inputs, hook)
+        _run(model, inputs, hook, places)
     except Exception as error:   # whatever a model's own code raises, it can't be run
         raise Reject(unsupported_model(
             f"{type(model).__name__} fails when it runs: {type(error).__name__}: {error}",
@@ -93,7 +103,7 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
     """
     found: dict[str, list[Call]] = {path: [] for path in paths}
-    if not paths or not isinstance(model, PreTrainedModel) or set(inputs) != set(sample(model)):
+    if not paths or not knows_inputs(model) or set(inputs) != set(sample(model)):
         return found
     for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
         for path, call in calls.items():
@@ -103,7 +113,7 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
 
 def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
     """How units are called for the token after these inputs, with the cache or the state that they left."""
-    if "input_ids" not in inputs:
+    if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
     if "cache" in argument_names(type(model)):
         caches: list[Cache] = []
@@ -148,7 +158,7 @@ def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
         return keep
 
     try:
-        _run(model, inputs, hook)
+        _run(model, inputs, hook, {"": model} if "" in paths else candidates(model))
     except _Enough:
         pass
     except _CANT_RUN:
@@ -156,9 +166,9 @@ def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
     return found
 
 
-def _run(model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]]) -> None:
-    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True)
-               for path, layer in candidates(model).items()]
+def _run(model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]],
+         places: dict[str, nn.Module]) -> None:
+    handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in places.items()]
     try:
         with torch.no_grad(), evaluating(model), prepared(model):
             model(**inputs, **_uncalled_for(model, inputs))
@@ -169,7 +179,9 @@ def _run(model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callabl
 
 def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
-    if "cache" in inputs or "cache" not in argument_names(type(model)) or getattr(model.config, "is_decoder", True):
+    if not isinstance(model, PreTrainedModel) or "cache" in inputs or "cache" not in argument_names(type(model)):
+        return {}
+    if getattr(model.config, "is_decoder", True):
         return {}
     return {"cache": DynamicCache(config=model.config)}
 

@@ -2,18 +2,20 @@
 
 The repeated units are found by running a tiny left-padded batch (left-padded because without padding the mask
 is None, and a graph captured so is wrong for padded batches): they are the elements of module lists that are
-called once with a floating-point tensor. One layer is traced per distinct signature.
+called once with a floating-point tensor. One layer is traced per distinct signature. A plain PyTorch module
+without such layers is one unit itself.
 """
 
 import copy
 import linecache
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 from torch import fx, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ..dsl.diagnostics import Reject
@@ -42,7 +44,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     if not program.units:
         raise Reject(unsupported_model(
             f"{type(model).__name__} has no repeated layers: no element of a module list is called just once",
-            help="effc needs a model whose layers are the elements of an nn.ModuleList"))
+            help="effc needs a transformers model whose layers are the elements of an nn.ModuleList"))
     return program
 
 
@@ -93,7 +95,7 @@ def _shared(units: dict[str, Unit]) -> dict[str, Unit]:
 
 def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
-    if "input_ids" not in inputs:
+    if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return inputs
     return {**inputs, "input_ids": inputs["input_ids"] % model.config.get_text_config().vocab_size}
 
@@ -206,7 +208,8 @@ def capture_flat(program: Program) -> Unit:
 
 
 def _main_output(result: Any) -> Any:
-    for name in ("logits", "last_hidden_state"):
-        if name in result:
-            return result[name]
-    return next(iter(result.values()))
+    if isinstance(result, (tuple, list)):
+        return result[0]
+    if not isinstance(result, Mapping):
+        return result
+    return next(result[name] for name in ("logits", "last_hidden_state", *result) if name in result)

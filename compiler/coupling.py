@@ -23,6 +23,7 @@ class Found:
     groups: list[Group] = field(default_factory=list)
     items: list[list[frozenset[int]]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)      # (module, reason)
+    leaving: bool = False                                             # channels of its own are handed on
 
 
 def groups_of(labelling: Labelling) -> Found:
@@ -42,6 +43,9 @@ class _Search:
         self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels]}
         self.weighed = {root for labels in labelling.weighed for root in self.root[labels]}
         self.found = Found(refused=list(labelling.refused))
+        out = {root for root in self.root[labelling.output].tolist() if root not in (NOTHING, self.root[STREAM])}
+        self.found.leaving = bool(out)
+        self.leaving = out
 
     def run(self) -> Found:
         free = np.ones(self.labelling.count, bool)
@@ -73,6 +77,8 @@ class _Search:
         reason = next((self.blocked[r] for r in used if r in self.blocked), None)
         if reason:
             return reason
+        if not self.leaving.isdisjoint(used):
+            return "its heads leave the layer"
         if NOTHING in used or self.root[STREAM] in used:
             return "its heads are not made by a projection of their own"
         repeat, left = divmod(len(attention.q), len(attention.kv))
@@ -91,6 +97,8 @@ class _Search:
             reason = next((self.blocked[r] for r in roots.tolist() if r in self.blocked), None)
             readers = [index for index in members if index in self.reads]
             whole = bool(readers) and len(readers) < len(members)
+            if whole and not self.leaving.isdisjoint(roots.tolist()):
+                reason = reason or "its channels leave the layer"
             if whole and not reason and self.one_item(roots, self.owner[readers[0]]):
                 reason = "a norm or a mixing function runs over all its channels"
             if reason:

@@ -1,5 +1,6 @@
 """From captured graphs to a `Skeleton`: what a model is made of, found without names of any architecture."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,21 +19,26 @@ from .residual import terms
 
 @dataclass(frozen=True)
 class Structure:
-    """What one unit holds, paths below it."""
+    """What one unit holds, paths below it. `leaving`: channels of its own go into other units."""
 
     branches: tuple[Branch, ...]
     groups: tuple[Group, ...]
     refused: tuple[tuple[str, str], ...]
+    leaving: bool = False
 
 
 def discover(program: Program) -> Skeleton:
     """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""
     model = program.model
     tied = tuple(tied_tensors(model))
-    branches, groups, refused = [], [], []
-    for path, structure in structures(program):
-        branches += [_placed_branch(b, path) for b in structure.branches]
-        refused += [[join(path, site), why] for site, why in structure.refused]
+    found = list(structures(program))
+    branches = [_placed_branch(b, path) for path, structure in found for b in structure.branches]
+    if any(structure.leaving for path, structure in found if path):
+        # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
+        found = [("", structure_of(program.flat.graph, model))]
+    groups, refused = [], []
+    for path, structure in found:
+        refused += [[join(path, site), why] for site, why in _once(structure.refused, whole=not path)]
         for group in structure.groups:
             placed = _placed_group(group, path)
             shared = _shared(placed, tied)
@@ -40,6 +46,7 @@ def discover(program: Program) -> Skeleton:
                 refused.append([placed.site, f"{shared} is shared with another module"])
             else:
                 groups.append(placed)
+    groups = list(told_apart(groups))
     return Skeleton(
         model_type=_model_type(model), parts=tuple(parts_of(model)), units=tuple(program.units),
         branches=tuple(branches), groups=tuple(groups), tied=tied, opaque=tuple(program.opaque.items()),
@@ -59,14 +66,13 @@ def structures(program: Program) -> Iterator[tuple[str, Structure]]:
 
 
 def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
-    """Branches and groups of one unit."""
+    """Branches and groups of one unit, or of a whole model as one graph."""
     stream = stream_of(graph)
-    if stream is None:
-        return Structure((), (), ())
-    labelling = label(graph, root, stream.name)
+    entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
+    labelling = label(graph, root, stream.name if stream else None)
     branches = tuple(
         Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
-        for term in terms(graph, root, stream, labelling.values))
+        for term in terms(graph, root, entries, labelling.values))
     groups, refused = [], []
     found = groups_of(labelling)
     for group, items in zip(found.groups, found.items, strict=True):
@@ -75,17 +81,32 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
             groups.append(replace(group, attributes=attributes))
         except Baked as why:
             refused.append((group.site, str(why)))
-    return Structure(branches, tuple(groups), tuple(_once((*found.refused, *refused))))
+    return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
 
 
-def _once(refused: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """One reason per child of the unit: the first, what follows from it isn't news."""
+def _once(refused: Iterable[tuple[str, str]], whole: bool) -> Iterator[tuple[str, str]]:
+    """One reason per child of the unit: the first, what follows from it isn't news. Of a whole model, per site."""
     seen = set()
     for site, why in refused:
-        child = site.split(".")[0]
+        child = site if whole else site.split(".")[0]
         if child not in seen:
             seen.add(child)
             yield site, why
+
+
+def told_apart(groups: Iterable[Group]) -> Iterator[Group]:
+    """Groups with sites of their own: where several lie in the same module, the module that makes or reads them."""
+    groups = list(groups)
+    shared = Counter((g.site, g.kind) for g in groups)
+    taken = {key for key, count in shared.items() if count == 1}
+    for group in groups:
+        if shared[group.site, group.kind] == 1:
+            yield group
+            continue
+        owners = [m.tensor.rpartition(".")[0] for m in (*group.members, group.members[0])]
+        site = next((s for s in owners if (s, group.kind) not in taken), group.site)
+        taken.add((site, group.kind))
+        yield replace(group, site=site)
 
 
 def stream_of(graph: fx.Graph) -> fx.Node | None:
@@ -94,6 +115,11 @@ def stream_of(graph: fx.Graph) -> fx.Node | None:
     results = [x.meta.get("shape") for x in output.all_input_nodes]
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.meta.get("shape") in results]
     return inputs[0] if inputs and inputs[0].meta.get("shape") is not None else None
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    shape = node.meta.get("shape")
+    return shape is not None and all(isinstance(n, int) for n in shape)
 
 
 def parts_of(model: nn.Module) -> Iterator[Part]:
@@ -113,8 +139,6 @@ def tied_tensors(model: nn.Module) -> Iterator[tuple[str, ...]]:
 
 def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     """What a reader wants to know first; None where a model has no such thing."""
-    embedding = model.get_input_embeddings() if _is_pretrained(model) else None
-    vocab = embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
     config = model.config.get_text_config() if _is_pretrained(model) else None
     first = next(iter(program.units.values()), None)
     stream = stream_of(first.graph) if first else None
@@ -123,7 +147,7 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     return {
         "hidden": stream.meta["shape"][-1] if stream else None,
         "layers": len(program.units),
-        "vocab": vocab,
+        "vocab": _vocabulary(model),
         "positions": getattr(config, "max_position_embeddings", None),
         "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
         "active_experts": getattr(config, "num_experts_per_tok", None),
@@ -132,6 +156,15 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "causal_lm": type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
     }
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """How many token ids are embedded; None for models that read none."""
+    try:
+        embedding = model.get_input_embeddings() if _is_pretrained(model) else None
+    except NotImplementedError:          # convolutional nets embed nothing
+        return None
+    return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
 
 
 def _only(values: set[str]) -> str | None:

@@ -83,7 +83,7 @@ class Edits:
 
 def is_below(path: str, root: str) -> bool:
     """Whether `path` is `root` or lies below it."""
-    return path == root or path.startswith(f"{root}.")
+    return not root or path == root or path.startswith(f"{root}.")
 
 
 def renamed(path: str, moved: dict[str, str]) -> str:

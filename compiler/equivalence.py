@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .sample import BATCH, LENGTH, PADDING, evaluating, sample, tokens
 
 _STEPS = 2
+_OTHER_BATCH = 3
 # (batch, length, padding of each further row)
 _SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), (3, 11, 3))
 
@@ -32,12 +34,12 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
     """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
     what it was before an edit in place.
 
-    Models other than causal language models are observed on their capture sample only.
+    Models that read no tokens are observed on their capture sample and on one of another size.
     """
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     with torch.no_grad(), evaluating(model):
-        if "input_ids" not in names:
-            return [_main(model(**sample(model)))]
+        if "input_ids" not in names or not isinstance(model, PreTrainedModel):
+            return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
         seen = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
         if _decodes(model, names):
@@ -59,7 +61,7 @@ def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -
     """One forward; an unpadded batch goes without mask and positions, so that both ways are seen."""
     padded = bool((given["attention_mask"] == 0).any())
     passed = given if padded else {"input_ids": given["input_ids"]}
-    out = _main(model(**{name: value for name, value in passed.items() if name in names}))
+    out = main_output(model(**{name: value for name, value in passed.items() if name in names}))
     return out[given["attention_mask"].bool()] if out.shape[:2] == given["attention_mask"].shape else out
 
 
@@ -77,7 +79,7 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
             passed["position_ids"] = given["position_ids"][:, start:end]
         out = model(**{name: value for name, value in passed.items() if name in names}, cache=cache)
         cache = out.cache
-        seen.append(_main(out)[given["attention_mask"][:, start:end].bool()])
+        seen.append(main_output(out)[given["attention_mask"][:, start:end].bool()])
     return seen
 
 
@@ -87,12 +89,19 @@ def _decodes(model: nn.Module, names: set[str]) -> bool:
     return {"use_cache", "cache"} <= names and getattr(config, "is_decoder", True) and not config.is_encoder_decoder
 
 
-def _main(out: Any) -> torch.Tensor:
+def main_output(out: Any) -> torch.Tensor:
+    """Logits, or else the first thing that a forward returns."""
+    if isinstance(out, torch.Tensor):
+        return out
+    if isinstance(out, (tuple, list)):
+        return main_output(out[0])
     return next(out[name] for name in ("logits", "last_hidden_state", *out) if name in out)
 
 
-def _vocabulary(model: nn.Module) -> int:
-    return model.config.get_text_config().vocab_size
+def _vocabulary(model: nn.Module) -> int | None:
+    """None for models that read no tokens."""
+    config = getattr(model, "config", None)
+    return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 from transformers.pytorch_utils import Conv1D
 
 NOTHING = 0                        # masks, angles, constants: they constrain nobody
@@ -24,10 +25,10 @@ FIRST = 2
 
 MOVES = frozenset((
     "view", "reshape", "view_as", "reshape_as", "transpose", "swapaxes", "permute", "movedim", "contiguous",
-    "clone", "detach", "split", "chunk", "tensor_split", "getitem", "cat", "concat", "stack", "unsqueeze",
-    "squeeze", "expand", "expand_as", "flatten", "unflatten", "unbind", "narrow", "select", "repeat",
+    "clone", "detach", "split", "chunk", "tensor_split", "getitem", "cat", "concat", "concatenate", "stack",
+    "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "unbind", "narrow", "select", "repeat",
     "repeat_interleave", "flip", "roll", "t", "T", "mT", "getattr", "size", "dim", "numel",
-    "split_with_sizes", "index_select"))
+    "split_with_sizes", "index_select", "pad"))
 POINTWISE = frozenset((
     "to", "float", "half", "bfloat16", "double", "type", "type_as", "relu", "gelu", "silu", "mish",
     "sigmoid", "tanh", "exp", "log", "neg", "rsqrt", "sqrt", "square", "pow", "abs", "clamp", "clip", "sin",
@@ -75,6 +76,7 @@ class Labelling:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     count: int = FIRST
     edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that belong together
+    output: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))     # labels of what is returned
 
     def fresh(self, size: int) -> Tensor:
         self.count += size
@@ -137,11 +139,13 @@ def name_of(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def label(graph: fx.Graph, root: nn.Module, stream: str) -> Labelling:
-    """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream."""
+def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
+    """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
     out = Labelling()
     for node in graph.nodes:
         if node.op == "output":
+            found = [x.numpy().ravel() for x in tensors_in(fx.map_arg(node.args, out.values.__getitem__))]
+            out.output = np.unique(np.concatenate(found)) if found else out.output
             continue
         step = _Step(out, root, node)
         try:
@@ -247,6 +251,14 @@ class _Step:
             return self.contract(x, module, out_axis=0)
         if runs is Conv1D.forward:
             return self.contract(x, module, out_axis=1)
+        if runs in _CONVOLUTIONS:
+            return self.convolve(x, module)
+        if isinstance(module, _MOVING):
+            return module(x)
+        if runs in _POOLS:
+            return self.pool(x)
+        if isinstance(module, (_NormBase, nn.GroupNorm)):
+            return self.channel_norm(x, module)
         if "Norm" in kind:
             return self.norm(x, module)
         if runs is nn.Embedding.forward:
@@ -277,6 +289,51 @@ class _Step:
         if module.bias is not None:
             self.claim("bias", 0, rows)
         return rows.expand(*x.shape[:-1], -1)
+
+    def convolve(self, x: Tensor, module: nn.Module) -> Tensor:
+        """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
+        channels = self.channels_of(x)
+        groups, weight = module.groups, module.weight
+        rows = self.out.fresh(len(weight))
+        if groups == 1:
+            self.claim("weight", 1, channels, reads=True)
+        else:
+            # A group goes as a whole: the width of one is a number that all of them share.
+            inputs, outputs = channels.view(groups, -1), rows.view(groups, -1)
+            self.out.couple(inputs, inputs.amax(1, keepdim=True))
+            self.out.couple(outputs, inputs.amax(1, keepdim=True))
+        self.claim("weight", 0, rows)
+        if module.bias is not None:
+            self.claim("bias", 0, rows)
+        return self.spread(rows)
+
+    def channels_of(self, x: Tensor) -> Tensor:
+        """One label per channel of [b, c, ...], coupled over all places."""
+        by_channel = x.movedim(1, 0).flatten(1)
+        self.out.couple_along(by_channel, 1)
+        return by_channel.amax(1)
+
+    def spread(self, channels: Tensor) -> Tensor:
+        """Labels of channels in the shape of this node's result."""
+        shape = self.node.meta["shape"]
+        return channels.view(-1, *(1 for _ in shape[2:])).expand(shape)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Places of a channel are drawn together, channels stay apart."""
+        return self.spread(self.channels_of(x))
+
+    def channel_norm(self, x: Tensor, module: nn.Module) -> Tensor:
+        """Statistics of each channel of [b, c, ...], or of a group of them; running ones follow the weight."""
+        channels = self.channels_of(x)
+        if module.weight is not None:
+            self.claim("weight", 0, channels)
+            self.claim("bias", 0, channels)
+        elif getattr(module, "running_mean", None) is not None:
+            self.out.block(channels, f"{self.node.target} keeps statistics of them and has no weight")
+        if isinstance(module, nn.GroupNorm):
+            groups = channels.view(module.num_groups, -1)
+            self.out.couple(groups, groups.amax(1, keepdim=True))
+        return self.spread(channels)
 
     def norm(self, x: Tensor, module: nn.Module) -> Tensor:
         """A norm's statistics run over the axes of its weight: what shares them can't be parted."""
@@ -358,8 +415,16 @@ class _Step:
                 self.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")
 
 
+_CONVOLUTIONS = frozenset(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+_MOVING = (nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.PixelShuffle, nn.PixelUnshuffle)
+_POOLS = frozenset(kind.forward for kind in (
+    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.Upsample))
+_POOLINGS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+             "interpolate")
 _LEAVES = {"attention": _Step.attention, "cache_update": _Step.cache_update, "rotary": _Step.rotary,
-           "scaled_dot_product_attention": _Step.fused_attention}
+           "scaled_dot_product_attention": _Step.fused_attention,
+           **dict.fromkeys(_POOLINGS, lambda step: step.pool(step.args[0]))}
 
 
 def _is_plain(node: fx.Node) -> bool:

@@ -38,6 +38,7 @@ _MODULE_ROLES = (
     (re.compile(r"\w*Embedding\w*"), "embedding"),
     (re.compile(r"Conv[123]d"), "conv"),
     (re.compile(r"\w*Dropout\w*"), "dropout"),
+    (re.compile(r"Identity"), "identity"),
 )
 ROTARY = "apply_rotary_pos_emb"
 

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from ..dsl.diagnostics import Fault, Reject
-from .equivalence import distance, observe
+from .equivalence import distance, main_output, observe
 from .kinds import Close
-from .sample import evaluating
+from .sample import evaluating, knows_inputs
 
 if TYPE_CHECKING:
     from .program import Program
@@ -44,7 +43,7 @@ class Promise:
 
 def observed(program: "Program") -> list[torch.Tensor]:
     """Outputs in all situations that `equivalence` looks at; of modules of other kinds, on the capture's batch."""
-    if isinstance(program.model, PreTrainedModel):
+    if knows_inputs(program.model):
         return observe(program.model)
     return [outputs(program)]
 
@@ -52,5 +51,4 @@ def observed(program: "Program") -> list[torch.Tensor]:
 def outputs(program: "Program") -> torch.Tensor:
     """Logits, or the last hidden state, of the inputs that the program was captured with, float32."""
     with torch.no_grad(), evaluating(program.model):
-        result = program.model(**program.inputs)
-    return (result.logits if "logits" in result else result[0]).float()
+        return main_output(program.model(**program.inputs)).float()

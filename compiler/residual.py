@@ -4,7 +4,7 @@ An add of two same-shape values is a residual add if one of them dominates the o
 entry of the stream to the branch's value passes the point where the stream was tapped. Names play no part.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -30,9 +30,12 @@ class Term:
     modules: tuple[str, ...]       # below the unit, with parameters: called by no node outside of the branch
 
 
-def terms(graph: fx.Graph, root: nn.Module, entry: fx.Node, values: Mapping) -> list[Term]:
-    """The branches in the order in which they are added; `values`, of a labelling, tell data from sizes."""
-    above = dominators(entry, values)
+def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: Mapping) -> list[Term]:
+    """The branches in the order in which they are added; `values`, of a labelling, tell data from sizes.
+
+    entries   where data comes in: the residual stream, or all of a graph's inputs
+    """
+    above = dominators(entries, values)
     found: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
     for node in graph.nodes:
         tap = tap_of(node, above, values)
@@ -43,14 +46,14 @@ def terms(graph: fx.Graph, root: nn.Module, entry: fx.Node, values: Mapping) -> 
     return [_term(root, graph, join, value, nodes) for join, value, nodes in found if join not in inner]
 
 
-def dominators(entry: fx.Node, values: Mapping) -> dict[fx.Node, fx.Node | None]:
-    """The immediate dominator of every node that data reaches from `entry`."""
-    above: dict[fx.Node, fx.Node | None] = {entry: None}
-    depth = {entry: 0}
-    node = entry.next
+def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.Node | None]:
+    """The immediate dominator of every node that data reaches from `entries`; None: nothing but all of them."""
+    above: dict[fx.Node, fx.Node | None] = dict.fromkeys(entries)
+    depth: dict[fx.Node | None, int] = {None: -1, **dict.fromkeys(entries, 0)}
+    node = entries[0].next
     while node.op != "root":
         inputs = [x for x in node.all_input_nodes if x in above]
-        if inputs and carries_data(node, values):
+        if node not in above and inputs and carries_data(node, values):
             low = inputs[0]
             for other in inputs[1:]:
                 low = _meet(low, other, above, depth)
@@ -59,7 +62,7 @@ def dominators(entry: fx.Node, values: Mapping) -> dict[fx.Node, fx.Node | None]
     return above
 
 
-def _meet(a: fx.Node, b: fx.Node, above: Mapping, depth: Mapping) -> fx.Node:
+def _meet(a: fx.Node | None, b: fx.Node | None, above: Mapping, depth: Mapping) -> fx.Node | None:
     while a is not b:
         if depth[a] >= depth[b]:
             a = above[a]
@@ -109,9 +112,9 @@ def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
 
 
 def through(node: fx.Node) -> fx.Node:
-    """The node behind casts and dropouts."""
+    """The node behind casts, dropouts and modules that do nothing."""
     while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
-            node.op == "call_module" and node.meta.get("role") == "dropout"):
+            node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")):
         node = node.args[0]
     return node
 

@@ -1,32 +1,70 @@
 """The small batch that models are captured with, and the state in which they run it."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import masking_utils
+from torch import Tensor, nn
+from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
+
+from ..dsl.diagnostics import Fault, Reject
+
+unknown_inputs = Fault(
+    "unknown-inputs",
+    "Nothing says what a module's forward takes.\n\n"
+    "Models of transformers are run on token ids or pixels made from their config. Any other module names small inputs "
+    "of its own in the attribute or property `dummy_inputs`: the keyword arguments of its forward, tensors whose first "
+    "axis is the batch.", exit="environment")
 
 BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divides it
 IMAGE = 64                           # pixels
 
 
 def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
-    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels."""
+    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels.
+
+    Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return _own_inputs(model, batch)
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values":
-        size = getattr(model.config, "image_size", IMAGE)   # convolutional nets take any
-        return {main: torch.ones(batch, model.config.num_channels, size, size, device=device)}
+        return {main: pixels(model.config, batch, device)}
     config = model.config.get_text_config()
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if "use_cache" in names:
         inputs["use_cache"] = True
     return {name: value for name, value in inputs.items() if name in names}
+
+
+def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
+    size = getattr(config, "image_size", None) or IMAGE      # convolutional nets take any
+    shape = (batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    count = torch.Size(shape).numel()
+    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
+
+
+def knows_inputs(model: nn.Module) -> bool:
+    """Whether `sample` can make inputs for a model."""
+    return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
+
+
+def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+    """What a plain module says it takes, with another number of rows."""
+    if not knows_inputs(model):
+        raise Reject(unknown_inputs(
+            f"{type(model).__name__} does not say what its forward takes",
+            help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch"))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rows = {name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
+            for name, x in model.dummy_inputs.items()}
+    return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
 
 
 def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu",

@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from .integers import LAYER_INDICES
 
+_STATISTICS = frozenset({"running_mean", "running_var"})
+
 
 def split(path: str) -> tuple[str, str]:
     """(path of the owner, last name)."""
@@ -66,24 +68,42 @@ def fit(module: nn.Module) -> None:
         module.normalized_shape = shape
     elif isinstance(module, _BatchNorm):
         module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        # What is taken out are whole groups of channels.
+        module.num_groups = _groups_left(module.num_groups, module.num_channels, shape[0])
+        module.num_channels = shape[0]
     elif isinstance(module, _ConvNd):
         _fit_convolution(module, shape)
 
 
 def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
-    if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-        # Depthwise: one group per channel.
-        module.groups = module.in_channels = module.out_channels = shape[0]
-        return
+    if module.groups > 1 and shape[1] == module.in_channels // module.groups:
+        module.groups = _groups_left(module.groups, module.out_channels, shape[0])
     assert shape[0] % module.groups == 0, f"{shape[0]} channels don't divide into {module.groups} groups"
     module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+
+
+def _groups_left(groups: int, channels: int, left: int) -> int:
+    """How many groups `left` of the channels are, if whole ones went; else as many as before."""
+    each = channels // groups
+    return left // each if left % each == 0 else groups
 
 
 def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
     """Keep some indices along one axis of a tensor, wherever it is tied; returns the paths that changed.
 
     keep   [n] int64, distinct, in the order in which they shall lie afterwards
+    A batch norm's statistics follow its weight.
     """
+    paths = _cut(model, path, axis, keep)
+    owner, name = split(path)
+    if name == "weight" and isinstance(model.get_submodule(owner), _BatchNorm):
+        for kept in _STATISTICS & {n for n, t in model.get_submodule(owner)._buffers.items() if t is not None}:
+            paths += _cut(model, f"{owner}.{kept}", 0, keep)
+    return paths
+
+
+def _cut(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
     tensor = tensor_at(model, path)
     assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices repeat, or are none"
     assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
