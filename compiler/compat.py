@@ -252,7 +252,8 @@ def _missing(now: Skeleton, stock: Skeleton) -> list[Branch]:
 def _used(unit: Unit) -> list[str]:
     """What the output of a unit is computed by: not all its calls, as one may be there to update a cache."""
     output = next(node for node in unit.graph.nodes if node.op == "output")
-    return [f"{unit.path}.{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
+    prefix = f"{unit.path}." if unit.path else ""
+    return [prefix + node.target for node in sources(output) if node.op in ("call_module", "get_attr")]
 
 
 def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:

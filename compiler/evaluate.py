@@ -16,6 +16,7 @@ not_a_number = Fault(
     "A metric, or what a model computes, came out as NaN or infinite.\n\n"
     "The model's outputs are not finite: a step diverged or overflowed, or the model came like that.",
     exit="failure")
+no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
 LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
 
 BATCH_BYTES = 256 << 20          # what the logits of one batch may take
@@ -23,8 +24,9 @@ CHUNK_BYTES = 64 << 20           # what their float32 copy may take
 
 
 def logits(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
-    """Logits [b, t, vocab] of a forward without a cache."""
-    return output_logits(model(ids.to(device_of(model)), **without_cache(model), **more))
+    """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
+    found = output_logits(model(ids.to(device_of(model)), **without_cache(model), **more))
+    return found if found.dim() > 2 else found[:, None]
 
 
 def output_logits(output: Any) -> Tensor:
@@ -59,7 +61,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
     """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
     width = vocabulary(model) or 1 << 15
-    each = rows.shape[1] * width * 4
+    each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
     return iter(rows.split(max(1, min(16, BATCH_BYTES // each))))
 
 
@@ -92,6 +94,9 @@ def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None) -> tuple[
     with evaluating(model):
         for batch in batches(model, rows):
             values = logits(model, batch)                                      # [b, t, vocab]
+            if values.shape[:2] != batch.shape:
+                raise Reject(no_next_token(f"{type(model).__name__} predicts no next token",
+                                           help="compare it with the original by `divergence` or `agreement`"))
             for number, (row, ids) in enumerate(zip(values, batch.to(values.device), strict=True), start=first):
                 nats = losses(row[:-1], ids[1:]).cpu().double()                # a slice copies nothing
                 if counted is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..dsl.skeleton import Group, Member
-from .reconstruct import DAMPING, Moments, exact_place, factor, item_indices, module_of, readers
+from .reconstruct import DAMPING, Moments, exact_place, factor, has_moments, item_indices, module_of, readers
 
 if TYPE_CHECKING:
     from .program import Program
@@ -30,9 +30,12 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
 def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
     """Magnitudes of the weights that read an item, each times the norm of what it reads; [count] float64.
 
+    Where only convolutions or experts read it, by weights alone, as `l1`.
     Source: Wanda (Sun et al. 2023, arXiv 2306.11695), section 3, summed per input channel.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
+    if not any(has_moments(program.model, member) for member in readers(group)):
+        return l1(program, group)
     for member in readers(group):
         norms = moments.norms(module_of(member))
         if norms is not None:
@@ -44,11 +47,14 @@ def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
 def obs(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
     """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
 
+    Where only convolutions or experts read it, by weights alone, as `l1`.
     With P the inverse of the damped second moments and D an item's channels: the trace of W_D P_DD^-1 W_D^T.
     Source: Optimal Brain Surgeon (Hassibi and Stork 1993) in groups, as in ZipLM (Kurtic et al. 2023,
     arXiv 2302.04089), section 3.1.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
+    if not any(has_moments(program.model, member) for member in readers(group)):
+        return l1(program, group)
     for member in readers(group):
         moment = moments.of(module_of(member))
         if moment is None:

@@ -9,7 +9,7 @@ from .amount import Amount
 from .importance import ascending, l1
 from .rewrite import Rewriter
 from .search.saving import steps
-from .search.widths import Site, slice_out
+from .search.widths import Site, slice_all
 
 if TYPE_CHECKING:
     from .program import Program
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
 def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int) -> None:
     """Every group keeps the same share; the items of least weight magnitude go."""
+    sites = [Site(group, ascending(l1(program, group))) for group in groups]
+    cuts = [(s.group, set(s.next(s.size - amount.kept(s.size, align)))) for s in sites]
     with Rewriter(program) as rewrite:
-        for group in groups:
-            site = Site(group, ascending(l1(program, group)))
-            gone = site.next(site.size - amount.kept(site.size, align))
-            if gone:
-                slice_out(program, rewrite, group, set(gone))
+        slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
 
 
 def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:

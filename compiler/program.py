@@ -65,6 +65,7 @@ class Unit:
         layer = self.module(model)
         names = argument_names(type(layer))
         run = bound(self.function(), names, self.placeholders, self.statics, self.path)
+        run.__signature__ = inspect.signature(inspect.unwrap(type(layer).forward))      # what exporters ask for
         layer.forward = types.MethodType(run, layer)
 
     def unbind(self, model: nn.Module) -> None:

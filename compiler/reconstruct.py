@@ -218,6 +218,11 @@ def exact_place(weight: Tensor) -> torch.device:
     return torch.device("cpu") if weight.device.type == "mps" else weight.device
 
 
+def has_moments(model: nn.Module, member: Member) -> bool:
+    """Whether a reader is a matrix, whose inputs have second moments; convolutions and experts are none."""
+    return _is_matrix(model.get_submodule(module_of(member)), member)
+
+
 def _is_matrix(module: nn.Module, member: Member) -> bool:
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and member.axis == 0)
 

@@ -73,9 +73,10 @@ def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
     tail = _tail(model, head, rows[:1]) if isinstance(head, nn.Linear) else None
     if tail is not None:
         _keep_head(_head_place(ctx), head, tail)
-    width, dtype = (head.in_features, head.weight.dtype) if tail is not None else (_width(model, rows), torch.float16)
+    places, width = _predictions(model, rows)
+    width, dtype = (head.in_features, head.weight.dtype) if tail is not None else (width, torch.float16)
     said = "hidden" if tail is not None else "log_probs"
-    shapes = {said: (dtype, (*rows.shape, width)), "top": (torch.int32, tuple(rows.shape))}
+    shapes = {said: (dtype, (len(rows), places, width)), "top": (torch.int32, (len(rows), places))}
     with _whole(place, shapes) as write:
         tops = []
         for batch in ctx.each(list(batches(model, rows)), f"original on {ref.name}"):
@@ -178,9 +179,10 @@ def _log_probs(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
         return logged.view(values.shape), values.argmax(-1).int()
 
 
-def _width(model: nn.Module, rows: Tensor) -> int:
+def _predictions(model: nn.Module, rows: Tensor) -> tuple[int, int]:
+    """How many predictions a model makes of a row, and over how many tokens or classes each."""
     with evaluating(model):
-        return logits(model, rows[:1, :2]).shape[-1]
+        return tuple(logits(model, rows[:1]).shape[1:])
 
 
 # -- files ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from transformers import PreTrainedModel
 
 from . import graph_json, slots, surgery
 from .capture import recapture
@@ -173,7 +174,7 @@ class Rewriter:
                 if used_before and not used_now:
                     dead.append(below)
         for below in dead:
-            full = f"{unit.path}.{below}"
+            full = f"{unit.path}.{below}" if unit.path else below
             surgery.delete(self.program.model, full)
             self.program.edits.forget(full)
             self.program.edits.deleted.append(full)
@@ -183,6 +184,8 @@ class Rewriter:
     def _kinds(self) -> dict[str, str]:
         """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
         program = self.program
+        if not isinstance(program.model, PreTrainedModel):
+            return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
             config = surgery.attribute(program.model, surgery.config_path(program.model, first))
@@ -200,7 +203,7 @@ class Rewriter:
         numbers = dict(zip(paths, found.slots, strict=True))
         program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
         surgery.number_layers(program.model, numbers)
-        if not paths:
+        if not paths or not isinstance(program.model, PreTrainedModel):
             return
         where = surgery.config_path(program.model, paths[0])
         config = surgery.attribute(program.model, where)

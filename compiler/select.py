@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..dsl.diagnostics import Fault, Reject
 from ..dsl.selectors import resolve
 from ..dsl.skeleton import Branch, Group, Part, Skeleton
 from ..dsl.values import Selector
+
+nothing_to_narrow = Fault(
+    "nothing-to-narrow",
+    "A pass narrows channels or heads, and discovery found none in the model that could go.\n\n"
+    "Channels can't go alone where a norm takes its mean over them, where an operation that effc doesn't know mixes "
+    "them, where another module shares the weights, or where a number is written into the source. A module that "
+    "couldn't be captured is taken as a whole.")
 
 
 def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
@@ -22,6 +30,19 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
     """Channel or head groups of a kind."""
     found = [g for g in skeleton.groups if g.kind == kind]
     return _chosen(found, [g.site for g in found], on)
+
+
+def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
+    """The groups that a pass is to narrow; Reject, with what discovery says against it, where there are none."""
+    if not found:
+        reasons = [f"{path or 'the model'}: {why}" for path, why in
+                   (*skeleton.facts.get("refused", ()), *skeleton.opaque)]
+        words = kind.replace("_", " ").replace("kv", "KV")
+        because = f"; {reasons[0]}" if reasons else ""
+        raise Reject(nothing_to_narrow(
+            f"{skeleton.model_type} has no {words} that could go{because}", note="; ".join(reasons[1:6]),
+            help="`effc plan` lists what a model has, and what stays as it is and why"))
+    return tuple(found)
 
 
 def is_inside(group: Group, branch: Branch) -> bool:

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..dsl.diagnostics import Fault, Reject
 from .evaluate import LOOK, not_a_number
 from .kinds import Form
 from .manifest import Check
-from .verify_child import inputs_for, probe
+from .sample import sample
+from .verify_child import GIVEN, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -45,7 +47,7 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
     return   one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
-    inputs = inputs_for(model.config, seed)
+    inputs = inputs_of(model, seed)
     expected = probe(model, inputs)
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
@@ -53,15 +55,22 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
     for form in forms:
         if (artifact / form.folder).is_dir():
             found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds)
-            checks += compare(form, expected, found, model.dtype)
+            checks += compare(form, expected, found, next(model.parameters()).dtype)
     wrong = [check for check in checks if not check.holds]
     if wrong:
         raise Reject(*(_differs(check) for check in wrong))
     return tuple(checks)
 
 
+def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Fixed inputs for any model: what its config asks for, or what a plain module says it takes."""
+    if isinstance(model, PreTrainedModel):
+        return inputs_for(model.config, seed)
+    return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
+
+
 def attention_of(model: Any) -> str:
-    return getattr(model.config, "_attn_implementation", None) or ""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) or ""
 
 
 def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str,

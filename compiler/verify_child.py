@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 LENGTH, ROWS, STEPS = 12, 2, 8          # of the probe: tokens, rows, generated tokens
+GIVEN = "given."                        # before the names of what a plain module's forward takes
 
 
 @torch.no_grad()
@@ -19,14 +20,17 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
 
     inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
-             or "pixels" for vision models
+             or "pixels" for vision models, or what a plain module takes, each name behind `GIVEN`
     """
+    if all(name.startswith(GIVEN) for name in inputs):
+        return {"outputs of a batch": first_output(model(**{n.removeprefix(GIVEN): x for n, x in inputs.items()}))}
     if "pixels" in inputs:
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
     ids, mask = inputs["ids"], inputs["mask"]
     found = {"logits of a batch": first_output(model(input_ids=ids)),
              "logits of a left-padded batch": first_output(model(input_ids=ids, attention_mask=mask))}
-    found["logits of a left-padded batch"] = found["logits of a left-padded batch"] * mask[..., None]
+    if found["logits of a left-padded batch"].shape[:2] == mask.shape:
+        found["logits of a left-padded batch"] *= mask[..., None]
     if getattr(model, "can_generate", bool)() and steps:
         for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
             made = generate(model, ids, given, steps)
@@ -47,8 +51,12 @@ def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int
 
 def first_output(output) -> torch.Tensor:
     """Logits, or the last hidden state of a model without a head."""
-    value = output.logits if getattr(output, "logits", None) is not None else output[0]
-    return value.float().contiguous()
+    if isinstance(output, torch.Tensor):
+        return output.float().contiguous()
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"].float().contiguous()
+    return (output[0] if isinstance(output, (tuple, list)) or hasattr(output, "to_tuple") else next(
+        iter(output.values()))).float().contiguous()
 
 
 def inputs_for(config, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -78,7 +86,7 @@ def load_plain(folder: str, attention: str) -> nn.Module:
     if wrong:
         raise SystemExit(f"transformers reports {json.dumps(wrong)[:500]}")
     assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
-    return model
+    return model.eval()
 
 
 def load_effc(folder: str, attention: str) -> nn.Module:
@@ -87,15 +95,21 @@ def load_effc(folder: str, attention: str) -> nn.Module:
     model = load(folder)
     if attention:
         model.set_attn_implementation(attention)
-    return model
+    return model.eval()
+
+
+def load_exported(folder: str, attention: str) -> nn.Module:
+    return torch.export.load(f"{folder}/model.pt2").module()
+
+
+OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported}
 
 
 def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
-    model = {"plain": load_plain, "effc": load_effc}[how](folder, attention)
-    save_file(probe(model.eval(), load_file(given)), outputs)
+    save_file(probe(OPENERS[how](folder, attention), load_file(given)), outputs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random token ids, for tests of shape and speed."""
+"""Random token ids, or whatever else a model takes, for tests of shape and speed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +11,11 @@ from ..windows import bad_rows
 
 
 class Synthetic(Data):
-    """Random token ids, for tests of shape and speed.
+    """Random token ids, or whatever else a model takes, for tests of shape and speed.
 
-    Uniform over the model's vocabulary. Such rows exercise every path of a compile without a text; what they
-    say of quality means nothing.
+    Ids are uniform over the model's vocabulary, pixels and the like normally distributed. Such rows exercise
+    every path of a compile without data; what they say of quality means nothing, but how far a pruned model's
+    predictions move can be told on them.
 
     Source: own.
     Example: data noise = synthetic(8, length: 128, seed: 0)
@@ -28,13 +29,24 @@ class Synthetic(Data):
         import torch
 
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        return iter(torch.randint(self._vocabulary(ctx), (self.count, self.length), generator=generator))
+        if ctx.origin.vocabulary is None:
+            return iter(torch.randn(self.count, *self._form(ctx), generator=generator))
+        return iter(torch.randint(ctx.origin.vocabulary, (self.count, self.length), generator=generator))
 
     def identity(self, ctx: Context) -> str:
         seed = ctx.seed if self.seed is None else self.seed
-        return digest(["synthetic", self.count, self.length, seed, self._vocabulary(ctx)])
+        drawn = self._form(ctx) if ctx.origin.vocabulary is None else ctx.origin.vocabulary
+        return digest(["synthetic", self.count, self.length, seed, drawn])
 
-    def _vocabulary(self, ctx: Context) -> int:
-        if ctx.origin.vocabulary is None:
-            raise Reject(bad_rows(f"the config of {ctx.origin.label} has no `vocab_size` to draw ids from"))
-        return ctx.origin.vocabulary
+    def _form(self, ctx: Context) -> tuple[int, ...]:
+        """The shape of one row of what a model without a vocabulary takes."""
+        import torch
+
+        from ..sample import sample
+
+        with torch.device("meta"):
+            taken = list(sample(ctx.origin.build()).values())
+        if len(taken) != 1 or not taken[0].is_floating_point():
+            raise Reject(bad_rows(f"{ctx.origin.label} takes {len(taken)} inputs and has no `vocab_size` to draw ids "
+                                  "from: random rows can't be made for it"))
+        return tuple(taken[0].shape[1:])

@@ -36,4 +36,4 @@ class Agreement(Metric):
                 finite(best.float().sum().item(), "agreement", self.data.name)
                 same += int((token.cpu() == top[at : at + len(batch)]).sum())
                 at += len(batch)
-        return same / rows.numel()
+        return same / top.numel()

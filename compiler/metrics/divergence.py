@@ -29,9 +29,10 @@ class Divergence(Metric):
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         rows = ctx.rows(self.data)
-        total = 0.0
+        total, count = 0.0, 0
         for ours, theirs in compared(model, rows, load(ctx, self.data), "divergence"):
             q, p = ours.log_softmax(-1), theirs.log_softmax(-1)                # [c, vocab]
             total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
+            count += len(q)
         # Rounding of float32 sums may fall below 0, which no divergence does.
-        return max(finite(total / rows.numel(), "divergence", self.data.name), 0.0)
+        return max(finite(total / count, "divergence", self.data.name), 0.0)

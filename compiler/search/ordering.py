@@ -9,7 +9,7 @@ from ...dsl.skeleton import Group
 from ...dsl.values import DataRef, MetricRef
 from .. import importance
 from ..memory import room_for
-from ..reconstruct import Moments, Reconstruction, module_of, readers
+from ..reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 from .choice import Choice, Exact, Racing
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def ordering(program: "Program", ctx: "Context", search: "Search", groups: Seque
     """
     moments = Moments(ctx.workdir / "moments")
     if repair or order != "l1":
-        modules = [module_of(m) for g in groups for m in readers(g)]
+        modules = [module_of(m) for g in groups for m in readers(g) if has_moments(program.model, m)]
         search.collect(moments, modules, score, data, room_for(ctx.settings.max_memory))
     ranks: dict[str, Important] = {
         "l1": lambda group: importance.l1(program, group),

@@ -82,9 +82,8 @@ class Widths(Pool):
     def finish(self) -> None:
         alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
         with Rewriter(self.program) as rewrite:
-            for site in self.sites:
-                if site.dead and (site.group.site, site.group.kind) in alive:
-                    slice_out(self.program, rewrite, site.group, site.dead)
+            slice_all(self.program, rewrite, [(site.group, site.dead) for site in self.sites
+                                              if site.dead and (site.group.site, site.group.kind) in alive])
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,24 @@ def swapped(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[
 
 def slice_out(program: "Program", rewrite: Rewriter, group: Group, dead: set[int]) -> None:
     """Take dead items out of every tensor of a group, and set the integers that follow."""
-    left = group.count - len(dead)
-    for member in group.members:
-        gone = {i for item in dead for i in member.indices(item)}
-        total = program.model.get_parameter(member.tensor).shape[member.axis]
-        rewrite.narrow(member.tensor, member.axis, [i for i in range(total) if i not in gone])
-    for module, name, per in group.attributes:
-        rewrite.set_attr(f"{module}.{name}", round(left * per))
-    program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
+    slice_all(program, rewrite, [(group, dead)])
+
+
+def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group, set[int]]]) -> None:
+    """The same for several groups at once: of a concatenation each has a part of the same axis."""
+    gone: dict[tuple[str, int], set[int]] = {}
+    for group, dead in cuts:
+        for member in group.members:
+            gone.setdefault((member.tensor, member.axis), set()).update(
+                i for item in dead for i in member.indices(item))
+    for (tensor, axis), indices in gone.items():
+        total = program.model.get_parameter(tensor).shape[axis]
+        rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
+    for group, dead in cuts:
+        left = group.count - len(dead)
+        for module, name, per in group.attributes:
+            rewrite.set_attr(f"{module}.{name}" if module else name, round(left * per))
+        program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
 def _unit_of(site: str, units: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from ...compiler.program import Program
 from ...compiler.promise import outputs
 from ...compiler.residual import through
 from ...compiler.rewrite import Rewriter
-from ...compiler.search.widths import slice_out
+from ...compiler.search.widths import slice_all
 from ...compiler.trial import without_branch, without_layer
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Member
@@ -60,12 +60,10 @@ class Dead(Pass):
     def _narrow(self, program: Program, kinds: tuple[str, ...]) -> None:
         groups = [g for g in program.skeleton.groups if g.kind in kinds]
         silent = _silent(program, groups)
+        cuts = [(group, _spared(group, _dead(program, group, silent), self.align if group.kind == "channels" else 1))
+                for group in groups]
         with Rewriter(program) as rewrite:
-            for group in groups:
-                dead = _dead(program, group, silent)
-                gone = _spared(group, dead, self.align if group.kind == "channels" else 1)
-                if gone:
-                    slice_out(program, rewrite, group, gone)
+            slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
 
 
 # -- channels and heads --------------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import choice_of
 from ...compiler.search.saving import Ledger
 from ...compiler.select import branches, layers
+from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
+
+no_block = Fault("no-block", "Blocks are to go from a model that has none to spare.")
 
 
 class Blocks(Pass):
@@ -44,6 +47,7 @@ class Blocks(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton, goal = program.skeleton, self._goal(program.skeleton)
+        self._refuse_without_choice(skeleton)
         if self.unit == "layer":
             pool = Layers(program, layers(skeleton, self.on), Ledger(skeleton))
         else:
@@ -58,6 +62,14 @@ class Blocks(Pass):
         count = len(skeleton.units if self.unit == "layer" else skeleton.branches)
         return budget(skeleton, Amount(self.remove, removes=True), "blocks", count)
 
+    def _refuse_without_choice(self, skeleton: Skeleton) -> None:
+        """The last one stays, so that one alone is none to remove."""
+        found, what = (skeleton.units, "layer") if self.unit == "layer" else (skeleton.branches, "residual branch")
+        if len(found) <= 1:
+            raise Reject(no_block(f"{skeleton.model_type} has {'one' if found else 'no'} {what} that effc can tell"
+                                  f"{', and the last one stays' if found else ''}",
+                                  help="`prune.channels` makes what is there narrower"))
+
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Which ones go is not known: the smallest, so that the plan promises no more than what comes."""
         return self._likely(skeleton)[0]
@@ -67,6 +79,7 @@ class Blocks(Pass):
 
     def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
         """The skeleton after the smallest candidates went, and how many are scored on the way."""
+        self._refuse_without_choice(skeleton)
         goal, ledger, saved, scored = self._goal(skeleton), Ledger(skeleton), 0.0, 0
         if self.unit == "layer":
             weigh, names = ledger.layer, list(layers(skeleton, self.on))

@@ -13,8 +13,8 @@ from ...compiler.search.loop import Search
 from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger, steps
 from ...compiler.search.widths import Widths
-from ...compiler.select import groups
-from ...dsl.skeleton import Skeleton
+from ...compiler.select import groups, required
+from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
 
@@ -54,7 +54,7 @@ class Channels(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = program.skeleton
-        chosen = groups(skeleton, "channels", self.on)
+        chosen = self._groups(skeleton)
         if self.score is None:
             narrow_evenly(program, chosen, Amount(self.keep), self.align)
             return
@@ -69,7 +69,7 @@ class Channels(Pass):
         search.finish([pool])
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return forecast(skeleton, groups(skeleton, "channels", self.on), Amount(self.keep), self.align)
+        return forecast(skeleton, self._groups(skeleton), Amount(self.keep), self.align)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         if self.score is None or (self.reorder == "l1" and not self.repair):
@@ -79,4 +79,7 @@ class Channels(Pass):
     def forwards(self, skeleton: Skeleton) -> int:
         if self.score is None:
             return 0
-        return forwards(skeleton, groups(skeleton, "channels", self.on), Amount(self.keep), self.align)
+        return forwards(skeleton, self._groups(skeleton), Amount(self.keep), self.align)
+
+    def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
+        return required(skeleton, "channels", groups(skeleton, "channels", self.on))

@@ -13,7 +13,7 @@ from ...compiler.search.loop import Search
 from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger, steps
 from ...compiler.search.widths import Widths
-from ...compiler.select import groups
+from ...compiler.select import groups, required
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
@@ -69,7 +69,7 @@ class Heads(Pass):
         """Groups of the kind that `keep` counts; where every query head has its own KV head, both are one."""
         kind = "kv_heads" if self.keep.of == "kv_heads" else "heads"
         found = groups(skeleton, kind, self.on)
-        return found or groups(skeleton, "heads", self.on)
+        return required(skeleton, kind, found or groups(skeleton, "heads", self.on))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)

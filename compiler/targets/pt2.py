@@ -1,0 +1,91 @@
+"""A program of torch alone, which reads neither effc nor transformers."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...dsl.diagnostics import Fault, Reject
+from ..broken import first_line
+from ..context import Context
+from ..kinds import Form, Target
+from ..program import Program
+
+cannot_export = Fault(
+    "cannot-export", "torch.export can't make a program of a model.\n\n"
+    "It follows all that a forward does, as capture does, but under restrictions of its own.", exit="environment")
+
+FOLDER = "program"
+
+
+class Pt2(Target):
+    """A program of torch alone, which reads neither effc nor transformers.
+
+    `torch.export.load("program/model.pt2").module()` gives a callable that takes what the forward takes, in batches
+    of any size, and returns its logits or first result, without a cache. The one form for plain PyTorch modules,
+    which have no config to be rebuilt from.
+
+    Source: torch.export.
+    Example: pt2("exported")
+    """
+
+    reopened: ClassVar[tuple[Form, ...]] = (Form(FOLDER, "torch"),)
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        import torch
+
+        from ..sample import evaluating
+
+        folder = into / FOLDER
+        folder.mkdir()
+        inputs = _inputs(program)
+        with evaluating(program.model), torch.no_grad():
+            try:
+                exported = torch.export.export(
+                    _first_result_of(program.model), (), inputs,
+                    dynamic_shapes={name: _free(x) for name, x in inputs.items()})
+            except Exception as error:        # whatever torch meets in a forward
+                raise Reject(cannot_export(
+                    f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
+                    help="--debug shows where; `hf` writes transformers models in another way")) from error
+        torch.export.save(exported, folder / "model.pt2")
+
+    def forms(self) -> tuple[Form, ...]:
+        return self.reopened
+
+
+def _inputs(program: Program) -> dict[str, Any]:
+    """What the program is traced with: no cache, which a plain program can't hand back."""
+    import torch
+
+    return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor)}
+
+
+def _free(x: Any) -> Any:
+    from torch.export import Dim
+
+    return {0: Dim.AUTO} if x.dim() else None
+
+
+def _first_result_of(model: Any) -> Any:
+    """A plain module itself; a model of transformers with its logits for a result, as plain torch knows no other."""
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from ..equivalence import main_output
+    from ..evaluate import without_cache
+
+    if not isinstance(model, PreTrainedModel):
+        return model
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None,
+                    pixel_values: Any = None) -> Any:
+            named = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
+                     "pixel_values": pixel_values}
+            given = {name: x for name, x in named.items() if x is not None}
+            return main_output(self.model(**given, **without_cache(self.model)))
+
+    return Logits()

@@ -1,0 +1,294 @@
+"""Architectures against passes: what works, and what is refused with which sentence.
+
+    python tests/architectures/matrix.py [NAME ...]      print the table
+    python tests/architectures/matrix.py --write         run all and write compiler/architectures.json, which ships
+
+A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
+Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
+"""
+
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+
+from effc.compiler import equivalence, verify_child  # noqa: E402
+from effc.compiler.capture import capture  # noqa: E402
+from effc.compiler.context import Context, Settings  # noqa: E402
+from effc.compiler.model import Origin  # noqa: E402
+from effc.compiler.program import Program  # noqa: E402
+from effc.compiler.shelf import Shelf  # noqa: E402
+from effc.compiler.verify import compare, inputs_of  # noqa: E402
+from effc.compiler.verify_child import probe  # noqa: E402
+from effc.dsl.diagnostics import Reject  # noqa: E402
+from effc.dsl.recipe import Invocation, Recipe  # noqa: E402
+from effc.dsl.source import Source  # noqa: E402
+from effc.dsl.values import Bytes, DataRef, MetricRef, Ratio  # noqa: E402
+
+from tests.architectures import table  # noqa: E402
+
+SHIPPED = ROOT / "compiler" / "architectures.json"
+LOOKS = ("capture", "other shape", "padded", "decode")
+STEPS = ("prune", "emit", "reload")
+_SCORE = MetricRef("divergence", (("data", DataRef("rows")),))
+_SCORED = {"on": None, "search": "racing", "reorder": None, "data": None, "score": None, "repair": True}
+PASSES = {
+    "prune.blocks": {"remove": 1, "score": _SCORE, "on": None, "unit": "branch", "search": "racing"},
+    "prune.channels": {**_SCORED, "keep": Ratio(0.75, "channels"), "align": 4},
+    "prune.heads": {**_SCORED, "keep": Ratio(0.5, "heads")},
+    "prune.multi": {
+        "remove": Ratio(0.1, "params"), "score": _SCORE, "group": 8, "heads": 1, "on": None, "split": None,
+        "order": ("blocks", "channels", "heads"), "search": "racing", "rank": None, "reorder": None, "repair": None,
+        "data": None, "width_score": None, "clock": MetricRef("decode.p50"), "check": None},
+    "clean.dead": {"align": 1},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`state`: "green", "refused" with the sentence why, "none" where there is nothing to do, or "failed"."""
+
+    state: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return {"green": "ok", "none": "-"}.get(self.state, self.state)
+
+
+GREEN, NONE = Cell("green"), Cell("none")
+
+
+@dataclass
+class Row:
+    """One architecture: its cells by stage, `prune.heads emit` for those of a pass."""
+
+    name: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+
+def refusal(reject: Reject) -> Cell:
+    return Cell("refused", "; ".join(d.message for d in reject.diagnostics))
+
+
+# -- capture -------------------------------------------------------------------------------------------------
+
+def looks(model: nn.Module) -> dict[str, Cell]:
+    """Whether the graphs compute what the model's own forward does, situation by situation."""
+    reference = copy.deepcopy(model)
+    try:
+        program = capture(model)
+    except Reject as reject:
+        return {look: refusal(reject) if look == LOOKS[0] else NONE for look in LOOKS}
+    for unit in program.units.values():
+        unit.bind(program.model)
+    seen = list(zip(equivalence.observe(reference), equivalence.observe(program.model), strict=True))
+    parts = {"capture": seen[:1], "other shape": seen[1:3], "padded": seen[3:5], "decode": seen[5:]}
+    for look, pairs in parts.items():
+        assert all(torch.equal(a, b) for a, b in pairs), f"{look}: the graphs compute something else"
+    return {look: GREEN if pairs else NONE for look, pairs in parts.items()}
+
+
+# -- passes --------------------------------------------------------------------------------------------------
+
+def context(model: nn.Module, folder: Path, name: str) -> Context:
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]} if hasattr(model, "config") else table.PLAIN_CONFIGS.get(name, {})
+    origin = Origin(name, config, None, name, lambda: table.model(name), lambda: table.model(name), lambda: None)
+    rows = {"count": 2, "length": 12, "seed": 0}
+    recipe = Recipe(Source("matrix.effspec", "effspec 1\n"), "", {}, {}, {"rows": Invocation("synthetic", rows)}, {}, {})
+    work = folder / "work"
+    work.mkdir(parents=True)
+    return Context(Settings(folder / "cache", threads=1), recipe, folder, Shelf(), origin, work)
+
+
+def masked(program: Program) -> None:
+    """Make something dead, for `clean.dead` to find: the first item of every group, or else a branch."""
+    skeleton = program.skeleton
+    with torch.no_grad():
+        for group in skeleton.groups:
+            for member in group.members[-group.readers:]:
+                items = range(0, group.count, group.per_block or group.count)
+                dead = torch.tensor([i for item in items for i in member.indices(item)])
+                program.model.get_parameter(member.tensor).index_fill_(member.axis, dead, 0.0)
+        if not skeleton.groups and skeleton.branches:
+            for path in skeleton.branches[0].parts:
+                for parameter in program.model.get_submodule(path).parameters():
+                    parameter.zero_()
+
+
+def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell:
+    """The program after a pass, or how it was refused. Asserts that it is smaller and computes what its graphs do."""
+    model = table.model(name)
+    ctx = context(model, folder, name)
+    try:
+        program = capture(model)
+        if word == "clean.dead":
+            masked(program)
+        before, version = sum(p.numel() for p in model.parameters()), program.version
+        ctx.shelf.make("pass", Invocation(word, PASSES[word])).run(program, ctx)
+        if program.version == version:
+            return Cell("refused", f"`{word}` changed nothing")
+    except Reject as reject:
+        return refusal(reject)
+    after = sum(p.numel() for p in model.parameters())
+    shared = any(unit.edited for unit in program.units.values())       # one call less of a block that others call
+    assert after < before or shared, f"{name}: {word} took nothing"
+    for unit in program.units.values():
+        if not unit.edited:
+            unit.bind(model)
+    bound = equivalence.observe(model)
+    for unit in program.units.values():
+        if not unit.edited:
+            unit.unbind(model)
+    assert equivalence.distance(equivalence.observe(model), bound) == 0.0, f"{name}: {word} left graphs that differ"
+    return program, ctx
+
+
+def emitted(program: Program, ctx: Context, into: Path) -> Cell:
+    into.mkdir(parents=True)
+    word = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
+    args = {"path": "x", "form": "auto", "shard": Bytes(5 * 10**9)} if word == "hf" else {"path": "x"}
+    try:
+        ctx.shelf.make("target", Invocation(word, args)).emit(program, into, ctx)
+    except Reject as reject:
+        return refusal(reject)
+    return GREEN
+
+
+# -- all of it -----------------------------------------------------------------------------------------------
+
+@dataclass
+class Written:
+    """An artifact that waits to be reopened, with what the model in memory computed."""
+
+    row: Row
+    word: str
+    folder: Path
+    forms: list
+    expected: dict[str, torch.Tensor]
+    dtype: torch.dtype
+
+
+def run(names: list[str], words: list[str], folder: Path, tell: Callable[[str], None] = print) -> list[Row]:
+    """The rows of some architectures; everything that was emitted is reopened in one fresh process."""
+    rows, written = [], []
+    for name in names:
+        row = Row(name)
+        rows.append(row)
+        watched(row, "capture", lambda row=row: row.cells.update(looks(table.model(row.name))))
+        for word in words:
+            place = folder / name.replace(" ", "_") / word
+            watched(row, f"{word} prune", lambda row=row, word=word, place=place: written.extend(
+                attempt(row, word, place)))
+        tell(summary(row, words))
+    reopen(written, folder)
+    return rows
+
+
+def watched(row: Row, stage: str, work: Callable[[], object]) -> None:
+    """Whatever isn't a refusal is noted as a failure, so that one doesn't hide the others."""
+    try:
+        work()
+    except Exception as error:       # a pass or a model's forward may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        row.cells[stage] = Cell("failed", f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})")
+
+
+def attempt(row: Row, word: str, folder: Path) -> list[Written]:
+    row.cells |= {f"{word} {step}": NONE for step in STEPS}
+    result = pruned(row.name, word, folder)
+    if isinstance(result, Cell):
+        row.cells[f"{word} prune"] = result
+        return []
+    row.cells[f"{word} prune"] = GREEN
+    program, ctx = result
+    row.cells[f"{word} emit"] = emitted(program, ctx, folder / "artifact")
+    if row.cells[f"{word} emit"] is not GREEN:
+        return []
+    target = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
+    forms = [form for form in ctx.shelf.load("target", target)(path="x").forms()
+             if (folder / "artifact" / form.folder).is_dir()]
+    assert forms, f"{row.name}: nothing was written that reloads"
+    expected = probe(program.model, inputs_of(program.model), 3)
+    return [Written(row, word, folder / "artifact", forms, expected, next(program.model.parameters()).dtype)]
+
+
+def reopen(written: list[Written], folder: Path) -> None:
+    """Load every folder in one fresh process, and compare what it computes with what was expected."""
+    from safetensors.torch import load_file, save_file
+
+    jobs = []
+    for w in written:
+        given = w.folder.parent / "inputs.safetensors"
+        save_file(inputs_of(table.model(w.row.name)), given)
+        jobs += [[form.opens, str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
+                 for form in w.forms]
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps(jobs))
+    child = Path(__file__).with_name("reopen_child.py")
+    done = subprocess.run([sys.executable, "-P", str(child), verify_child.__file__, str(listed)], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for w in written:
+        for form in w.forms:
+            found = load_file(w.folder / f"{form.folder}.outputs")
+            wrong = [f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}"
+                     for c in compare(form, w.expected, found, w.dtype) if not c.holds]
+            if wrong:
+                break
+        w.row.cells[f"{w.word} reload"] = Cell("failed", wrong[0]) if wrong else GREEN
+
+
+# -- the table -----------------------------------------------------------------------------------------------
+
+def summary(row: Row, words: list[str]) -> str:
+    cell = lambda stage: str(row.cells.get(stage, NONE))  # noqa: E731
+    said = [f"{row.name:16}", *(f"{cell(look):8}" for look in LOOKS)]
+    return " ".join([*said, *("/".join(cell(f"{word} {step}") for step in STEPS) for word in words)])
+
+
+def body(rows: list[Row]) -> dict:
+    """The matrix as plain data: refusals by stage, everything else is green or has nothing to do."""
+    import transformers
+
+    cells = [cell for row in rows for cell in row.cells.values()]
+    count = {state: sum(cell.state == state for cell in cells) for state in ("green", "refused")}
+    return {
+        "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
+        "counts": {**count, "total": sum(count.values())},
+        "looks": list(LOOKS), "passes": list(PASSES), "steps": list(STEPS),
+        "rows": {row.name: {stage: [cell.state, cell.why] if cell.why else [cell.state]
+                            for stage, cell in row.cells.items()} for row in rows},
+    }
+
+
+def main(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    names = [a for a in arguments if not a.startswith("--")] or list(table.NAMES)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(names, list(PASSES), Path(folder))
+    for row in rows:
+        for stage, cell in row.cells.items():
+            if cell.state in ("refused", "failed"):
+                print(f"{row.name}: {stage}: {'' if cell.state == 'refused' else 'FAILED '}{cell.why}")
+    found = body(rows)
+    print(found["counts"])
+    failed = [row.name for row in rows for cell in row.cells.values() if cell.state == "failed"]
+    if failed:
+        raise SystemExit(f"{len(failed)} cells failed")
+    if "--write" in arguments:
+        SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,18 @@
+"""Reopens many artifacts in one fresh process: `reopen_child.py VERIFY_CHILD.py JOBS.json`."""
+
+import json
+import runpy
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+
+ORDER = ("plain", "torch", "effc")      # what must load without effc comes before effc is imported
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    names = runpy.run_path(sys.argv[1])
+    with open(sys.argv[2], encoding="utf-8") as file:
+        jobs = json.load(file)
+    for how, folder, given, outputs in sorted(jobs, key=lambda job: ORDER.index(job[0])):
+        save_file(names["probe"](names["OPENERS"][how](folder, ""), load_file(given), 3), outputs)
