@@ -45,7 +45,7 @@ class _Search:
         self.found = Found(refused=list(labelling.refused))
         out = {root for root in self.root[labelling.output].tolist() if root not in (NOTHING, self.root[STREAM])}
         self.found.leaving = bool(out)
-        self.leaving = out
+        self.leaving = out | {root for labels in labelling.chosen for root in self.root[labels].tolist()} - {NOTHING}
 
     def run(self) -> Found:
         free = np.ones(self.labelling.count, bool)
@@ -98,7 +98,7 @@ class _Search:
             readers = [index for index in members if index in self.reads]
             whole = bool(readers) and len(readers) < len(members)
             if whole and not self.leaving.isdisjoint(roots.tolist()):
-                reason = reason or "its channels leave the layer"
+                reason = reason or "its channels leave the layer, or are chosen by what they hold"
             if whole and not reason and self.one_item(roots, self.owner[readers[0]]):
                 reason = "a norm or a mixing function runs over all its channels"
             if reason:

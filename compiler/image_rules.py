@@ -1,0 +1,71 @@
+"""What convolutions, pools and norms over channels do with labels: tensors are [b, c, ...]."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+if TYPE_CHECKING:
+    from .labelling import Step
+
+MOVING = (nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.PixelShuffle, nn.PixelUnshuffle)
+NORMS = (_NormBase, nn.GroupNorm)
+CONVOLUTIONS = frozenset(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+POOLS = frozenset(kind.forward for kind in (
+    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.Upsample))
+_POOLINGS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+             "interpolate")
+
+
+def convolve(step: "Step", x: Tensor, module: nn.Module) -> Tensor:
+    """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
+    channels = channels_of(step, x)
+    groups, weight = module.groups, module.weight
+    rows = step.out.fresh(len(weight))
+    if groups == 1:
+        step.claim("weight", 1, channels, reads=True)
+    else:
+        # A group goes as a whole: the width of one is a number that all of them share.
+        inputs, outputs = channels.view(groups, -1), rows.view(groups, -1)
+        step.out.couple(inputs, inputs.amax(1, keepdim=True))
+        step.out.couple(outputs, inputs.amax(1, keepdim=True))
+    step.claim("weight", 0, rows)
+    if module.bias is not None:
+        step.claim("bias", 0, rows)
+    return spread(step, rows)
+
+
+def channels_of(step: "Step", x: Tensor) -> Tensor:
+    """One label per channel of [b, c, ...], coupled over all places."""
+    by_channel = x.movedim(1, 0).flatten(1)
+    step.out.couple_along(by_channel, 1)
+    return by_channel.amax(1)
+
+
+def spread(step: "Step", channels: Tensor) -> Tensor:
+    """Labels of channels in the shape of this node's result."""
+    shape = step.node.meta["shape"]
+    return channels.view(-1, *(1 for _ in shape[2:])).expand(shape)
+
+
+def pool(step: "Step", x: Tensor) -> Tensor:
+    """Places of a channel are drawn together, channels stay apart."""
+    return spread(step, channels_of(step, x))
+
+
+def channel_norm(step: "Step", x: Tensor, module: nn.Module) -> Tensor:
+    """Statistics of each channel of [b, c, ...], or of a group of them; running ones follow the weight."""
+    channels = channels_of(step, x)
+    if module.weight is not None:
+        step.claim("weight", 0, channels)
+        step.claim("bias", 0, channels)
+    elif getattr(module, "running_mean", None) is not None:
+        step.out.block(channels, f"{step.path} keeps statistics of them and has no weight")
+    if isinstance(module, nn.GroupNorm):
+        groups = channels.view(module.num_groups, -1)
+        step.out.couple(groups, groups.amax(1, keepdim=True))
+    return spread(step, channels)
+
+
+RULES = dict.fromkeys(_POOLINGS, lambda step: pool(step, step.args[0]))

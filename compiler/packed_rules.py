@@ -1,0 +1,165 @@
+"""Parameters that functions read directly: matrices outside of modules, and experts packed into one tensor.
+
+Each number of an activation has one label; a number of such a parameter has one along every axis. A product reads the
+labels of the axis that it contracts and hands on those of the other one; a sum couples those that lie along the same
+axis as the channels that it meets.
+"""
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .labels import MOVES, NOTHING, POINTWISE, Weight, tensors_in
+
+if TYPE_CHECKING:
+    from .labelling import Step
+
+_SAME = frozenset(("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"))
+_PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
+
+
+def weight(step: "Step", parameter: nn.Parameter) -> Weight:
+    """Fresh labels along each axis; claimed once a product or a sum reads them."""
+    rows = tuple(step.out.fresh(size) for size in parameter.shape)
+    axes = (labels.view(-1, *(1 for _ in parameter.shape[axis + 1:])).expand(parameter.shape)
+            for axis, labels in enumerate(rows))
+    return Weight(step.path, rows, tuple(axes))
+
+
+def weights_in(tree: Any) -> list[Weight]:
+    if isinstance(tree, Weight):
+        return [tree]
+    if isinstance(tree, dict):
+        return weights_in(tuple(tree.values()))
+    return [found for item in tree for found in weights_in(item)] if isinstance(tree, (tuple, list)) else []
+
+
+def apply(step: "Step", name: str) -> Any:
+    """A function that is given such a parameter."""
+    found = weights_in((step.args, step.kwargs))
+    if name == "getattr" or name in ("size", "dim", "numel"):
+        return getattr(found[0].axes[0], step.args[1]) if name == "getattr" else getattr(
+            found[0].axes[0], name)(*step.args[1:])
+    if len(found) == 1 and step.args[0] is found[0]:
+        if name in _SAME:
+            return found[0]
+        if name in MOVES:
+            return moved(step, found[0])
+    if len(found) == 1 and name in _PRODUCTS:
+        return product(step, name)
+    if name in POINTWISE:
+        return met(step, found)
+    return given_up(step, found, name)
+
+
+def moved(step: "Step", w: Weight) -> Any:
+    """A view, transposition or choice of a parameter, done along all of its axes' labels."""
+    target = step.node.target
+    if target is operator.getitem and picks(step.args[1]):
+        parts = [picked(step, axis, step.args[1]) for axis in w.axes]
+    elif step.node.op == "call_method":
+        parts = [getattr(axis, target)(*step.args[1:], **step.kwargs) for axis in w.axes]
+    else:
+        parts = [target(axis, *step.args[1:], **step.kwargs) for axis in w.axes]
+    if isinstance(parts[0], Tensor):
+        return w.moved(parts)
+    return tuple(w.moved(axes) for axes in zip(*parts, strict=True))       # chunk, split, unbind
+
+
+def picks(index: Any) -> bool:
+    """Whether an index chooses by numbers in a tensor."""
+    return isinstance(index, Tensor) or (isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index))
+
+
+def picked(step: "Step", x: Tensor, index: Any) -> Tensor:
+    """Any position along the axes that are chosen from: the first stands for all."""
+    parts = index if isinstance(index, tuple) else (index,)
+    for axis, part in enumerate(parts):
+        if isinstance(part, Tensor) and x.ndim > axis:
+            step.out.couple_along(x, axis)
+    return x[tuple(torch.zeros_like(p) if isinstance(p, Tensor) else p for p in parts)]
+
+
+def product(step: "Step", name: str) -> Tensor:
+    """x @ w, w @ x, or a linear layer's function."""
+    left, right, *rest = [*step.args, *step.kwargs.values()]
+    if name == "linear":
+        result = contracted(step, left, transposed(right))
+        bias = rest[0] if rest else None
+        return result if bias is None else step.pointwise([result, bias])
+    if isinstance(right, Weight):
+        return contracted(step, left, right)
+    return contracted(step, right.transpose(-1, -2), transposed(left)).transpose(-1, -2)
+
+
+def transposed(w: Weight) -> Weight:
+    return w.moved([axis.transpose(-1, -2) for axis in w.axes])
+
+
+def contracted(step: "Step", x: Tensor, w: Weight) -> Tensor:
+    """x [..., n, k] @ w [..., k, m] -> [..., n, m]"""
+    result = torch.full((), NOTHING, dtype=torch.int64)
+    rows = x.unsqueeze(-2) if x.ndim == 1 else x
+    for axis, labels in enumerate(w.axes):
+        inner, outer = varies(labels, -2), varies(labels, -1)
+        if inner and outer:
+            raise ValueError("one axis of a parameter lies along two")
+        if inner:
+            claim(step, w, axis, reads=True)
+            step.out.couple(rows, labels.amax(-1).unsqueeze(-2))
+        elif outer:
+            claim(step, w, axis)
+            result = labels.amax(-2, keepdim=True)
+    shape = torch.broadcast_shapes(rows.shape[:-2], w.axes[0].shape[:-2])
+    made = result.expand(*shape, rows.shape[-2], w.axes[0].shape[-1])
+    return made.squeeze(-2) if x.ndim == 1 else made
+
+
+def met(step: "Step", found: list[Weight]) -> Tensor:
+    """A sum or a product place by place."""
+    others = list(tensors_in((step.args, step.kwargs)))
+    if not others:
+        return given_up(step, found, "arithmetic")
+    x = step.pointwise(others)
+    for w in found:
+        shape = torch.broadcast_shapes(x.shape, w.axes[0].shape)
+        x = x.expand(shape)
+        for axis, labels in enumerate(w.axes):
+            labels = labels.expand(shape)
+            if any(varies(labels, i) and varies(x, i) for i in range(len(shape))):
+                claim(step, w, axis)
+                step.out.couple(x, labels)
+    return x
+
+
+def varies(labels: Tensor, axis: int) -> bool:
+    """Whether labels differ along an axis."""
+    return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
+
+
+def claim(step: "Step", w: Weight, axis: int, reads: bool = False) -> None:
+    step.out.claim(w.tensor, axis, w.rows[axis], reads)
+
+
+def given_up(step: "Step", found: list[Weight], name: str) -> Any:
+    """No rule: what meets the parameter is blocked."""
+    labels = step.out.fresh(1)
+    step.out.block(labels, f"the parameter {found[0].tensor} is read outside of a module, by `{name}`")
+    for x in tensors_in((step.args, step.kwargs)):
+        step.out.couple(x, labels)
+    shape = step.node.meta.get("shape")
+    return labels.expand(shape) if shape is not None and all(isinstance(n, int) for n in shape) else step.unknown(name)
+
+
+def topk(step: "Step") -> Any:
+    """What is largest is chosen: by numbers, so that none of them can go as a channel does."""
+    x = step.args[0]
+    axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else -1)
+    step.out.couple_along(x, axis)
+    step.out.chosen.append(x.unique().numpy())
+    return tuple(torch.full(shape, NOTHING, dtype=torch.int64) for shape in step.node.meta["shape"])
+
+
+RULES = {"topk": topk}
