@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from .labels import STREAM, Attention, name_of, tensors_in
+from .labelling import STREAM, Attention, name_of, tensors_in
 
 if TYPE_CHECKING:
-    from .labelling import Step
+    from .labels import _Step as Step
 
 
 def rotary(step: "Step") -> Any:

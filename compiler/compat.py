@@ -154,6 +154,7 @@ def _padding(program: Program, config: Any) -> Padding:
             used = _used(program.units[branch.unit])
             dead = {name for name in shapes if _is_dead(name, branch, used)}
             plan.dead |= dead
+            plan.why += _shared(branch, dead, stock.skeleton, ours)
             if not dead:
                 plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.why += _odd_graphs(program, stock, missing)
@@ -241,6 +242,16 @@ def _unexplained(plan: Padding, ours: Shapes, refused: Iterable[Sequence[str]]) 
         if any(len(plan.places.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in odd):
             known = next((f": {reason}" for site, reason in refused if name.startswith(f"{site}.")), "")
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
+
+
+def _shared(branch: Branch, dead: set[str], stock: Skeleton, ours: Shapes) -> Iterator[str]:
+    """Tensors of a lost branch that other layers still have: they can't be zero here and a weight there."""
+    for same in stock.tied:
+        here = next((name for name in same if name in dead), None)
+        there = next((name for name in same if name in ours), None)
+        if here and there:
+            yield f"{branch.site} is gone, but {here} is also {there}, which stays"
+            return
 
 
 def _missing(now: Skeleton, stock: Skeleton) -> list[Branch]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..dsl.skeleton import Group, Kind, Member
-from .labels import NOTHING, STREAM, Attention, Labelling
+from .labelling import NOTHING, STREAM, Attention, Labelling
 from .residual import common
 
 Index = tuple[str, int]            # (tensor, axis)

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..dsl.skeleton import Branch, Group, Part, Skeleton
 from .coupling import groups_of
 from .following import Baked, attributes_of
-from .labelling import label
+from .labels import label
 from .program import Program
 from .residual import terms
 

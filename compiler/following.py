@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..dsl.skeleton import Group
 from .integers import evaluate
-from .labels import NOTHING, POINTWISE, Labelling, name_of, tensors_in
+from .labelling import NOTHING, POINTWISE, Labelling, name_of, tensors_in
 
 # What the library's attention functions read from the module they are called with.
 REPEAT = "num_key_value_groups"

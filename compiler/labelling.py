@@ -1,260 +1,157 @@
-"""Which channel of which tensor does each number of an activation come from.
+"""Labels: numbers that say which channel of which tensor a number of an activation comes from.
 
-A unit's graph is run once on integer *labels* instead of numbers: every output row of a weight gets a label
-of its own, views, splits and transposes move labels by being executed on them, elementwise functions couple
-the labels that meet, norms and softmaxes couple all along their axis, and a contracting module reads labels
-at its columns. No values are needed, so a model on the meta device will do.
-
-The alternative, one NaN per channel through the real weights, takes seconds per layer and loses the NaN in
-fused attention kernels.
+labels.py runs a graph on them.
 """
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, fx
 
-from . import attention_rules, image_rules, packed_rules
-from .labels import (
-    MIXES,
-    MOVES,
-    NOTHING,
-    POINTWISE,
-    PRODUCTS,
-    REDUCES,
-    STREAM,
-    Labelling,
-    blank,
-    name_of,
-    tensors_in,
-)
-from .opening import opened
+NOTHING = 0                        # masks, angles, constants: they constrain nobody
+STREAM = 1                         # the residual stream that enters the unit
+FIRST = 2
 
-_MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
-
-
-def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
-    """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
-    out = Labelling()
-    given = {n.name: blank(n.meta["shape"]).fill_(STREAM) for n in graph.nodes if n.name == stream}
-    result = Run(out, root, given).through(graph)
-    found = [x.numpy().ravel() for x in tensors_in(result)]
-    out.output = np.unique(np.concatenate(found)) if found else out.output
-    return out
+MOVES = frozenset((
+    "view", "reshape", "view_as", "reshape_as", "transpose", "swapaxes", "permute", "movedim", "contiguous",
+    "clone", "detach", "split", "chunk", "tensor_split", "getitem", "cat", "concat", "concatenate", "stack",
+    "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "unbind", "narrow", "select", "repeat",
+    "repeat_interleave", "flip", "roll", "t", "T", "mT", "getattr", "size", "dim", "numel",
+    "split_with_sizes", "index_select", "pad"))
+POINTWISE = frozenset((
+    "to", "float", "half", "bfloat16", "double", "type", "type_as", "relu", "gelu", "silu", "mish",
+    "sigmoid", "tanh", "exp", "log", "neg", "rsqrt", "sqrt", "square", "pow", "abs", "clamp", "clip", "sin",
+    "cos", "softplus", "relu6", "leaky_relu", "elu", "hardswish", "hardtanh", "logsigmoid", "erf",
+    "dropout", "add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv", "add_", "sub_",
+    "mul_", "div_", "true_divide", "maximum", "minimum", "where", "masked_fill", "masked_fill_", "lerp",
+    "addcmul", "zeros_like", "ones_like", "rsub"))
+MIXES = frozenset((
+    "softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
+PRODUCTS = frozenset(("matmul", "bmm", "baddbmm"))
+REDUCES = frozenset((
+    "mean", "sum", "var", "std", "amax", "amin", "logsumexp", "norm"))
 
 
-class Run:
-    """A run over one graph. `prefix` is where its root lies below the unit, `given` what its placeholders hold."""
+@dataclass(frozen=True)
+class Claim:
+    """The labels along one axis of a parameter: its rows where it writes, its columns where it reads."""
 
-    def __init__(self, out: Labelling, root: nn.Module, given: Mapping[str, Any], prefix: str = ""):
-        self.out, self.root, self.given, self.prefix = out, root, given, prefix
-
-    def through(self, graph: fx.Graph) -> Any:
-        """The labels of what the graph returns."""
-        for node in graph.nodes:
-            if node.op == "output":
-                return fx.map_arg(node.args[0], self.out.values.__getitem__)
-            step = Step(self, node)
-            try:
-                self.out.values[node] = step.value()
-            except _MISFITS:
-                # The arguments have another form than the rule for this name expects: it is some other function.
-                self.out.values[node] = step.unknown(f"`{name_of(node)}`")
-        raise AssertionError("a graph without an output")
-
-    def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
-        """The labels that come out of a module that was opened, given its call's arguments."""
-        names = [n.name for n in graph.nodes if n.op == "placeholder"]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return Run(self.out, module, given, path).through(graph)
+    tensor: str                    # below the unit: "mlp.gate_proj.weight"
+    axis: int
+    labels: np.ndarray
+    reads: bool                    # whether these are the columns of a contraction
 
 
-class Step:
-    """One node of a run: its arguments as labels, and the rules."""
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that is read outside of a module.
 
-    def __init__(self, run: Run, node: fx.Node):
-        out = run.out
-        self.run, self.out, self.root, self.node = run, out, run.root, node
-        self.args = fx.map_arg(node.args, out.values.__getitem__)
-        self.kwargs = fx.map_arg(node.kwargs, out.values.__getitem__)
+    tensor  path below the unit
+    rows    the label of each index of each of its axes
+    axes    the same in the shape that the parameter was moved to, once for each of its axes
+    """
 
-    def below(self, path: str) -> str:
-        """A path below the root of this graph, as one below the unit."""
-        return ".".join(part for part in (self.run.prefix, path) if part)
+    tensor: str
+    rows: tuple[Tensor, ...]
+    axes: tuple[Tensor, ...]
 
-    @property
-    def path(self) -> str:
-        """Of the module or parameter that the node names."""
-        return self.below(self.node.target)
-
-    def value(self) -> Any:
-        node = self.node
-        if node.op == "placeholder":
-            given = self.run.given.get(node.name)
-            return blank(node.meta.get("shape")) if given is None else given
-        if node.op == "get_attr":
-            return self.attribute()
-        if node.op == "call_module":
-            return self.module(self.root.get_submodule(node.target))
-        return self.function(name_of(node))
-
-    def attribute(self) -> Any:
-        """A parameter that is read directly has labels of its own."""
-        found = self.root
-        for name in self.node.target.split("."):
-            found = getattr(found, name)
-        if not isinstance(found, Tensor):
-            return self.node
-        if not isinstance(found, nn.Parameter):
-            return blank(found.shape)
-        if found.ndim == 1:
-            return self.claim("", 0, self.out.fresh(len(found)))
-        return packed_rules.weight(self, found)
-
-    def function(self, name: str) -> Any:
-        rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role"))
-        if rule is not None:
-            return rule(self)
-        if packed_rules.weights_in((self.args, self.kwargs)):
-            return packed_rules.apply(self, name)
-        labelled = list(tensors_in((self.args, self.kwargs)))
-        if name in MOVES or (not labelled and _is_plain(self.node)):
-            return self.execute()
-        if name in POINTWISE:
-            return self.pointwise(labelled)
-        if name in MIXES | REDUCES and labelled:
-            return self.mix(name, labelled[0])
-        if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
-            return self.product(labelled)
-        return self.unknown(f"`{name}`")
-
-    def execute(self) -> Any:
-        target = self.node.target
-        if target is operator.getitem and packed_rules.picks(self.args[1]):
-            return packed_rules.picked(self, *self.args)
-        if self.node.op == "call_method":
-            return getattr(self.args[0], target)(*self.args[1:], **self.kwargs)
-        if target is getattr and self.args[1] == "dtype":
-            return self.node.meta.get("dtype")
-        return target(*self.args, **self.kwargs)
-
-    def pointwise(self, inputs: list[Tensor]) -> Any:
-        if not inputs:
-            return blank(self.node.meta.get("shape"))
-        found = inputs[0]
-        for other in inputs[1:]:
-            self.out.couple(found, other)
-            found, other = torch.broadcast_tensors(found, other)
-            found = torch.where(found == NOTHING, other, found)
-        return found
-
-    def mix(self, name: str, x: Tensor) -> Any:
-        if "softmax" in name:
-            self.out.weighed.append(np.unique(x.numpy()))
-        axes = self.mixed_axes(name, x)
-        for axis in axes:
-            self.out.couple_along(x, axis)
-        if name in MIXES:
-            return x
-        keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False) is True
-        return x.amax(axes, keepdim=keep)
-
-    def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
-        sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
-        given = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
-        if given is None:
-            return tuple(range(x.ndim))
-        if sizes == "normalized_shape":
-            return tuple(range(-len(given), 0))
-        return (given,) if isinstance(given, int) else tuple(given)
-
-    def module(self, module: nn.Module) -> Any:
-        x = next(tensors_in((self.args, self.kwargs)), None)
-        kind = type(module).__name__
-        runs = type(module).forward                   # a subclass with another forward is something else
-        if runs is nn.Linear.forward:
-            return self.contract(x, module, out_axis=0)
-        if runs is Conv1D.forward:
-            return self.contract(x, module, out_axis=1)
-        if runs in image_rules.CONVOLUTIONS:
-            return image_rules.convolve(self, x, module)
-        if isinstance(module, image_rules.MOVING):
-            return module(x)
-        if runs in image_rules.POOLS:
-            return image_rules.pool(self, x)
-        if isinstance(module, image_rules.NORMS):
-            return image_rules.channel_norm(self, x, module)
-        if "Norm" in kind:
-            return self.norm(x, module)
-        if runs is nn.Embedding.forward:
-            rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
-            return rows.expand(*x.shape, -1)
-        if not any(True for _ in module.parameters()) and _is_pointwise(module):
-            return x
-        if self.node.meta.get("role") in ("experts", "router"):
-            graph = opened(module, self.node, self.args, self.kwargs)
-            if graph is not None:
-                return self.run.inside(graph, module, self.path, self.args, self.kwargs)
-        if next(module.parameters(), None) is not None:
-            self.out.refused.append((self.path, f"a {kind} is taken as a whole"))
-        return self.unknown(f"{kind} {self.path}")
-
-    def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
-        """Note a claim of a parameter of the module that is called, or of the one that is read."""
-        return self.out.claim(f"{self.path}.{name}" if name else self.path, axis, labels, reads)
-
-    def contract(self, x: Tensor, module: nn.Module, out_axis: int) -> Tensor:
-        """A matrix product: reads its input's labels at its columns and gives its rows new ones."""
-        flat = x.reshape(-1, x.shape[-1])
-        self.out.couple_along(flat, 0)
-        self.claim("weight", 1 - out_axis, flat.amax(0), reads=True)
-        rows = self.claim("weight", out_axis, self.out.fresh(module.weight.shape[out_axis]))
-        if module.bias is not None:
-            self.claim("bias", 0, rows)
-        return rows.expand(*x.shape[:-1], -1)
-
-    def norm(self, x: Tensor, module: nn.Module) -> Tensor:
-        """A norm's statistics run over the axes of its weight: what shares them can't be parted."""
-        weight = next(module.parameters(), None)
-        for axis in range(1, 1 + (weight.ndim if weight is not None else 1)):
-            self.out.couple_along(x, -axis)
-        return x
-
-    def unknown(self, what: str) -> Any:
-        """No rule: what goes in can't be narrowed, nor what its result meets."""
-        reason = f"{what} does something unknown with its channels"
-        result = blank(self.node.meta.get("shape"))
-        if any((x > NOTHING).any() for x in tensors_in((self.args, self.kwargs))):
-            self.out.block((self.args, self.kwargs), reason)
-            mark = self.out.fresh(1)
-            self.out.block(mark, reason)
-            for x in tensors_in(result):
-                x.fill_(int(mark))
-        return result
-
-    def product(self, inputs: list[Tensor]) -> Tensor:
-        """[..., n, k] @ [..., k, m]: the contracted channels belong together, and so do those they meet."""
-        *added, left, right = inputs
-        self.out.couple_along(left, -1)
-        self.out.couple_along(right, -2)
-        return self.pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
+    def moved(self, axes: Sequence[Tensor]) -> "Weight":
+        return replace(self, axes=tuple(axes))
 
 
+@dataclass(frozen=True)
+class Attention:
+    """One attention call: a label of each query head and of each KV head."""
 
-_LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}
+    node: fx.Node
+    module: str                    # below the unit
+    q: np.ndarray
+    kv: np.ndarray
 
 
-def _is_plain(node: fx.Node) -> bool:
-    """Whether the node computes with sizes and Python values only."""
-    return node.op == "call_function" and node.target.__module__ in ("_operator", "builtins", "math")
+@dataclass
+class Labelling:
+    """What a run over a unit found. `values` holds the labels of every node."""
+
+    claims: list[Claim] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
+    weighed: list[np.ndarray] = field(default_factory=list)   # labels under a softmax: attention written out
+    refused: list[tuple[str, str]] = field(default_factory=list)     # (module, why nothing is known of it)
+    blocked: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    count: int = FIRST
+    edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that belong together
+    chosen: list[np.ndarray] = field(default_factory=list)        # labels among which values decide: experts
+    output: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))     # labels of what is returned
+
+    def fresh(self, size: int) -> Tensor:
+        self.count += size
+        return torch.arange(self.count - size, self.count, dtype=torch.int64)
+
+    def claim(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
+        """Note a claim; one tensor used twice has the same rows both times."""
+        for known in self.claims:
+            if (known.tensor, known.axis) == (tensor, axis):
+                self.couple(torch.from_numpy(known.labels), labels)
+                return labels
+        self.claims.append(Claim(tensor, axis, labels.numpy(), reads))
+        return labels
+
+    def couple(self, left: Tensor, right: Tensor) -> None:
+        """Labels at the same place, after broadcasting, belong together."""
+        left, right = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(left, right))
+        meet = (left != right) & (left > NOTHING) & (right > NOTHING)
+        if meet.any():
+            pairs = np.unique(left[meet] << 32 | right[meet])
+            self.edges.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF]))
+
+    def couple_along(self, x: Tensor, axis: int) -> None:
+        self.couple(x, x.amax(axis, keepdim=True))
+
+    def block(self, value: Any, reason: str) -> None:
+        found = [np.unique(x.numpy()) for x in tensors_in(value)]
+        labels = np.concatenate([x[x > NOTHING] for x in found]) if found else np.empty(0, np.int64)
+        if len(labels):
+            self.blocked.append((labels, reason))
+
+    def roots(self) -> np.ndarray:
+        """For each label, the smallest one of its connected component."""
+        root = np.arange(self.count)
+        left, right = np.concatenate(self.edges, axis=1) if self.edges else np.empty((2, 0), np.int64)
+        while True:
+            low = np.minimum(root[left], root[right])
+            after = root.copy()
+            np.minimum.at(after, root[left], low)
+            np.minimum.at(after, root[right], low)
+            while (after != after[after]).any():
+                after = after[after]
+            if (after == root).all():
+                return root
+            root = after
 
 
-def _is_pointwise(module: nn.Module) -> bool:
-    home = type(module).__module__
-    mixing = isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU))
-    return not mixing and (isinstance(module, nn.Identity) or home.startswith(
-        ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")))
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def blank(shape: Any) -> Any:
+    """Unlabelled tensors of a node's recorded shape or shapes; None where none was recorded."""
+    if shape is None:
+        return None
+    if all(isinstance(n, int) for n in shape):
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+    return tuple(blank(s) for s in shape)
+
+
+def name_of(node: fx.Node) -> str:
+    """What a node calls, as its writer would say it: `view`, `add`, `attention`."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .labels import MOVES, NOTHING, POINTWISE, Weight, tensors_in
+from .labelling import MOVES, NOTHING, POINTWISE, Weight, tensors_in
 
 if TYPE_CHECKING:
-    from .labelling import Step
+    from .labels import _Step as Step
 
 _SAME = frozenset(("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"))
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from .labels import PRODUCTS, name_of, tensors_in
+from .labelling import PRODUCTS, name_of, tensors_in
 from .leaves import module_role
 
 ADDS = frozenset(("add", "iadd", "add_"))

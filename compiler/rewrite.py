@@ -19,6 +19,7 @@ from .trace import is_impure
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
+_STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
 
 
 class Rewriter:
@@ -242,8 +243,8 @@ def sources(node: fx.Node) -> set[fx.Node]:
 
 
 def is_impure_without_readers(node: fx.Node) -> bool:
-    """What must stay after an edit: a cache update whose result nobody reads went with its branch."""
-    return is_impure(node) and node.meta.get("role") != "cache_update"
+    """What must stay after an edit: what only keeps a state of its own, and is read by nobody, went with its branch."""
+    return is_impure(node) and node.meta.get("role") not in _STATEFUL
 
 
 def uses_cache(graph: fx.Graph) -> bool:

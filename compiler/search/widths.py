@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
 from ..importance import ascending
+from ..leaves import module_role
 from ..reconstruct import Reconstruction, silenced
 from ..rewrite import Rewriter
 from .candidate import Candidate, Pool
@@ -21,6 +23,13 @@ from .saving import Ledger, steps
 
 if TYPE_CHECKING:
     from ..program import Program
+
+odd_experts = Fault(
+    "odd-experts",
+    "The experts of a layer would get a width that torch can't multiply in groups.\n\n"
+    "The library computes all experts in one grouped matrix product, which wants rows of a multiple of 16 bytes: 4 "
+    "channels in float32, 8 in bfloat16.")
+_GROUPED_BYTES = 16
 
 
 @dataclass
@@ -144,6 +153,8 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
             gone.setdefault((member.tensor, member.axis), set()).update(
                 i for item in dead for i in member.indices(item))
     for (tensor, axis), indices in gone.items():
+        _refuse_odd_experts(program, tensor, axis, len(indices))
+    for (tensor, axis), indices in gone.items():
         total = program.model.get_parameter(tensor).shape[axis]
         rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
     for group, dead in cuts:
@@ -151,6 +162,16 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
         for module, name, per in group.attributes:
             rewrite.set_attr(f"{module}.{name}" if module else name, round(left * per))
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
+
+
+def _refuse_odd_experts(program: "Program", tensor: str, axis: int, lost: int) -> None:
+    """torch multiplies packed experts in groups, whose rows have to start at multiples of 16 bytes."""
+    weight, owner = program.model.get_parameter(tensor), tensor.rpartition(".")[0]
+    if weight.dim() == 3 and axis > 0 and module_role(program.model.get_submodule(owner)) == "experts":
+        left, step = weight.shape[axis] - lost, _GROUPED_BYTES // weight.element_size()
+        if left % step:
+            raise Reject(odd_experts(f"{tensor} would be {left} wide, but experts are multiplied in steps of {step}",
+                                     help=f"`align: {2 * step}` keeps widths that are"))
 
 
 def _unit_of(site: str, units: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from ...compiler.bypass import node_named, staying
 from ...compiler.context import Context
 from ...compiler.kinds import Close, Pass, param
-from ...compiler.labels import MOVES, name_of
+from ...compiler.labelling import MOVES, name_of
 from ...compiler.leaves import module_role
 from ...compiler.program import Program
 from ...compiler.promise import outputs

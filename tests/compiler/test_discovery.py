@@ -219,16 +219,15 @@ class Gated(nn.Module):
         return x + self.down(self.norm(self.up(x)).relu())
 
 
-class Direct(nn.Module):
-    """A layer that multiplies its channels with a matrix of its own."""
+class Sorted(nn.Module):
+    """A layer that puts its channels in an order that depends on them."""
 
     def __init__(self):
         super().__init__()
         self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
-        self.mix = nn.Parameter(torch.eye(16))
 
     def forward(self, x):
-        return x + self.down(self.up(x) @ self.mix)
+        return x + self.down(self.up(x).sort(-1)[0])
 
 
 class Scaled(nn.Module):
@@ -283,11 +282,11 @@ def found_in(layer) -> Skeleton:
     return discover(capture(Stack(layer), inputs={"x": torch.randn(2, 3, 8)}))
 
 
-@pytest.mark.parametrize("layer, said", [(Gated, "norm"), (Direct, "mix"), (Literal, "fixed number 2")])
+@pytest.mark.parametrize("layer, said", [(Gated, "norm"), (Sorted, "sort"), (Literal, "fixed number 2")])
 def test_what_cannot_be_narrowed_is_said(layer, said):
     found = found_in(layer)
     assert found.groups == ()
-    assert [path for path, _ in found.facts["refused"]] == ["layers.0", "layers.1"]
+    assert {".".join(path.split(".")[:2]) for path, _ in found.facts["refused"]} == {"layers.0", "layers.1"}
     assert all(said in why for _, why in found.facts["refused"])
 
 

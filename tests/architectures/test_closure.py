@@ -1,0 +1,131 @@
+"""The closure rule: a model without some items computes what it computes when nobody hears them.
+
+For any choice of channels, heads and KV heads of any groups at once: the sliced model equals the one whose readers of
+these items are zero. Logits are of size 1 to 50 in float32, and slicing changes the order of sums, hence 3e-4 of the
+largest.
+"""
+
+import copy
+import functools
+import random
+
+import pytest
+import torch
+from effc.compiler import equivalence
+from effc.compiler.capture import capture
+from effc.compiler.program import Program
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.search.widths import slice_all
+from effc.dsl.diagnostics import Reject
+from effc.dsl.skeleton import Group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.architectures import table
+
+torch.set_num_threads(1)
+KINDS = {                   # one architecture for each way in which groups lie
+    "fused and grouped query": "fused qkv", "concatenated, depthwise and grouped convolutions": "skip and concat",
+    "batch norms and coupled residuals": "resnet", "inverted residuals": "mobilenet_v2", "packed experts": "mixtral",
+    "interleaved": "gpt_neox", "two inputs": "two towers", "one block three times": "shared block",
+    "pixels": "vit", "post-norm": "bert"}
+SHARE = 3e-4
+
+
+@functools.cache
+def captured(name: str) -> Program:
+    return capture(table.model(name))
+
+
+def chosen(groups: list[Group], seed: int) -> list[tuple[Group, set[int]]]:
+    """Some groups and some of their items, never all; of query and KV heads of a module only one kind."""
+    rng = random.Random(seed)
+    cuts, sites = [], set()
+    for group in rng.sample(groups, min(len(groups), 4)):
+        if group.count < 2 or (group.kind != "channels" and group.site in sites):
+            continue
+        sites |= {group.site} if group.kind != "channels" else set()
+        block = group.per_block or group.count
+        step = 4 if "experts" in group.members[0].tensor else 1       # as their grouped product wants it
+        gone = step * rng.randint(1, block // step - 1) if block > step else 0
+        items = {start + i for start in range(0, group.count, block) for i in rng.sample(range(block), gone)}
+        cuts += [(group, items)] if items else []
+    return cuts
+
+
+def silence(model: nn.Module, group: Group, items: set[int]) -> None:
+    for member in group.members[-group.readers:]:
+        lost = torch.tensor([i for item in items for i in member.indices(item)])
+        with torch.no_grad():
+            model.get_parameter(member.tensor).index_fill_(member.axis, lost, 0.0)
+
+
+def check(name: str, seed: int) -> None:
+    cuts = chosen([g for g in captured(name).skeleton.groups if g.count > 1], seed)
+    silenced, program = copy.deepcopy(captured(name).model), copy.deepcopy(captured(name))
+    for group, items in cuts:
+        silence(silenced, group, items)
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, cuts)
+    expected, found = equivalence.observe(silenced), equivalence.observe(program.model)
+    largest = max(float(x.abs().max()) for x in expected)
+    assert equivalence.distance(expected, found) <= SHARE * max(1.0, largest)
+
+
+@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_sliced_model_is_the_one_that_hears_nothing_of_what_went(name, seed):
+    check(name, seed)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [n for n in table.NAMES if n not in KINDS.values()])
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_so_it_is_of_every_architecture(name, seed):
+    check(name, seed)
+
+
+class Mixed(nn.Module):
+    """Channels between two modules that meet a matrix of the layer's own, and a bias that has a row per channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(12, 8)
+        self.mix, self.shift = nn.Parameter(torch.randn(16, 12)), nn.Parameter(torch.randn(1, 12))
+
+    def forward(self, x):
+        return x + self.down((self.up(x).relu() @ self.mix + self.shift).tanh())
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Mixed(), Mixed()])
+        self.dummy_inputs = {"x": torch.randn(2, 3, 8)}
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_matrix_that_is_read_directly_has_rows_and_columns():
+    program = capture(Stack().eval())
+    first = [g for g in program.skeleton.groups if g.members[0].tensor.startswith("layers.0")]
+    assert [[(m.tensor, m.axis) for m in g.members] for g in first] == [
+        [("layers.0.up.weight", 0), ("layers.0.up.bias", 0), ("layers.0.mix", 0)],
+        [("layers.0.mix", 1), ("layers.0.shift", 1), ("layers.0.down.weight", 1)]]
+    assert len({(g.site, g.kind) for g in program.skeleton.groups}) == 4, "each has a site of its own"
+
+
+def test_experts_of_a_width_that_torch_cannot_multiply_are_refused_before_anything_is_cut():
+    program = copy.deepcopy(captured("mixtral"))
+    group = next(g for g in program.skeleton.groups if g.kind == "channels")
+    with pytest.raises(Reject) as refused, Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(group, {0})])
+    assert refused.value.diagnostics[0].slug == "odd-experts"
+    assert sum(p.numel() for p in program.model.parameters()) == sum(
+        p.numel() for p in captured("mixtral").model.parameters())
