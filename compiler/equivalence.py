@@ -86,7 +86,7 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
 def _decodes(model: nn.Module, names: set[str]) -> bool:
     """Whether the model generates token by token with a cache object; encoders have the option, but no use."""
     config = model.config
-    return {"use_cache", "cache"} <= names and getattr(config, "is_decoder", True) and not config.is_encoder_decoder
+    return "cache" in names and getattr(config, "is_decoder", True) and not config.is_encoder_decoder
 
 
 def main_output(out: Any) -> torch.Tensor:

@@ -135,7 +135,7 @@ def _refuse_outside(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
 
 def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
     """For each position along the axis, whether all that lies there vanishes."""
-    return gone[x].movedim(axis, 0).flatten(1).all(1)
+    return gone[x].movedim(axis, 0).reshape(x.shape[axis], -1).all(1)
 
 
 def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:

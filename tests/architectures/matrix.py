@@ -52,7 +52,7 @@ PASSES = {
         "remove": Ratio(0.1, "params"), "score": _SCORE, "group": 8, "heads": 1, "on": None, "split": None,
         "order": ("blocks", "channels", "heads"), "search": "racing", "rank": None, "reorder": None, "repair": None,
         "data": None, "width_score": None, "clock": MetricRef("decode.p50"), "check": None},
-    "clean.dead": {"align": 1},
+    "clean.dead": {"align": 4},
 }
 
 
@@ -113,12 +113,14 @@ def context(model: nn.Module, folder: Path, name: str) -> Context:
 
 
 def masked(program: Program) -> None:
-    """Make something dead, for `clean.dead` to find: the first item of every group, or else a branch."""
+    """Make something dead, for `clean.dead` to find: the first items of every group, or else a branch."""
     skeleton = program.skeleton
     with torch.no_grad():
         for group in skeleton.groups:
             for member in group.members[-group.readers:]:
-                items = range(0, group.count, group.per_block or group.count)
+                block = group.per_block or group.count
+                few = 4 if group.kind == "channels" and block > 4 else 1        # experts lose four at a time
+                items = [start + i for start in range(0, group.count, block) for i in range(few)]
                 dead = torch.tensor([i for item in items for i in member.indices(item)])
                 program.model.get_parameter(member.tensor).index_fill_(member.axis, dead, 0.0)
         if not skeleton.groups and skeleton.branches:
