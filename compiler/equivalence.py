@@ -66,7 +66,10 @@ def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -
 
 
 def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded."""
+    """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded.
+
+    Nothing for encoders, which have the option but return no cache.
+    """
     length = given["input_ids"].shape[1] - _STEPS
     padded = bool((given["attention_mask"] == 0).any())
     cache: Any = None
@@ -78,15 +81,16 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
         if padded:
             passed["position_ids"] = given["position_ids"][:, start:end]
         out = model(**{name: value for name, value in passed.items() if name in names}, cache=cache)
-        cache = out.cache
+        cache = out.get("cache")
+        if cache is None:
+            return []
         seen.append(main_output(out)[given["attention_mask"][:, start:end].bool()])
     return seen
 
 
 def _decodes(model: nn.Module, names: set[str]) -> bool:
-    """Whether the model generates token by token with a cache object; encoders have the option, but no use."""
-    config = model.config
-    return "cache" in names and getattr(config, "is_decoder", True) and not config.is_encoder_decoder
+    """Whether the model takes a cache object; that it is a decoder not all of their configs say."""
+    return "cache" in names and not model.config.is_encoder_decoder
 
 
 def main_output(out: Any) -> torch.Tensor:

@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -27,8 +28,11 @@ class Finding:
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("cache",))
-    def doctor(shared: Shared) -> int:
+    def doctor(shared: Shared, architectures: Annotated[bool, typer.Option(
+            "--architectures", help="Show instead which architectures were tried with which passes.")] = False) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
+        if architectures:
+            return _architectures(shared)
         found = [*pythons(), *machine(), *storage(shared.cache_folder)]
         missing = [f for f in found if f.state == "missing"]
         if shared.format == "json":
@@ -37,6 +41,27 @@ def register(app: typer.Typer) -> None:
         else:
             _draw(found, missing, shared)
         return EXITS["environment"] if missing else 0
+
+
+def _architectures(shared: Shared) -> int:
+    """The matrix that the test run left, and every sentence that refused something."""
+    from dataclasses import asdict
+
+    from ..architectures import matrix
+
+    found, screen = matrix(), shared.screen
+    if shared.format == "json":
+        screen.answer_json("doctor", "ok", architectures=asdict(found))
+        return 0
+    rows = [("", *found.columns)]
+    rows += [(name, *(cells[column] for column in found.columns)) for name, cells in found.cells.items()]
+    screen.answer(screen.table(rows))
+    screen.answer("")
+    for why, places in found.refusals.items():
+        screen.answer(f"{places[0]}: {why}")
+    screen.answer("")
+    screen.answer(found.summary)
+    return 0
 
 
 def _draw(found: list[Finding], missing: list[Finding], shared: Shared) -> None:

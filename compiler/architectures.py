@@ -1,0 +1,54 @@
+"""What was tried of which architecture, as the test run left it in architectures.json.
+
+`tests/architectures/matrix.py --write` makes the file: every stage of every pass either worked, or was refused with a
+sentence.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("architectures.json")
+_SHORT = {"green": "ok", "none": "-", "refused": "refused"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`cells`: architecture -> column -> "ok", "-" or "refused"; `refusals`: sentence -> where it was said."""
+
+    columns: tuple[str, ...]
+    cells: dict[str, dict[str, str]]
+    refusals: dict[str, list[str]]
+    counts: dict[str, int]
+    versions: dict[str, str]
+
+    @property
+    def summary(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (f"{self.counts['green']} of {self.counts['total']} stages work, {self.counts['refused']} are refused "
+                f"({versions})")
+
+
+def matrix(body: dict[str, Any] | None = None) -> Matrix:
+    """The shipped one, or that of a run."""
+    body = body or json.loads(FILE.read_text(encoding="utf-8"))
+    columns = (*body["looks"], *body["passes"])
+    cells, refusals = {}, {}
+    for name, stages in body["rows"].items():
+        cells[name] = {look: _SHORT[stages[look][0]] for look in body["looks"]}
+        for word in body["passes"]:
+            states = [stages[f"{word} {step}"][0] for step in body["steps"]]
+            cells[name][word] = _SHORT["refused" if "refused" in states else states[-1]]
+        for stage, (state, *why) in stages.items():
+            if state == "refused":
+                refusals.setdefault(why[0], []).append(f"{name}: {stage}")
+    return Matrix(columns, cells, refusals, body["counts"], body["versions"])
+
+
+def markdown(found: Matrix) -> str:
+    """As a README shows it."""
+    head = ["", *found.columns]
+    rows = [[name, *(cells[column] for column in found.columns)] for name, cells in found.cells.items()]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join([*lines, "", found.summary + "."])
