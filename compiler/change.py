@@ -31,7 +31,8 @@ def _counted(before: Skeleton, after: Skeleton) -> str:
     branches = len(before.branches) - len(after.branches)
     counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
     if not layers and not branches:
-        for kind, name in (("channels", "channels"), ("kv_heads", "KV heads"), ("heads", "heads")):
+        for kind, name in (("channels", "channels"), ("kv_heads", "KV heads"), ("heads", "heads"),
+                           ("experts", "experts")):
             lost = _total(before, kind) - _total(after, kind)
             if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):   # they went with them
                 counts.append(f"-{lost} {name}")

@@ -174,7 +174,8 @@ def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
     clusters: list[list[Group]] = []
-    for group in sorted(skeleton.groups, key=lambda g: g.kind != "heads"):
+    # Experts have no part in it: a router would choose one of zeros.
+    for group in sorted((g for g in skeleton.groups if g.kind != "experts"), key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
         near = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
         clusters = [c for c in clusters if c not in near] + [[g for c in near for g in c] + [group]]

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..dsl.skeleton import Branch, Group, Part, Skeleton
 from .coupling import groups_of
+from .experts import expert_groups
 from .following import Baked, attributes_of
 from .labels import label
 from .program import Program
@@ -81,6 +82,8 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
             groups.append(replace(group, attributes=attributes))
         except Baked as why:
             refused.append((group.site, str(why)))
+    for found_experts in expert_groups(graph, root):
+        (groups if isinstance(found_experts, Group) else refused).append(found_experts)
     return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
 
 

@@ -76,7 +76,7 @@ class Pass(Word):
     """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
 
     keeps          Close(atol) or Lossy()
-    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "branches", "layers", "linear" or ""
+    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or ""
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds

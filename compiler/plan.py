@@ -154,7 +154,7 @@ def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ..
         return layers(skeleton, on) if whole else tuple(b.site for b in branches(skeleton, on))
     if acts_on == "layers":
         return layers(skeleton, on)
-    if acts_on in ("channels", "heads", "kv_heads"):
+    if acts_on in ("channels", "heads", "kv_heads", "experts"):
         return tuple(g.site for g in groups(skeleton, acts_on, on))
     if acts_on == "linear":
         return tuple(p.path for p in parts(skeleton, on))

@@ -7,7 +7,7 @@ Made once per config on the meta device by `compiler/discover.py`, cached by con
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["channels", "heads", "kv_heads"]
+Kind = Literal["channels", "heads", "kv_heads", "experts"]
 FORMAT = 1
 
 

@@ -26,6 +26,7 @@ NOUNS = {
     "channels": "groups of channels",
     "heads": "attention modules",
     "kv_heads": "attention modules with KV heads",
+    "experts": "layers of experts",
     "branches": "residual branches",
     "layers": "layers",
     "linear": "linear modules",
@@ -85,9 +86,9 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
     kind, args = stage.word.facts["acts_on"], stage.call.args
     if kind == "branches" and args.get("unit") == "layer":
         kind = "layers"
-    if kind in ("heads", "kv_heads", "channels"):
+    if kind in ("heads", "kv_heads", "channels", "experts"):
         bases = [v.of for v in args.values() if isinstance(v, Ratio) and v.of in ("heads", "kv_heads")]
-        kind = bases[0] if bases and kind != "channels" else kind
+        kind = bases[0] if bases and kind not in ("channels", "experts") else kind
         groups = tuple(g for g in skeleton.groups if g.kind == kind)
         if not groups and kind == "kv_heads":                # every query head has a KV head of its own
             groups = tuple(g for g in skeleton.groups if g.kind == "heads")

@@ -52,6 +52,7 @@ PASSES = {
         "remove": Ratio(0.1, "params"), "score": _SCORE, "group": 8, "heads": 1, "on": None, "split": None,
         "order": ("blocks", "channels", "heads"), "search": "racing", "rank": None, "reorder": None, "repair": None,
         "data": None, "width_score": None, "clock": MetricRef("decode.p50"), "check": None},
+    "prune.experts": {"keep": Ratio(0.5, "experts"), "on": None, "data": DataRef("rows")},
     "clean.dead": {"align": 4},
 }
 
@@ -116,7 +117,7 @@ def masked(program: Program) -> None:
     """Make something dead, for `clean.dead` to find: the first items of every group, or else a branch."""
     skeleton = program.skeleton
     with torch.no_grad():
-        for group in skeleton.groups:
+        for group in (g for g in skeleton.groups if g.kind != "experts"):
             for member in group.members[-group.readers:]:
                 block = group.per_block or group.count
                 few = 4 if group.kind == "channels" and block > 4 else 1        # experts lose four at a time
@@ -209,6 +210,8 @@ def watched(row: Row, stage: str, work: Callable[[], object]) -> None:
 
 def attempt(row: Row, word: str, folder: Path) -> list[Written]:
     row.cells |= {f"{word} {step}": NONE for step in STEPS}
+    if word == "prune.experts" and row.name not in table.EXPERTS:
+        return []
     result = pruned(row.name, word, folder)
     if isinstance(result, Cell):
         row.cells[f"{word} prune"] = result

@@ -39,6 +39,7 @@ _SPECIAL = {                                # name -> (class, config)
 _TINY = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "gemma3_text", "mixtral",
          "qwen3_moe", "mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "jamba", "granitemoehybrid")
 NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN)
+EXPERTS = ("mixtral", "qwen3_moe", "jamba", "granitemoehybrid")
 PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}       # what a recipe's `config:` would say of them
 
 

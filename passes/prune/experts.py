@@ -1,0 +1,120 @@
+"""Remove whole experts."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from ...compiler.amount import Amount
+from ...compiler.context import Context
+from ...compiler.evaluate import batches, evaluating, logits
+from ...compiler.importance import ascending
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.narrowing import forecast
+from ...compiler.program import Program
+from ...compiler.rewrite import Rewriter
+from ...compiler.search.widths import slice_all
+from ...compiler.select import groups, required
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Group, Skeleton
+from ...dsl.values import DataRef, Ratio, Selector
+
+too_few_experts = Fault(
+    "too-few-experts",
+    "A layer would keep fewer experts than its router chooses for every token.")
+
+
+class Experts(Pass):
+    """Remove whole experts.
+
+    Every layer of experts keeps the same share, so the checkpoint stays a stock one. With data, those go that the
+    router trusts least: the sum of the weights that it gave them over all tokens. Without, those of least weight
+    magnitude. Their rows of the router go with them, so that it chooses among the others; what it gives the chosen
+    ones is as the model makes it. `prune.channels` makes all experts of a layer narrower.
+
+    Source: own; routing weights as a measure, Muzio et al. 2024, "SEER-MoE" (arXiv 2404.05089), section 3.
+    Example: few = prune.experts(keep: 50% of experts)
+    """
+
+    keeps = Lossy()
+    acts_on = "experts"
+    determinism = "deterministic"
+
+    keep: Ratio = param("Share of the experts that stays.", of=("experts",), gt=0, le=1)
+    on: Selector | None = param("Which layers of experts.", default=None)
+    data: DataRef | None = param("Rows on which the router's weights are summed.", default=None)
+
+    def run(self, program: Program, ctx: Context) -> None:
+        chosen = self._groups(program.skeleton)
+        trusted = _trusted(program, ctx, self.data, chosen) if self.data else {}
+        cuts = []
+        for group in chosen:
+            scores = trusted[group.site] if group.site in trusted else _magnitude(program, group)
+            gone = ascending(scores)[: group.count - Amount(self.keep).kept(group.count)]
+            cuts += [(group, set(gone))] if gone else []
+        with Rewriter(program) as rewrite:
+            slice_all(program, rewrite, cuts)
+            for name, count in _said_above(program, [group for group, _ in cuts]):
+                rewrite.set_attr(name, Amount(self.keep).kept(count))
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
+
+    def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
+        """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
+        found = required(skeleton, "experts", groups(skeleton, "experts", self.on))
+        least = skeleton.facts.get("active_experts") or 1
+        for group in found:
+            kept = Amount(self.keep).kept(group.count)
+            if kept < least:
+                raise Reject(too_few_experts(
+                    f"{group.site} would keep {kept} of {group.count} experts, and {least} are chosen for a token",
+                    help=f"keep at least {least / group.count:.0%} of experts"))
+        return found
+
+
+def _said_above(program: Program, chosen: Sequence[Group]) -> Iterator[tuple[str, int]]:
+    """Numbers of experts that modules around the layers state, where all layers lose the same."""
+    every = [g for g in program.skeleton.groups if g.kind == "experts"]
+    counts = {g.count for g in every}
+    if len(counts) == 1 and len(chosen) == len(every):
+        for path, module in program.model.named_modules():
+            if all(g.site.startswith(f"{path}." if path else "") for g in every):
+                yield from ((f"{path}.{name}" if path else name, value) for name, value in vars(module).items()
+                            if type(value) is int and "expert" in name and value in counts)
+
+
+def _magnitude(program: Program, group: Group) -> torch.Tensor:
+    """[count] float64: what the weights of each expert sum up to."""
+    total = torch.zeros(group.count, dtype=torch.float64)
+    for member in group.members[-group.readers:]:
+        total += program.model.get_parameter(member.tensor).detach().abs().flatten(1).sum(1).double().cpu()
+    return total
+
+
+def _trusted(program: Program, ctx: Context, data: DataRef, chosen: Sequence[Group]) -> dict[str, torch.Tensor]:
+    """For each layer, [count] float64: the sum of the weights that the router gave each expert."""
+    totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in chosen}
+    handles = []
+    for group in chosen:
+        module = program.model.get_submodule(group.members[-1].tensor.rpartition(".")[0])
+        handles.append(module.register_forward_pre_hook(_listener(totals[group.site]), with_kwargs=True))
+    try:
+        with evaluating(program.model):
+            for batch in ctx.each(list(batches(program.model, ctx.rows(data))), f"routing {data.name}"):
+                logits(program.model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return totals
+
+
+def _listener(total: torch.Tensor):
+    """What experts are called with: hidden states, and for every token the numbers chosen and their weights."""
+    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        index = next(x for x in given if not x.is_floating_point())
+        weights = next(x for x in reversed(given) if x.is_floating_point())          # [tokens, chosen] or [tokens, all]
+        weights = weights if weights.shape == index.shape else weights.gather(1, index)
+        total.index_add_(0, index.flatten().cpu(), weights.flatten().double().cpu())
+    return hook
