@@ -1,6 +1,9 @@
 """The first call of every unit, found by running the model once."""
 
 import copy
+import inspect
+import linecache
+import traceback
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..dsl.diagnostics import Fault, Reject
+from .leaves import is_modeling
 from .program import argument_names
 from .sample import evaluating, knows_inputs, prepared, sample
 from .signature import call_signature, module_signature
@@ -20,6 +24,8 @@ unsupported_model = Fault("unsupported-model", "A model does something that effc
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
+_WITHOUT_WEIGHTS = ("effc looks at a model before its weights are read: let that line not ask what numbers a tensor "
+                    "holds")
 _OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
 
 
@@ -84,13 +90,26 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
     try:
         _run(model, inputs, hook, places)
     except Exception as error:   # whatever a model's own code raises, it can't be run
+        bare = next(model.parameters()).is_meta
         raise Reject(unsupported_model(
-            f"{type(model).__name__} fails when it runs: {type(error).__name__}: {error}",
-            help="if a step of the recipe came before, the model can't do without what the step removed")) from error
+            f"{type(model).__name__} fails when it runs: {type(error).__name__}: {error} "
+            f"at {source_line(error, model)}",
+            help=_WITHOUT_WEIGHTS if bare else "if a step of the recipe came before, the model can't do without what "
+                                               "the step removed")) from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.odd[path] = f"called {counts[path]} times in one forward"
     return calls
+
+
+def source_line(error: Exception, model: nn.Module) -> str:
+    """Where in the model's own source an exception passed: file, line and text."""
+    files = {inspect.unwrap(type(m).forward).__code__.co_filename for m in model.modules()
+             if is_modeling(type(m).__module__, type(model).__module__)}
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
+    name = frame.filename.rpartition("/")[2]
+    return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno).strip()}`"
 
 
 class _Enough(Exception):

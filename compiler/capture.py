@@ -7,8 +7,6 @@ without such layers is one unit itself.
 """
 
 import copy
-import linecache
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,10 +17,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ..dsl.diagnostics import Reject
-from .calls import Call, Calls, other_calls, record, split, unsupported_model
+from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .edits import is_below
-from .patches import modeling_files
 from .program import Program, Unit, argument_names, code_key
 from .refresh import describe_again
 from .sample import evaluating, prepared, sample
@@ -30,6 +27,8 @@ from .surgery import own_config
 from .trace import Trace, trace
 
 _RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
+_REMEDY = ("put what that line does into a module of its own, which then stays one node, or write it with torch "
+           "functions that don't ask what numbers a tensor holds")
 
 
 def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Program:
@@ -148,15 +147,15 @@ def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, st
                 _agree(traces[0].graph, traces[-1].graph)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces))
         except Exception as error:   # a forward may raise anything
-            below, why = error.effc_path, f"{error} at {_source_line(error, model)}"
+            below, why = error.effc_path, f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):
                 why = str(error)
             if not below or below in opaque:
                 full = ".".join(part for part in (path, below) if part) or type(model).__name__
-                raise Reject(unsupported_model(f"{full} can't be captured: {why}")) from error
+                raise Reject(unsupported_model(f"{full} can't be captured: {why}", help=_REMEDY)) from error
             opaque[below] = why
     raise Reject(unsupported_model(f"{path} has more than {_RETRIES} modules that can't be captured",
-                                   note="; ".join(opaque.values())))
+                                   note="; ".join(opaque.values()), help=_REMEDY))
 
 
 def _arguments(call: Call, first: Call) -> dict[str, Any]:
@@ -177,14 +176,6 @@ def _agree(first: fx.Graph, other: fx.Graph) -> None:
 
 def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
     return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
-
-
-def _source_line(error: Exception, model: nn.Module) -> str:
-    files = {source.__file__ for source in modeling_files(model.modules(), type(model).__module__)}
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
-    name = frame.filename.rpartition("/")[2]
-    return f"{name}:{frame.lineno}: `{linecache.getline(frame.filename, frame.lineno).strip()}`"
 
 
 def capture_inside(program: Program, path: str) -> Unit:

@@ -59,7 +59,8 @@ def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Compariso
 def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, tuple[float, float]]:
     """Times of both models, taking turns: those that a bound names, and one that every table has."""
     asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
-    more = [MetricRef(SPEED)] if plan.skeleton.facts.get("causal_lm") else []
+    decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")      # a plain program doesn't
+    more = [MetricRef(SPEED)] if decodes else []
     found = {}
     for metric in dict.fromkeys([*asked, *more]):
         try:

@@ -184,7 +184,12 @@ def _shapes(part: Part) -> str:
 
 
 def _remarks(skeleton: Skeleton) -> list[str]:
-    lines = [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied]
+    return [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + left_alone(skeleton)
+
+
+def left_alone(skeleton: Skeleton) -> list[str]:
+    """What stays as it is, and why: modules that can't be narrowed, and those that are one node of a graph."""
+    lines: list[str] = []
     reasons: dict[str, list[str]] = {}
     for path, why in skeleton.facts.get("refused", ()):
         reasons.setdefault(f"can't be narrowed: {why}", []).append(path)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-FORMS = ("compact", "model", "compat")
+FORMS = ("compact", "model", "compat", "program")
 
 tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
                        exit="environment")
@@ -24,6 +24,8 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
          check: Literal["sha256", "size"] = "sha256", tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
+    Of the target `pt2`, a module that computes what the model's forward did and no more.
+
     path     an artifact (its compact form comes first), one of its forms, or what a loaded model saved
     device   moved there after loading; weights are mapped from disk on the CPU
     dtype    of floating weights; as stored by default
@@ -33,7 +35,12 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     folder, manifest = locate(Path(path))
     if manifest:
         verify_files(*manifest, hashes=check == "sha256", under=folder.name)
-    if folder.name in ("model", "compat"):
+    if folder.name == "program":
+        from .exported import read
+
+        model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
+        model = model if dtype is None else model.to(dtype)
+    elif folder.name in ("model", "compat"):
         model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
     else:
         record = read_record(folder)
@@ -47,16 +54,16 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
-        if manifest.kind != "hf":
+        if manifest.kind not in ("hf", "pt2"):
             raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`",
                                     help=f"see {path / 'README.md'} for how it is used"))
-        form = next((f for f in FORMS if f"{f}/config.json" in manifest.files), None)
+        form = next((f for f in FORMS if _mark(f) in manifest.files), None)
         if form is None:
             raise Reject(no_artifact(f"{path} holds no {' and no '.join(FORMS)} folder"))
         return path / form, (path, manifest)
     if path.name in FORMS and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not (path.parent / _mark(path.name)).is_file():
         raise Reject(no_artifact(f"{path} has no {NAME} and no config.json",
                                  help="name the folder that `effc compile` wrote"))
     return path, None
@@ -64,7 +71,12 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
 
 def holds_model(manifest: Manifest) -> bool:
     """Whether an artifact has a checkpoint folder that loads."""
-    return any(f"{form}/config.json" in manifest.files for form in FORMS)
+    return any(_mark(form) in manifest.files for form in FORMS)
+
+
+def _mark(form: str) -> str:
+    """The file by which a form is known."""
+    return f"{form}/{'model.pt2' if form == 'program' else 'config.json'}"
 
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":

@@ -63,7 +63,8 @@ def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     hidden, most = skeleton.facts.get("hidden") or 0, 0
     wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
     for name in keys.data_named(ctx.recipe, scores):
-        rows, length = ctx.rows_by_name(name).shape
+        given = ctx.rows_by_name(name)
+        rows, length = len(given), given[0].numel()
         batch = length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
         kept = min(item * hidden * rows * length * len(skeleton.units), room_for(ctx.settings.max_memory))
         most = max(most, 3 * item * vocab * batch + kept + 4 * item * wide * batch)

@@ -16,6 +16,7 @@ from ..dsl.source import Span
 from . import keys, shrink
 from .cache import Cache
 from .context import Context
+from .drawing import left_alone
 from .kinds import Pass
 from .peak import peak_bytes
 from .quantity import change, count, seconds, size
@@ -164,7 +165,8 @@ def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ..
 def _tokens(call: Invocation, ctx: Context) -> int:
     """How many tokens one score reads."""
     names = keys.data_named(ctx.recipe, call.args)
-    return sum(ctx.rows_by_name(name).numel() for name in names)
+    rows = [ctx.rows_by_name(name) for name in names]
+    return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
 
 
 @cache
@@ -219,6 +221,7 @@ def draw(plan: Plan, width: int = 100) -> str:
     lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
     for index, stage in enumerate(plan.stages, 1):
         lines += _draw_stage(index, stage, width)
+    lines += [f"  note: {remark}" for remark in left_alone(plan.skeleton)]
     for emit in plan.pipeline.emits:
         lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"

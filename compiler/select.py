@@ -6,6 +6,7 @@ from typing import Any
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.selectors import resolve
 from ..dsl.skeleton import Branch, Group, Part, Skeleton
+from ..dsl.structure import because
 from ..dsl.values import Selector
 
 nothing_to_narrow = Fault(
@@ -35,8 +36,8 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
 def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where there are none."""
     if not found:
-        reasons = [f"{path or 'the model'}: {why}" for path, why in
-                   (*skeleton.facts.get("refused", ()), *skeleton.opaque)]
+        reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}"
+                   for path, why in skeleton.facts.get("refused", ())]
         words = kind.replace("_", " ").replace("kv", "KV")
         because = f"; {reasons[0]}" if reasons else ""
         raise Reject(nothing_to_narrow(

@@ -103,9 +103,15 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
 
 def _absent(stage: Stage, things: Things, skeleton: Skeleton):
     refused = skeleton.facts.get("refused") or []
-    note = f"`{refused[0][0]}`: {refused[0][1]}" if refused and things.groups == () else ""
+    note = f"`{refused[0][0]}`: {because(skeleton, *refused[0])}" if refused and things.groups == () else ""
     return nothing_to_select(f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
                              stage.call.span, note=note)
+
+
+def because(skeleton: Skeleton, path: str, why: str) -> str:
+    """Why a module can't be narrowed; of one that is a single node of the graph also what made it so."""
+    opaque = dict(skeleton.opaque).get(path)
+    return f"{why}: {opaque}" if opaque else why
 
 
 def _no_match(stage: Stage, part: Dead, things: Things, skeleton: Skeleton):

@@ -1,7 +1,7 @@
 """A program of torch alone, which reads neither effc nor transformers."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..broken import first_line
@@ -20,18 +20,17 @@ class Pt2(Target):
     """A program of torch alone, which reads neither effc nor transformers.
 
     `torch.export.load("program/model.pt2").module()` gives a callable that takes what the forward takes, in batches
-    of any size, and returns its logits or first result, without a cache. The one form for plain PyTorch modules,
-    which have no config to be rebuilt from.
+    of any size by name, and returns its result, of models of transformers the logits; without a cache. The one form
+    for plain PyTorch modules, which have no config to be rebuilt from.
 
     Source: torch.export.
     Example: pt2("exported")
     """
 
-    reopened: ClassVar[tuple[Form, ...]] = (Form(FOLDER, "torch"),)
-
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
 
+        from ..exported import write
         from ..sample import evaluating
 
         folder = into / FOLDER
@@ -46,10 +45,10 @@ class Pt2(Target):
                 raise Reject(cannot_export(
                     f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
                     help="--debug shows where; `hf` writes transformers models in another way")) from error
-        torch.export.save(exported, folder / "model.pt2")
+        write(exported, tuple(inputs), folder)
 
     def forms(self) -> tuple[Form, ...]:
-        return self.reopened
+        return (Form(FOLDER, "torch"),)
 
 
 def _inputs(program: Program) -> dict[str, Any]:

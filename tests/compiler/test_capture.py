@@ -320,6 +320,7 @@ def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
         capture(model)
     diagnostic = refused.value.diagnostics[0]
     assert diagnostic.slug == "unsupported-model"
+    assert "a module of its own" in diagnostic.help, "says what can be done"
     assert "model.layers.1" in diagnostic.message and "numpy" in diagnostic.message
 
 

@@ -1,0 +1,102 @@
+"""What can't be decided is said: in the plan, and by the passes that need it, with module and source line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+NET = '''
+import torch
+from torch import nn
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = self.up(x)
+        # twice
+        return self.down(x)
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.odd = Odd()
+
+    def forward(self, x):
+        return x + self.odd(x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(), Layer()])
+        self.dummy_inputs = {"x": torch.randn(2, 3, 8)}
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def make():
+    return Net()
+'''
+TWICE = """if x.mean() > 0:
+            x = x * 2"""
+MAMBA = {"model_type": "mamba", "architectures": ["MambaForCausalLM"], "vocab_size": 128, "hidden_size": 64,
+         "num_hidden_layers": 2, "state_size": 16}
+RECIPE = """effspec 1
+model net  = {source}
+data  rows = synthetic(4, seed: 0)
+pipeline lean(net) {{ a = {step} }}
+emit lean {{ pt2("lean") }}
+"""
+
+
+@pytest.fixture
+def effc(tmp_path):
+    (tmp_path / "mamba.json").write_text(json.dumps(MAMBA))
+
+    def run(verb: str, step: str, *more: str, net=NET, source='module("./net.py:make")') -> subprocess.CompletedProcess:
+        (tmp_path / "net.py").write_text(net)
+        (tmp_path / "net.effspec").write_text(RECIPE.format(step=step, source=source))
+        command = [sys.executable, "-c", "from effc.compiler.cli import main; raise SystemExit(main())", verb,
+                   "net.effspec", "--trust-remote-code", "--cache-dir", "cache", *more]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    return effc_at(tmp_path, run)
+
+
+def effc_at(folder, run):
+    run.folder = folder
+    return run
+
+
+def test_a_module_that_decides_by_numbers_is_listed_and_what_needs_it_is_refused(effc):
+    refused = effc("plan", "prune.blocks(remove: 1, score: divergence(rows))", net=NET.replace("# twice", TWICE))
+    assert refused.returncode == 5, "the environment's: the model is none that effc can look at"
+    assert "net.py:14: `if x.mean() > 0:`" in refused.stderr and "ask what numbers a tensor holds" in refused.stderr
+
+
+def test_the_plan_lists_what_is_one_node_and_which_line_made_it_so(effc):
+    listed = effc("plan", "prune.blocks(remove: 1, score: divergence(rows))", source='config("mamba.json")')
+    assert listed.returncode == 0, listed.stderr
+    assert "note: backbone.layers.0.mixer and 1 more opaque" in listed.stdout
+    assert "modeling_mamba.py:" in listed.stdout
+
+
+def test_a_pass_that_finds_nothing_says_why(effc):
+    refused = effc("plan", "prune.channels(keep: 50% of channels)", net=NET.replace("# twice", "x = x.sort(-1)[0]"))
+    assert refused.returncode == 3
+    assert "note: `layers.0.odd.up`: `sort` does something unknown with its channels" in refused.stderr
+
+
+def test_a_plain_module_compiles_into_a_program_that_torch_alone_runs(effc):
+    done = effc("compile", "prune.blocks(remove: 1, score: divergence(rows))", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((effc.folder / "out" / "lean" / "manifest.json").read_text())
+    assert manifest["kind"] == "pt2" and manifest["checks"], "it was reopened"
