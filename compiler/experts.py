@@ -68,6 +68,13 @@ def _router(index: fx.Node | None, root: nn.Module, count: int) -> str:
     raise Unrouted("no module makes a score for each of them")
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module is a torch layer whose subclass computes in a way of its own: convolutions that pad."""
+    bases = [base for base in type(module).__mro__ if "forward" in vars(base)]
+    return not bases[0].__module__.startswith("torch.") and any(
+        base.__module__.startswith("torch.nn.modules.") and base is not nn.Module for base in bases[1:])
+
+
 def opened(module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.Graph | None:
     """The graph of a leaf module, its placeholders named as its arguments; None where it can't be traced.
 

@@ -20,19 +20,23 @@ _POOLINGS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_a
 
 def convolve(step: "Step", x: Tensor, module: nn.Module) -> Tensor:
     """[b, c, ...] -> [b, rows, ...]: as `contract`, but each group of rows reads its own group of channels."""
+    rows = step.out.fresh(len(module.weight))
+    if module.bias is not None:
+        step.claim("bias", 0, rows)
+    return filtered(step, x, rows, step.below(f"{step.node.target}.weight"), module.groups)
+
+
+def filtered(step: "Step", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
+    """What a convolution makes of x with the weight of that path, whose rows have those labels."""
     channels = channels_of(step, x)
-    groups, weight = module.groups, module.weight
-    rows = step.out.fresh(len(weight))
     if groups == 1:
-        step.claim("weight", 1, channels, reads=True)
+        step.out.claim(weight, 1, channels, reads=True)
     else:
         # A group goes as a whole: the width of one is a number that all of them share.
         inputs, outputs = channels.view(groups, -1), rows.view(groups, -1)
         step.out.couple(inputs, inputs.amax(1, keepdim=True))
         step.out.couple(outputs, inputs.amax(1, keepdim=True))
-    step.claim("weight", 0, rows)
-    if module.bias is not None:
-        step.claim("bias", 0, rows)
+    step.out.claim(weight, 0, rows)
     return spread(step, rows)
 
 

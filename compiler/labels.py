@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import attention_rules, image_rules, packed_rules
-from .experts import opened
+from .experts import has_own_forward, opened
 from .labelling import (
     MIXES,
     MOVES,
@@ -195,7 +195,7 @@ class _Step:
             return rows.expand(*x.shape, -1)
         if not any(True for _ in module.parameters()) and _is_pointwise(module):
             return x
-        if self.node.meta.get("role") in ("experts", "router"):
+        if self.node.meta.get("role") in ("experts", "router") or has_own_forward(module):
             graph = opened(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import image_rules
 from .labelling import MOVES, NOTHING, POINTWISE, Weight, tensors_in
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def claim(step: "Step", w: Weight, axis: int, reads: bool = False) -> None:
 def given_up(step: "Step", found: list[Weight], name: str) -> Any:
     """No rule: what meets the parameter is blocked."""
     labels = step.out.fresh(1)
-    step.out.block(labels, f"the parameter {found[0].tensor} is read outside of a module, by `{name}`")
+    read = f"the parameter {found[0].tensor} is read" if found else "something is read"
+    step.out.block(labels, f"{read} outside of a module, by `{name}`")
     for x in tensors_in((step.args, step.kwargs)):
         step.out.couple(x, labels)
     shape = step.node.meta.get("shape")
@@ -162,4 +164,16 @@ def topk(step: "Step") -> Any:
     return tuple(torch.full(shape, NOTHING, dtype=torch.int64) for shape in step.node.meta["shape"])
 
 
-RULES = {"topk": topk}
+def convolution(step: "Step") -> Any:
+    """torch's function, as modules call it that pad in a way of their own."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
+    w = given["weight"]
+    if not isinstance(w, Weight) or w.axes[0].shape != tuple(map(len, w.rows)):
+        return given_up(step, weights_in((step.args, step.kwargs)), "convolution")
+    if isinstance(given.get("bias"), Tensor):
+        step.out.couple(given["bias"], w.rows[0])
+    return image_rules.filtered(step, given["input"], w.rows[0], w.tensor, given.get("groups", 1))
+
+
+RULES = {"topk": topk, **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution)}

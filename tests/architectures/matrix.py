@@ -1,7 +1,7 @@
 """Architectures against passes: what works, and what is refused with which sentence.
 
     python tests/architectures/matrix.py [NAME ...]      print the table
-    python tests/architectures/matrix.py --write         run all and write compiler/architectures.json, which ships
+    python tests/architectures/matrix.py --write [NAME ...]     and write compiler/architectures.json, which ships
 
 A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
 Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
@@ -266,15 +266,27 @@ def body(rows: list[Row]) -> dict:
     """The matrix as plain data: refusals by stage, everything else is green or has nothing to do."""
     import transformers
 
-    cells = [cell for row in rows for cell in row.cells.values()]
-    count = {state: sum(cell.state == state for cell in cells) for state in ("green", "refused")}
+    plain = {row.name: {stage: [cell.state, cell.why] if cell.why else [cell.state]
+                        for stage, cell in row.cells.items()} for row in rows}
     return {
         "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
-        "counts": {**count, "total": sum(count.values())},
+        "counts": counts(plain),
         "looks": list(LOOKS), "passes": list(PASSES), "steps": list(STEPS),
-        "rows": {row.name: {stage: [cell.state, cell.why] if cell.why else [cell.state]
-                            for stage, cell in row.cells.items()} for row in rows},
+        "rows": plain,
     }
+
+
+def amended(found: dict) -> dict:
+    """The shipped matrix with the rows that were run now."""
+    known = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    rows = {name: found["rows"].get(name, known["rows"].get(name)) for name in table.NAMES}
+    return {**found, "rows": rows, "counts": counts(rows)}
+
+
+def counts(rows: dict) -> dict[str, int]:
+    states = [cell[0] for row in rows.values() for cell in row.values()]
+    count = {state: states.count(state) for state in ("green", "refused")}
+    return {**count, "total": sum(count.values())}
 
 
 def main(arguments: list[str]) -> None:
@@ -292,6 +304,8 @@ def main(arguments: list[str]) -> None:
     if failed:
         raise SystemExit(f"{len(failed)} cells failed")
     if "--write" in arguments:
+        if len(names) < len(table.NAMES):
+            found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
