@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..dsl.diagnostics import Reject
 from ..dsl.skeleton import Branch, Group, Skeleton
@@ -145,6 +146,7 @@ def _padding(program: Program, config: Any) -> Padding:
     ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
     plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
+    plan.why += _other_numbers(model, made)
     if not plan.why:
         for cluster in _clusters(stock.skeleton):
             _place(plan, stock.skeleton, cluster, ours)
@@ -243,6 +245,16 @@ def _unexplained(plan: Padding, ours: Shapes, refused: Iterable[Sequence[str]]) 
         if any(len(plan.places.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in odd):
             known = next((f": {reason}" for site, reason in refused if name.startswith(f"{site}.")), "")
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
+
+
+def _other_numbers(model: nn.Module, made: nn.Module) -> Iterator[str]:
+    """What a config of other widths would also change: a scale that follows from the number of heads."""
+    theirs = dict(made.named_modules())
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            other = vars(theirs[path]).get(name) if path in theirs else None
+            if type(value) is type(other) is float and value != other:
+                yield f"{path}.{name} is {value:g}, by the config it is {other:g}"
 
 
 def _shared(branch: Branch, dead: set[str], stock: Skeleton, ours: Shapes) -> Iterator[str]:

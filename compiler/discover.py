@@ -16,6 +16,7 @@ from .following import Baked, attributes_of
 from .labels import label
 from .program import Program
 from .residual import terms
+from .sharing import joined
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,13 @@ def discover(program: Program) -> Skeleton:
     if any(structure.leaving for path, structure in found if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
         found = [("", structure_of(program.flat.graph, model))]
-    groups, refused = [], []
-    for path, structure in found:
-        refused += [[join(path, site), why] for site, why in _once(structure.refused, whole=not path)]
-        for group in structure.groups:
-            placed = _placed_group(group, path)
-            shared = _shared(placed, tied)
-            if shared:
-                refused.append([placed.site, f"{shared} is shared with another module"])
-            else:
-                groups.append(placed)
+    refused = [[join(path, site), why] for path, structure in found
+               for site, why in _once(structure.refused, whole=not path)]
+    placed = [_placed_group(group, path) for path, structure in found for group in structure.groups]
+    groups = []
+    for one in joined(placed, program, tied):
+        groups += [one] if isinstance(one, Group) else []
+        refused += [] if isinstance(one, Group) else [list(one)]
     groups = list(told_apart(groups))
     return Skeleton(
         model_type=_model_type(model), parts=tuple(parts_of(model)), units=tuple(program.units),
@@ -188,12 +186,6 @@ def _placed_group(group: Group, path: str) -> Group:
         group, site=join(path, group.site),
         members=tuple(replace(m, tensor=join(path, m.tensor)) for m in group.members),
         attributes=tuple((join(path, module), name, per) for module, name, per in group.attributes))
-
-
-def _shared(group: Group, tied: Iterable[tuple[str, ...]]) -> str | None:
-    """A tensor of the group that another module owns, too."""
-    names = {name for same in tied for name in same}
-    return next((m.tensor for m in group.members if m.tensor in names), None)
 
 
 def _is_pretrained(model: nn.Module) -> bool:

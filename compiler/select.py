@@ -39,9 +39,9 @@ def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Gro
         reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}"
                    for path, why in skeleton.facts.get("refused", ())]
         words = kind.replace("_", " ").replace("kv", "KV")
-        because = f"; {reasons[0]}" if reasons else ""
+        first = f"; {reasons[0]}" if reasons else ""
         raise Reject(nothing_to_narrow(
-            f"{skeleton.model_type} has no {words} that could go{because}", note="; ".join(reasons[1:6]),
+            f"{skeleton.model_type} has no {words} that could go{first}", note="; ".join(reasons[1:6]),
             help="`effc plan` lists what a model has, and what stays as it is and why"))
     return tuple(found)
 

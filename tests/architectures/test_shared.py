@@ -2,12 +2,15 @@
 
 
 import torch
+from effc.compiler import equivalence
 from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
 from effc.compiler.compat import padding
 from effc.compiler.rewrite import Rewriter
+from effc.compiler.search.widths import slice_all
 
 from tests.architectures import table
+from tests.architectures.test_closure import SHARE, silence
 
 torch.set_num_threads(1)
 
@@ -24,3 +27,20 @@ def without_branch(name: str, layer: int, role: str):
 def test_a_dropped_branch_that_another_layer_still_runs_can_not_come_back_as_zeros():
     program = without_branch("zamba2", 2, "attention")
     assert "shared_transformer" in " ".join(padding(program).why)
+
+
+def test_what_two_layers_share_is_cut_once_and_stays_shared():
+    program = capture(table.model("zamba2"))
+    groups = [g for g in program.skeleton.groups if g.members[0].tensor.startswith("model.layers.2.")]
+    assert {g.kind for g in groups} == {"channels", "heads"}
+    cuts = [(g, set(range(g.count // 2))) for g in groups if g.count > 1]
+    silenced = table.model("zamba2")
+    for group, items in cuts:
+        silence(silenced, group, items)
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, cuts)
+    expected, found = equivalence.observe(silenced), equivalence.observe(program.model)
+    assert equivalence.distance(expected, found) <= SHARE * max(float(x.abs().max()) for x in expected)
+    layers = [program.model.model.layers[i].shared_transformer for i in (2, 5)]
+    assert layers[0].self_attn.q_proj.weight is layers[1].self_attn.q_proj.weight
+    assert layers[0].feed_forward.down_proj.weight is layers[1].feed_forward.down_proj.weight
