@@ -25,12 +25,13 @@ class NoSuchLevel(ValueError):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where the package was installed without them."""
+    """The compiled kernels; None where the package was installed without them, or before its sources changed."""
     from . import __path__ as folders  # an editable install has two: site-packages with the library, the checkout
 
     named = os.environ.get("EFFC_KERNELS")           # a build of one's own, as the sanitizer tests make
     found = [Path(named)] if named else [p for f in folders for p in sorted(Path(f).glob("libeffc_kernels.*"))]
-    return ctypes.CDLL(str(found[0])) if found else None
+    loaded = (ctypes.CDLL(str(path)) for path in found)
+    return next((lib for lib in loaded if hasattr(lib, "effc_built")), None)
 
 
 def level() -> str:
@@ -54,7 +55,7 @@ def lacking(name: str) -> str:
     """Why a level can't run here, as a sentence; "" where it can."""
     lib = library()
     if lib is None:
-        return "" if name == "portable" else "the kernels are not compiled"
+        return "" if name == "portable" else "the kernels are not compiled, or by an older effc; install it again"
     if not lib.effc_built(CODES[name]):
         return f"the compiler of this build did not know {NEEDS[name]}"
     if CODES[name] > lib.effc_machine_level():

@@ -107,6 +107,11 @@ print(torch.equal(many, wanted), torch.equal(torch.ops.effc.dense_linear(x, own,
     assert done.stdout.split()[-2:] == ["True", "True"], done.stdout + done.stderr
 
 
+def test_a_library_of_an_older_effc_is_left_alone():
+    done = python("from effc.kernels import levels\nprint(levels.library(), levels.level())", EFFC_KERNELS="libm.so.6")
+    assert done.stdout.split() == ["None", "portable"], done.stderr
+
+
 def test_without_torch_the_library_loads_and_names_its_level():
     program = "from effc.kernels import levels\nimport sys\nprint(levels.level(), 'torch' in sys.modules)"
     assert python(program).stdout.split() == [levels.level(), "False"]
