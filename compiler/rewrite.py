@@ -18,6 +18,7 @@ from .trace import is_impure
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
+_STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
 
 
 class Rewriter:
@@ -127,6 +128,13 @@ class Rewriter:
             self.set_attr(f"{where}.{name}", value)
         self.set_attr(f"{where}.num_hidden_layers", count - 1)
 
+    def delete(self, path: str) -> None:
+        """Take away a module or a parameter that no graph reads any more."""
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self.program.edits.deleted.append(path)
+        self._touch(path)
+
     # -- edits of the data flow ------------------------------------------------------------------------------
 
     def drop_branch(self, path: str, join: str, keep: str | None = None) -> None:
@@ -173,10 +181,7 @@ class Rewriter:
                 if used_before and not used_now:
                     dead.append(below)
         for below in dead:
-            full = f"{unit.path}.{below}"
-            surgery.delete(self.program.model, full)
-            self.program.edits.forget(full)
-            self.program.edits.deleted.append(full)
+            self.delete(f"{unit.path}.{below}")
 
     # -- cache slots -----------------------------------------------------------------------------------------
 
@@ -239,8 +244,8 @@ def sources(node: fx.Node) -> set[fx.Node]:
 
 
 def is_impure_without_readers(node: fx.Node) -> bool:
-    """What must stay after an edit: a cache update whose result nobody reads went with its branch."""
-    return is_impure(node) and node.meta.get("role") != "cache_update"
+    """What must stay after an edit: what only keeps a state of its own, and is read by nobody, went with its branch."""
+    return is_impure(node) and node.meta.get("role") not in _STATEFUL
 
 
 def uses_cache(graph: fx.Graph) -> bool:

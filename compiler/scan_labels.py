@@ -90,7 +90,8 @@ class _ScanStep(_Step):
         return super().function(name)
 
     def module(self, module: nn.Module) -> Any:
-        if self.node.meta.get("role") == "norm" and self.is_behind_a_scan():
+        gated = len(list(tensors_in((self.args, self.kwargs)))) > 1
+        if self.node.meta.get("role") == "norm" and (gated or self.is_behind_a_scan()):
             return self.norm_behind_scan(module)
         return super().module(module)
 

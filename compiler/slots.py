@@ -9,6 +9,7 @@ from typing import Any
 
 UNIFORM = "attention"
 _PREFERRED = "full_attention"
+_STATES = frozenset({"linear_attention", "conv", "mamba"})      # slots that keep a state, not keys and values
 _PER_LAYER = ("layer", "block", "pattern")
 
 
@@ -27,6 +28,8 @@ def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
     at a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
     position takes the kind of slot 0, so that no kind's first slot is an empty one.
     """
+    if not _STATES.isdisjoint(kinds):
+        return Slots(_within_kinds(kinds, live), kinds)
     slots = list(range(len(kinds)))
     if not any(live) or all(live):
         return Slots(tuple(slots), kinds)
@@ -37,6 +40,21 @@ def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
         kinds = (kinds[mover], *kinds[1:])
     return Slots(tuple(slots), tuple(kind if used or i == 0 else kinds[0]
                                      for i, (kind, used) in enumerate(zip(kinds, live, strict=True))))
+
+
+def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...]) -> tuple[int, ...]:
+    """Slots of a model with states: a slot is made for one kind of cache, so layers change places within theirs.
+
+    The cache asks its first attention slot how long it is, and its last state slot whether it has begun.
+    """
+    slots = list(range(len(kinds)))
+    for kind in dict.fromkeys(kinds):
+        places = [i for i, k in enumerate(kinds) if k == kind]
+        alive = [i for i in places if live[i]]
+        asked = -1 if kind in _STATES else 0
+        if alive and not live[places[asked]]:
+            slots[places[asked]], slots[alive[asked]] = alive[asked], places[asked]
+    return tuple(slots)
 
 
 def per_layer_values(config: Any, layers: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ...dsl.skeleton import Group
 from ..importance import ascending
 from ..reconstruct import Reconstruction, silenced
 from ..rewrite import Rewriter
+from ..surgery import attribute
 from .candidate import Candidate, Pool
 from .saving import Ledger, steps
 
@@ -140,7 +141,8 @@ def slice_out(program: "Program", rewrite: Rewriter, group: Group, dead: set[int
         total = program.model.get_parameter(member.tensor).shape[member.axis]
         rewrite.narrow(member.tensor, member.axis, [i for i in range(total) if i not in gone])
     for module, name, per in group.attributes:
-        rewrite.set_attr(f"{module}.{name}", round(left * per))
+        now = attribute(program.model, f"{module}.{name}")
+        rewrite.set_attr(f"{module}.{name}", round(now - len(dead) * per))
     program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
