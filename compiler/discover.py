@@ -14,6 +14,7 @@ from .following import Baked, attributes_of
 from .labels import label
 from .program import Program
 from .residual import terms
+from .state_space import state_space
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,13 @@ def discover(program: Program) -> Skeleton:
                 refused.append([placed.site, f"{shared} is shared with another module"])
             else:
                 groups.append(placed)
+    mixers = state_space(program)
+    groups += [group for group in mixers.groups if not _shared(group, tied)]
+    refused = [entry for entry in refused if entry[0] not in mixers.mixers] + [list(entry) for entry in mixers.refused]
     return Skeleton(
         model_type=_model_type(model), parts=tuple(parts_of(model)), units=tuple(program.units),
         branches=tuple(branches), groups=tuple(groups), tied=tied, opaque=tuple(program.opaque.items()),
+        scans=mixers.scans,
         facts={**facts_of(model, program), "refused": refused})
 
 

@@ -18,17 +18,22 @@ from .scan_labels import Scan, ScanLabelling, Span, label_mixer
 
 @dataclass(frozen=True)
 class Parts:
-    """What a mixer is made of, paths below it; `refused` says why a kind of item can't be told apart."""
+    """What a mixer is made of, paths below it.
+
+    refused      why a kind of item can't be told apart
+    understood   whether it has one scan, of the kind that dt, A, B and C are given to
+    """
 
     groups: tuple[Group, ...] = ()
     refused: tuple[str, ...] = ()
+    understood: bool = True
 
 
 def parts_of_mixer(graph: fx.Graph, mixer: nn.Module) -> Parts:
     labelling = label_mixer(graph, mixer)
     if len(labelling.scans) != 1:
         odd = labelling.odd or [f"it has {len(labelling.scans)} scans"]
-        return Parts(refused=tuple(odd))
+        return Parts(refused=tuple(odd), understood=False)
     return _Mixer(labelling, mixer).parts(labelling.scans[0])
 
 

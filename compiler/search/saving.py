@@ -1,6 +1,7 @@
 """What a cut saves: parameters, operations, blocks or items, by arithmetic on shapes."""
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from ..select import is_inside
 if TYPE_CHECKING:
     from .latency import Latency
 
+SCANS = "scans"
 CONTEXT = 512          # positions that a decoded token attends to where operations are counted
 
 OF_MODEL = {
@@ -52,9 +54,16 @@ class Ledger:
         self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
         self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
                        for b in skeleton.branches}
+        for b in skeleton.branches:
+            self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}
         self.of_branch = cache(self._of_branch)
         self.of_step = cache(self._of_step)
         self.layer = cache(self._layer)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What savings are kept of."""
+        return (*OF_MODEL, *(("latency",) if self.latency else ()))
 
     def branch(self, site: str, of: str) -> float:
         """What a branch that may have been narrowed still has."""
@@ -64,8 +73,13 @@ class Ledger:
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that `count` steps of a group are gone, counted from the beginning."""
-        for of in (*OF_MODEL, *(["latency"] if self.latency else [])):
+        for of in self.counted:
             self.lost[site, kind, of] = count * self.of_step(site, kind, of)
+
+    def lost_at(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
+        """Note what cuts that are real at once have saved of a part so far."""
+        for of, value in saved.items():
+            self.lost[site, kind, of] = self.lost.get((site, kind, of), 0.0) + value
 
     def _of_branch(self, site: str, of: str) -> float:
         branch = next(b for b in self.skeleton.branches if b.site == site)
