@@ -29,6 +29,11 @@ NOUNS = {
     "branches": "residual branches",
     "layers": "layers",
     "linear": "linear modules",
+    "ssm": "state-space blocks",
+    "scans": "scans of state-space mixers",
+    "ssm_heads": "scans with heads",
+    "ssm_channels": "scans with a time step per channel",
+    "ssm_state": "scans with a state of their own",
 }
 
 
@@ -92,6 +97,13 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
         if not groups and kind == "kv_heads":                # every query head has a KV head of its own
             groups = tuple(g for g in skeleton.groups if g.kind == "heads")
         return Things(kind, tuple(dict.fromkeys(g.site for g in groups)), groups)
+    if kind in ("ssm_heads", "ssm_channels", "ssm_state"):
+        groups = tuple(g for g in skeleton.groups if g.kind == kind)
+        return Things(kind, tuple(g.site for g in groups), groups)
+    if kind == "scans":
+        return Things(kind, tuple(s.site for s in skeleton.scans))
+    if kind == "ssm":
+        return Things(kind, tuple(b.site for b in skeleton.branches if b.role == "ssm"))
     if kind == "linear":
         return Things(kind, tuple(p.path for p in skeleton.parts if p.kind in LINEAR))
     if kind == "layers":

@@ -4,6 +4,7 @@ A norm behind the scan takes its mean over what is left, so a head whose readers
 gone: a trial slices, and so does a cut, at once. Sizes are in steps of a group, as in `widths`.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
     """The model with a group narrowed, for as long as the context lasts; tensors and numbers come back after."""
     model = program.model
     tensors = {m.tensor: model.get_parameter(m.tensor).data for m in group.members}
-    numbers = {f"{module}.{name}": surgery.attribute(model, f"{module}.{name}") for module, name, _ in group.attributes}
+    holders = {m: dict(vars(m)) for m in {model.get_submodule(module) for module, _, _ in group.attributes}}
     try:
         for member in group.members:
             gone = {i for item in dead for i in member.indices(item)}
@@ -121,15 +122,19 @@ def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
             left = [i for i in range(parameter.shape[member.axis]) if i not in gone]
             parameter.data = parameter.data.index_select(member.axis, torch.tensor(left, device=parameter.device))
         for module, name, per in group.attributes:
-            setattr(model.get_submodule(module), name, round(numbers[f"{module}.{name}"] - len(dead) * per))
+            holder = model.get_submodule(module)
+            if name.startswith("config."):             # its neighbours read the same one
+                holder.config = copy.copy(holder.config)
+            now = surgery.attribute(holder, name)
+            owner, _, last = f".{name}".rpartition(".")
+            setattr(surgery.attribute(holder, owner[1:]) if owner else holder, last, round(now - len(dead) * per))
         _fit(program, tensors)
         yield
     finally:
         for path, value in tensors.items():
             model.get_parameter(path).data = value
-        for path, value in numbers.items():
-            owner, name = surgery.split(path)
-            setattr(model.get_submodule(owner), name, value)
+        for holder, before in holders.items():
+            vars(holder).update(before)
         _fit(program, tensors)
 
 
