@@ -96,7 +96,14 @@ class _Mixer:
         values = _solved(needs, self.mixer)
         found = [(module, name, (read(self.mixer, (module, name)) - value) / len(probed))
                  for (module, name), value in values.items()]
-        return (*found, *self.spans(kind, items))
+        return (*found, *self.spans(kind, items), *self.untold(kind, items, needs))
+
+    def untold(self, kind: Kind, items: np.ndarray, needs: Sequence[Need]) -> Iterator[tuple[str, str, float]]:
+        """Attributes that say the number of channels and that no literal is read from: initialisers read them."""
+        if kind == "ssm_channels":
+            told = {name for need in needs for _, name in need.names().values()}
+            yield from (("", name, 1.0) for name, value in vars(self.mixer).items()
+                        if type(value) is int and value == len(items) and name not in told)
 
     def spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
         """Sizes over which norms behind the scan take their means, evenly over its groups."""
