@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ...dsl.skeleton import Branch, Group, Part, Skeleton
+from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton
 from .. import shrink
 from ..select import is_inside
 
@@ -70,6 +70,10 @@ class Ledger:
         gone = sum(v for (place, kind, what), v in self.lost.items()
                    if what == of and (place, kind) in self.inside[site])
         return self.of_branch(site, of) - gone
+
+    def scan(self, scan: Scan, of: str) -> float:
+        """What a scan has, in the model as it was."""
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that `count` steps of a group are gone, counted from the beginning."""

@@ -11,6 +11,7 @@ from ..program import Unit
 from ..rewrite import Rewriter
 from ..scanless import drop_scan, without_scan
 from .candidate import Candidate, Pool
+from .latency import SCAN
 from .saving import OF_MODEL, SCANS, Ledger
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Scans(Pool):
         if of == SCANS:
             return 1
         if of == "latency":
-            return self.ledger.latency.per_branch.get("scan", 0.0)
+            return self.ledger.latency.per_branch.get(SCAN, 0.0)
         if of not in OF_MODEL:
             return 0
         skeleton = self.program.skeleton
