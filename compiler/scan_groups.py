@@ -49,9 +49,10 @@ class _Mixer:
         if scan.heads:
             norms = [span.channels // span.size for span in self.labelling.spans]
             evenly = lcm(blocks, *norms)
-            asked = [("ssm_heads", self.root[scan.items], evenly), ("ssm_state", self.root[scan.states].ravel(), blocks)]
+            asked = [("ssm_heads", self.root[scan.items], evenly)]
         else:
-            asked = [("ssm_channels", self.root[scan.items], 1), ("ssm_state", self.root[scan.states].ravel(), 1)]
+            asked = [("ssm_channels", self.root[scan.items], 1)]
+        asked.append(("ssm_state", self.root[scan.states].ravel(), blocks))
         for kind, items, evenly in asked:
             try:
                 groups.append(self.group(kind, items, evenly))

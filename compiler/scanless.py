@@ -24,7 +24,7 @@ from .opening import CACHE, CONV, SCAN, Opened, opened, scans_in
 from .program import Program, Unit, argument_names, code_key
 from .refresh import _write
 from .rewrite import Rewriter, is_impure_without_readers, referenced
-from .scan_labels import ScanLabelling, label_mixer
+from .scan_labels import ScanLabelling, label_mixer, parameter_behind
 
 if TYPE_CHECKING:
     from ..dsl.skeleton import Scan
@@ -78,6 +78,12 @@ def _narrowed(graph: fx.Graph, needs: list[Need]) -> fx.Graph:
         _write(node, need.place.split("."), need.needed)
         node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.place)
     return graph
+
+
+def skip_of(found: Opened) -> str | None:
+    """The parameter, below the mixer, by which the scan hands its input on besides."""
+    (scan,) = scans_in(found.graph)
+    return parameter_behind(scan.kwargs.get("D"))
 
 
 def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:

@@ -37,7 +37,7 @@ needs_score = Fault("needs-score", "An amount of the whole model is to be met an
 
 @dataclass(frozen=True)
 class Shed:
-    """What a pass asks: `keep` of the items, or of the model, of the groups chosen, `step` items of each block a cut."""
+    """What a pass asks: `keep` of the items, or of the model, of the groups chosen, `step` of each block a cut."""
 
     kind: str
     keep: Ratio
