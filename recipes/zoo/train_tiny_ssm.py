@@ -5,7 +5,8 @@
 
 `train_tiny_llama.py` says how to get the text. Tokenizer, held-out books, calibration text, batches and schedule
 are its, so that the three models' numbers compare. The same options and library versions on the same kind of CPU
-give the same weights; transformers' chunked scan is fast enough at these sizes.
+give the same weights; transformers' chunked scan is fast enough at these sizes. `--start` goes on from the weights of
+an earlier run, with a schedule of its own; the card tells both.
 """
 import argparse
 import math
@@ -80,7 +81,7 @@ repairs. It continues King James English; it knows nothing else.
 - **Licence:** the text is in the public domain; weights and script are Apache-2.0.
 - **Architecture:** `{architectures[0]}`, {num_hidden_layers} layers, hidden {hidden_size}, tied embeddings,
   {parts}, {dtype}.
-- **Training:** {steps:,} steps of {rows} x {window} tokens, {tokens:,} tokens, {epochs:.1f} epochs,
+- **Training:** {before}{steps:,} steps of {rows} x {window} tokens, {tokens:,} tokens, {epochs:.1f} epochs,
   {seconds:,.0f} s of wall time; AdamW (0.9, 0.98), weight decay 0.1 on matrices, peak learning rate {lr:g},
   {warmup} warmup steps, cosine to 2%, clip 1.0, {precision}, seed {seed}.
 - **Machine:** {machine}, {threads} thread(s); Python {python}, torch {torch},
@@ -120,8 +121,11 @@ def write_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts
                args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
+    flags += [f"--start FIRST --start-steps {args.start_steps}"] if args.start else []
+    first = (f"a first run of {args.start_steps:,} steps, peak learning rate {args.start_lr:g}, left before its rate had "
+             "fallen; then\n  " if args.start else "")
     (args.out / "README.md").write_text(CARD.format(
-        **model.config.to_dict(), **facts, **options, name=args.name, what=WHAT[args.name],
+        **model.config.to_dict(), **facts, **options, name=args.name, what=WHAT[args.name], before=first,
         parameters=model.num_parameters(), parts=parts_of(args.name, model.config), held_books=", ".join(HELD_OUT),
         window=WINDOW, uniform=math.log(len(tokenizer)), machine=args.machine, python=platform.python_version(),
         precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32", torch=torch.__version__,
@@ -143,6 +147,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--start", type=Path, help="folder of an earlier run, whose weights to start from")
+    parser.add_argument("--start-steps", type=int, default=0, help="how many steps that run had made")
+    parser.add_argument("--start-lr", type=float, default=2e-3, help="its peak learning rate")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop training after this time")
     parser.add_argument("--checkpoint-seconds", type=float, default=180)
     parser.add_argument("--machine", default=f"{os.cpu_count()}-core {platform.machine()} CPU")
@@ -162,6 +169,8 @@ def main() -> None:
         shutil.copyfile(TEXTS / file, args.out / file)
     tokenizer = AutoTokenizer.from_pretrained(TEXTS)
     model = made(args.name, tokenizer)
+    if args.start:
+        model.load_state_dict(type(model).from_pretrained(args.start).state_dict())
     stream = token_stream(training, tokenizer)
     facts = train(model, stream, torch.tensor(encode(prose(held_out), tokenizer)), args, groups(model))
     save(model, args.out)
