@@ -21,6 +21,7 @@ unaligned_width = Fault(
     "unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it."
 )
 leaves_none = Fault("leaves-none", "A pass is told to remove all that there is, or more.")
+needs_score = Fault("needs-score", "An amount of the whole model is to be met and no score says where to cut.")
 no_effect = Fault("no-effect", "A step would change nothing.")
 
 _AT = {"keep": "keep at least", "remove": "remove at most", "sparsity": "zero at most"}
@@ -37,6 +38,10 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
         line.report(stage, no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
                                     help="drop the step, or keep less"))
+    elif isinstance(value, Ratio) and value.of in WHOLE and kind in _ITEMS and not _pooled(stage):
+        line.report(stage, needs_score(
+            f"`{name}: {show(value)}` is a share of the whole model, and nothing says which layers lose more",
+            stage.call.where(name), help="add `score: perplexity(...)`, or keep a share of the items"))
     elif (isinstance(value, Ratio) and value.of in WHOLE) or _changed_before(stage, kind, line):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):

@@ -21,6 +21,8 @@ from .values import Ratio, Selector
 no_match = Fault("no-match", "A selector, or one alternative of it, matches nothing that the pass works on.")
 nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
 
+_SAID = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}
+_OF_MIXERS = ("ssm", "scans", "ssm_heads", "ssm_channels", "ssm_state")
 LINEAR = ("Linear", "Conv1D")
 NOUNS = {
     "channels": "groups of channels",
@@ -114,9 +116,22 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
 
 def _absent(stage: Stage, things: Things, skeleton: Skeleton):
     refused = skeleton.facts.get("refused") or []
-    note = f"`{refused[0][0]}`: {refused[0][1]}" if refused and things.groups == () else ""
+    told = [entry for entry in refused if entry[1].startswith(_SAID.get(things.kind, ""))] or refused
+    note = f"`{told[0][0]}`: {told[0][1]}" if told and things.groups == () else ""
     return nothing_to_select(f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
-                             stage.call.span, note=note)
+                             stage.call.span, note=note, help=_instead(things, skeleton))
+
+
+def _instead(things: Things, skeleton: Skeleton) -> str:
+    """What scans of the other kind are narrowed by, and what a model without scans has."""
+    has = {g.kind for g in skeleton.groups}
+    if things.kind == "ssm_heads" and "ssm_channels" in has:
+        return "its scans have a time step per channel, not per head: `shed.channels` narrows them"
+    if things.kind == "ssm_channels" and "ssm_heads" in has:
+        return "its scans have a time step per head: `shed.heads` removes heads"
+    if things.kind in _OF_MIXERS and not skeleton.scans:
+        return "no layer of it scans a state along the sequence: the passes of `prune` are for other layers"
+    return ""
 
 
 def _no_match(stage: Stage, part: Dead, things: Things, skeleton: Skeleton):

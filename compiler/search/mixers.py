@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.amounts import needs_score
+from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio
 from .. import importance
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ..program import Program
 
 Important = Callable[[Group], torch.Tensor]
-
-needs_score = Fault("needs-score", "An amount of the whole model is to be met and no score says where to cut.")
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ def write_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
     flags += [f"--start FIRST --start-steps {args.start_steps}"] if args.start else []
-    first = (f"a first run of {args.start_steps:,} steps, peak learning rate {args.start_lr:g}, left before its rate had "
-             "fallen; then\n  " if args.start else "")
+    first = (f"a first run of {args.start_steps:,} steps, peak learning rate {args.start_lr:g}, left before its rate\n"
+             "  had fallen; then " if args.start else "")
     (args.out / "README.md").write_text(CARD.format(
         **model.config.to_dict(), **facts, **options, name=args.name, what=WHAT[args.name], before=first,
         parameters=model.num_parameters(), parts=parts_of(args.name, model.config), held_books=", ".join(HELD_OUT),
