@@ -201,7 +201,8 @@ class Rewriter:
         program, paths = self.program, list(self.program.units)
         program.edits.kinds = kinds
         live = tuple(uses_cache(program.units[path].graph) for path in paths)
-        found = slots.assign(tuple(kinds[path] for path in paths), live)
+        attend = tuple(attends(program.units[path].graph) for path in paths)
+        found = slots.assign(tuple(kinds[path] for path in paths), live, attend)
         numbers = dict(zip(paths, found.slots, strict=True))
         program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
         surgery.number_layers(program.model, numbers)
@@ -252,6 +253,11 @@ def uses_cache(graph: fx.Graph) -> bool:
     """Whether anything in a unit's graph reads or writes the cache."""
     return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
                for node in graph.nodes)
+
+
+def attends(graph: fx.Graph) -> bool:
+    """Whether a unit's graph keeps keys and values."""
+    return any(node.meta.get("role") == "cache_update" for node in graph.nodes)
 
 
 def referenced(graph: fx.Graph) -> set[str]:

@@ -18,6 +18,8 @@ _OTHERS = {
     "nemotron_h": {**_HYBRID, "num_key_value_heads": 2, "head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 16,
                    "layers_block_type": ["mamba", "attention", "mamba"], "ssm_state_size": 16, "n_groups": 2,
                    "chunk_size": 8},
+    "falcon_h1": {**_HYBRID, "num_key_value_heads": 2, "head_dim": 16, "mamba_d_ssm": 128, "mamba_n_heads": 8,
+                  "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 8},
 }
 MAMBA1 = ("mamba", "falcon_mamba", "jamba")
 MAMBA2 = ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h")

@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
+from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
 from effc.compiler.edits import Edits, load_weights, replay, weights_of
 from effc.compiler.equivalence import distance, observe
 from effc.compiler.rewrite import Rewriter
+from effc.compiler.scanless import drop_scan
 from effc.compiler.search.slices import sliced
 from effc.compiler.search.widths import slice_out
 from effc.compiler.shrink import narrowed, params, without_scan
@@ -74,7 +76,6 @@ def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
     scan = program.skeleton.scans[-1]
     foreseen = without_scan(program.skeleton, scan)
     with Rewriter(program) as rewrite:
-        from effc.compiler.scanless import drop_scan
         drop_scan(program, rewrite, scan)
     mixers.identity(model.get_submodule(scan.site))
     assert distance(observe(model), observe(program.model)) < 2e-5        # sums in another order
@@ -150,6 +151,25 @@ def test_blocks_of_a_pure_model_go_as_layers_and_leave_a_stock_one(tmp_path):
     assert program.model.config.num_hidden_layers == 2 and not program.edits.graphs
 
 
+@pytest.mark.parametrize("role", ["ssm", "attention"])
+def test_of_parallel_branches_either_may_go(role):
+    """Falcon-H1 adds attention and a mixer that read the same normed stream, as Hymba does."""
+    model = mixers.model("falcon_h1")
+    program = capture(copy.deepcopy(model))
+    branches = [b for b in program.skeleton.branches if b.role == role]
+    with Rewriter(program) as rewrite:
+        for branch in branches[:2]:
+            rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+    for branch in branches[:2]:
+        part = model.get_submodule(branch.site)
+        with torch.no_grad():
+            (part.out_proj if role == "ssm" else part.o_proj).weight.zero_()
+        assert not any(n.startswith(f"{branch.site}.") for n in program.model.state_dict())
+    assert distance(observe(model), observe(program.model)) < 1e-5
+    assert_decodes(program.model)
+    assert distance(observe(program.model), observe(reloaded(program, "falcon_h1"))) == 0.0
+
+
 @pytest.mark.parametrize("name", ["bamba", "jamba", "granitemoehybrid", "zamba2", "nemotron_h"])
 @pytest.mark.parametrize("role", ["ssm", "attention"])
 def test_a_hybrid_decodes_rightly_when_the_first_branch_of_a_kind_is_gone(name, role):
@@ -157,7 +177,6 @@ def test_a_hybrid_decodes_rightly_when_the_first_branch_of_a_kind_is_gone(name, 
     program = capture(copy.deepcopy(model))
     branch = next(b for b in program.skeleton.branches if b.role == role)
     before = set(program.model.state_dict())
-    from effc.compiler.bypass import staying
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
     gone = before - set(program.model.state_dict())
