@@ -141,8 +141,10 @@ def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes
     others = {path for n in graph.nodes if n not in nodes for path in modules_used(n, root)}
     work = [path for path in ours if _works(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
-    own = {f"{path}.{below}" if below else path for path in ours - others     # of what is one node, all below it
-           for below, part in root.get_submodule(path).named_modules() if part._parameters}
+    own = {path for path in ours - others if root.get_submodule(path)._parameters}
+    for path in (ours - others) & {n.target for n in nodes if n.op == "call_module"}:      # one node: all below it
+        own |= {f"{path}.{below}" for below, part in root.get_submodule(path).named_modules()
+                if below and part._parameters}
     role = _role(nodes, bool(work))
     return Term(join, value, nodes, role, common(work), tuple(sorted(own, key=order.__getitem__)))
 
