@@ -57,7 +57,7 @@ def build_of(folder: Path, model: str, step: str, heal: int):
     from effc.compiler.pipeline import Build
 
     recipe = folder / "shed.effspec"
-    fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 1e-3)\n" if heal else ""
+    fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4)\n" if heal else ""
     recipe.write_text(RECIPE.format(model=model, texts=TEXTS, step=step, heal=fit))
     session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
     (plan,) = api.plans(session)
