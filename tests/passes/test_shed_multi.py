@@ -89,8 +89,7 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
 def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of):
     model = mixers.model(name)
     program = shed(tmp_path, model, remove=Ratio(0.25, of))
-    assert whole(program.skeleton, of) <= 0.7501 * whole(capture(model).skeleton, of) + 1e-6 or of == "flops"
-    assert whole(program.skeleton, of) < 0.76 * whole(capture(model).skeleton, of)
+    assert whole(program.skeleton, of) <= 0.7501 * whole(capture(model).skeleton, of)
     ids, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     one, two = (program.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
                 for use in (True, False))
@@ -105,7 +104,8 @@ def test_kinds_take_turns_as_split_says(tmp_path):
 
 def test_latency_is_saved_where_it_is_measured(tmp_path):
     model = mixers.model("bamba", num_hidden_layers=4, attn_layer_indices=[2])
-    program = shed(tmp_path, model, remove=Ratio(0.2, "latency"), order=("blocks", "scans"))
+    program = shed(tmp_path, model, remove=Ratio(0.2, "latency"), order=("blocks", "scans"),
+                   clock=MetricRef("decode.p50", (("prompt", 16), ("steps", 8))))
     (note,) = [n for n in program.notes if "per_branch" in n]
     assert {"ssm", "scan", "mlp", "attention"} <= note["per_branch"].keys() and note["per_branch"]["ssm"] > 0
     assert cuts(program)
