@@ -39,6 +39,7 @@ class Need:
     value: int
     needed: int
     source: str
+    place: str = ""                # of the literal in its node: "args.1.0"
 
     def names(self) -> dict[str, Name]:
         """The attributes of the source expression."""
@@ -140,7 +141,8 @@ def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
 
 def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:
     sources = {where: source for where, _, source in node.meta.get("ints", ())}
-    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"))
+    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"),
+                place)
 
 
 def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:

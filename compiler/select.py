@@ -5,7 +5,7 @@ from typing import Any
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.selectors import resolve
-from ..dsl.skeleton import Branch, Group, Part, Skeleton
+from ..dsl.skeleton import Branch, Group, Part, Scan, Skeleton
 from ..dsl.structure import because
 from ..dsl.values import Selector
 
@@ -20,6 +20,17 @@ nothing_to_narrow = Fault(
 def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
     """Residual branches, unit by unit, in the order in which they run."""
     return _chosen(skeleton.branches, [b.site for b in skeleton.branches], on)
+
+
+def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Residual branches that scan a state along the sequence."""
+    found = [b for b in skeleton.branches if b.role == "ssm"]
+    return _chosen(found, [b.site for b in found], on)
+
+
+def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
+    """Scans that are left, by the path of their mixer."""
+    return _chosen(skeleton.scans, [s.site for s in skeleton.scans], on)
 
 
 def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:
