@@ -136,6 +136,8 @@ def _refuse_outside(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
 
 def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
     """For each position along the axis, whether all that lies there vanishes."""
+    if not x.numel():        # a part of a split that nothing is left of
+        return torch.ones(x.shape[axis], dtype=torch.bool)
     return gone[x].movedim(axis, 0).reshape(x.shape[axis], -1).all(1)
 
 
