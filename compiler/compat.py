@@ -184,7 +184,7 @@ def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
     clusters: list[list[Group]] = []
-    # Experts have no part in it: a router would choose one of zeros. Nor have mixers' heads: a norm takes a mean over all.
+    # Experts have no part in it: a router would choose one of zeros. Nor have heads of mixers: a norm means over all.
     told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads")]
     for group in sorted(told, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
