@@ -1,7 +1,7 @@
 """bfloat16 weights kept or dropped 16 outputs by 2 inputs at a time.
 
-No expansion: a kept vector is read as it stands, beside the number of its inputs. It pays from about 80 % of zero
-blocks, where the bitmap kernels are held up by expanding and not by memory.
+No expansion: a kept vector is read as it stands, beside the number of its inputs. It pays from about 80 % of
+zero blocks, where the bitmap kernels are held up by expanding and not by memory.
 """
 
 import torch

@@ -1,8 +1,9 @@
 """A cache of keys and values that keeps growing and, where asked, forgets the small ones.
 
-The newest tokens lie as they came. When 32 of them are older than the window they become a block: tiles, as the
-attention kernels read them. In a sparse cache a block keeps, of each head, the share `keep` of keys and of values
-that is largest in magnitude; the first tokens (`sinks`), which attention always looks at, are kept whole.
+The newest tokens lie as they came. When 32 of them are older than the window they become a block: tiles, as
+the attention kernels read them. In a sparse cache a block keeps, of each head, the share `keep` of keys and
+of values that is largest in magnitude; the first tokens (`sinks`), which attention always looks at, are kept
+whole.
 """
 
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ class Cache:
         assert keys.shape == values.shape == (self.sequences, self.heads, keys.shape[2], self.d), keys.shape
         tokens = keys.shape[2]
         if self.length + tokens > self.longest:
-            raise native.KernelError(f"the cache holds {self.longest} tokens, and {self.length + tokens} are wanted")
+            wanted = self.length + tokens
+            raise native.KernelError(f"the cache holds {self.longest} tokens, and {wanted} are wanted")
         keys, values = (t.detach().reshape(len(self.keys), tokens, self.d).bfloat16() for t in (keys, values))
         keys = torch.cat([self.keys[:, :self.recent], keys], 1)
         values = torch.cat([self.values[:, :self.recent], values], 1)
@@ -82,7 +84,8 @@ class Cache:
         self.values[:, :self.recent] = values[:, full * TOKENS:]
 
     def _compress(self, keys: Tensor, values: Tensor, count: int) -> None:
-        keys, values = (self._prune(t, share, count) for t, share in zip((keys, values), self.keep, strict=True))
+        keys = self._prune(keys, self.keep[0], count)
+        values = self._prune(values, self.keep[1], count)
         native.call("pack_tokens", levels.code(), keys.data_ptr(), values.data_ptr(), len(keys), self.d,
                     keys.stride(0), self.blocks, count, self.stream.data_ptr(), self._capacity,
                     self.offsets.data_ptr(), self.offsets.stride(0), self.sparse, torch.get_num_threads(),

@@ -1,8 +1,8 @@
 """A kernel as torch sees it: `torch.ops.effc.NAME`, where NAME is the name of the file.
 
-One class says everything: the schema once, `fake` for shapes under export and compile, `reference` which is slow
-and obviously right, `native` which calls the compiled body, and, where weights are packed first, `pack`.
-Subclassing registers the op.
+One class says everything: the schema once, `fake` for shapes under export and compile, `reference` which is
+slow and obviously right, `native` which calls the compiled body, and, where weights are packed first,
+`pack`. Subclassing registers the op.
 """
 
 from abc import ABC, abstractmethod

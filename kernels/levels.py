@@ -25,12 +25,14 @@ class NoSuchLevel(ValueError):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where the package was installed without them."""
-    from . import __path__ as folders  # an editable install has two: site-packages with the library, the checkout
+    """The compiled kernels; None where they were not installed, or before their sources changed."""
+    from . import __path__ as folders  # an editable install has two, and the library lies in one
 
     named = os.environ.get("EFFC_KERNELS")           # a build of one's own, as the sanitizer tests make
-    found = [Path(named)] if named else [p for f in folders for p in sorted(Path(f).glob("libeffc_kernels.*"))]
-    return ctypes.CDLL(str(found[0])) if found else None
+    beside = (p for folder in folders for p in sorted(Path(folder).glob("libeffc_kernels.*")))
+    found = [Path(named)] if named else beside
+    loaded = (ctypes.CDLL(str(path)) for path in found)
+    return next((lib for lib in loaded if hasattr(lib, "effc_built")), None)
 
 
 def level() -> str:
@@ -54,7 +56,8 @@ def lacking(name: str) -> str:
     """Why a level can't run here, as a sentence; "" where it can."""
     lib = library()
     if lib is None:
-        return "" if name == "portable" else "the kernels are not compiled"
+        reason = "the kernels are not compiled, or by an older effc; install it again"
+        return "" if name == "portable" else reason
     if not lib.effc_built(CODES[name]):
         return f"the compiler of this build did not know {NEEDS[name]}"
     if CODES[name] > lib.effc_machine_level():

@@ -51,7 +51,7 @@ class KernelError(ValueError):
 def function(name: str):
     lib = levels.library()
     if lib is None:
-        raise KernelError("effc was installed without its compiled kernels; install a wheel for this platform")
+        raise KernelError("effc is here without its compiled kernels; install a wheel for this platform")
     found = getattr(lib, f"effc_{name}")
     found.argtypes, found.restype = ARGUMENTS[name], _i
     return found

@@ -24,8 +24,8 @@ class Header(ctypes.LittleEndianStructure):
     """The first 128 bytes of a buffer."""
 
     _fields_ = [("magic", ctypes.c_char * 8), ("order", ctypes.c_uint32), ("version", ctypes.c_uint32),
-                ("kind", ctypes.c_uint32), ("zero", ctypes.c_uint32), ("n", ctypes.c_int64), ("k", ctypes.c_int64),
-                ("kept", ctypes.c_int64), ("blocks", ctypes.c_int64), ("tiles", ctypes.c_int64),
+                ("kind", ctypes.c_uint32), ("zero", ctypes.c_uint32), ("n", ctypes.c_int64),
+                ("k", ctypes.c_int64), ("kept", ctypes.c_int64), ("blocks", ctypes.c_int64), ("tiles", ctypes.c_int64),
                 ("offsets_at", ctypes.c_int64), ("scales_at", ctypes.c_int64), ("sums_at", ctypes.c_int64),
                 ("stream_at", ctypes.c_int64), ("bytes", ctypes.c_int64), ("hash", ctypes.c_uint64),
                 ("pad", ctypes.c_char * 16)]
@@ -54,8 +54,8 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     return  [bytes]    uint8; equal weights give equal bytes, at every level and with any number of threads
     """
     if weight.dim() != 2 or 0 in weight.shape:
-        raise native.KernelError(f"a weight of shape {list(weight.shape)} can't be packed: a linear layer has "
-                                 "at least one output and one input")
+        raise native.KernelError(f"a weight of shape {list(weight.shape)} can't be packed: "
+                                 "a linear layer has at least one output and one input")
     weight = weight.detach().to("cpu")
     if weight.dtype not in (torch.float32, torch.bfloat16):
         weight = weight.float()

@@ -23,8 +23,8 @@ class PackedAttention(Kernel):
     def reference(cls, q, stream, offsets, keys, values, blocks, recent, scale):
         sparse, d = cls.name == "sparse_attention", q.shape[-1]
         whole = [stored(stream[h], offsets[h, :blocks + 1], d, sparse) for h in range(len(stream))]
-        k = torch.stack([torch.cat([w[0], own[:recent].float()]) for w, own in zip(whole, keys, strict=True)])
-        v = torch.stack([torch.cat([w[1], own[:recent].float()]) for w, own in zip(whole, values, strict=True)])
+        k = torch.stack([torch.cat([w[0], new[:recent].float()]) for w, new in zip(whole, keys, strict=True)])
+        v = torch.stack([torch.cat([w[1], new[:recent].float()]) for w, new in zip(whole, values, strict=True)])
         grouped = q.bfloat16().float().reshape(len(stream), -1, d)                 # [heads, group, d]
         return ((grouped @ k.mT * scale).softmax(-1) @ v).reshape(q.shape).to(q.dtype)
 
@@ -35,10 +35,10 @@ class PackedAttention(Kernel):
             q = q.float()
         q = q.contiguous()
         out, heads = torch.empty_like(q), len(stream)
-        native.call(cls.name, levels.code(), q.data_ptr(), stream.data_ptr(), offsets.data_ptr(), keys.data_ptr(),
-                    values.data_ptr(), out.data_ptr(), heads, q.shape[0] * q.shape[1] // heads, q.shape[2], blocks,
-                    recent, stream.stride(0), offsets.stride(0), keys.shape[1], scale, q.dtype == torch.float32,
-                    torch.get_num_threads(), what="the cache")
+        at = (t.data_ptr() for t in (q, stream, offsets, keys, values, out))
+        group, strides = q.shape[0] * q.shape[1] // heads, (stream.stride(0), offsets.stride(0), keys.shape[1])
+        native.call(cls.name, levels.code(), *at, heads, group, q.shape[2], blocks, recent, *strides, scale,
+                    q.dtype == torch.float32, torch.get_num_threads(), what="the cache")
         return out
 
     @staticmethod
@@ -49,9 +49,9 @@ class PackedAttention(Kernel):
 
     @staticmethod
     def cases() -> list[tuple[int, int, int, int]]:
-        """Key heads, query heads of each, dimensions, tokens: tails of 16 and 32, odd dimensions, several pieces."""
-        return [(1, 1, 16, 1), (2, 3, 64, 31), (3, 3, 64, 100), (1, 4, 128, 700), (2, 2, 80, 65), (1, 7, 33, 130),
-                (1, 17, 32, 97)]
+        """Key heads, query heads of each, dimensions, tokens: tails of 16 and 32, odd ones, several pieces."""
+        return [(1, 1, 16, 1), (2, 3, 64, 31), (3, 3, 64, 100), (1, 4, 128, 700), (2, 2, 80, 65),
+                (1, 7, 33, 130), (1, 17, 32, 97)]
 
 
 def _fit(q, stream, offsets, keys, values, blocks, recent) -> None:
@@ -59,7 +59,8 @@ def _fit(q, stream, offsets, keys, values, blocks, recent) -> None:
     if q.dim() != 3 or not q.shape[0] or q.shape[0] * q.shape[1] % rows or rows % q.shape[0]:
         raise native.KernelError(f"a query of shape {list(q.shape)} does not fit a cache of {rows} heads")
     same = keys.shape == values.shape and keys.shape[::2] == (rows, q.shape[2]) and len(offsets) == rows
-    typed = (stream.dtype, offsets.dtype, keys.dtype, values.dtype) == (torch.uint8, torch.int64, *[torch.bfloat16] * 2)
+    typed = (stream.dtype, offsets.dtype) == (torch.uint8, torch.int64)
+    typed &= keys.dtype == values.dtype == torch.bfloat16
     plain = all(t.is_contiguous() for t in (stream, offsets, keys, values))
     if not (same and typed and plain and stream.shape[1] >= 4096):
         raise native.KernelError("the parts of the cache do not belong together")
@@ -71,7 +72,8 @@ def stored(stream: Tensor, offsets: Tensor, d: int, sparse: bool) -> tuple[Tenso
     key_tiles, lanes = -(-d // 32), -(-d // 16)
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         kind = "sparse_linear" if sparse else "dense_linear"
-        tiles = vectors(raw[start:stop], kind, 2 * key_tiles + lanes).reshape(-1, 16, 16, 2)   # [tile, pair, lane, 2]
+        found = vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
+        tiles = found.reshape(-1, 16, 16, 2)                            # [tile, pair, lane, 2]
         own = tiles[:2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
         keys.append(torch.from_numpy(np.ascontiguousarray(own[:, :d])))
         own = tiles[2 * key_tiles:].transpose(1, 3, 0, 2).reshape(32, -1)

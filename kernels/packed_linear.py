@@ -52,8 +52,8 @@ class PackedLinear(Kernel):
             bias = _fit(bias, n)
         y = torch.empty((*shape[:-1], n), dtype=dtype)
         status = native.function(cls.name)(
-            levels.code(), packed.data_ptr(), packed.numel(), n, shape[-1], rows.data_ptr(), rows.shape[0], stride,
-            dtype is torch.float32, None if bias is None else bias.data_ptr(),
+            levels.code(), packed.data_ptr(), packed.numel(), n, shape[-1], rows.data_ptr(), rows.shape[0],
+            stride, dtype is torch.float32, None if bias is None else bias.data_ptr(),
             bias is not None and bias.dtype is torch.float32, y.data_ptr(), torch.get_num_threads())
         if status:
             raise native.refused(status)

@@ -4,6 +4,6 @@ from .packed_attention import PackedAttention
 
 
 class SparseAttention(PackedAttention):
-    """softmax(q @ k.T * scale) @ v for one new token, all query heads of a key head in one pass, float32 softmax."""
+    """softmax(q @ k.T * scale) @ v for one new token; softmax in float32."""
 
     name = "sparse_attention"

@@ -112,8 +112,8 @@ def kernels() -> Finding:
     from ...kernels.levels import NoSuchLevel, library, why
 
     if library() is None:
-        return Finding("kernels", "not compiled, torch is used instead", "note",
-                       "install effc from a wheel for this platform")
+        return Finding("kernels", "not compiled, or by an older effc; torch is used instead", "note",
+                       "install effc again, or from a wheel for this platform")
     try:
         return Finding("kernels", f"compiled, {why()}")
     except NoSuchLevel as error:

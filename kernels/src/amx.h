@@ -1,7 +1,7 @@
 // AMX tiles, as instructions or as a model in plain C++ that does what they do, fault for fault.
 //
-// No machine with AMX has run this; the model runs in every test, over the very source that the instructions are
-// compiled from. What the model can't show: the permission call of levels.cc, and speed.
+// No machine with AMX has run this; the model runs in every test, over the very source that the instructions
+// are compiled from. What the model can't show: the permission call of levels.cc, and speed.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -75,16 +75,19 @@ struct TileModel {
   void fit(int c, int a, int b) const {
     use(c), use(a), use(b);
     fault_unless(c != a && c != b && a != b && shapes.rows[c] == shapes.rows[a]);
-    fault_unless(shapes.column_bytes[c] == shapes.column_bytes[b] && shapes.rows[b] * 4 == shapes.column_bytes[a]);
+    fault_unless(shapes.column_bytes[c] == shapes.column_bytes[b] &&
+                 shapes.rows[b] * 4 == shapes.column_bytes[a]);
   }
-  static float flushed(float value) { return std::fabs(value) < 1.17549435e-38f ? std::copysign(0.0f, value) : value; }
+  static float flushed(float value) {
+    return std::fabs(value) < 1.17549435e-38f ? std::copysign(0.0f, value) : value;
+  }
   static float half(const uint8_t* at) {
     uint16_t bits;
     std::memcpy(&bits, at, 2);
     return flushed(from_bf16(bits));
   }
-  // Even and odd inputs run in two chains of fused products from zero; their sum is added last. Subnormal numbers
-  // are zero, before and after.
+  // Even and odd inputs run in two chains of fused products from zero; their sum is added last. Subnormal
+  // numbers are zero, before and after.
   void bf16(int c, int a, int b) {
     fit(c, a, b);
     for (int row = 0; row < shapes.rows[c]; ++row)
@@ -92,8 +95,8 @@ struct TileModel {
         float chain[2] = {0, 0}, sum;
         for (int k = 0; k < shapes.rows[b]; ++k)
           for (int i = 0; i < 2; ++i)
-            chain[i] = flushed(std::fmaf(half(data[a][row] + 4 * k + 2 * i), half(data[b][k] + 4 * column + 2 * i),
-                                         chain[i]));
+            chain[i] = flushed(std::fmaf(half(data[a][row] + 4 * k + 2 * i),
+                                         half(data[b][k] + 4 * column + 2 * i), chain[i]));
         std::memcpy(&sum, data[c][row] + 4 * column, 4);
         sum = flushed(flushed(sum) + flushed(chain[0] + chain[1]));
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
@@ -115,7 +118,8 @@ struct TileModel {
 thread_local TileModel model;
 #endif
 
-// Sums 0 and 1 of the upper 16 rows, 2 and 3 of the lower, for two blocks of outputs; x in 4 and 5, weights in 6, 7.
+// Sums 0 and 1 of the upper 16 rows, 2 and 3 of the lower, for two blocks of outputs; x in 4 and 5, weights
+// in 6, 7.
 inline void shape_tiles(int upper, int lower) {
   TileShapes shapes;
   const int rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
@@ -126,11 +130,11 @@ inline void shape_tiles(int upper, int lower) {
   TILE_CONFIGURE(&shapes);
 }
 
-// Up to 32 rows by one or two blocks of outputs. `rows`: x as bytes, a row every row_bytes; blocks[b]: tiles of
-// weights; sums [b][row] of 64 bytes, blocks `between` apart.
+// Up to 32 rows by one or two blocks of outputs. `rows`: x as bytes, a row every row_bytes; blocks[b]: tiles
+// of weights; sums [b][row] of 64 bytes, blocks `between` apart.
 template <class Number, int N>
-void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes, int lower,
-                  uint8_t* sums, int64_t between, bool again) {
+void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes,
+                  int lower, uint8_t* sums, int64_t between, bool again) {
   uint8_t *const right = sums + between, *const below = sums + 16 * 64, *const corner = right + 16 * 64;
   TILE_ZERO(0);
   if (N > 1) TILE_ZERO(1);
@@ -167,13 +171,13 @@ void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* ro
 
 // All rows, 32 at a time; the last ones have tiles with fewer rows, so that nothing is read past them.
 template <class Number, int N>
-void tile_rows(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes, int64_t count,
-               uint8_t* sums, int64_t between, bool again) {
+void tile_rows(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes,
+               int64_t count, uint8_t* sums, int64_t between, bool again) {
   for (int64_t row = 0; row < count; row += 32) {
     const int left = static_cast<int>(std::min<int64_t>(32, count - row)), upper = std::min(left, 16);
     if (row == 0 || left < 32) shape_tiles(upper, left - upper);
-    tile_product<Number, N>(blocks, tiles, rows + row * row_bytes, row_bytes, left - upper, sums + 64 * row, between,
-                            again);
+    tile_product<Number, N>(blocks, tiles, rows + row * row_bytes, row_bytes, left - upper, sums + 64 * row,
+                            between, again);
   }
   TILE_RELEASE();
 }

@@ -1,9 +1,9 @@
 // Decode attention: one new token of every sequence over its cache of keys and values.
 //
-// The cache of a head is a stream of blocks of 32 tokens and, behind it, the recent tokens as they came. A block is
-// tiles as in `packed.h`: keys as two times 16 tokens by all dimensions, then values as all dimensions, 16 at a time,
-// by 32 tokens. All query heads that share a key head pass over it together, softmax runs along in float32.
-// Threads take pieces of heads, whose results are merged at the end.
+// The cache of a head is a stream of blocks of 32 tokens and, behind it, the recent tokens as they came. A
+// block is tiles as in `packed.h`: keys as two times 16 tokens by all dimensions, then values as all
+// dimensions, 16 at a time, by 32 tokens. All query heads that share a key head pass over it together,
+// softmax runs along in float32. Threads take pieces of heads, whose results are merged at the end.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -63,7 +63,8 @@ inline Floats exponentials(Floats x) {
   const Floats near = plus(clipped, times(whole, all(-0.693359375f)));
   const Floats rest = plus(near, times(whole, all(2.12194440e-4f)));
   Floats sum = all(1.9875691500e-4f);
-  for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+  for (float next :
+       {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     sum = plus(times(sum, rest), all(next));
   return times(plus(plus(times(sum, times(rest, rest)), rest), all(1.0f)), power2(whole));
 }
@@ -109,7 +110,9 @@ struct Attention {
 
   int64_t key_tiles() const { return (call.d + 31) / 32; }
   int64_t lanes() const { return (call.d + 15) / 16; }
-  int64_t pieces() const { return (call.blocks + kPiece - 1) / kPiece + 1; }  // of a head; the last is what is recent
+  int64_t pieces() const {
+    return (call.blocks + kPiece - 1) / kPiece + 1;
+  }  // of a head; the last is what is recent
   int64_t result_floats() const { return lanes() * M * 16 + 2 * M; }
 
   bool block(int64_t head, int64_t index, Running<M>& running) const {
@@ -158,7 +161,8 @@ struct Attention {
     }
   }
 
-  bool add_values(const Floats (&weights)[2][M], Tiles& tiles, const uint8_t* end, Running<M>& running) const {
+  bool add_values(const Floats (&weights)[2][M], Tiles& tiles, const uint8_t* end,
+                  Running<M>& running) const {
     alignas(64) uint16_t halves[M][kTokens];
     uint32_t pairs[16 * M];
     for (int m = 0; m < M; ++m) {
@@ -294,11 +298,12 @@ int32_t attend(const AttentionCall& call) {
     const int64_t count = std::min<int64_t>(M, call.group - first);
     for (int64_t head = 0; head < call.heads; ++head) {
       for (int64_t m = 0; m < count; ++m)
-        Bf16::prepare(call.q, call.q_float, (head * call.group + first + m) * call.d, call.d, rows + m * row_bytes,
-                      row_bytes);
+        Bf16::prepare(call.q, call.q_float, (head * call.group + first + m) * call.d, call.d,
+                      rows + m * row_bytes, row_bytes);
       for (int64_t group = 0; group < row_bytes / 4; ++group)
         for (int64_t m = 0; m < M; ++m)
-          words[(head * row_bytes / 4 + group) * M + m] = m < count ? word(rows + m * row_bytes + 4 * group) : 0;
+          words[(head * row_bytes / 4 + group) * M + m] =
+              m < count ? word(rows + m * row_bytes + 4 * group) : 0;
     }
     Attention<Tiles, M> own{call, words, partial, status};
     effc_parallel(parts, Attention<Tiles, M>::part, &own);
@@ -320,17 +325,17 @@ int32_t attention(const AttentionCall& call) {
 
 }  // namespace
 
-#define EFFC_ATTENTION(name)                                                                                      \
-  EFFC_TABLE(name, AttentionCall)                                                                                 \
-  EFFC_API int32_t effc_##name(int32_t level, const void* q, const uint8_t* stream, const int64_t* offsets,       \
-                               const uint16_t* keys, const uint16_t* values, void* out, int64_t heads,            \
-                               int64_t group, int64_t d, int64_t blocks, int64_t recent, int64_t capacity,        \
-                               int64_t offsets_stride, int64_t recent_stride, float scale, int32_t q_float,       \
-                               int32_t threads) {                                                                 \
-    const auto body = name##_at(level);                                                                           \
-    if (!body || group < 1 || d < 1 || d > 1024 || blocks < 0 || blocks >= offsets_stride || recent < 0 ||        \
-        recent > recent_stride || blocks + recent < 1)                                                            \
-      return kArguments;                                                                                          \
-    return body(AttentionCall{q, stream, offsets, keys, values, out, heads, group, d, blocks, recent, capacity,   \
-                              offsets_stride, recent_stride, scale, q_float, threads});                           \
+#define EFFC_ATTENTION(name)                                                                                \
+  EFFC_TABLE(name, AttentionCall)                                                                           \
+  EFFC_API int32_t effc_##name(int32_t level, const void* q, const uint8_t* stream, const int64_t* offsets, \
+                               const uint16_t* keys, const uint16_t* values, void* out, int64_t heads,      \
+                               int64_t group, int64_t d, int64_t blocks, int64_t recent, int64_t capacity,  \
+                               int64_t offsets_stride, int64_t recent_stride, float scale, int32_t q_float, \
+                               int32_t threads) {                                                           \
+    const auto body = name##_at(level);                                                                     \
+    if (!body || group < 1 || d < 1 || d > 1024 || blocks < 0 || blocks >= offsets_stride || recent < 0 ||  \
+        recent > recent_stride || blocks + recent < 1)                                                      \
+      return kArguments;                                                                                    \
+    return body(AttentionCall{q, stream, offsets, keys, values, out, heads, group, d, blocks, recent,       \
+                              capacity, offsets_stride, recent_stride, scale, q_float, threads});           \
   }

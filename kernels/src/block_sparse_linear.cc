@@ -1,5 +1,5 @@
-// bfloat16 weights kept or dropped 16 outputs by 2 inputs at a time: a kept vector needs no expansion, only the
-// number of its group. For layers with few weights left.
+// bfloat16 weights kept or dropped 16 outputs by 2 inputs at a time: a kept vector needs no expansion, only
+// the number of its group. For layers with few weights left.
 #include "linear.h"
 
 namespace {

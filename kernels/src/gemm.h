@@ -81,7 +81,8 @@ struct ManyRows {
   template <int N>
   void all_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
 #if EFFC_LEVEL >= 4
-    tile_rows<Format, N>(blocks, tiles, prepared + 64 * from, row_bytes(), rows, sums, Panel::kBetween, from > 0);
+    tile_rows<Format, N>(blocks, tiles, prepared + 64 * from, row_bytes(), rows, sums, Panel::kBetween,
+                         from > 0);
 #else
     const RowBlocks blocked(rows);
     const int64_t between = Panel::kBetween, groups = tiles * 16;
@@ -141,7 +142,8 @@ struct ManyRows {
     const Panel panel(job.panels, part);
     const Share share(job.packed, part, parts);
     int64_t block = share.from;
-    for (; block + kPanelBlocks <= share.to; block += kPanelBlocks) job.template blocks<kPanelBlocks>(block, panel);
+    for (; block + kPanelBlocks <= share.to; block += kPanelBlocks)
+      job.template blocks<kPanelBlocks>(block, panel);
     for (; block < share.to; ++block) job.template blocks<1>(block, panel);
   }
 };

@@ -1,8 +1,8 @@
 // Levels of instruction sets. Every kernel source is compiled once per level, with that level's flags and
 // EFFC_LEVEL_NAME; the portable compilation also holds the table that picks one at run time.
 //
-// Everything a level's compilation defines is in an anonymous namespace or carries the level's name. An inline
-// function with linkage would be merged by the linker, which may keep the copy that needs AVX-512.
+// Everything a level's compilation defines is in an anonymous namespace or carries the level's name. An
+// inline function with linkage would be merged by the linker, which may keep the copy that needs AVX-512.
 #pragma once
 #include <cstdint>
 

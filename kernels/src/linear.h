@@ -1,4 +1,5 @@
-// y = x @ w.T + bias over a packed weight. A kernel file gives the format of the stream; this one has the loops.
+// y = x @ w.T + bias over a packed weight. A kernel file gives the format of the stream; this one has the
+// loops.
 //
 // Up to 16 rows of x: every vector of weights is made once and meets all rows. More rows: a thread unpacks a
 // panel of weights that stays in its L1, and runs a register-blocked product over it (`gemm.h`).
@@ -21,7 +22,8 @@ struct LinearCall {
 
 namespace {
 
-constexpr int kFewRows = EFFC_LEVEL == 3 || EFFC_LEVEL == 4 ? 16 : 8;  // the lower levels lack registers for more
+constexpr int kFewRows =
+    EFFC_LEVEL == 3 || EFFC_LEVEL == 4 ? 16 : 8;  // the lower levels lack registers for more
 
 // Few rows alone would wait for each sum to be ready again, so they take several chains of sums.
 constexpr int chains_for(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1; }
@@ -57,8 +59,10 @@ inline void put(const LinearCall& call, const Packed& packed, int64_t block, int
   const int64_t n = packed.head.n, first = 16 * block, count = std::min<int64_t>(16, n - first);
   const int64_t at = row * n + first;
   if (count == 16) {
-    if (call.bias && call.bias_float) sum = plus(sum, load_floats(static_cast<const float*>(call.bias) + first));
-    if (call.bias && !call.bias_float) sum = plus(sum, load_halves(static_cast<const uint16_t*>(call.bias) + first));
+    if (call.bias && call.bias_float)
+      sum = plus(sum, load_floats(static_cast<const float*>(call.bias) + first));
+    if (call.bias && !call.bias_float)
+      sum = plus(sum, load_halves(static_cast<const uint16_t*>(call.bias) + first));
     if (call.x_float)
       store(static_cast<float*>(call.y) + at, sum);
     else
@@ -153,13 +157,13 @@ int32_t linear(const LinearCall& call) {
 }  // namespace
 
 // The exported function of a linear kernel, in the portable compilation only.
-#define EFFC_LINEAR(name, kind)                                                                               \
-  EFFC_TABLE(name, LinearCall)                                                                                \
-  EFFC_API int32_t effc_##name(int32_t level, const uint8_t* packed, int64_t bytes, int64_t n, int64_t k,     \
-                               const void* x, int64_t rows, int64_t stride, int32_t x_float,                  \
-                               const void* bias, int32_t bias_float, void* y, int32_t threads) {              \
-    if (const int32_t status = effc_check(packed, bytes, kind, n, 0)) return status;                          \
-    const auto body = name##_at(level);                                                                       \
-    if (!body || rows < 0 || k != Packed(packed).head.k) return kArguments;                                   \
-    return body(LinearCall{packed, x, bias, y, rows, stride, x_float, bias_float, threads});                  \
+#define EFFC_LINEAR(name, kind)                                                                           \
+  EFFC_TABLE(name, LinearCall)                                                                            \
+  EFFC_API int32_t effc_##name(int32_t level, const uint8_t* packed, int64_t bytes, int64_t n, int64_t k, \
+                               const void* x, int64_t rows, int64_t stride, int32_t x_float,              \
+                               const void* bias, int32_t bias_float, void* y, int32_t threads) {          \
+    if (const int32_t status = effc_check(packed, bytes, kind, n, 0)) return status;                      \
+    const auto body = name##_at(level);                                                                   \
+    if (!body || rows < 0 || k != Packed(packed).head.k) return kArguments;                               \
+    return body(LinearCall{packed, x, bias, y, rows, stride, x_float, bias_float, threads});              \
   }

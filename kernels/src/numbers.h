@@ -14,12 +14,13 @@ inline float element(const void* x, int32_t x_float, int64_t at) {
 // Smaller magnitudes count as zero: one over them is not a finite number.
 constexpr float kLeast = 1e-30f;
 
-// The largest magnitude of `count` numbers; NaN where one is inf or NaN. By their bits, as integers have an order
-// that a compiler may vectorise.
+// The largest magnitude of `count` numbers; NaN where one is inf or NaN. By their bits, as integers have an
+// order that a compiler may vectorise.
 inline float largest(const void* x, int32_t x_float, int64_t at, int64_t count) {
   uint32_t most = 0;
   if (x_float)
-    for (int64_t i = 0; i < count; ++i) most = std::max(most, word(static_cast<const float*>(x) + at + i) & 0x7fffffffu);
+    for (int64_t i = 0; i < count; ++i)
+      most = std::max(most, word(static_cast<const float*>(x) + at + i) & 0x7fffffffu);
   else
     for (int64_t i = 0; i < count; ++i)
       most = std::max(most, static_cast<uint32_t>(static_cast<const uint16_t*>(x)[at + i] & 0x7fff) << 16);
@@ -29,7 +30,8 @@ inline float largest(const void* x, int32_t x_float, int64_t at, int64_t count) 
 }
 
 // Codes round(x * inverse) + zero. Adding 1.5 * 2**23 rounds to nearest even and leaves it in the low bits.
-inline void codes(const void* x, int32_t x_float, int64_t at, int64_t count, float inverse, int zero, uint8_t* into) {
+inline void codes(const void* x, int32_t x_float, int64_t at, int64_t count, float inverse, int zero,
+                  uint8_t* into) {
   for (int64_t i = 0; i < count; ++i) {
     const float shifted = element(x, x_float, at + i) * inverse + 12582912.0f;
     into[i] = static_cast<uint8_t>(word(&shifted) + zero);
@@ -66,8 +68,8 @@ struct Int8 {
   static Sum load_sum(const uint8_t* at) { return load_ints(reinterpret_cast<const int32_t*>(at)); }
   static void store_sum(uint8_t* at, Sum sum) { store(reinterpret_cast<int32_t*>(at), sum); }
 
-  // One row as code + 128, codes -127..127; behind it 128, which is zero. A row of zeros has scale 0; one that
-  // holds inf or NaN has scale NaN, as the product of the exact row would have.
+  // One row as code + 128, codes -127..127; behind it 128, which is zero. A row of zeros has scale 0; one
+  // that holds inf or NaN has scale NaN, as the product of the exact row would have.
   static float prepare(const void* x, int32_t x_float, int64_t at, int64_t k, uint8_t* into, int64_t bytes) {
     const float most = largest(x, x_float, at, k);
     const bool any = most > kLeast;

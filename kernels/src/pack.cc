@@ -137,8 +137,8 @@ void measure_part(int part, int parts, void* context) {
   }
 }
 
-// A vector's mask and values; `values` moves past what was written. Vectors are written whole, so the last ones
-// of a tile go through memory of our own: what follows may be another thread's.
+// A vector's mask and values; `values` moves past what was written. Vectors are written whole, so the last
+// ones of a tile go through memory of our own: what follows may be another thread's.
 void put_sparse(uint32_t kind, const Tile& tile, uint8_t*& at) {
   const int width = kind == kSparseBf16 ? 2 : 1, mask_bytes = kind == kSparseBf16 ? 4 : 8;
   uint8_t values[1024 + 64];

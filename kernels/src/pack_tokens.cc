@@ -43,7 +43,8 @@ uint8_t* put(const TokensCall& call, uint8_t* at, const uint8_t* end, Pair pair)
   return values;
 }
 
-uint8_t* block(const TokensCall& call, const uint16_t* keys, const uint16_t* values, uint8_t* at, const uint8_t* end) {
+uint8_t* block(const TokensCall& call, const uint16_t* keys, const uint16_t* values, uint8_t* at,
+               const uint8_t* end) {
   const int64_t d = call.d;
   for (int half = 0; half < 2 && at; ++half)
     for (int64_t tile = 0; tile < (d + 31) / 32 && at; ++tile)
@@ -56,7 +57,8 @@ uint8_t* block(const TokensCall& call, const uint16_t* keys, const uint16_t* val
   for (int64_t lane = 0; lane < (d + 15) / 16 && at; ++lane)
     at = put(call, at, end, [&](int dimension, int pair) {
       const int64_t i = 16 * lane + dimension;
-      const uint32_t low = i < d ? values[2 * pair * d + i] : 0, high = i < d ? values[(2 * pair + 1) * d + i] : 0;
+      const uint32_t low = i < d ? values[2 * pair * d + i] : 0,
+                     high = i < d ? values[(2 * pair + 1) * d + i] : 0;
       return high << 16 | low;
     });
   return at;
@@ -92,14 +94,14 @@ int32_t EFFC_AT_LEVEL(pack_tokens)(const TokensCall& call) {
 #if EFFC_LEVEL == 0
 EFFC_TABLE(pack_tokens, TokensCall)
 
-EFFC_API int32_t effc_pack_tokens(int32_t level, const uint16_t* keys, const uint16_t* values, int64_t heads, int64_t d,
-                                  int64_t head_stride, int64_t first, int64_t count, uint8_t* stream,
-                                  int64_t capacity, int64_t* offsets, int64_t offsets_stride, int32_t sparse,
-                                  int32_t threads) {
+EFFC_API int32_t effc_pack_tokens(int32_t level, const uint16_t* keys, const uint16_t* values, int64_t heads,
+                                  int64_t d, int64_t head_stride, int64_t first, int64_t count,
+                                  uint8_t* stream, int64_t capacity, int64_t* offsets, int64_t offsets_stride,
+                                  int32_t sparse, int32_t threads) {
   const auto body = pack_tokens_at(level);
   if (!body || first < 0 || count < 0 || first + count >= offsets_stride) return kArguments;
   int32_t status[64] = {};
-  return body(TokensCall{keys, values, heads, d, head_stride, first, count, stream, capacity, offsets, offsets_stride,
-                         sparse, threads, status});
+  return body(TokensCall{keys, values, heads, d, head_stride, first, count, stream, capacity, offsets,
+                         offsets_stride, sparse, threads, status});
 }
 #endif

@@ -140,9 +140,9 @@ EFFC_API int32_t effc_check(const uint8_t* buffer, int64_t bytes, uint32_t kind,
   Header expected = head;
   if (const int32_t status = effc_lay_out(expected, 0)) return status;
   if (n >= 0 && head.n != n) return kSizes;
-  if (head.blocks != expected.blocks || head.tiles != expected.tiles || head.offsets_at != expected.offsets_at ||
-      head.scales_at != expected.scales_at || head.sums_at != expected.sums_at ||
-      head.stream_at != expected.stream_at)
+  if (head.blocks != expected.blocks || head.tiles != expected.tiles ||
+      head.offsets_at != expected.offsets_at || head.scales_at != expected.scales_at ||
+      head.sums_at != expected.sums_at || head.stream_at != expected.stream_at)
     return kSections;
   if (head.bytes < expected.bytes) return kCut;
   if (!deep) return kOk;
@@ -150,7 +150,8 @@ EFFC_API int32_t effc_check(const uint8_t* buffer, int64_t bytes, uint32_t kind,
   return check_stream(packed);
 }
 
-// Writes the right checksum into a buffer, whatever it holds: tests reach what lies behind the checksum with it.
+// Writes the right checksum into a buffer, whatever it holds: tests reach what lies behind the checksum with
+// it.
 EFFC_API void effc_seal_for_tests(uint8_t* buffer, int64_t bytes) {
   if (bytes < static_cast<int64_t>(sizeof(Header))) return;
   const uint64_t hash = effc_seal(buffer, bytes);

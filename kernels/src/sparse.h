@@ -10,7 +10,9 @@ template <>
 struct Masks<Bf16> {
   static constexpr int kBytes = 4;
   static uint64_t read(const uint8_t* at) { return word(at); }
-  static Vec expand(uint64_t mask, const uint8_t* values) { return expand2(static_cast<uint32_t>(mask), values); }
+  static Vec expand(uint64_t mask, const uint8_t* values) {
+    return expand2(static_cast<uint32_t>(mask), values);
+  }
 };
 template <>
 struct Masks<Int8> {
@@ -53,8 +55,8 @@ struct Sparse : Number {
     }
   };
 
-  // Prefetches at the rate at which bytes are used up: one for every `Step` vectors. The distance is what hides
-  // a cache miss behind the expansion; 1 or 2 KiB left a quarter of the bandwidth unused.
+  // Prefetches at the rate at which bytes are used up: one for every `Step` vectors. The distance is what
+  // hides a cache miss behind the expansion; 1 or 2 KiB left a quarter of the bandwidth unused.
   template <int M, int Step>
   static void stream(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
     constexpr int kChains = chains_for(M);

@@ -1,5 +1,6 @@
-// The threads are torch's: two pools would each spin on the cores that the other needs. libgomp is found in the
-// process rather than linked to, so that the library also loads without torch, and builds with any compiler.
+// The threads are torch's: two pools would each spin on the cores that the other needs. libgomp is found in
+// the process rather than linked to, so that the library also loads without torch, and builds with any
+// compiler.
 #include "threads.h"
 
 #include <dlfcn.h>

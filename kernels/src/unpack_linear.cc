@@ -49,7 +49,8 @@ struct Reader {
   }
 };
 
-void lanes(const Header& head, const uint8_t* vector, const float* scales, int64_t block, int64_t group, float* out) {
+void lanes(const Header& head, const uint8_t* vector, const float* scales, int64_t block, int64_t group,
+           float* out) {
   const int per_lane = is_int8(head.kind) ? 4 : 2;
   const int64_t outputs = std::min<int64_t>(16, head.n - 16 * block), first = group * per_lane;
   const int64_t count = std::min<int64_t>(per_lane, head.k - first);

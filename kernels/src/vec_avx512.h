@@ -11,9 +11,9 @@ struct Ints { __m512i v; };
 inline Vec load(const uint8_t* at) { return {_mm512_loadu_si512(at)}; }
 inline void store(uint8_t* at, Vec w) { _mm512_storeu_si512(at, w.v); }
 
-// vpexpand depends on the old content of its destination, even with zero masking (Zen 4, Zen 5): a compiler that
-// reuses one register serialises the loop. Zeroing it first costs nothing and made it 2.1 times as fast. The
-// register form is used because a memory operand gains nothing and an emulator has it wrong.
+// vpexpand depends on the old content of its destination, even with zero masking (Zen 4, Zen 5): a compiler
+// that reuses one register serialises the loop. Zeroing it first costs nothing and made it 2.1 times as fast.
+// The register form is used because a memory operand gains nothing and an emulator has it wrong.
 inline Vec expand2(uint32_t mask, const uint8_t* values) {
   const __m512i packed = _mm512_loadu_si512(values);
   __m512i wide;

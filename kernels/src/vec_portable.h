@@ -28,7 +28,8 @@ inline Vec expand4(uint64_t mask, const uint8_t* values) { return expand<1>(mask
 
 inline uint32_t nonzero2(const Vec& w) {
   uint32_t mask = 0;
-  for (int i = 0; i < 32; ++i) mask |= static_cast<uint32_t>((w.v[2 * i] | (w.v[2 * i + 1] & 0x7f)) != 0) << i;
+  for (int i = 0; i < 32; ++i)
+    mask |= static_cast<uint32_t>((w.v[2 * i] | (w.v[2 * i + 1] & 0x7f)) != 0) << i;
   return mask;
 }
 inline uint64_t nonzero4(const Vec& w) {

@@ -79,7 +79,7 @@ def effc_at(folder, run):
 def test_a_module_that_decides_by_numbers_is_listed_and_what_needs_it_is_refused(effc):
     refused = effc("plan", "prune.blocks(remove: 1, score: divergence(rows))", net=NET.replace("# twice", TWICE))
     assert refused.returncode == 5, "the environment's: the model is none that effc can look at"
-    assert "net.py:14: `if x.mean() > 0:`" in refused.stderr and "ask what numbers a tensor holds" in refused.stderr
+    assert "net.py:13: `if x.mean() > 0:`" in refused.stderr and "ask what numbers a tensor holds" in refused.stderr
 
 
 def test_the_plan_lists_what_is_one_node_and_which_line_made_it_so(effc):

@@ -2,11 +2,11 @@
 
     python tests/bench/kernels.py [--only gemv,block,rows,prefill,attention,pack] [--seconds 0.3] [--threads 2]
 
-Every contender of a line is called in turn, in alternating order, over copies of its weights that together exceed
-the last cache, so that each call reads memory. A sample counts if no thread of this process was pre-empted in it
-(`ru_nivcsw`); the others are thrown away and counted. Bursts are short, with real-time priority where the system
-allows, and other work gets as long in between. Times on a shared machine are noise: only ratios of one line count,
-and the read bound measured inside that line.
+Every contender of a line is called in turn, in alternating order, over copies of its weights that together
+exceed the last cache, so that each call reads memory. A sample counts if no thread of this process was pre-
+empted in it (`ru_nivcsw`); the others are thrown away and counted. Bursts are short, with real-time priority
+where the system allows, and other work gets as long in between. Times on a shared machine are noise: only
+ratios of one line count, and the read bound measured inside that line.
 """
 
 import argparse

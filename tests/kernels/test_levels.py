@@ -24,8 +24,8 @@ print(levels.level(), int(y[0, 0]))
 
 
 def python(program: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True,
-                          timeout=120)
+    return subprocess.run([sys.executable, "-c", program], env={**os.environ, **env},
+                          capture_output=True, text=True, timeout=120)
 
 
 def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
@@ -105,6 +105,12 @@ print(torch.equal(many, wanted), torch.equal(torch.ops.effc.dense_linear(x, own,
 """
     done = python(program)
     assert done.stdout.split()[-2:] == ["True", "True"], done.stdout + done.stderr
+
+
+def test_a_library_of_an_older_effc_is_left_alone():
+    program = "from effc.kernels import levels\nprint(levels.library(), levels.level())"
+    done = python(program, EFFC_KERNELS="libm.so.6")
+    assert done.stdout.split() == ["None", "portable"], done.stderr
 
 
 def test_without_torch_the_library_loads_and_names_its_level():

@@ -71,8 +71,8 @@ def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kerne
     for name in (*levels.available(), levels.MODEL):
         with levels.forced(name):
             found += [KERNELS[kernel].pack(w, threads=t) for t in (1, 3)]
-            found += [KERNELS[kernel].pack(w.T.contiguous().T), KERNELS[kernel].pack(weight(260, 380, .5)[::2, ::2]
-                      .copy_(w))]
+            strided = weight(260, 380, .5)[::2, ::2].copy_(w)
+            found += [KERNELS[kernel].pack(w.T.contiguous().T), KERNELS[kernel].pack(strided)]
     assert all(torch.equal(found[0], other) for other in found)
 
 
@@ -120,7 +120,8 @@ def test_empty_outputs_and_rows_of_zeros_give_the_bias(kernel, level):
     y = run(kernel, torch.randn(2, 50), own, bias, 40)
     assert torch.equal(y[:, 3:20], bias[3:20].expand(2, 17))
     assert torch.equal(run(kernel, torch.zeros(2, 50), own, bias, 40), bias.expand(2, 40))
-    assert torch.equal(run(kernel, torch.randn(2, 50), KERNELS[kernel].pack(w * 0), bias, 40), bias.expand(2, 40))
+    nothing = KERNELS[kernel].pack(w * 0)
+    assert torch.equal(run(kernel, torch.randn(2, 50), nothing, bias, 40), bias.expand(2, 40))
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -161,7 +162,11 @@ def test_gradients_are_those_of_the_unpacked_weight(kernel):
 def test_gradients_pass_gradcheck_on_numbers_that_bfloat16_holds(kernel):
     own = KERNELS[kernel].pack(torch.randint(-4, 5, (5, 6)).float())
     x = (torch.randint(-8, 9, (3, 6)) / 8).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: run(kernel, v, own, None, 5), x, eps=0.125, atol=1e-4, rtol=1e-4)
+
+    def layer(v):
+        return run(kernel, v, own, None, 5)
+
+    assert torch.autograd.gradcheck(layer, x, eps=0.125, atol=1e-4, rtol=1e-4)
 
 
 class Layer(torch.nn.Module):
