@@ -198,7 +198,7 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
             continue
         if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
             continue
-        for then, now in sorted(pairs):
+        for then, now in sorted(pair for pair in pairs if pair[0]):        # of nothing no number is a share
             fits = now if value is None or value == then else value * now / then
             if fits == int(fits) and fits > 0 and tried < _LONGEST_SEARCH:
                 tried += 1
