@@ -45,8 +45,8 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
 
 
 def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
-    """The groups that a pass is to narrow; Reject, with what discovery says against it, where there are none."""
-    if not found:
+    """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
+    if not found and not any(g.kind == kind for g in skeleton.groups):
         reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}"
                    for path, why in skeleton.facts.get("refused", ())]
         words = kind.replace("_", " ").replace("kv", "KV")
