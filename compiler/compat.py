@@ -8,7 +8,8 @@ finite, because all that makes it is zero too: a head with zero queries attends 
 act(0) * 0 is 0. So it adds exactly 0 to every sum; only the order in which a matrix product adds may change,
 hence a tolerance. Per-head norms (qk-norm) see one head at a time and keep their weight. A dropped branch
 comes back with all its tensors zero, norms and biases included: whatever its last layer is, it gives exactly
-0, and x + 0 = x.
+0, and x + 0 = x. A mixer that lost its scan gets one that is the identity: with C = 0 its states are read by nobody,
+and with D = 1 its skip hands x on. States come back with C = 0, too.
 
 Where it is not so, there is no such checkpoint, and the reason is said. Discovery makes no group of channels
 over which a norm takes a mean, nor of experts (a router would choose a zero one): what was cut outside all
@@ -27,13 +28,15 @@ import torch
 from torch import nn
 
 from ..dsl.diagnostics import Reject
-from ..dsl.skeleton import Branch, Group, Skeleton
+from ..dsl.skeleton import Branch, Group, Scan, Skeleton
 from . import shrink
 from .bypass import staying
 from .capture import capture
 from .edits import is_below
+from .opening import opened
 from .program import Program, Unit
 from .rewrite import Rewriter, sources
+from .scanless import drop_scan, scanless, skip_of
 from .stock import stock_config, stock_model
 from .tensors import Piece
 
@@ -49,12 +52,14 @@ class Padding:
     shapes   of the stock model's tensors, tied ones once
     places   for each cut axis, where its indices lie in the original width
     dead     tensors of branches that nothing calls any more, also where they are still in the tree
+    ones     of those that are not there, the ones that are filled with ones, not zeros
     """
 
     config: Any
     shapes: Shapes
     places: dict[Axis, list[int]] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
+    ones: set[str] = field(default_factory=set)
     why: list[str] = field(default_factory=list)
 
     @property
@@ -76,7 +81,7 @@ class Padding:
     def _filled(self, name: str, tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         shape = self.shapes[name]
         if tensor is None:
-            return torch.zeros(shape, dtype=dtype)
+            return (torch.ones if name in self.ones else torch.zeros)(shape, dtype=dtype)
         value = tensor.detach().cpu()
         for axis, size in enumerate(shape):
             if value.shape[axis] != size:
@@ -148,6 +153,9 @@ def _padding(program: Program, config: Any) -> Padding:
     plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
     plan.why += _other_numbers(model, made)
     if not plan.why:
+        scans = _lost_scans(program.skeleton, stock.skeleton)
+        for scan in scans:
+            _place_identity(plan, stock, scan, ours)
         for cluster in _clusters(stock.skeleton):
             _place(plan, stock.skeleton, cluster, ours)
         plan.why += _unexplained(plan, ours, stock.skeleton.facts.get("refused", ()))
@@ -159,7 +167,7 @@ def _padding(program: Program, config: Any) -> Padding:
             plan.why += _shared(branch, dead, stock.skeleton, ours)
             if not dead:
                 plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
-        plan.why += _odd_graphs(program, stock, missing)
+        plan.why += _odd_graphs(program, stock, missing, scans)
     return plan
 
 
@@ -176,8 +184,9 @@ def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
     clusters: list[list[Group]] = []
-    # Experts have no part in it: a router would choose one of zeros.
-    for group in sorted((g for g in skeleton.groups if g.kind != "experts"), key=lambda g: g.kind != "heads"):
+    # Experts have no part in it: a router would choose one of zeros. Nor have heads of mixers: a norm means over all.
+    told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads")]
+    for group in sorted(told, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
         near = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
         clusters = [c for c in clusters if c not in near] + [[g for c in near for g in c] + [group]]
@@ -191,7 +200,7 @@ def _place(plan: Padding, skeleton: Skeleton, cluster: list[Group], ours: Shapes
         return
     small = _part(skeleton, cluster)
     goal = {axis: ours[axis[0]][axis[1]] for axis in axes}
-    for counts in _candidates(cluster, goal):
+    for counts in _candidates(cluster, goal, plan.shapes):
         places = {axis: list(range(plan.shapes[axis[0]][axis[1]])) for axis in axes}
         _cut(small, counts, places)
         if all(len(places[axis]) == size for axis, size in goal.items()):
@@ -206,7 +215,7 @@ def _part(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
     return replace(skeleton, parts=parts, groups=tuple(cluster), branches=(), tied=(), opaque=())
 
 
-def _candidates(cluster: list[Group], goal: Mapping[Axis, int]) -> Iterator[tuple[int, ...]]:
+def _candidates(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
     """Counts that may be left; query heads as heads per KV head."""
     if len(cluster) == 1:
         group, = cluster
@@ -214,7 +223,8 @@ def _candidates(cluster: list[Group], goal: Mapping[Axis, int]) -> Iterator[tupl
             axis = member.tensor, member.axis
             if axis in goal:
                 width = sum(size for _, size in member.segments)
-                yield from (n for n in [(goal[axis] // width,)] if 0 < n[0] <= group.count)
+                lost = (full[axis[0]][axis[1]] - goal[axis]) // width
+                yield from (n for n in [(group.count - lost,)] if 0 < n[0] <= group.count)
     elif [g.kind for g in cluster] == ["heads", "kv_heads"]:
         heads, kv = cluster
         yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block, 0, -1))
@@ -226,6 +236,8 @@ def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[in
         # One head per KV head is one group of both: then what was second is the only one.
         group = skeleton.groups[0 if place == 0 else -1]
         block = group.per_block if place == 0 and len(counts) > 1 else group.count
+        if group.kind == "ssm_state" and group.per_block:      # as many of every group of B and C
+            block, count = group.per_block, count * group.per_block // group.count
         gone = [i for i in range(group.count) if i % block >= count]
         for member in group.members:
             if (axis := (member.tensor, member.axis)) in places:
@@ -285,16 +297,40 @@ def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:
     return any(is_below(name, part) for part in branch.parts) and not any(is_below(name, path) for path in used)
 
 
-def _odd_graphs(program: Program, stock: Program, missing: Iterable[Branch]) -> Iterator[str]:
-    """Units that compute something else than the stock unit without its missing branches."""
+def _lost_scans(now: Skeleton, stock: Skeleton) -> list[Scan]:
+    """Scans of the stock model that the program has lost while it kept the rest of the mixer."""
+    left, kept = {s.site for s in now.scans}, {part for b in now.branches for part in b.parts}
+    return [s for s in stock.scans
+            if s.site not in left and any(is_below(part, s.site) for part in kept)]
+
+
+def _place_identity(plan: Padding, stock: Program, scan: Scan, ours: Shapes) -> None:
+    """Where the rows of a mixer without its scan lie in a whole one, and what fills the rest."""
+    found, mixer = opened(stock)[scan.site], stock.model.get_submodule(scan.site)
+    skip, less = skip_of(found), scanless(found, mixer)
+    if skip is None:
+        plan.why.append(f"{scan.site} has no skip that could hand its input on")
+        return
+    plan.ones.add(f"{scan.site}.{skip}")
+    for (tensor, axis), keep in less.keep.items():
+        name = f"{scan.site}.{tensor}"
+        if ours.get(name, ())[axis:axis + 1] == (len(keep),):
+            plan.places[name, axis] = keep
+
+
+def _odd_graphs(program: Program, stock: Program, missing: Iterable[Branch], scans: Iterable[Scan]) -> Iterator[str]:
+    """Units that compute something else than the stock unit without its missing branches and scans."""
     rewriter = Rewriter(stock)
+    for scan in scans:
+        if program.units[scan.unit].edited:
+            drop_scan(stock, rewriter, scan)
     for branch in missing:
         if program.units[branch.unit].edited:
             graph = stock.units[branch.unit].graph
             rewriter.drop_branch(branch.unit, branch.join, staying(graph, branch))
     for path, unit in program.units.items():
         if unit.edited and _calls(unit) != _calls(stock.units[path]):
-            yield f"{path} runs another graph than its class, and not for a dropped branch alone"
+            yield f"{path} runs another graph than its class, and not for a dropped part alone"
 
 
 def _calls(unit: Unit) -> list[str]:

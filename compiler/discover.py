@@ -17,6 +17,7 @@ from .labels import label
 from .program import Program
 from .residual import terms
 from .sharing import joined
+from .state_space import state_space
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,14 @@ def discover(program: Program) -> Skeleton:
         groups += [one] if isinstance(one, Group) else []
         refused += [] if isinstance(one, Group) else [list(one)]
     groups = list(told_apart(groups))
+    mixers = state_space(program)
+    several = {name for same in tied for name in same}
+    groups += [group for group in mixers.groups if not any(m.tensor in several for m in group.members)]
+    refused = [entry for entry in refused if entry[0] not in mixers.mixers] + [list(entry) for entry in mixers.refused]
     return Skeleton(
         model_type=_model_type(model), parts=tuple(parts_of(model)), units=tuple(program.units),
         branches=tuple(branches), groups=tuple(groups), tied=tied, opaque=tuple(program.opaque.items()),
+        scans=mixers.scans,
         facts={**facts_of(model, program), "refused": refused})
 
 

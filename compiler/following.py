@@ -39,6 +39,7 @@ class Need:
     value: int
     needed: int
     source: str
+    place: str = ""                # of the literal in its node: "args.1.0"
 
     def names(self) -> dict[str, Name]:
         """The attributes of the source expression."""
@@ -135,12 +136,15 @@ def _refuse_outside(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
 
 def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
     """For each position along the axis, whether all that lies there vanishes."""
+    if not x.numel():        # a part of a split that nothing is left of
+        return torch.ones(x.shape[axis], dtype=torch.bool)
     return gone[x].movedim(axis, 0).reshape(x.shape[axis], -1).all(1)
 
 
 def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:
     sources = {where: source for where, _, source in node.meta.get("ints", ())}
-    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"))
+    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"),
+                place)
 
 
 def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:

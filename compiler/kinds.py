@@ -76,7 +76,8 @@ class Pass(Word):
     """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
 
     keeps          Close(atol) or Lossy()
-    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or ""
+    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
+                   ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds

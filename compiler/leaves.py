@@ -1,6 +1,6 @@
 """The closed vocabulary of what stays whole in a graph.
 
-Functions: `attention`, `rotary`, `cache_update`, `cache_length` are ours and canonical, so that a graph
+Functions: `attention`, `rotary`, `cache_update`, `cache_length`, `causal_conv` are ours and canonical, so that a graph
 doesn't fix an attention backend or the presence of a cache; masks, scans and state updates are the library's
 own functions, found by where they live and what they are called. Modules: everything of torch.nn, norms,
 rotary tables, activations, experts and routers, and whatever comes from outside the model's own source.
@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _ROOT = __name__.partition(".")[0]
@@ -97,7 +99,20 @@ def cache_length(cache: Any, layer_idx: int = 0) -> int:
     return 0 if cache is None else cache.get_seq_length(layer_idx)
 
 
-OWN = {f.__name__: f for f in (attention, rotary, cache_update, cache_length)}
+@leaf("ssm_conv")
+def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | None, layer_idx: int) -> Any:
+    """x [b, c, t], each place summed with the k - 1 before it by a filter per channel, weight [c, k], then activated.
+
+    The cache, where there is one, has what came before x and keeps its last k places.
+    """
+    length, kernel = x.shape[-1], weight.shape[-1]
+    seen = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=kernel)
+    seen = F.pad(seen.to(weight.dtype), (max(0, length + kernel - 1 - seen.shape[-1]), 0))
+    out = F.conv1d(seen, weight.unsqueeze(1), bias, groups=weight.shape[0])[..., -length:]
+    return (out if activation is None else ACT2FN[activation](out)).to(x.dtype)
+
+
+OWN = {f.__name__: f for f in (attention, rotary, cache_update, cache_length, causal_conv)}
 
 
 def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:

@@ -20,7 +20,7 @@ from .drawing import left_alone
 from .kinds import Pass
 from .peak import peak_bytes
 from .quantity import change, count, seconds, size
-from .select import branches, groups, layers, parts
+from .select import branches, groups, layers, mixers, parts, scans
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
 FORMAT = 1
@@ -155,7 +155,11 @@ def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ..
         return layers(skeleton, on) if whole else tuple(b.site for b in branches(skeleton, on))
     if acts_on == "layers":
         return layers(skeleton, on)
-    if acts_on in ("channels", "heads", "kv_heads", "experts"):
+    if acts_on == "ssm":
+        return tuple(b.site for b in mixers(skeleton, on))
+    if acts_on == "scans":
+        return tuple(s.site for s in scans(skeleton, on))
+    if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
         return tuple(g.site for g in groups(skeleton, acts_on, on))
     if acts_on == "linear":
         return tuple(p.path for p in parts(skeleton, on))

@@ -129,6 +129,13 @@ class Rewriter:
             self.set_attr(f"{where}.{name}", value)
         self.set_attr(f"{where}.num_hidden_layers", count - 1)
 
+    def delete(self, path: str) -> None:
+        """Take away a module or a parameter that no graph reads any more."""
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self.program.edits.deleted.append(path)
+        self._touch(path)
+
     # -- edits of the data flow ------------------------------------------------------------------------------
 
     def drop_branch(self, path: str, join: str, keep: str | None = None) -> None:
@@ -175,10 +182,7 @@ class Rewriter:
                 if used_before and not used_now:
                     dead.append(below)
         for below in dead:
-            full = f"{unit.path}.{below}" if unit.path else below
-            surgery.delete(self.program.model, full)
-            self.program.edits.forget(full)
-            self.program.edits.deleted.append(full)
+            self.delete(f"{unit.path}.{below}" if unit.path else below)
 
     # -- cache slots -----------------------------------------------------------------------------------------
 
@@ -200,7 +204,8 @@ class Rewriter:
         program, paths = self.program, list(self.program.units)
         program.edits.kinds = kinds
         live = tuple(uses_cache(program.units[path].graph) for path in paths)
-        found = slots.assign(tuple(kinds[path] for path in paths), live)
+        attend = tuple(attends(program.units[path].graph) for path in paths)
+        found = slots.assign(tuple(kinds[path] for path in paths), live, attend)
         numbers = dict(zip(paths, found.slots, strict=True))
         program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
         surgery.number_layers(program.model, numbers)
@@ -251,6 +256,11 @@ def uses_cache(graph: fx.Graph) -> bool:
     """Whether anything in a unit's graph reads or writes the cache."""
     return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
                for node in graph.nodes)
+
+
+def attends(graph: fx.Graph) -> bool:
+    """Whether a unit's graph keeps keys and values."""
+    return any(node.meta.get("role") == "cache_update" for node in graph.nodes)
 
 
 def referenced(graph: fx.Graph) -> set[str]:

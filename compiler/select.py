@@ -5,7 +5,7 @@ from typing import Any
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.selectors import resolve
-from ..dsl.skeleton import Branch, Group, Part, Skeleton
+from ..dsl.skeleton import Branch, Group, Part, Scan, Skeleton
 from ..dsl.structure import because
 from ..dsl.values import Selector
 
@@ -22,6 +22,17 @@ def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
     return _chosen(skeleton.branches, [b.site for b in skeleton.branches], on)
 
 
+def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+    """Residual branches that scan a state along the sequence."""
+    found = [b for b in skeleton.branches if b.role == "ssm"]
+    return _chosen(found, [b.site for b in found], on)
+
+
+def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
+    """Scans that are left, by the path of their mixer."""
+    return _chosen(skeleton.scans, [s.site for s in skeleton.scans], on)
+
+
 def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:
     """Units: the repeated layers of the model."""
     return _chosen(skeleton.units, list(skeleton.units), on)
@@ -34,8 +45,8 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
 
 
 def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
-    """The groups that a pass is to narrow; Reject, with what discovery says against it, where there are none."""
-    if not found:
+    """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
+    if not found and not any(g.kind == kind for g in skeleton.groups):
         reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}"
                    for path, why in skeleton.facts.get("refused", ())]
         words = kind.replace("_", " ").replace("kv", "KV")

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..dsl.skeleton import Branch, Group, Member, Part, Skeleton
+from ..dsl.skeleton import Branch, Group, Member, Part, Scan, Skeleton
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
+_SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
 _LOOKUPS = ("Embedding", "Embeddings")     # class names that end so read rows and multiply nothing
 
 
@@ -29,10 +30,21 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     """Floating-point operations of one decoded token that attends to `context` positions.
 
     Two per weight that takes part in a matrix product (a tied output head does, a looked-up embedding
-    doesn't, of packed experts the active ones do), and queries times keys, weights times values.
+    doesn't, of packed experts the active ones do), and queries times keys, weights times values; of a scan six per
+    channel and state: decay, input and output, each multiplied and added.
     """
     weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
-    return 2 * weights + 4 * context * sum(map(_attended, _query_heads(skeleton)))
+    return (2 * weights + 4 * context * sum(map(_attended, _query_heads(skeleton)))
+            + 6 * sum(_states(skeleton, scan.site) for scan in skeleton.scans))
+
+
+def _states(skeleton: Skeleton, site: str) -> int:
+    """Numbers that a scan keeps per row: its channels times the states of each."""
+    inside = {g.kind: g for g in skeleton.groups if g.site == site and g.kind in _SCANNED}
+    state, items = inside.get("ssm_state"), inside.get("ssm_heads", inside.get("ssm_channels"))
+    if state is None or items is None:
+        return 0
+    return _attended(items) * (state.per_block or state.count)
 
 
 def _multiplied(skeleton: Skeleton, part: Part) -> int:
@@ -66,6 +78,19 @@ def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
         branches=tuple(b for b in skeleton.branches if b != branch))
 
 
+def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
+    """The skeleton when a mixer hands its convolved input on instead of scanning it."""
+    shapes = dict(scan.cuts)
+
+    def left(part: Part) -> Part:
+        named = [(name, shapes.get(f"{part.path}.{name}", shape)) for name, shape in part.tensors]
+        return replace(part, tensors=tuple((name, shape) for name, shape in named if shape is not None))
+    parts = [p for p in map(left, skeleton.parts) if p.tensors]
+    return replace(
+        skeleton, parts=tuple(parts), scans=tuple(s for s in skeleton.scans if s != scan),
+        groups=tuple(g for g in skeleton.groups if not (g.site == scan.site and g.kind in _SCANNED)))
+
+
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
     left = _kept(skeleton, lambda path: not _below(path, unit))
@@ -88,6 +113,7 @@ def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
         groups=tuple(g for g in skeleton.groups if all(alive(owner(m.tensor)) for m in g.members)),
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
+        scans=tuple(s for s in skeleton.scans if alive(s.site)),
         facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts)
 
 
@@ -124,7 +150,9 @@ def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
                     attributes=tuple((name(path), *rest) for path, *rest in g.attributes))
             for g in skeleton.groups),
         tied=tuple(tuple(map(name, same)) for same in skeleton.tied),
-        opaque=tuple((name(path), why) for path, why in skeleton.opaque))
+        opaque=tuple((name(path), why) for path, why in skeleton.opaque),
+        scans=tuple(replace(s, site=name(s.site), unit=name(s.unit), cuts=tuple((name(t), n) for t, n in s.cuts))
+                    for s in skeleton.scans))
 
 
 # -- widths --------------------------------------------------------------------------------------------------
@@ -209,7 +237,23 @@ def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
             (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
             for name, shape in p.tensors))
     groups = map(cut.applied, skeleton.groups)
-    return replace(skeleton, parts=tuple(map(part, skeleton.parts)), groups=tuple(_merged(list(groups))))
+    return replace(skeleton, parts=tuple(map(part, skeleton.parts)), groups=tuple(_merged(list(groups))),
+                   scans=tuple(_rescanned(skeleton, scan, cut) for scan in skeleton.scans))
+
+
+def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
+    """What a scan leaves when its mixer is narrower: of an axis that it cuts, as much as before less what went
+    of what it leaves; B, C and time steps, which it takes, are behind that."""
+    if scan.site != cut.group.site:
+        return scan
+    shapes = skeleton.shapes()
+
+    def left(tensor: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if shape is None:
+            return None
+        return tuple(after - cut.lost_before(tensor, axis, after if after < full else math.inf)
+                     for axis, (after, full) in enumerate(zip(shape, shapes[tensor], strict=True)))
+    return replace(scan, cuts=tuple((tensor, left(tensor, shape)) for tensor, shape in scan.cuts))
 
 
 def _merged(groups: Sequence[Group]) -> Iterator[Group]:

@@ -10,6 +10,7 @@ from typing import Any
 UNIFORM = "attention"
 _PREFERRED = "full_attention"
 _STATES = frozenset({"linear_attention", "conv", "mamba"})      # slots that keep a state, not keys and values
+_BOTH = frozenset({"hybrid", "hybrid_sliding"})
 _PER_LAYER = ("layer", "block", "pattern")
 
 
@@ -21,15 +22,17 @@ class Slots:
     kinds: tuple[str, ...]
 
 
-def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
+def assign(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...] = ()) -> Slots:
     """Slots for the layers that use the cache (`live`), given what kind of cache each layer has.
+
+    `attend` says which of them keep keys and values: a slot that has both may have lost its attention alone.
 
     A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind
     at a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
     position takes the kind of slot 0, so that no kind's first slot is an empty one.
     """
-    if not _STATES.isdisjoint(kinds):
-        return Slots(_within_kinds(kinds, live), kinds)
+    if not (_STATES | _BOTH).isdisjoint(kinds):
+        return Slots(_within_kinds(kinds, live, attend or live), kinds)
     slots = list(range(len(kinds)))
     if not any(live) or all(live):
         return Slots(tuple(slots), kinds)
@@ -42,7 +45,7 @@ def assign(kinds: tuple[str, ...], live: tuple[bool, ...]) -> Slots:
                                      for i, (kind, used) in enumerate(zip(kinds, live, strict=True))))
 
 
-def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...]) -> tuple[int, ...]:
+def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...]) -> tuple[int, ...]:
     """Slots of a model with states: a slot is made for one kind of cache, so layers change places within theirs.
 
     The cache asks its first attention slot how long it is, and its last state slot whether it has begun.
@@ -50,9 +53,9 @@ def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...]) -> tuple[int, 
     slots = list(range(len(kinds)))
     for kind in dict.fromkeys(kinds):
         places = [i for i, k in enumerate(kinds) if k == kind]
-        alive = [i for i in places if live[i]]
+        alive = [i for i in places if (attend[i] if kind in _BOTH else live[i])]
         asked = -1 if kind in _STATES else 0
-        if alive and not live[places[asked]]:
+        if alive and places[asked] not in alive:
             slots[places[asked]], slots[alive[asked]] = alive[asked], places[asked]
     return tuple(slots)
 

@@ -36,24 +36,40 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
         return config, uneven
     untouched = {path: own_numbers(module, None) for path, module in before.named_modules()}
     wrong = differences(model, config, untouched)
-    changes: Any = _said(model, config)
+    said = _said(model, config)
+    changes: Any = said
     while wrong and changes is not None:
         found = _changed(config, changes)
         left = differences(model, found, untouched)
         if len(left) < len(wrong):
-            config, wrong = found, left
-        elif changes:
+            config, wrong, said = found, left, {}
+        elif changes and changes is not said:
             break
-        changes = _best_guess(model, config, untouched, wrong)
+        changes = _best_guess(model, config, untouched, wrong, said)
     return config, wrong
 
 
-def _best_guess(model: nn.Module, config: Any, untouched: Any, wrong: list[str]) -> dict[str, Any] | None:
-    """The change of one value that explains most; None where none explains anything."""
-    rated = [(len(differences(model, _changed(config, c), untouched)), i, c)
-             for i, c in enumerate(_guesses(model, config))]
-    best = min(rated, default=None)
-    return best[2] if best and best[0] < len(wrong) else None
+def _best_guess(model: nn.Module, config: Any, untouched: Any, wrong: list[str],
+                said: dict[str, Any]) -> dict[str, Any] | None:
+    """The change of one value that explains most, or of two by the same share, where one alone makes no model:
+    heads and the width that they fill. None where none explains anything.
+
+    said   what the modules say, if that alone explains nothing
+    """
+    guesses = list(_guesses(model, config))
+    for changes in (guesses, [said | guess for guess in guesses] if said else [], list(_in_pairs(config, guesses))):
+        rated = [(len(differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
+        best = min(rated, default=None)
+        if best and best[0] < len(wrong):
+            return best[2]
+    return None
+
+
+def _in_pairs(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    told = [(name, value, value / getattr(config, name)) for guess in guesses for name, value in guess.items()
+            if len(guess) == 1 and getattr(config, name)]
+    yield from ({name: value, other: also} for i, (name, value, share) in enumerate(told)
+                for other, also, same in told[i + 1:] if share == same and name != other)
 
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -172,6 +188,9 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     theirs = dict(made.state_dict(keep_vars=True))
     pairs = {(then, now) for name, tensor in model.state_dict(keep_vars=True).items() if name in theirs
              for then, now in zip(theirs[name].shape, tensor.shape, strict=False) if then != now}
+    built = dict(made.named_modules())
+    pairs |= {(numbers(built[path])[name], value) for path, module in model.named_modules() if path in built
+              for name, value in numbers(module).items() if numbers(built[path]).get(name, value) != value}
     told = {n for module in model.modules() for n in numbers(module) if n in names_read(type(module))}
     tried = 0
     for name, value in sorted(vars(config).items()):
@@ -179,7 +198,7 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
             continue
         if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
             continue
-        for then, now in sorted(pairs):
+        for then, now in sorted(pair for pair in pairs if pair[0]):        # of nothing no number is a share
             fits = now if value is None or value == then else value * now / then
             if fits == int(fits) and fits > 0 and tried < _LONGEST_SEARCH:
                 tried += 1

@@ -21,10 +21,12 @@ unaligned_width = Fault(
     "unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it."
 )
 leaves_none = Fault("leaves-none", "A pass is told to remove all that there is, or more.")
+needs_score = Fault("needs-score", "An amount of the whole model is to be met and no score says where to cut.")
 no_effect = Fault("no-effect", "A step would change nothing.")
 
 _AT = {"keep": "keep at least", "remove": "remove at most", "sparsity": "zero at most"}
-WHOLE = ("params", "weights")      # bases that the structure says nothing of
+_ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states"}
+WHOLE = ("params", "weights", "flops", "bytes", "latency")      # bases that the structure says nothing of
 
 
 def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", line: Line) -> None:
@@ -36,14 +38,41 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
         line.report(stage, no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
                                     help="drop the step, or keep less"))
+    elif isinstance(value, Ratio) and value.of in WHOLE and kind in _ITEMS and not _pooled(stage):
+        line.report(stage, needs_score(
+            f"`{name}: {show(value)}` is a share of the whole model, and nothing says which layers lose more",
+            stage.call.where(name), help="add `score: perplexity(...)`, or keep a share of the items"))
     elif (isinstance(value, Ratio) and value.of in WHOLE) or _changed_before(stage, kind, line):
         return
-    elif kind in ("branches", "layers"):
+    elif kind in ("branches", "layers", "ssm", "scans"):
         _check_layers(stage, name, value, all_, chosen, line)
     elif kind == "channels":
         _check_widths(stage, name, value, chosen, line)
+    elif kind in _ITEMS:
+        _check_items(stage, kind, name, value, chosen, line)
     elif kind in ("heads", "kv_heads") and not _pooled(stage):
         _check_heads(stage, name, value, chosen, line)
+
+
+def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Things", line: Line) -> None:
+    """Heads, channels or states of scans: every group of B and C keeps at least one step."""
+    noun, place = _ITEMS[kind], stage.call.where(name)
+    step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
+    if _pooled(stage):
+        sizes = [(sum(g.per_block or g.count for g in chosen.groups), step * len(chosen.groups), "all mixers together")]
+    else:
+        sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in chosen.groups]
+    for size, least, where in sizes:
+        wanted = _wanted(name, value, size)
+        if wanted < min(least, size) * (1 - 1e-9):
+            line.report(stage, leaves_none(
+                f"`{name}: {show(value)}` leaves {_count(wanted)} of {size} {noun} of {where}", place,
+                help=f"{_AT[name]} {_least(name, min(least, size), size)}"
+                     + (", or cut in smaller steps" if step > 1 else "")))
+            return
+    if sizes and all(_kept(_wanted(name, value, size), step, size) >= size for size, _, _ in sizes):
+        line.report(stage, no_effect(f"`{name}: {show(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
+                                     place, help="keep less, or cut in smaller steps"))
 
 
 def _told(stage: Stage) -> tuple[str, Any] | None:

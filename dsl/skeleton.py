@@ -7,7 +7,7 @@ Made once per config on the meta device by `compiler/discover.py`, cached by con
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["channels", "heads", "kv_heads", "experts"]
+Kind = Literal["channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"]
 FORMAT = 1
 
 
@@ -49,7 +49,8 @@ class Group:
     attributes  (module path, attribute, value per kept item): integers that must follow, value = count * per;
                 for kind "heads" with blocks, num_key_value_groups-like ones have per = 1 / blocks. A dotted
                 attribute, "config.num_attention_heads", is one of the module's config: give the module its
-                own copy first, others read the shared one. None for a group of one item
+                own copy first, others read the shared one. None for a group of one item. Of a state-space
+                mixer's groups, per is what one item less takes from the value, which need not be count * per
     """
 
     site: str
@@ -59,6 +60,19 @@ class Group:
     attributes: tuple[tuple[str, str, float], ...] = ()
     per_block: int = 0
     readers: int = 1
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The scan of a state-space mixer, and what dies with it.
+
+    cuts   (tensor, shape without the scan): time step, B, C, decay and skip go, and what only makes them; None
+           where nothing of the tensor is left
+    """
+
+    site: str                                        # "model.layers.3.mamba"
+    unit: str
+    cuts: tuple[tuple[str, tuple[int, ...] | None], ...]
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class Skeleton:
     groups: tuple[Group, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
     opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
+    scans: tuple[Scan, ...] = ()                     # those that are left
     # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; of the config, whatever
     # single layers have: heads, kv_heads, active_experts; refused: [module path, why it can't be narrowed]
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -95,7 +110,8 @@ class Skeleton:
                 for part in self.parts for name, shape in part.tensors}
 
     def to_json(self) -> dict:
-        return {"format": FORMAT, **asdict(self)}
+        data = {"format": FORMAT, **asdict(self)}
+        return data if self.scans else {name: value for name, value in data.items() if name != "scans"}
 
     @staticmethod
     def from_json(data: dict) -> "Skeleton":
@@ -109,5 +125,6 @@ class Skeleton:
             Group(g["site"], g["kind"], g["count"], tuple(Member(m["tensor"], m["axis"], deep(m["segments"]))
                   for m in g["members"]), deep(g["attributes"]), g["per_block"], g["readers"])
             for g in data["groups"])
+        scans = tuple(Scan(**{k: deep(v) for k, v in s.items()}) for s in data.get("scans", ()))
         return Skeleton(data["model_type"], parts, deep(data["units"]), branches, groups, deep(data["tied"]),
-                        deep(data["opaque"]), dict(data["facts"]))
+                        deep(data["opaque"]), scans, dict(data["facts"]))

@@ -21,6 +21,8 @@ from .values import Ratio, Selector
 no_match = Fault("no-match", "A selector, or one alternative of it, matches nothing that the pass works on.")
 nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
 
+_SAID = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}
+_OF_MIXERS = ("ssm", "scans", "ssm_heads", "ssm_channels", "ssm_state")
 LINEAR = ("Linear", "Conv1D")
 NOUNS = {
     "channels": "groups of channels",
@@ -30,6 +32,11 @@ NOUNS = {
     "branches": "residual branches",
     "layers": "layers",
     "linear": "linear modules",
+    "ssm": "state-space blocks",
+    "scans": "scans of state-space mixers",
+    "ssm_heads": "scans with heads",
+    "ssm_channels": "scans with a time step per channel",
+    "ssm_state": "scans with a state of their own",
 }
 
 
@@ -93,6 +100,13 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
         if not groups and kind == "kv_heads":                # every query head has a KV head of its own
             groups = tuple(g for g in skeleton.groups if g.kind == "heads")
         return Things(kind, tuple(dict.fromkeys(g.site for g in groups)), groups)
+    if kind in ("ssm_heads", "ssm_channels", "ssm_state"):
+        groups = tuple(g for g in skeleton.groups if g.kind == kind)
+        return Things(kind, tuple(g.site for g in groups), groups)
+    if kind == "scans":
+        return Things(kind, tuple(s.site for s in skeleton.scans))
+    if kind == "ssm":
+        return Things(kind, tuple(b.site for b in skeleton.branches if b.role == "ssm"))
     if kind == "linear":
         return Things(kind, tuple(p.path for p in skeleton.parts if p.kind in LINEAR))
     if kind == "layers":
@@ -103,9 +117,22 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
 
 def _absent(stage: Stage, things: Things, skeleton: Skeleton):
     refused = skeleton.facts.get("refused") or []
-    note = f"`{refused[0][0]}`: {because(skeleton, *refused[0])}" if refused and things.groups == () else ""
+    told = [entry for entry in refused if entry[1].startswith(_SAID.get(things.kind, ""))] or refused
+    note = f"`{told[0][0]}`: {because(skeleton, *told[0])}" if told and things.groups == () else ""
     return nothing_to_select(f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
-                             stage.call.span, note=note)
+                             stage.call.span, note=note, help=_instead(things, skeleton))
+
+
+def _instead(things: Things, skeleton: Skeleton) -> str:
+    """What scans of the other kind are narrowed by, and what a model without scans has."""
+    has = {g.kind for g in skeleton.groups}
+    if things.kind == "ssm_heads" and "ssm_channels" in has:
+        return "its scans have a time step per channel, not per head: `shed.channels` narrows them"
+    if things.kind == "ssm_channels" and "ssm_heads" in has:
+        return "its scans have a time step per head: `shed.heads` removes heads"
+    if things.kind in _OF_MIXERS and not skeleton.scans:
+        return "no layer of it scans a state along the sequence: the passes of `prune` are for other layers"
+    return ""
 
 
 def because(skeleton: Skeleton, path: str, why: str) -> str:

@@ -105,3 +105,18 @@ def test_no_held_out_paragraph_occurs_in_the_calibration_text():
 
 def test_the_folder_stays_under_ten_megabytes():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 10_000_000
+
+
+@pytest.mark.parametrize(("name", "kind", "facts"), [
+    ("tiny-mamba2", "Mamba2ForCausalLM", ("8 scan heads of 32", "1 group")),
+    ("tiny-hybrid", "BambaForCausalLM", ("layers 2 and 5 attend", "4 key/value heads"))])
+def test_the_state_space_models_share_the_tokenizer_and_are_worth_shedding(tokenizer, name, kind, facts):
+    folder = FOLDER.with_name(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    card = " ".join((folder / "README.md").read_text().split())
+    assert type(model).__name__ == kind and model.lm_head.weight is model.get_input_embeddings().weight
+    assert (folder / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
+    assert perplexity(model, tokenizer, windows=12, length=256) < 60         # uniform: 2048
+    for fact in (f"{model.num_parameters():,} parameters", "train_tiny_ssm.py", "Training loss", "steps", *facts):
+        assert fact in card, fact
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000

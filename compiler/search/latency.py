@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..bypass import bypassed
 from ..program import Unit, code_key
+from ..scanless import without_scan
 from ..timing import WARMUP, Clock, still
 
 if TYPE_CHECKING:
     from ..journal import Journal
     from ..program import Program
 
+SCAN = "scan"        # beside the roles of branches: what mixers take for their scan alone
 ROUNDS = 3           # medians over so many rounds of a metric's steps
 
 
@@ -39,6 +41,8 @@ def clocked(program: "Program", metric: Any, journal: "Journal") -> Latency:
 
 def _table(program: "Program", metric: Any) -> dict[str, Any]:
     counts = Counter(b.role for b in program.skeleton.branches)
+    if program.skeleton.scans:
+        counts[SCAN] = len(program.skeleton.scans)
     cases = {role: _bypassed(program, role) for role in ("", *counts)}
     values: dict[str, list[float]] = {case: [] for case in cases}
     for _ in range(ROUNDS):
@@ -59,8 +63,9 @@ def _table(program: "Program", metric: Any) -> dict[str, Any]:
 def _bypassed(program: "Program", role: str) -> list[Unit]:
     """Every layer's graph without its branches of a role; made once, since fresh code runs slower at first."""
     units = []
+    scans = {s.unit: s for s in program.skeleton.scans} if role == SCAN else {}
     for path, unit in program.units.items():
-        graph = unit.graph
+        graph = without_scan(program, scans[path]).graph if path in scans else unit.graph
         for branch in program.skeleton.branches:
             if (branch.unit, branch.role) == (path, role):
                 graph = bypassed(graph, branch)

@@ -37,9 +37,12 @@ out_of_reach = Fault(
 _SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
+CUTS = "cuts"          # a budget of them is met by their number, whatever they save
+
+
 @dataclass(frozen=True)
 class Budget:
-    """How much is to be saved, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads"."""
+    """How much is to be saved, and of what: "params", "flops", "blocks", "channels", "heads", "kv_heads", "cuts"."""
 
     of: str
     goal: float
@@ -158,7 +161,8 @@ class Search:
         self.layers_naive += len(pairs) * len(self.program.units)
         if best is None:
             raise Reject(self._nothing_chosen(now, budget))
-        name, saves = best.name, {of: best.saves(of) for of in {"params", "flops", budget.of}}
+        name, counted = best.name, {"params", "flops", budget.of}
+        saves = {of: 1.0 if of == CUTS else best.saves(of) for of in counted}
         units = list(self.program.units)
         place = units.index(best.unit) if best.unit in units else 0
         best.cut()

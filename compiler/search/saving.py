@@ -1,16 +1,18 @@
 """What a cut saves: parameters, operations, blocks or items, by arithmetic on shapes."""
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ...dsl.skeleton import Branch, Group, Part, Skeleton
+from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton
 from .. import shrink
 from ..select import is_inside
 
 if TYPE_CHECKING:
     from .latency import Latency
 
+SCANS = "scans"
 CONTEXT = 512          # positions that a decoded token attends to where operations are counted
 
 OF_MODEL = {
@@ -52,9 +54,16 @@ class Ledger:
         self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
         self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
                        for b in skeleton.branches}
+        for b in skeleton.branches:
+            self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}
         self.of_branch = cache(self._of_branch)
         self.of_step = cache(self._of_step)
         self.layer = cache(self._layer)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What savings are kept of."""
+        return (*OF_MODEL, *(("latency",) if self.latency else ()))
 
     def branch(self, site: str, of: str) -> float:
         """What a branch that may have been narrowed still has."""
@@ -62,10 +71,19 @@ class Ledger:
                    if what == of and (place, kind) in self.inside[site])
         return self.of_branch(site, of) - gone
 
+    def scan(self, scan: Scan, of: str) -> float:
+        """What a scan has, in the model as it was."""
+        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
+
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that `count` steps of a group are gone, counted from the beginning."""
-        for of in (*OF_MODEL, *(["latency"] if self.latency else [])):
+        for of in self.counted:
             self.lost[site, kind, of] = count * self.of_step(site, kind, of)
+
+    def lost_at(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
+        """Note what cuts that are real at once have saved of a part so far."""
+        for of, value in saved.items():
+            self.lost[site, kind, of] = self.lost.get((site, kind, of), 0.0) + value
 
     def _of_branch(self, site: str, of: str) -> float:
         branch = next(b for b in self.skeleton.branches if b.site == site)

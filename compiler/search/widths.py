@@ -18,6 +18,7 @@ from ..importance import ascending
 from ..leaves import module_role
 from ..reconstruct import Reconstruction, silenced
 from ..rewrite import Rewriter
+from ..surgery import attribute
 from .candidate import Candidate, Pool
 from .saving import Ledger, steps
 
@@ -160,7 +161,8 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
     for group, dead in cuts:
         left = group.count - len(dead)
         for module, name, per in group.attributes:
-            rewrite.set_attr(f"{module}.{name}" if module else name, round(left * per))
+            path = f"{module}.{name}" if module else name
+            rewrite.set_attr(path, round(attribute(program.model, path) - len(dead) * per))
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 

@@ -28,7 +28,7 @@ import tokenizers
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 HELD_OUT = ("Ruth", "Esther", "Ecclesiastes", "Jonah", "James", "1 Peter")    # few parallels elsewhere
 CALIBRATION_STRIDE = 27         # about 140 kB from all over the text
@@ -121,7 +121,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, ids: Tensor, length: int) -> float:
+def held_out_loss(model: PreTrainedModel, ids: Tensor, length: int) -> float:
     """Nats per token over whole windows of `<s>` and `length - 1` tokens, each of which is predicted once."""
     count = len(ids) // (length - 1)
     windows = ids[: count * (length - 1)].view(count, length - 1)
@@ -132,7 +132,7 @@ def held_out_loss(model: LlamaForCausalLM, ids: Tensor, length: int) -> float:
     return sum(losses) / count
 
 
-def save(part: LlamaForCausalLM | PreTrainedTokenizerFast, folder: Path) -> None:
+def save(part: PreTrainedModel | PreTrainedTokenizerFast, folder: Path) -> None:
     """`save_pretrained`; a reader of `folder` never sees half a file."""
     with TemporaryDirectory(dir=folder.parent) as temporary:
         part.save_pretrained(temporary)
@@ -144,10 +144,13 @@ def save(part: LlamaForCausalLM | PreTrainedTokenizerFast, folder: Path) -> None
             os.replace(path, folder / path.name)
 
 
-def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor,
-          args: argparse.Namespace) -> dict[str, float]:
-    """Print the loss curve, save the weights every `--checkpoint-seconds`; return facts for the card."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+def train(model: PreTrainedModel, stream: Tensor, held_out: Tensor, args: argparse.Namespace,
+          parameters: list | None = None) -> dict[str, float]:
+    """Print the loss curve, save the weights every `--checkpoint-seconds`; return facts for the card.
+
+    parameters   groups for the optimizer; by default one of all
+    """
+    optimizer = torch.optim.AdamW(parameters or model.parameters(), betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     losses, start, saved = [], time.monotonic(), time.monotonic()
     for step, batch in enumerate(batches(stream, args.rows, args.seed, model.config.bos_token_id)):
         now = time.monotonic()
@@ -174,14 +177,14 @@ def train(model: LlamaForCausalLM, stream: Tensor, held_out: Tensor,
 
 
 @torch.no_grad()
-def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, seed: int) -> str:
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, seed: int) -> str:
     torch.manual_seed(seed)
     out = model.eval().generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=70, do_sample=True,
                                 temperature=0.7, top_k=50)
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
-def quality(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
+def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
     rows = []
     for name, length in (("heldout.txt", 256), ("heldout.txt", 512), ("calib.txt", 256)):
         text = (folder / name).read_text()

@@ -116,15 +116,16 @@ def context(model: nn.Module, folder: Path, name: str) -> Context:
 def masked(program: Program) -> None:
     """Make something dead, for `clean.dead` to find: the first items of every group, or else a branch."""
     skeleton = program.skeleton
+    groups = [g for g in skeleton.groups if g.kind in ("channels", "heads", "kv_heads")]
     with torch.no_grad():
-        for group in (g for g in skeleton.groups if g.kind != "experts"):
+        for group in groups:
             for member in group.members[-group.readers:]:
                 block = group.per_block or group.count
                 few = 4 if group.kind == "channels" and block > 4 else 1        # experts lose four at a time
                 items = [start + i for start in range(0, group.count, block) for i in range(few)]
                 dead = torch.tensor([i for item in items for i in member.indices(item)])
                 program.model.get_parameter(member.tensor).index_fill_(member.axis, dead, 0.0)
-        if not skeleton.groups and skeleton.branches:
+        if not groups and skeleton.branches:
             for path in skeleton.branches[0].parts:
                 for parameter in program.model.get_submodule(path).parameters():
                     parameter.zero_()

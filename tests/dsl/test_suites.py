@@ -77,6 +77,7 @@ TOLD = {
     "more-mistakes",
     "json-form",
     "wrong-order",
+    "needs-score",
 }
 
 

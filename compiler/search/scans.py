@@ -1,0 +1,89 @@
+"""Scans of state-space mixers as candidates: without one the convolved input goes on as it is."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...dsl.skeleton import Scan
+from .. import shrink
+from ..program import Unit
+from ..rewrite import Rewriter
+from ..scanless import drop_scan, without_scan
+from .candidate import Candidate, Pool
+from .latency import SCAN
+from .saving import OF_MODEL, SCANS, Ledger
+
+if TYPE_CHECKING:
+    from ..program import Program
+
+
+class Scans(Pool):
+    """Scans, layer by layer; the last one of the model stays."""
+
+    kind = SCANS
+
+    def __init__(self, program: "Program", chosen: Sequence[Scan], ledger: Ledger):
+        self.program, self.ledger = program, ledger
+        self.allowed = {s.site for s in chosen}
+
+    def candidates(self) -> list["ScanCut"]:
+        scans = self.program.skeleton.scans
+        return [ScanCut(self, s) for s in scans if s.site in self.allowed] if len(scans) > 1 else []
+
+    def reachable(self, of: str) -> float:
+        scans = self.program.skeleton.scans
+        each = sorted(self.saved(s, of) for s in scans if s.site in self.allowed)
+        return sum(each[1:] if len(each) == len(scans) else each)
+
+    def saved(self, scan: Scan, of: str) -> float:
+        if of == SCANS:
+            return 1
+        if of == "latency":
+            return self.ledger.latency.per_branch.get(SCAN, 0.0)
+        if of not in OF_MODEL:
+            return 0
+        skeleton = self.program.skeleton
+        return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_scan(skeleton, scan))
+
+
+@dataclass(frozen=True)
+class ScanCut(Candidate):
+    """One scan. The layer runs a copy of its graph in which the mixer is open and the scan left out."""
+
+    pool: Scans
+    scan: Scan
+
+    @property
+    def name(self) -> str:
+        return f"{self.scan.site} scan"
+
+    place = name
+
+    @property
+    def unit(self) -> str:
+        return self.scan.unit
+
+    def tried(self) -> AbstractContextManager[None]:
+        return running(self.pool.program, without_scan(self.pool.program, self.scan))
+
+    def cut(self) -> None:
+        pool = self.pool
+        pool.ledger.lost_at(self.scan.site, SCANS, {of: self.saves(of) for of in pool.ledger.counted})
+        with Rewriter(pool.program) as rewrite:
+            drop_scan(pool.program, rewrite, self.scan)
+        pool.program.note(site=self.scan.site, kind=SCANS, removed=["scan"])
+
+    def saves(self, of: str) -> float:
+        return self.pool.saved(self.scan, of)
+
+
+@contextmanager
+def running(program: "Program", trial: Unit) -> Iterator[None]:
+    """The model with another graph in one layer."""
+    unit = program.units[trial.path]
+    try:
+        trial.bind(program.model)
+        yield
+    finally:
+        (unit.bind if unit.edited else unit.unbind)(program.model)

@@ -1,0 +1,1 @@
+"""Mamba-Shedder and beyond: parts of state-space and hybrid models."""

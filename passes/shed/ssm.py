@@ -1,0 +1,78 @@
+"""Remove the scans of state-space mixers, and all that only they need."""
+
+from typing import Literal
+
+from ...compiler import shrink
+from ...compiler.amount import Amount
+from ...compiler.context import Context
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.program import Program
+from ...compiler.search.goals import budget, refuse_unreached
+from ...compiler.search.loop import Budget, Search
+from ...compiler.search.ordering import choice_of
+from ...compiler.search.saving import OF_MODEL, Ledger
+from ...compiler.search.scans import Scans
+from ...compiler.select import scans
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import MetricRef, Ratio, Selector
+
+
+class Ssm(Pass):
+    """Remove the scans of state-space mixers, and all that only they need.
+
+    A mixer without its scan hands on what came out of its convolution and activation: y = x; gate, norm and output
+    projection stay. B, C, time step, decay and skip are then read by nobody, so the rows of the input projection, the
+    channels of the convolution, `x_proj`, `dt_proj`, `A_log`, `D` and `dt_bias` that made them go too, and the cache
+    keeps the convolution's last few inputs only. What was the slow part of a layer on a CPU is gone, and much of what
+    a layer computes stays: on trained models late layers often need their scan least.
+
+    Scans are scored by running the model without them; the one that is missed least goes, again and again. The last
+    scan of a model always stays. The result has its true shapes in a `compact` checkpoint that `effc.load` reads; the
+    `compat` one beside it gives the same logits in plain transformers, with C = 0 and D = 1 in place of a scan.
+
+    Source: Mamba-Shedder (Munoz et al. 2025, arXiv 2501.17088), section 3, with `search: exact`; there dead weights
+    stay. Racing, budgets of params, flops and bytes: own.
+    Example: shed = shed.ssm(remove: 2, score: perplexity(calib))
+    """
+
+    keeps = Lossy()
+    acts_on = "scans"
+    makes = {"": "missing scans"}
+    determinism = "deterministic"
+
+    remove: int | Ratio = param("How many scans to remove, or what share of them or of the whole model.",
+                                of=("scans", "params", "flops", "bytes"), ge=1, unit="scans")
+    score: MetricRef = param("What the model is scored by without each candidate.")
+    on: Selector | None = param("Which mixers may lose their scan.", default=None)
+    search: Literal["racing", "exact"] = param("Score the scans that may be missed least, or all.", default="racing")
+
+    def run(self, program: Program, ctx: Context) -> None:
+        goal = self._goal(program.skeleton)
+        pool = Scans(program, scans(program.skeleton, self.on), Ledger(program.skeleton))
+        refuse_unreached(pool.reachable(goal.of), goal)
+        search = Search(program, ctx)
+        search.run([pool], self.score, goal, choice_of(self.search, goal.of if goal.of in OF_MODEL else ""))
+        refuse_unreached(search.saved.get(goal.of, 0.0), goal)
+        search.finish([pool])
+
+    def _goal(self, skeleton: Skeleton) -> Budget:
+        return budget(skeleton, Amount(self.remove, removes=True), "scans", len(skeleton.scans))
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """Which ones go is not known: the first, since mixers are mostly alike."""
+        return self._likely(skeleton)[0]
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self._likely(skeleton)[1]
+
+    def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
+        goal, saved, scored = self._goal(skeleton), 0.0, 0
+        candidates = scans(skeleton, self.on)
+        for number, scan in enumerate(candidates):
+            if goal.is_met(saved) or len(skeleton.scans) <= 1:
+                break
+            now = next(s for s in skeleton.scans if s.site == scan.site)
+            less = shrink.without_scan(skeleton, now)
+            saved += OF_MODEL[goal.of](skeleton) - OF_MODEL[goal.of](less) if goal.of in OF_MODEL else 1
+            skeleton, scored = less, scored + len(candidates) - number
+        return skeleton, scored

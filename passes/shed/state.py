@@ -1,0 +1,52 @@
+"""Let the scans of state-space mixers keep fewer states."""
+
+from typing import Literal
+
+from ...compiler.context import Context
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.program import Program
+from ...compiler.search.mixers import Shed
+from ...compiler.select import groups
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import MetricRef, Ratio, Selector
+
+
+class State(Pass):
+    """Let the scans of state-space mixers keep fewer states.
+
+    What a scan remembers of a channel is a row of numbers, written by B and read by C. A state that goes takes its
+    rows of B and C along, in the input projection and the convolution of Mamba-2 or in `x_proj` and `A_log` of
+    Mamba-1; scan time and cache shrink with it, other weights stay as they are. A model that lacks a state is exactly
+    the one in which C never reads it. Where B and C come in groups every group keeps the same number. Where a norm
+    runs over B and C (FalconMamba, Jamba) states can't be parted and the step is refused.
+
+    Without a score every scan keeps the same share and the states with the smallest weights go, which leaves a stock
+    checkpoint where the config has a word for the size. With one scans compete, `step` states at a time.
+
+    Source: own.
+    Example: brief = shed.state(keep: 75% of states)
+    """
+
+    keeps = Lossy()
+    acts_on = "ssm_state"
+    makes = {"score": "uneven scans"}
+    determinism = "deterministic"
+
+    keep: Ratio = param("Share of the states, or with a score of the whole model, that stays.",
+                        of=("states", "params", "flops", "bytes"), gt=0, le=1)
+    on: Selector | None = param("Which mixers.", default=None)
+    score: MetricRef | None = param("What decides which scans lose more; without it all lose alike.", default=None)
+    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
+    step: int = param("States of every group per cut.", default=4, ge=1, unit="states")
+
+    def run(self, program: Program, ctx: Context) -> None:
+        self._shed(program.skeleton).run(program, ctx)
+
+    def _shed(self, skeleton: Skeleton) -> Shed:
+        return Shed("ssm_state", self.keep, groups(skeleton, "ssm_state", self.on), self.step, self.score, self.search)
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        return self._shed(skeleton).forecast(skeleton)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self._shed(skeleton).forwards(skeleton)

@@ -1,0 +1,157 @@
+"""Print perplexity and latency against parts removed, for each kind of part, on the zoo's state-space models.
+
+    python tests/bench/shed.py [--models tiny-mamba2 tiny-hybrid] [--heal STEPS]
+
+Searches are racing ones, scored on rows of calib.txt; perplexity is measured on rows of heldout.txt, which nothing
+learns from or decides by. Latency is the median of a prefill of 256 tokens and of a decoded token, batch 1, one
+thread, original and result taking turns step by step. `--heal` trains each result for some steps, to compare parts of
+about equal latency after that. Seed 0.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ROOT / "recipes/zoo/tiny-llama"
+SCORED = "score: perplexity(score)"
+STEPS = {
+    "scans": [f"shed.ssm(remove: {n}, {SCORED})" for n in (1, 2, 3, 5)],
+    "blocks": [f"shed.blocks(remove: {n}, {SCORED})" for n in (1, 2, 3, 5)],
+    "heads": [f"shed.heads(keep: {k}% of heads, {SCORED})" for k in (90, 75, 50)],
+    "states": [f"shed.state(keep: {k}% of states, {SCORED})" for k in (75, 50, 25)],
+    "all kinds": [f"shed.multi(remove: {k}% of params, {SCORED})" for k in (5, 10, 20)],
+}
+RECIPE = """effspec 1
+model base    = zoo("{model}")
+data  calib   = text("{texts}/calib.txt", length: 128)
+data  score   = text("{texts}/calib.txt", samples: 8, length: 128, seed: 7)
+data  heldout = text("{texts}/heldout.txt", samples: 48, length: 256, seed: 7)
+pipeline lean(base) {{
+  cut = {step}
+{heal}}}
+emit lean {{ hf("lean", form: compact) }}
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    kind: str
+    step: str
+    params: float               # shares of the original's
+    prefill: float
+    decode: float
+    perplexity: float
+    healed: float | None
+    seconds: float
+
+
+def build_of(folder: Path, model: str, step: str, heal: int):
+    from effc.compiler import api
+    from effc.compiler.cache import Cache
+    from effc.compiler.pipeline import Build
+
+    recipe = folder / "shed.effspec"
+    fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4)\n" if heal else ""
+    recipe.write_text(RECIPE.format(model=model, texts=TEXTS, step=step, heal=fit))
+    session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
+    (plan,) = api.plans(session)
+    return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
+
+
+def perplexity(model, ctx) -> float:
+    from effc.compiler.evaluate import nll
+    from effc.dsl.values import DataRef
+
+    nats, tokens = nll(model, ctx.rows(DataRef("heldout")))
+    return math.exp(nats / tokens)
+
+
+def in_turns(metric, models) -> list[float]:
+    """What a timed metric says of several models whose steps take turns, the order changing every round."""
+    from effc.compiler.timing import WARMUP, still
+
+    clocks = [metric.clock(model) for model in models]
+    taken: list[list[float]] = [[] for _ in models]
+    with still(models[0]), still(models[1]):
+        for turn in range(WARMUP + clocks[0].count):
+            for i in (0, 1)[:: 1 if turn % 2 == 0 else -1]:
+                taken[i].append(clocks[i].step())
+    return [clock.value(seconds[WARMUP:]) for clock, seconds in zip(clocks, taken, strict=True)]
+
+
+def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
+    from effc.dsl.values import MetricRef
+
+    build = build_of(folder, model, step, heal)
+    started = time.perf_counter()
+    build.step(build.plan.stages[0])
+    seconds = time.perf_counter() - started
+    program = build.reach(build.plan.stages[0].key)
+    size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
+    times = [in_turns(build.ctx.metric(ref), (original, program.model))
+             for ref in (MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50"))]
+    shed = perplexity(program.model, build.ctx)
+    healed = None
+    if heal:
+        build.step(build.plan.stages[1])
+        healed = perplexity(build.reach(build.plan.stages[1].key).model, build.ctx)
+    return Point(kind, step, size, times[0][1] / times[0][0], times[1][1] / times[1][0], shed, healed, seconds)
+
+
+def plotted(points: list[Point], base: float, width: int = 60, height: int = 14) -> str:
+    """Perplexity over prefill time, a letter per kind; the original is `*` at 100%."""
+    marks = {kind: kind[0].upper() for kind in STEPS}
+    low = min(0.95, *(p.prefill for p in points)) if points else 0.5
+    top = min(max(p.perplexity for p in points), 8 * base)
+    grid = [[" "] * (width + 1) for _ in range(height + 1)]
+
+    def put(x: float, y: float, mark: str) -> None:
+        column = round((min(x, 1.0) - low) / (1.0 - low) * width)
+        row = round(math.log(min(y, top) / base) / math.log(top / base) * height) if top > base else 0
+        grid[height - min(max(row, 0), height)][max(column, 0)] = mark
+
+    put(1.0, base, "*")
+    for p in points:
+        put(p.prefill, p.perplexity, marks[p.kind])
+    lines = [f"  {base * (top / base) ** ((height - i) / height):8.1f} |" + "".join(row) for i, row in enumerate(grid)]
+    legend = "  ".join(f"{mark} {kind}" for kind, mark in marks.items() if any(p.kind == kind for p in points))
+    return "\n".join([*lines, f"  {'':8} +{'-' * width}", f"  {'':9}{low:.0%}{'of the prefill time':^{width - 8}}100%",
+                      f"  {legend}"])
+
+
+def main() -> None:
+    from effc.compiler.fingerprint import machine
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["tiny-mamba2", "tiny-hybrid"])
+    parser.add_argument("--kinds", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--heal", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    line = "  {:<48}{:>8}{:>9}{:>8}{:>12}{:>9}{:>7}"
+    with tempfile.TemporaryDirectory() as folder:
+        for model in args.models:
+            build = build_of(Path(folder), model, STEPS["scans"][0], 0)
+            original = build.reach(build.plan.identity).model
+            base, points = perplexity(original, build.ctx), []
+            print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")
+            print(line.format("step", "params", "prefill", "decode", "perplexity", "healed", "s"))
+            for kind in args.kinds:
+                for step in STEPS[kind]:
+                    p = measured(Path(folder), model, kind, step, args.heal, original)
+                    points.append(p)
+                    print(line.format(step.replace(f", {SCORED}", ""), f"{p.params:.1%}", f"{p.prefill:.0%}",
+                                      f"{p.decode:.0%}", f"{p.perplexity:.2f}", f"{p.healed:.2f}" if p.healed else "",
+                                      f"{p.seconds:.0f}"), flush=True)
+            print(plotted(points, base))
+
+
+if __name__ == "__main__":
+    main()
