@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,3 +62,8 @@ def test_doctor_prints_the_matrix():
     for name in NAMES:
         assert f"\n{name}" in done.stdout
     assert markdown(found).count("\n| ") == len(NAMES) + 1
+
+
+def test_the_readme_shows_the_matrix():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert markdown(matrix()).strip() in readme, "put markdown(matrix()) into the README"
