@@ -32,6 +32,8 @@ def patched(tracer: Any) -> Iterator[None]:
         _attention(tracer, undo)
         for source in modeling_files(tracer.paths, tracer.family):
             _source_file(tracer, source, undo)
+        for module in tracer.paths:
+            _bound_graph(tracer, module, undo)
         yield
 
 
@@ -94,6 +96,15 @@ def _source_file(tracer: Any, source: Any, undo: ExitStack) -> None:
             _exchange(undo, source, name, _rotary(tracer, found))
         elif leaves.is_library_leaf(found) and not name.startswith("__"):
             _exchange(undo, source, name, _recorded(tracer, found))
+
+
+def _bound_graph(tracer: Any, module: nn.Module, undo: ExitStack) -> None:
+    """A layer that runs a graph already calls leaf functions by the names in that graph's code."""
+    names = getattr(vars(module).get("forward"), "effc_names", {})
+    for name, found in list(names.items()):
+        if leaves.is_library_leaf(found) and not hasattr(found, "__effc_original__"):
+            undo.callback(names.__setitem__, name, found)
+            names[name] = _recorded(tracer, found)
 
 
 def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:

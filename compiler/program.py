@@ -116,6 +116,7 @@ def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tu
         kwargs |= {name: None for name in _CACHES if name in kwargs}
         return self._gradient_checkpointing_func(partial(run, self, **kwargs), *args)
 
+    forward.effc_names = function.__globals__         # what a later trace exchanges leaf functions in
     return forward
 
 

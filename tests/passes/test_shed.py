@@ -254,3 +254,15 @@ def test_items_go_as_far_as_asked(tmp_path, name, word, kind, of, score):
     assert sum(counts.values()) == sum(g.count for g in before.groups if g.kind == kind) // 2
     assert len(set(counts.values())) == 1 or score
     assert_decodes(program.model)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name):
+    """Its graphs call leaf functions themselves; a second capture has to see those calls."""
+    program = shed(tmp_path, mixers.model(name), "shed.ssm", remove=1)
+    before, model = observe(program.model), program.model
+    again = capture(model)
+    assert len(again.skeleton.scans) == len(program.skeleton.scans)
+    for unit in again.units.values():
+        unit.bind(model)
+    assert distance(before, observe(model)) == 0.0
