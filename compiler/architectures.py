@@ -1,7 +1,7 @@
 """What was tried of which architecture, as the test run left it in architectures.json.
 
-`tests/architectures/matrix.py --write` makes the file: every stage of every pass either worked, or was refused with a
-sentence.
+`python -m tests.architectures.matrix --write` makes the file: every stage of every pass either worked, or was refused
+with a sentence.
 """
 
 import json

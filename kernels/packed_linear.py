@@ -88,6 +88,21 @@ class PackedLinear(Kernel):
         return [(1, 1), (3, 5), (16, 32), (17, 33), (48, 64), (65, 96), (130, 127), (20, 2100), (200, 257)]
 
 
+
+class PackedLinearInt8(PackedLinear):
+    """The same with int8 weights, a scale per output, and x rounded row by row; sums are exact int32."""
+
+    @classmethod
+    def accepts(cls, n, k, dtype=torch.bfloat16):
+        if k > MOST_INPUTS:
+            return f"it has {k} inputs, and int32 sums hold {MOST_INPUTS}"
+        return super().accepts(n, k, dtype)
+
+    @classmethod
+    def reference(cls, x, packed, bias, n):
+        return quantised(x, cls.unpack(packed), bias)
+
+
 def _keep(ctx, inputs, output) -> None:
     x, packed, bias, _n = inputs
     ctx.save_for_backward(packed)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
+from ...dsl.values import Shares
 from ..amount import Amount
 from .loop import Budget, out_of_reach
 from .saving import OF_MODEL, Ledger, steps, whole
@@ -24,6 +25,18 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = 
         return Budget(of, share if amount.removes else size - share, size)
     size = total if total is not None else int(whole(skeleton, of))
     return Budget(of, size - amount.kept(size), size)
+
+
+def turns(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
+    """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
+    if split is None:
+        return [(tuple(order), 1.0)]
+    whole = sum(split.share(kind) for kind in order)
+    found, total = [], 0.0
+    for kind in order:
+        total += split.share(kind) / whole if whole else 0.0
+        found.append(((kind,), total))
+    return [*found[:-1], (found[-1][0], 1.0)]          # 1.0: sums of shares are rounded
 
 
 def reach(ledger: Ledger, of: str, branches: Sequence[Branch], sites: Sequence[tuple[Group, int]]) -> float:

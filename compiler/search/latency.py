@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.show import show
+from ...dsl.values import MetricRef
 from ..bypass import bypassed
 from ..program import Unit, code_key
 from ..scanless import without_scan
@@ -14,6 +17,10 @@ from ..timing import WARMUP, Clock, still
 if TYPE_CHECKING:
     from ..journal import Journal
     from ..program import Program
+    from .loop import Search
+
+no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "
+                             "is named and nothing is measured there.")
 
 SCAN = "scan"        # beside the roles of branches: what mixers take for their scan alone
 ROUNDS = 3           # medians over so many rounds of a metric's steps
@@ -27,6 +34,16 @@ class Latency:
 
     total: float
     per_branch: dict[str, float]
+
+
+def latency_of(program: "Program", search: "Search", clock: MetricRef) -> Latency:
+    """What a metric says of a model and of its branches, noted; Reject (no-clock) where the metric reads no clock."""
+    metric = search.ctx.metric(clock)
+    if not metric.timed:
+        raise Reject(no_clock(f"`{show(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
+    latency = clocked(program, metric, search.journal)
+    program.note(latency=latency.total, of=show(clock), per_branch=latency.per_branch)
+    return latency
 
 
 def clocked(program: "Program", metric: Any, journal: "Journal") -> Latency:

@@ -13,21 +13,18 @@ from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice
 from ...compiler.search.effort import of_fitting
-from ...compiler.search.goals import budget, reach, refuse_unreached
-from ...compiler.search.latency import Latency, clocked
+from ...compiler.search.goals import budget, reach, refuse_unreached, turns
+from ...compiler.search.latency import Latency, latency_of, no_clock
 from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import Order, choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.show import show
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Selector, Shares
 
 bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
-no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "
-                             "is named and nothing is measured there.")
 
 
 class Multi(Pass):
@@ -91,16 +88,16 @@ class Multi(Pass):
     on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
-        turns = self._turns()
+        ordered = self._turns()
         search = Search(program, ctx)
-        latency = self._latency(program, ctx, search)
+        latency = self._latency(program, search)
         goal = budget(program.skeleton, Amount(self.remove, removes=True), "params", latency and latency.total)
         ledger = Ledger(program.skeleton, norms=self.search != "exact", latency=latency)
         refuse_unreached(self._reach(ledger, goal.of), goal)
         pools = self._pools(program, ctx, search, ledger)
         choice = self._choice(goal)
         search.beside = self.check and Beside(self.check, goal.goal)
-        for kinds, share in turns:
+        for kinds, share in ordered:
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.width_score is None else self.width_score
             search.run([pools[kind] for kind in kinds], score, turn, choice)
@@ -122,11 +119,7 @@ class Multi(Pass):
         if whole <= 0:
             raise Reject(bad_turns(f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
                                    help="name kinds in `order` that `split` gives a share"))
-        turns, total = [], 0.0
-        for kind in order:
-            total += self.split.share(kind) / whole
-            turns.append(((kind,), total))
-        return [*turns[:-1], (turns[-1][0], 1.0)]          # 1.0: sums of shares are rounded
+        return turns(order, self.split)
 
     def _reach(self, ledger: Ledger, of: str) -> float:
         chosen = _narrowed(ledger.skeleton, self.on)
@@ -144,15 +137,10 @@ class Multi(Pass):
         exact = self.search == "exact"
         return self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair
 
-    def _latency(self, program: Program, ctx: Context, search: Search) -> Latency | None:
+    def _latency(self, program: Program, search: Search) -> Latency | None:
         if self.remove.of != "latency":
             return None
-        metric = ctx.metric(self.clock)
-        if not metric.timed:
-            raise Reject(no_clock(f"`{show(self.clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
-        latency = clocked(program, metric, search.journal)
-        program.note(latency=latency.total, of=show(self.clock), per_branch=latency.per_branch)
-        return latency
+        return latency_of(program, search, self.clock)
 
     def _pools(self, program: Program, ctx: Context, search: Search, ledger: Ledger) -> dict[str, Pool]:
         skeleton = program.skeleton

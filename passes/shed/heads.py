@@ -42,7 +42,8 @@ class Heads(Pass):
     score: MetricRef | None = param("What decides which mixers lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     step: int = param("Heads of every group per cut.", default=1, ge=1, unit="heads")
-    data: DataRef | None = param("Rows that heads are ranked on; the score's unless given.", default=None)
+    data: DataRef | None = param("Rows that heads are ranked on; unless given, 32 that the model writes.",
+                                 default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
         self._shed(program.skeleton).run(program, ctx)

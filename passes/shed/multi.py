@@ -1,6 +1,5 @@
 """Shed blocks, scans, channels, heads and states of a hybrid, whatever the model misses least."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from ...compiler.amount import Amount
@@ -10,8 +9,8 @@ from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
-from ...compiler.search.goals import budget, reach, refuse_unreached
-from ...compiler.search.latency import clocked
+from ...compiler.search.goals import budget, reach, refuse_unreached, turns
+from ...compiler.search.latency import latency_of
 from ...compiler.search.loop import CUTS, Budget, Search
 from ...compiler.search.mixers import ranking
 from ...compiler.search.ordering import choice_of, ordering
@@ -21,12 +20,10 @@ from ...compiler.search.slices import Slices
 from ...compiler.search.widths import Widths
 from ...compiler.select import branches, groups, is_inside
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.show import show
 from ...dsl.skeleton import Group, Scan, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
 
 nothing_to_shed = Fault("nothing-to-shed", "None of the kinds of parts that a search may cut is in the model.")
-unclocked = Fault("unclocked", "Latency is to be saved and the metric that is to measure it reads no clock.")
 
 _MIXER = {"scan_heads": "ssm_heads", "scan_channels": "ssm_channels", "states": "ssm_state"}
 
@@ -71,22 +68,22 @@ class Multi(Pass):
     group: int = param("Channels per cut, of MLPs and of Mamba-1 mixers.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads, or heads of every group of a scan, per cut.", default=1, ge=1, unit="heads")
     states: int = param("States of every group of a scan per cut.", default=4, ge=1, unit="states")
-    data: DataRef | None = param("Rows that items are ranked and readers refitted on; the score's unless given.",
-                                 default=None)
+    data: DataRef | None = param(
+        "Rows that items are ranked and readers refitted on; unless given, 32 that the model itself writes.", default=None)
     clock: MetricRef = param("Which latency, measured on the machine that compiles.",
                              default=MetricRef("decode.p50"))
     on: Selector | None = param("Which blocks may be cut, whole or inside.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
         search = Search(program, ctx)
-        latency = self._latency(program, ctx, search)
+        latency = self._latency(program, search)
         goal = self._goal(program.skeleton, latency and latency.total)
         ledger = Ledger(program.skeleton, latency=latency)
         if goal.of != CUTS:
             refuse_unreached(self._reach(ledger, goal.of), goal)
         pools = self._pools(program, ctx, search, ledger)
         choice = choice_of(self.search, goal.of if self._by_ratio(goal) else "")
-        for kinds, share in self._turns():
+        for kinds, share in turns(self.order, self.split):
             turn = Budget(goal.of, share * goal.goal, goal.total)
             search.run([pools[kind] for kind in kinds if kind in pools], self.score, turn, choice)
         refuse_unreached(search.saved.get(goal.of, 0.0), goal)
@@ -100,26 +97,10 @@ class Multi(Pass):
             return Budget(CUTS, self.remove, self.remove)
         return budget(skeleton, Amount(self.remove, removes=True), "params", latency)
 
-    def _turns(self) -> list[tuple[Sequence[str], float]]:
-        """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
-        if self.split is None:
-            return [(self.order, 1.0)]
-        whole = sum(self.split.share(kind) for kind in self.order)
-        turns, total = [], 0.0
-        for kind in self.order:
-            total += self.split.share(kind) / whole if whole else 0.0
-            turns.append(((kind,), total))
-        return [*turns[:-1], (turns[-1][0], 1.0)]          # 1.0: sums of shares are rounded
-
-    def _latency(self, program: Program, ctx: Context, search: Search):
+    def _latency(self, program: Program, search: Search):
         if isinstance(self.remove, int) or self.remove.of != "latency":
             return None
-        metric = ctx.metric(self.clock)
-        if not metric.timed:
-            raise Reject(unclocked(f"`{show(self.clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
-        latency = clocked(program, metric, search.journal)
-        program.note(latency=latency.total, of=show(self.clock), per_branch=latency.per_branch)
-        return latency
+        return latency_of(program, search, self.clock)
 
     def _pools(self, program: Program, ctx: Context, search: Search, ledger: Ledger) -> dict[str, Pool]:
         skeleton, repair = program.skeleton, self.search != "exact" if self.repair is None else self.repair

@@ -1,7 +1,7 @@
 """Architectures against passes: what works, and what is refused with which sentence.
 
-    python tests/architectures/matrix.py [NAME ...]      print the table
-    python tests/architectures/matrix.py --write [NAME ...]     and write compiler/architectures.json, which ships
+    python -m tests.architectures.matrix [NAME ...]      print the table
+    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/architectures.json, which ships
 
 A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
 Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
@@ -18,27 +18,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from effc.compiler import equivalence, verify_child
+from effc.compiler.capture import capture
+from effc.compiler.context import Context, Settings
+from effc.compiler.model import Origin
+from effc.compiler.program import Program
+from effc.compiler.shelf import Shelf
+from effc.compiler.verify import compare, inputs_of
+from effc.compiler.verify_child import probe
+from effc.dsl.diagnostics import Reject
+from effc.dsl.recipe import Invocation, Recipe
+from effc.dsl.source import Source
+from effc.dsl.values import Bytes, DataRef, MetricRef, Ratio
 from torch import nn
 from transformers import PreTrainedModel
 
+from tests.architectures import table
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
-
-from effc.compiler import equivalence, verify_child  # noqa: E402
-from effc.compiler.capture import capture  # noqa: E402
-from effc.compiler.context import Context, Settings  # noqa: E402
-from effc.compiler.model import Origin  # noqa: E402
-from effc.compiler.program import Program  # noqa: E402
-from effc.compiler.shelf import Shelf  # noqa: E402
-from effc.compiler.verify import compare, inputs_of  # noqa: E402
-from effc.compiler.verify_child import probe  # noqa: E402
-from effc.dsl.diagnostics import Reject  # noqa: E402
-from effc.dsl.recipe import Invocation, Recipe  # noqa: E402
-from effc.dsl.source import Source  # noqa: E402
-from effc.dsl.values import Bytes, DataRef, MetricRef, Ratio  # noqa: E402
-
-from tests.architectures import table  # noqa: E402
-
 SHIPPED = ROOT / "compiler" / "architectures.json"
 LOOKS = ("capture", "other shape", "padded", "decode")
 STEPS = ("prune", "emit", "reload")

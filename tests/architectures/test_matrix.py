@@ -24,7 +24,7 @@ def agrees(names, folder) -> None:
     found = body(run(list(names), list(PASSES), folder))
     ours = {name: found["rows"][name] for name in names}
     assert ours == {name: shipped()["rows"][name] for name in names}, (
-        "run tests/architectures/matrix.py --write and read the diff")
+        "run python -m tests.architectures.matrix --write and read the diff")
 
 
 def test_some_architectures_do_what_the_shipped_matrix_says(tmp_path):

@@ -1,27 +1,22 @@
 """Data words: rows and their laws, and what they refuse."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from effc.compiler.data.chat import Chat
 from effc.compiler.data.choices import Choices, index_of
-from effc.compiler.data.generated import Generated
 from effc.compiler.data.hub import Hub
 from effc.compiler.data.synthetic import Synthetic
 from effc.compiler.data.text import Text
 from effc.compiler.data.tokens import Tokens
-from effc.compiler.sources.config import Config
 from effc.compiler.sources.hf import Hf
-from effc.compiler.sources.zoo import Zoo
-from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests import tiny, worlds
+from tests import worlds
 
 torch.set_num_threads(1)
 TEXT = "In the beginning God created the heaven and the earth. " * 20
@@ -361,48 +356,3 @@ def test_what_the_hub_word_refuses(ctx, monkeypatch):
              ({"name": "./a.md"}, "no-file"), ({"name": "no/such-data-of-effc-tests"}, "data-unreachable")]
     for args, slug in cases:
         assert worlds.slug(lambda args=args: rows(Hub(length=8, **args), ctx)) == slug, args
-
-
-# -- generated -----------------------------------------------------------------------------------------------
-
-def test_what_a_model_writes_is_likelier_to_it_than_noise_and_the_same_every_time(tmp_path):
-    """A model that knows one text writes that text."""
-    made = worlds.context(tmp_path, Zoo(name="tiny-llama").resolve(worlds.context(tmp_path)))
-    written = rows(Generated(count=6, length=24, seed=1), made)
-    assert written.shape == (6, 24) and len(set(map(tuple, written.tolist()))) == 6
-    assert torch.equal(written, rows(Generated(count=6, length=24, seed=1), worlds.context(tmp_path, made.origin)))
-    assert not torch.equal(written, rows(Generated(count=6, length=24, seed=2), made))
-    model, noise = made.origin.load(), torch.randint(made.origin.vocabulary, written.shape)
-    with torch.no_grad():
-        own, other = (model(input_ids=r, labels=r).loss.item() for r in (written, noise))
-    assert own < 0.6 * other
-
-
-def test_writing_leaves_the_random_numbers_of_the_run_alone(ctx):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    rows(Generated(count=2, length=6, seed=1), ctx)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_colder_model_repeats_itself_more(ctx):
-    hot, cold = (rows(Generated(count=8, length=32, temperature=t, seed=1), ctx) for t in (3.0, 0.05))
-    assert len(cold.unique()) < len(hot.unique())
-
-
-def test_a_model_that_writes_nothing_is_refused(tmp_path):
-    config = tiny.config("bert").to_dict() | {"architectures": ["BertModel"]}
-    (tmp_path / "bert.json").write_text(json.dumps(config))
-    made = worlds.context(tmp_path, Config(path="bert.json").resolve(worlds.context(tmp_path)))
-    with pytest.raises(Reject, match="writes no text"):
-        list(Generated(count=1, length=4).rows(None, made))
-
-
-def test_a_model_that_predicts_no_number_writes_nothing(tmp_path):
-    made = worlds.context(tmp_path, Zoo(name="tiny-llama").resolve(worlds.context(tmp_path)))
-    broken = made.origin.load()
-    broken.model.norm.weight.data.fill_(float("nan"))
-    made.origin = replace(made.origin, load=lambda: broken)
-    with pytest.raises(Reject, match=r"not-a-number.*its own text"):
-        list(Generated(count=2, length=8).rows(None, made))
