@@ -40,7 +40,7 @@ class Channels(Pass):
     score: MetricRef | None = param("What decides which mixers lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     repair: bool = param("With a score, refit what reads the channels that go.", default=True)
-    data: DataRef | None = param("Rows that channels are ranked and refitted on; unless given, 32 that the model writes.",
+    data: DataRef | None = param("Rows that rank channels and refit readers; unless given, 32 that the model writes.",
                                  default=None)
 
     def run(self, program: Program, ctx: Context) -> None:

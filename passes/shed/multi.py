@@ -69,7 +69,7 @@ class Multi(Pass):
     heads: int = param("KV heads, or heads of every group of a scan, per cut.", default=1, ge=1, unit="heads")
     states: int = param("States of every group of a scan per cut.", default=4, ge=1, unit="states")
     data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on; unless given, 32 that the model itself writes.", default=None)
+        "Rows that rank items and refit readers; unless given, 32 that the model itself writes.", default=None)
     clock: MetricRef = param("Which latency, measured on the machine that compiles.",
                              default=MetricRef("decode.p50"))
     on: Selector | None = param("Which blocks may be cut, whole or inside.", default=None)
