@@ -53,8 +53,8 @@ expect lean {{ {expects} }}
 emit lean {{ hf("lean") }}
 """
 STEPS = {
-    "exact": "slim = prune.multi(remove: {share}% of params, split: {{blocks: {split[0]}, channels: {split[1]}, heads: {split[2]}}}, "
-             "search: exact, group: {group}, score: perplexity(calib))",
+    "exact": "slim = prune.multi(remove: {share}% of params, "
+             "split: {{blocks: {split[0]}, channels: {split[1]}, heads: {split[2]}}}, search: exact, group: {group}, score: perplexity(calib))",
     "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib))",
     "fitted": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib), data: more)",
     "blocks": "slim = prune.blocks(remove: {share}% of params, score: perplexity(calib))",

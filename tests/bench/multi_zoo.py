@@ -11,7 +11,6 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-import effc
 import torch
 from effc.compiler.api import plans, session
 from effc.compiler.cache import Cache
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--split", nargs="+", default=["44:52:4"], help="of blocks, channels and heads, for `exact`")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"effc {effc.__version__}, seeds {SEEDS}")
+    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"seeds {SEEDS}", sep=", ")
     print("share  rows  method          perplexity           layer forwards    naive")
     methods = {"racing": ""} | {f"exact {split}": EXACT.format(*split.split(":")) for split in options.split}
     for share, rows in product(options.share, options.rows):

@@ -285,12 +285,15 @@ def test_without_rows_those_that_the_original_writes_rank_and_refit(tmp_path, mo
     model = tiny.model("llama")
     (tmp_path / "first").mkdir()
     alone = pruned(tmp_path / "first", model, remove=Ratio(0.2, "params"), data=None)
+    to_write_as_well = COSTS["layer forwards"]
     ctx = context_of(tmp_path, model, recipe_of([]))
     written = torch.stack(list(Generated(count=3, length=9).rows(None, ctx)))
     monkeypatch.setitem(globals(), "OTHER_IDS", written)
     (tmp_path / "second").mkdir()
     given = pruned(tmp_path / "second", model, remove=Ratio(0.2, "params"), data=DataRef("other"))
     assert alone.notes == given.notes
+    reading = written.numel() / IDS.numel() * len(given.units)
+    assert to_write_as_well == pytest.approx(COSTS["layer forwards"] + reading)
 
 
 def test_a_model_that_writes_nothing_is_ranked_on_the_scores_rows(tmp_path):
