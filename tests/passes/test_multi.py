@@ -270,6 +270,14 @@ def test_a_latency_without_a_clock_is_refused(tmp_path):
         pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "latency"), clock=SCORE)
 
 
+@pytest.mark.parametrize(("step", "remedy"), [({"group": 5000}, "group: "), ({"heads": 9}, "heads: 1")])
+def test_a_step_larger_than_every_module_is_refused_with_one_that_fits(tmp_path, step, remedy):
+    with pytest.raises(Reject) as refused:
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), **step)
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "too-coarse" and remedy in found.help
+
+
 def test_rows_of_their_own_rank_and_refit(tmp_path):
     notes = {}
     for name, data in (("none", None), ("same", DataRef("rows")), ("other", DataRef("other"))):
