@@ -45,7 +45,7 @@ def recognise(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], op
     mask      n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
     sizes     heads, key heads, width of a key, width of a value
     """
-    heads, kv_heads, head_dim, value_dim = sizes
+    heads, _, head_dim, _ = sizes
     module = _float(module)
     windows = _windows(module, options)
     known = [*filter(None, (_trial(module, mask, sizes, options, n) for n in _lengths(windows)))]

@@ -27,7 +27,7 @@ class Pending:
     itself (None), or constants."""
 
     call: Callable[..., Any]
-    operands: "tuple[Pending | None | float, ...]"
+    operands: "tuple[Pending | float | None, ...]"
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.call(*(x if part is None else part(x) if isinstance(part, Pending) else part
