@@ -14,6 +14,7 @@ from .coupling import groups_of
 from .experts import expert_groups
 from .following import Baked, attributes_of
 from .labels import label
+from .lowered import KernelLinear
 from .program import Program
 from .residual import terms
 from .sharing import joined
@@ -131,6 +132,10 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def parts_of(model: nn.Module) -> Iterator[Part]:
     for path, module in model.named_modules():
+        if isinstance(module, KernelLinear):             # as large as before: what packing saves is told in bytes
+            shape, bias = (module.out_features, module.in_features), module.bias
+            yield Part(path, "KernelLinear", (("weight", shape), *([] if bias is None else [("bias", shape[:1])])))
+            continue
         tensors = tuple((name, tuple(p.shape)) for name, p in module._parameters.items() if p is not None)
         if tensors:
             yield Part(path, type(module).__name__, tensors)

@@ -33,6 +33,7 @@ from .labelling import (
     name_of,
     tensors_in,
 )
+from .lowered import KernelLinear
 
 _MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 
@@ -199,7 +200,9 @@ class _Step:
             graph = opened(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
-        if next(module.parameters(), None) is not None:
+        if isinstance(module, KernelLinear):
+            self.out.refused.append((self.path, "its weight is packed for a kernel"))
+        elif next(module.parameters(), None) is not None:
             self.out.refused.append((self.path, f"a {kind} is taken as a whole"))
         return self.unknown(f"{kind} {self.path}")
 

@@ -32,6 +32,8 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     check    what of the files is compared with the manifest; "size" skips reading them all
     tell     hears a sentence where versions differ from those that wrote it
     """
+    from .lowered import refuse_elsewhere
+
     folder, manifest = locate(Path(path))
     if manifest:
         verify_files(*manifest, hashes=check == "sha256", under=folder.name)
@@ -47,7 +49,10 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         model, versions = rebuild(folder, record, dtype), record.get("versions", {})
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
-    return model if device is None else model.to(device)
+    if device is None:
+        return model
+    refuse_elsewhere(model, device)
+    return model.to(device)
 
 
 def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from .labelling import PRODUCTS, name_of, tensors_in
 from .leaves import module_role
+from .lowered import KernelLinear
 
 ADDS = frozenset(("add", "iadd", "add_"))
 KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream
@@ -147,13 +148,17 @@ def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes
     called = {n.target for n in nodes if n.op == "call_module"}
     own = {f"{path}.{below}" if below else path for path in ours - others     # of what is one node, all below it
            for below, part in root.get_submodule(path).named_modules()
-           if part._parameters and (path in called or not below)}
+           if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)}
     role = _role(nodes, bool(work))
     return Term(join, value, nodes, role, common(work), tuple(sorted(own, key=order.__getitem__)))
 
 
 def _works(module: nn.Module) -> bool:
-    return module_role(module) in WORK and next(module.parameters(), None) is not None
+    return module_role(module) in WORK and _holds_weights(module)
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or isinstance(module, KernelLinear)
 
 
 def _role(nodes: frozenset[fx.Node], works: bool) -> str:

@@ -16,6 +16,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from .lowered import lowered
+
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
 _LONGEST_SEARCH = 24
@@ -27,6 +29,9 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     bound = [path for path, module in model.named_modules() if "forward" in vars(module)]
     if bound:
         return model.config, [f"{path} has lost or gained a branch" for path in bound]
+    packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in lowered(model)]
+    if packed:
+        return model.config, packed
     config = copy.deepcopy(model.config)
     before = stock_model(type(model), config, model.dtype)
     if isinstance(before, str):

@@ -6,6 +6,7 @@ opened with plain transformers, and nothing of effc is imported. `effc` instead 
 """
 
 import json
+import os
 import sys
 
 import torch
@@ -99,6 +100,8 @@ def load_effc(folder: str, attention: str) -> nn.Module:
 
 
 def load_exported(folder: str, attention: str) -> nn.Module:
+    if os.path.exists(f"{folder}/kernels.json"):      # it calls effc's kernels, and is loaded as its note says
+        import effc.kernels.ops  # noqa: F401
     return torch.export.load(f"{folder}/model.pt2").module()
 
 
