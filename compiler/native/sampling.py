@@ -36,7 +36,8 @@ class Sampling:
     def checked(self) -> "Sampling":
         wrong = [text for bad, text in (
             (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}, and at least one is generated"),
-            (not self.temperature > 0, f"temperature is {self.temperature}, and must be above 0 where tokens are drawn"),
+            (self.do_sample and not self.temperature > 0,
+             f"temperature is {self.temperature}, and must be above 0 where tokens are drawn"),
             (self.top_k < 0, f"top_k is {self.top_k}, and 0 takes all tokens"),
             (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, which is no share above 0"),
             (not self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}, and must be above 0"),

@@ -9,6 +9,11 @@ from ..program import Program
 
 FOLDER = "native"
 
+# Of the largest logit. Weights and what linear layers read are rounded to bfloat16 (2**-9) or int8 (2**-8), over
+# all layers; a wrong step is off by about the whole.
+SHARES = {"bf16": 2**-5, "int8": 2**-3}
+_REASON = "packed weights and cached keys and values are rounded, activations are not"
+
 
 class Native(Target):
     """What the native engine runs: packed weights and a plan of the decode step, for CPUs.
@@ -35,4 +40,4 @@ class Native(Target):
         emit(program, folder, ctx, self.weights)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "native"),)
+        return (Form(FOLDER, "native", share=SHARES[self.weights], reason=_REASON),)
