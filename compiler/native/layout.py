@@ -67,6 +67,9 @@ class Layout:
         flat = index.reshape(-1)
         if flat.numel() % self.tokens:
             raise Scattered
+        register, column = self.owner(int(flat[0]))
+        if column == 0 and torch.equal(flat, self.rows(register).reshape(-1)):
+            return Lane(self.columns(register), torch.arange(flat.numel()))       # a whole register, as most are
         register, token = self.locate(flat)
         order = torch.sort(token, stable=True).indices
         elements = flat[order].view(self.tokens, -1)                          # [tokens, width]

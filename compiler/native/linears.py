@@ -32,8 +32,12 @@ class Linear:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for modules that share a weight."""
-        held = self.weight if self.packed is None else self.packed
-        return "linear", held.data_ptr(), tuple(held.shape), held.stride()
+        return "linear", *identity(self.weight if self.packed is None else self.packed)
+
+
+def identity(held: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are the same numbers in memory."""
+    return held.data_ptr(), tuple(held.shape), held.stride()
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
     weights = tensors(folder, stored, mapped=mapped)
     try:
         engine = Engine(stored.plan, weights, threads=threads or torch.get_num_threads(), sequences=sequences,
-                        deep=deep)
+                        copy=False, deep=deep)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help="copy the artifact again, or compile again")) from error
     model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, _generation(folder))

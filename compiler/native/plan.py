@@ -64,12 +64,20 @@ class Plan:
             known[key] = name
         return known[key]
 
+    def tied(self, table: str) -> str:
+        """The linear layer's entry that has the numbers of a table, or the table's own."""
+        kinds: dict[str, Any] = {name: key for key, name in self._known.items() if isinstance(name, str)}
+        return self._known.get(("linear", *kinds[table][1:]), table)
+
     def slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
         self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim})
         return len(self.slots) - 1
 
     def gather(self, columns: Tensor) -> int:
         """A register that holds these columns, in this order; the one that they lie in where they are all of it."""
+        register, _ = self.layout.owner(int(columns[0]))
+        if torch.equal(columns, self.layout.columns(register)):
+            return register
         columns = self._from_copies(columns)
         register, _ = self.layout.owner(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):

@@ -49,9 +49,17 @@ class Reader:
                 try:
                     self.values[node] = self._value(node)
                 except Scattered:
-                    raise self.refuse(node, "it mixes numbers of different tokens, or picks others for each") from None
+                    why = "it mixes numbers of different tokens, or picks others for each"
+                    raise self.refuse(node, why) from None
         self.positions.forget()
+        self._share_tables()
         return self.plan
+
+    def _share_tables(self) -> None:
+        """Embeddings whose table is a linear layer's weight too read rows of that, where it is packed as bfloat16."""
+        for step in self.plan.steps:
+            if step["op"] == "embedding" and self.weights == "bf16":
+                step["table"] = self.plan.tied(step["table"])
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
         return refused(node, self.model, why)
@@ -218,8 +226,8 @@ class Reader:
             raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
         kind, dtype = ("bf16", torch.bfloat16) if table.dtype == torch.bfloat16 else ("f32", torch.float32)
-        name = self.plan.entry(f"{node.target}.rows", Entry(
-            kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous()), ("table", table.data_ptr()))
+        entry = Entry(kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous())
+        name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.plan.step("embedding", table.shape[1], table=name)
         rows = Rows(self.plan.layout.rows(register).view(*self.shape, -1))
         return rows if scale == 1.0 else Rows(rows.index, Pending(calls.BINARY["mul"], (None, scale)))
