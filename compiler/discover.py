@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..dsl.skeleton import Branch, Group, Part, Skeleton
 from .coupling import groups_of
-from .experts import expert_groups
+from .experts import WHOLE, expert_groups
 from .following import Baked, attributes_of
 from .labels import label
 from .program import Program
@@ -86,16 +86,17 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
             groups.append(replace(group, attributes=attributes))
         except Baked as why:
             refused.append((group.site, str(why)))
-    for found_experts in expert_groups(graph, root):
+    for found_experts in expert_groups(graph, root, labelling):
         (groups if isinstance(found_experts, Group) else refused).append(found_experts)
     return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
 
 
 def _once(refused: Iterable[tuple[str, str]], whole: bool) -> Iterator[tuple[str, str]]:
-    """One reason per child of the unit: the first, what follows from it isn't news. Of a whole model, per site."""
+    """One reason per child of the unit, and one of its experts: the first, what follows from it isn't news. Of a whole
+    model, per site."""
     seen = set()
     for site, why in refused:
-        child = site if whole else site.split(".")[0]
+        child = site if whole or why.startswith(WHOLE) else site.split(".")[0]
         if child not in seen:
             seen.add(child)
             yield site, why

@@ -14,6 +14,7 @@ from .leaves import module_role
 
 ADDS = frozenset(("add", "iadd", "add_"))
 KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream
+SCALES = frozenset(("mul", "imul", "mul_", "truediv"))
 SCANS = frozenset(("ssm_scan", "ssm_conv"))
 WORK = frozenset(("linear", "conv", "experts", "router", "embedding", "module", "opaque"))
 
@@ -90,6 +91,7 @@ def _taps(stream: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]
     """Where a value may have left the stream: at itself, or, where it is a sum of the stream, its own tap."""
     yield stream
     yield through(stream)
+    yield unscaled(stream)
     earlier = tap_of(through(stream), above, values)
     if earlier is not None:
         yield earlier[0]
@@ -116,6 +118,16 @@ def through(node: fx.Node) -> fx.Node:
     while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
             node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")):
         node = node.args[0]
+    return node
+
+
+def unscaled(node: fx.Node) -> fx.Node:
+    """The node behind products with numbers and with parameters: some models weigh stream and branch."""
+    while name_of(node := through(node)) in SCALES and len(node.args) == 2:
+        data = [x for x in node.args if isinstance(x, fx.Node) and x.op != "get_attr"]
+        if len(data) != 1:
+            break
+        node = data[0]
     return node
 
 
@@ -149,7 +161,8 @@ def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes
            for below, part in root.get_submodule(path).named_modules()
            if part._parameters and (path in called or not below)}
     role = _role(nodes, bool(work))
-    return Term(join, value, nodes, role, common(work), tuple(sorted(own, key=order.__getitem__)))
+    site = common(work or [n.meta["scope"][-1] for n in nodes if n.meta.get("scope")])
+    return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
 
 
 def _works(module: nn.Module) -> bool:

@@ -144,7 +144,13 @@ class Rewriter:
         join   name of the residual add in the unit's graph
         keep   name of the operand that stays; by default the one that the other is computed from
         Modules that nothing calls any more are deleted; cache slots are assigned anew.
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without them.
         """
+        rehearse(self.program, f"what {join} adds in {path}", lambda trial: Rewriter(trial)._take_branch(
+            path, join, keep))
+        self._take_branch(path, join, keep)
+
+    def _take_branch(self, path: str, join: str, keep: str | None) -> None:
         program = self.program
         kinds = self._kinds()
         unit = program.units[path]
