@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from . import packed_rules
 from .labelling import NOTHING, STREAM, Attention, blank, name_of, tensors_in
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor
     if len(q_heads) == len(k_heads):
         step.out.couple(q_heads, k_heads)
     step.out.attentions.append(Attention(step.node, module, q_heads.numpy(), k_heads.numpy()))
+    for w in packed_rules.weights_in((step.args[4:], step.kwargs)):     # a bias, looked up in a table, for each head
+        packed_rules.met_along(step, w, 1, q_heads)
     others = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
     for name, other in others.items():
         hear(step, name, other, q_heads)

@@ -75,9 +75,9 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     stream = stream_of(graph)
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
     labelling = label(graph, root, stream.name if stream else None)
-    branches = tuple(
+    branches = tuple(placed_apart(
         Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
-        for term in terms(graph, root, entries, labelling.values))
+        for term in terms(graph, root, entries, labelling.values)))
     groups, refused = [], []
     found = groups_of(labelling)
     for group, items in zip(found.groups, found.items, strict=True):
@@ -89,6 +89,15 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     for found_experts in expert_groups(graph, root, labelling):
         (groups if isinstance(found_experts, Group) else refused).append(found_experts)
     return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
+
+
+def placed_apart(branches: Iterable[Branch]) -> Iterator[Branch]:
+    """Branches with sites of their own: where several lie in the same module, the first that only one of them runs."""
+    branches = list(branches)
+    shared = Counter(b.site for b in branches)
+    for branch in branches:
+        own = [part for part in branch.parts if part not in shared]
+        yield replace(branch, site=own[0]) if shared[branch.site] > 1 and own else branch
 
 
 def _once(refused: Iterable[tuple[str, str]], whole: bool) -> Iterator[tuple[str, str]]:

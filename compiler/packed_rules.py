@@ -127,6 +127,9 @@ def met(step: "Step", found: list[Weight]) -> Tensor:
     if not others:
         return given_up(step, found, "arithmetic")
     x = step.pointwise(others)
+    if len(found) == 1 and not (x > NOTHING).any():           # a mask and the like: the parameter goes on
+        shape = torch.broadcast_shapes(x.shape, found[0].axes[0].shape)
+        return found[0].moved([labels.expand(shape) for labels in found[0].axes])
     for w in found:
         shape = torch.broadcast_shapes(x.shape, w.axes[0].shape)
         x = x.expand(shape)
@@ -136,6 +139,14 @@ def met(step: "Step", found: list[Weight]) -> Tensor:
                 claim(step, w, axis)
                 step.out.couple(x, labels)
     return x
+
+
+def met_along(step: "Step", w: Weight, axis: int, labels: Tensor) -> None:
+    """What has one of these labels at each place along an axis meets the parameter there."""
+    for place, own in enumerate(w.axes):
+        if own.ndim > axis and own.shape[axis] == len(labels) and varies(own, axis):
+            claim(step, w, place)
+            step.out.couple(own.movedim(axis, -1), labels)
 
 
 def varies(labels: Tensor, axis: int) -> bool:

@@ -137,7 +137,33 @@ def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: 
     if _is_add(inner, above, values) and inner.meta.get("scope") == join.meta.get("scope") \
             and tap_of(inner, above, values) is None:
         return [part for x in inner.args for part in _split(inner, x, tap, above, values)]
+    inner = _before_output(inner, above)
+    if inner is not None and _is_add(inner, above, values) and tap_of(inner, above, values) is None:
+        sides = [_between(tap, x, above) for x in inner.args]
+        if {"attention", "ssm"} == {_role(side - sides[1 - i], True) for i, side in enumerate(sides)}:
+            return [(inner, x, side) for x, side in zip(inner.args, sides, strict=True)]
     return [(join, value, _between(tap, value, above))]
+
+
+def _before_output(node: fx.Node, above: Mapping) -> fx.Node | None:
+    """What the last projection of a branch is given, norms and weighing left out; None where there is no such."""
+    seen = False
+    while (node := unscaled(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
+        inputs = [x for x in node.all_input_nodes if x in above]
+        if len(inputs) != 1:
+            return None
+        node, seen = inputs[0], True
+    return node if seen else None
+
+
+def _alone(graph: fx.Graph, nodes: frozenset[fx.Node], value: fx.Node) -> frozenset[fx.Node]:
+    """Those that nothing else is computed from: branches in parallel share what they both begin with."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        writes = not node.users and node.op != "output" and nodes.intersection(node.all_input_nodes)
+        if node is value or ((node in nodes or writes) and found.issuperset(node.users)):
+            found.add(node)
+    return frozenset(found)
 
 
 def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
@@ -152,16 +178,17 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
 
 
 def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node]) -> Term:
-    ours = {path for n in nodes for path in modules_used(n, root)}
-    others = {path for n in graph.nodes if n not in nodes for path in modules_used(n, root)}
+    alone = _alone(graph, nodes, value)
+    ours = {path for n in alone for path in modules_used(n, root)}
+    others = {path for n in graph.nodes if n not in alone for path in modules_used(n, root)}
     work = [path for path in ours if _works(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
-    called = {n.target for n in nodes if n.op == "call_module"}
+    called = {n.target for n in alone if n.op == "call_module"}
     own = {f"{path}.{below}" if below else path for path in ours - others     # of what is one node, all below it
            for below, part in root.get_submodule(path).named_modules()
            if part._parameters and (path in called or not below)}
-    role = _role(nodes, bool(work))
-    site = common(work or [n.meta["scope"][-1] for n in nodes if n.meta.get("scope")])
+    role = _role(alone, bool(work))
+    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
     return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
 
 
