@@ -54,12 +54,17 @@ def left(tracer: Any) -> None:
     assert _tracers and _tracers.pop() is tracer, "tracers end in the order opposite to their start"
 
 
+def is_tracing() -> bool:
+    """Whether calls of leaf functions are recorded now."""
+    return bool(_tracers) and _tracers[-1].on
+
+
 def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function as one node: while tracing it records itself, else it runs."""
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if _tracers and _tracers[-1].on:
+            if is_tracing():
                 return _tracers[-1].create_proxy("call_function", call, args, kwargs)
             return function(*args, **kwargs)
         call.role = role
