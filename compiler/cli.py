@@ -16,12 +16,12 @@ from .commands.interrupt import asked_to_stop, told, within_a_second
 from .commands.screen import Screen, code_of
 
 VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "run", "serve", "test", "diff",
-         "inspect", "cache", "doctor")       # modules of commands/
+         "inspect", "cache", "doctor", "bench")       # modules of commands/
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
     "Build": ("plan", "compile"),
     "Use": ("run", "serve", "test", "diff", "inspect"),
-    "Care": ("cache", "doctor"),
+    "Care": ("cache", "doctor", "bench"),
 }
 
 

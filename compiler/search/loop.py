@@ -97,6 +97,8 @@ class Search:
         rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
         run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
         runs = moments.collect(self.program, modules, run, room)
+        if rows is not None and data is None:
+            runs += 1                          # a token that is written goes through every layer once
         self.layers_other += runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
 
     def _own_rows(self) -> Tensor | None:
