@@ -1,5 +1,6 @@
 """What races for a linear module or an attention: our kernels, and the strongest that torch offers."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -47,7 +48,9 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
     """torch's dynamic quantisation: one scale for the weight, x rounded on every call."""
     torch.backends.quantized.engine = "x86"
     scale = max(float(w.abs().max()), 1e-8) / 127
-    quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                        # that it is to go: until then it is the opponent
+        quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
     held = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
     wide, op = x.float(), torch.ops.quantized.linear_dynamic
     return Contender(DYNAMIC, [lambda p=p: op(wide, p, reduce_range=False) for p in held], w.numel())

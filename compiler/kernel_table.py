@@ -42,12 +42,12 @@ class Line:
         for c in self.contenders:
             share = f"{self.of_read(c.name):6.2f} of read" if self.rate else " " * 14
             lines.append(f"  {c.name:<22}{c.seconds * 1e6:10.1f} us {first.seconds / c.seconds:7.2f} x {first.name}"
-                         f"  {share}  kept {len(c.kept)}, thrown {c.thrown}")
+                         f"  {share}  kept {len(c.kept)}, thrown {len(c.thrown)}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"name": c.name, "us": round(c.seconds * 1e6, 2), "bytes": c.bytes, "kept": len(c.kept),
-                 "thrown": c.thrown, "of_read": round(self.of_read(c.name), 4) if self.rate else None}
+                 "thrown": len(c.thrown), "of_read": round(self.of_read(c.name), 4) if self.rate else None}
                 for c in self.contenders]
         return {"title": self.title, "read_gb_per_s": round(self.rate / 1e9, 2) if self.rate else None, "rows": rows}
 

@@ -84,6 +84,7 @@ class Pass(Word):
     determinism    "deterministic", "seeded" or "nondeterministic"
     foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
                    is only the most that is left
+    elsewhere      a profile that it names may be of another machine: it decides by reckoning then
     """
 
     keeps: ClassVar[Close | Lossy] = Lossy()
@@ -92,6 +93,7 @@ class Pass(Word):
     makes: ClassVar[dict[str, str]] = {}
     determinism: ClassVar[str] = "seeded"
     foreseeable: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, program: "Program", ctx: "Context") -> None:

@@ -30,12 +30,12 @@ class Contender:
     calls: list[Callable[[], object]]
     bytes: int = 0
     kept: list[float] = field(default_factory=list)
-    thrown: int = 0
+    thrown: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        """Median of the samples that count; not a number where none does."""
-        return statistics.median(self.kept) if self.kept else float("nan")
+        """Median of the samples that count; of all, where the machine left none."""
+        return statistics.median(self.kept or self.thrown)
 
 
 def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool = True) -> None:
@@ -64,10 +64,7 @@ def _turn(contenders: Sequence[Contender], turn: int) -> None:
         before, start = preempted(), time.perf_counter()
         call()
         took = time.perf_counter() - start
-        if preempted() == before:
-            c.kept.append(took)
-        else:
-            c.thrown += 1
+        (c.kept if preempted() == before else c.thrown).append(took)
 
 
 def preempted() -> int:
