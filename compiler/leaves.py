@@ -86,6 +86,32 @@ def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: A
     return run(module, q, k, v, mask, **options)
 
 
+@leaf("attention")
+def grouped_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+    """As `attention`, but of one new token the query heads that share keys are rows of one product."""
+    from .decoding import as_rows
+
+    found = as_rows(module, q, k, v, mask, options)
+    return attention(module, q, k, v, mask, **options) if found is None else (found, None)
+
+
+@leaf("attention")
+def packed_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, cache: Any, layer_idx: int, *,
+                     keep_keys: float, keep_values: float, window: int, sinks: int, **options: Any) -> Any:
+    """As `attention` with a `cache_update` before it; what is older than `window` keeps its largest numbers only.
+
+    A prompt attends to itself whole. Without a cache nothing is forgotten.
+    """
+    from .decoding import layer_of, packed_step, padding_of
+
+    layer = None if cache is None else layer_of(cache, layer_idx, (keep_keys, keep_values), window, sinks)
+    if layer is not None and layer.length:
+        return packed_step(layer, q, k, v, mask, options.get("scaling")), None
+    if layer is not None:
+        layer.begin(k, v, padding_of(mask, k.shape[0], k.shape[2]))
+    return attention(module, q, k, v, mask, **options)
+
+
 @leaf("rotary")
 def rotary(module: nn.Module, *args: Any, **options: Any) -> Any:
     """(q, k) turned by their positions: q, k, cos, sin go to the function that the module's source uses."""
@@ -123,7 +149,8 @@ def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | No
     return (out if activation is None else ACT2FN[activation](out)).to(x.dtype)
 
 
-OWN = {f.__name__: f for f in (attention, rotary, masked, cache_update, cache_length, causal_conv)}
+OWN = {f.__name__: f for f in (attention, grouped_attention, packed_attention, rotary, masked, cache_update,
+                                cache_length, causal_conv)}
 
 
 def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:

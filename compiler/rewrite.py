@@ -13,6 +13,7 @@ from . import graph_json, slots, surgery
 from .capture import recapture
 from .edits import class_name, is_below, renamed
 from .following import Baked
+from .leaves import packed_attention
 from .program import Program, Unit, code_key
 from .refresh import with_current_ints
 from .rehearsal import rehearse
@@ -191,6 +192,15 @@ class Rewriter:
         for (tensor, axis), keep in kept(labelling, gone).items():
             self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
 
+    def exchange_graph(self, path: str, graph: fx.Graph) -> None:
+        """Let a unit run another graph over the same modules."""
+        graph.eliminate_dead_code(is_impure_without_readers)
+        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
+        unit = self.program.units[path]
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        self.program.units[path] = edited
+        self.store(edited)
+
     def store(self, unit: Unit) -> None:
         """Bind a unit whose graph was edited, and record the graph."""
         unit.bind(self.program.model)
@@ -289,7 +299,7 @@ def uses_cache(graph: fx.Graph) -> bool:
 
 def attends(graph: fx.Graph) -> bool:
     """Whether a unit's graph keeps keys and values."""
-    return any(node.meta.get("role") == "cache_update" for node in graph.nodes)
+    return any(node.meta.get("role") == "cache_update" or node.target is packed_attention for node in graph.nodes)
 
 
 def referenced(graph: fx.Graph) -> set[str]:

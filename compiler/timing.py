@@ -77,7 +77,7 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
             output = model(input_ids=prompt_ids(model, batch, length), **_caching(model))
         token = output_logits(output)[:, -1:].argmax(-1)                       # [batch, 1]
         started = _now(model)
-        output = model(input_ids=token, **_caching(model), **_cache_of(output))
+        output = model(input_ids=token, **_caching(model), **cache_of(output))
         return _now(model) - started
     return step
 
@@ -154,7 +154,7 @@ def _caching(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def _cache_of(output: Any) -> dict[str, Any]:
+def cache_of(output: Any) -> dict[str, Any]:
     """The cache that a forward returned, as the next one takes it."""
     name = next((n for n in CACHES if n in output), None)
     if name is None:

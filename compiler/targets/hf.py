@@ -44,8 +44,10 @@ class Hf(Target):
     cannot_hold = {
         "form: stock": {"uneven widths": "a config has one width for all layers",
                         "missing branches": "a config has every branch in every layer",
-                        "packed weights": "transformers has no kernels that read them"},
-        "form: compat": {"packed weights": "transformers has no kernels that read them"},
+                        "packed weights": "transformers has no kernels that read them",
+                        "pruned caches": "transformers has no cache that forgets"},
+        "form: compat": {"packed weights": "transformers has no kernels that read them",
+                         "pruned caches": "transformers has no cache that forgets"},
     }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(

@@ -1,0 +1,113 @@
+"""Decode over a cache of keys and values that forgets what is small."""
+
+import math
+from functools import partial
+
+from torch import fx
+
+from ...compiler import decoding_accuracy, leaves
+from ...compiler.accuracy import Accuracy, rows_for
+from ...compiler.attentions import attendings, exchange, heads_of, odd_option, replaced, updated
+from ...compiler.context import Context
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.lowered import cpu_only
+from ...compiler.lowering import lowering_inaccurate
+from ...compiler.program import Program
+from ...compiler.quantity import digits
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import DataRef, Ratio, Selector
+from ...kernels.cache import TOKENS
+from ...kernels.ops import KERNELS
+
+unfit_window = Fault("unfit-window", "A pruned cache is asked for a window that its blocks can't make.")
+
+
+class SparseKv(Pass):
+    """Decode over a cache of keys and values that forgets what is small.
+
+    A prompt attends to itself whole. After that the newest `window` tokens and the first `sinks` are kept as they
+    came; every 32 tokens that leave the window keep, of each head, only the share of keys and of values that is
+    largest in magnitude, packed for our attention kernel, and the cache goes on growing. Works in `generate`, with
+    sequences padded on the left, with beams; training and forwards without a cache are as before. A cache of fixed
+    size, and generation with an assistant model, are refused when they run.
+
+    What it costs shows only while decoding, so that is where it is measured: rows of `data` are read to the middle,
+    and the rest is fed token by token. Pays for long contexts; keys suffer sooner than values.
+
+    Source: sparse attention of SparAMX (Kasper et al. 2025, arXiv 2502.12444), there over a frozen cache; blocks,
+    window, sinks and growing: own; sinks after Xiao et al. 2023 (arXiv 2309.17453).
+    Example: kv = lower.sparse_kv(keep: 50%, window: 64)
+    """
+
+    keeps = Lossy()
+    acts_on = "branches"
+    makes = {"": "pruned caches"}
+    determinism = "deterministic"
+    after = {"lower.group_queries": "it exchanges the attention that a pruned cache has replaced"}
+
+    keep: Ratio = param("Share of the numbers of a block that stays.", gt=0, le=1)
+    keys: Ratio | None = param("The same of keys, where they are to keep another share.", default=None)
+    values: Ratio | None = param("The same of values.", default=None)
+    window: int = param("Newest tokens that stay whole, a multiple of 32.", default=64, ge=32, unit="tokens")
+    sinks: int = param("First tokens that stay whole, rounded up to 32.", default=32, ge=0, unit="tokens")
+    on: Selector | None = param("Which attention modules; all where it is left out.", default=None)
+    data: DataRef | None = param("Rows that accuracy is measured on; unless given, 32 that the model itself writes.",
+                                 default=None)
+    divergence: float = param("Nats by which predictions may move on average while decoding.", default=0.1, ge=0)
+
+    def run(self, program: Program, ctx: Context) -> None:
+        if self.window % TOKENS:
+            near = max(TOKENS, round(self.window / TOKENS) * TOKENS)
+            raise Reject(unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {near}`"))
+        if ctx.settings.device != "cpu":
+            raise Reject(cpu_only(f"the kernel runs on the CPU, and this compile computes on {ctx.settings.device}",
+                                  help="compile with --device cpu"))
+        rows = rows_for(program, ctx, self.data)
+        before = None if rows is None else decoding_accuracy.Before.of(program.model, rows, ctx, self.window)
+        chosen = attendings(program, self.on)
+        left = exchange(program, chosen, _reason, partial(_packed, told=self._told()))
+        cost = None if before is None else before.against(program.model, ctx)
+        if cost is not None and not cost.divergence <= self.divergence:
+            self._refuse(cost, len(chosen) - len(left))
+        program.note(pruned=[a.site for a in chosen if a.site not in left], left_alone=left, **self._told(),
+                     accuracy=None if cost is None else cost.to_json())
+
+    def _refuse(self, cost: Accuracy, count: int) -> None:
+        told, (before, after) = self._told(), cost.perplexity or (math.nan, math.nan)
+        raise Reject(lowering_inaccurate(
+            f"predictions moved by {digits(cost.divergence)} nats while decoding, at most {digits(self.divergence)} "
+            f"are allowed, perplexity {digits(before)} became {digits(after)}",
+            help="keep more, of keys first, or make the window longer",
+            note=f"the caches of {count} attention modules keep {told['keep_keys']:.0%} of keys and "
+                 f"{told['keep_values']:.0%} of values"))
+
+    def _told(self) -> dict[str, float | int]:
+        keep = {name: float((own or self.keep).value) for name, own in
+                (("keep_keys", self.keys), ("keep_values", self.values))}
+        return {**keep, "window": self.window, "sinks": self.sinks}
+
+
+def _reason(node: fx.Node) -> str:
+    (queries, keys), d = heads_of(node), node.args[1].meta["shape"][-1]
+    if odd_option(node):
+        return odd_option(node)
+    if node.kwargs.get("sliding_window"):
+        return f"it sees the newest {node.kwargs['sliding_window']} tokens only"
+    if updated(node) is None:
+        return "it attends to something else than its cache"
+    if node.args[3].meta["shape"][-1] != d:
+        return f"its keys have {d} dimensions and its values {node.args[3].meta['shape'][-1]}"
+    return KERNELS["sparse_attention"].accepts(queries, keys, d)
+
+
+def _packed(graph: fx.Graph, node: fx.Node, told: dict[str, float | int]) -> None:
+    update = updated(node)
+    assert update is not None, f"{node.name} was refused"
+    cache, k, v, slot = update.args
+    module, q, _, _, mask = node.args
+    replaced(graph, node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(told))
+    for user in list(update.users):
+        graph.erase_node(user)
+    graph.erase_node(update)
+
+
