@@ -49,6 +49,7 @@ ARGUMENTS = {
     "engine_forget": (_p, _q, _q),
     "engine_length": (_p, _q, _p),
     "engine_cancel": (_p,),
+    "engine_profile": (_p, _p, _i),
     "sample": (_p, _q, _p, _q, ctypes.c_float, _q, ctypes.c_float, ctypes.c_float, _p, _p),
 }
 
