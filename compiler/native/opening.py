@@ -33,7 +33,7 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
 
     threads = threads or torch.get_num_threads()
     stored = read(folder)
-    weights = tensors(folder, stored, mapped=mapped)
+    weights = tensors(folder, stored, mapped=mapped, threads=threads)
     try:
         if not mapped:
             check(weights, threads)

@@ -229,7 +229,8 @@ class Reader:
         if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
             raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
-        kind, dtype = ("bf16", torch.bfloat16) if table.dtype == torch.bfloat16 else ("f32", torch.float32)
+        exact = torch.equal(table.bfloat16().to(table.dtype), table)         # bfloat16 loses nothing of it
+        kind, dtype = ("bf16", torch.bfloat16) if exact else ("f32", torch.float32)
         entry = Entry(kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous())
         name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.plan.step("embedding", table.shape[1], table=name)

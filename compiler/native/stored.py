@@ -11,6 +11,7 @@ import json
 import struct
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,7 @@ def _damaged(file: Path, what: str, help: str = _AGAIN) -> Reject:
     return Reject(native_damaged(f"{file} {what}", help=help))
 
 
-def tensors(folder: Path, stored: Stored, *, mapped: bool = False) -> dict[str, "Tensor"]:
+def tensors(folder: Path, stored: Stored, *, mapped: bool = False, threads: int = 1) -> dict[str, "Tensor"]:
     """The weights by name; `mapped` leaves them on disk, else they are read to where memory is fastest.
 
     A file is mapped in small pages, which cost a quarter of the bandwidth; reading costs a copy at the start.
@@ -190,8 +191,7 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool = False) -> dict[str, 
         from ...kernels.packed import room
 
         whole = room(size)
-        with open(file, "rb", buffering=0) as stream:
-            _fill(stream, memoryview(whole.numpy()), file)
+        _fill(memoryview(whole.numpy()), file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
     found = {}
     for name, entry in stored.entries.items():
@@ -201,10 +201,19 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool = False) -> dict[str, 
     return found
 
 
-def _fill(stream: Any, room: memoryview, file: Path) -> None:
-    at = 0
-    while at < len(room):
-        count = stream.readinto(room[at:])
-        if not count:
-            raise _damaged(file, f"ends after {at} of {len(room)} bytes")
-        at += count
+def _fill(room: memoryview, file: Path, threads: int) -> None:
+    """Read a file into memory, each thread a part of it."""
+    each = -(-len(room) // threads)
+
+    def part(start: int) -> None:
+        at, end = start, min(start + each, len(room))
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(at)
+            while at < end:
+                count = stream.readinto(room[at:end])
+                if not count:
+                    raise _damaged(file, f"ends after {at} of {len(room)} bytes")
+                at += count
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, range(0, len(room), each)))
