@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from effc.compiler import lowered, sparsity
 from effc.compiler.capture import capture
-from effc.compiler.context import Context, Settings
 from effc.compiler.contenders import roof
+from effc.compiler.context import Context, Settings
 from effc.compiler.evaluate import losses
 from effc.compiler.native import stored
 from effc.compiler.native.opening import open_native
