@@ -21,7 +21,8 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
-         check: Literal["sha256", "size"] = "sha256", tell: Listener = silent) -> "PreTrainedModel":
+         check: Literal["sha256", "size"] = "sha256", tell: Listener = silent,
+         kernels: bool = True) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more.
@@ -31,6 +32,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     dtype    of floating weights; as stored by default
     check    what of the files is compared with the manifest; "size" skips reading them all
     tell     hears a sentence where versions differ from those that wrote it
+    kernels  state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
     """
     folder, manifest = locate(Path(path))
     if manifest:
@@ -47,6 +49,10 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         model, versions = rebuild(folder, record, dtype), record.get("versions", {})
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
+    if kernels and folder.name != "program":
+        from .scan_kernels import quicken
+
+        quicken(model)
     return model if device is None else model.to(device)
 
 

@@ -16,6 +16,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from .scan_kernels import is_quick
+
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
 _LONGEST_SEARCH = 24
@@ -24,7 +26,7 @@ _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
-    bound = [path for path, module in model.named_modules() if "forward" in vars(module)]
+    bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
     if bound:
         return model.config, [f"{path} has lost or gained a branch" for path in bound]
     config = copy.deepcopy(model.config)

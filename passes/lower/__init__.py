@@ -1,0 +1,1 @@
+"""From modules to native kernels, where these are faster."""
