@@ -101,7 +101,7 @@ def _calls_kernels(module: nn.Module) -> bool:
         return any(held in (leaves.causal_conv, quick_convolution()) for held in names.values()
                    if isinstance(held, types.FunctionType))
     called = _called(type(module))
-    return _scans(module) or bool(called) and all("conv" in name for name in called)
+    return _scans(module) or (bool(called) and all("conv" in name for name in called))
 
 
 def _graph_names(module: nn.Module) -> dict[str, Any] | None:
