@@ -20,7 +20,7 @@ class Change:
 
 def describe(before: Skeleton, after: Skeleton) -> Change:
     """Layers and branches that are gone, groups that are narrower, parameters that went."""
-    rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after)]
+    rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
     lost = shrink.params(before) - shrink.params(after)
     parts = [p for p in (_counted(before, after), f"{-lost / 1e6:+.2f} M params" if lost else "") if p]
     return Change(", ".join(parts) or "values only", tuple(rows))
@@ -30,13 +30,18 @@ def _counted(before: Skeleton, after: Skeleton) -> str:
     layers = len(before.units) - len(after.units)
     branches = len(before.branches) - len(after.branches)
     counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
-    if not layers and not branches:
+    if not layers and not branches and not _lowered(before, after):        # which no longer tell what they couple
         for kind, name in (("channels", "channels"), ("kv_heads", "KV heads"), ("heads", "heads"),
                            ("experts", "experts")):
             lost = _total(before, kind) - _total(after, kind)
             if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):   # they went with them
                 counts.append(f"-{lost} {name}")
-    return ", ".join(c for c in counts if c)
+    return ", ".join([*(c for c in counts if c), *_lowered(before, after)])
+
+
+def _lowered(before: Skeleton, after: Skeleton) -> list[str]:
+    now, then = (sum(p.kind == "KernelLinear" for p in skeleton.parts) for skeleton in (after, before))
+    return [f"{now - then} linear modules on kernels"] if now > then else []
 
 
 def _total(skeleton: Skeleton, kind: str) -> int:
@@ -69,7 +74,7 @@ def _weight(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
 
 
 def _groups(before: Skeleton, after: Skeleton) -> list[str]:
-    if len(before.units) != len(after.units):
+    if len(before.units) != len(after.units) or _lowered(before, after):
         return []
     now = {(g.site, g.kind): g.count for g in after.groups}
     return [f"{g.site} {g.count} -> {now[g.site, g.kind]} {g.kind}"

@@ -1,8 +1,8 @@
 """The closed vocabulary of what stays whole in a graph.
 
-Functions: `attention`, `rotary`, `cache_update`, `cache_length`, `causal_conv` are ours and canonical, so that a graph
-doesn't fix an attention backend or the presence of a cache; masks, scans and state updates are the library's
-own functions, found by where they live and what they are called. Modules: everything of torch.nn, norms,
+Functions: `attention`, `rotary`, `masked`, `cache_update`, `cache_length`, `causal_conv` are ours and canonical, so
+that a graph doesn't fix an attention backend or the presence of a cache or a mask; masks, scans and state updates are
+the library's own functions, found by where they live and what they are called. Modules: everything of torch.nn, norms,
 rotary tables, activations, experts and routers, and whatever comes from outside the model's own source.
 """
 
@@ -92,6 +92,12 @@ def rotary(module: nn.Module, *args: Any, **options: Any) -> Any:
     return own(module, ROTARY)(*args, **options)
 
 
+@leaf("mask_added")
+def masked(x: Any, mask: Any) -> Any:
+    """x with a mask of zeros and minus infinities added, where there is one."""
+    return x if mask is None else x + mask
+
+
 @leaf("cache_update")
 def cache_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
     """(k, v) with the cached ones before them; as they are where there is no cache."""
@@ -117,7 +123,7 @@ def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | No
     return (out if activation is None else ACT2FN[activation](out)).to(x.dtype)
 
 
-OWN = {f.__name__: f for f in (attention, rotary, cache_update, cache_length, causal_conv)}
+OWN = {f.__name__: f for f in (attention, rotary, masked, cache_update, cache_length, causal_conv)}
 
 
 def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:

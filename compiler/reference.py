@@ -28,7 +28,7 @@ from ..dsl.values import DataRef
 from . import keys
 from .cache import digest
 from .context import Context
-from .evaluate import batches, evaluating, logits, positions
+from .evaluate import batches, evaluating, finite, logits, positions
 from .quantity import size
 
 no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
@@ -65,21 +65,24 @@ class Reference:
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
     """Keep what `model`, the original as loaded, says of a data set; nothing to do where that is kept."""
-    place = _place(ctx, ref)
+    keep(ctx, model, ctx.rows(ref), _place(ctx, ref), _head_place(ctx), f"original on {ref.name}")
+
+
+def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: Path, label: str) -> None:
+    """Keep what a model says of rows in two files; nothing to do where that is kept."""
     if place.is_file():
         return
-    rows = ctx.rows(ref)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tail = _tail(model, head, rows[:1]) if isinstance(head, nn.Linear) else None
     if tail is not None:
-        _keep_head(_head_place(ctx), head, tail)
+        _keep_head(head_place, head, tail)
     places, width = _predictions(model, rows)
     width, dtype = (head.in_features, head.weight.dtype) if tail is not None else (width, torch.float16)
     said = "hidden" if tail is not None else "log_probs"
     shapes = {said: (dtype, (len(rows), places, width)), "top": (torch.int32, (len(rows), places))}
     with _whole(place, shapes) as write:
         tops = []
-        for batch in ctx.each(list(batches(model, rows)), f"original on {ref.name}"):
+        for batch in ctx.each(list(batches(model, rows)), label):
             outputs, top = _hidden(model, head, batch) if tail is not None else _log_probs(model, batch)
             write(outputs)
             tops.append(top)
@@ -95,16 +98,30 @@ def load(ctx: Context, ref: DataRef) -> Reference:
         place = _place(ctx, ref)
         if not place.is_file():
             prepare(ctx, ctx.origin.load(), ref)
-        kept = _mapped(place)
-        if "hidden" in kept:
-            head = _mapped(_head_place(ctx))
-            with safe_open(_head_place(ctx), "pt") as file:
-                tail = file.metadata()["tail"]
-            found = Reference(kept["top"], kept["hidden"], (head["weight"], head.get("bias"), tail))
-        else:
-            found = Reference(kept["top"], kept["log_probs"])
-        ctx._references[ref.name] = found
+        ctx._references[ref.name] = kept(place, _head_place(ctx))
     return ctx._references[ref.name]
+
+
+def kept(place: Path, head_place: Path) -> Reference:
+    """What `keep` left in two files, mapped."""
+    said = _mapped(place)
+    if "hidden" not in said:
+        return Reference(said["top"], said["log_probs"])
+    head = _mapped(head_place)
+    with safe_open(head_place, "pt") as file:
+        tail = file.metadata()["tail"]
+    return Reference(said["top"], said["hidden"], (head["weight"], head.get("bias"), tail))
+
+
+def divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, data: str = "") -> float:
+    """Mean over all predictions of KL(reference || model), in nats."""
+    total, count = 0.0, 0
+    for ours, theirs in compared(model, rows, reference, name):
+        q, p = ours.log_softmax(-1), theirs.log_softmax(-1)                    # [c, vocab]
+        total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
+        count += len(q)
+    # Rounding of float32 sums may fall below 0, which no divergence does.
+    return max(finite(total / count, name, data), 0.0)
 
 
 def compared(model: nn.Module, rows: Tensor, reference: Reference, name: str) -> Iterator[tuple[Tensor, Tensor]]:

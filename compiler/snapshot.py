@@ -10,6 +10,7 @@ from . import graph_json
 from .cache import Cache, tensor_hash
 from .capture import recapture
 from .edits import Edits, replay
+from .lowered import settle
 from .model import Origin
 from .program import Program, Unit, code_key
 from .sample import sample
@@ -71,6 +72,7 @@ def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
             for key, tensor in store.items():
                 if id(tensor) in new:
                     store[key] = new[id(tensor)]
+    settle(model)
 
 
 def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

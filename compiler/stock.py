@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from .lowered import lowered
 from .scan_kernels import is_quick
 
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
@@ -29,6 +30,9 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
     if bound:
         return model.config, [f"{path} has lost or gained a branch" for path in bound]
+    packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in lowered(model)]
+    if packed:
+        return model.config, packed
     config = copy.deepcopy(model.config)
     before = stock_model(type(model), config, model.dtype)
     if isinstance(before, str):
@@ -178,6 +182,8 @@ def _said(model: nn.Module, config: Any) -> dict[str, Any]:
 def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Fewer heads keep their width: it must be said, as it would follow from their number."""
     if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
+        return dict(changes)
+    if type(getattr(config, "hidden_size", None)) is not int:         # stages of several widths
         return dict(changes)
     return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
 

@@ -6,6 +6,7 @@ opened with plain transformers, and nothing of effc is imported. `effc` instead 
 """
 
 import json
+import os
 import sys
 
 import torch
@@ -99,10 +100,18 @@ def load_effc(folder: str, attention: str) -> nn.Module:
 
 
 def load_exported(folder: str, attention: str) -> nn.Module:
+    if os.path.exists(f"{folder}/kernels.json"):      # it calls effc's kernels, and is loaded as its note says
+        import effc.kernels.ops  # noqa: F401
     return torch.export.load(f"{folder}/model.pt2").module()
 
 
-OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported}
+def load_native(folder: str, attention: str) -> nn.Module:
+    from effc.compiler.load import load
+
+    return load(folder, check="sha256")
+
+
+OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported, "native": load_native}
 
 
 def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:

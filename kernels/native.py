@@ -21,6 +21,9 @@ SENTENCES = {
     13: "a weight is NaN or infinite",
     14: "the arguments do not fit the packed weight",
     15: "it has more inputs than this kernel's sums can hold",
+    16: "another thread is running it",
+    17: "it was cancelled",
+    18: "the system starts no more threads",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
@@ -42,6 +45,13 @@ ARGUMENTS = {
     "dense_linear_int8": _LINEAR,
     "sparse_linear_int8": _LINEAR,
     "block_sparse_linear": _LINEAR,
+    "engine_create": (_p, _p),
+    "engine_free": (_p,),
+    "engine_run": (_p, _q, _p, _p, _q, _p, _p),
+    "engine_forget": (_p, _q, _q),
+    "engine_length": (_p, _q, _p),
+    "engine_cancel": (_p,),
+    "sample": (_p, _q, _p, _q, ctypes.c_float, _q, ctypes.c_float, ctypes.c_float, _p, _p),
     "row_product": (_i, *_ROW, *[_p] * 3, *[_q] * 3, _i, _i),
     "causal_conv": (_i, *_ROWS, *[_p] * 5, *[_q] * 4, _i, _i, _i),
     "causal_conv_step": (_i, *_ROW, *[_p] * 4, *[_q] * 4, _i, _i),

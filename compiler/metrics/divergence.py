@@ -6,9 +6,8 @@ from torch import nn
 
 from ...dsl.values import DataRef
 from ..context import Context
-from ..evaluate import finite
 from ..kinds import Metric, param
-from ..reference import compared, load
+from ..reference import divergence, load
 
 
 class Divergence(Metric):
@@ -28,11 +27,4 @@ class Divergence(Metric):
     data: DataRef = param("Rows to predict.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        rows = ctx.rows(self.data)
-        total, count = 0.0, 0
-        for ours, theirs in compared(model, rows, load(ctx, self.data), "divergence"):
-            q, p = ours.log_softmax(-1), theirs.log_softmax(-1)                # [c, vocab]
-            total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
-            count += len(q)
-        # Rounding of float32 sums may fall below 0, which no divergence does.
-        return max(finite(total / count, "divergence", self.data.name), 0.0)
+        return divergence(model, ctx.rows(self.data), load(ctx, self.data), "divergence", self.data.name)

@@ -6,13 +6,16 @@ from torch import nn
 
 from ..context import Context
 from ..kinds import Metric
+from ..lowered import lowered
+from ..native.model import NativeModel
 
 
 class Params(Metric):
     """How many numbers a model holds.
 
-    Parameters, each counted once where modules share it; buffers are not counted. A weight that is zero counts
-    as long as it is there: see `bytes` for what sparsity saves.
+    Parameters, each counted once where modules share it; buffers are not counted, but the weights that a kernel's
+    packed one stands for are. A weight that is zero counts as long as it is there: see `bytes` for what sparsity
+    saves.
 
     Source: own.
     Example: params <= 0.80 * base
@@ -22,4 +25,7 @@ class Params(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return sum(p.numel() for p in model.parameters())
+        if isinstance(model, NativeModel):
+            return model.facts["params"]
+        packed = sum(m.in_features * m.out_features for _, m in lowered(model))
+        return packed + sum(p.numel() for p in model.parameters())

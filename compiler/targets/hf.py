@@ -35,7 +35,7 @@ class Hf(Target):
     `model/` is an ordinary checkpoint; it is written where the shapes are those of some config. Otherwise
     there are two folders: `compact/` with the true shapes, which `effc.load` reads, and `compat/`, which
     plain transformers reads: the same logits, but every layer filled up with zeros to the width of the widest,
-    so it saves what all of them lost.
+    so it saves what all of them lost. Packed weights, which passes of `lower` make, are in `compact/` alone.
 
     Source: own.
     Example: hf("hf")
@@ -43,7 +43,9 @@ class Hf(Target):
 
     cannot_hold = {
         "form: stock": {"uneven widths": "a config has one width for all layers",
-                        "missing branches": "a config has every branch in every layer"},
+                        "missing branches": "a config has every branch in every layer",
+                        "packed weights": "transformers has no kernels that read them"},
+        "form: compat": {"packed weights": "transformers has no kernels that read them"},
     }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(

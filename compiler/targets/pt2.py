@@ -1,9 +1,11 @@
 """A program of torch alone, which reads neither effc nor transformers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..artifact import NOTES
 from ..broken import first_line
 from ..context import Context
 from ..kinds import Form, Target
@@ -21,7 +23,8 @@ class Pt2(Target):
 
     `torch.export.load("program/model.pt2").module()` gives a callable that takes what the forward takes, in batches
     of any size by name, and returns its result, of models of transformers the logits; without a cache. The one form
-    for plain PyTorch modules, which have no config to be rebuilt from.
+    for plain PyTorch modules, which have no config to be rebuilt from. Of a model with packed weights the program
+    calls effc's kernels: `import effc.kernels.ops` before it is loaded.
 
     Source: torch.export.
     Example: pt2("exported")
@@ -45,7 +48,10 @@ class Pt2(Target):
                 raise Reject(cannot_export(
                     f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
                     help="--debug shows where; `hf` writes transformers models in another way")) from error
-        write(exported, tuple(inputs), folder)
+        ops = write(exported, tuple(inputs), folder)
+        if ops:
+            note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
+            (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "torch"),)

@@ -1,0 +1,183 @@
+"""Let linear modules run the native kernel that is fastest for each, or stay as they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from ...compiler import accuracy, lowering
+from ...compiler.context import Context
+from ...compiler.journal import Journal
+from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.lowered import cpu_only
+from ...compiler.lowering import Choice, Site
+from ...compiler.profiled import differs
+from ...compiler.program import Program
+from ...compiler.progress import Said
+from ...compiler.rewrite import Rewriter
+from ...compiler.select import parts
+from ...compiler.sparsity import no_linear
+from ...compiler.speed import Case, raced, reckoned, recorded
+from ...dsl.diagnostics import Reject
+from ...dsl.values import DataRef, ProfileRef, Selector
+from ...kernels import levels
+
+
+class SparseCpu(Pass):
+    """Let linear modules run the native kernel that is fastest for each, or stay as they are.
+
+    For every shape and sparsity that the modules have, the kernels that may take them race on this machine against
+    torch: plain, pre-packed and dynamically quantised, in turn and with weights that no cache holds. The fastest
+    kernel wins; where none beats torch the module stays as it is, and the manifest says why. Of equals the more
+    exact one wins, and int8 only where a module's outputs stay within `error`. What was measured is kept: a build
+    that goes on after a kill decides the same. Two compiles may decide differently.
+
+    For another machine, give `timings` measured there, or name its `isa` or profile: then times are reckoned from
+    bytes and instructions, which tells kernels apart, not their milliseconds.
+
+    What it costs in accuracy is measured on `data`, the model before against the model after, and more than
+    `divergence` is a missed expectation. Zeros come from `sparsify.*`; without any, packing alone is several times as
+    fast as what torch does with one row of bfloat16.
+
+    Source: own; the formats as SparAMX has them (Kasper et al. 2025, arXiv 2502.12444), other kernels.
+    Example: cpu = lower.sparse_cpu(on: "*_proj")
+    """
+
+    keeps = Lossy()
+    acts_on = "linear"
+    determinism = "deterministic"
+    foreseeable = False
+    makes = {"": "packed weights"}
+    after = {"sparsify.magnitude": "packed weights can't be changed",
+             "sparsify.wanda": "packed weights can't be changed", "tune.heal": "packed weights are not trained",
+             "prune.multi": "packed weights can't be cut", "prune.channels": "packed weights can't be cut",
+             "prune.heads": "packed weights can't be cut", "prune.experts": "packed weights can't be cut",
+             "prune.apply": "packed weights can't be cut", "clean.dead": "packed weights can't be cut"}
+    elsewhere: ClassVar[bool] = True
+
+    on: Selector | None = param("Linear modules; all where it is left out.", default=None)
+    format: Literal["auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8"] = param(
+        "What wins, or one format for all, unmeasured.", default="auto")
+    isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = param(
+        "Level of instruction sets that the kernels will run at.", default="native")
+    machine: ProfileRef | None = param("The machine that it will run on, by its instruction set and threads.",
+                                       default=None)
+    timings: str | None = param("File with timings of another machine: a manifest.json written there.", default=None)
+    rows: int = param("Rows that the kernels race with: sequences that are decoded together.", default=1, ge=1, le=64)
+    error: float = param("Share of its size by which a module's output may be off on int8.", default=0.03, ge=0)
+    data: DataRef | None = param("Rows that accuracy is measured on; unless given, 32 that the model itself writes.",
+                                 default=None)
+    divergence: float = param("Nats by which predictions may move on average.", default=0.05, ge=0)
+
+    def run(self, program: Program, ctx: Context) -> None:
+        if ctx.settings.device != "cpu":
+            raise Reject(cpu_only(f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
+                                  help="compile with --device cpu"))
+        paths = [part.path for part in parts(program.skeleton, self.on)]
+        if not paths:
+            raise Reject(no_linear(f"{program.skeleton.model_type} has no linear module that could be lowered",
+                                   help="packed ones stay as they are"))
+        rows = accuracy.rows_for(program, ctx, self.data)
+        before = None if rows is None else accuracy.Before.of(program, ctx, rows)
+        apart = lowering.unfit(program, paths)
+        modules = {path: program.model.get_submodule(path) for path in paths}
+        sites = [lowering.site_of(path, module) for path, module in modules.items()]
+        given = lowering.sampled(program, [p for p in paths if p not in apart], rows)
+        able = {s.path: lowering.kernels_for(s, self.format) for s in sites}
+        asked = [s for s in sites if s.path not in apart and able[s.path][0]]
+        times = self._times(program, ctx, asked, {s.path: able[s.path][0] for s in asked})
+        choices = []
+        with Rewriter(program) as rewrite:
+            for site in ctx.each(sites, "packing", len(sites)):
+                kernels, refused = able[site.path]
+                module, x = modules.pop(site.path), given.get(site.path)
+                if site.path in apart or not kernels:
+                    why = apart.get(site.path) or refused or "no kernel is worth a try"
+                    choices.append(Choice(site, "", why, site.bytes, None, {}))
+                    continue
+                errors = lowering.errors_of(module, kernels, x)
+                kernel, why = kernels[0], "as the recipe says"
+                if self.format == "auto":
+                    kernel, why = lowering.choose(site, kernels, times[site.case], errors, self.error)
+                taken = lowering.packed(site.path, module, kernel) if kernel else None
+                size = taken.packed.numel() if taken else site.bytes
+                choices.append(Choice(site, kernel, why, size, errors.get(kernel), times.get(site.case, {})))
+                if taken:
+                    rewrite.swap_module(site.path, taken)
+        self._close(program, ctx, choices, times, before)
+
+    def _close(self, program: Program, ctx: Context, choices: Sequence[Choice],
+               times: Mapping[Case, Mapping[str, float]], before: accuracy.Before | None) -> None:
+        """Judge, then say what was decided."""
+        if not any(choice.kernel for choice in choices):
+            raise Reject(lowering.nothing_lowered(
+                f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].why}",
+                help="leave the step out, make zeros first, or ask for a format by name"))
+        cost = None if before is None else before.against(program.model)
+        if cost is not None:
+            lowering.gate(cost, self.divergence, choices)
+        accuracy.forget(ctx.workdir)
+        for sentence in lowering.summary(choices):
+            ctx.tell(Said(sentence))
+        program.note(lowered=[c.to_json() for c in choices], accuracy=None if cost is None else cost.to_json(),
+                     times=self._source(ctx), isa=self._isa(ctx), threads=self._threads(ctx),
+                     timings=[case.to_json() | {"seconds": dict(found)} for case, found in times.items()])
+
+    # -- times -----------------------------------------------------------------------------------------------
+
+    def _times(self, program: Program, ctx: Context, sites: Sequence[Site],
+               kernels: Mapping[str, list[str]]) -> dict[Case, dict[str, float]]:
+        """Seconds of each case's contenders, by name."""
+        if self.format != "auto":
+            return {}
+        first = {site.case: site for site in reversed(sites)}
+        cases = list(dict.fromkeys(site.case for site in sites))
+        if self.timings is not None:
+            return recorded(ctx.folder / self.timings, cases)
+        isa, threads, found = self._isa(ctx), self._threads(ctx), {}
+        journal = Journal(ctx.workdir / "times.jsonl")
+        for case in ctx.each(cases, "racing", len(cases)):
+            site = first[case]
+            weight = lowering.weight_of(program.model.get_submodule(site.path))
+            if self._is_here(ctx):
+                found[case] = journal.remember(
+                    case.name, lambda w=weight, k=kernels[site.path]: raced(w, k, self.rows, isa))
+            else:
+                sizes = {kernel: _bytes(kernel, site) for kernel in kernels[site.path]}
+                found[case] = reckoned(case, sizes, self.rows, isa, threads)
+        return found
+
+    def _isa(self, ctx: Context) -> str:
+        told = ctx.recipe.profiles[self.machine.name].get("isa") if self.machine else None
+        if self.isa != "native" or told is None:
+            return self.isa
+        return next((n for n in reversed(levels.NAMES) if str(told).startswith(n)), "avx512_bf16")
+
+    def _threads(self, ctx: Context) -> int:
+        told = ctx.recipe.profiles[self.machine.name].get("threads") if self.machine else None
+        return int(told or ctx.settings.threads or 1)
+
+    def _is_here(self, ctx: Context) -> bool:
+        """Whether this machine can tell how fast the kernels will be."""
+        isa = self._isa(ctx)
+        return not differs(self.machine and self.machine.name, ctx) and (isa == "native" or not levels.lacking(isa))
+
+    def _source(self, ctx: Context) -> str:
+        if self.format != "auto":
+            return "none"
+        return f"from {self.timings}" if self.timings else "raced here" if self._is_here(ctx) else "reckoned"
+
+    def reads_clock(self) -> bool:
+        return self.format == "auto" and self.timings is None
+
+    def files(self) -> tuple[str, ...]:
+        return (self.timings,) if self.timings else ()
+
+
+def _bytes(kernel: str, site: Site) -> int:
+    """About what a packed weight takes, from its shares of zeros."""
+    wide = site.case.n * site.case.k * (1 if "int8" in kernel else 2)
+    if kernel == "block_sparse_linear":
+        return round(wide * (1 - site.case.blocks) * 33 / 32)
+    masks = site.case.n * site.case.k // 8 if "sparse" in kernel else 0
+    return round(wide * (1 - site.zeros if masks else 1)) + masks
+
+

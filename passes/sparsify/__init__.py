@@ -1,0 +1,1 @@
+"""Zeros in weights, which sparse kernels skip."""

@@ -1,0 +1,275 @@
+"""lower.sparse_cpu: what wins, what stays as it is and why, what it costs, and what is refused."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from effc.compiler import lowering, racing, speed
+from effc.compiler.capture import capture
+from effc.compiler.contenders import EAGER
+from effc.compiler.lowered import lowered
+from effc.compiler.lowering import Choice, Site, block_zeros, choose
+from effc.compiler.speed import Case, reckoned
+from effc.dsl.values import DataRef, ProfileRef, Selector
+from effc.kernels import levels
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from tests.recipes_in_memory import context_of, recipe_of
+from tests.worlds import defaults, refused
+
+IDS = torch.arange(3, 23).view(2, 10)
+SPARSE = {"model.layers.0.mlp.up_proj": 0.5, "model.layers.1.mlp.up_proj": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def short_races(monkeypatch):
+    """Copies for a real cache and races that settle would take the tests' time; decisions are not asserted here."""
+    monkeypatch.setattr(racing, "last_cache", lambda: 1 << 14)
+    monkeypatch.setattr(speed, "SECONDS", 1e-3)
+
+
+def decided(weight, kernels, rows, isa):
+    """A race in which torch is slowest, and kernels are the faster the later they come."""
+    return {EAGER: 2.0, **{kernel: 1.0 / (i + 1) for i, kernel in enumerate(kernels)}}
+
+
+def on(*globs: str) -> Selector:
+    return Selector(tuple(("|", glob) for glob in globs))
+
+
+def sparse(name: str = "llama", zeros=SPARSE, **changes):
+    model = tiny.model(name, **changes)
+    for path, share in zeros.items():
+        weight = model.get_parameter(f"{path}.weight").data
+        weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < share] = 0
+    return model
+
+
+def prepared(tmp_path, model, profiles=None, **args):
+    given = {**defaults("pass", "lower.sparse_cpu"), "data": DataRef("rows"), "divergence": 9.0, **args}
+    recipe = recipe_of([("cpu", "lower.sparse_cpu", given)])
+    recipe = type(recipe)(**{**vars(recipe), "profiles": profiles or {}})
+    ctx = context_of(tmp_path, model, recipe)
+    return capture(copy.deepcopy(model)), ctx, ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+
+
+def run(tmp_path, model, **args):
+    """The program after the pass, and its note."""
+    program, ctx, pass_ = prepared(tmp_path, model, **args)
+    pass_.run(program, ctx)
+    return program, program.notes[-1]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+# -- decisions -----------------------------------------------------------------------------------------------
+
+SITE = Site("up", Case(64, 96, "bfloat16", 0.5, 0.0), 0.5, 64 * 96 * 2)
+ALL = tuple(lowering.FORMATS.values())
+
+
+def timed(**seconds):
+    return {EAGER: 1.0, **seconds}
+
+
+def test_the_fastest_kernel_wins_and_says_by_how_much():
+    kernel, why = choose(SITE, ALL, timed(dense_linear=0.5, sparse_linear=0.25), {}, 0.03)
+    assert (kernel, why) == ("sparse_linear", "4 times as fast as torch")
+
+
+def test_where_torch_is_as_fast_a_module_stays_and_the_reason_has_both_times():
+    kernel, why = choose(SITE, ALL, timed(dense_linear=0.98, sparse_linear=1.2), {}, 0.03)
+    assert kernel == "" and "torch takes 1.0 s" in why and "dense_bf16, 980 ms" in why
+
+
+def test_of_equals_the_exact_one_wins():
+    assert choose(SITE, ALL, timed(sparse_linear=0.51, sparse_linear_int8=0.5), {}, 0.03)[0] == "sparse_linear"
+    assert choose(SITE, ALL, timed(sparse_linear=0.6, sparse_linear_int8=0.5), {}, 0.03)[0] == "sparse_linear_int8"
+
+
+def test_int8_that_is_too_far_off_is_left_out_and_named():
+    times = timed(dense_linear=0.5, sparse_linear_int8=0.2)
+    kernel, why = choose(SITE, ALL, times, {"sparse_linear_int8": 0.08}, 0.03)
+    assert kernel == "dense_linear" and "sparse_int8 would be off by 8.0% of its outputs" in why
+
+
+def test_ratios_are_against_torchs_strongest_too():
+    times = {"torch": 8.0, "torch pre-packed": 4.0, "torch int8 dynamic": 2.0, "dense_linear": 3.0, "sparse_linear": 1.0}
+    found = Choice(SITE, "sparse_linear", "", 10, None, times).to_json()
+    assert found["faster_than"] == {"torch": 8, "torch pre-packed": 4, "torch int8 dynamic": 2, "dense_linear": 3}
+
+
+def test_zero_blocks_are_counted_by_16_outputs_and_2_inputs():
+    weight = torch.ones(33, 5)
+    weight[:16, 2:4] = 0
+    weight[32:, 4:] = 0
+    assert block_zeros(weight) == pytest.approx(2 / 9)
+
+
+# -- the pass ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("format", sorted(lowering.FORMATS))
+def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path, format):
+    model = sparse()
+    program, note = run(tmp_path, model, format=format)
+    kernels = {m.kernel for _, m in lowered(program.model)}
+    assert kernels == {lowering.FORMATS[format]} and len(note["lowered"]) == len(dict(lowered(program.model))) == 22
+    ours, theirs = logits(program.model), logits(model)
+    assert (ours - theirs).abs().max() <= (0.02 if "int8" not in format else 0.15) * theirs.abs().max()
+    entry = next(e for e in note["lowered"] if e["module"] == "model.layers.1.mlp.up_proj")
+    assert entry["format"] == format and 0 < entry["error"] < 0.05 and abs(entry["zeros"] - 0.9) < 0.02
+    assert entry["bytes"] == program.model.model.layers[1].mlp.up_proj.packed.numel()
+    assert 0 < note["accuracy"]["divergence"] < 0.05 and note["accuracy"]["perplexity"] > 1
+    assert note["times"] == "none"
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "opt", "mixtral", "mamba2", "bamba"])
+def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch, name):
+    model = tiny.model(name)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced",
+                        lambda w, kernels, rows, isa: {EAGER: 2.0, **dict.fromkeys(kernels, 1.0)})
+    program, note = run(tmp_path, model)
+    assert note["times"] == "raced here"
+    assert all(e["kernel"] == "dense_linear" or e["why"] for e in note["lowered"])
+    assert sum(e["kernel"] == "dense_linear" for e in note["lowered"]) == len(dict(lowered(program.model))) > 0
+    ours, theirs = logits(program.model), logits(model)
+    assert (ours - theirs).abs().median() <= 0.01 * theirs.abs().max()       # a router of mixtral may change its mind
+
+
+def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypatch):
+    monkeypatch.setattr(lowering, "WINS", 0.0)                               # whatever is fastest, something is lowered
+    _, note = run(tmp_path, sparse(), on=on("*.up_proj"), error=1.0)
+    cases = {(t["n"], t["k"], t["zeros"]): t["seconds"] for t in note["timings"]}
+    assert cases.keys() == {(96, 64, 0.0), (96, 64, 0.5), (96, 64, 0.9)}
+    assert cases[96, 64, 0.9].keys() == {"torch", "torch pre-packed", "torch int8 dynamic",
+                                         *(k for k in ALL if k != "block_sparse_linear")}, "no block is all zero"
+    assert cases[96, 64, 0.0].keys() == {"torch", "torch pre-packed", "torch int8 dynamic", "dense_linear",
+                                         "dense_linear_int8"}
+
+
+def test_a_resumed_build_decides_by_what_was_measured_before_the_kill(tmp_path, monkeypatch):
+    model = sparse()
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", decided)
+    _, first = run(tmp_path, model, on=on("*.up_proj"))
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", lambda *_: pytest.fail("raced again"))
+    _, again = run(tmp_path, model, on=on("*.up_proj"))
+    assert again["lowered"] == first["lowered"] and again["timings"] == first["timings"]
+
+
+def test_only_a_raced_choice_has_the_machine_in_its_key(tmp_path):
+    assert prepared(tmp_path, sparse())[2].reads_clock()
+    assert not prepared(tmp_path, sparse(), format="sparse_bf16")[2].reads_clock()
+    told = prepared(tmp_path, sparse(), timings="there.json")[2]
+    assert not told.reads_clock() and told.files() == ("there.json",)
+
+
+def test_timings_of_another_machine_decide_as_if_measured_here(tmp_path, monkeypatch):
+    model = sparse()
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", decided)
+    _, first = run(tmp_path, model, on=on("*.up_proj"))
+    (tmp_path / "there.json").write_text(json.dumps({"steps": [{"decisions": [first]}]}))
+    shutil.rmtree(tmp_path / "work")
+    _, again = run(tmp_path, model, on=on("*.up_proj"), timings="there.json")
+    assert again["times"] == "from there.json"
+    assert [e["kernel"] for e in again["lowered"]] == [e["kernel"] for e in first["lowered"]]
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "no timings that can be read"), ('{"timings": [{}]}', "can be read"),
+                                            ("{}", "no timing of 96 x 64 float32"), (None, "can be read")])
+def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "there.json").write_text(text)
+    found = refused(lambda: run(tmp_path, sparse(), on=on("*.up_proj"), timings="there.json")).diagnostics[0]
+    assert found.slug == "bad-timings" and said in found.message
+
+
+def test_for_a_machine_that_this_is_not_times_are_reckoned(tmp_path, monkeypatch):
+    profiles = {"xeon": {"isa": "amx_bf16", "threads": 16}}
+    monkeypatch.setattr(speed, "CALL", 0.0)                                   # tiny layers are all calls
+    program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
+    here = not levels.lacking("amx")
+    assert note["times"] == ("raced here" if here else "reckoned")
+    assert (note["isa"], note["threads"]) == ("amx", 16) and list(lowered(program.model))
+
+
+def test_reckoned_times_know_what_limits_whom():
+    case, sizes = Case(4096, 4096, "bfloat16", 0.5, 0.0), {"dense_linear": 2 << 24, "sparse_linear": 9 << 21}
+    fast, slow = (reckoned(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
+    assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]            # memory decides
+    assert slow["dense_linear"] < slow["sparse_linear"]                            # expanding decides
+    assert reckoned(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
+
+
+def test_weights_that_other_code_reads_stay_as_they_are(tmp_path):
+    _, note = run(tmp_path, tiny.model("mamba"), format="dense_bf16")
+    by_name = {e["module"].rpartition(".")[2]: e for e in note["lowered"]}
+    assert by_name["dt_proj"]["kernel"] == "" and "read by other code" in by_name["dt_proj"]["why"]
+    assert by_name["in_proj"]["kernel"] == "dense_linear"
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and_figures(tmp_path):
+    with pytest.raises(Exception) as caught:
+        run(tmp_path, sparse(), format="dense_int8", divergence=1e-9)
+    found = caught.value.diagnostics[0]
+    assert (found.slug, found.exit) == ("lowering-inaccurate", 4)
+    assert "nats" in found.message and "perplexity" in found.message
+    assert "model.layers." in found.note and "dense_int8" in found.note
+
+
+def test_where_nothing_wins_the_step_is_refused_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced",
+                        lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)})
+    found = refused(lambda: run(tmp_path, sparse())).diagnostics[0]
+    assert found.slug == "nothing-lowered" and "torch takes" in found.message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, bad):
+    model = sparse()
+    model.model.layers[2].mlp.down_proj.weight.data[3, 4] = bad
+    found = refused(lambda: run(tmp_path, model, data=None, on=on("*.down_proj"))).diagnostics[0]
+    assert found.slug == "not-a-number"
+
+
+def test_a_layer_with_more_inputs_than_a_kernel_holds_stays_and_says_so(tmp_path):
+    site = Site("wide", Case(4, 70000, "float32", 0.0, 0.0), 0.0, 4 * 70000 * 4)
+    assert lowering.kernels_for(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
+    found, why = lowering.kernels_for(site, "auto")
+    assert found == ["dense_linear"] and why
+
+
+def test_a_layer_without_inputs_or_outputs_stays_and_says_so():
+    for n, k in ((4, 0), (0, 4)):
+        site = Site("none", Case(n, k, "float32", 0.0, 0.0), 0.0, 0)
+        assert lowering.kernels_for(site, "auto") == ([], "it has no outputs or no inputs")
+
+
+def test_another_device_is_refused(tmp_path):
+    program, ctx, pass_ = prepared(tmp_path, sparse())
+    ctx.settings.device = "cuda"
+    assert refused(lambda: pass_.run(program, ctx)).diagnostics[0].slug == "cpu-only"
+
+
+def test_a_model_that_is_lowered_already_has_nothing_left(tmp_path):
+    program, ctx, pass_ = prepared(tmp_path, sparse(), format="dense_bf16")
+    pass_.run(program, ctx)
+    assert refused(lambda: pass_.run(program, ctx)).diagnostics[0].slug == "no-linear"
+
+
+def test_unless_told_otherwise_accuracy_is_measured_on_what_the_model_writes(tmp_path, monkeypatch):
+    from effc.compiler.data.generated import Generated
+    from effc.compiler.sources.zoo import zoo
+
+    monkeypatch.setattr(Generated, "fitting", classmethod(lambda cls, _: cls(count=2, length=12)))
+    model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()
+    program, ctx, pass_ = prepared(tmp_path, model, format="dense_bf16", data=None, on=on("*.up_proj"))
+    pass_.run(program, ctx)
+    assert 0 < program.notes[-1]["accuracy"]["divergence"] < 1e-3

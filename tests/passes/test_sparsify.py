@@ -1,0 +1,141 @@
+"""sparsify.magnitude and sparsify.wanda: which weights become zero, on which modules, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from effc.compiler.capture import capture
+from effc.compiler.sparsity import keep_mask
+from effc.dsl.values import DataRef, Ratio, Selector
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests import tiny
+from tests.recipes_in_memory import context_of, recipe_of
+from tests.worlds import refused
+
+HALF = Ratio(0.5, "weights")
+
+
+def run(tmp_path, model, word, rows=None, **args):
+    """The program after the pass, and its last note."""
+    given_ = {"on": None, "pattern": "any", "sparsity": HALF, **args}
+    given_ |= {"data": DataRef("rows")} if word == "wanda" else {"each": given_.get("each", "module")}
+    recipe = recipe_of([("step", f"sparsify.{word}", given_)])
+    program, ctx = capture(copy.deepcopy(model)), context_of(tmp_path, model, recipe, rows)
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    return program, program.notes[-1]
+
+
+def on(*globs: str) -> Selector:
+    return Selector(tuple(("|", glob) for glob in globs))
+
+
+def share(weight: torch.Tensor) -> float:
+    return float((weight == 0).float().mean())
+
+
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), share=st.floats(0.01, 0.99), seed=st.integers(0, 99),
+       each=st.sampled_from(["row", "module"]))
+def test_the_least_scores_go_and_as_many_as_asked(rows, columns, share, seed, each):
+    score = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)).round(decimals=1)   # with ties
+    keep = keep_mask(score, share, "any", each)
+    groups = zip(score, keep, strict=True) if each == "row" else [(score.flatten(), keep.flatten())]
+    for values, kept in groups:
+        assert int((~kept).sum()) == round(share * len(values))
+        assert not kept.any() or kept.all() or values[~kept].max() <= values[kept].min()
+
+
+@given(rows=st.integers(1, 70), columns=st.integers(1, 30), seed=st.integers(0, 99))
+def test_blocks_go_and_stay_whole(rows, columns, seed):
+    score = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+    keep = keep_mask(score, 0.5, "blocks", "module")
+    blocks = [b for band in keep.split(16) for b in band.split(2, dim=1)]
+    assert all(b.all() or not b.any() for b in blocks)
+    assert sum(not b.any() for b in blocks) == round(0.5 * len(blocks))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "mixtral", "mamba2"])
+@pytest.mark.parametrize("word", ["magnitude", "wanda"])
+def test_linear_modules_inside_the_layers_are_half_zero_and_nothing_else_changes(tmp_path, name, word):
+    model = tiny.model(name)
+    program, note = run(tmp_path, model, word)
+    changed = {n for n, p in program.model.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert changed == {f"{path}.weight" for path in note["zeros"]}
+    assert all(abs(share(program.model.get_parameter(n)) - 0.5) < 0.02 for n in changed)      # narrow ones round
+    assert abs(note["sparsity"] - 0.5) < 0.01
+    assert not any("head" in n or "embed" in n for n in changed)
+
+
+def test_magnitude_keeps_the_largest_weights_of_a_module(tmp_path):
+    model = tiny.model("llama")
+    program, note = run(tmp_path, model, "magnitude", on=on("*.up_proj"), sparsity=Ratio(0.8, "weights"))
+    assert len(note["zeros"]) == 3
+    before, after = model.model.layers[1].mlp.up_proj.weight, program.model.model.layers[1].mlp.up_proj.weight
+    assert torch.equal(after != 0, before.abs() > before.abs().flatten().kthvalue(round(0.8 * before.numel())).values)
+
+
+def published(model, rows, share):
+    """The published loop, less its bookkeeping: layer by layer, inputs from what was masked before."""
+    for layer in model.model.layers:
+        linears, inputs = [m for m in layer.modules() if isinstance(m, nn.Linear)], {}
+        hooks = [m.register_forward_pre_hook(lambda m, x, i=inputs: i.setdefault(m, []).append(x[0]))
+                 for m in linears]
+        model(rows, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        for m in linears:
+            norm = torch.cat(inputs[m]).flatten(0, 1).pow(2).sum(0).sqrt()
+            metric = m.weight.abs() * norm
+            index = metric.sort(dim=-1, stable=True)[1][:, :int(metric.shape[1] * share)]
+            m.weight.data.scatter_(1, index, 0)
+
+
+def test_wanda_makes_the_published_masks(tmp_path):
+    model = tiny.model("llama")
+    rows = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
+    program, _ = run(tmp_path, model, "wanda", rows)
+    with torch.no_grad():
+        published(model, rows, 0.5)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight != 0, program.model.get_parameter(name) != 0), name
+
+
+def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
+    model = tiny.model("llama")
+    first, _ = run(tmp_path, model, "wanda")
+    lines = (tmp_path / "work/norms.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    (tmp_path / "work/norms.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])          # cut in the third
+    again, _ = run(tmp_path, model, "wanda")
+    assert all(torch.equal(p, again.model.get_parameter(n)) for n, p in first.model.named_parameters())
+
+
+def test_wanda_suffers_less_than_magnitude_on_what_it_has_seen(tmp_path):
+    from effc.compiler.sources.zoo import zoo
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(zoo()["tiny-llama"]).eval()
+    rows = torch.randint(3, model.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        rows = model.generate(rows[:, :4], do_sample=False, max_new_tokens=60, min_new_tokens=60)
+        loss = {word: float(run(tmp_path / word, model, word, rows)[0].model(rows, labels=rows).loss)
+                for word in ("magnitude", "wanda") if (tmp_path / word).mkdir() is None}
+    assert loss["wanda"] < loss["magnitude"]
+
+
+def test_a_weight_that_is_shared_is_refused(tmp_path):
+    model = tiny.model("llama", tie_word_embeddings=True)
+    found = refused(lambda: run(tmp_path, model, "magnitude", on=on("lm_head"))).diagnostics[0]
+    assert found.slug == "tied-weight" and "model.embed_tokens.weight" in found.message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("word", ["magnitude", "wanda"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, word, bad):
+    model = tiny.model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = bad
+    found = refused(lambda: run(tmp_path, model, word)).diagnostics[0]
+    assert found.slug == "not-a-number"
+    assert "model.layers.1.mlp.up_proj" in found.message or "model.layers.1.mlp.down_proj" in found.message
