@@ -184,8 +184,11 @@ def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
     clusters: list[list[Group]] = []
-    # Experts have no part in it: a router would choose one of zeros. Nor have heads of mixers: a norm means over all.
-    told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads")]
+    # Experts have no part in it: a router would choose one of zeros. Nor have heads and states of mixers over which a
+    # norm takes a mean.
+    norms = {p.path for p in skeleton.parts if "Norm" in p.kind}
+    told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads")
+            and not (g.kind == "ssm_state" and norms.intersection(m.tensor.rpartition(".")[0] for m in g.members))]
     for group in sorted(told, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
         near = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
