@@ -175,7 +175,7 @@ class _ScanStep(_Step):
         for other in others:
             self.out.couple(x, other)
         channels = x.reshape(-1, x.shape[-1]).amax(0)
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if parameter.ndim == 1 and len(parameter) == len(channels):
                 self.claim(name, 0, channels)
         sizes = {name: value for name, value in vars(module).items() if type(value) is int and value > 1

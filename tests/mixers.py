@@ -76,8 +76,12 @@ def forget(mixer: torch.nn.Module, states=slice(None)) -> None:
 
 def _mean_over_fewer(norm: torch.nn.Module, left: float) -> None:
     """What a norm says of the others when some of what it takes its mean over is zero, and should be gone."""
-    norm.weight.mul_(left ** 0.5)
-    norm.variance_epsilon *= left
+    if norm._parameters:
+        norm.weight.mul_(left ** 0.5)
+    else:                                            # FalconMamba's has a weight for show
+        norm.register_forward_hook(lambda _, args, out: out * left ** 0.5)
+    for name in {"eps", "variance_epsilon"} & vars(norm).keys():
+        setattr(norm, name, getattr(norm, name) * left)
 
 
 @torch.no_grad()
