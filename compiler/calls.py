@@ -112,8 +112,8 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
                 "module fall back to torch functions")
     if next(model.parameters()).is_meta:
         return _WITHOUT_WEIGHTS
-    return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it can't "
-            "do without what the step removed")
+    return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, "
+            "it can't do without what the step removed")
 
 
 def first_sentence(error: Exception) -> str:
