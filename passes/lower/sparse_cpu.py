@@ -37,7 +37,7 @@ class SparseCpu(Pass):
     `divergence` is a missed expectation. Zeros come from `sparsify.*`; without any, packing alone is several times as
     fast as what torch does with one row of bfloat16.
 
-    Source: own; the formats as SparAMX has them (Kasper et al. 2025, arXiv 2502.12444), other kernels.
+    Source: own; the formats as SparAMX has them (AbouElhamayed et al. 2025, arXiv 2502.12444), other kernels.
     Example: cpu = lower.sparse_cpu(on: "*_proj")
     """
 

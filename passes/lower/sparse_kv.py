@@ -34,7 +34,7 @@ class SparseKv(Pass):
     What it costs shows only while decoding, so that is where it is measured: rows of `data` are read to the middle,
     and the rest is fed token by token. Pays for long contexts; keys suffer sooner than values.
 
-    Source: sparse attention of SparAMX (Kasper et al. 2025, arXiv 2502.12444), there over a frozen cache; blocks,
+    Source: sparse attention of SparAMX (AbouElhamayed et al. 2025, arXiv 2502.12444), there over a frozen cache; blocks,
     window, sinks and growing: own; sinks after Xiao et al. 2023 (arXiv 2309.17453).
     Example: kv = lower.sparse_kv(keep: 50%, window: 64)
     """
