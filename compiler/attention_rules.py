@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx
 
-from .labelling import STREAM, Attention, name_of, tensors_in
+from . import packed_rules
+from .labelling import NOTHING, STREAM, Attention, blank, name_of, tensors_in
 
 if TYPE_CHECKING:
     from .labels import _Step as Step
@@ -46,6 +48,7 @@ def fused_attention(step: "Step") -> Tensor:
 def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
     heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]      # [h, everything else]
+    heads = [heads[0], *served(*map(own, heads[1:]))]
     for x in heads:
         step.out.couple_along(x, 1)
     q_heads, k_heads, v_heads = (x.amax(1) for x in heads)
@@ -53,9 +56,30 @@ def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor
     if len(q_heads) == len(k_heads):
         step.out.couple(q_heads, k_heads)
     step.out.attentions.append(Attention(step.node, module, q_heads.numpy(), k_heads.numpy()))
-    for name, other in step.kwargs.items():
+    for w in packed_rules.weights_in((step.args[4:], step.kwargs)):     # a bias, looked up in a table, for each head
+        packed_rules.met_along(step, w, 1, q_heads)
+    others = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
+    for name, other in others.items():
         hear(step, name, other, q_heads)
     return q_heads
+
+
+def own(heads: Tensor) -> Tensor:
+    """Keys or values [h, n] without the channels that all heads share, as the turned ones of latent attention."""
+    shared = set(heads[0].unique().tolist()).intersection(*(x.unique().tolist() for x in heads[1:])) - {NOTHING}
+    if len(heads) == 1 or not shared:
+        return heads
+    left = torch.where(torch.isin(heads, torch.tensor(sorted(shared))), NOTHING, heads)
+    return left if bool((left > NOTHING).any(1).all()) else heads
+
+
+def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """KV heads once each, where they were repeated for every query head that they serve."""
+    same = [i for i in range(1, len(k)) if torch.equal(k[i], k[i - 1]) and torch.equal(v[i], v[i - 1])]
+    each, left = divmod(len(k), len(k) - len(same))
+    if left or same != [i for i in range(len(k)) if i % each]:
+        return k, v
+    return k[::each], v[::each]
 
 
 def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
@@ -69,5 +93,22 @@ def hear(step: "Step", name: str, other: Any, heads: Tensor) -> None:
             step.out.block((x, heads), f"attention is given `{name}`, whose heads are not known")
 
 
-RULES = {"attention": attention, "cache_update": cache_update, "rotary": rotary,
+def masked(step: "Step") -> Tensor:
+    return step.pointwise(list(tensors_in(step.args)))
+
+
+def kept_positions(step: "Step") -> Tensor:
+    """Of x [b, t, d] some positions, for which logits are wanted: any of them stands for all."""
+    x = step.args[0]
+    step.out.couple_along(x, 1)
+    return x.amax(1, keepdim=True).expand(step.node.meta["shape"])
+
+
+def mask(step: "Step") -> Tensor | None:
+    """Made of sizes and padding."""
+    return blank(step.node.meta["shape"])
+
+
+RULES = {"mask": mask, "masked": masked, "slice_logits": kept_positions, "attention": attention,
+         "cache_update": cache_update, "rotary": rotary,
          "scaled_dot_product_attention": fused_attention}

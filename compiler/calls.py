@@ -5,7 +5,7 @@ import inspect
 import linecache
 import traceback
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,10 +31,14 @@ _OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
 
 @dataclass
 class Call:
-    """The arguments of a unit's first call: `free` become placeholders, `statics` are baked."""
+    """The arguments of a unit's first call: `free` become placeholders, `statics` are baked.
+
+    plain   a call for rows without padding and mask: what it lacks of another call's arguments is None then
+    """
 
     free: dict[str, Any] = field(default_factory=dict)
     statics: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
 
 @dataclass
@@ -94,8 +98,9 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
         raise Reject(unsupported_model(
             f"{type(model).__name__} fails when it runs: {type(error).__name__}: {error} "
             f"at {source_line(error, model)}",
-            help=_WITHOUT_WEIGHTS if bare else "if a step of the recipe came before, the model can't do without what "
-                                               "the step removed")) from error
+            help=_WITHOUT_WEIGHTS if bare else (
+                f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, "
+                "it can't do without what the step removed"))) from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.odd[path] = f"called {counts[path]} times in one forward"
@@ -127,7 +132,18 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
     for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
         for path, call in calls.items():
             found[path].append(call)
+    for path, call in _plain_calls(model, inputs, paths).items():
+        found[path].append(replace(call, plain=True))
     return found
+
+
+def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+    """How units are called for whole rows: encoders hand them no mask then."""
+    if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
+        return {}
+    whole = {name: value for name, value in sample(model, padding=0).items()
+             if name not in ("attention_mask", "position_ids")}
+    return _calls(model, whole, paths)
 
 
 def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:

@@ -20,12 +20,14 @@ from ..dsl.diagnostics import Reject
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .edits import is_below
+from .labelling import name_of
 from .program import Program, Unit, argument_names, code_key
 from .refresh import describe_again
 from .sample import evaluating, prepared, sample
 from .surgery import own_config
 from .trace import Trace, trace
 
+_TAKE_NONE = ("scaled_dot_product_attention",)
 _RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
 _REMEDY = ("put what that line does into a module of its own, which then stays one node, or write it with torch "
            "functions that don't ask what numbers a tensor holds")
@@ -41,8 +43,9 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     program = Program(model, sample(model) if inputs is None else inputs)
     recapture(program)
     if not program.units:
+        odd = next((f": {path} is {why}" for path, why in program.opaque.items()), "")
         raise Reject(unsupported_model(
-            f"{type(model).__name__} has no repeated layers: no element of a module list is called just once",
+            f"{type(model).__name__} has no repeated layers: no element of a module list is called just once{odd}",
             help="effc needs a transformers model whose layers are the elements of an nn.ModuleList"))
     return program
 
@@ -70,7 +73,8 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             others |= other_calls(program.model, program.inputs, [path])
             del known[signature]
         if signature not in known:
-            known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())])
+            known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())],
+                                      optional=old.optional if old else frozenset())
         units[path] = known[signature].unit(program, path)
     program.units = _shared(units)
     program.changed()
@@ -117,35 +121,41 @@ class _Traced:
     call: Call
     opaque: dict[str, str]
     of_this_layer: bool
+    optional: frozenset[str] = frozenset()
 
     def unit(self, program: Program, path: str) -> Unit:
         program.opaque.update({f"{path}.{below}" if path else below: why for below, why in self.opaque.items()})
-        return Unit(path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph))
+        return Unit(path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph),
+                    optional=self.optional)
 
 
-def _layer(program: Program, path: str, calls: list[Call], *, inline: bool = False) -> _Traced:
+def _layer(program: Program, path: str, calls: list[Call], *, inline: bool = False,
+           optional: frozenset[str] = frozenset()) -> _Traced:
     model, layer = program.model, program.model.get_submodule(path)
     known = {p.removeprefix(f"{path}."): why for p, why in program.opaque.items() if is_below(p, path)}
     with evaluating(model), prepared(model):
-        traced = _traced(model, path, calls, {} if inline else known, inline=inline)
+        traced = _traced(model, path, calls, {} if inline else known, inline=inline, optional=optional)
         if drops(traced.graph, layer):
-            adopt(traced.graph, lambda: _traced(model, path, calls[:1], traced.opaque, inline=inline).graph, layer)
+            adopt(traced.graph, lambda: _traced(model, path, calls[:1], traced.opaque, inline=inline,
+                                                optional=traced.optional).graph, layer)
     return traced
 
 
 def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, str], *, inline: bool = False,
-            pick: Callable[[Any], Any] = lambda result: result) -> _Traced:
+            optional: frozenset[str] = frozenset(), pick: Callable[[Any], Any] = lambda result: result) -> _Traced:
     """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
     a leaf, and all is traced again."""
     layer, opaque = model.get_submodule(path), dict(opaque)
+    optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
     for _ in range(_RETRIES):
         traces: list[Trace] = []
         try:
-            for call in calls:
+            for call in (call for call in calls if not call.plain):
                 traces.append(trace(layer, _arguments(call, calls[0]), calls[0].statics, family=type(model).__module__,
-                                    opaque=frozenset(opaque), inline=inline, pick=pick))
+                                    opaque=frozenset(opaque), inline=inline, pick=pick, optional=optional))
                 _agree(traces[0].graph, traces[-1].graph)
-            return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces))
+            _does_without(traces[0].graph, optional)
+            return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:   # a forward may raise anything
             below, why = error.effc_path, f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):
@@ -172,6 +182,17 @@ def _agree(first: fx.Graph, other: fx.Graph) -> None:
             # The one that does more at this point is further inside.
             scope = max(a[0], b[0], key=len)
             raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
+
+
+def _does_without(graph: fx.Graph, optional: frozenset[str]) -> None:
+    """Whether all that reads an argument that may be None takes a None: leaves and modules that stay whole do."""
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.target in optional:
+            for user in node.users:
+                whole = user.op in ("call_module", "output") or user.meta.get("role") or name_of(user) in _TAKE_NONE
+                if not whole:
+                    scope = user.meta.get("scope") or ("",)
+                    raise Differs(scope[-1], f"it runs other operations where it is given no `{node.target}`")
 
 
 def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..dsl.diagnostics import Fault, Reject
+from .evaluate import device_of
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.",
                         exit="usage")
@@ -89,7 +90,7 @@ class Talker:
                 raise Reject(prompt_too_long(
                     f"the prompt has {ids.shape[1]} tokens, the model takes {room - 1}"))
             asked = asked[2:]
-        ids = ids.to(next(self.model.parameters()).device)
+        ids = ids.to(device_of(self.model))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, asked
 
     def _ids(self, asked: Sequence[Message], prompt: str) -> torch.Tensor:

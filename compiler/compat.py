@@ -237,7 +237,7 @@ def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[in
         # One head per KV head is one group of both: then what was second is the only one.
         group = skeleton.groups[0 if place == 0 else -1]
         block = group.per_block if place == 0 and len(counts) > 1 else group.count
-        if group.kind == "ssm_state" and group.per_block:      # as many of every group of B and C
+        if group.per_block and len(counts) == 1:      # as many of every group of B and C, or of every KV head
             block, count = group.per_block, count * group.per_block // group.count
         gone = [i for i in range(group.count) if i % block >= count]
         for member in group.members:

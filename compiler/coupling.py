@@ -45,7 +45,7 @@ class _Search:
         self.found = Found(refused=list(labelling.refused))
         out = {root for root in self.root[labelling.output].tolist() if root not in (NOTHING, self.root[STREAM])}
         self.found.leaving = bool(out)
-        self.leaving = out | {root for labels in labelling.chosen for root in self.root[labels].tolist()} - {NOTHING}
+        self.leaving = out | {root for labels, _ in labelling.chosen for root in self.root[labels].tolist()} - {NOTHING}
 
     def run(self) -> Found:
         free = np.ones(self.labelling.count, bool)

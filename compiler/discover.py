@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..dsl.skeleton import Branch, Group, Part, Skeleton
 from .coupling import groups_of
-from .experts import expert_groups
+from .experts import WHOLE, expert_groups
 from .following import Baked, attributes_of
 from .labels import label
 from .lowered import KernelLinear
@@ -76,9 +76,9 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     stream = stream_of(graph)
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
     labelling = label(graph, root, stream.name if stream else None)
-    branches = tuple(
+    branches = tuple(placed_apart(
         Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
-        for term in terms(graph, root, entries, labelling.values))
+        for term in terms(graph, root, entries, labelling.values)))
     groups, refused = [], []
     found = groups_of(labelling)
     for group, items in zip(found.groups, found.items, strict=True):
@@ -87,16 +87,26 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
             groups.append(replace(group, attributes=attributes))
         except Baked as why:
             refused.append((group.site, str(why)))
-    for found_experts in expert_groups(graph, root):
+    for found_experts in expert_groups(graph, root, labelling):
         (groups if isinstance(found_experts, Group) else refused).append(found_experts)
     return Structure(branches, tuple(groups), (*found.refused, *refused), found.leaving)
 
 
+def placed_apart(branches: Iterable[Branch]) -> Iterator[Branch]:
+    """Branches with sites of their own: where several lie in the same module, the first that only one of them runs."""
+    branches = list(branches)
+    shared = Counter(b.site for b in branches)
+    for branch in branches:
+        own = [part for part in branch.parts if part not in shared]
+        yield replace(branch, site=own[0]) if shared[branch.site] > 1 and own else branch
+
+
 def _once(refused: Iterable[tuple[str, str]], whole: bool) -> Iterator[tuple[str, str]]:
-    """One reason per child of the unit: the first, what follows from it isn't news. Of a whole model, per site."""
+    """One reason per child of the unit, and one of its experts: the first, what follows from it isn't news. Of a whole
+    model, per site."""
     seen = set()
     for site, why in refused:
-        child = site if whole else site.split(".")[0]
+        child = site if whole or why.startswith(WHOLE) else site.split(".")[0]
         if child not in seen:
             seen.add(child)
             yield site, why

@@ -16,6 +16,7 @@ not_a_number = Fault(
     "A metric, or what a model computes, came out as NaN or infinite.\n\n"
     "The model's outputs are not finite: a step diverged or overflowed, or the model came like that.",
     exit="failure")
+no_logits = Fault("no-logits", "A metric needs logits, and the model returns something else.")
 no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
 LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
 
@@ -33,6 +34,9 @@ def output_logits(output: Any) -> Tensor:
     """The logits of what a model returned: a tensor, the first of a tuple, or the field of that name."""
     if isinstance(output, Tensor):
         return output
+    if isinstance(output, Mapping) and "logits" not in output:
+        raise Reject(no_logits(f"the model returns {', '.join(output)}, and no logits to score it by",
+                               help="take it with a head, as a ...ForMaskedLM or ...ForImageClassification"))
     return output["logits"] if isinstance(output, Mapping) else output[0]
 
 

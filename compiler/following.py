@@ -163,7 +163,17 @@ def _written_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Nod
     elif isinstance(first, fx.Node) and isinstance(labelling.values[first], tuple):
         yield from _summed_sizes(first, labelling)
     else:
-        yield from ((node, f"args.{i + 1}", size) for i, size in enumerate(node.args[1:]))
+        yield from (_written_size(node, i + 1, labelling) for i in range(len(node.args) - 1))
+
+
+def _written_size(node: fx.Node, place: int, labelling: Labelling) -> tuple[fx.Node, str, Any]:
+    """Of a size that is an argument of its own: a literal, or an entry of a sum of sizes that was unpacked."""
+    size = node.args[place]
+    if isinstance(size, fx.Node) and name_of(size) == "getitem":
+        source, at = size.args
+        if isinstance(source, fx.Node) and isinstance(labelling.values[source], tuple) and isinstance(at, int):
+            return list(_summed_sizes(source, labelling))[at]
+    return node, f"args.{place}", size
 
 
 def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
@@ -192,6 +202,12 @@ def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]
                 yield _need(node, f"{place}.{i}", size, size - lost[i])
 
 
+def _goes_in_whole_strides(lost: Tensor, step: Any) -> bool:
+    """Whether of each run of `step` positions all vanish or none: `x[1::2]` stays what it is then."""
+    return type(step) is int and step > 1 and len(lost) % step == 0 and bool(
+        (lost.view(-1, step) == lost.view(-1, step)[:, :1]).all())
+
+
 def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
     x, index = labelling.values[node.args[0]], node.args[1]
     if not isinstance(x, Tensor):
@@ -208,10 +224,12 @@ def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]
         for where, bound in bounds.items():
             if type(bound) is int:
                 lost = vanished(x, axis, gone)
+                if isinstance(part, slice) and _goes_in_whole_strides(lost, part.step):
+                    continue
                 before, behind = int(lost[:bound].sum()), int(lost[bound:].sum())
                 yield _need(node, where, bound, bound - before if bound >= 0 else bound + behind)
         axis += spread if part is ... else 0 if part is None else 1
 
 
-_LITERALS = {"view": _sizes, "reshape": _sizes, "expand": _sizes, "split": _splits,
+_LITERALS = {"view": _sizes, "reshape": _sizes, "expand": _sizes, "broadcast_to": _sizes, "split": _splits,
              "split_with_sizes": _splits, "getitem": _slices}

@@ -67,7 +67,9 @@ for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "/
 
 def source_of(value: int) -> str:
     """The source expression of an int; a plain one is its own."""
-    return value.source if isinstance(value, Sourced) else repr(int(value))
+    if isinstance(value, Sourced):
+        return value.source
+    return repr(int(value)) if value >= 0 else f"(0 - {-int(value)})"
 
 
 class LayerIndex:

@@ -129,13 +129,17 @@ class Form:
     """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
 
     folder   below the artifact; where there is none nothing is checked
-    opens    "plain": transformers alone, or "effc": `effc.load`
+    opens    "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
     padded   zeros fill it up, which changes the order of sums
+    share    how far logits may be off, as a share of the largest; None where the model's dtype says
+    reason   for that share
     """
 
     folder: str
     opens: str
     padded: bool = False
+    share: float | None = None
+    reason: str = ""
 
 
 class Target(Word):

@@ -20,14 +20,17 @@ MOVES = frozenset((
     "clone", "detach", "split", "chunk", "tensor_split", "getitem", "cat", "concat", "concatenate", "stack",
     "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "unbind", "narrow", "select", "repeat",
     "repeat_interleave", "flip", "roll", "t", "T", "mT", "getattr", "size", "dim", "numel",
-    "split_with_sizes", "index_select", "pad"))
+    "split_with_sizes", "index_select", "pad", "broadcast_to", "copy_", "setitem"))
 POINTWISE = frozenset((
     "to", "float", "half", "bfloat16", "double", "type", "type_as", "relu", "gelu", "silu", "mish",
     "sigmoid", "tanh", "exp", "log", "neg", "rsqrt", "sqrt", "square", "pow", "abs", "clamp", "clip", "sin",
     "cos", "softplus", "relu6", "leaky_relu", "elu", "hardswish", "hardtanh", "logsigmoid", "erf",
-    "dropout", "add", "sub", "mul", "truediv", "div", "iadd", "isub", "imul", "itruediv", "add_", "sub_",
+    "multiply", "subtract", "divide", "negative", "float_power", "dropout", "add", "sub", "mul", "truediv", "div",
+    "iadd", "isub", "imul", "itruediv", "add_", "sub_",
     "mul_", "div_", "true_divide", "maximum", "minimum", "where", "masked_fill", "masked_fill_", "lerp",
     "addcmul", "zeros_like", "ones_like", "rsub"))
+EXTREMES = frozenset(("max", "min"))                     # of two tensors, or along an axis
+MADE = frozenset(("new_empty", "new_zeros", "new_ones", "new_full"))       # like their tensor in type alone
 MIXES = frozenset((
     "softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
 PRODUCTS = frozenset(("matmul", "bmm", "baddbmm"))
@@ -84,7 +87,7 @@ class Labelling:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     count: int = FIRST
     edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that belong together
-    chosen: list[np.ndarray] = field(default_factory=list)        # labels among which values decide: experts
+    chosen: list[tuple[np.ndarray, int]] = field(default_factory=list)   # labels of which values pick some, of how many
     output: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))     # labels of what is returned
 
     def fresh(self, size: int) -> Tensor:

@@ -21,6 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from . import attention_rules, image_rules, packed_rules
 from .experts import has_own_forward, opened
 from .labelling import (
+    EXTREMES,
+    MADE,
     MIXES,
     MOVES,
     NOTHING,
@@ -123,6 +125,10 @@ class _Step:
         if packed_rules.weights_in((self.args, self.kwargs)):
             return packed_rules.apply(self, name)
         labelled = list(tensors_in((self.args, self.kwargs)))
+        if name in EXTREMES and labelled:
+            return self.pointwise(labelled) if len(labelled) > 1 else self.extreme(labelled[0])
+        if name in MADE:
+            return blank(self.node.meta.get("shape"))
         if name in MOVES or (not labelled and _is_plain(self.node)):
             return self.execute()
         if name in POINTWISE:
@@ -164,6 +170,15 @@ class _Step:
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False) is True
         return x.amax(axes, keepdim=keep)
 
+    def extreme(self, x: Tensor) -> Any:
+        """The largest or smallest along one axis and where it is, or of all."""
+        if not isinstance(self.node.meta["dtype"], tuple):
+            return self.mix("amax", x)
+        axis = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
+        self.out.couple_along(x, axis)
+        keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False)
+        return x.amax(axis, keepdim=keep), blank(self.node.meta["shape"][1])
+
     def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
         sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
         given = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
@@ -194,16 +209,20 @@ class _Step:
         if runs is nn.Embedding.forward:
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)
-        if not any(True for _ in module.parameters()) and _is_pointwise(module):
+        if _is_pointwise(module) and all(p.numel() == 1 for p in module.parameters()):
             return x
+        if runs is nn.PReLU.forward:                  # a slope for each channel of [b, c, ...]
+            self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
+            return x
+        why = ""
         if self.node.meta.get("role") in ("experts", "router") or has_own_forward(module):
-            graph = opened(module, self.node, self.args, self.kwargs)
+            graph, why = opened(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
             self.out.refused.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:
-            self.out.refused.append((self.path, f"a {kind} is taken as a whole"))
+            self.out.refused.append((self.path, f"a {kind} is taken as a whole{why}"))
         return self.unknown(f"{kind} {self.path}")
 
     def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:

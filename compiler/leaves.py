@@ -1,8 +1,8 @@
 """The closed vocabulary of what stays whole in a graph.
 
-Functions: `attention`, `rotary`, `cache_update`, `cache_length`, `causal_conv` are ours and canonical, so that a graph
-doesn't fix an attention backend or the presence of a cache; masks, scans and state updates are the library's
-own functions, found by where they live and what they are called. Modules: everything of torch.nn, norms,
+Functions: `attention`, `rotary`, `masked`, `cache_update`, `cache_length`, `causal_conv` are ours and canonical, so
+that a graph doesn't fix an attention backend or the presence of a cache or a mask; masks, scans and state updates are
+the library's own functions, found by where they live and what they are called. Modules: everything of torch.nn, norms,
 rotary tables, activations, experts and routers, and whatever comes from outside the model's own source.
 """
 
@@ -54,12 +54,17 @@ def left(tracer: Any) -> None:
     assert _tracers and _tracers.pop() is tracer, "tracers end in the order opposite to their start"
 
 
+def is_tracing() -> bool:
+    """Whether calls of leaf functions are recorded now."""
+    return bool(_tracers) and _tracers[-1].on
+
+
 def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function as one node: while tracing it records itself, else it runs."""
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if _tracers and _tracers[-1].on:
+            if is_tracing():
                 return _tracers[-1].create_proxy("call_function", call, args, kwargs)
             return function(*args, **kwargs)
         call.role = role
@@ -113,6 +118,12 @@ def rotary(module: nn.Module, *args: Any, **options: Any) -> Any:
     return own(module, ROTARY)(*args, **options)
 
 
+@leaf("mask_added")
+def masked(x: Any, mask: Any) -> Any:
+    """x with a mask of zeros and minus infinities added, where there is one."""
+    return x if mask is None else x + mask
+
+
 @leaf("cache_update")
 def cache_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
     """(k, v) with the cached ones before them; as they are where there is no cache."""
@@ -138,8 +149,8 @@ def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | No
     return (out if activation is None else ACT2FN[activation](out)).to(x.dtype)
 
 
-OWN = {f.__name__: f for f in (attention, grouped_attention, packed_attention, rotary, cache_update, cache_length,
-                                causal_conv)}
+OWN = {f.__name__: f for f in (attention, grouped_attention, packed_attention, rotary, masked, cache_update,
+                                cache_length, causal_conv)}
 
 
 def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-FORMS = ("compact", "model", "compat", "program")
+FORMS = ("compact", "model", "compat", "program", "native")
+MARKS = {"program": "program/model.pt2", "native": "native/plan.json"}
 
 tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
                        exit="environment")
@@ -21,27 +22,35 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
-         check: Literal["sha256", "size"] = "sha256", tell: Listener = silent) -> "PreTrainedModel":
+         check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
+         tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
-    Of the target `pt2`, a module that computes what the model's forward did and no more.
+    Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
+    computes and generates by the native engine (`compiler.native.model.NativeModel`).
 
     path     an artifact (its compact form comes first), one of its forms, or what a loaded model saved
     device   moved there after loading; weights are mapped from disk on the CPU
     dtype    of floating weights; as stored by default
-    check    what of the files is compared with the manifest; "size" skips reading them all
+    check    what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
+             `native` alone
+    threads  that run the native engine; as many as torch has by default
     tell     hears a sentence where versions differ from those that wrote it
     """
     from .lowered import refuse_elsewhere
 
     folder, manifest = locate(Path(path))
     if manifest:
-        verify_files(*manifest, hashes=check == "sha256", under=folder.name)
+        hashes = check == "sha256" or (check == "auto" and folder.name != "native")
+        verify_files(*manifest, hashes=hashes, under=folder.name)
     if folder.name == "program":
         from .exported import read
 
         model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
         model = model if dtype is None else model.to(dtype)
+    elif folder.name == "native":
+        model = _native(folder, dtype, threads)
+        versions = manifest[1].lock.get("versions", {}) if manifest else {}
     elif folder.name in ("model", "compat"):
         model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
     else:
@@ -59,7 +68,7 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
-        if manifest.kind not in ("hf", "pt2"):
+        if manifest.kind not in ("hf", "pt2", "native"):
             raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`",
                                     help=f"see {path / 'README.md'} for how it is used"))
         form = next((f for f in FORMS if _mark(f) in manifest.files), None)
@@ -81,7 +90,16 @@ def holds_model(manifest: Manifest) -> bool:
 
 def _mark(form: str) -> str:
     """The file by which a form is known."""
-    return f"{form}/{'model.pt2' if form == 'program' else 'config.json'}"
+    return MARKS.get(form, f"{form}/config.json")
+
+
+def _native(folder: Path, dtype: "torch.dtype | None", threads: int | None) -> Any:
+    from .native.opening import open_native
+
+    if dtype is not None:
+        raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
+                                help="load it without `dtype`"))
+    return open_native(folder, threads=threads)
 
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":

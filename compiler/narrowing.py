@@ -1,13 +1,17 @@
 """Fewer channels or heads per site, the same share everywhere; and what a cut of widths comes to on paper."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..dsl.diagnostics import Reject
 from ..dsl.skeleton import Group, Skeleton
+from ..dsl.values import Ratio
 from . import shrink
 from .amount import Amount
 from .importance import ascending, l1
 from .rewrite import Rewriter
+from .search.loop import out_of_reach
 from .search.saving import steps
 from .search.widths import Site, slice_all
 
@@ -16,9 +20,11 @@ if TYPE_CHECKING:
 
 
 def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int) -> None:
-    """Every group keeps the same share; the items of least weight magnitude go."""
+    """Every group is narrowed as `forecast` says; the items of least weight magnitude go."""
+    left = {(g.site, g.kind): g.count for g in forecast(program.skeleton, groups, amount, align).groups}
     sites = [Site(group, ascending(l1(program, group))) for group in groups]
-    cuts = [(s.group, set(s.next(s.size - amount.kept(s.size, align)))) for s in sites]
+    cuts = [(s.group, set(s.next(s.size - left[s.group.site, s.group.kind] * s.size // s.group.count)))
+            for s in sites]
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
 
@@ -41,13 +47,17 @@ def forwards(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align:
 
 
 def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
-    limit, kept = amount.kept(shrink.params(skeleton)), {g.site: steps(g) for g in groups}
-    while shrink.params(skeleton) > limit and max(kept.values()) > align:
-        group = max(groups, key=lambda g: kept[g.site])
-        kept[group.site] -= align
-        count = kept[group.site] * group.count // steps(group)
-        skeleton = shrink.narrowed(skeleton, again(skeleton, group), count)
-    return skeleton
+    """The largest share of the items that every group can keep within the parameters; Reject where none can."""
+    whole = left = shrink.params(skeleton)
+    limit, most = amount.kept(whole), max(steps(g) for g in groups)
+    for kept in range(most // align, 0, -1):
+        found = forecast(skeleton, groups, Amount(Ratio(kept * align / most, "")), align)
+        left = shrink.params(found)
+        if left <= limit:
+            return found
+    share = math.ceil(1000 * left / whole) / 10
+    raise Reject(out_of_reach(f"{limit / whole:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
+                              help=f"keep at least {share:g}% of params, or let `align` be less"))
 
 
 def again(skeleton: Skeleton, group: Group) -> Group:

@@ -40,7 +40,8 @@ def is_artifact(path: Path) -> bool:
     try:
         return KEY in json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
-        return (path.parent / NAME).is_file() and (path / "config.json").is_file()
+        marks = ("config.json", "plan.json")
+        return (path.parent / NAME).is_file() and any((path / mark).is_file() for mark in marks)
 
 
 def origin_of(place: str, settings: "Settings") -> "Origin":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .labels import _Step as Step
 
 _SAME = frozenset(("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"))
+_TURNED = frozenset(("T", "mT", "H", "mH", "data"))            # properties that are the parameter itself
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 
@@ -40,6 +41,8 @@ def weights_in(tree: Any) -> list[Weight]:
 def apply(step: "Step", name: str) -> Any:
     """A function that is given such a parameter."""
     found = weights_in((step.args, step.kwargs))
+    if name == "getattr" and step.args[1] in _TURNED:
+        return moved(step, found[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
         return getattr(found[0].axes[0], step.args[1]) if name == "getattr" else getattr(
             found[0].axes[0], name)(*step.args[1:])
@@ -124,6 +127,9 @@ def met(step: "Step", found: list[Weight]) -> Tensor:
     if not others:
         return given_up(step, found, "arithmetic")
     x = step.pointwise(others)
+    if len(found) == 1 and not (x > NOTHING).any():           # a mask and the like: the parameter goes on
+        shape = torch.broadcast_shapes(x.shape, found[0].axes[0].shape)
+        return found[0].moved([labels.expand(shape) for labels in found[0].axes])
     for w in found:
         shape = torch.broadcast_shapes(x.shape, w.axes[0].shape)
         x = x.expand(shape)
@@ -133,6 +139,14 @@ def met(step: "Step", found: list[Weight]) -> Tensor:
                 claim(step, w, axis)
                 step.out.couple(x, labels)
     return x
+
+
+def met_along(step: "Step", w: Weight, axis: int, labels: Tensor) -> None:
+    """What has one of these labels at each place along an axis meets the parameter there."""
+    for place, own in enumerate(w.axes):
+        if own.ndim > axis and own.shape[axis] == len(labels) and varies(own, axis):
+            claim(step, w, place)
+            step.out.couple(own.movedim(axis, -1), labels)
 
 
 def varies(labels: Tensor, axis: int) -> bool:
@@ -160,7 +174,7 @@ def topk(step: "Step") -> Any:
     x = step.args[0]
     axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else -1)
     step.out.couple_along(x, axis)
-    step.out.chosen.append(x.unique().numpy())
+    step.out.chosen.append((x.unique().numpy(), x.shape[axis]))
     return tuple(torch.full(shape, NOTHING, dtype=torch.int64) for shape in step.node.meta["shape"])
 
 
@@ -176,4 +190,15 @@ def convolution(step: "Step") -> Any:
     return image_rules.filtered(step, given["input"], w.rows[0], w.tensor, given.get("groups", 1))
 
 
-RULES = {"topk": topk, **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution)}
+def gather(step: "Step") -> Any:
+    """At each place along an axis a value from somewhere along it, by numbers."""
+    given = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
+    x, axis = given["input"], given["dim"]
+    step.out.couple_along(x, axis)
+    shape = [min(n, m) if i != axis % x.ndim else n for i, (n, m) in enumerate(zip(x.shape, step.node.meta["shape"],
+                                                                                  strict=True))]
+    x = x.amax(axis, keepdim=True)[tuple(slice(0, n) for n in shape)]
+    return x.expand(step.node.meta["shape"])
+
+
+RULES = {"topk": topk, "gather": gather, **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution)}

@@ -83,9 +83,15 @@ def _attention(tracer: Any, undo: ExitStack) -> None:
     find = AttentionInterface.get_interface
 
     def traced_find(self: Any, implementation: str, default: Any) -> Any:
-        return leaves.attention if tracer.on else find(self, implementation, default)
+        return _attention_by_name if tracer.on else find(self, implementation, default)
 
     _exchange(undo, AttentionInterface, "get_interface", traced_find)
+
+
+def _attention_by_name(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None,
+                       **options: Any) -> Any:
+    """The leaf, under the library's names for what it is given."""
+    return leaves.attention(module, query, key, value, attention_mask, **options)
 
 
 def _source_file(tracer: Any, source: Any, undo: ExitStack) -> None:

@@ -19,6 +19,7 @@ from .context import Context
 from .drawing import left_alone
 from .kinds import Pass
 from .peak import peak_bytes
+from .placing import placed
 from .quantity import change, count, seconds, size
 from .select import branches, groups, layers, mixers, parts, scans
 
@@ -117,7 +118,8 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     stages = []
     for step in pipeline.steps:
         first = step.source == pipeline.model
-        stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store)
+        with placed(step.call.span):
+            stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store)
         done[step.name] = (stage.key, after, stage.told[1])
         stages.append(stage)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)

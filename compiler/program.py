@@ -42,6 +42,7 @@ class Unit:
     statics       arguments that were baked, with their values
     key           sha256 of the generated code; layers that are equal in shapes, too, share one graph object
     edited        the graph differs from the layer's own forward, so it must be bound to take effect
+    optional      placeholders that are None for rows without padding
     """
 
     path: str
@@ -50,6 +51,7 @@ class Unit:
     statics: dict[str, Any]
     key: str
     edited: bool = False
+    optional: frozenset[str] = frozenset()
 
     def module(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.path)

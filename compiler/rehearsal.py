@@ -17,13 +17,13 @@ from .program import Program
 
 layer_needed = Fault(
     "layer-needed",
-    "A layer can't be removed, because the model does not run without it.\n\n"
+    "A layer, or a branch of one, can't be removed, because the model does not run without it.\n\n"
     "Some models work out from a layer's number what kind it is, or share one layer's work with others: their "
     "config has no words for a model without it. Remove another layer, or single branches of this one.")
 
 
-def rehearse(program: Program, path: str, edit: Callable[[Program], None]) -> None:
-    """Raise Reject (layer-needed) if the model does not run after the edit, which removes the layer `path`.
+def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> None:
+    """Raise Reject (layer-needed) if the model does not run after the edit, which removes `what`.
 
     A model that doesn't run without weights at all tells nothing: then the edit itself will show.
     """
@@ -34,7 +34,7 @@ def rehearse(program: Program, path: str, edit: Callable[[Program], None]) -> No
     except Reject as refused:
         if _runs(weightless(program)):
             name = type(program.model).__name__
-            raise Reject(layer_needed(f"{path} can't be removed: {name} does not run without it",
+            raise Reject(layer_needed(f"{what} can't be removed: {name} does not run without it",
                                       help="remove another layer, or branches of this one",
                                       note=refused.diagnostics[0].message)) from refused
 

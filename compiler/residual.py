@@ -15,6 +15,7 @@ from .lowered import KernelLinear
 
 ADDS = frozenset(("add", "iadd", "add_"))
 KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream
+SCALES = frozenset(("mul", "imul", "mul_", "truediv"))
 SCANS = frozenset(("ssm_scan", "ssm_conv"))
 WORK = frozenset(("linear", "conv", "experts", "router", "embedding", "module", "opaque"))
 
@@ -91,6 +92,7 @@ def _taps(stream: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]
     """Where a value may have left the stream: at itself, or, where it is a sum of the stream, its own tap."""
     yield stream
     yield through(stream)
+    yield unscaled(stream)
     earlier = tap_of(through(stream), above, values)
     if earlier is not None:
         yield earlier[0]
@@ -120,13 +122,49 @@ def through(node: fx.Node) -> fx.Node:
     return node
 
 
+def unscaled(node: fx.Node) -> fx.Node:
+    """The node behind products with numbers and with parameters: some models weigh stream and branch."""
+    while name_of(node := through(node)) in SCALES and len(node.args) == 2:
+        data = [x for x in node.args if isinstance(x, fx.Node) and x.op != "get_attr"]
+        if len(data) != 1:
+            break
+        node = data[0]
+    return node
+
+
 def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
     """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
     inner = through(value)
     if _is_add(inner, above, values) and inner.meta.get("scope") == join.meta.get("scope") \
             and tap_of(inner, above, values) is None:
         return [part for x in inner.args for part in _split(inner, x, tap, above, values)]
+    inner = _before_output(inner, above)
+    if inner is not None and _is_add(inner, above, values) and tap_of(inner, above, values) is None:
+        sides = [_between(tap, x, above) for x in inner.args]
+        if {"attention", "ssm"} == {_role(side - sides[1 - i], True) for i, side in enumerate(sides)}:
+            return [(inner, x, side) for x, side in zip(inner.args, sides, strict=True)]
     return [(join, value, _between(tap, value, above))]
+
+
+def _before_output(node: fx.Node, above: Mapping) -> fx.Node | None:
+    """What the last projection of a branch is given, norms and weighing left out; None where there is no such."""
+    seen = False
+    while (node := unscaled(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
+        inputs = [x for x in node.all_input_nodes if x in above]
+        if len(inputs) != 1:
+            return None
+        node, seen = inputs[0], True
+    return node if seen else None
+
+
+def _alone(graph: fx.Graph, nodes: frozenset[fx.Node], value: fx.Node) -> frozenset[fx.Node]:
+    """Those that nothing else is computed from: branches in parallel share what they both begin with."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        writes = not node.users and node.op != "output" and nodes.intersection(node.all_input_nodes)
+        if node is value or ((node in nodes or writes) and found.issuperset(node.users)):
+            found.add(node)
+    return frozenset(found)
 
 
 def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
@@ -141,16 +179,18 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
 
 
 def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node]) -> Term:
-    ours = {path for n in nodes for path in modules_used(n, root)}
-    others = {path for n in graph.nodes if n not in nodes for path in modules_used(n, root)}
+    alone = _alone(graph, nodes, value)
+    ours = {path for n in alone for path in modules_used(n, root)}
+    others = {path for n in graph.nodes if n not in alone for path in modules_used(n, root)}
     work = [path for path in ours if _works(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
-    called = {n.target for n in nodes if n.op == "call_module"}
+    called = {n.target for n in alone if n.op == "call_module"}
     own = {f"{path}.{below}" if below else path for path in ours - others     # of what is one node, all below it
            for below, part in root.get_submodule(path).named_modules()
            if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)}
-    role = _role(nodes, bool(work))
-    return Term(join, value, nodes, role, common(work), tuple(sorted(own, key=order.__getitem__)))
+    role = _role(alone, bool(work))
+    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
+    return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
 
 
 def _works(module: nn.Module) -> bool:

@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 from . import graph_json, slots, surgery
 from .capture import recapture
 from .edits import class_name, is_below, renamed
+from .following import Baked
 from .leaves import packed_attention
 from .program import Program, Unit, code_key
 from .refresh import with_current_ints
 from .rehearsal import rehearse
 from .trace import is_impure
+from .unread import kept, lost_readers, rewritten, unread
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
@@ -145,7 +147,13 @@ class Rewriter:
         join   name of the residual add in the unit's graph
         keep   name of the operand that stays; by default the one that the other is computed from
         Modules that nothing calls any more are deleted; cache slots are assigned anew.
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without them.
         """
+        rehearse(self.program, f"what {join} adds in {path}", lambda trial: Rewriter(trial)._take_branch(
+            path, join, keep))
+        self._take_branch(path, join, keep)
+
+    def _take_branch(self, path: str, join: str, keep: str | None) -> None:
         program = self.program
         kinds = self._kinds()
         unit = program.units[path]
@@ -160,6 +168,8 @@ class Rewriter:
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
         self._delete_unused(edited, before)
+        if any(lost_readers(unit.graph, edited.graph)):
+            self._drop_unread(edited)
         self.store(edited)
         self._assign_slots(kinds)
 
@@ -171,6 +181,25 @@ class Rewriter:
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         self.program.units[path] = edited
         self.store(edited)
+
+    def _drop_unread(self, unit: Unit) -> None:
+        """Take away rows that only a part read which is gone: branches may hang on one projection.
+
+        Where what is left divides them in a way that can't be told, they stay.
+        """
+        from .discover import stream_of
+        from .labels import label
+
+        layer, stream = unit.module(self.program.model), stream_of(unit.graph)
+        labelling = label(unit.graph, layer, stream.name if stream else None)
+        gone = unread(labelling, labelling.output)
+        try:
+            graph = rewritten(unit.graph, labelling, gone, layer)
+        except Baked:
+            return
+        unit.graph, unit.key = graph, code_key(graph)
+        for (tensor, axis), keep in kept(labelling, gone).items():
+            self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
 
     def store(self, unit: Unit) -> None:
         """Bind a unit whose graph was edited, and record the graph."""

@@ -15,9 +15,9 @@ from ..dsl.diagnostics import Fault, Reject
 unknown_inputs = Fault(
     "unknown-inputs",
     "Nothing says what a module's forward takes.\n\n"
-    "Models of transformers are run on token ids or pixels made from their config. Any other module names small inputs "
-    "of its own in the attribute or property `dummy_inputs`: the keyword arguments of its forward, tensors whose first "
-    "axis is the batch.", exit="environment")
+    "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
+    "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
+    "keyword arguments of its forward, tensors whose first axis is the batch.", exit="environment")
 
 BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divides it
 IMAGE = 64                           # pixels
@@ -26,7 +26,8 @@ IMAGE = 64                           # pixels
 def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
     """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels.
 
-    Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`.
+    Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`, and for models
+    that read neither one sequence of tokens nor images.
     """
     if not isinstance(model, PreTrainedModel):
         return _own_inputs(model, batch)
@@ -35,11 +36,23 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values":
         return {main: pixels(model.config, batch, device)}
+    _refuse_other_inputs(model, main)
     config = model.config.get_text_config()
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if "use_cache" in names:
         inputs["use_cache"] = True
     return {name: value for name, value in inputs.items() if name in names}
+
+
+def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
+    """Models that read something else than one row of tokens or one image."""
+    name = type(model).__name__
+    if main != "input_ids":
+        raise Reject(unknown_inputs(f"{name} takes `{main}`, and effc makes token ids and images only",
+                                    help="wrap it in a module of your own that has `dummy_inputs`"))
+    if model.config.is_encoder_decoder:
+        raise Reject(unknown_inputs(f"{name} is an encoder with a decoder, which take a sequence each",
+                                    help="take its encoder alone, or wrap it in a module that has `dummy_inputs`"))
 
 
 def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:

@@ -12,25 +12,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from . import leaves
-from .following import Baked, Need, _needs
 from .integers import LAYER_INDICES
-from .labels import name_of, tensors_in
+from .labels import tensors_in
 from .opening import CACHE, CONV, SCAN, Opened, opened, scans_in
 from .program import Program, Unit, argument_names, code_key
-from .refresh import _write
 from .rewrite import Rewriter, is_impure_without_readers, referenced
-from .scan_labels import ScanLabelling, label_mixer, parameter_behind
+from .scan_labels import label_mixer, parameter_behind
+from .unread import kept, rewritten, unread
 
 if TYPE_CHECKING:
     from ..dsl.skeleton import Scan
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
-_UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")     # parts of sizes that no literal says
 
 
 @dataclass(frozen=True)
@@ -57,27 +54,10 @@ def scanless(found: Opened, mixer: nn.Module) -> Scanless:
     scan.replace_all_uses_with(_identity(graph, scan))
     graph.eliminate_dead_code(is_impure_without_readers)
     labelling = label_mixer(graph, mixer)
-    gone = _unread(labelling)
-    keep: dict[tuple[str, int], list[int]] = {}
-    for claim in labelling.claims:
-        left = np.flatnonzero(~gone[claim.labels])
-        if not claim.reads and len(left) < len(claim.labels):
-            keep[claim.tensor, claim.axis] = left.tolist()
-    _refuse_uneven(labelling, gone)
-    needs = [need for need in _needs(labelling, torch.from_numpy(gone), mixer) if need.value != need.needed]
+    *_, last = labelling.values.values()
+    gone = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
     dead = tuple(_unused(mixer, found.graph, graph))
-    return Scanless(graph, _narrowed(graph, needs), {k: v for k, v in keep.items() if v}, dead)
-
-
-def _narrowed(graph: fx.Graph, needs: list[Need]) -> fx.Graph:
-    """A copy whose literals have the values needed, and follow no attribute any more."""
-    graph = copy.deepcopy(graph)
-    nodes = {node.name: node for node in graph.nodes}
-    for need in needs:
-        node = nodes[need.node.name]
-        _write(node, need.place.split("."), need.needed)
-        node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.place)
-    return graph
+    return Scanless(graph, rewritten(graph, labelling, gone, mixer), kept(labelling, gone), dead)
 
 
 def skip_of(found: Opened) -> str | None:
@@ -97,29 +77,6 @@ def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
     for node in (opened_gate, gated):
         node.meta |= {key: scan.meta[key] for key in ("scope", "shape", "dtype")}
     return gated
-
-
-def _unread(labelling: ScanLabelling) -> np.ndarray:
-    """For each label whether nothing reads it: it is in no column of a projection that is left."""
-    root = labelling.roots()
-    read = np.zeros(len(root), bool)
-    for claim in labelling.claims:
-        if claim.reads:
-            read[root[claim.labels]] = True
-    *_, last = labelling.values.values()
-    for x in tensors_in(last):
-        read[root[np.unique(x.numpy())]] = True
-    gone = ~read[root]
-    gone[:2] = False                                  # NOTHING and STREAM
-    return gone
-
-
-def _refuse_uneven(labelling: ScanLabelling, gone: np.ndarray) -> None:
-    for node in labelling.values:
-        if name_of(node) in _UNEVEN and node.op != "placeholder":
-            for x in tensors_in(labelling.values[node.args[0]]):
-                if gone[x.numpy()].any():
-                    raise Baked(f"`{name_of(node)}` divides what only the scan needs")
 
 
 def _unused(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:

@@ -47,14 +47,23 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
 def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
     if not found and not any(g.kind == kind for g in skeleton.groups):
-        reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}"
-                   for path, why in skeleton.facts.get("refused", ())]
+        refused = sorted(skeleton.facts.get("refused", ()), key=lambda r: not _is_about(r, kind, skeleton))
+        reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}" for path, why in refused]
         words = kind.replace("_", " ").replace("kv", "KV")
         first = f"; {reasons[0]}" if reasons else ""
         raise Reject(nothing_to_narrow(
             f"{skeleton.model_type} has no {words} that could go{first}", note="; ".join(reasons[1:6]),
             help="`effc plan` lists what a model has, and what stays as it is and why"))
     return tuple(found)
+
+
+def _is_about(refused: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
+    """Whether a reason tells of that kind: heads are attention's, channels anything else's."""
+    path, why = refused
+    if kind == "experts" or why.startswith("whole experts"):
+        return kind == "experts" and why.startswith("whole experts")
+    role = next((b.role for b in skeleton.branches if f"{path}.".startswith(f"{b.site}.")), "")
+    return (role == "attention") == (kind in ("heads", "kv_heads"))
 
 
 def is_inside(group: Group, branch: Branch) -> bool:

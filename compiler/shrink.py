@@ -261,7 +261,7 @@ def _merged(groups: Sequence[Group]) -> Iterator[Group]:
     plain = {g.site for g in groups if g.kind == "heads" and g.per_block == 1}
     blocks = {g.site: g for g in groups if g.kind == "kv_heads"}
     for group in groups:
-        if group.site not in plain or group.kind == "channels":
+        if group.site not in plain or group.site not in blocks or group.kind == "channels":
             yield group
         elif group.kind == "heads":
             yield replace(blocks[group.site], kind="heads")

@@ -182,6 +182,8 @@ def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Fewer heads keep their width: it must be said, as it would follow from their number."""
     if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
         return dict(changes)
+    if type(getattr(config, "hidden_size", None)) is not int:         # stages of several widths
+        return dict(changes)
     return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
 
 

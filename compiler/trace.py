@@ -25,6 +25,7 @@ from .proxy import Method, Value
 _PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 _SCALARS = (*_PLAIN, int, float, complex, torch.device, type(...))
+_ADDS = (operator.add, operator.iadd, torch.add)
 _TO_PYTHON = ("item", "tolist")
 _RESULTS = (torch.Tensor, *_SCALARS, tuple, list, dict, Cache, nn.Module, PreTrainedConfig)
 
@@ -42,10 +43,12 @@ class Trace:
 class Tracer(TracerBase):
     """One trace of one root. `on` is false while a leaf executes."""
 
-    def __init__(self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool):
+    def __init__(self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool,
+                 optional: frozenset[str] = frozenset()):
         self.root = root
         self.family = family
         self.opaque = opaque                      # paths that are leaves because tracing through them failed
+        self.optional = optional                  # placeholders that are None in other calls
         self.inline = inline                      # whether to see inside modules that keep a state in the cache
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in root.named_modules()}
@@ -112,10 +115,16 @@ class Tracer(TracerBase):
             # `training=self.training` is read when the graph runs: a bound layer can still be trained.
             path = ".".join(part for part in (self.paths[self.stack[-1]], "training") if part)
             kwargs = {**kwargs, "training": self.attribute(path, kwargs["training"])}
+        if target in _ADDS and len(args) == 2 and any(map(self.may_be_none, args)):
+            target, args = leaves.masked, args if self.may_be_none(args[1]) else args[::-1]
         held = self.execute(kind, target, args, kwargs)
         if isinstance(held, _PLAIN) and target is not operator.setitem:
             return held
         return self.record(kind, target, args, kwargs, held)
+
+    def may_be_none(self, value: Any) -> bool:
+        """Whether a value is an argument that isn't given in some calls."""
+        return isinstance(value, Value) and value.node.op == "placeholder" and value.node.target in self.optional
 
     def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
                held: Any) -> Value:
@@ -210,16 +219,17 @@ class Tracer(TracerBase):
 
 
 def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, Any], *, family: str,
-          opaque: frozenset[str] = frozenset(), inline: bool = False,
+          opaque: frozenset[str] = frozenset(), inline: bool = False, optional: frozenset[str] = frozenset(),
           pick: Callable[[Any], Any] = lambda result: result) -> Trace:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
     Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
     `inline` looks inside modules that keep a state in the cache: good for analysis, wrong for decoding.
+    `optional` arguments may be None when the graph runs: what they are added to stays as it is then.
     `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
     passed.
     """
-    tracer = Tracer(root, family, opaque, inline)
+    tracer = Tracer(root, family, opaque, inline, optional)
     leaves.entered(tracer)
     try:
         with torch.no_grad(), patched(tracer), sourced(tracer.paths, tracer):

@@ -113,6 +113,8 @@ def compare(form: Form, expected: Mapping[str, torch.Tensor], found: Mapping[str
     """One check per output. Tokens count as different only where the two best logits are not a near tie."""
     share = (PADDED if form.padded else SAME).get(dtype, _HALF["padded" if form.padded else "same"])
     reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
+    if form.share is not None:
+        share, reason = form.share, form.reason
     checks = []
     for name, want in expected.items():
         got = found.get(name)

@@ -105,7 +105,13 @@ def load_exported(folder: str, attention: str) -> nn.Module:
     return torch.export.load(f"{folder}/model.pt2").module()
 
 
-OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported}
+def load_native(folder: str, attention: str) -> nn.Module:
+    from effc.compiler.load import load
+
+    return load(folder, check="sha256")
+
+
+OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported, "native": load_native}
 
 
 def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:

@@ -21,11 +21,16 @@ SENTENCES = {
     13: "a weight is NaN or infinite",
     14: "the arguments do not fit the packed weight",
     15: "it has more inputs than this kernel's sums can hold",
+    16: "another thread is running it",
+    17: "it was cancelled",
+    18: "the system starts no more threads",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 _LINEAR = (_i, _p, _q, _q, _q, _p, _q, _q, _i, _p, _i, _p, _i)
 _ATTENTION = (_i, *[_p] * 6, *[_q] * 8, ctypes.c_float, _i, _i)
+_ROWS = (_p, _q, _q)                # a tensor, elements from batch to batch and from position to position
+_ROW = (_p, _q)
 ARGUMENTS = {
     "check": (_p, _q, _u, _q, _i),
     "pack_begin": (_p,),
@@ -40,6 +45,23 @@ ARGUMENTS = {
     "dense_linear_int8": _LINEAR,
     "sparse_linear_int8": _LINEAR,
     "block_sparse_linear": _LINEAR,
+    "engine_create": (_p, _p),
+    "engine_free": (_p,),
+    "engine_run": (_p, _q, _p, _p, _q, _p, _p),
+    "engine_forget": (_p, _q, _q),
+    "engine_length": (_p, _q, _p),
+    "engine_cancel": (_p,),
+    "sample": (_p, _q, _p, _q, ctypes.c_float, _q, ctypes.c_float, ctypes.c_float, _p, _p),
+    "row_product": (_i, *_ROW, *[_p] * 3, *[_q] * 3, _i, _i),
+    "causal_conv": (_i, *_ROWS, *[_p] * 5, *[_q] * 4, _i, _i, _i),
+    "causal_conv_step": (_i, *_ROW, *[_p] * 4, *[_q] * 4, _i, _i),
+    "gated_norm": (_i, *_ROW * 2, *[_p] * 2, *[_q] * 3, ctypes.c_float, _i, _i),
+    "selective_scan": (_i, *_ROWS * 2, _q, *_ROWS * 3, *[_p] * 6, *[_q] * 4, _i, _i, _i),
+    "selective_step": (_i, *_ROW * 5, *[_p] * 5, *[_q] * 3, _i, _i, _i, _i),
+    "selective_scan_backward": (_i, *[_p] * 21, *[_q] * 4, _i, _i),
+    "ssd_scan_backward": (_i, *[_p] * 19, *[_q] * 6, ctypes.c_float, ctypes.c_float, _i, _i),
+    "ssd_scan": (_i, *_ROWS * 4, *[_p] * 6, *[_q] * 6, ctypes.c_float, ctypes.c_float, _i, _i, _i),
+    "ssd_step": (_i, *_ROW * 4, *[_p] * 5, *[_q] * 5, _i, _i, _i, _i),
 }
 
 

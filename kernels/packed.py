@@ -96,16 +96,20 @@ def kernel_of(packed: Tensor) -> str:
     return next((name for name, own in KINDS.items() if own == kind), "")
 
 
-def check(kernel: str, packed: Tensor, n: int = -1) -> None:
-    """Raise where a buffer is not a sound packed weight for this kernel; remember where it is."""
+def check(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
+    """Raise where a buffer is not a sound packed weight for this kernel; remember where it is.
+
+    deep   read it whole; else its header and sizes alone, which is not remembered
+    """
     kind = KINDS[kernel]
     version = _version(packed)
     if getattr(packed, _CHECKED, None) == (kind, version):
         return
     if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
-    native.call("check", packed.data_ptr(), packed.numel(), kind, n, 1)
-    setattr(packed, _CHECKED, (kind, version))
+    native.call("check", packed.data_ptr(), packed.numel(), kind, n, int(deep))
+    if deep:
+        setattr(packed, _CHECKED, (kind, version))
 
 
 def _version(packed: Tensor) -> int:

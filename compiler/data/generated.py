@@ -99,10 +99,11 @@ def _first(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tenso
 
     known = (getattr(tokenizer, "bos_token_id", None), model.generation_config.bos_token_id,
              model.generation_config.eos_token_id)
-    start = next((t for t in known if isinstance(t, int)), None)
+    vocabulary = ctx.origin.vocabulary or 1
+    start = next((t for t in known if isinstance(t, int) and t < vocabulary), None)   # configs keep their defaults
     if start is not None:
         return torch.full((count, 1), start, device=model.device)
-    return torch.randint(ctx.origin.vocabulary or 1, (count, 1)).to(model.device)
+    return torch.randint(vocabulary, (count, 1)).to(model.device)
 
 
 def _devices(device: "torch.device") -> list[int]:

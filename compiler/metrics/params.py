@@ -7,6 +7,7 @@ from torch import nn
 from ..context import Context
 from ..kinds import Metric
 from ..lowered import lowered
+from ..native.model import NativeModel
 
 
 class Params(Metric):
@@ -24,5 +25,7 @@ class Params(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
+        if isinstance(model, NativeModel):
+            return model.facts["params"]
         packed = sum(m.in_features * m.out_features for _, m in lowered(model))
         return packed + sum(p.numel() for p in model.parameters())

@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
 from ...dsl.values import Shares
 from ..amount import Amount
 from .loop import Budget, out_of_reach
 from .saving import OF_MODEL, Ledger, steps, whole
+
+too_coarse = Fault(
+    "too-coarse",
+    "A cut is larger than all that it could be cut from.\n\n"
+    "Of a kind of which nothing can go, a search would say nothing, and its budget would come from the others.")
 
 
 def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
@@ -53,6 +58,15 @@ def reach(ledger: Ledger, of: str, branches: Sequence[Branch], sites: Sequence[t
         most -= min(ledger.branch(b.site, of) - sum(widths.get(site, 0.0) for site in ledger.inside[b.site])
                     for b in branches)
     return most
+
+
+def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
+    """Reject a step that is larger than every group of its kind."""
+    most = max((steps(g) for g in sites), default=step)
+    if step > most:
+        what = sites[0].kind.replace("_", " ").replace("kv", "KV")
+        raise Reject(too_coarse(f"`{parameter}` is {step}, and no module has more than {most} {what}",
+                                help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`"))
 
 
 def refuse_unreached(most: float, wanted: Budget) -> None:

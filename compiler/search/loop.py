@@ -20,6 +20,7 @@ from ..memory import room_for
 from ..progress import Said, Ticked
 from ..quantity import count, counted, size
 from ..reconstruct import Moments
+from ..rehearsal import layer_needed
 from .beside import Beside
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
@@ -67,6 +68,7 @@ class Search:
         self.saved: dict[str, float] = {}
         self.budget_of = ""
         self.cuts: list[Cut] = []
+        self.needed: set[str] = set()                  # places that the model does not run without
         self.beside: Beside | None = None
         self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
 
@@ -80,7 +82,7 @@ class Search:
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.beside:
                 self.beside.look(self, saved, metric)
-            pairs = [(pool, c) for pool in pools for c in pool.candidates()]
+            pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.needed]
             if not pairs:
                 return
             self._decide(pairs, metric, budget, choice)
@@ -97,6 +99,8 @@ class Search:
         rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
         run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
         runs = moments.collect(self.program, modules, run, room)
+        if rows is not None and data is None:
+            runs += 1                          # a token that is written goes through every layer once
         self.layers_other += runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
 
     def _own_rows(self) -> Tensor | None:
@@ -157,17 +161,8 @@ class Search:
         now = Round([c for _, c in pairs], lambda: self.base(metric),
                     lambda c: self._told(number, now, c, metric, budget), sign,
                     budget.goal - self.saved.get(budget.of, 0.0))
-        best = choice.choose(now)
+        name, saves = self._cut_best(now, choice, budget)
         self.layers_naive += len(pairs) * len(self.program.units)
-        if best is None:
-            raise Reject(self._nothing_chosen(now, budget))
-        name, counted = best.name, {"params", "flops", budget.of}
-        saves = {of: 1.0 if of == CUTS else best.saves(of) for of in counted}
-        units = list(self.program.units)
-        place = units.index(best.unit) if best.unit in units else 0
-        best.cut()
-        for prefix in self.prefixes.values():
-            prefix.changed_at(place)
         self.scored_by = metric
         for of, value in saves.items():
             self.saved[of] = self.saved.get(of, 0.0) + value
@@ -180,7 +175,30 @@ class Search:
                           saved=round(cut.saved), share=round(cut.saved / cut.total, 6),
                           scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()})
 
+    def _cut_best(self, now: Round, choice: Choice, budget: Budget) -> tuple[str, dict[str, float]]:
+        """Cut what is chosen, and say what it saved; what the model does not run without is none to choose."""
+        while (best := choice.choose(now)) is not None:
+            name, units = best.name, list(self.program.units)          # before the cut: names say what is left
+            counted = {"params", "flops", budget.of}
+            saves = {of: 1.0 if of == CUTS else best.saves(of) for of in counted}
+            place = units.index(best.unit) if best.unit in units else 0
+            try:
+                best.cut()
+            except Reject as refused:
+                if any(d.fault is not layer_needed for d in refused.diagnostics):
+                    raise
+                self.needed.add(best.place)
+                now.candidates = [c for c in now.candidates if c is not best]
+                continue
+            for prefix in self.prefixes.values():
+                prefix.changed_at(place)
+            return name, saves
+        raise Reject(self._nothing_chosen(now, budget))
+
     def _nothing_chosen(self, now: Round, budget: Budget) -> Diagnostic:
+        if self.needed and not now.candidates:
+            return out_of_reach(f"the model does not run without any of the {len(self.needed)} parts that are left",
+                                help="narrow it instead: prune.channels, prune.heads")
         if any(math.isfinite(score) for score in now.scores.values()):
             return out_of_reach(f"nothing that is left saves {budget.of}, and "
                                 f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",

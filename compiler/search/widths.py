@@ -18,7 +18,7 @@ from ..importance import ascending
 from ..leaves import module_role
 from ..reconstruct import Reconstruction, silenced
 from ..rewrite import Rewriter
-from ..surgery import attribute
+from ..surgery import attribute, tensor_at
 from .candidate import Candidate, Pool
 from .saving import Ledger, steps
 
@@ -156,7 +156,7 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
     for (tensor, axis), indices in gone.items():
         _refuse_odd_experts(program, tensor, axis, len(indices))
     for (tensor, axis), indices in gone.items():
-        total = program.model.get_parameter(tensor).shape[axis]
+        total = tensor_at(program.model, tensor).shape[axis]
         rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
     for group, dead in cuts:
         left = group.count - len(dead)
@@ -168,7 +168,7 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
 
 def _refuse_odd_experts(program: "Program", tensor: str, axis: int, lost: int) -> None:
     """torch multiplies packed experts in groups, whose rows have to start at multiples of 16 bytes."""
-    weight, owner = program.model.get_parameter(tensor), tensor.rpartition(".")[0]
+    weight, owner = tensor_at(program.model, tensor), tensor.rpartition(".")[0]
     if weight.dim() == 3 and axis > 0 and module_role(program.model.get_submodule(owner)) == "experts":
         left, step = weight.shape[axis] - lost, _GROUPED_BYTES // weight.element_size()
         if left % step:

@@ -14,7 +14,7 @@ constexpr int kPanelBlocks = 2;  // two columns of tiles
 constexpr int kPanelBlocks = kGemmBlocks;
 #endif
 
-constexpr int64_t kChunk = 512;  // rows that share one unpacking
+constexpr int64_t kChunk = kLinearRows;  // rows that share one unpacking
 constexpr int64_t kDepth = 8;    // tiles: with 4 blocks a panel of 32 KiB, which stays in L1
 
 // Where a part keeps its things.
@@ -22,6 +22,7 @@ struct Panel {
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
   static constexpr int64_t kBlock = kDepth * 1024 + 192, kBetween = kChunk * 64 + 320;
   static constexpr int64_t kWeights = kPanelBlocks * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
+  static_assert(kBytes <= kPanelBytes, "callers make room for every level");
   uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
   Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
 };
@@ -140,7 +141,7 @@ struct ManyRows {
   static void part(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
     const Panel panel(job.panels, part);
-    const Share share(job.packed, part, parts);
+    const Share share(job.packed, part, parts, job.call.bounds);
     int64_t block = share.from;
     for (; block + kPanelBlocks <= share.to; block += kPanelBlocks)
       job.template blocks<kPanelBlocks>(block, panel);

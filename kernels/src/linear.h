@@ -6,19 +6,11 @@
 #pragma once
 #include <algorithm>
 
+#include "linear_call.h"
 #include "numbers.h"
 #include "packed.h"
+#include "share.h"
 #include "threads.h"
-
-struct LinearCall {
-  const uint8_t* packed;   // checked
-  const void* x;           // [rows, k], last dimension contiguous, `stride` elements between rows
-  const void* bias;        // [n] or null
-  void* y;                 // [rows, n] contiguous, as x
-  int64_t rows, stride;
-  int32_t x_float, bias_float;  // float32, else bfloat16
-  int32_t threads;
-};
 
 namespace {
 
@@ -29,24 +21,6 @@ constexpr int kFewRows =
 constexpr int chains_for(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1; }
 
 enum Scratch { kWords, kScales, kRows, kPanels };
-
-// The blocks of one part: equal bytes, not equal counts, since reading the stream is what takes the time.
-struct Share {
-  int64_t from, to;
-  Share(const Packed& packed, int part, int parts) : from(bound(packed, part, parts)),
-                                                     to(bound(packed, part + 1, parts)) {}
-  static int64_t bound(const Packed& packed, int part, int parts) {
-    const int64_t blocks = packed.head.blocks;
-    if (part == parts) return blocks;
-    const double wanted = double(packed.offset(blocks)) * part / parts;
-    int64_t low = 0, high = blocks;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (packed.offset(middle) < wanted) low = middle + 1; else high = middle;
-    }
-    return low;
-  }
-};
 
 // A fork and join costs about as much as reading 64 KiB.
 inline int parts_for(const Packed& packed, int threads, int64_t rows) {
@@ -90,7 +64,7 @@ struct FewRows {
   template <int M>
   static void part(int part, int parts, void* context) {
     const FewRows& job = *static_cast<const FewRows*>(context);
-    const Share share(job.packed, part, parts);
+    const Share share(job.packed, part, parts, job.call.bounds);
     for (int64_t block = share.from; block < share.to; ++block) {
       typename Format::Sum sums[M];
       for (auto& sum : sums) sum = Format::none();
@@ -133,25 +107,102 @@ int32_t few_rows(const LinearCall& call, const Packed& packed) {
 
 namespace {
 
+template <int M>
+struct Rows {
+  static constexpr int kCount = M;
+};
+
+// few(Rows<M>) with the least M that holds these rows, many() if there is none.
+template <class Few, class Many>
+int32_t by_rows(int64_t rows, Few few, Many many) {
+#if EFFC_LEVEL >= 4
+  if (rows >= kFewRows) return many();
+#endif
+  if (rows == 1) return few(Rows<1>());
+  if (rows == 2) return few(Rows<2>());
+  if (rows <= 4) return few(Rows<4>());
+#if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
+  if (rows <= 6) return few(Rows<6>());
+#endif
+  if (rows <= 8) return few(Rows<8>());
+#if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
+  if (rows <= 12) return few(Rows<12>());
+  if (rows <= kFewRows) return few(Rows<kFewRows>());
+#endif
+  return many();
+}
+
 template <class Format>
 int32_t linear(const LinearCall& call) {
   const Packed packed(call.packed);
   if (call.rows == 0) return kOk;
-#if EFFC_LEVEL >= 4
-  if (call.rows >= kFewRows) return many_rows<Format>(call, packed);
-#endif
-  if (call.rows == 1) return few_rows<Format, 1>(call, packed);
-  if (call.rows == 2) return few_rows<Format, 2>(call, packed);
-  if (call.rows <= 4) return few_rows<Format, 4>(call, packed);
-#if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
-  if (call.rows <= 6) return few_rows<Format, 6>(call, packed);
-#endif
-  if (call.rows <= 8) return few_rows<Format, 8>(call, packed);
-#if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
-  if (call.rows <= 12) return few_rows<Format, 12>(call, packed);
-  if (call.rows <= kFewRows) return few_rows<Format, kFewRows>(call, packed);
-#endif
-  return many_rows<Format>(call, packed);
+  return by_rows(
+      call.rows, [&](auto rows) { return few_rows<Format, decltype(rows)::kCount>(call, packed); },
+      [&] { return many_rows<Format>(call, packed); });
+}
+
+template <class Format, int M>
+int32_t few_part(const LinearPart& own, const Packed& packed) {
+  const LinearCall& call = own.call;
+  auto* words = reinterpret_cast<uint32_t*>(own.words);
+  if (own.stage == kMultiply) {
+    FewRows<Format> job{call, packed, words, own.scales};
+    FewRows<Format>::template part<M>(own.part, own.parts, &job);
+    return kOk;
+  }
+  const int64_t bytes = packed.head.tiles * 64;
+  for (int64_t row = M * own.part / own.parts; row < M * (own.part + 1) / own.parts; ++row) {
+    uint8_t* into = M == 1 ? own.words : own.rows + row * bytes;
+    own.scales[row] = 0;
+    if (row < call.rows)
+      own.scales[row] = Format::prepare(call.x, call.x_float, row * call.stride, packed.head.k, into, bytes);
+    else
+      std::memset(into, 0, bytes);
+    for (int64_t group = 0; M > 1 && group < bytes / 4; ++group)
+      words[group * M + row] = word(into + 4 * group);
+  }
+  return kOk;
+}
+
+template <class Format>
+int32_t many_part(const LinearPart& own, const Packed& packed) {
+  auto* words = reinterpret_cast<uint32_t*>(own.words);
+  ManyRows<Format> job{own.call, packed, 0, own.call.rows, own.rows, words, own.scales, own.panels};
+  const auto stage = own.stage == kPrepare ? ManyRows<Format>::prepare : ManyRows<Format>::part;
+  stage(own.part, own.parts, &job);
+  return kOk;
+}
+
+// The weights of one output, as an embedding that shares them with the head wants them.
+template <class Format>
+int32_t read_row(const LinearPart& own, const Packed& packed) {
+  constexpr int kPerLane = 4 / Format::kWidth;
+  const int64_t block = own.row / 16, lane = own.row % 16;
+  const float scale = Format::kWidth == 1 ? reinterpret_cast<const float*>(
+                          packed.at + packed.head.scales_at)[own.row] : 1.0f;
+  typename Format::Cursor cursor(packed, block);
+  alignas(64) uint8_t scratch[1024];
+  auto* y = static_cast<float*>(own.call.y);
+  for (int64_t at = 0; at < packed.head.k; at += 16 * kPerLane) {
+    const uint8_t* vectors = cursor.vectors(1, scratch);
+    for (int64_t i = 0; i < std::min<int64_t>(16 * kPerLane, packed.head.k - at); ++i) {
+      const uint32_t group = word(vectors + 64 * (i / kPerLane) + 4 * lane);
+      if constexpr (Format::kWidth == 1)
+        y[at + i] = static_cast<int8_t>(group >> 8 * (i % 4)) * scale;
+      else
+        y[at + i] = from_bf16(static_cast<uint16_t>(group >> 16 * (i % 2)));
+    }
+  }
+  return kOk;
+}
+
+template <class Format>
+int32_t linear_part(const LinearPart& own) {
+  const Packed packed(own.call.packed);
+  if (own.stage == kReadRow) return read_row<Format>(own, packed);
+  return by_rows(
+      own.call.rows, [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
+      [&] { return many_part<Format>(own, packed); });
 }
 
 }  // namespace

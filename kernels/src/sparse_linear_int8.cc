@@ -2,6 +2,9 @@
 #include "sparse.h"
 
 int32_t EFFC_AT_LEVEL(sparse_linear_int8)(const LinearCall& call) { return linear<Sparse<Int8>>(call); }
+int32_t EFFC_AT_LEVEL(sparse_linear_int8_part)(const LinearPart& own) {
+  return linear_part<Sparse<Int8>>(own);
+}
 
 #if EFFC_LEVEL == 0
 EFFC_LINEAR(sparse_linear_int8, kSparseInt8)

@@ -12,8 +12,10 @@ from ...compiler.importance import ascending
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.narrowing import forecast
 from ...compiler.program import Program
+from ...compiler.rehearsal import rehearse
 from ...compiler.rewrite import Rewriter
-from ...compiler.search.widths import slice_all
+from ...compiler.search.saving import steps
+from ...compiler.search.widths import Site, slice_all
 from ...compiler.select import groups, required
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
@@ -50,12 +52,18 @@ class Experts(Pass):
         cuts = []
         for group in chosen:
             scores = trusted[group.site] if group.site in trusted else _magnitude(program, group)
-            gone = ascending(scores)[: group.count - Amount(self.keep).kept(group.count)]
+            site = Site(group, ascending(scores))
+            gone = site.next(site.size - Amount(self.keep).kept(site.size))
             cuts += [(group, set(gone))] if gone else []
+        rehearse(program, f"{1 - self.keep.value:.0%} of the experts", lambda trial: self._take(trial, cuts))
         with Rewriter(program) as rewrite:
-            slice_all(program, rewrite, cuts)
-            for name, count in _said_above(program, [group for group, _ in cuts]):
-                rewrite.set_attr(name, Amount(self.keep).kept(count))
+            self._take(program, cuts, rewrite)
+
+    def _take(self, program: Program, cuts: Sequence[tuple[Group, set[int]]], rewrite: Rewriter | None = None) -> None:
+        rewrite = rewrite or Rewriter(program)
+        slice_all(program, rewrite, cuts)
+        for name, count in _said_above(program, [group for group, _ in cuts]):
+            rewrite.set_attr(name, Amount(self.keep).kept(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
@@ -65,7 +73,7 @@ class Experts(Pass):
         found = required(skeleton, "experts", groups(skeleton, "experts", self.on))
         least = skeleton.facts.get("active_experts") or 1
         for group in found:
-            kept = Amount(self.keep).kept(group.count)
+            kept = Amount(self.keep).kept(steps(group)) * group.count // steps(group)
             if kept < least:
                 raise Reject(too_few_experts(
                     f"{group.site} would keep {kept} of {group.count} experts, and {least} are chosen for a token",

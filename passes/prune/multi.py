@@ -13,7 +13,7 @@ from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice
 from ...compiler.search.effort import of_fitting
-from ...compiler.search.goals import budget, reach, refuse_unreached, turns
+from ...compiler.search.goals import budget, reach, refuse_coarse, refuse_unreached, turns
 from ...compiler.search.latency import Latency, latency_of, no_clock
 from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import Order, choice_of, ordering
@@ -124,6 +124,9 @@ class Multi(Pass):
     def _reach(self, ledger: Ledger, of: str) -> float:
         chosen = _narrowed(ledger.skeleton, self.on)
         steps = {"channels": self.group, "heads": self.heads}
+        for kind, parameter in (("channels", "group"), ("heads", "heads")):
+            if kind in self.order:
+                refuse_coarse(parameter, steps[kind], chosen[kind])
         sites = [(g, steps[kind]) for kind in steps if kind in self.order for g in chosen[kind]]
         return reach(ledger, of, branches(ledger.skeleton, self.on) if "blocks" in self.order else (), sites)
 

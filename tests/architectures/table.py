@@ -13,6 +13,7 @@ from torch import nn
 from tests import tiny
 
 from .modules import PLAIN
+from .more import MORE
 
 _ENCODER = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
             "intermediate_size": 96, "max_position_embeddings": 128, "pad_token_id": 0}
@@ -47,11 +48,18 @@ def model(name: str) -> nn.Module:
     """The model of a row; the same weights every time."""
     if name in PLAIN:
         return randomized(PLAIN[name])
+    if name in MORE:
+        return randomized(lambda: _from_config(*MORE[name]))
     if name not in _SPECIAL:
         return tiny.model(name)
     kind, values = _SPECIAL[name]
     made = getattr(transformers, kind)
     return randomized(lambda: made(made.config_class(**values)))
+
+
+def _from_config(auto: str, kind: str, values: dict) -> nn.Module:
+    config = transformers.AutoConfig.for_model(kind, **values)
+    return getattr(transformers, auto).from_config(config, dtype=torch.float32)
 
 
 def randomized(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:

@@ -1,9 +1,9 @@
 """Print what prune.multi costs and gives on SmolLM2-135M, beside what others would do.
 
-    python tests/bench/multi.py [METHOD ...] [--share 0.065 0.15] [--seeds 0 1 2] [--rows 2] [--heal STEPS]
-                                [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
+    python tests/bench/multi.py [METHOD ...] [--share 0.065 0.15] [--seeds 0 1 2] [--rows 2] [--split 44:52:4]
+                                [--heal STEPS] [--data FOLDER] [--questions 100] [--cache FOLDER] [--json FILE]
 
-exact       the published search: stages 44:52:4, every candidate in every round, weights by magnitude
+exact       the published search: stages by `--split`, every candidate in every round, weights by magnitude
 racing      the default of prune.multi: ranked and refitted on what the model writes itself
 fitted      the same, ranked and refitted on 32 rows of the text that it is scored on
 blocks      only residual branches (BlockPruner)
@@ -53,8 +53,8 @@ expect lean {{ {expects} }}
 emit lean {{ hf("lean") }}
 """
 STEPS = {
-    "exact": "slim = prune.multi(remove: {share}% of params, split: {{blocks: 44, channels: 52, heads: 4}}, "
-             "search: exact, group: {group}, score: perplexity(calib))",
+    "exact": "slim = prune.multi(remove: {share}% of params, "
+             "split: {{blocks: {split[0]}, channels: {split[1]}, heads: {split[2]}}}, search: exact, group: {group}, score: perplexity(calib))",
     "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib))",
     "fitted": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib), data: more)",
     "blocks": "slim = prune.blocks(remove: {share}% of params, score: perplexity(calib))",
@@ -191,7 +191,8 @@ def measured(build: Build, model: torch.nn.Module, original: torch.nn.Module) ->
 def row(method: str, share: float, seed: int, options: argparse.Namespace, folder: Path, more: str) -> dict:
     heal = HEAL.format(heal=options.heal) if options.heal else ""
     steps = STEPS.get(method, STEPS["uniform"]).format(
-        share=f"{100 * share:g}", left=f"{100 * (1 - share):g}", group=options.group)
+        share=f"{100 * share:g}", left=f"{100 * (1 - share):g}", group=options.group,
+        split=options.split.split(":"))
     build = build_of(folder, steps + heal, seed, options.rows, more, options.cache, bool(options.data))
     COSTS.clear()
     started = time.perf_counter()
@@ -203,14 +204,14 @@ def row(method: str, share: float, seed: int, options: argparse.Namespace, folde
         model, seconds = finished(build)
     original = build.ctx.origin.load().eval()
     values = measured(build, model.eval(), original)
-    return {"method": method, "share": share, "seed": seed, "rows": options.rows, "group": options.group,
+    return {"method": method, "share": share, "seed": seed, "rows": options.rows, "split": options.split, "group": options.group,
             "heal": options.heal, "seconds": seconds, "forwards": COSTS.get("layer forwards", 0),
             "naive": COSTS.get(NAIVE, 0), "kept": COSTS.get("layer outputs kept", 0), **values}
 
 
 def table(rows: list[dict]) -> None:
     """Means over seeds, with their standard deviation where there are several."""
-    keys = [k for k in rows[0] if k not in ("method", "share", "seed", "rows", "group", "heal")]
+    keys = [k for k in rows[0] if k not in ("method", "share", "seed", "rows", "split", "group", "heal")]
     head = ["", "share", *keys]
     lines = [head]
     for method, share in dict.fromkeys((r["method"], r["share"]) for r in rows):
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--group", type=int, default=128)
+    parser.add_argument("--split", default="44:52:4", help="shares of blocks, channels and heads, of `exact`")
     parser.add_argument("--heal", type=int, default=0)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--questions", type=int, default=100)

@@ -134,6 +134,14 @@ def test_what_can_not_be_read_is_one_mistake_not_several(effc, tmp_path, content
     assert run.code == 3 and run.err.count("error[") == 1 and "warning" not in run.err
 
 
+@pytest.mark.parametrize(("amount", "said"), [("remove: 99% of params", "out-of-reach"),
+                                              ("remove: 9% of params, group: 5000", "too-coarse")])
+def test_what_only_the_plan_can_refuse_has_a_place_as_well(effc, write, amount, said):
+    run = effc("plan", write(f"  slim = prune.multi({amount}, score: perplexity(calib))"))
+    assert run.code == 3 and f"error[{said}]" in run.err
+    assert f"slim = prune.multi({amount}" in run.err and "^^^" in run.err
+
+
 def test_a_lost_line_leaves_nothing_unused(effc, write):
     run = effc("check", write("  slim = prune.blocks(remove: 1, score perplexity(calib))"))
     assert run.code == 3 and run.err.count("error[") == 1, run.err

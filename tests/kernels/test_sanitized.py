@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("test_packed.py", "test_linear.py", "test_attention.py")
+FILES = ("test_packed.py", "test_linear.py", "test_attention.py", "test_scan.py")
 
 
 def runtime(name: str) -> str:

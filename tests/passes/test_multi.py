@@ -270,6 +270,14 @@ def test_a_latency_without_a_clock_is_refused(tmp_path):
         pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "latency"), clock=SCORE)
 
 
+@pytest.mark.parametrize(("step", "remedy"), [({"group": 5000}, "group: "), ({"heads": 9}, "heads: 1")])
+def test_a_step_larger_than_every_module_is_refused_with_one_that_fits(tmp_path, step, remedy):
+    with pytest.raises(Reject) as refused:
+        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), **step)
+    (found,) = refused.value.diagnostics
+    assert found.fault.slug == "too-coarse" and remedy in found.help
+
+
 def test_rows_of_their_own_rank_and_refit(tmp_path):
     notes = {}
     for name, data in (("none", None), ("same", DataRef("rows")), ("other", DataRef("other"))):
@@ -285,12 +293,15 @@ def test_without_rows_those_that_the_original_writes_rank_and_refit(tmp_path, mo
     model = tiny.model("llama")
     (tmp_path / "first").mkdir()
     alone = pruned(tmp_path / "first", model, remove=Ratio(0.2, "params"), data=None)
+    to_write_as_well = COSTS["layer forwards"]
     ctx = context_of(tmp_path, model, recipe_of([]))
     written = torch.stack(list(Generated(count=3, length=9).rows(None, ctx)))
     monkeypatch.setitem(globals(), "OTHER_IDS", written)
     (tmp_path / "second").mkdir()
     given = pruned(tmp_path / "second", model, remove=Ratio(0.2, "params"), data=DataRef("other"))
     assert alone.notes == given.notes
+    reading = written.numel() / IDS.numel() * len(given.units)
+    assert to_write_as_well == pytest.approx(COSTS["layer forwards"] + reading)
 
 
 def test_a_model_that_writes_nothing_is_ranked_on_the_scores_rows(tmp_path):

@@ -192,6 +192,20 @@ def test_layers_that_the_model_needs_are_no_candidates(tmp_path, name, layers, g
     assert logits(program.model).isfinite().all()
 
 
+@pytest.mark.parametrize("keep", [0.9, 0.75, 0.6])
+def test_channels_that_go_evenly_leave_the_share_of_params_that_is_asked_for(tmp_path, keep):
+    model = tiny.model("llama")
+    program = pruned(tmp_path, model, "prune.channels", keep=Ratio(keep, "params"), align=2)
+    widths = {m.up_proj.out_features for m in program.model.modules() if hasattr(m, "up_proj")}
+    left, step = program.model.num_parameters() / model.num_parameters(), 3 * 3 * 64 * 2 / model.num_parameters()
+    assert len(widths) == 1 and keep - step <= left <= keep
+
+
+def test_params_that_no_width_leaves_are_refused(tmp_path):
+    with pytest.raises(Reject, match="the narrowest widths keep"):
+        pruned(tmp_path, tiny.model("llama"), "prune.channels", keep=Ratio(0.05, "params"), align=2)
+
+
 @pytest.mark.parametrize(("name", "changes", "reach"), [
     ("jamba", {}, "33.3%"), ("gemma4_text", {"num_kv_shared_layers": 1}, "0%")])
 def test_more_layers_than_the_model_can_do_without_are_out_of_reach(tmp_path, name, changes, reach):

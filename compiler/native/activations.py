@@ -1,0 +1,69 @@
+"""Elementwise functions, recognised by what they compute."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .values import Pending
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+_SHARE = 2e-6            # of float32: another order of the same operations
+_MOST = 5                # constants whose products are tried
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A step: its op and fields; op "" is the identity."""
+
+    op: str
+    fields: dict[str, object]
+
+
+def recognise(function: Pending) -> Recognised | None:
+    """The one step that computes an elementwise function, or None."""
+    x = torch.cat([torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61), torch.tensor([1e-4, -1e-4])]).double()
+    try:
+        y = function(x)
+    except (TypeError, RuntimeError):       # made for float32, as compiled code is
+        y = function(x.float()).double()
+    if torch.equal(x, y.to(x.dtype)):
+        return Recognised("", {})
+    for kind, known in KINDS.items():
+        if close(y, known(x)):
+            return Recognised("act", {"kind": kind})
+    constants = function.constants()
+    for number in _products(constants):
+        if close(y, x * number):
+            return Recognised("scale", {"by": number})
+        if close(y, x + number):
+            return Recognised("shift", {"by": number})
+        if number > 0 and close(y, number * torch.tanh(x / number)):
+            return Recognised("softcap", {"at": number})
+    return None
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE))
+
+
+def _products(constants: list[float]) -> list[float]:
+    """Constants, their inverses and negatives, and products of such."""
+    distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MOST]
+    single = [s for c in distinct for s in (c, 1 / c)]
+    chosen = [math.prod(parts) for count in range(1, len(distinct) + 1) for group in combinations(distinct, count)
+              for parts in product(*((c, 1 / c) for c in group))]
+    return list(dict.fromkeys(sign * v for v in [*single, *chosen] for sign in (1.0, -1.0)))

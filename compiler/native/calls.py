@@ -1,0 +1,41 @@
+"""Calls that a graph holds, by what they do to numbers of tokens."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+# Change only where numbers lie: run on element numbers as they are.
+MOVES = frozenset({
+    "view", "reshape", "transpose", "permute", "chunk", "split", "getitem", "unflatten", "flatten", "squeeze",
+    "unsqueeze", "expand", "expand_as", "narrow", "select", "unbind", "swapaxes", "movedim", "repeat_interleave",
+    "repeat", "contiguous", "clone", "view_as", "reshape_as", "tensor_split", "index_select"})
+JOINS = frozenset({"cat", "concat", "stack"})
+ASKS = frozenset({"size", "dim", "numel", "getattr"})
+SAME = frozenset({"to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})
+UNARY: dict[str, Callable[..., Any]] = {
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "silu": F.silu, "gelu": F.gelu,
+    "exp": torch.exp, "square": torch.square, "sqrt": torch.sqrt, "neg": torch.neg, "erf": torch.erf,
+    "softplus": F.softplus, "abs": torch.abs}
+BINARY: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
+    "div": operator.truediv, "multiply": operator.mul, "pow": operator.pow,
+    "iadd": operator.add, "imul": operator.mul, "isub": operator.sub, "itruediv": operator.truediv,
+    "rsub": lambda a, b: b - a}
+
+
+def name_of(node: fx.Node) -> str:
+    """What a call does, by one name for its function, method and operator."""
+    if node.op == "call_method":
+        return node.target
+    return getattr(node.target, "__name__", str(node.target)).strip("_")
+
+
+def moved(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+    """Run a call on element numbers."""
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)

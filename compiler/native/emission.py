@@ -1,0 +1,31 @@
+"""From a program to the folder that the engine runs."""
+
+from pathlib import Path
+from typing import Any
+
+from ...kernels import levels
+from ...kernels.native import KernelError
+from ..context import Context
+from ..lowered import lowered
+from ..program import Program
+from ..targets.hf import companions
+from .reader import Reader
+from .refusal import refused_whole
+from .stored import write
+
+
+def emit(program: Program, folder: Path, ctx: Context, weights: str) -> None:
+    """Plan, weights and what a tokenizer needs. Rejects a program that has no plan, before anything is written."""
+    plan = Reader(program, weights).read()
+    companions(program, folder, ctx)
+    try:
+        write(plan, folder, facts(program.model, weights))
+    except KernelError as error:                    # a weight that is not finite, or no memory for it
+        raise refused_whole(program.model, str(error)) from error
+
+
+def facts(model: Any, weights: str) -> dict[str, Any]:
+    """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
+    params = sum(p.numel() for p in model.parameters()) + sum(m.in_features * m.out_features for _, m in lowered(model))
+    return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params, "weights": weights,
+            "isa": {"needs": "portable", "written_at": levels.level()}}

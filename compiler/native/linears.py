@@ -1,0 +1,63 @@
+"""Linear layers: the weight as the program has it, packed for the engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels import packed as packing
+
+KERNELS = {"bf16": "dense_linear", "int8": "dense_linear_int8"}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x @ weight.T + bias.
+
+    packed   a lowered module's own buffer, which is kept as it is; else `weight` [out, in] is packed
+    """
+
+    shape: tuple[int, int]
+    bias: Tensor | None
+    weight: Tensor | None = None
+    packed: Tensor | None = None
+
+    def make(self, weights: str) -> Callable[[], Tensor]:
+        """How to get the packed bytes."""
+        if self.packed is not None:
+            return lambda: self.packed
+        return lambda: packing.pack(KERNELS[weights], self.weight)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for modules that share a weight."""
+        return "linear", *identity(self.weight if self.packed is None else self.packed)
+
+
+def identity(held: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are the same numbers in memory."""
+    return held.data_ptr(), tuple(held.shape), held.stride()
+
+
+@torch.no_grad()
+def of(module: nn.Module) -> Linear | None:
+    """The linear layer that a module is, or None; anything but a plain one is tried on a sample."""
+    packed, bias = getattr(module, "packed", None), getattr(module, "bias", None)
+    if isinstance(packed, Tensor) and packed.dtype == torch.uint8:
+        return Linear((module.out_features, module.in_features), bias, packed=packed.detach())
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return None
+    if type(module).forward is nn.Linear.forward:
+        return Linear(tuple(weight.shape), bias, weight=weight.detach())
+    for candidate in (weight.detach().T, weight.detach()):
+        x = torch.ones((1, candidate.shape[1]), dtype=weight.dtype).cumsum(-1).sin()
+        ours = nn.functional.linear(x, candidate, bias)
+        try:
+            found = module(x)
+        except (RuntimeError, ValueError):           # the other way round
+            continue
+        if found.shape == ours.shape and torch.allclose(found.float(), ours.float(), rtol=1e-2, atol=1e-3):
+            return Linear(tuple(candidate.shape), bias, weight=candidate)
+    return None

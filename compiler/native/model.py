@@ -1,0 +1,180 @@
+"""A model that the native engine runs, with the calls that models of transformers have."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Fault, Reject
+from .generation import Generation
+from .sampling import Sampling, as_tokens
+
+context_full = Fault(
+    "context-full", "A sequence has more tokens than the model has positions.\n\n"
+    "The engine computes up to the longest context that the model's config states.", exit="usage")
+too_many_sequences = Fault(
+    "too-many-sequences", "More sequences are open at once than the engine was loaded for.", exit="usage")
+
+
+class Output(dict):
+    """`logits` [b, t, vocabulary] float32 and, where asked for, `cache`; keys are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+class Sequences:
+    """Open sequences of an engine: a cache that goes with its last user."""
+
+    def __init__(self, model: "NativeModel", count: int):
+        self.numbers = model.take(count)
+        self._model = model
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return max(self._model.engine.length(number) for number in self.numbers)
+
+    def close(self) -> None:
+        numbers, self.numbers = self.numbers, []
+        self._model.give_back(numbers)
+
+    def __del__(self):
+        self.close()
+
+
+class NativeModel(nn.Module):
+    """Logits and generation by an engine; not trainable, on the CPU.
+
+    engine      runs flat batches of tokens (`kernels.engine.Engine`)
+    plan        what it runs
+    weights     the tensors that it reads; buffers, so that their bytes are counted
+    facts       what the artifact says of the model that it was
+    """
+
+    def __init__(self, engine: Any, plan: Mapping[str, Any], weights: Mapping[str, Tensor],
+                 facts: Mapping[str, Any], sequences: int, generation: Mapping[str, Any] | None = None,
+                 tokenizer: Any = None):
+        super().__init__()
+        self.engine, self.plan, self.facts, self.tokenizer = engine, plan, facts, tokenizer
+        self.weights = nn.Module()
+        for name, tensor in weights.items():
+            self.weights.register_buffer(name.replace(".", "/"), tensor)
+        self.config = SimpleNamespace(vocab_size=plan["vocabulary"], max_position_embeddings=plan["context"],
+                                      model_type=facts.get("model_type", ""), _name_or_path="")
+        self.config.get_text_config = lambda decoder=True: self.config
+        self.generation_config = SimpleNamespace(**{"eos_token_id": None, "pad_token_id": None, **(generation or {})})
+        self.name_or_path = ""
+        self._free = list(range(sequences))[::-1]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def can_generate(self) -> bool:
+        return True
+
+    # -- sequences -------------------------------------------------------------------------------------------
+
+    def take(self, count: int) -> list[int]:
+        """Numbers of sequences that are free; Reject where the engine has no more."""
+        if count > len(self._free):
+            raise Reject(too_many_sequences(
+                f"{count} more sequences are asked for, and {len(self._free)} are free",
+                help="load the artifact with a larger `sequences=`, or close what is open"))
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.engine.forget(number, 0)
+            self._free.append(number)
+
+    @contextmanager
+    def opened(self, count: int) -> Iterator[list[int]]:
+        numbers = self.take(count)
+        try:
+            yield numbers
+        finally:
+            self.give_back(numbers)
+
+    @property
+    def spare(self) -> int:
+        """How many more sequences can be open."""
+        return len(self._free)
+
+    def feed(self, rows: Mapping[int, Tensor], wanted: str) -> Tensor:
+        """Extend sequences by tokens; logits of the last of each row ("last") or of all ("all"), row by row."""
+        for number, ids in rows.items():
+            length = self.engine.length(number) + len(ids)
+            if length > self.plan["context"]:
+                raise Reject(context_full(
+                    f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
+                    help="give it fewer tokens, or ask for fewer new ones"))
+        ids = torch.cat(list(rows.values()))
+        if int(ids.min()) < 0 or int(ids.max()) >= self.plan["vocabulary"]:
+            raise Reject(context_full(f"a token id is outside of the {self.plan['vocabulary']} that the model has"))
+        numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
+        asked = [wanted == "all" or i == len(ids) - 1 for ids in rows.values() for i in range(len(ids))]
+        return self.engine.run(ids.tolist(), numbers, asked)
+
+    # -- what transformers' models have ----------------------------------------------------------------------
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+                cache: Sequences | None = None, use_cache: bool | None = None, logits_to_keep: int = 0) -> Output:
+        """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -input_ids.shape[1]:]
+        keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
+        logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
+        if cache is None and use_cache:
+            cache = Sequences(self, len(input_ids))
+        if cache is not None:
+            self._fill(logits, input_ids, mask, cache.numbers)
+            return Output(logits=logits, cache=cache)
+        for start in range(0, len(input_ids), max(1, self.spare)):
+            part = slice(start, start + max(1, self.spare))
+            with self.opened(len(input_ids[part])) as numbers:
+                self._fill(logits[part], input_ids[part], mask[part], numbers)
+        return Output(logits=logits)
+
+    def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
+        for row, number in enumerate(numbers):                   # row by row: the logits of one fit in memory
+            seen = mask[row].bool()
+            if seen.any():
+                last = seen.nonzero()[-logits.shape[1]:, 0] - (ids.shape[1] - logits.shape[1])
+                found = self.feed({number: ids[row][seen]}, "last" if logits.shape[1] == 1 else "all")
+                last = last[last >= 0]
+                logits[row, last] = found[len(found) - len(last):]
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, generation_config: Any = None, *,
+                 max_new_tokens: int | None = None, min_new_tokens: int | None = None, do_sample: bool | None = None,
+                 temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+                 repetition_penalty: float | None = None, eos_token_id: int | Sequence[int] | None = None,
+                 pad_token_id: int | None = None, seed: int | None = None, streamer: Any = None,
+                 stop_strings: str | Sequence[str] | None = None, tokenizer: Any = None,
+                 return_dict_in_generate: bool | None = None, output_logits: bool | None = None) -> Any:
+        """Tokens [b, t + new], prompts left-padded under `attention_mask`, or with
+        `return_dict_in_generate` an object with `sequences` and, with `output_logits`, `logits` step by step.
+
+        A row ends at an eos token, a stop string or the model's context. `seed` makes draws repeatable; without
+        one they follow torch's generator. Interrupted, it leaves the engine ready for the next call.
+        """
+        config = generation_config if generation_config is not None else self.generation_config
+        sampling = Sampling.of_config(config).overlaid(
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, do_sample=do_sample,
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
+            eos=as_tokens(eos_token_id), pad=pad_token_id, seed=seed).checked()
+        stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        as_object = getattr(config, "return_dict_in_generate", False) if return_dict_in_generate is None else (
+            return_dict_in_generate)
+        keep = getattr(config, "output_logits", False) if output_logits is None else output_logits
+        run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, bool(keep))
+        sequences, logits = run(input_ids, mask)
+        if not as_object:
+            return sequences
+        return Output(sequences=sequences, logits=logits) if keep else Output(sequences=sequences)

@@ -1,0 +1,63 @@
+"""Norms, recognised by what they compute: kind, epsilon, gain and shift are found from outputs."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_SHARE = 2e-5            # of float32: sums in another order, and the gain is read off one sample
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = normal(x) * gain + shift over the last axis; gain and shift in the shape of x without its rows."""
+
+    kind: str
+    eps: float
+    gain: Tensor
+    shift: Tensor
+
+
+def normal(x: Tensor, kind: str, eps: float) -> Tensor:
+    """x over its root mean square ("rms"), or less its mean over its deviation ("layer"), along the last axis."""
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+@torch.no_grad()
+def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
+    """The norm that a module computes of x [shape], or None. Gain and shift come back in that shape."""
+    module = copy.deepcopy(module).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    x = (1 + torch.rand(shape, generator=generator)) * torch.randn(shape, generator=generator).sign()
+    small = torch.randn(shape, generator=generator) * 3e-3        # where epsilon is felt
+    y, opposite, probe = module(x), module(-x), module(small)
+    if y.shape != shape:
+        return None
+    shift, odd = (y + opposite) / 2, (y - opposite) / 2
+    for kind in ("rms", "layer"):
+        for eps in _epsilons(module):
+            gain = odd / normal(x, kind, eps)
+            # The same gain for all rows, and for a sample of another size: then it is this norm with this epsilon.
+            if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
+                return Norm(kind, eps, gain, shift)
+    return None
+
+
+def _same_for_all(gain: Tensor) -> bool:
+    rows = gain.reshape(gain.shape[0], -1) if gain.dim() > 1 else gain[None]
+    return bool(torch.isfinite(gain).all()) and _close(rows, rows[:1].expand_as(rows))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE * max(1.0, float(b.abs().max()))))
+
+
+def _epsilons(module: nn.Module) -> Iterator[float]:
+    """Small numbers that the module or its parts hold."""
+    found = [value for part in module.modules() for value in vars(part).values()
+             if isinstance(value, float) and 0 <= value < 0.1]
+    return iter(dict.fromkeys([*found, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))

@@ -1,0 +1,76 @@
+"""A folder with a plan, opened: the engine at work in it, ready to compute."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Reject
+from ...kernels.native import KernelError
+from .model import NativeModel
+from .stored import native_damaged, read, tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEQUENCES = 16           # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
+_AGAIN = "copy the artifact again, or compile again"
+
+
+def open_native(folder: Path, *, threads: int | None = None, sequences: int = SEQUENCES,
+                mapped: bool = False) -> NativeModel:
+    """The model of a folder that the target `native` wrote.
+
+    threads     that compute; as many as torch has by default
+    sequences   that can be open at once
+    mapped      leave weights on disk, mapped: opens at once and shares memory, computes more slowly, and believes
+                the files; else every packed weight is read whole and checked, at a gigabyte per second and more
+    """
+    import torch
+
+    from ...kernels.engine import Engine
+
+    threads = threads or torch.get_num_threads()
+    stored = read(folder)
+    weights = tensors(folder, stored, mapped=mapped)
+    try:
+        if not mapped:
+            check(weights, threads)
+        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False)
+    except KernelError as error:
+        raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
+    model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, _generation(folder))
+    model.name_or_path = model.config._name_or_path = str(folder)
+    return model.eval()
+
+
+def check(weights: "dict[str, Tensor]", threads: int) -> None:
+    """Read packed weights whole: a mask that does not fit its values would send a kernel out of bounds.
+
+    Raises KernelError with the weight's name.
+    """
+    import torch
+
+    from ...kernels import packed as packing
+
+    def one(item: "tuple[str, Tensor]") -> None:
+        name, tensor = item
+        try:
+            packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
+        except KernelError as error:
+            raise KernelError(f"`{name}`: {error}") from error
+
+    packed = [item for item in weights.items() if item[1].dtype == torch.uint8]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, packed))
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise Reject(native_damaged(f"{file} is not JSON", help=_AGAIN)) from error
+    return found if isinstance(found, dict) else {}

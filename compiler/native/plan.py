@@ -1,0 +1,145 @@
+"""A plan in the making: registers, steps that write them, weights that they read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout, runs
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A weight of the file.
+
+    kind    "packed" (a linear layer as its kernel reads it), "f32" or "bf16" (rows or vectors)
+    shape   of the numbers; of a packed one [outputs, inputs]
+    make    the tensor; called when the file is written, so that one copy exists at a time
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+@dataclass
+class Plan:
+    """Steps over registers, each written once; `to_json` is what the engine reads."""
+
+    layout: Layout
+    vocabulary: int
+    context: int
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    slots: list[dict[str, int]] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    logits: int = -1
+    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)     # register -> (original, kept columns)
+    _known: dict[Any, int] = field(default_factory=dict)
+
+    def step(self, op: str, width: int, **fields: Any) -> int:
+        """Append a step; return the register that it writes. Equal steps are one."""
+        key = (op, width, repr(sorted(fields.items())))
+        if op != "attention" and key in self._known:
+            return self._known[key]
+        register = self._known[key] = self.layout.register(width)
+        self.steps.append({"op": op, "to": register, **fields})
+        return register
+
+    def vector(self, name: str, values: Tensor) -> str:
+        """A float32 entry; one of the same values is used again."""
+        values = values.detach().float().contiguous().cpu()
+        return self.entry(name, Entry("f32", tuple(values.shape), lambda: values),
+                          (tuple(values.shape), values.numpy().tobytes()))
+
+    def entry(self, name: str, entry: Entry, key: Any) -> str:
+        """The name under which an entry is kept; entries with one key are one."""
+        known: dict[Any, str] = self._known        # names and registers share one memory
+        if key not in known:
+            assert name not in self.entries, f"two weights are called {name}"
+            self.entries[name] = entry
+            known[key] = name
+        return known[key]
+
+    def tied(self, table: str) -> str:
+        """The linear layer's entry that has the numbers of a table, or the table's own."""
+        kinds: dict[str, Any] = {name: key for key, name in self._known.items() if isinstance(name, str)}
+        return self._known.get(("linear", *kinds[table][1:]), table)
+
+    def slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
+        self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim})
+        return len(self.slots) - 1
+
+    def gather(self, columns: Tensor) -> int:
+        """A register that holds these columns, in this order; the one that they lie in where they are all of it."""
+        register, _ = self.layout.owner(int(columns[0]))
+        if torch.equal(columns, self.layout.columns(register)):
+            return register
+        columns = self._from_copies(columns)
+        register, _ = self.layout.owner(int(columns[0]))
+        if torch.equal(columns, self.layout.columns(register)):
+            return register
+        parts = [self._columns(run) for run in runs(self.layout, columns)]
+        if len(parts) == 1:
+            return parts[0]
+        return self.step("join", len(columns), **{"from": parts})
+
+    def _columns(self, run: Any) -> int:
+        width = run.block * run.count
+        if run.count == 1 and width == self.layout.widths[run.register]:
+            return run.register
+        return self.step("columns", width, x=run.register, start=run.start, block=run.block, stride=run.stride,
+                         count=run.count)
+
+    def _from_copies(self, columns: Tensor) -> Tensor:
+        """Columns read from a register that has copies of them beside what else is asked for."""
+        owners = [self.layout.owner(element) for element in columns.tolist()]
+        asked = {register for register, _ in owners}
+        for register in asked & self.copies.keys():
+            original, kept = self.copies[register]
+            if original in asked:
+                here = self.layout.columns(register)
+                moved = [int(here[column]) if owner == original and bool(kept[column]) else element
+                         for (owner, column), element in zip(owners, columns.tolist(), strict=True)]
+                return torch.tensor(moved)
+        return columns
+
+    def to_json(self) -> dict[str, Any]:
+        """Steps that lead to the logits or write a cache; registers are numbered anew."""
+        needed = self._needed()
+        number = {step["to"]: i for i, step in enumerate(needed)}
+        steps = [{key: _renumbered(key, value, number) for key, value in step.items()} for step in needed]
+        return {"version": VERSION, "vocabulary": self.vocabulary, "context": self.context,
+                "registers": [self.layout.widths[step["to"]] for step in needed], "slots": self.slots,
+                "steps": steps, "logits": number[self.logits]}
+
+    def used(self) -> dict[str, Entry]:
+        """The entries that those steps read."""
+        names = {step[key] for step in self._needed() for key in WEIGHTS if step.get(key) is not None}
+        return {name: entry for name, entry in self.entries.items() if name in names}
+
+    def _needed(self) -> list[dict[str, Any]]:
+        wanted, kept = {self.logits}, []
+        for step in reversed(self.steps):
+            if step["to"] in wanted or step["op"] == "attention":
+                kept.append(step)
+                wanted |= set(inputs(step))
+        return kept[::-1]
+
+
+REGISTERS = ("to", "x", "y", "q", "k", "v")
+WEIGHTS = ("table", "weight", "bias", "inverse_frequencies", "sinks", "vector")
+
+
+def inputs(step: dict[str, Any]) -> list[int]:
+    """The registers that a step reads."""
+    return [step[key] for key in REGISTERS[1:] if key in step] + list(step.get("from", ()))
+
+
+def _renumbered(key: str, value: Any, number: dict[int, int]) -> Any:
+    if key == "from":
+        return [number[register] for register in value]
+    return number[value] if key in REGISTERS else value

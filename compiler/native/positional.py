@@ -1,0 +1,62 @@
+"""Values that depend on positions and lengths alone, computed from the graph at any length."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .values import CACHE, Rows
+
+PLACEHOLDERS = {
+    "position_ids": lambda n: torch.arange(n)[None],
+    "attention_mask": lambda n: torch.ones((1, n), dtype=torch.int64),
+}
+
+
+class Positions:
+    """Runs parts of a graph for a batch of one row with positions 0, 1, ..., n - 1."""
+
+    def __init__(self, model: nn.Module, values: dict[fx.Node, Any]):
+        self.model = model
+        self._values = values                  # what the plan knows of nodes: tokens' numbers are not needed here
+        self._memory: dict[int, dict[fx.Node, Any]] = {}
+
+    @torch.no_grad()
+    def at(self, node: fx.Node, length: int) -> Any:
+        """What a node gives; of rows of tokens, only that there are so many."""
+        known = self._memory.setdefault(length, {})
+        if node not in known:
+            known[node] = self._run(node, length)
+        return known[node]
+
+    def forget(self) -> None:
+        self._memory.clear()
+
+    def _run(self, node: fx.Node, length: int) -> Any:
+        value = self._values.get(node)
+        if isinstance(value, Rows):
+            return self._stand_in(node, length)
+        if value is CACHE:
+            return None
+        if node.op == "placeholder":
+            return PLACEHOLDERS[node.target](length) if node.target in PLACEHOLDERS else None
+        if node.op == "get_attr":
+            return value
+        args, kwargs = (fx.map_arg(part, lambda n: self.at(n, length)) for part in (node.args, node.kwargs))
+        return call(node, self.model, args, kwargs)
+
+    def _stand_in(self, node: fx.Node, length: int) -> Tensor:
+        dtype = getattr(torch, str(node.meta.get("dtype")), torch.float32)
+        if dtype == torch.int64:
+            return torch.zeros((1, length), dtype=dtype)
+        return torch.zeros((1, length, 1), dtype=dtype)
+
+
+def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Run a node with these arguments."""
+    if node.op == "call_module":
+        return model.get_submodule(node.target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    assert node.op == "call_function", f"a {node.op} is not called"
+    return node.target(*args, **kwargs)

@@ -1,0 +1,360 @@
+"""From a program's flat graph to a plan: every node is matched by what it computes, or refused by name.
+
+The graph is walked once, with shapes of its sample batch. Values are `Rows` (numbers of tokens), `Positional`
+(computed from positions alone) or plain Python and torch values, which are just computed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..program import Program
+from . import activations, calls, linears, norms
+from .attending import Attending
+from .layout import Lane, Layout, Scattered
+from .plan import Entry, Plan
+from .positional import Positions, call
+from .refusal import refused, refused_whole
+from .values import CACHE, Cached, Ids, Mask, Pending, Positional, Rows
+
+_TABLE_PROBE = 8         # ids whose rows an embedding is compared by
+
+
+class Reader:
+    """One walk over one graph. `plan` is complete when `read` has returned."""
+
+    def __init__(self, program: Program, weights: str):
+        self.model, self.graph, self.weights = program.model, program.flat.graph, weights
+        config = program.model.config.get_text_config()
+        ids = program.inputs["input_ids"]
+        layout = Layout(ids.numel())
+        context = getattr(config, "max_position_embeddings", None)
+        if type(context) is not int:
+            raise refused_whole(self.model, "its config states no longest context (`max_position_embeddings`)")
+        self.ids = Ids(layout)
+        self.shape = ids.shape
+        self.plan = Plan(layout, config.vocab_size, context)
+        self.values: dict[fx.Node, Any] = {}
+        self.positions = Positions(self.model, self.values)
+        self.attending = Attending(self)
+        self.current = next(iter(self.graph.nodes))          # the node that is being read
+
+    def read(self) -> Plan:
+        for node in self.graph.nodes:
+            self.current = node
+            if node.op == "output":
+                self.plan.logits = self._logits(node)
+            else:
+                try:
+                    self.values[node] = self._value(node)
+                except Scattered:
+                    why = "it mixes numbers of different tokens, or picks others for each"
+                    raise self.refuse(node, why) from None
+        self.positions.forget()
+        self._share_tables()
+        return self.plan
+
+    def _share_tables(self) -> None:
+        """Embeddings whose table is a linear layer's weight too read rows of that, where it is packed as bfloat16."""
+        for step in self.plan.steps:
+            if step["op"] == "embedding" and self.weights == "bf16":
+                step["table"] = self.plan.tied(step["table"])
+
+    def refuse(self, node: fx.Node, why: str) -> Exception:
+        return refused(node, self.model, why)
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    def _logits(self, node: fx.Node) -> int:
+        value = node.args[0] if isinstance(node.args[0], fx.Node) else None
+        rows = self.values.get(value) if value is not None else None
+        if not isinstance(rows, Rows) or rows.index.shape[-1] != self.plan.vocabulary:
+            raise refused_whole(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
+        return self.register(rows)[0]
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            return _attribute(self.model, node.target)
+        args, kwargs = (fx.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
+        flat = _leaves((args, kwargs))
+        role = node.meta.get("role")
+        if role in ("mask", "rotary_embedding"):
+            return Mask(node) if role == "mask" else Positional(node)
+        if role == "cache_length":
+            return Positional(node)
+        if any(isinstance(x, (Rows, Cached)) for x in flat):
+            return self._tokens(node, role, args, kwargs)
+        if any(isinstance(x, Positional) for x in flat):
+            return self._asked(node, args) if calls.name_of(node) in calls.ASKS else Positional(node)
+        if any(x is CACHE for x in flat):
+            raise self.refuse(node, "it reads the cache otherwise than by keys and values")
+        with torch.no_grad():
+            return call(node, self.model, args, kwargs)
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        if node.target == "input_ids":
+            return Rows(self.plan.layout.rows(self.ids.register).view(self.shape))
+        if node.target == "cache":
+            return CACHE
+        return Positional(node) if node.target in ("position_ids", "attention_mask") else None
+
+    def _asked(self, node: fx.Node, args: Any) -> Any:
+        """A size of something that depends on positions alone: that of the sample batch."""
+        shape = node.args[0].meta.get("shape")
+        if not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+            return Positional(node)
+        return call(node, self.model, (torch.empty(shape, device="meta"), *args[1:]), {})
+
+    # -- numbers of tokens -----------------------------------------------------------------------------------
+
+    def _tokens(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        if role == "cache_update":
+            return self.attending.cached(node, *args)
+        if role == "rotary":
+            return self.attending.rotated(node, args, kwargs)
+        if role == "attention":
+            return self.attending.attention(node, args, kwargs)
+        if role in ("dropout", "identity", "slice_logits"):
+            return args[0]
+        if node.op == "call_module":
+            return self._module(node, role, args, kwargs)
+        return self._function(node, args, kwargs)
+
+    def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        module, given = self.model.get_submodule(node.target), args[0] if args else None
+        if role == "embedding":
+            return self._embedding(node, module, args)
+        if not isinstance(given, Rows) or len(args) > 1 or kwargs:
+            raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
+        if role == "linear":
+            found = linears.of(module)
+            if found is not None:
+                return self.linear(node, given, node.target, found)
+        if role == "norm":
+            return self._norm(node, module, given)
+        if role == "activation":
+            return Rows(given.index, Pending(module, (given.pending,)))
+        raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
+
+    def _function(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        name, first = calls.name_of(node), args[0]
+        if name in calls.ASKS and isinstance(first, Rows):
+            return call(node, self.model, (first.index, *args[1:]), kwargs)
+        if name in calls.SAME and isinstance(first, Rows):
+            return first
+        if isinstance(first, (tuple, list)) and name == "getitem":
+            return first[args[1]]
+        if name in calls.JOINS:
+            return self._joined(node, args, kwargs)
+        if name in calls.MOVES and isinstance(first, Rows):
+            return _wrapped(calls.moved(node, (first.index, *map(_index, args[1:])), kwargs), first.pending)
+        if name in calls.UNARY and isinstance(first, Rows):
+            function = calls.UNARY[name]
+            return Rows(first.index, Pending(lambda x: function(x, **kwargs), (first.pending,)))
+        if name in calls.BINARY:
+            return self._binary(node, name, *args)
+        if name == "linear":
+            return self._functional_linear(node, *args, **kwargs)
+        raise self.refuse(node, f"`{name}` of numbers that differ from token to token is not among the engine's steps")
+
+    def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
+        if not all(isinstance(part, Rows) for part in args[0]):
+            raise self.refuse(node, "it joins numbers of tokens with others")
+        parts = [self.settled(part).index for part in args[0]]
+        return Rows(calls.moved(node, (parts, *args[1:]), kwargs))
+
+    def _binary(self, node: fx.Node, name: str, a: Any, b: Any) -> Any:
+        function = calls.BINARY[name]
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Rows) and (isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)):
+                operands = (x.pending, float(y)) if x is a else (float(y), x.pending)
+                return Rows(x.index, Pending(function, operands))
+        if isinstance(a, Rows) and isinstance(b, Rows):
+            if a.index.shape == b.index.shape and torch.equal(a.index, b.index):
+                return Rows(a.index, Pending(function, (a.pending, b.pending)))
+            return self._of_two(node, name, a, b)
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Rows) and isinstance(y, Tensor):
+                return self._by_vector(node, name, x, y, swapped=x is b)
+            if isinstance(x, Rows) and isinstance(y, Positional) and name == "add":
+                return self._of_two(node, name, x, self._table(node, y))
+        raise self.refuse(node, f"`{name}` of these operands is not among the engine's steps")
+
+    def _of_two(self, node: fx.Node, name: str, a: Rows, b: Rows) -> Rows:
+        if name in ("sub", "isub"):
+            b = Rows(b.index, Pending(calls.BINARY["mul"], (b.pending, -1.0)))
+        op = {"add": "add", "iadd": "add", "sub": "add", "isub": "add", "mul": "mul", "imul": "mul",
+              "multiply": "mul"}.get(name)
+        if op is None:
+            raise self.refuse(node, f"`{name}` of two values is not among the engine's steps")
+        ai, bi = torch.broadcast_tensors(self.settled(a).index, self.settled(b).index)
+        (x, lane), (y, other) = self.register(Rows(ai)), self.register(Rows(bi))
+        if not torch.equal(lane.order, other.order):
+            raise Scattered
+        return self.written(op, ai.shape, lane, x=x, y=y)
+
+    def _by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool) -> Rows:
+        op = {"add": "add_vector", "iadd": "add_vector", "mul": "mul_vector", "imul": "mul_vector",
+              "multiply": "mul_vector", "sub": "add_vector", "truediv": "mul_vector", "div": "mul_vector"}.get(name)
+        if op is None or (swapped and name in ("sub", "truediv", "div")):
+            raise self.refuse(node, f"`{name}` with a constant tensor is not among the engine's steps")
+        y = -y.float() if name == "sub" else 1 / y.float() if name in ("truediv", "div") else y.float()
+        index, values = torch.broadcast_tensors(self.settled(x).index, y.detach())
+        register, lane = self.register(Rows(index))
+        rows = values.reshape(-1)[lane.order].view(self.plan.layout.tokens, -1)
+        if not torch.equal(rows, rows[:1].expand_as(rows)):
+            raise Scattered
+        vector = self.plan.vector(node.name, rows[0])
+        return self.written(op, index.shape, lane, x=register, vector=vector)
+
+    # -- layers ----------------------------------------------------------------------------------------------
+
+    def _embedding(self, node: fx.Node, module: nn.Module, args: Any) -> Rows:
+        given = args[0] if args else None
+        table = getattr(module, "weight", None)
+        if not (isinstance(given, Rows) and self.ids.are(given.index) and isinstance(table, Tensor)
+                and given.index.shape == self.shape):
+            raise self.refuse(node, "an embedding of something else than token ids is not among the engine's steps")
+        ids = torch.arange(min(_TABLE_PROBE, len(table)))
+        with torch.no_grad():
+            found, own = module(ids).float(), table[ids].float()
+        scale = float((found * own).sum() / own.square().sum()) if own.any() else 1.0
+        if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
+            raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
+        scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
+        kind, dtype = ("bf16", torch.bfloat16) if table.dtype == torch.bfloat16 else ("f32", torch.float32)
+        entry = Entry(kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous())
+        name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
+        register = self.plan.step("embedding", table.shape[1], table=name)
+        rows = Rows(self.plan.layout.rows(register).view(*self.shape, -1))
+        return rows if scale == 1.0 else Rows(rows.index, Pending(calls.BINARY["mul"], (None, scale)))
+
+    def _table(self, node: fx.Node, value: Positional) -> Rows:
+        """Rows that depend on the position alone."""
+        context = self.plan.context
+        table = self.positions.at(value.node, context)
+        if table.dim() != 3 or table.shape[:2] != (1, context):
+            raise self.refuse(node, "it adds something that is not one row for every position")
+        name = self.plan.entry(f"{value.node.name}.rows", Entry("f32", tuple(table.shape[1:]),
+                                                                lambda: table[0].float().contiguous()),
+                               ("positions", value.node.name))
+        register = self.plan.step("positions", table.shape[-1], table=name)
+        return Rows(self.plan.layout.rows(register).view(*self.shape, -1))
+
+    def _norm(self, node: fx.Node, module: nn.Module, given: Rows) -> Rows:
+        given = self.settled(given)
+        found = norms.recognise(module, given.index.shape)
+        if found is None:
+            raise self.refuse(node, f"a {type(module).__name__} is no norm that the engine has")
+        register, lane = self.register(given)
+        width, group = self.plan.layout.widths[register], given.index.shape[-1]
+        _, token = self.plan.layout.locate(given.index.reshape(-1, group))
+        if not torch.equal(token, token[:, :1].expand_as(token)):
+            raise Scattered
+        fields: dict[str, Any] = {"weight": None, "bias": None}
+        for key, values, idle in (("weight", found.gain, 1.0), ("bias", found.shift, 0.0)):
+            vector = values.reshape(-1)[lane.order].view(self.plan.layout.tokens, -1)[0]
+            if not torch.allclose(vector, torch.full_like(vector, idle), rtol=0, atol=1e-6):
+                short = vector[:group]
+                if torch.allclose(vector.view(-1, group), short.expand(width // group, group), rtol=1e-6, atol=1e-7):
+                    vector = short
+                fields[key] = self.plan.vector(f"{node.target}.{key}", vector)
+        return self.written("norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps,
+                            group=group, **fields)
+
+    def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear) -> Rows:
+        outputs, width = found.shape
+        given = self.settled(given)
+        register, _ = self.register(given)
+        if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
+            raise self.refuse(node, "a linear layer over a part of what a token has is not among the engine's steps")
+        weight = self.plan.entry(f"{name}.weight", Entry("packed", found.shape, found.make(self.weights)), found.key)
+        bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
+        made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
+        _, token = self.plan.layout.locate(given.index[..., 0])
+        return Rows(self.plan.layout.rows(made)[token])
+
+    def _functional_linear(self, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Rows:
+        if not (isinstance(x, Rows) and isinstance(weight, Tensor) and weight.dim() == 2):
+            raise self.refuse(node, "`linear` with a computed weight is not among the engine's steps")
+        own = linears.Linear(tuple(weight.shape), bias, weight=weight.detach())
+        return self.linear(node, x, node.name, own)
+
+    # -- registers -------------------------------------------------------------------------------------------
+
+    def register(self, value: Rows) -> tuple[int, Lane]:
+        """The register that holds a value's rows in the order of the value, made if need be."""
+        lane = self.plan.layout.lane(self.settled(value).index)
+        return self.plan.gather(lane.columns), lane
+
+    def written(self, op: str, shape: torch.Size, lane: Lane, **fields: Any) -> Rows:
+        """A step whose result lies as its operands do."""
+        register = self.plan.step(op, len(lane.columns), **fields)
+        return Rows(self.plan.layout.spread(register, lane.order, shape))
+
+    def settled(self, value: Rows) -> Rows:
+        """The value without a pending function: steps compute it."""
+        if value.pending is None:
+            return value
+        return self._applied(Rows(value.index), value.pending)
+
+    def _applied(self, base: Rows, function: Pending) -> Rows:
+        found = activations.recognise(function)
+        if found is None:
+            return self._piecewise(base, function)
+        if not found.op:
+            return base
+        register, lane = self.register(base)
+        return self.written(found.op, base.index.shape, lane, x=register, **found.fields)
+
+    def _piecewise(self, base: Rows, function: Pending) -> Rows:
+        """A function that no step computes, operand by operand."""
+        node = self.current
+        op = {calls.BINARY[name]: name for name in ("add", "sub", "mul")}.get(function.call)
+        parts = [base if part is None else self._applied(base, part) if isinstance(part, Pending) else part
+                 for part in function.operands]
+        if len(parts) == 1 and function.operands[0] is not None:
+            return self._applied(parts[0], Pending(function.call, (None,)))
+        if len(parts) == 2 and op and all(isinstance(part, Rows) for part in parts):
+            return self._of_two(node, op, *parts)
+        if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
+            whole = next(part for part in parts if isinstance(part, Rows))
+            numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
+            return self._applied(whole, Pending(function.call, numbers))
+        raise self.refuse(node, "an elementwise function that is not among the engine's steps")
+
+
+def _attribute(model: nn.Module, path: str) -> Any:
+    """What a get_attr of the graph reads."""
+    found: Any = model
+    for part in filter(None, path.split(".")):
+        found = getattr(found, part)
+    return found
+
+
+def _numbers(module: nn.Module) -> list[float]:
+    """Numbers that a module holds as attributes, or in tensors of one element."""
+    plain = [value for value in vars(module).values() if type(value) in (int, float)]
+    single = [float(b) for b in module.buffers(recurse=False) if b.numel() == 1]
+    return [float(n) for n in (*single, *plain) if n]
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, (tuple, list)):
+        return [leaf for part in tree for leaf in _leaves(part)]
+    if isinstance(tree, dict):
+        return [leaf for part in tree.values() for leaf in _leaves(part)]
+    return [tree]
+
+
+def _index(value: Any) -> Any:
+    return value.index if isinstance(value, Rows) else value
+
+
+def _wrapped(found: Any, pending: Pending | None) -> Any:
+    if isinstance(found, (tuple, list)):
+        return tuple(_wrapped(part, pending) for part in found)
+    return Rows(found, pending)

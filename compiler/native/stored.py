@@ -1,0 +1,204 @@
+"""A plan and its weights on disk: `plan.json`, and `weights.bin`, which is read without parsing.
+
+`weights.bin` is 64 bytes of header, then the entries one after another where the plan's table says: packed linear
+layers as their kernels read them, vectors and tables as they are. Sizes and headers are checked whenever it is
+opened, contents by the manifest's hashes and by each packed layer's own checksum where that is asked for.
+"""
+
+import hashlib
+import json
+import struct
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Fault, Reject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .plan import Plan
+
+native_damaged = Fault(
+    "native-damaged",
+    "The files of a native artifact do not hold together: one was cut, changed or exchanged, or is of another version "
+    "or byte order.\n\n"
+    "The engine reads weights without looking at each, so sizes, headers and the plan are checked before it starts, "
+    "and the contents too where a command asks for it.", exit="environment")
+
+PLAN, WEIGHTS = "plan.json", "weights.bin"
+VERSION = 1
+ALIGN, PAGE = 64, 4096
+_MAGIC, _ORDER, _HEADER = b"effcwts\0", 0x01020304, struct.Struct("=8sIIq")
+_WIDTH = {"packed": 1, "f32": 4, "bf16": 2}
+_MOST = 1 << 48           # bytes of a file, numbers of a shape: larger ones are no sizes
+_AGAIN = "copy the artifact again, or compile again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What `plan.json` says.
+
+    plan      what the engine runs
+    entries   name -> {"at", "bytes", "kind", "shape", "sha256"}
+    facts     version, byte order, instruction set, and of the model: class, numbers in its weights, dtype
+    """
+
+    plan: Mapping[str, Any]
+    entries: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any]
+
+
+def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
+    """Weights one at a time, the plan last: without it nothing loads."""
+    entries, at = {}, ALIGN
+    with open(folder / WEIGHTS, "wb") as file:
+        for name, entry in plan.used().items():
+            raw = _bytes(entry.make())
+            at = -(-at // _align(len(raw))) * _align(len(raw))
+            file.seek(at)
+            file.write(raw)
+            entries[name] = {"at": at, "bytes": len(raw), "kind": entry.kind, "shape": list(entry.shape),
+                             "sha256": hashlib.sha256(raw).hexdigest()}
+            at += len(raw)
+        size = -(-at // PAGE) * PAGE
+        file.truncate(size)
+        file.seek(0)
+        file.write(_HEADER.pack(_MAGIC, _ORDER, VERSION, size))
+    body = {"facts": {"version": VERSION, "byte_order": sys.byteorder, **facts}, "plan": plan.to_json(),
+            "entries": entries}
+    text = json.dumps(body, indent=1, allow_nan=False)
+    (folder / PLAN).write_text(text + "\n", encoding="utf-8")
+
+
+def _align(count: int) -> int:
+    return PAGE if count >= PAGE else ALIGN
+
+
+def _bytes(tensor: "Tensor") -> bytes:
+    import torch
+
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+def read(folder: Path) -> Stored:
+    """The plan and the table, with the sizes of the weights' file checked against it."""
+    body = _json(folder / PLAN)
+    try:
+        stored = Stored(_mapping(body["plan"]), _mapping(body["entries"]), _mapping(body["facts"]))
+        version, order = stored.facts["version"], stored.facts["byte_order"]
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / PLAN, f"lacks a field or has one of another form: {error}") from error
+    if version != VERSION:
+        raise _damaged(folder / PLAN, f"was written in format {version!r}, and this effc reads {VERSION}",
+                       help="load it with the effc that wrote it, or compile again")
+    if order != sys.byteorder:
+        raise _damaged(folder / PLAN, f"was written on a machine of {order}-endian byte order, and this one is "
+                                      f"{sys.byteorder}-endian", help="compile on a machine of this kind")
+    size = _weights_size(folder / WEIGHTS)
+    for name, entry in stored.entries.items():
+        if why := _wrong_entry(entry, size):
+            raise _damaged(folder / PLAN, f"has an entry `{name}` {why}")
+    return stored
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} is no object")
+    return value
+
+
+def _json(file: Path) -> Any:
+    try:
+        body = json.loads(file.read_bytes())
+    except OSError as error:
+        raise _damaged(file, f"can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, "is not JSON") from error
+    if not isinstance(body, dict):
+        raise _damaged(file, "holds no object")
+    return body
+
+
+def _weights_size(file: Path) -> int:
+    """The size of the weights' file, as it is and as its header says."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            head = stream.read(_HEADER.size)
+    except OSError as error:
+        raise _damaged(file, f"can't be read: {error.strerror}") from error
+    if len(head) < _HEADER.size or head[:8] != _MAGIC:
+        raise _damaged(file, "does not begin as the weights of a native artifact do")
+    _, order, version, bytes = _HEADER.unpack(head)
+    if order != _ORDER:
+        raise _damaged(file, "was written on a machine of the other byte order")
+    if version != VERSION:
+        raise _damaged(file, f"was written in format {version}, and this effc reads {VERSION}")
+    if bytes != size:
+        raise _damaged(file, f"has {size} bytes, and its header says {bytes}")
+    return size
+
+
+def _wrong_entry(entry: Any, size: int) -> str:
+    """What is wrong with an entry of the table; "" where nothing is."""
+    if not isinstance(entry, dict) or not {"at", "bytes", "kind", "shape"} <= entry.keys():
+        return "of another form"
+    at, count, kind, shape = (entry[key] for key in ("at", "bytes", "kind", "shape"))
+    if kind not in _WIDTH:
+        return f"of the unknown kind {kind!r:.40}"
+    if not isinstance(shape, list) or not shape or not all(_is_size(n) for n in shape):
+        return f"with the shape {shape!r:.60}"
+    if not _is_size(count) or type(at) is not int or at < ALIGN or at % ALIGN or at + count > size:
+        return f"that leaves the {size} bytes of {WEIGHTS}"
+    numbers = 1
+    for n in shape:
+        numbers *= n
+    if numbers > _MOST or (kind != "packed" and numbers * _WIDTH[kind] != count):
+        return f"whose {count} bytes are not {shape} numbers of kind {kind}"
+    return ""
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < _MOST
+
+
+def _damaged(file: Path, what: str, help: str = _AGAIN) -> Reject:
+    return Reject(native_damaged(f"{file} {what}", help=help))
+
+
+def tensors(folder: Path, stored: Stored, *, mapped: bool = False) -> dict[str, "Tensor"]:
+    """The weights by name; `mapped` leaves them on disk, else they are read to where memory is fastest.
+
+    A file is mapped in small pages, which cost a quarter of the bandwidth; reading costs a copy at the start.
+    """
+    import torch
+
+    file, size = folder / WEIGHTS, (folder / WEIGHTS).stat().st_size
+    if mapped:
+        whole = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+    else:
+        from ...kernels.packed import room
+
+        whole = room(size)
+        with open(file, "rb", buffering=0) as stream:
+            _fill(stream, memoryview(whole.numpy()), file)
+    kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
+    found = {}
+    for name, entry in stored.entries.items():
+        part = whole[entry["at"] : entry["at"] + entry["bytes"]]
+        found[name] = part if entry["kind"] == "packed" else part.view(kinds[entry["kind"]]).view(entry["shape"])
+    return found
+
+
+def _fill(stream: Any, room: memoryview, file: Path) -> None:
+    at = 0
+    while at < len(room):
+        count = stream.readinto(room[at:])
+        if not count:
+            raise _damaged(file, f"ends after {at} of {len(room)} bytes")
+        at += count

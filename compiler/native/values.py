@@ -1,0 +1,73 @@
+"""What the values of a graph stand for while its plan is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbers of tokens.
+
+    index     element numbers in the shape of the value
+    pending   an elementwise function that is still to be applied, None where there is none
+    """
+
+    index: Tensor
+    pending: "Pending | None" = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An elementwise function of one number, as a tree: `call` of its operands, which are `Pending`, the number
+    itself (None), or constants."""
+
+    call: Callable[..., Any]
+    operands: "tuple[Pending | float | None, ...]"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.call(*(x if part is None else part(x) if isinstance(part, Pending) else part
+                           for part in self.operands))
+
+    def constants(self) -> list[float]:
+        found = [part for part in self.operands if isinstance(part, (int, float))]
+        return [*map(float, found), *(c for p in self.operands if isinstance(p, Pending) for c in p.constants())]
+
+
+@dataclass(frozen=True)
+class Positional:
+    """Numbers that depend on positions and lengths alone: computed from the graph where they are needed."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Mask(Positional):
+    """Which keys a query sees."""
+
+
+@dataclass(frozen=True)
+class Cached:
+    """All keys or values of a layer, these tokens' and those before them."""
+
+    slot: int
+    rows: Rows
+
+
+class Ids:
+    """Token ids lie in a register of their own, the first, one column wide."""
+
+    def __init__(self, layout: Layout):
+        self.register = layout.register(1)
+        self._layout = layout
+
+    def are(self, index: Tensor) -> bool:
+        register, _ = self._layout.locate(index.reshape(-1))
+        return bool((register == self.register).all())
+
+
+CACHE = object()       # the cache itself, of which only slots are ever read

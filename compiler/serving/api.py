@@ -1,0 +1,208 @@
+"""The HTTP interface: OpenAI's chat and text completions, and how the server is."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from secrets import randbits
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as Call
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from jinja2 import TemplateError
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+
+from .answers import DONE, Answer, ChatAnswer, Refused, error_body, event
+from .protocol import AskedChat, AskedCompletion, Unsupported
+from .request import Piece, Request
+from .scheduler import Full, Scheduler, Stopped
+
+_LAST = 0.5             # seconds that a stopping scheduler has for its call
+
+
+class Service:
+    """A model that answers under a name."""
+
+    def __init__(self, name: str, scheduler: Scheduler, tokenizer: Any, context: int, vocabulary: int):
+        self.name, self.scheduler, self.tokenizer = name, scheduler, tokenizer
+        self.context, self.vocabulary = context, vocabulary
+        self.created = int(time.time())
+
+    async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
+        """The answer to a request, whole or as a stream."""
+        if asked.model != self.name:
+            raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model",
+                          "model_not_found")
+        chats = isinstance(asked, AskedChat)
+        ids = await asyncio.to_thread(self._chat if chats else self._prompt, asked)  # type: ignore[arg-type]
+        request = self._request(asked, ids)
+        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        try:
+            job = self.scheduler.submit(request, lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece))
+        except Full as full:
+            raise Refused(429, f"{full}: as many requests wait as may", code="too_many_requests",
+                          headers={"Retry-After": str(full.seconds)}) from full
+        except Stopped as stopped:
+            raise Refused(503, "the server stops", code="stopping") from stopped
+        answer = (ChatAnswer if chats else Answer)(self.name, len(ids), self.tokenizer)
+        if asked.stream:
+            stream = self._stream(answer, asked, pieces)
+            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"},
+                                     background=BackgroundTask(self.scheduler.cancel, job))
+        return await self._whole(answer, asked, pieces, call, job)
+
+    async def _stream(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]") -> AsyncIterator[str]:
+        """Events as the pieces come. Where the reader leaves, the response ends and cancels the job."""
+        for chunk in answer.opening():
+            yield event(chunk)
+        while True:
+            piece = await pieces.get()
+            if piece.error:
+                yield event(error_body(piece.error, "server_error"))
+                return
+            answer.add(piece)
+            yield event(answer.chunk(piece, asked.alternatives is not None))
+            if piece.finish:
+                break
+        if asked.tells_usage:
+            yield event(answer.closing())
+        yield DONE
+
+    async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any) -> Any:
+        async def leave() -> None:
+            while (await call.receive())["type"] != "http.disconnect":
+                pass
+            self.scheduler.cancel(job)
+
+        left = asyncio.create_task(leave())
+        try:
+            while True:
+                piece = await pieces.get()
+                if piece.error:
+                    raise Refused(503 if piece.finish == "cancelled" else 500, piece.error, code=piece.finish)
+                answer.add(piece)
+                if piece.finish:
+                    return JSONResponse(answer.whole(asked.alternatives is not None))
+        finally:
+            left.cancel()
+            self.scheduler.cancel(job)
+
+    # -- prompts ---------------------------------------------------------------------------------------------
+
+    def _chat(self, asked: AskedChat) -> list[int]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion of a text, "
+                          "at /v1/completions", "messages", "no_chat_template")
+        messages = [message.plain() for message in asked.messages]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise Refused(400, f"the model's chat template refuses these messages: {error}", "messages") from error
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _prompt(self, asked: AskedCompletion) -> list[int]:
+        if not isinstance(asked.prompt, list):
+            ids = self.tokenizer(asked.prompt)["input_ids"]
+            start = self.tokenizer.bos_token_id
+            ids = ids or ([start] if start is not None else [])
+        else:
+            ids = asked.prompt
+        if not ids:
+            raise Refused(400, "the prompt has no token", "prompt")
+        if min(ids) < 0 or max(ids) >= self.vocabulary:
+            raise Refused(400, f"the prompt has tokens that are not among the {self.vocabulary} of the model", "prompt")
+        return ids
+
+    def _request(self, asked: AskedChat | AskedCompletion, ids: list[int]) -> Request:
+        room = self.context - len(ids)
+        most = max(1, room) if asked.most is None else asked.most
+        if most > room:
+            raise Refused(400, f"the model's context is {self.context} tokens, and {len(ids)} of the prompt and {most} "
+                          "of the answer are more", "messages" if isinstance(asked, AskedChat) else "prompt",
+                          "context_length_exceeded")
+        chosen = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k,
+                  "repetition_penalty": asked.repetition_penalty}
+        return Request(tuple(ids), most, stops=asked.stops, alternatives=asked.alternatives,
+                       seed=randbits(64) if asked.seed is None else asked.seed,
+                       **{name: value for name, value in chosen.items() if value is not None})
+
+    def model(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "effc",
+                "max_model_len": self.context}
+
+
+def application(service: Service) -> FastAPI:
+    """Routes and errors; it starts and stops the scheduler."""
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        service.scheduler.start()
+        yield
+        service.scheduler.stop()
+        await asyncio.to_thread(service.scheduler.join, _LAST)
+
+    app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(Unsupported, _unsupported)
+    app.add_exception_handler(RequestValidationError, _unfit)
+    app.add_exception_handler(HTTPException, _unrouted)
+
+    @app.post("/v1/chat/completions")
+    async def chat(asked: AskedChat, call: Call) -> Any:
+        return await service.answer(asked, call)
+
+    @app.post("/v1/completions")
+    async def complete(asked: AskedCompletion, call: Call) -> Any:
+        return await service.answer(asked, call)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [service.model()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        if name != service.name:
+            raise Refused(404, f"the model `{name:.80}` does not exist, `{service.name}` does", "model",
+                          "model_not_found")
+        return service.model()
+
+    @app.get("/health")
+    async def health() -> Any:
+        well = service.scheduler.alive
+        return JSONResponse({"status": "ok" if well else "stopped"}, 200 if well else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return PlainTextResponse(service.scheduler.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+async def _refused(call: Call, error: Any) -> JSONResponse:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _unsupported(call: Call, error: Any) -> JSONResponse:
+    return JSONResponse(error_body(str(error), "invalid_request_error", error.name, "unsupported_parameter"), 400)
+
+
+async def _unfit(call: Call, error: Any) -> JSONResponse:
+    """The first thing that is wrong with a body, in OpenAI's form."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"] if part != "body")
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        path, what = "", f"the body is not JSON: {first.get('ctx', {}).get('error', what)}"
+    elif first["type"] == "extra_forbidden":
+        what = f"`{path}` is not known here"
+    elif path:
+        what = f"`{path}`: {what[:1].lower()}{what[1:]}"
+    return JSONResponse(error_body(what, "invalid_request_error", path or None), 400)
+
+
+async def _unrouted(call: Call, error: Any) -> JSONResponse:
+    what = f"there is no {call.method} {call.url.path} here" if error.status_code in (404, 405) else str(error.detail)
+    return JSONResponse(error_body(what, "invalid_request_error"), error.status_code, error.headers)

@@ -1,0 +1,128 @@
+"""What OpenAI's clients send, checked field by field; what is not done here is refused, never ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+Stop1 = Annotated[str, Field(min_length=1)]
+# Neutral: it asks for what is done anyway.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
+    "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
+    "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",), "audio": (), "prediction": (),
+    "modalities": (["text"],), "parallel_tool_calls": (True, False), "web_search_options": (),
+}
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    include_usage: bool | None = None
+
+
+class Asked(BaseModel):
+    """What chat and completions share. `user` and its like say who asks; nothing is done with them."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    seed: int | None = Field(None, ge=-2**63, lt=2**64)
+    stop: Stop1 | Stop | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def asks_for_what_there_is(cls, given: Any) -> Any:
+        """Drop settings that are given as what they are here; refuse other values of them."""
+        if not isinstance(given, dict):
+            return given
+        for name in _NEUTRAL.keys() & given.keys():
+            value = given[name]
+            if value is not None and value not in _NEUTRAL[name]:
+                raise Unsupported(name, value)
+        return {name: value for name, value in given.items() if name not in _NEUTRAL}
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def tells_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class Unsupported(Exception):
+    """A setting that is known and not done here."""
+
+    def __init__(self, name: str, value: Any):
+        self.name = name
+        legal = " or ".join(repr(v) for v in _NEUTRAL[name])
+        only = f"only {legal} is" if legal else "it is not"
+        super().__init__(f"`{name}` is {value!s:.60}, and {only} supported here")
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class AskedChat(Asked):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def most(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
+
+class AskedCompletion(Asked):
+    prompt: str | list[int] | list[str]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("prompt")
+    @classmethod
+    def is_one(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
+            if len(prompt) > 1:
+                raise ValueError(f"{len(prompt)} prompts are given, and one is answered at a time")
+            return prompt[0]
+        return prompt
+
+    @property
+    def most(self) -> int:
+        return self.max_tokens or 16           # OpenAI's default
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs

@@ -1,0 +1,99 @@
+"""What serves: a model that keeps several sequences at once, and is given tokens of all of them in one call."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...dsl.diagnostics import Fault, Reject
+
+unserved_model = Fault(
+    "unserved-model", "A model was asked to be served that can't answer.\n\n"
+    "Causal language models that generate text with a cache are served: artifacts of the targets `native` and `hf`, "
+    "and model folders.", exit="usage")
+
+MOST_SEQUENCES = 16
+_PIECE = 128              # tokens of one forward: a prompt is cut at multiples of it, whatever else is computed
+
+
+class Runner(Protocol):
+    """Flat batches of tokens, each of one sequence, which it extends; the native engine is one."""
+
+    sequences: int
+    context: int
+    vocabulary: int
+
+    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
+        """Logits [wanted, vocabulary] float32 of the tokens at these positions of `ids`."""
+
+    def forget(self, sequence: int, length: int = 0) -> None: ...
+
+    def length(self, sequence: int) -> int: ...
+
+    def cancel(self) -> None:
+        """From any thread: a running call may end with an exception, and its sequences are then forgotten."""
+
+
+class CachedModel:
+    """A model of transformers as a runner: one forward per sequence, each with its cache.
+
+    Sequences never share a forward, so that the others are not stalled by more than a piece of a prompt, and answers
+    do not depend on what else runs.
+    """
+
+    def __init__(self, model: Any, sequences: int = MOST_SEQUENCES):
+        config = model.config.get_text_config(decoder=True)
+        self._model = model
+        self._caches: dict[int, Any] = {}
+        self._lengths = [0] * sequences
+        self.sequences = sequences
+        self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
+        self.vocabulary = config.vocab_size
+
+    @torch.inference_mode()
+    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
+        found, asked, start = [], set(wanted), 0
+        while start < len(ids):
+            end = start + 1
+            room = _PIECE - self._lengths[sequences[start]] % _PIECE
+            while end < len(ids) and sequences[end] == sequences[start] and end - start < room:
+                end += 1
+            logits = self._forward(sequences[start], ids[start:end])
+            found += [logits[i - start].float().cpu() for i in range(start, end) if i in asked]
+            start = end
+        return torch.stack(found) if found else torch.empty(0, self.vocabulary)
+
+    def _forward(self, sequence: int, ids: Sequence[int]) -> Tensor:
+        from transformers.cache_utils import DynamicCache
+
+        if sequence not in self._caches:
+            self._caches[sequence] = DynamicCache(config=self._model.config)
+        row = torch.tensor([list(ids)], device=self._model.device)
+        made = self._model(input_ids=row, cache=self._caches[sequence], use_cache=True)
+        self._lengths[sequence] += len(ids)
+        return made.logits[0]
+
+    def forget(self, sequence: int, length: int = 0) -> None:
+        assert length == 0, "a sequence is forgotten whole"
+        self._caches.pop(sequence, None)
+        self._lengths[sequence] = 0
+
+    def length(self, sequence: int) -> int:
+        return self._lengths[sequence]
+
+    def cancel(self) -> None:
+        """A forward goes on to its end: torch has no way to break it off."""
+
+
+def runner_of(model: Any, label: str) -> Runner:
+    """The native engine of an artifact that has one, else the model itself; Reject where it generates no text."""
+    from ..native.model import NativeModel
+
+    if isinstance(model, NativeModel):
+        return model.engine
+    can_generate = getattr(model, "can_generate", None)
+    if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
+        raise Reject(unserved_model(f"{label} is no causal language model: {type(model).__name__} answers no prompt",
+                                    help="serve an artifact of the targets `native` or `hf`"))
+    return CachedModel(model)

@@ -1,0 +1,89 @@
+"""A filter per channel along the sequence, each position summed with those before it."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .kernel import OPS, Kernel
+from .sequences import FLOATS, at, fit, inside, live, one_type, plain, rows, run
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, bounds, silu = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.rest = bounds, silu
+
+
+class CausalConv(Kernel):
+    """x [b, c, t], weight [c, k], bias [c] or None -> y as x, each position a sum over itself and k - 1 before it.
+
+    before   [b, c, k - 1]: what came before the first live position; zeros where None
+    bounds   [b, 2] int64: first live position and the one behind the last; outside them y is 0
+    silu     whether the sum goes through silu
+    x may lie in any order; y lies as [b, t, c], in which projections read it.
+    """
+
+    name = "causal_conv"
+    schema = "(Tensor x, Tensor weight, Tensor? bias, Tensor? before, Tensor? bounds, bool silu) -> Tensor"
+
+    @staticmethod
+    def fake(x, weight, bias, before, bounds, silu):
+        return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT
+
+    @staticmethod
+    def reference(x, weight, bias, before, bounds, silu):
+        b, c, t = x.shape
+        k, wide = weight.shape[1], x.dtype if x.dtype is torch.float64 else torch.float32
+        mask = inside(bounds, b, t).to(x.device)
+        seen = functional.pad((x * mask[:, None]).to(wide), (k - 1, 0))
+        if before is not None and k > 1:
+            first = torch.zeros(b, dtype=torch.int64) if bounds is None else bounds[:, 0]
+            places = (first[:, None] + torch.arange(k - 1))[:, None].expand(-1, c, -1)
+            seen = seen.scatter_add(2, places, before.to(wide))
+        y = functional.conv1d(seen, weight.to(wide)[:, None], None if bias is None else bias.to(wide), groups=c)
+        return ((functional.silu(y) if silu else y) * mask[:, None]).to(x.dtype)
+
+    @staticmethod
+    def native(x, weight, bias, before, bounds, silu):
+        b, c, t = x.shape
+        k = weight.shape[-1]
+        fit("a weight", weight, c, k)
+        fit("a bias", bias, c)
+        fit("what came before", before, b, c, k - 1)
+        bounds = live(bounds, b, t)
+        (own,) = one_type(x)
+        own = rows(own.mT)                                            # [b, t, c]
+        y = torch.empty(b, t, c, dtype=own.dtype)
+        filters, bias = plain(weight.mT), plain(bias)                 # [k, c]
+        before = None if before is None or k == 1 else before.mT.to(own.dtype).contiguous()
+        run("causal_conv", own.data_ptr(), own.stride(0), own.stride(1), filters.data_ptr(), at(bias), at(before),
+            y.data_ptr(), at(bounds), b, t, c, k, own.dtype is torch.float32, silu, torch.get_num_threads())
+        return y.mT if y.dtype is x.dtype else y.mT.to(x.dtype)
+
+    @classmethod
+    def register_backward(cls) -> None:
+        torch.library.register_autograd(f"effc::{cls.name}", cls._backward, setup_context=_keep, lib=OPS)
+
+    @classmethod
+    def _backward(cls, ctx, grad):
+        tensors, (bounds, silu) = ctx.saved_tensors, ctx.rest
+        with torch.enable_grad():
+            given = [None if x is None else x.detach().requires_grad_() for x in tensors]
+            y = cls.reference(*given, bounds, silu)
+            wanted = [x for x, need in zip(given, ctx.needs_input_grad, strict=False) if x is not None and need]
+            found = iter(torch.autograd.grad(y, wanted, grad))
+        return *(next(found) if x is not None and need else None
+                 for x, need in zip(given, ctx.needs_input_grad, strict=False)), None, None
+
+    @staticmethod
+    def accepts(weight: Tensor, activation: str | None = None) -> str:
+        if weight.dim() != 2:
+            return f"its filters are {weight.dim() - 1}-dimensional"
+        if weight.dtype not in FLOATS:
+            return f"its filters are {weight.dtype}"
+        return "" if activation in (None, "silu", "swish") else f"its activation is {activation}"
+
+    @staticmethod
+    def cases() -> list[tuple[int, int, int, int]]:
+        """Sequences, channels, positions, width of the filter."""
+        return [(1, 1, 1, 1), (2, 16, 5, 4), (1, 17, 33, 4), (3, 40, 70, 3), (2, 130, 2, 5), (1, 64, 1, 4)]

@@ -1,0 +1,43 @@
+"""The causal convolution for one more position, its state moved on in place."""
+
+import torch
+
+from .causal_conv import CausalConv
+from .kernel import Kernel
+from .sequences import at, fit, plain, rows, run
+
+
+class CausalConvStep(Kernel):
+    """x [b, c], state [b, c, s] with the last s inputs, s >= k - 1, weight [c, k] -> y [b, c]; state ends with x."""
+
+    name = "causal_conv_step"
+    schema = "(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor"
+
+    @staticmethod
+    def fake(x, state, weight, bias, silu):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def reference(x, state, weight, bias, silu):
+        seen = torch.cat([state, x[:, :, None].to(state.dtype)], 2)
+        y = (seen[:, :, -weight.shape[1]:].float() * weight.float()).sum(2)
+        y = y if bias is None else y + bias.float()
+        state.copy_(seen[:, :, 1:])
+        return (torch.nn.functional.silu(y) if silu else y).to(x.dtype)
+
+    @classmethod
+    def native(cls, x, state, weight, bias, silu):
+        b, c = x.shape
+        s, k = state.shape[-1], weight.shape[-1]
+        fit("a state", state, b, c, s)
+        fit("a weight", weight, c, k)
+        fit("a bias", bias, c)
+        if s < k - 1 or state.dtype is not x.dtype or not state.is_contiguous() or x.dtype is torch.float64:
+            return cls.reference(x, state, weight, bias, silu)
+        x, weight, bias, y = rows(x), plain(weight), plain(bias), torch.empty(b, c, dtype=x.dtype)
+        run(cls.name, x.data_ptr(), x.stride(0), state.data_ptr(), weight.data_ptr(), at(bias), y.data_ptr(), b, c, s,
+            k, x.dtype is torch.float32, silu)
+        return y
+
+    accepts = CausalConv.accepts
+    cases = CausalConv.cases

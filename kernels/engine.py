@@ -1,0 +1,154 @@
+"""The native engine: a plan and packed weights that run without torch, one C call for a batch of tokens.
+
+The tokens of a call are flat: each belongs to a sequence and follows that sequence's last one. Chunks of a
+prompt, a step of many sequences of different lengths, and mixtures of both are one call.
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import levels, native, packed
+from .engine_plan import Plan, Slot, Step, Weight, laid_out
+from .native import KernelError
+
+MOST_THREADS = 256
+
+
+class Cancelled(Exception):
+    """Another thread asked a running call to stop; its sequences are as before the call."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and what its container is allowed."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+
+
+class Engine:
+    """A model that runs.
+
+    plan        as `engine_plan.py` lists it
+    weights     by name: packed ones as rows of bytes, others float32 or bfloat16
+    threads     of its own; at most as many as there are cores for
+    sequences   that it remembers at once
+    context     tokens of a sequence; at most, and by default, the model's limit
+    copy        move the weights to huge pages of their own, which are read a quarter faster than a file's
+    deep        compare the checksums of packed weights, which reads them whole
+    """
+
+    def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], threads: int, sequences: int = 1,
+                 context: int | None = None, copy: bool = True, deep: bool = False):
+        self._handle = ctypes.c_void_p()
+        for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise KernelError(f"an engine with {value} {name} can't be made")
+        layout = laid_out(plan, weights, deep)
+        if context is not None and context > layout.context:
+            raise KernelError(f"the model's limit is {layout.context} tokens of a sequence, and {context} "
+                              "are asked for")
+        self.context, self.sequences = context or layout.context, sequences
+        self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
+        self.threads = min(threads, usable_cores(), MOST_THREADS)
+        self._weights = self._resident(layout.weights) if copy else weights
+        steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
+        own, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
+        made = Plan(steps, widths, own, slots, len(steps), len(widths), len(own), len(slots), layout.logits,
+                    levels.code(), self.threads, sequences, self.context)
+        native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
+
+    @staticmethod
+    def _resident(weights: list[Weight]) -> Tensor:
+        """One block of memory that holds all weights, which then point to it."""
+        starts, end = [], 0
+        for weight in weights:
+            starts.append(end)
+            end += -(-weight.bytes // 64) * 64
+        room = packed.room(end)
+        for weight, start in zip(weights, starts, strict=True):
+            ctypes.memmove(room.data_ptr() + start, weight.at, weight.bytes)
+            weight.at = room.data_ptr() + start
+        return room
+
+    def run(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor,
+            wanted: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Append tokens to their sequences; the logits [wanted, vocabulary] float32 of some of them.
+
+        ids         [n] tokens
+        sequences   [n] the sequence of each
+        wanted      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
+        """
+        ids = torch.as_tensor(ids, dtype=torch.int64).contiguous()
+        owners = torch.as_tensor(sequences, dtype=torch.int32).contiguous()
+        rows = torch.arange(len(ids)) if wanted is None else torch.as_tensor(wanted)
+        rows = rows.nonzero().flatten() if rows.dtype is torch.bool else rows.to(torch.int64).contiguous()
+        self._fit(ids, owners, rows)
+        logits = torch.empty(len(rows), self.width)
+        status = native.function("engine_run")(self._open(), len(ids), ids.data_ptr(), owners.data_ptr(),
+                                               len(rows), rows.data_ptr(), logits.data_ptr())
+        if status == 17:
+            raise Cancelled("the call was cancelled; its sequences are as before")
+        if status:
+            raise native.refused(status, "the engine")
+        return logits
+
+    def _fit(self, ids: Tensor, owners: Tensor, rows: Tensor) -> None:
+        if ids.dim() != 1 or owners.shape != ids.shape or rows.dim() != 1:
+            raise KernelError(f"tokens of shape {list(ids.shape)} need as many sequences, "
+                              f"not {list(owners.shape)}")
+        if not len(ids):
+            return
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
+            raise KernelError(f"tokens {int(ids.min())}..{int(ids.max())} are not all among the "
+                              f"{self.vocabulary} that the model knows")
+        if int(owners.min()) < 0 or int(owners.max()) >= self.sequences:
+            raise KernelError(f"sequences {int(owners.min())}..{int(owners.max())} are not all among this "
+                              f"engine's {self.sequences}")
+        for sequence, count in zip(*(t.tolist() for t in owners.unique(return_counts=True)), strict=True):
+            if self.length(sequence) + count > self.context:
+                raise KernelError(f"sequence {sequence} has {self.length(sequence)} tokens, and {count} more "
+                                  f"exceed the context of {self.context}")
+        inside = not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < len(ids))
+        if not inside or not bool((rows.diff() > 0).all()):
+            raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
+
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence has."""
+        found = ctypes.c_int64()
+        native.call("engine_length", self._open(), sequence, ctypes.byref(found), what=f"sequence {sequence}")
+        return found.value
+
+    def forget(self, sequence: int, length: int = 0) -> None:
+        """Cut a sequence back to its first `length` tokens; the memory of the others is free."""
+        native.call("engine_forget", self._open(), sequence, length, what=f"sequence {sequence}")
+
+    def cancel(self) -> None:
+        """From any thread: the call that runs now raises `Cancelled`."""
+        native.call("engine_cancel", self._open(), what="the engine")
+
+    def close(self) -> None:
+        """Free memory and threads; it does not run afterwards."""
+        if self._handle:
+            native.call("engine_free", self._handle, what="the engine")
+            self._handle = ctypes.c_void_p()
+
+    def _open(self) -> ctypes.c_void_p:
+        if not self._handle:
+            raise KernelError("the engine is closed")
+        return self._handle
+
+    def __del__(self) -> None:
+        if native is not None:                       # it is, when the interpreter ends
+            self.close()
+
+
+def _array(kind: type, values: list) -> ctypes.Array:
+    return (kind * len(values))(*values)

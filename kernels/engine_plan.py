@@ -1,0 +1,344 @@
+"""The plan of a model for the native engine: checked field by field, then laid out as C++ reads it.
+
+A plan is a closed list of steps over registers. A register is float32 rows [tokens, width]; every step
+writes one that no other step writes, from registers that steps before it wrote. `STEPS` lists the ops and
+their fields; whatever a plan says, nothing past `laid_out` leaves its memory.
+"""
+
+import ctypes
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import packed
+from .native import KernelError
+
+VERSION = 1
+MOST_HEAD = 512                     # dimensions of a head
+# Fields of every op: "r" a register that it reads, "R" some of them, "w" a weight, "w?" one or null,
+# "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null, "b" true or false.
+STEPS: dict[str, dict[str, str]] = {
+    "embedding": {"table": "w"},
+    "positions": {"table": "w"},
+    "norm": {"x": "r", "kind": "rms layer", "weight": "w?", "bias": "w?", "eps": "f", "group": "+"},
+    "linear": {"x": "r", "weight": "w", "bias": "w?"},
+    "columns": {"x": "r", "start": "0", "block": "+", "stride": "0", "count": "+"},
+    "join": {"from": "R"},
+    "rotary": {"x": "r", "heads": "+", "head_dim": "+", "rotary_dim": "+", "start": "0",
+               "inverse_frequencies": "w", "scale": "f", "interleaved": "b"},
+    "attention": {"q": "r", "k": "r", "v": "r", "slot": "0", "heads": "+", "kv_heads": "+", "head_dim": "+",
+                  "value_dim": "+", "scale": "f", "softcap": "f?", "window": "+?", "sinks": "w?"},
+    "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu"},
+    "add": {"x": "r", "y": "r"},
+    "mul": {"x": "r", "y": "r"},
+    "scale": {"x": "r", "by": "f"},
+    "shift": {"x": "r", "by": "f"},
+    "softcap": {"x": "r", "at": "f"},
+    "add_vector": {"x": "r", "vector": "w"},
+    "mul_vector": {"x": "r", "vector": "w"},
+}
+# As plan.h numbers them; `angles` and `place` are made here.
+_OPS = ("embedding", "positions", "angles", "norm", "linear", "columns", "place", "rotary", "attention",
+        "act", "add", "mul", "scale", "shift", "softcap", "add_vector", "mul_vector")
+_FORMS = {torch.float32: 16, torch.bfloat16: 17}
+
+
+class Step(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_int32) for name in (
+        "op", "kind", "to", "x", "y", "z", "weight", "bias", "slot", "heads", "kv_heads", "head_dim",
+        "value_dim", "window", "start", "block", "stride", "count", "group", "rotary_dim", "interleaved", "zero")),
+        *((name, ctypes.c_float) for name in ("number", "scale", "softcap", "zeros"))]
+
+
+class Weight(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("n", ctypes.c_int64), ("k", ctypes.c_int64),
+                ("form", ctypes.c_int32), ("zero", ctypes.c_int32)]
+
+
+class Slot(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("kv_heads", "head_dim", "value_dim", "zero")]
+
+
+class Plan(ctypes.Structure):
+    _fields_ = [("steps", ctypes.POINTER(Step)), ("widths", ctypes.POINTER(ctypes.c_int32)),
+                ("weights", ctypes.POINTER(Weight)), ("slots", ctypes.POINTER(Slot)),
+                *((name, ctypes.c_int32) for name in (
+                    "step_count", "register_count", "weight_count", "slot_count", "logits", "level", "threads",
+                    "sequences")), ("context", ctypes.c_int64)]
+
+
+@dataclass
+class Layout:
+    """A checked plan: what C++ reads, and what it says of the model."""
+
+    widths: list[int]
+    slots: list[Slot]
+    logits: int
+    context: int                    # the model's limit of tokens in a sequence
+    vocabulary: int                 # ids that the embedding knows
+    steps: list[Step] = field(default_factory=list)
+    weights: list[Weight] = field(default_factory=list)
+
+
+def laid_out(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
+    """Check a plan and its weights; KernelError names the first step, register or weight that does not fit.
+
+    weights   uint8 rows of bytes as `packed.pack` makes them, float32 or bfloat16; contiguous, in memory
+    deep      read every packed weight whole and compare checksums, instead of sizes and headers alone
+    """
+    return _Reader(plan, weights, deep).read()
+
+
+class _Reader:
+    def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], deep: bool):
+        self.plan, self.given, self.deep = plan, weights, deep
+        self.place = "the plan"
+        self.written: set[int] = set()
+        self.numbers: dict[str, int] = {}
+        self.angles: dict[tuple, int] = {}
+        self.used_slots: set[int] = set()
+        self.ids: list[int] = []
+
+    def refuse(self, what: str) -> KernelError:
+        return KernelError(f"the plan can't be run: {self.place}: {what}")
+
+    def need(self, so: bool, what: str) -> None:
+        if not so:
+            raise self.refuse(what)
+
+    def read(self) -> Layout:
+        plan = self.plan
+        self.need(isinstance(plan, Mapping), "it is not an object")
+        self.need(plan.get("version") == VERSION,
+                  f"its version is {plan.get('version')}, and this effc reads {VERSION}")
+        widths = plan.get("registers")
+        self.need(isinstance(widths, list) and all(_int(w, 1) for w in widths),
+                  "its registers are no list of widths")
+        slots = plan.get("slots")
+        self.need(isinstance(slots, list), "its slots are no list")
+        self.need(_int(plan.get("context"), 1), "its context is no number of tokens")
+        self.out = Layout(list(widths), [self.slot(s) for s in slots], -1, plan["context"], 0)
+        steps = plan.get("steps")
+        self.need(isinstance(steps, list) and steps, "it has no steps")
+        for number, step in enumerate(steps):
+            self.need(isinstance(step, Mapping) and step.get("op") in STEPS,
+                      f"step {number} is none that the engine knows")
+            self.place = f"step {number}, {step['op']}"
+            self.step(step)
+        self.place = "the plan"
+        self.need(len(self.used_slots) == len(slots), "a slot of its cache is not used by any attention")
+        self.finish(plan.get("logits"), steps)
+        return self.out
+
+    def finish(self, logits, steps: list) -> None:
+        self.need(logits in self.written, f"its logits are register {logits}, which no step writes")
+        readers = [r for s in steps for r in self.read_by(s)]
+        self.need(logits not in readers, "a step reads the logits")
+        writer = next(s for s in steps if s["to"] == logits)
+        self.need(writer["op"] not in ("columns", "join", "attention"),
+                  "its logits are no register of their own")
+        self.need(bool(self.ids), "it has no embedding of tokens")
+        self.out.logits, self.out.vocabulary = logits, min(self.ids)
+
+    @staticmethod
+    def read_by(step: Mapping) -> list[int]:
+        kinds = STEPS[step["op"]]
+        return [r for name, kind in kinds.items() if kind in "rR"
+                for r in (step[name] if kind == "R" else [step[name]])]
+
+    def slot(self, slot) -> Slot:
+        sizes = [slot.get(name) for name in ("kv_heads", "head_dim")] if isinstance(slot, Mapping) else [0]
+        sizes.append(slot.get("value_dim", sizes[-1]) if isinstance(slot, Mapping) else 0)
+        self.need(all(_int(s, 1) and s <= 65536 for s in sizes), "a slot of its cache has no sizes")
+        self.need(max(sizes[1:]) <= MOST_HEAD,
+                  f"a head has {max(sizes[1:])} dimensions, and the engine takes {MOST_HEAD}")
+        return Slot(*sizes)
+
+    def step(self, step: Mapping) -> None:
+        self.fields(step)
+        to = step["to"]
+        getattr(self, f"_{step['op']}")(step, to, self.out.widths[to])
+        self.written.add(to)
+
+    def fields(self, step: Mapping) -> None:
+        kinds = {"to": "t", **STEPS[step["op"]]}
+        for name in step.keys() - kinds.keys() - {"op"}:
+            raise self.refuse(f"it has a field `{name}`, which this op does not have")
+        for name, kind in kinds.items():
+            self.need(name in step, f"it has no `{name}`")
+            self.need(self.fits(step[name], kind), f"its `{name}` is {step[name]!r}")
+
+    def fits(self, value, kind: str) -> bool:
+        if kind == "t":
+            return _int(value, 0) and value < len(self.out.widths) and value not in self.written
+        if kind == "r":
+            return _int(value, 0) and value in self.written
+        if kind == "R":
+            return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
+        if kind in ("w", "w?"):
+            return (isinstance(value, str) and value in self.given) or (kind == "w?" and value is None)
+        if kind in ("+", "0", "+?"):
+            return _int(value, int(kind != "0")) or (kind == "+?" and value is None)
+        if kind in ("f", "f?"):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            return (number and (kind == "f" or value > 0)) or (kind == "f?" and value is None)
+        return isinstance(value, bool) if kind == "b" else value in kind.split()
+
+    # -- weights
+
+    def weight(self, name: str | None) -> int:
+        """The number of a weight that C++ knows it by."""
+        if name is None:
+            return -1
+        if name not in self.numbers:
+            self.numbers[name] = len(self.out.weights)
+            self.out.weights.append(self.entry(name, self.given[name]))
+        return self.numbers[name]
+
+    def entry(self, name: str, tensor: Tensor) -> Weight:
+        self.need(isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous(),
+                  f"weight `{name}` is no contiguous tensor of this machine's memory")
+        at, count = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        if tensor.dtype is torch.uint8:
+            kernel = packed.kernel_of(tensor)
+            self.need(bool(kernel), f"weight `{name}` is not packed for any kernel")
+            try:
+                packed.check(kernel, tensor, deep=self.deep)
+            except KernelError as error:
+                raise self.refuse(f"weight `{name}`: {error}") from error
+            facts = packed.facts(tensor)
+            return Weight(at, count, facts.n, facts.k, packed.KINDS[kernel])
+        self.need(tensor.dtype in _FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
+                  f"weight `{name}` is {tensor.dtype} {list(tensor.shape)}")
+        rows = len(tensor) if tensor.dim() == 2 else 1
+        return Weight(at, count, rows, tensor.shape[-1], _FORMS[tensor.dtype])
+
+    def vector(self, name: str | None, *lengths: int) -> int:
+        """A float32 vector of one of these lengths."""
+        number = self.weight(name)
+        if number >= 0:
+            w = self.out.weights[number]
+            self.need(w.form == 16 and w.n == 1 and w.k in lengths,
+                      f"weight `{name}` is not float32 [{' or '.join(map(str, lengths))}]")
+        return number
+
+    def width(self, register: int) -> int:
+        return self.out.widths[register]
+
+    def emit(self, op: str, to: int, **fields) -> None:
+        values = {"x": -1, "y": -1, "z": -1, "weight": -1, "bias": -1, **fields}
+        self.out.steps.append(Step(op=_OPS.index(op), to=to, **values))
+
+    # -- ops
+
+    def _embedding(self, step, to, width) -> None:
+        number = self.weight(step["table"])
+        table = self.out.weights[number]
+        self.need(table.k == width, f"its rows have {table.k} numbers, and register {to} has {width}")
+        self.ids.append(table.n)
+        self.emit("embedding", to, weight=number)
+
+    def _positions(self, step, to, width) -> None:
+        number = self.weight(step["table"])
+        table = self.out.weights[number]
+        self.need(table.form >= 16 and table.k == width, f"its table is not rows of {width} float32 or bfloat16")
+        self.out.context = min(self.out.context, table.n)
+        self.emit("positions", to, weight=number)
+
+    def _norm(self, step, to, width) -> None:
+        group = step["group"]
+        self.need(self.width(step["x"]) == width and width % group == 0,
+                  f"groups of {group} do not divide {width}")
+        self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
+        self.emit("norm", to, x=step["x"], kind=("rms", "layer").index(step["kind"]), group=group,
+                  number=step["eps"], weight=self.vector(step["weight"], group, width),
+                  bias=self.vector(step["bias"], group, width))
+
+    def _linear(self, step, to, width) -> None:
+        number = self.weight(step["weight"])
+        w, k = self.out.weights[number], self.width(step["x"])
+        self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
+        self.need((w.n, w.k) == (width, k),
+                  f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}")
+        self.emit("linear", to, x=step["x"], weight=number, bias=self.vector(step["bias"], width))
+
+    def _columns(self, step, to, width) -> None:
+        start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
+        whole = self.width(step["x"])
+        self.need(block * count == width and start + (count - 1) * stride + block <= whole,
+                  f"columns {start}.. are not all in register {step['x']} of {whole}, or not {width}")
+        self.emit("columns", to, x=step["x"], start=start, block=block, stride=stride, count=count)
+
+    def _join(self, step, to, width) -> None:
+        self.need(sum(map(self.width, step["from"])) == width,
+                  f"its parts do not fill register {to} of {width}")
+        start = 0
+        for register in step["from"]:
+            self.emit("place", to, x=register, start=start)
+            start += self.width(register)
+
+    def _rotary(self, step, to, width) -> None:
+        heads, d, turned, start = (step[name] for name in ("heads", "head_dim", "rotary_dim", "start"))
+        self.need(self.width(step["x"]) == width == heads * d, f"{heads} heads of {d} are not {width} columns")
+        self.need(turned % 2 == 0 and start + turned <= d,
+                  f"{turned} from {start} are no pairs in a head of {d}")
+        key = (step["inverse_frequencies"], step["scale"])
+        if key not in self.angles:
+            self.out.widths.append(turned)
+            number = self.vector(step["inverse_frequencies"], turned // 2)
+            self.angles[key] = len(self.out.widths) - 1
+            self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
+        self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
+        self.emit("rotary", to, x=step["x"], y=self.angles[key], heads=heads, head_dim=d, rotary_dim=turned,
+                  start=start, interleaved=step["interleaved"])
+
+    def _attention(self, step, to, width) -> None:
+        slot, heads = step["slot"], step["heads"]
+        kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
+        self.need(slot < len(self.out.slots) and slot not in self.used_slots,
+                  f"its slot {slot} is not there or not free")
+        self.used_slots.add(slot)
+        own = self.out.slots[slot]
+        self.need((own.kv_heads, own.head_dim, own.value_dim) == (kv, d, v),
+                  f"its sizes are not those of slot {slot}")
+        self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
+        found, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
+        self.need(found == needed, f"its registers have {found}, not {needed}")
+        self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
+        self.emit("attention", to, x=step["q"], y=step["k"], z=step["v"], slot=slot, heads=heads, kv_heads=kv,
+                  head_dim=d, value_dim=v, scale=step["scale"], softcap=step["softcap"] or 0.0,
+                  window=min(step["window"] or 0, 2**31 - 1), weight=self.vector(step["sinks"], heads))
+
+    def pointwise(self, step, to, width, **fields) -> None:
+        both = [step[name] for name in "xy" if name in step]
+        self.need(all(self.width(r) == width for r in both), f"registers {[*both, to]} have different widths")
+        self.emit(step["op"], to, x=both[0], y=both[1] if len(both) > 1 else -1, **fields)
+
+    def _act(self, step, to, width) -> None:
+        self.pointwise(step, to, width, kind=STEPS["act"]["kind"].split().index(step["kind"]))
+
+    def _add(self, step, to, width) -> None:
+        self.pointwise(step, to, width)
+
+    _mul = _add
+
+    def _scale(self, step, to, width) -> None:
+        self.pointwise(step, to, width, number=step["by"])
+
+    _shift = _scale
+
+    def _softcap(self, step, to, width) -> None:
+        self.need(step["at"] > 0, f"its `at` is {step['at']}")
+        self.pointwise(step, to, width, number=step["at"])
+
+    def _add_vector(self, step, to, width) -> None:
+        self.pointwise(step, to, width, weight=self.vector(step["vector"], width))
+
+    _mul_vector = _add_vector
+
+
+def _int(value, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31

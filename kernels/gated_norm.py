@@ -1,0 +1,49 @@
+"""The norm behind a scan: root mean square of groups of channels, after a gate."""
+
+import torch
+from torch.nn import functional
+
+from .kernel import Kernel
+from .native import KernelError
+from .sequences import FLOATS, beside, fit, one_type, plain, rows, run
+
+
+class GatedNorm(Kernel):
+    """x, gate [m, g * w], gate may be None, weight [g * w], g groups -> weight * u / rms(u) with u = x * silu(gate)."""
+
+    name = "gated_norm"
+    schema = "(Tensor x, Tensor? gate, Tensor weight, float eps, int groups) -> Tensor"
+
+    @staticmethod
+    def fake(x, gate, weight, eps, groups):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def reference(x, gate, weight, eps, groups):
+        u = x.float() if gate is None else x.float() * functional.silu(gate.float())
+        parts = u.unflatten(-1, (groups, -1))
+        parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)
+        return (weight.float() * parts.flatten(-2)).to(x.dtype)
+
+    @classmethod
+    def native(cls, x, gate, weight, eps, groups):
+        m, width = x.shape
+        fit("a gate", gate, m, width)
+        fit("a weight", weight, width)
+        if groups < 1 or width % groups or x.dtype not in FLOATS:
+            raise KernelError(f"{width} channels of {x.dtype} do not divide into {groups} groups of floats")
+        own, gate = one_type(x, gate)
+        own, gate, weight = rows(own), None if gate is None else rows(gate), plain(weight)
+        y = torch.empty(m, width, dtype=own.dtype)
+        run(cls.name, *beside(own), *beside(gate), weight.data_ptr(), y.data_ptr(), m, groups, width // groups, eps,
+            own.dtype is torch.float32, torch.get_num_threads())
+        return y if y.dtype is x.dtype else y.to(x.dtype)
+
+    @staticmethod
+    def accepts(width: int, groups: int) -> str:
+        return f"{width} channels are not a multiple of {groups} groups" if width % groups else ""
+
+    @staticmethod
+    def cases() -> list[tuple[int, int, int]]:
+        """Rows, groups, channels of a group."""
+        return [(1, 1, 1), (3, 1, 17), (40, 2, 64), (5, 4, 33), (17, 1, 256)]

@@ -1,0 +1,48 @@
+"""A product with a plain weight for a few rows, at the speed at which memory is read."""
+
+import torch
+from torch.nn.functional import linear
+
+from .kernel import Kernel
+from .native import KernelError
+from .sequences import FLOATS, at, fit, plain, rows, run
+
+MOST_ROWS = 8       # from there on torch's own product is as fast
+
+
+class RowProduct(Kernel):
+    """x [m, k], w [n, k] as x, bias [n] or None -> x @ w.T + bias, sums in float32."""
+
+    name = "row_product"
+    schema = "(Tensor x, Tensor w, Tensor? bias) -> Tensor"
+
+    @staticmethod
+    def fake(x, w, bias):
+        return x.new_empty(x.shape[0], w.shape[0])
+
+    @staticmethod
+    def reference(x, w, bias):
+        return linear(x.float(), w.float(), None if bias is None else bias.float()).to(x.dtype)
+
+    @classmethod
+    def native(cls, x, w, bias):
+        (m, k), n = x.shape, w.shape[0]
+        fit("a weight", w, n, k)
+        fit("a bias", bias, n)
+        if x.dtype is not w.dtype or x.dtype not in FLOATS:
+            raise KernelError(f"rows of {x.dtype} do not fit a weight of {w.dtype}")
+        x, w, bias, y = rows(x), w.contiguous(), plain(bias), torch.empty(m, n, dtype=x.dtype)
+        run(cls.name, x.data_ptr(), x.stride(0), w.data_ptr(), at(bias), y.data_ptr(), m, n, k,
+            x.dtype is torch.float32, torch.get_num_threads())
+        return y
+
+    @staticmethod
+    def accepts(m: int, w: torch.Tensor) -> str:
+        if m > MOST_ROWS:
+            return f"it has {m} rows, and torch's product is as fast from {MOST_ROWS} on"
+        return "" if w.dtype in FLOATS else f"its weights are {w.dtype}"
+
+    @staticmethod
+    def cases() -> list[tuple[int, int, int]]:
+        """Rows, outputs, inputs."""
+        return [(1, 1, 1), (1, 17, 33), (2, 64, 48), (3, 65, 100), (5, 7, 16), (8, 130, 257)]

@@ -1,0 +1,51 @@
+"""One token out of a row of logits: greedy, or drawn after the filters of transformers, in their order."""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import native
+from .native import KernelError
+
+
+@dataclass
+class Sampler:
+    """Settings, and the state of a generator: the same seed and calls give the same tokens.
+
+    temperature          0 takes the most likely token
+    top_k                0 keeps all
+    top_p                1 keeps all
+    repetition_penalty   logits of tokens that were seen are divided by it where positive, else multiplied
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        infinite = float("inf")
+        bounds = {"temperature": 0 <= self.temperature < infinite, "top_k": 0 <= self.top_k < 2**63,
+                  "top_p": 0 < self.top_p <= 1, "repetition_penalty": 0 < self.repetition_penalty < infinite}
+        for name, fine in bounds.items():
+            if not fine:
+                raise KernelError(f"sampling with `{name}` {getattr(self, name)} has no meaning")
+        self._state = ctypes.c_uint64(self.seed)
+
+    def choose(self, logits: Tensor, tokens: Tensor | None = None) -> int:
+        """The next token.
+
+        logits   [vocabulary] float32
+        tokens   [n] int64: the sequence so far; only the penalty looks at it
+        """
+        logits = logits.detach().to(torch.float32).contiguous()
+        penalised = tokens is not None and self.repetition_penalty != 1
+        seen = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
+        token = ctypes.c_int64()
+        native.call("sample", logits.data_ptr(), logits.numel(), seen.data_ptr(), seen.numel(),
+                    self.temperature, self.top_k, self.top_p, self.repetition_penalty,
+                    ctypes.byref(self._state), ctypes.byref(token), what="the logits")
+        return token.value

@@ -1,0 +1,118 @@
+"""The selective scan of Mamba-1."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .kernel import OPS, Kernel
+from .sequences import at, fit, inside, live, one_type, placed, plain, rows, run
+
+
+def keep(ctx, inputs, output) -> None:
+    tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.rest = [x for x in inputs if not (x is None or isinstance(x, Tensor))]
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, grad, grad_state) -> tuple:
+    given = ctx.saved_tensors
+    x, dt, a, b, c, d, z, bias, state, bounds = given
+    (softplus,) = ctx.rest
+    batches, channels, length = x.shape
+    n = a.shape[1]
+    grad = torch.zeros(x.shape) if grad is None else grad
+    # [b, t, c] and [b, t, n]
+    wide = [None if t is None else t.mT.float().contiguous() for t in (x, dt, z, grad, b, c)]
+    held = [plain(t) for t in (a, d, bias, state, grad_state)]
+    of_x, of_dt, of_z = (torch.zeros(batches, length, channels) for _ in range(3))
+    of_b, of_c = (torch.zeros(batches, -(-channels // 16), length, n) for _ in range(2))
+    of_a, of_state = (torch.zeros(batches, channels, n) for _ in range(2))
+    of_d, of_bias = (torch.zeros(batches, channels) for _ in range(2))
+    found = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
+    run("selective_scan_backward", *map(at, wide), *map(at, held), *map(at, found),
+        at(live(bounds, batches, length)), batches, length, channels, n, softplus, torch.get_num_threads())
+    grads = (of_x.mT, of_dt.mT, of_a.sum(0), of_b.sum(1).mT, of_c.sum(1).mT, of_d.sum(0), of_z.mT,
+             of_bias.sum(0), of_state)
+    x_, dt_, a_, b_, c_, d_, z_, bias_, state_ = (
+        None if t is None else g.to(t.dtype) for t, g in zip(given[:9], grads, strict=True))
+    return x_, dt_, a_, b_, c_, d_, z_, bias_, None, state_, None
+
+
+class SelectiveScan(Kernel):
+    """h = exp(dt A) h + dt x B and y = (C . h + D x) silu(z), position by position; returns y and the last h.
+
+    x, dt, z   [b, c, t], z may be None           a        [c, n]
+    B, C       [b, n, t]                          d, bias  [c] or None; bias is added to dt
+    softplus   whether dt goes through it then    state    [b, c, n]: h before; zeros where None
+    bounds     [b, 2] int64: first live position and the one behind the last; outside them y is 0, h stands
+    Tensors may lie in any order; y lies as [b, t, c]. h is float32. float32 and bfloat16.
+    """
+
+    name = "selective_scan"
+    schema = ("(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? bias, "
+              "bool softplus, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)")
+
+    @staticmethod
+    def fake(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
+        return (x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT,
+                x.new_empty(x.shape[0], *a.shape, dtype=torch.float32))
+
+    @staticmethod
+    def reference(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
+        wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+        own, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
+        dt = dt if bias is None else dt + bias.to(wide)[:, None]
+        dt = functional.softplus(dt) if softplus else dt
+        mask = inside(bounds, len(x), x.shape[2])
+        h = torch.zeros(len(x), *a.shape, dtype=wide) if state is None else state.to(wide)
+        found = []
+        for t in range(x.shape[2]):
+            now = torch.exp(dt[:, :, t, None] * a) * h + (dt * own)[:, :, t, None] * b[:, None, :, t]
+            h = torch.where(mask[:, t, None, None], now, h)
+            found.append((h * c[:, None, :, t]).sum(2))
+        y = torch.stack(found, 2) if found else own
+        y = y if d is None else y + d.to(wide)[:, None] * own
+        y = y if z is None else y * functional.silu(z.to(wide))
+        return torch.where(mask[:, None], y, 0.0).to(x.dtype), h
+
+    @classmethod
+    def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, bounds):
+        (batches, channels, length), n = x.shape, a.shape[-1]
+        _fit(x, dt, a, b, c, d, z, bias, state)
+        bounds = live(bounds, batches, length)
+        own, dt, b, c, z = one_type(x, dt, b, c, z)
+        own, b, c, dt = rows(own.mT), rows(b.mT), rows(c.mT), dt.mT   # [b, t, c] and [b, t, n]
+        z = None if z is None else rows(z.mT)
+        y = torch.empty(batches, length, channels, dtype=own.dtype)
+        h = torch.zeros(batches, channels, n) if state is None else state.float().contiguous().clone()
+        a, d, bias = plain(a), plain(d), plain(bias)
+        run(cls.name, *placed(own), *placed(dt), dt.stride(2), *placed(z), *placed(b), *placed(c), at(a), at(d),
+            at(bias), y.data_ptr(), h.data_ptr(), at(bounds), batches, length, channels, n,
+            own.dtype is torch.float32, softplus, torch.get_num_threads())
+        return y.mT if y.dtype is x.dtype else y.mT.to(x.dtype), h
+
+    @classmethod
+    def register_backward(cls) -> None:
+        torch.library.register_autograd(f"effc::{cls.name}", backward, setup_context=keep, lib=OPS)
+
+    @staticmethod
+    def accepts(n: int) -> str:
+        return "" if 0 < n <= 4096 else f"a channel has {n} states"
+
+    @staticmethod
+    def cases() -> list[tuple[int, int, int, int]]:
+        """Sequences, channels, states, positions."""
+        return [(1, 1, 1, 1), (2, 16, 16, 5), (1, 17, 5, 33), (3, 40, 8, 70), (2, 33, 20, 130), (1, 32, 16, 1)]
+
+
+def _fit(x, dt, a, b, c, d, z, bias, state) -> None:
+    (batches, channels, length), n = x.shape, a.shape[-1]
+    fit("a time step", dt, batches, channels, length)
+    fit("A", a, channels, n)
+    fit("B", b, batches, n, length)
+    fit("C", c, batches, n, length)
+    fit("D", d, channels)
+    fit("a gate", z, batches, channels, length)
+    fit("the time step's bias", bias, channels)
+    fit("a state", state, batches, channels, n)

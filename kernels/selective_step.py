@@ -1,0 +1,55 @@
+"""The selective scan of Mamba-1 for one position, its state moved on in place."""
+
+import torch
+
+from .kernel import Kernel
+from .selective_scan import SelectiveScan
+from .sequences import at, beside, fit, one_type, plain, rows, run
+
+
+class SelectiveStep(Kernel):
+    """As `selective_scan` with x, dt, z [b, c], B, C [b, n] and state [b, c, n] -> y [b, c]; state is written.
+
+    a_is_log   `a` is log(-A), as checkpoints hold it
+    """
+
+    name = "selective_step"
+    schema = ("(Tensor(a!) state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, "
+              "Tensor? bias, bool softplus, bool a_is_log) -> Tensor")
+
+    @staticmethod
+    def fake(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def reference(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
+        x, dt, b, c, z = (None if t is None else t[:, :, None] for t in (x, dt, b, c, z))
+        a = -torch.exp(a.float()) if a_is_log else a
+        y, h = SelectiveScan.reference(x, dt, a, b, c, d, z, bias, softplus, state, None)
+        state.copy_(h)
+        return y[:, :, 0]
+
+    @classmethod
+    def native(cls, state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
+        (batches, channels), n = x.shape, a.shape[-1]
+        fit("a state", state, batches, channels, n)
+        fit("a time step", dt, batches, channels)
+        fit("B", b, batches, n)
+        fit("C", c, batches, n)
+        fit("a gate", z, batches, channels)
+        fit("A", a, channels, n)
+        fit("D", d, channels)
+        fit("the time step's bias", bias, channels)
+        own, dt, b, c, z = one_type(x, dt, b, c, z)
+        own, dt, b, c, z = (None if t is None else rows(t) for t in (own, dt, b, c, z))
+        h = plain(state)
+        a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, channels, dtype=own.dtype)
+        run(cls.name, *beside(own), *beside(dt), *beside(z), *beside(b), *beside(c), at(a), at(d), at(bias),
+            y.data_ptr(), h.data_ptr(), batches, channels, n, own.dtype is torch.float32, softplus, a_is_log,
+            torch.get_num_threads())
+        if h is not state:
+            state.copy_(h)
+        return y if y.dtype is x.dtype else y.to(x.dtype)
+
+    accepts = SelectiveScan.accepts
+    cases = SelectiveScan.cases

@@ -1,0 +1,74 @@
+"""What kernels along a sequence share: how their arguments lie in memory, and which positions are live."""
+
+import torch
+from torch import Tensor
+
+from . import levels, native
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+def run(name: str, *arguments) -> None:
+    """Call a compiled body at the level of now."""
+    status = native.function(name)(levels.code(), *arguments)
+    if status:
+        raise native.refused(status, "the sequence")
+
+
+def rows(x: Tensor) -> Tensor:
+    """x [..., width] as it is where its last axis is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def plain(x: Tensor | None) -> Tensor | None:
+    """A parameter as the bodies read it: float32, contiguous."""
+    if x is None or (x.dtype is torch.float32 and x.is_contiguous()):
+        return x
+    return x.float().contiguous()
+
+
+def one_type(*given: Tensor | None) -> list[Tensor | None]:
+    """All as bfloat16 where all are, else as float32."""
+    kinds = {x.dtype for x in given if x is not None}
+    if kinds in ({torch.float32}, {torch.bfloat16}):
+        return list(given)
+    return [x if x is None else x.float() for x in given]
+
+
+def live(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
+    """The first live position of every sequence, and the one behind its last: [batches, 2] int64, checked."""
+    if bounds is None:
+        return None
+    if bounds.shape != (batches, 2) or bounds.dtype != torch.int64:
+        raise native.KernelError(f"bounds {list(bounds.shape)} of {bounds.dtype} are not [{batches}, 2] of int64")
+    first, last = bounds.unbind(1)
+    if bool(((first < 0) | (last < first) | (last > length)).any()):
+        raise native.KernelError(f"bounds leave a sequence of {length} positions, or end before they begin")
+    return bounds.contiguous()
+
+
+def inside(bounds: Tensor | None, batches: int, length: int) -> Tensor:
+    """Which positions are live, [batches, length] bool."""
+    if bounds is None:
+        return torch.ones(batches, length, dtype=torch.bool)
+    place = torch.arange(length)
+    return (place >= bounds[:, :1]) & (place < bounds[:, 1:])
+
+
+def fit(what: str, x: Tensor | None, *shape: int) -> None:
+    if x is not None and tuple(x.shape) != shape:
+        raise native.KernelError(f"{what} of shape {list(x.shape)} does not fit: {list(shape)} is wanted")
+
+
+def placed(x: Tensor | None) -> tuple:
+    """Where a tensor [b, t, w] begins, and its strides."""
+    return (None, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def beside(x: torch.Tensor | None) -> tuple:
+    """Where a tensor [b, ...] begins, and its first stride."""
+    return (None, 0) if x is None else (x.data_ptr(), x.stride(0))

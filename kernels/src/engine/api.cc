@@ -1,0 +1,59 @@
+// The engine as C: nothing thrown leaves this file.
+#include <new>
+#include <system_error>
+
+#include "engine.h"
+
+using engine::Engine;
+
+namespace {
+
+template <class Body>
+int32_t caught(Body body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  } catch (const std::system_error&) {
+    return kNoThreads;
+  } catch (...) {
+    return kArguments;
+  }
+}
+
+}  // namespace
+
+// `plan` and all it points to has been checked by `engine_plan.py`; the weights stay where they are.
+EFFC_API int32_t effc_engine_create(const Plan* plan, Engine** made) {
+  return caught([&] {
+    *made = new Engine(*plan);
+    return kOk;
+  });
+}
+
+EFFC_API int32_t effc_engine_free(Engine* own) {
+  return caught([&] {
+    delete own;
+    return kOk;
+  });
+}
+
+EFFC_API int32_t effc_engine_run(Engine* own, int64_t count, const int64_t* ids, const int32_t* sequences,
+                                 int64_t wanted_count, const int64_t* wanted, float* logits) {
+  return caught([&] { return own->run({ids, sequences, count, wanted, wanted_count}, logits); });
+}
+
+EFFC_API int32_t effc_engine_forget(Engine* own, int64_t sequence, int64_t length) {
+  return caught([&] { return own->forget(sequence, length); });
+}
+
+EFFC_API int32_t effc_engine_length(const Engine* own, int64_t sequence, int64_t* length) {
+  if (sequence < 0 || sequence >= own->sequences()) return kArguments;
+  *length = own->length(sequence);
+  return kOk;
+}
+
+EFFC_API int32_t effc_engine_cancel(Engine* own) {
+  own->cancel();
+  return kOk;
+}

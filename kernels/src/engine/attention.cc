@@ -1,0 +1,226 @@
+// Attention of new tokens over the cache, at the level of this compilation.
+//
+// An item is up to 8 query rows of one run and one key head: a row is a token and a query head of the group.
+// Items are cut into blocks of 32 tokens, and every thread takes as many blocks as the others; what several
+// threads have of one item, the last of them to finish puts together, in the order of the threads.
+#include "../attention.h"
+
+#include "steps.h"
+
+namespace {
+
+using engine::AttendCall;
+using engine::Run;
+
+constexpr int64_t kItemRows = 8;
+
+struct Item {
+  const Run* run;
+  int64_t head, first, count;  // key head; rows of the run's count * group
+  int64_t from, until;         // blocks that any of its rows sees
+};
+
+// One after another all items of a call: each(item, number of its first block among the blocks of all).
+template <class Each>
+int64_t items(const AttendCall& call, Each each) {
+  const Step& step = *call.step;
+  const int64_t group = step.heads / step.kv_heads;
+  int64_t before = 0;
+  for (int64_t r = 0; r < call.run_count; ++r) {
+    const Run& run = call.runs[r];
+    for (int64_t head = 0; head < step.kv_heads; ++head)
+      for (int64_t first = 0; first < run.count * group; first += kItemRows) {
+        const int64_t count = std::min(kItemRows, run.count * group - first);
+        const int64_t oldest = run.position + first / group;
+        const int64_t newest = run.position + (first + count - 1) / group;
+        const int64_t seen = step.window ? std::max<int64_t>(0, oldest - step.window + 1) : 0;
+        const Item item{&run, head, first, count, seen / kTokens, newest / kTokens + 1};
+        each(item, before);
+        before += item.until - item.from;
+      }
+  }
+  return before;
+}
+
+template <int M>
+struct Attend {
+  const AttendCall& call;
+  const Item& item;
+  int64_t group, d, value_lanes, key_tiles;
+  uint32_t words[16 * M * (engine::kMostHead / 32)];  // [tile][pair][M]
+  int64_t low[M], high[M];                            // tokens that a row sees: low..high-1
+  alignas(64) float values[M * engine::kMostHead];
+
+  Attend(const AttendCall& call, const Item& item)
+      : call(call), item(item), group(call.step->heads / call.step->kv_heads), d(call.step->head_dim),
+        value_lanes((call.step->value_dim + 15) / 16), key_tiles((call.step->head_dim + 31) / 32) {
+    alignas(64) uint8_t halves[64 * (engine::kMostHead / 32)];
+    for (int64_t m = 0; m < M; ++m) {
+      const int64_t own = std::min(item.first + m, item.first + item.count - 1);
+      const int64_t position = item.run->position + own / group;
+      high[m] = position + 1;
+      low[m] = call.step->window ? std::max<int64_t>(0, high[m] - call.step->window) : 0;
+      const int64_t row = item.run->first + own / group, head = item.head * group + own % group;
+      Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);
+      for (int64_t pair = 0; pair < 16 * key_tiles; ++pair) words[pair * M + m] = word(halves + 4 * pair);
+    }
+  }
+
+  // Scores of 32 tokens: scaled, capped, and -inf where a row does not see the token.
+  void finish(int64_t token, Floats (&scores)[2][M]) const {
+    const float cap = call.step->softcap;
+    for (int half = 0; half < 2; ++half)
+      for (int m = 0; m < M; ++m) {
+        scores[half][m] = times(scores[half][m], all(call.step->scale));
+        const int64_t first = token + 16 * half;
+        if (cap == 0 && first >= low[m] && first + 16 <= high[m]) continue;
+        float own[16];
+        store(own, scores[half][m]);
+        for (int i = 0; i < 16; ++i) {
+          if (cap != 0) own[i] = cap * std::tanh(own[i] / cap);
+          if (first + i < low[m] || first + i >= high[m]) own[i] = -INFINITY;
+        }
+        scores[half][m] = load_floats(own);
+      }
+  }
+
+  void blocks(int64_t from, int64_t until, Running<M>& running) const {
+    AttentionCall shape{};
+    shape.d = call.step->value_dim;
+    const Attention<DenseTiles, M> body{shape, nullptr, nullptr, nullptr};
+    const uint8_t* room = call.rooms[item.run->sequence] + item.head * call.head_bytes;
+    for (int64_t block = from; block < until; ++block) {
+      DenseTiles tiles{room + block * call.block_bytes};
+      Floats scores[2][M];
+      for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) scores[half][m] = no_floats();
+        for (int64_t tile = 0; tile < key_tiles; ++tile)
+          Attention<DenseTiles, M>::product(tiles, words + tile * 16 * M, scores[half]);
+      }
+      finish(block * kTokens, scores);
+      running.take(scores);
+      body.add_values(scores, tiles, room + (block + 1) * call.block_bytes, running);
+    }
+  }
+
+  void write(const float* most, const float* sums, const float* found) const {
+    const Step& step = *call.step;
+    for (int64_t m = 0; m < item.count; ++m) {
+      const int64_t own = item.first + m, head = item.head * group + own % group;
+      float share = 1.0f / sums[m];
+      if (call.sinks) {  // one more logit, whose value is zero
+        const float sink = call.sinks[head], top = std::max(most[m], sink);
+        share = std::exp(most[m] - top) / (sums[m] * std::exp(most[m] - top) + std::exp(sink - top));
+      }
+      float* to = call.to + (item.run->first + own / group) * call.to_stride + head * step.value_dim;
+      for (int64_t i = 0; i < step.value_dim; ++i) to[i] = found[(i / 16 * M + m) * 16 + i % 16] * share;
+    }
+  }
+
+  float* piece(int64_t part, int slot) const {
+    return call.pieces.memory + (2 * part + slot) * engine::kPieceFloats;
+  }
+
+  // Blocks of the item that this part has, of which parts first..last all have some.
+  void run(int64_t from, int64_t until, int64_t first, int64_t last) {
+    Running<M> running(values, value_lanes);
+    blocks(from, until, running);
+    if (first == last) return write(running.most, running.sum, values);
+    float* own = piece(call.part, call.part == first);
+    std::copy(running.most, running.most + M, own);
+    std::copy(running.sum, running.sum + M, own + M);
+    std::copy(values, values + value_lanes * M * 16, own + 2 * M);
+    int32_t* done = &call.pieces.counts[first].done;
+    if (__atomic_add_fetch(done, 1, __ATOMIC_ACQ_REL) <= last - first) return;
+    __atomic_store_n(done, 0, __ATOMIC_RELAXED);
+    merge(first, last);
+  }
+
+  void merge(int64_t first, int64_t last) {
+    float most[M], sums[M] = {};
+    std::fill(most, most + M, -INFINITY);
+    std::fill(values, values + value_lanes * M * 16, 0.0f);
+    for (int64_t part = first; part <= last; ++part)
+      for (int m = 0; m < M; ++m) most[m] = std::max(most[m], piece(part, part == first)[m]);
+    for (int64_t part = first; part <= last; ++part) {
+      const float* own = piece(part, part == first);
+      for (int m = 0; m < M; ++m) {
+        const float share = own[m] == -INFINITY ? 0.0f : std::exp(own[m] - most[m]);
+        sums[m] += own[M + m] * share;
+        for (int64_t lane = 0; lane < value_lanes; ++lane)
+          for (int i = 0; i < 16; ++i)
+            values[(lane * M + m) * 16 + i] += own[2 * M + (lane * M + m) * 16 + i] * share;
+      }
+    }
+    write(most, sums, values);
+  }
+};
+
+struct Cut {
+  int64_t blocks, parts;
+  int64_t start(int64_t part) const { return blocks * part / parts; }
+  int64_t of(int64_t block) const {  // the part that has it
+    int64_t part = block * parts / blocks;
+    while (start(part + 1) <= block) ++part;
+    while (start(part) > block) --part;
+    return part;
+  }
+};
+
+void attend(const AttendCall& call) {
+  const int64_t all = items(call, [](const Item&, int64_t) {});
+  const Cut cut{all, std::min<int64_t>(call.parts, all)};
+  if (call.part >= cut.parts) return;
+  const int64_t from = cut.start(call.part), until = cut.start(call.part + 1);
+  items(call, [&](const Item& item, int64_t before) {
+    const int64_t end = before + item.until - item.from;
+    if (end <= from || before >= until) return;
+    const int64_t first = item.from + std::max(from, before) - before;
+    const int64_t last = item.from + std::min(until, end) - before;
+    const int64_t parts[2] = {cut.of(before), cut.of(end - 1)};
+    if (item.count == 1) return Attend<1>(call, item).run(first, last, parts[0], parts[1]);
+    if (item.count == 2) return Attend<2>(call, item).run(first, last, parts[0], parts[1]);
+    if (item.count == 3) return Attend<3>(call, item).run(first, last, parts[0], parts[1]);
+    if (item.count == 4) return Attend<4>(call, item).run(first, last, parts[0], parts[1]);
+    Attend<kItemRows>(call, item).run(first, last, parts[0], parts[1]);
+  });
+}
+
+// One token of one head, as `pack_tokens.cc` places it.
+void append(const AttendCall& call, const Run& run, int64_t index, int64_t head) {
+  const Step& step = *call.step;
+  const int64_t row = run.first + index, position = run.position + index, own = position % kTokens;
+  const int64_t key_tiles = (step.head_dim + 31) / 32;
+  uint8_t* block = call.rooms[run.sequence] + head * call.head_bytes + position / kTokens * call.block_bytes;
+  const float* k = call.k + row * call.k_stride + head * step.head_dim;
+  uint8_t* keys = block + own / 16 * key_tiles * 1024 + own % 16 * 4;
+  for (int64_t i = 0; i < step.head_dim; ++i) {
+    const uint16_t half = to_bf16(k[i]);
+    std::memcpy(keys + i / 2 * 64 + i % 2 * 2, &half, 2);
+  }
+  const float* v = call.v + row * call.v_stride + head * step.value_dim;
+  uint8_t* values = block + 2 * key_tiles * 1024 + own / 2 * 64 + own % 2 * 2;
+  for (int64_t i = 0; i < step.value_dim; ++i) {
+    const uint16_t half = to_bf16(v[i]);
+    std::memcpy(values + i / 16 * 1024 + i % 16 * 4, &half, 2);
+  }
+}
+
+void append_part(const AttendCall& call) {
+  int64_t number = 0;
+  for (int64_t r = 0; r < call.run_count; ++r)
+    for (int64_t index = 0; index < call.runs[r].count; ++index)
+      for (int64_t head = 0; head < call.step->kv_heads; ++head, ++number)
+        if (number % call.parts == call.part) append(call, call.runs[r], index, head);
+}
+
+}  // namespace
+
+int32_t EFFC_AT_LEVEL(engine_attend)(const EngineAttend& call) {
+  if (call.append)
+    append_part(call);
+  else
+    attend(call);
+  return kOk;
+}

@@ -1,0 +1,132 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <new>
+
+#include "../share.h"
+
+EFFC_TABLE(engine_rows, EngineRows)
+EFFC_TABLE(engine_attend, EngineAttend)
+EFFC_TABLE(dense_linear_part, LinearPart)
+EFFC_TABLE(sparse_linear_part, LinearPart)
+EFFC_TABLE(dense_linear_int8_part, LinearPart)
+EFFC_TABLE(sparse_linear_int8_part, LinearPart)
+EFFC_TABLE(block_sparse_linear_part, LinearPart)
+
+namespace engine {
+
+bool Room::make(int64_t bytes) {
+  const auto rounded = static_cast<size_t>(ceil_to(std::max<int64_t>(bytes, 64), 64));
+  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, rounded)));
+  return memory_ != nullptr;
+}
+
+Engine::Engine(const Plan& plan)
+    : steps_(plan.steps, plan.steps + plan.step_count),
+      widths_(plan.widths, plan.widths + plan.register_count),
+      weights_(plan.weights, plan.weights + plan.weight_count),
+      slots_(plan.slots, plan.slots + plan.slot_count), plan_(plan) {
+  plan_.steps = steps_.data();
+  plan_.widths = widths_.data();
+  plan_.weights = weights_.data();
+  plan_.slots = slots_.data();
+  rows_at_ = engine_rows_at(plan.level);
+  attend_at_ = engine_attend_at(plan.level);
+  linear_at_[kDenseBf16] = dense_linear_part_at(plan.level);
+  linear_at_[kSparseBf16] = sparse_linear_part_at(plan.level);
+  linear_at_[kDenseInt8] = dense_linear_int8_part_at(plan.level);
+  linear_at_[kSparseInt8] = sparse_linear_int8_part_at(plan.level);
+  linear_at_[kBlockBf16] = block_sparse_linear_part_at(plan.level);
+  few_ = Schedule(plan_, true);
+  many_ = Schedule(plan_, false);
+  reserve();
+  pool_ = std::make_unique<Pool>(plan.threads);
+}
+
+void Engine::reserve() {
+  if (!cache_.reserve(plan_)) throw std::bad_alloc();
+  for (int32_t slot = 0; slot < plan_.slot_count; ++slot) {
+    rooms_.emplace_back();
+    for (int64_t i = 0; i < cache_.sequences(); ++i) rooms_.back().push_back(cache_.slot(i, slot));
+  }
+  for (const Weight& weight : weights_) {
+    bounds_.emplace_back();
+    if (weight.form >= kFloat32) continue;
+    const Packed packed(weight.at);
+    for (int part = 0; part <= plan_.threads; ++part)
+      bounds_.back().push_back(Share::bound(packed, part, plan_.threads));
+  }
+  // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
+  const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
+  chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
+  own_bytes_ = few_.own_floats * kMirroredRows * 4 + 128;
+  counts_ = std::vector<Pieces::Count>(plan_.threads);
+  const int64_t shared = std::max(few_.shared_floats * kMirroredRows, many_.shared_floats * chunk_) * 4;
+  if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads) ||
+      !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
+    throw std::bad_alloc();
+}
+
+// What the caller has looked at already, with sentences.
+int32_t Engine::check(const Tokens& tokens) const {
+  std::vector<int64_t> lengths(plan_.sequences);
+  for (int64_t i = 0; i < plan_.sequences; ++i) lengths[i] = cache_.length(i);
+  for (int64_t i = 0; i < tokens.count; ++i) {
+    const int32_t sequence = tokens.sequences[i];
+    if (sequence < 0 || sequence >= plan_.sequences || ++lengths[sequence] > plan_.context) return kArguments;
+    for (const Step& step : steps_)
+      if (step.op == kEmbedding && (tokens.ids[i] < 0 || tokens.ids[i] >= weights_[step.weight].n))
+        return kArguments;
+  }
+  for (int64_t i = 0; i < tokens.wanted_count; ++i)
+    if (tokens.wanted[i] < 0 || tokens.wanted[i] >= tokens.count ||
+        (i > 0 && tokens.wanted[i] <= tokens.wanted[i - 1]))
+      return kArguments;
+  return kOk;
+}
+
+int32_t Engine::run(const Tokens& tokens, float* logits) {
+  if (busy_.exchange(true)) return kBusy;
+  struct Leave {
+    std::atomic<bool>& busy;
+    ~Leave() { busy.store(false); }
+  } leave{busy_};
+  cancelled_.store(false);
+  if (const int32_t status = check(tokens)) return status;
+  if (!pool_->alive()) pool_ = std::make_unique<Pool>(plan_.threads);
+  std::vector<int64_t> before(plan_.sequences);
+  for (int64_t i = 0; i < plan_.sequences; ++i) before[i] = cache_.length(i);
+  const int32_t status = all_chunks(tokens, logits);
+  for (int64_t i = 0; status && i < plan_.sequences; ++i) cache_.forget(i, before[i]);
+  return status;
+}
+
+int32_t Engine::forget(int64_t sequence, int64_t length) {
+  if (sequence < 0 || sequence >= cache_.sequences() || length < 0) return kArguments;
+  if (busy_.exchange(true)) return kBusy;
+  cache_.forget(sequence, length);
+  busy_.store(false);
+  return kOk;
+}
+
+// The rows of a chunk, and of those the wanted ones.
+void Engine::load(const Tokens& tokens, int64_t from, int64_t until, int64_t& next_wanted) {
+  all_ = Batch();
+  wanted_ = Batch();
+  for (int64_t i = from; i < until; ++i) {
+    const int64_t sequence = tokens.sequences[i], position = cache_.length(sequence);
+    if (i == from || tokens.sequences[i - 1] != sequence)
+      all_.runs.push_back({i - from, 0, position, sequence});
+    ++all_.runs.back().count;
+    all_.ids.push_back(tokens.ids[i]);
+    all_.positions.push_back(position);
+    cache_.extend(sequence, 1);
+    if (next_wanted == tokens.wanted_count || tokens.wanted[next_wanted] != i) continue;
+    ++next_wanted;
+    wanted_.rows.push_back(i - from);
+    wanted_.ids.push_back(tokens.ids[i]);
+    wanted_.positions.push_back(position);
+  }
+}
+
+}  // namespace engine

@@ -1,0 +1,94 @@
+// A model that runs: its plan, two schedules, the cache and the threads.
+#pragma once
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "../linear_call.h"
+#include "cache.h"
+#include "schedule.h"
+#include "steps.h"
+#include "threads.h"
+
+namespace engine {
+
+constexpr int64_t kMirroredRows = 4;  // at most so many rows are worked on by every thread
+
+// Rows that go through the plan together, or those of them whose logits are wanted.
+struct Batch {
+  std::vector<int64_t> ids, positions, rows;  // rows: of the tail, which row of the whole it is
+  std::vector<Run> runs;
+  int64_t count() const { return static_cast<int64_t>(ids.size()); }
+};
+
+struct Tokens {
+  const int64_t* ids;
+  const int32_t* sequences;
+  int64_t count;
+  const int64_t* wanted;  // increasing
+  int64_t wanted_count;
+};
+
+// Memory of a multiple of 64 bytes that is not set to anything.
+class Room {
+ public:
+  bool make(int64_t bytes);
+  uint8_t* at() const { return memory_.get(); }
+  float* floats() const { return reinterpret_cast<float*>(memory_.get()); }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<uint8_t, Free> memory_;
+};
+
+class Engine {
+ public:
+  // `plan` and what it points to is copied, the weights are not. Throws what memory and threads throw.
+  explicit Engine(const Plan& plan);
+  int32_t run(const Tokens& tokens, float* logits);
+  int32_t forget(int64_t sequence, int64_t length);
+  int64_t length(int64_t sequence) const { return cache_.length(sequence); }
+  int64_t sequences() const { return cache_.sequences(); }
+  void cancel() { cancelled_.store(true); }
+
+ private:
+  struct Job;
+  struct Turn;
+  void reserve();
+  int32_t check(const Tokens& tokens) const;
+  int32_t all_chunks(const Tokens& tokens, float* logits);
+  void load(const Tokens& tokens, int64_t from, int64_t until, int64_t& next_wanted);
+  static void work(int thread, void* context);
+  float* buffer(const Turn& turn, int32_t number) const;
+  float* reg(const Turn& turn, int32_t number, int64_t& stride) const;
+  void rows(const Turn& turn, const Step& step) const;
+  void linear(const Turn& turn, const Task& task) const;
+  void attention(const Turn& turn, const Task& task) const;
+  void embed(const Turn& turn, const Step& step) const;
+  void carry(const Turn& turn) const;
+
+  std::vector<Step> steps_;
+  std::vector<int32_t> widths_;
+  std::vector<Weight> weights_;
+  std::vector<Slot> slots_;
+  Plan plan_;
+  Schedule few_, many_;
+  std::vector<std::vector<int64_t>> bounds_;  // of each packed weight: the blocks of each thread
+  std::vector<std::vector<uint8_t*>> rooms_;  // of each slot: the cache of each sequence
+  Cache cache_;
+  int64_t chunk_;
+  Room shared_, own_, panels_, pieces_;
+  int64_t own_bytes_;
+  std::vector<Pieces::Count> counts_;
+  int32_t (*rows_at_)(const RowsCall&);
+  int32_t (*attend_at_)(const AttendCall&);
+  int32_t (*linear_at_[kBlockBf16 + 1])(const LinearPart&);
+  std::unique_ptr<Pool> pool_;
+  Batch all_, wanted_;
+  std::atomic<bool> busy_{false}, cancelled_{false};
+};
+
+}  // namespace engine

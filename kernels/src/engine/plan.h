@@ -1,0 +1,47 @@
+// The plan of a model as `engine_plan.py` lays it out after it has checked every register, size and weight.
+// A register is float32 rows [tokens, width]; every step writes one.
+#pragma once
+#include <cstdint>
+
+#include "../packed.h"
+
+enum Op : int32_t {
+  kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kAct, kAdd, kMul,
+  kScale, kShift, kSoftcap, kAddVector, kMulVector
+};
+enum Norm : int32_t { kRms, kLayer };
+enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu };
+enum Form : int32_t { kFloat32 = 16, kBfloat16 };  // of a weight that is not packed; packed ones have a Kind
+
+struct Weight {
+  const uint8_t* at;
+  int64_t bytes, n, k;  // n rows of k numbers; a vector is one row
+  int32_t form, zero;
+};
+
+// What a step does not use is -1 (registers, weights) or 0.
+struct Step {
+  int32_t op, kind;              // kind: a Norm or an Act
+  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles
+  int32_t weight, bias;          // embedding, positions, angles: weight is the table; attention: the sinks
+  int32_t slot, heads, kv_heads, head_dim, value_dim, window;  // window 0: none
+  int32_t start, block, stride, count;                         // columns and place
+  int32_t group, rotary_dim, interleaved, zero;
+  float number, scale, softcap, zeros;  // number: eps, by, at; softcap 0: none
+};
+static_assert(sizeof(Step) == 104, "engine_plan.py writes it");
+
+struct Slot {
+  int32_t kv_heads, head_dim, value_dim, zero;
+};
+
+struct Plan {
+  const Step* steps;
+  const int32_t* widths;  // of the registers
+  const Weight* weights;
+  const Slot* slots;
+  int32_t step_count, register_count, weight_count, slot_count;
+  int32_t logits;         // register
+  int32_t level, threads, sequences;
+  int64_t context;
+};

@@ -1,0 +1,232 @@
+// The steps that work row by row, at the level of this compilation.
+#include "steps.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../exponentials.h"
+
+namespace {
+
+using engine::RowsCall;
+
+const float* floats(const RowsCall& call, int32_t weight) {
+  return weight < 0 ? nullptr : reinterpret_cast<const float*>(call.weights[weight].at);
+}
+
+// Runs `body` on 16 numbers at a time; the last ones go through memory of their own.
+template <class Body>
+void each(const float* x, float* to, int64_t count, Body body) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) body(x + i, to + i);
+  if (i == count) return;
+  float rest[16] = {};
+  std::copy(x + i, x + count, rest);
+  body(rest, rest);
+  std::copy(rest, rest + (count - i), to + i);
+}
+
+// exp(-|x|) and 1 over one more than it.
+struct Logistic {
+  float e[16], inverse[16];
+  explicit Logistic(const float* x, float times) {
+    for (int i = 0; i < 16; ++i) e[i] = -std::fabs(x[i] * times);
+    store(e, exponentials(load_floats(e)));
+    for (int i = 0; i < 16; ++i) inverse[i] = 1.0f / (1.0f + e[i]);
+  }
+  float sigmoid(int i, float x) const { return x < 0 ? e[i] * inverse[i] : inverse[i]; }
+};
+
+// x * sigmoid(times * x)
+void swish(const float* x, float* to, float times) {
+  const Logistic logistic(x, times);
+  for (int i = 0; i < 16; ++i) to[i] = x[i] * logistic.sigmoid(i, x[i]);
+}
+
+// tanh to 1e-7 of 1: with e = exp(-2|x|) it is (1 - e) / (1 + e), signed as x.
+void hyperbolic(const float* x, float* to) {
+  const Logistic logistic(x, 2.0f);
+  for (int i = 0; i < 16; ++i) to[i] = std::copysign((1.0f - logistic.e[i]) * logistic.inverse[i], x[i]);
+}
+
+void gelu_tanh(const float* x, float* to) {
+  float inner[16];
+  for (int i = 0; i < 16; ++i) inner[i] = 0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+  hyperbolic(inner, inner);
+  for (int i = 0; i < 16; ++i) to[i] = 0.5f * x[i] * (1.0f + inner[i]);
+}
+
+// x times the normal distribution function. erf by Abramowitz and Stegun 7.1.26, to 1.5e-7.
+void gelu(const float* x, float* to) {
+  float e[16];
+  for (int i = 0; i < 16; ++i) e[i] = -0.5f * x[i] * x[i];
+  store(e, exponentials(load_floats(e)));
+  for (int i = 0; i < 16; ++i) {
+    const float t = 1.0f / (1.0f + 0.3275911f * 0.70710678f * std::fabs(x[i]));
+    float sum = 1.061405429f;
+    for (float next : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) sum = sum * t + next;
+    sum *= t;
+    const float half = 0.5f * sum * e[i];  // of what lies outside -|x|..|x|
+    to[i] = x[i] * (x[i] < 0 ? half : 1.0f - half);
+  }
+}
+
+void act(int32_t kind, const float* x, float* to) {
+  if (kind == kSilu) return swish(x, to, 1.0f);
+  if (kind == kQuickGelu) return swish(x, to, 1.702f);
+  if (kind == kGelu) return gelu(x, to);
+  if (kind == kGeluTanh) return gelu_tanh(x, to);
+  if (kind == kTanh) return hyperbolic(x, to);
+  if (kind == kSigmoid) {
+    const Logistic logistic(x, 1.0f);
+    for (int i = 0; i < 16; ++i) to[i] = logistic.sigmoid(i, x[i]);
+    return;
+  }
+  for (int i = 0; i < 16; ++i) {
+    const float kept = x[i] < 0 ? 0.0f : x[i];
+    to[i] = kind == kRelu2 ? kept * kept : kept;
+  }
+}
+
+// The sum of (x - middle)^power, in 16 chains.
+template <int Power>
+float sum(const float* x, int64_t count, float middle) {
+  float chains[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int c = 0; c < 16; ++c) {
+      const float near = x[i + c] - middle;
+      chains[c] += Power == 2 ? near * near : near;
+    }
+  for (int c = 0; i < count; ++i, ++c) {
+    const float near = x[i] - middle;
+    chains[c] += Power == 2 ? near * near : near;
+  }
+  return total(load_floats(chains));
+}
+
+void norm(const RowsCall& call, const float* x, float* to) {
+  const Step& step = *call.step;
+  const float *weight = floats(call, step.weight), *bias = floats(call, step.bias);
+  const int64_t group = step.group;
+  const bool whole_weight = weight && call.weights[step.weight].k == call.width;
+  const bool whole_bias = bias && call.weights[step.bias].k == call.width;
+  for (int64_t at = 0; at < call.width; at += group) {
+    const float middle = step.kind == kLayer ? sum<1>(x + at, group, 0.0f) / group : 0.0f;
+    const float inverse = 1.0f / std::sqrt(sum<2>(x + at, group, middle) / group + step.number);
+    for (int64_t i = 0; i < group; ++i) to[at + i] = (x[at + i] - middle) * inverse;
+    const float *w = weight + (whole_weight ? at : 0), *b = bias + (whole_bias ? at : 0);
+    if (weight)
+      for (int64_t i = 0; i < group; ++i) to[at + i] *= w[i];
+    if (bias)
+      for (int64_t i = 0; i < group; ++i) to[at + i] += b[i];
+  }
+}
+
+// Cosines of all angles of a position, then their sines.
+void angles(const RowsCall& call, int64_t position, float* to) {
+  const float* frequencies = floats(call, call.step->weight);
+  const int64_t half = call.width / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float angle = static_cast<float>(position) * frequencies[i];
+    to[i] = std::cos(angle) * call.step->scale;
+    to[half + i] = std::sin(angle) * call.step->scale;
+  }
+}
+
+void rotary(const RowsCall& call, const float* x, const float* cosines, float* to) {
+  const Step& step = *call.step;
+  const int64_t half = step.rotary_dim / 2;
+  const float* sines = cosines + half;
+  for (int64_t head = 0; head < step.heads; ++head, x += step.head_dim, to += step.head_dim) {
+    std::copy(x, x + step.start, to);
+    std::copy(x + step.start + 2 * half, x + step.head_dim, to + step.start + 2 * half);
+    const float* from = x + step.start;
+    float* into = to + step.start;
+    if (step.interleaved)
+      for (int64_t i = 0; i < half; ++i) {
+        const float a = from[2 * i], b = from[2 * i + 1];
+        into[2 * i] = a * cosines[i] - b * sines[i];
+        into[2 * i + 1] = b * cosines[i] + a * sines[i];
+      }
+    else
+      for (int64_t i = 0; i < half; ++i) {
+        const float a = from[i], b = from[half + i];
+        into[i] = a * cosines[i] - b * sines[i];
+        into[half + i] = b * cosines[i] + a * sines[i];
+      }
+  }
+}
+
+void look_up(const RowsCall& call, int64_t row, float* to) {
+  const Weight& table = call.weights[call.step->weight];
+  if (table.form == kFloat32) {
+    const float* from = reinterpret_cast<const float*>(table.at) + row * table.k;
+    std::copy(from, from + table.k, to);
+    return;
+  }
+  const uint16_t* from = reinterpret_cast<const uint16_t*>(table.at) + row * table.k;
+  for (int64_t i = 0; i < table.k; ++i) to[i] = from_bf16(from[i]);
+}
+
+void pick(const RowsCall& call, const float* x, float* to) {
+  const Step& step = *call.step;
+  for (int64_t i = 0; i < step.count; ++i) {
+    const float* from = x + step.start + i * step.stride;
+    std::copy(from, from + step.block, to + i * step.block);
+  }
+}
+
+void pointwise(const RowsCall& call, const float* x, const float* y, float* to) {
+  const Step& step = *call.step;
+  const int64_t width = call.width;
+  const float number = step.number, *vector = floats(call, step.weight);
+  if (step.op == kAddVector || step.op == kMulVector) y = vector;
+  switch (step.op) {
+    case kAct:
+      each(x, to, width, [&](const float* from, float* into) { act(step.kind, from, into); });
+      break;
+    case kSoftcap:
+      each(x, to, width, [&](const float* from, float* into) {
+        float inner[16];
+        for (int i = 0; i < 16; ++i) inner[i] = from[i] / number;
+        hyperbolic(inner, inner);
+        for (int i = 0; i < 16; ++i) into[i] = number * inner[i];
+      });
+      break;
+    case kAdd:
+    case kAddVector:
+      for (int64_t i = 0; i < width; ++i) to[i] = x[i] + y[i];
+      break;
+    case kMul:
+    case kMulVector:
+      for (int64_t i = 0; i < width; ++i) to[i] = x[i] * y[i];
+      break;
+    case kScale:
+      for (int64_t i = 0; i < width; ++i) to[i] = x[i] * number;
+      break;
+    default:
+      for (int64_t i = 0; i < width; ++i) to[i] = x[i] + number;
+  }
+}
+
+}  // namespace
+
+int32_t EFFC_AT_LEVEL(engine_rows)(const EngineRows& call) {
+  const Step& step = *call.step;
+  for (int64_t row = call.from; row < call.until; ++row) {
+    const float *x = call.x + row * call.x_stride, *y = call.y + row * call.y_stride;
+    float* to = call.to + row * call.to_stride;
+    switch (step.op) {
+      case kEmbedding: look_up(call, call.ids[row], to); break;
+      case kPositions: look_up(call, call.positions[row], to); break;
+      case kAngles: angles(call, call.positions[row], to); break;
+      case kNorm: norm(call, x, to); break;
+      case kRotary: rotary(call, x, y, to); break;
+      case kColumns: pick(call, x, to); break;
+      case kPlace: std::copy(x, x + call.x_width, to + step.start); break;
+      default: pointwise(call, x, y, to);
+    }
+  }
+  return kOk;
+}

@@ -1,0 +1,171 @@
+// The region that all threads run: level after level of a schedule over one chunk of rows.
+#include <algorithm>
+#include <climits>
+
+#include "engine.h"
+
+namespace engine {
+
+struct Engine::Job {
+  Engine* engine;
+  const Schedule* schedule;
+  float* logits;
+  std::atomic<int32_t> stop{INT_MAX};  // the level before which all stop; only thread 0 sets it
+};
+
+struct Engine::Turn {
+  const Schedule& schedule;
+  const Batch& batch;
+  int thread;
+  float* logits;
+  int64_t capacity() const { return schedule.mirrored ? kMirroredRows : most; }
+  int64_t most;
+};
+
+int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
+  int64_t next_wanted = 0;
+  for (int64_t from = 0, until; from < tokens.count; from = until) {
+    until = std::min(tokens.count, from + chunk_);
+    const int64_t begun = next_wanted;
+    load(tokens, from, until, next_wanted);
+    const Schedule& schedule = all_.count() <= kMirroredRows ? few_ : many_;
+    Job job{this, &schedule, logits + begun * widths_[plan_.logits]};
+    pool_->run(work, &job);
+    if (job.stop.load() != INT_MAX || cancelled_.load()) return kCancelled;
+  }
+  return kOk;
+}
+
+void Engine::work(int thread, void* context) {
+  Job& job = *static_cast<Job*>(context);
+  Engine& own = *job.engine;
+  const Schedule& schedule = *job.schedule;
+  const auto levels = static_cast<int32_t>(schedule.levels.size());
+  const Turn all{schedule, own.all_, thread, job.logits, own.chunk_};
+  const Turn tail{schedule, own.wanted_, thread, job.logits, own.chunk_};
+  const auto meet = [&] { own.pool_->barrier.meet([] { return false; }); };
+  for (int32_t level = 0; level < levels; ++level) {
+    const Turn& turn = level < schedule.tail ? all : tail;
+    if (turn.batch.count() == 0) return;
+    if (level == schedule.tail && tail.batch.count() < all.batch.count()) {
+      own.carry(turn);
+      meet();
+    }
+    for (const Task& task : schedule.levels[level]) {
+      if (task.work == Work::kRows) own.rows(turn, own.steps_[task.step]);
+      if (task.work == Work::kPrepare || task.work == Work::kMultiply) own.linear(turn, task);
+      if (task.work == Work::kAppend || task.work == Work::kAttend) own.attention(turn, task);
+    }
+    if (level + 1 == levels) return;
+    if (thread == 0 && own.cancelled_.load(std::memory_order_relaxed)) job.stop.store(level);
+    meet();
+    if (level >= job.stop.load()) return;
+  }
+}
+
+float* Engine::buffer(const Turn& turn, int32_t number) const {
+  const Buffer& own = turn.schedule.buffers[number];
+  if (number == turn.schedule.views[plan_.logits].buffer) return turn.logits;
+  float* memory = shared_.floats();
+  if (!own.shared) memory = reinterpret_cast<float*>(own_.at() + turn.thread * own_bytes_);
+  return memory + own.at * turn.capacity();
+}
+
+float* Engine::reg(const Turn& turn, int32_t number, int64_t& stride) const {
+  stride = 0;
+  if (number < 0) return nullptr;
+  const View& view = turn.schedule.views[number];
+  const bool logits = view.buffer == turn.schedule.views[plan_.logits].buffer;
+  stride = logits ? widths_[plan_.logits] : turn.schedule.buffers[view.buffer].floats;
+  return buffer(turn, view.buffer) + view.column;
+}
+
+void Engine::rows(const Turn& turn, const Step& step) const {
+  RowsCall call{};
+  call.step = &step;
+  call.weights = weights_.data();
+  call.x = reg(turn, step.x, call.x_stride);
+  call.y = reg(turn, step.y, call.y_stride);
+  call.to = reg(turn, step.to, call.to_stride);
+  call.x_width = step.x < 0 ? 0 : widths_[step.x];
+  call.width = widths_[step.to];
+  call.ids = turn.batch.ids.data();
+  call.positions = turn.batch.positions.data();
+  const int64_t count = turn.batch.count();
+  call.from = turn.schedule.mirrored ? 0 : count * turn.thread / plan_.threads;
+  call.until = turn.schedule.mirrored ? count : count * (turn.thread + 1) / plan_.threads;
+  if (turn.schedule.mirrored && turn.thread != 0 && step.to == plan_.logits) return;  // there is one of it
+  if (step.op != kEmbedding || weights_[step.weight].form >= kFloat32) {
+    rows_at_(call);
+    return;
+  }
+  LinearPart part{};
+  part.stage = kReadRow;
+  part.call.packed = weights_[step.weight].at;
+  for (int64_t row = call.from; row < call.until; ++row) {
+    part.row = call.ids[row];
+    part.call.y = call.to + row * call.to_stride;
+    linear_at_[weights_[step.weight].form](part);
+  }
+}
+
+void Engine::linear(const Turn& turn, const Task& task) const {
+  const Step& step = steps_[task.step];
+  const Weight& weight = weights_[step.weight];
+  LinearPart part{};
+  int64_t ignored;
+  part.call.packed = weight.at;
+  part.call.x = reg(turn, step.x, part.call.stride);
+  part.call.bias = step.bias < 0 ? nullptr : weights_[step.bias].at;
+  part.call.y = reg(turn, step.to, ignored);
+  part.call.rows = turn.batch.count();
+  part.call.x_float = part.call.bias_float = 1;
+  part.call.bounds = bounds_[step.weight].data();
+  part.stage = task.work == Work::kPrepare ? kPrepare : kMultiply;
+  const bool alone = part.stage == kPrepare && turn.schedule.mirrored;
+  part.part = alone ? 0 : turn.thread;
+  part.parts = alone ? 1 : plan_.threads;
+  const int64_t each = (turn.schedule.buffers[task.prepared].floats - 16) / 2 * turn.capacity();
+  float* prepared = buffer(turn, task.prepared);
+  part.rows = reinterpret_cast<uint8_t*>(prepared);
+  part.words = reinterpret_cast<uint8_t*>(prepared + each);
+  part.scales = prepared + 2 * each;
+  part.panels = panels_.at();
+  linear_at_[weight.form](part);
+}
+
+void Engine::attention(const Turn& turn, const Task& task) const {
+  const Step& step = steps_[task.step];
+  AttendCall call{};
+  call.step = &step;
+  call.q = reg(turn, step.x, call.q_stride);
+  call.k = reg(turn, step.y, call.k_stride);
+  call.v = reg(turn, step.z, call.v_stride);
+  call.to = reg(turn, step.to, call.to_stride);
+  call.sinks = step.weight < 0 ? nullptr : reinterpret_cast<const float*>(weights_[step.weight].at);
+  call.runs = turn.batch.runs.data();
+  call.run_count = static_cast<int64_t>(turn.batch.runs.size());
+  call.rooms = rooms_[step.slot].data();
+  call.head_bytes = cache_.head_bytes(step.slot);
+  call.block_bytes = cache_.block_bytes(step.slot);
+  call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
+  call.append = task.work == Work::kAppend;
+  call.part = turn.thread;
+  call.parts = plan_.threads;
+  attend_at_(call);
+}
+
+// Rows whose logits are wanted move to the front of what is used from here on.
+void Engine::carry(const Turn& turn) const {
+  for (int32_t number : turn.schedule.carried) {
+    const Buffer& own = turn.schedule.buffers[number];
+    if (own.shared && turn.thread != 0) continue;
+    float* memory = buffer(turn, number);
+    for (int64_t to = 0; to < turn.batch.count(); ++to) {
+      const float* from = memory + turn.batch.rows[to] * own.floats;
+      if (turn.batch.rows[to] != to) std::copy(from, from + own.floats, memory + to * own.floats);
+    }
+  }
+}
+
+}  // namespace engine

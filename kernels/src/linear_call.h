@@ -1,0 +1,29 @@
+// What a linear kernel is called with.
+#pragma once
+#include <cstdint>
+
+struct LinearCall {
+  const uint8_t* packed;   // checked
+  const void* x;           // [rows, k], last dimension contiguous, `stride` elements between rows
+  const void* bias;        // [n] or null
+  void* y;                 // [rows, n] contiguous, as x
+  int64_t rows, stride;
+  int32_t x_float, bias_float;  // float32, else bfloat16
+  int32_t threads;
+  const int64_t* bounds = nullptr;  // [parts + 1] blocks of each part, or null: worked out
+};
+
+// One thread's part of a product, for a caller with threads and memory of its own (`engine/`). All parts
+// prepare x, and when all have, all multiply. At most kLinearRows rows; k and the arithmetic say how x is
+// prepared, so weights that agree in both share it.
+enum Stage : int32_t { kPrepare, kMultiply, kReadRow };
+struct LinearPart {
+  LinearCall call;
+  Stage stage;
+  int32_t part, parts;
+  uint8_t *rows, *words;  // of all parts: for each row, or for 16 if there are fewer, its bytes in tiles
+  float* scales;          // likewise, one for each
+  uint8_t* panels;        // kPanelBytes for each part
+  int64_t row;            // kReadRow: the output whose weights go to y, float32
+};
+constexpr int64_t kLinearRows = 512, kPanelBytes = 165888;

@@ -1,0 +1,117 @@
+"""The scan of Mamba-2 (state-space duality)."""
+
+import torch
+from torch.nn import functional
+
+from .kernel import OPS, Kernel
+from .selective_scan import keep
+from .sequences import at, fit, inside, live, one_type, placed, plain, rows, run
+
+
+def backward(ctx, grad, grad_state) -> tuple:
+    given = ctx.saved_tensors
+    x, dt, a, b, c, d, bias, state, bounds = given
+    batches, length, heads, p = x.shape
+    groups, n = b.shape[2:]
+    grad = torch.zeros(x.shape) if grad is None else grad
+    held = [plain(t) for t in (x, grad, dt, b, c, a, d, bias, state, grad_state)]
+    of_x, of_dt = torch.zeros(x.shape), torch.zeros(dt.shape)
+    of_b, of_c = (torch.zeros(batches, length, heads, n) for _ in range(2))
+    of_state = torch.zeros(batches, heads, p, n)
+    of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
+    found = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
+    softplus, least, most = ctx.rest
+    run("ssd_scan_backward", *map(at, held), *map(at, found), at(live(bounds, batches, length)), batches, length,
+        heads, p, groups, n, least, most, softplus, torch.get_num_threads())
+    of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
+    grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
+    *own, of_state = (None if t is None else g.to(t.dtype) for t, g in zip(given[:8], grads, strict=True))
+    return *own, None, None, None, of_state, None
+
+
+class SsdScan(Kernel):
+    """h = exp(dt A) h + dt x (x) B and y = h . C + D x, position by position; returns y and the last h.
+
+    x          [b, t, h, p]                     dt            [b, t, h]
+    a          [h]                              d, bias       [h] or None; bias is added to dt
+    B, C       [b, t, g, n], g divides h        least, most   bounds of dt
+    softplus   whether dt goes through it then  state         [b, h, p, n]: h before; zeros where None
+    bounds     [b, 2] int64: first live position and the one behind the last; outside them y is 0, h stands
+    h is float32. float32 and bfloat16.
+    """
+
+    name = "ssd_scan"
+    schema = ("(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? bias, bool softplus, "
+              "float least, float most, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)")
+
+    @staticmethod
+    def fake(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
+        shape = x.shape[0], *x.shape[2:], b.shape[3]
+        return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(shape, dtype=torch.float32)
+
+    @staticmethod
+    def reference(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
+        wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+        own, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
+        b, c = (t.repeat_interleave(x.shape[2] // t.shape[2], 2) for t in (b, c))
+        dt = dt if bias is None else dt + bias.to(wide)
+        dt = (functional.softplus(dt) if softplus else dt).clamp(least, most)
+        mask = inside(bounds, *x.shape[:2])
+        shape = x.shape[0], *x.shape[2:], b.shape[3]
+        h = torch.zeros(shape, dtype=wide) if state is None else state.to(wide)
+        found = []
+        for t in range(x.shape[1]):
+            decay, drive = torch.exp(dt[:, t] * a)[..., None, None], (dt[:, t, :, None] * own[:, t])[..., None]
+            h = torch.where(mask[:, t, None, None, None], decay * h + drive * b[:, t, :, None], h)
+            found.append((h * c[:, t, :, None]).sum(3))
+        y = torch.stack(found, 1) if found else own
+        y = y if d is None else y + d.to(wide)[:, None] * own
+        return torch.where(mask[:, :, None, None], y, 0.0).to(x.dtype), h
+
+    @classmethod
+    def native(cls, x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
+        batches, length, heads, p = x.shape
+        groups, n = b.shape[2:]
+        _fit(x, dt, a, b, c, d, bias, state)
+        bounds = live(bounds, batches, length)
+        own, dt, b, c = one_type(x, dt, b, c)
+        own, b, c = (flat(t) for t in (own, b, c))                    # [b, t, h * p] and [b, t, g * n]
+        dt = rows(dt)
+        y = torch.empty(batches, length, heads, p, dtype=own.dtype)
+        h = torch.zeros(batches, heads, p, n) if state is None else state.float().contiguous().clone()
+        a, d, bias = plain(a), plain(d), plain(bias)
+        run(cls.name, *placed(own), *placed(dt), *placed(b), *placed(c), at(a), at(d), at(bias), y.data_ptr(),
+            h.data_ptr(), at(bounds), batches, length, heads, p, groups, n, least, most,
+            own.dtype is torch.float32, softplus, torch.get_num_threads())
+        return y if y.dtype is x.dtype else y.to(x.dtype), h
+
+    @classmethod
+    def register_backward(cls) -> None:
+        torch.library.register_autograd(f"effc::{cls.name}", backward, setup_context=keep, lib=OPS)
+
+    @staticmethod
+    def accepts(heads: int, groups: int) -> str:
+        return f"{heads} heads are not a multiple of {groups} groups" if heads % groups else ""
+
+    @staticmethod
+    def cases() -> list[tuple[int, int, int, int, int, int]]:
+        """Sequences, heads, channels of a head, groups, states, positions."""
+        return [(1, 1, 1, 1, 1, 1), (2, 4, 16, 2, 16, 5), (1, 6, 17, 3, 5, 33), (2, 3, 64, 1, 20, 70),
+                (1, 2, 80, 1, 128, 130), (3, 4, 8, 4, 16, 1)]
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """[b, t, h, w] as [b, t, h * w], a copy only where that is no view with a contiguous last axis."""
+    return rows(x.flatten(2))
+
+
+def _fit(x, dt, a, b, c, d, bias, state) -> None:
+    batches, length, heads, p = x.shape
+    groups, n = b.shape[2:]
+    fit("a time step", dt, batches, length, heads)
+    fit("A", a, heads)
+    fit("B", b, batches, length, groups, n)
+    fit("C", c, batches, length, groups, n)
+    fit("D", d, heads)
+    fit("the time step's bias", bias, heads)
+    fit("a state", state, batches, heads, p, n)

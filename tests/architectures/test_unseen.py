@@ -1,0 +1,237 @@
+"""What architectures taught that came after the twenty-five: each was wrong, or refused without need, before."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from effc.compiler import equivalence
+from effc.compiler.bypass import staying
+from effc.compiler.capture import capture
+from effc.compiler.compat import padding
+from effc.compiler.evaluate import output_logits
+from effc.compiler.model import Origin
+from effc.compiler.program import Program
+from effc.compiler.rehearsal import layer_needed
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.search.widths import slice_all
+from effc.compiler.select import required
+from effc.dsl.diagnostics import Reject
+from torch import nn
+
+from tests.architectures import table
+from tests.architectures.test_closure import SHARE, chosen, silence
+
+torch.set_num_threads(1)
+
+
+@functools.cache
+def captured(name: str) -> Program:
+    return capture(table.model(name))
+
+
+def kinds(program: Program) -> set[str]:
+    return {g.kind for g in program.skeleton.groups}
+
+
+def assert_sliced_is_silenced(program: Program, kind: str) -> None:
+    groups = [g for g in program.skeleton.groups if g.kind == kind]
+    assert groups, program.skeleton.facts["refused"]
+    cuts = chosen(groups, 1)
+    silenced, trial = copy.deepcopy(program.model), copy.deepcopy(program)
+    for group, items in cuts:
+        silence(silenced, group, items)
+    with Rewriter(trial) as rewrite:
+        slice_all(trial, rewrite, cuts)
+    expected, found = equivalence.observe(silenced), equivalence.observe(trial.model)
+    assert equivalence.distance(expected, found) <= SHARE * max(1.0, *(float(x.abs().max()) for x in expected))
+
+
+# -- models of transformers ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["mpnet", "nystromformer"])
+def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(name):
+    """Encoders hand on no mask where no row is padded; the graph was captured with one."""
+    program, reference = copy.deepcopy(captured(name)), table.model(name)
+    for _ in range(2):
+        for unit in program.units.values():
+            unit.bind(program.model)
+        assert equivalence.compare(reference, program.model) == 0.0
+        for unit in program.units.values():
+            unit.unbind(program.model)
+        group = next(g for g in program.skeleton.groups if g.kind == "channels")
+        with Rewriter(program) as rewrite:
+            slice_all(program, rewrite, [(group, {0})])
+        reference = copy.deepcopy(program.model)
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("falcon", "heads"), ("falcon", "channels"), ("apertus", "channels"), ("doge", "channels"),
+    ("nystromformer", "heads"), ("deepseek_v3", "heads"), ("recurrent_gemma", "channels")])
+def test_what_they_are_made_of_can_be_sliced(name, kind):
+    assert_sliced_is_silenced(captured(name), kind)
+
+
+@pytest.mark.parametrize("name", ["doge", "minimax"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stream_that_is_weighed_before_it_is_added_to_is_one(name, number):
+    program = copy.deepcopy(captured(name))
+    branch = program.skeleton.branches[number]
+    silenced = copy.deepcopy(program.model)
+    unit = program.units[branch.unit]
+    with Rewriter(program) as rewrite:
+        rewrite.drop_branch(branch.unit, branch.join, staying(unit.graph, branch))
+    with torch.no_grad():
+        for part in branch.parts:
+            for parameter in silenced.get_submodule(part).parameters(recurse=False):
+                parameter.zero_()
+    assert equivalence.compare(silenced, program.model) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "lfm2_moe", "deepseek_v3"])
+def test_experts_go_with_all_that_has_an_entry_for_each(name):
+    """Biases of a choice among them, buffers of the router; as many of every group that they are compared in."""
+    program = copy.deepcopy(captured(name))
+    groups = [g for g in program.skeleton.groups if g.kind == "experts"]
+    count = groups[0].count
+    assert groups[0].per_block == (4 if name == "deepseek_v3" else 0)
+    block = groups[0].per_block or count
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(g, {i for i in range(count) if i % block < block // 2}) for g in groups])
+    left = [t for n, t in program.model.state_dict().items() if ".experts." in n or "gate." in n or "router." in n
+            or "expert_bias" in n]
+    assert left and all(count not in t.shape[:1] for t in left)
+    for unit in program.units.values():
+        unit.bind(program.model)
+    bound = equivalence.observe(program.model)
+    assert all(t.isfinite().all() for t in bound)
+
+
+def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_changes():
+    program = copy.deepcopy(captured("recurrent_gemma"))
+    before, branch = equivalence.observe(program.model), program.skeleton.branches[0]
+    with pytest.raises(Reject) as refused:
+        Rewriter(program).drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+    assert refused.value.diagnostics[0].fault is layer_needed
+    assert equivalence.distance(before, equivalence.observe(program.model)) == 0.0
+
+
+def test_branches_of_a_layer_have_sites_of_their_own():
+    sites = [b.site for b in captured("fnet").skeleton.branches]
+    assert len(set(sites)) == len(sites) and "fnet.encoder.layer.0.fourier.self" in sites
+
+
+def test_a_branch_without_weights_can_not_come_back_as_zeros():
+    program = copy.deepcopy(captured("fnet"))
+    branch = next(b for b in program.skeleton.branches if not b.parts)
+    with Rewriter(program) as rewrite:
+        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+    assert "fourier" in " ".join(padding(program).why)
+
+
+def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_ones():
+    program = copy.deepcopy(captured("gemma3n"))
+    group = next(g for g in program.skeleton.groups if g.kind == "heads" and g.site.startswith("model.layers.2."))
+    silenced = copy.deepcopy(program.model)
+    silence(silenced, group, {0, 2})
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(group, {0, 2})])
+    filled = padding(program)
+    assert not filled.why
+    stock = copy.deepcopy(silenced)
+    stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
+    assert equivalence.compare(silenced, stock) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "kind", "said"), [
+    ("olmo2", "heads", "a norm or a mixing function runs over several heads"),
+    ("bloom", "heads", "from outside of the layer, has an entry for each of them"),
+    ("mpt", "heads", "from outside of the layer, has an entry for each of them"),
+    ("fnet", "heads", "")])
+def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind, said):
+    program = captured(name)
+    with pytest.raises(Reject) as refused:
+        required(program.skeleton, kind, ())
+    assert said in refused.value.diagnostics[0].message.split(";", 1)[-1]
+
+
+def test_models_of_two_sequences_are_refused_by_name():
+    with pytest.raises(Reject) as refused:
+        capture(table.model("t5"))
+    assert "an encoder with a decoder" in refused.value.diagnostics[0].message
+
+
+def test_a_score_of_logits_is_refused_where_there_are_none():
+    with pytest.raises(Reject, match="returns pooled, and no logits"):
+        output_logits({"pooled": torch.zeros(2, 3)})
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
+def test_a_models_longest_row_is_known_by_each_of_its_names(name):
+    assert Origin("x", {name: 128}, None, "x", None, None, None).positions == 128
+
+
+# -- plain modules -------------------------------------------------------------------------------------------
+
+class Tied(nn.Module):
+    """A matrix turned by a property, and a sum of weighed parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(16, 8)), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return 0.5 * x + 2.0 * self.down(torch.maximum(x @ self.up.T, torch.tensor(0.1)))
+
+
+class Repeated(nn.Module):
+    """Keys and values written into a new tensor, and repeated for the query heads that they serve."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.served = 4, 2
+        self.q, self.kv, self.o = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, -1, 4).transpose(1, 2)
+        k, v = self.kv(x).view(b, t, -1, 8).transpose(1, 2).chunk(2, -1)
+        made = k.new_empty(k.shape)
+        made[..., :2].copy_(k[..., :2])
+        made[..., 2:] = k[..., 2:]
+        k, v = (y.repeat_interleave(self.heads // self.served, dim=1) for y in (made, v))
+        return x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1))
+
+
+class Strided(nn.Module):
+    """Gate and value interleaved, the larger of two kept, a slope for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 24), nn.Linear(12, 8)
+
+    def forward(self, x):
+        y = self.up(x)
+        return x + self.down(torch.max(y[..., ::2], y[..., 1::2]))
+
+
+class Stack(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layers = nn.ModuleList([layer(), layer()])
+        self.dummy_inputs = {"x": torch.randn(2, 3, 8)}
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(("layer", "kind", "count"), [
+    (Tied, "channels", 16), (Repeated, "kv_heads", 2), (Strided, "channels", 12)])
+def test_plain_layers_can_be_sliced(layer, kind, count):
+    program = capture(Stack(layer).eval())
+    assert {g.count for g in program.skeleton.groups if g.kind == kind} == {count}
+    assert len(program.skeleton.branches) == 2
+    assert_sliced_is_silenced(program, kind)

@@ -1,0 +1,101 @@
+"""The target `native` from the command line: compiled, talked to, tested, and refused in a sentence."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from effc.compiler.load import load
+from effc.compiler.sources.zoo import zoo
+
+from tests import tiny
+from tests.cli.conftest import SCRIPT, Run
+
+RECIPE = '''effspec 1
+"""A native artifact."""
+
+model base = zoo("tiny-llama")
+data heldout = text("{texts}/heldout.txt", samples: 4, length: 64, seed: 7)
+
+pipeline lean(base) {{
+  thin = prune.channels(keep: 75% of channels, align: 32)
+}}
+
+expect lean {{
+  params <= 0.9 * base
+  bytes <= 0.5 * base
+  perplexity(heldout) <= 3 * base
+}}
+
+emit lean {{ native("cpu") }}
+'''
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("native")
+    (folder / "r.effspec").write_text(RECIPE.format(texts=zoo()["tiny-llama"]), encoding="utf-8")
+    env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--no-progress"], cwd=folder, env=env,
+                          capture_output=True, text=True)
+    return folder / "out" / "cpu", Run(done.returncode, done.stdout, done.stderr)
+
+
+def test_it_compiles_is_verified_in_a_fresh_process_and_keeps_its_bounds(artifact):
+    path, run = artifact
+    assert run.code == 0, run.err
+    measures = json.loads((path / "measures.json").read_text())
+    checks = measures["checks"]
+    assert len(checks) == 6 and all(c["worst"] <= c["tolerance"] for c in checks)
+    assert {e["outcome"] for e in measures["expectations"]} == {"holds"}
+    facts = json.loads((path / "native" / "plan.json").read_text())["facts"]
+    assert facts["isa"]["needs"] == "portable" and facts["byte_order"] == sys.byteorder
+
+
+def test_run_answers_as_text_and_as_json(effc, artifact):
+    path, _ = artifact
+    told = effc("run", path, "-p", "In the beginning", "-n", "12")
+    assert told.code == 0 and told.out.strip()
+    said = json.loads(effc("run", path, "-p", "In the beginning", "-n", "12", "--format", "json").out)
+    assert said["text"].strip() == told.out.strip() and said["new_tokens"] <= 12
+    again = [effc("run", path, "-p", "In the beginning", "-n", "12", "-t", "1.5", "--seed", "4").out for _ in range(2)]
+    assert again[0] == again[1] != told.out
+
+
+def test_a_form_of_the_artifact_runs_as_the_artifact_does(effc, artifact):
+    path, _ = artifact
+    first, second = (effc("run", p, "-p", "And", "-n", "5") for p in (path, path / "native"))
+    assert (first.code, first.out) == (second.code, second.out) and first.code == 0
+
+
+def test_test_measures_its_bounds_again(effc, artifact):
+    path, _ = artifact
+    run = effc("test", path, "--no-progress")
+    assert run.code == 0 and "ok: 3 bounds kept" in run.err
+
+
+def test_a_byte_that_changed_is_found_by_test_and_not_by_load(effc, artifact, tmp_path):
+    path, _ = artifact
+    copy = shutil.copytree(path.parent.parent, tmp_path / "copy") / "out" / "cpu"
+    table = json.loads((copy / "native" / "plan.json").read_text())["entries"]
+    at = table["model.norm.weight"]["at"]
+    weights = bytearray((copy / "native" / "weights.bin").read_bytes())
+    weights[at] ^= 1
+    (copy / "native" / "weights.bin").write_bytes(weights)
+    load(copy)
+    run = effc("test", copy, "--no-progress")
+    assert run.code == 5 and "error[artifact-edited]" in run.err and "weights.bin" in run.err
+
+
+def test_what_the_engine_can_not_run_is_refused_with_node_module_and_line(effc, tmp_path):
+    config = tiny.config("bloom").to_dict() | {"architectures": ["BloomForCausalLM"], "dtype": "float32"}
+    (tmp_path / "bloom.json").write_text(json.dumps(config, default=str))
+    (tmp_path / "r.effspec").write_text('effspec 1\n"""Refused."""\n\nmodel base = config("bloom.json", seed: 0)\n\n'
+                                        'pipeline lean(base) {\n  slim = prune.channels(keep: 75% of channels)\n}\n\n'
+                                        'emit lean { native("cpu") }\n')
+    run = effc("compile", "r.effspec", "--no-progress")
+    assert run.code == 5 and "error[cannot-run-natively]: node `" in run.err
+    assert "self_attention (BloomAttention, modeling_bloom.py:" in run.err
+    assert not (tmp_path / "out" / "cpu").exists()

@@ -1,0 +1,181 @@
+"""The native engine against the same plan by plain torch operations."""
+
+import pytest
+import torch
+from effc.kernels import levels
+from effc.kernels.engine import Engine
+
+from tests.kernels.engine_plans import ACTS, Built, gpt2, llama, wanted_logits
+
+KERNELS = ["dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", "block_sparse_linear"]
+
+
+def ids_of(built: Built, count: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, 60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def assert_near(found: torch.Tensor, wanted: torch.Tensor, share: float = 2 ** -6) -> None:
+    """Activations are rounded to bfloat16 (2**-9) or int8 between sums of another order, several layers deep."""
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) <= share * float(wanted.abs().max())
+
+
+def engine(built: Built, threads: int = 2, **more) -> Engine:
+    return Engine(built.plan, built.weights, threads, **more)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_prompt_and_tokens_one_by_one_give_what_torch_gives(make, kernel, level):
+    built = make(kernel)
+    ids = ids_of(built, 40)
+    wanted = wanted_logits(built, ids)
+    own = engine(built)
+    share = 2 ** -4 if "int8" in kernel else 2 ** -6
+    assert_near(own.run(ids[:33], [0] * 33), wanted[:33], share)
+    for i in range(33, 40):
+        assert_near(own.run([ids[i]], [0]), wanted[i:i + 1], share)
+    assert own.length(0) == 40
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 5, 4), (7, 1, 8, 13, 6), (2, 20, 18)])
+def test_chunks_of_any_size_are_one_prompt(sizes):
+    built = llama()
+    ids = ids_of(built, sum(sizes))
+    own, at = engine(built), 0
+    for size in sizes:
+        found = own.run(ids[at:at + size], [0] * size)
+        at += size
+        assert_near(found, wanted_logits(built, ids[:at])[-size:])
+
+
+def test_sequences_of_different_lengths_do_not_see_each_other():
+    built = llama()
+    prompts = [ids_of(built, n, seed=n) for n in (3, 17, 8)]
+    own = engine(built, sequences=3)
+    own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
+    found = own.run([p[-1] for p in prompts], [0, 1, 2])
+    for row, prompt in zip(found, prompts, strict=True):
+        assert_near(row, wanted_logits(built, prompt)[-1])
+
+
+@pytest.mark.parametrize("wanted", [[0], [4, 9, 19], list(range(20)), []])
+def test_only_wanted_rows_are_computed_and_they_are_the_same(wanted):
+    built = llama(softcap=5.0)
+    ids = ids_of(built, 20)
+    found = engine(built).run(ids, [0] * 20, wanted)
+    assert found.shape == (len(wanted), 70)
+    if wanted:
+        assert_near(found, wanted_logits(built, ids)[wanted])
+
+
+def test_what_is_forgotten_leaves_no_trace():
+    built = llama()
+    ids, other = ids_of(built, 50), ids_of(built, 50, seed=9)
+    own = engine(built)
+    own.run(ids[:37] + other[:13], [0] * 50, [])
+    own.forget(0, 37)
+    assert own.length(0) == 37
+    assert_near(own.run(ids[37:], [0] * 13), wanted_logits(built, ids)[37:])
+    own.forget(0)
+    fresh = engine(built).run(other, [0] * 50)
+    assert torch.equal(own.run(other, [0] * 50), fresh)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_any_number_of_threads_gives_the_same_logits(threads, monkeypatch):
+    monkeypatch.setattr("effc.kernels.engine.usable_cores", lambda: 64)
+    built = llama(kv=1, heads=3)
+    ids = ids_of(built, 70)
+    own = engine(built, threads=threads)
+    assert own.threads == threads
+    wanted = wanted_logits(built, ids)
+    assert_near(own.run(ids[:-1], [0] * 69), wanted[:-1])
+    assert_near(own.run(ids[-1:], [0]), wanted[-1:])
+
+
+@pytest.mark.parametrize("attention", [{"window": 5}, {"window": 40}, {"softcap": 2.0}, {"sinks": True},
+                                       {"heads": 2, "kv": 2}, {"heads": 4, "kv": 1}, {"heads": 18, "kv": 2},
+                                       {"d": 6}, {"d": 80}])
+def test_attention_of_every_shape(attention, level):
+    sinks = attention.pop("sinks", None)
+    softcap = attention.pop("softcap", None)
+    built = llama(layers=1, **attention)
+    for step in built.plan["steps"]:
+        if step["op"] == "attention":
+            step["sinks"] = built.random(step["heads"]) if sinks else None
+            step["softcap"] = softcap
+    ids = ids_of(built, 75)
+    wanted, own = wanted_logits(built, ids), engine(built)
+    assert_near(own.run(ids[:70], [0] * 70), wanted[:70])
+    for i in range(70, 75):
+        assert_near(own.run(ids[i:i + 1], [0]), wanted[i:i + 1])
+
+
+def one_step(op: str, width: int = 40, **fields) -> Built:
+    b = Built()
+    x = b.step("embedding", width, table=b.random(60, width, scale=3.0))
+    y = b.step("embedding", width, table=b.random(60, width))
+    b.step(op, width, **{"x": x, **({"y": y} if op in ("add", "mul") else {}), **fields})
+    return b
+
+
+STEPS = [*(("act", {"kind": kind}) for kind in ACTS), ("add", {}), ("mul", {}), ("scale", {"by": -1.5}),
+         ("shift", {"by": 0.25}), ("softcap", {"at": 2.0})]
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("op, fields", STEPS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())))
+def test_a_pointwise_step_is_what_torch_computes(op, fields, rows, level):
+    built = one_step(op, **fields)
+    ids = ids_of(built, rows)
+    assert_near(engine(built).run(ids, [0] * rows), wanted_logits(built, ids), 3e-6)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("group, length", [(40, 40), (8, 8), (8, 40), (20, 20)])
+def test_a_norm_of_groups_is_what_torch_computes(kind, group, length, level):
+    built = one_step("norm", kind=kind, eps=1e-6, group=group, weight=None, bias=None)
+    built.plan["steps"][-1].update(weight=built.random(length), bias=built.random(length))
+    ids = ids_of(built, 9)
+    assert_near(engine(built).run(ids, [0] * 9), wanted_logits(built, ids), 3e-6)
+
+
+@pytest.mark.parametrize("turned, start", [(20, 0), (8, 0), (12, 4)])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rotary_positions_turn_a_part_of_each_head(interleaved, turned, start):
+    built = one_step("rotary", heads=2, head_dim=20, rotary_dim=turned, start=start, scale=1.25,
+                     interleaved=interleaved, inverse_frequencies=None)
+    built.plan["steps"][-1]["inverse_frequencies"] = built.random(turned // 2)
+    ids = ids_of(built, 30)
+    own = engine(built)
+    wanted = wanted_logits(built, ids)
+    assert_near(own.run(ids[:29], [0] * 29), wanted[:29], 1e-5)
+    assert_near(own.run(ids[29:], [0]), wanted[29:], 1e-5)
+
+
+def test_columns_and_joins_put_registers_together_anew():
+    built = one_step("scale", by=1.0)
+    x = built.plan["logits"]
+    strided = built.step("columns", 12, x=x, start=3, block=4, stride=12, count=3)
+    plain = built.step("columns", 9, x=x, start=30, block=9, stride=0, count=1)
+    built.step("shift", 21, x=built.step("join", 21, **{"from": [plain, strided]}), by=0.0)
+    ids = ids_of(built, 12)
+    assert torch.equal(engine(built).run(ids, [0] * 12), wanted_logits(built, ids))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_embedding_reads_its_rows_out_of_any_packed_weight(kernel, level):
+    b = Built(kernel)
+    x = b.step("embedding", 75, table=b.packed(60, 75))
+    b.step("scale", 75, x=x, by=2.0)
+    ids = ids_of(b, 6)
+    assert torch.equal(engine(b).run(ids, [0] * 6), wanted_logits(b, ids))
+
+
+def test_the_level_is_the_one_that_kernels_run_at():
+    built = llama()
+    ids = ids_of(built, 9)
+    with levels.forced("portable"):
+        portable = engine(built).run(ids, [0] * 9)
+    assert_near(engine(built).run(ids, [0] * 9), portable)

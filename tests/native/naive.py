@@ -1,0 +1,132 @@
+"""A plan run by plain torch, step by step as the plan's description reads: slow, and obviously right.
+
+It shares no line with the engine, and only the unpacking of weights with anything of effc.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from effc.kernels.packed_linear import unpacked
+from torch import Tensor
+
+ACTS = {
+    "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu,
+    "relu2": lambda x: F.relu(x) ** 2, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
+
+
+class Naive:
+    """Sequences of tokens, each with keys and values of its own; `run` takes a flat batch of tokens.
+
+    rounded   linear layers see their input as bfloat16, as the packed kernels do
+    """
+
+    def __init__(self, plan: Mapping[str, Any], weights: Mapping[str, Tensor], rounded: bool = False):
+        self.plan, self.rounded = plan, rounded
+        self.weights = {n: unpacked(w) if w.dtype == torch.uint8 else w.float() for n, w in weights.items()}
+        self.caches: dict[int, dict[int, list[tuple[Tensor, Tensor]]]] = {}
+
+    def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[bool]) -> Tensor:
+        """Logits [wanted, vocabulary]; each token extends its sequence by one position."""
+        found = [self._token(id, sequence) for id, sequence in zip(ids, sequences, strict=True)]
+        return torch.stack([row for row, asked in zip(found, wanted, strict=True) if asked])
+
+    def length(self, sequence: int) -> int:
+        slots = self.caches.get(sequence, {})
+        return len(slots[0]) if slots else 0
+
+    def forget(self, sequence: int, length: int) -> None:
+        for slot in self.caches.get(sequence, {}).values():
+            del slot[length:]
+
+    def _token(self, token: int, sequence: int) -> Tensor:
+        position = self.length(sequence)
+        registers: dict[int, Tensor] = {}
+        for step in self.plan["steps"]:
+            x = registers.get(step.get("x", step.get("q")))
+            out = getattr(self, f"_{step['op']}")(step, x, registers, token, position, sequence)
+            assert out.shape == (self.plan["registers"][step["to"]],), f"{step} made {tuple(out.shape)}"
+            registers[step["to"]] = out
+        return registers[self.plan["logits"]]
+
+    def _embedding(self, step, x, registers, token, position, sequence):
+        return self.weights[step["table"]][token]
+
+    def _positions(self, step, x, registers, token, position, sequence):
+        return self.weights[step["table"]][position]
+
+    def _norm(self, step, x, registers, token, position, sequence):
+        pieces = x.view(-1, step["group"])
+        if step["kind"] == "layer":
+            pieces = pieces - pieces.mean(-1, keepdim=True)
+        pieces = pieces / (pieces.square().mean(-1, keepdim=True) + step["eps"]).sqrt()
+        gain, shift = (self._spread(step[key], x.numel()) for key in ("weight", "bias"))
+        out = pieces.reshape(-1)
+        return (out if gain is None else out * gain) + (0 if shift is None else shift)
+
+    def _spread(self, name, width):
+        return None if name is None else self.weights[name].repeat(width // len(self.weights[name]))
+
+    def _linear(self, step, x, registers, token, position, sequence):
+        x = x.bfloat16().float() if self.rounded else x
+        return F.linear(x, self.weights[step["weight"]], None if step["bias"] is None else self.weights[step["bias"]])
+
+    def _columns(self, step, x, registers, token, position, sequence):
+        starts = (step["start"] + i * step["stride"] for i in range(step["count"]))
+        return torch.cat([x[s : s + step["block"]] for s in starts])
+
+    def _join(self, step, x, registers, token, position, sequence):
+        return torch.cat([registers[part] for part in step["from"]])
+
+    def _rotary(self, step, x, registers, token, position, sequence):
+        heads = x.view(step["heads"], step["head_dim"]).clone()
+        part = heads[:, step["start"] : step["start"] + step["rotary_dim"]]
+        angle = torch.tensor(float(position)) * self.weights[step["inverse_frequencies"]]
+        cos, sin = angle.cos() * step["scale"], angle.sin() * step["scale"]
+        if step["interleaved"]:
+            a, b = part[:, 0::2].clone(), part[:, 1::2].clone()
+            part[:, 0::2], part[:, 1::2] = a * cos - b * sin, b * cos + a * sin
+        else:
+            a, b = (half.clone() for half in part.chunk(2, -1))
+            part.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin], -1))
+        return heads.reshape(-1)
+
+    def _attention(self, step, q, registers, token, position, sequence):
+        kept = self.caches.setdefault(sequence, {}).setdefault(step["slot"], [])
+        kept.append((registers[step["k"]].view(step["kv_heads"], -1), registers[step["v"]].view(step["kv_heads"], -1)))
+        k, v = (torch.stack(parts) for parts in zip(*kept[-step["window"] if step["window"] else 0:], strict=True))
+        q, group = q.view(step["heads"], -1), step["heads"] // step["kv_heads"]
+        out = []
+        for head in range(step["heads"]):
+            scores = k[:, head // group] @ q[head] * step["scale"]
+            if step["softcap"] is not None:
+                scores = step["softcap"] * torch.tanh(scores / step["softcap"])
+            sink = torch.tensor([]) if step["sinks"] is None else self.weights[step["sinks"]][head : head + 1]
+            out.append(torch.cat([scores, sink]).softmax(0)[: len(scores)] @ v[:, head // group])
+        return torch.cat(out)
+
+    def _act(self, step, x, registers, token, position, sequence):
+        return ACTS[step["kind"]](x)
+
+    def _add(self, step, x, registers, token, position, sequence):
+        return x + registers[step["y"]]
+
+    def _mul(self, step, x, registers, token, position, sequence):
+        return x * registers[step["y"]]
+
+    def _scale(self, step, x, registers, token, position, sequence):
+        return x * step["by"]
+
+    def _shift(self, step, x, registers, token, position, sequence):
+        return x + step["by"]
+
+    def _softcap(self, step, x, registers, token, position, sequence):
+        return step["at"] * torch.tanh(x / step["at"])
+
+    def _add_vector(self, step, x, registers, token, position, sequence):
+        return x + self.weights[step["vector"]]
+
+    def _mul_vector(self, step, x, registers, token, position, sequence):
+        return x * self.weights[step["vector"]]

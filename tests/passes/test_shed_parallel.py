@@ -1,0 +1,88 @@
+"""Attention and state-space heads side by side in one layer, as in Hymba: either side may go."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from effc.compiler.bypass import staying
+from effc.compiler.capture import capture
+from effc.compiler.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.equivalence import distance, observe
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.search.saving import Ledger
+
+from tests import hymba
+from tests.architectures.table import randomized
+
+torch.set_num_threads(1)
+
+
+def model(fused: bool) -> torch.nn.Module:
+    return randomized(lambda: hymba.Hymba(fused))
+
+
+def without(program, branch):
+    with Rewriter(program) as rewrite:
+        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+
+
+def branches(program, role, unit="layers.1"):
+    return [b for b in program.skeleton.branches if (b.unit, b.role) == (unit, role)]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["one projection", "two projections"])
+def test_both_sides_are_branches(fused):
+    program = capture(model(fused))
+    assert [b.role for b in program.skeleton.branches] == 3 * ["attention", "ssm", "mlp"] or [
+        b.role for b in program.skeleton.branches] == 3 * ["ssm", "attention", "mlp"]
+    parts = [part for b in program.skeleton.branches for part in b.parts]
+    assert len(set(parts)) == len(parts), "what both sides need is neither's"
+    assert len({b.site for b in program.skeleton.branches}) == 9
+
+
+@pytest.mark.parametrize("role", ["attention", "ssm"])
+@pytest.mark.parametrize("fused", [True, False], ids=["one projection", "two projections"])
+def test_either_side_can_go_and_takes_its_weights_along(fused, role):
+    original = model(fused)
+    program = capture(copy.deepcopy(original))
+    (branch,) = branches(program, role)
+    without(program, branch)
+    mixer, silenced = program.model.layers[1].mixer, copy.deepcopy(original)
+    with torch.no_grad():
+        getattr(silenced.layers[1].mixer, f"{role}_weight").zero_()
+    assert distance(observe(silenced), observe(program.model)) < 1e-5
+    left = mixer.attention_width if role == "ssm" else 2 * hymba.INNER + 2 * hymba.STATES + hymba.HEADS
+    if fused:
+        assert mixer.in_proj.weight.shape == (left, hymba.WIDTH) and mixer.in_proj.bias.shape == (left,)
+        assert mixer.in_proj.out_features == left
+    else:
+        assert hasattr(mixer, "qkv_proj") is (role == "ssm") and hasattr(mixer, "ssm_proj") is (role == "attention")
+    assert hasattr(mixer, "conv") is (role == "attention")
+    fresh = hymba.Hymba(fused).eval()
+    replay(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    load_weights(fresh, weights_of(program.model))
+    assert distance(observe(program.model), observe(fresh)) == 0.0
+
+
+@pytest.mark.parametrize("first", ["attention", "ssm"])
+def test_the_other_side_goes_with_the_whole_mixer(first):
+    program, silenced = capture(model(True)), model(True)
+    without(program, branches(program, first)[0])
+    (other,) = [b for b in program.skeleton.branches if b.unit == "layers.1" and b.role in ("attention", "ssm")]
+    assert any(part.endswith("out_proj") for part in other.parts)
+    without(program, other)
+    with torch.no_grad():
+        silenced.layers[1].mixer.out_proj.weight.zero_()
+        silenced.layers[1].mixer.out_proj.bias.zero_()
+    assert distance(observe(silenced), observe(program.model)) < 1e-5
+    assert not any(n.startswith("layers.1.mixer.") for n in program.model.state_dict())
+
+
+def test_what_a_side_saves_is_counted_once():
+    program = capture(model(False))
+    ledger = Ledger(program.skeleton)
+    for branch in branches(program, "attention") + branches(program, "ssm"):
+        sizes = [math.prod(s) for p in program.skeleton.parts if p.path in branch.parts for _, s in p.tensors]
+        assert ledger.branch(branch.site, "params") == sum(sizes) > 0
