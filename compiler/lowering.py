@@ -32,6 +32,7 @@ lowering_inaccurate = Fault(
     "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
     "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 steps. "
     "Which modules suffer most stands in the note.", exit="gate")
+cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
 nothing_lowered = Fault(
     "nothing-lowered", "No linear module is better off with a kernel.\n\n"
     "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.", exit="failure")
@@ -183,7 +184,7 @@ def packed(path: str, module: nn.Module, kernel: str) -> KernelLinear:
     try:
         return KernelLinear.of(module, kernel)
     except KernelError as error:
-        raise Reject(not_a_number(f"{path}: {error}", help=LOOK)) from error
+        raise Reject(cant_pack(f"{path}: {error}", help="leave it out of `on:`, or ask for another format")) from error
 
 
 def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
