@@ -3,6 +3,7 @@
 import copy
 import inspect
 import linecache
+import re
 import traceback
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ unsupported_model = Fault("unsupported-model", "A model does something that effc
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _WITHOUT_WEIGHTS = ("effc looks at a model before its weights are read: let that line not ask what numbers a tensor "
                     "holds")
+_NO_KERNEL = re.compile(r"Could not run '|not implemented for '|Torch not compiled with CUDA|no NVIDIA driver|CUDA")
 _OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
 
 
@@ -94,17 +96,38 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
     try:
         _run(model, inputs, hook, places)
     except Exception as error:   # whatever a model's own code raises, it can't be run
-        bare = next(model.parameters()).is_meta
+        at = f" in {path}" if (path := failed_in(error, model)) else ""
         raise Reject(unsupported_model(
-            f"{type(model).__name__} fails when it runs: {type(error).__name__}: {error} "
-            f"at {source_line(error, model)}",
-            help=_WITHOUT_WEIGHTS if bare else (
-                f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, "
-                "it can't do without what the step removed"))) from error
+            f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
+            f"at {source_line(error, model)}", help=_remedy(error, model, inputs))) from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.odd[path] = f"called {counts[path]} times in one forward"
     return calls
+
+
+def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
+    if _NO_KERNEL.search(str(error)):
+        return ("that operation is not made for the device that effc runs on: give another with `--device`, or let the "
+                "module fall back to torch functions")
+    if next(model.parameters()).is_meta:
+        return _WITHOUT_WEIGHTS
+    return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, "
+            "it can't do without what the step removed")
+
+
+def first_sentence(error: Exception) -> str:
+    """What an exception says first: torch appends tables of what else there is."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text.split(". ")[0].rstrip(".")
+
+
+def failed_in(error: Exception, model: nn.Module) -> str:
+    """The path of the innermost module in whose forward an exception passed; "" for the model itself."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    seen = [paths[id(frame.f_locals["self"])] for frame, _ in traceback.walk_tb(error.__traceback__)
+            if id(frame.f_locals.get("self")) in paths]
+    return seen[-1] if seen else ""
 
 
 def source_line(error: Exception, model: nn.Module) -> str:

@@ -185,13 +185,21 @@ def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
     clusters: list[list[Group]] = []
-    # Experts have no part in it: a router would choose one of zeros. Nor have heads of mixers: a norm means over all.
-    told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads")]
+    # Experts have no part in it: a router would choose one of zeros. Nor have heads and states of mixers over which a
+    # norm takes a mean.
+    told = [g for g in skeleton.groups if g.kind not in ("experts", "ssm_heads") and not _normed(g, skeleton)]
     for group in sorted(told, key=lambda g: g.kind != "heads"):
         axes = {(m.tensor, m.axis) for m in group.members}
         near = [c for c in clusters if any((m.tensor, m.axis) in axes for g in c for m in g.members)]
         clusters = [c for c in clusters if c not in near] + [[g for c in near for g in c] + [group]]
     return clusters
+
+
+def _normed(group: Group, skeleton: Skeleton) -> bool:
+    """Whether a norm runs over the states of a mixer: its weight, or a buffer of its own, has an entry for each."""
+    kinds = {p.path: p.kind for p in skeleton.parts}
+    owners = (m.tensor.rpartition(".")[0] for m in group.members)
+    return group.kind == "ssm_state" and any("Norm" in kinds.get(path, "Norm") for path in owners)
 
 
 def _place(plan: Padding, skeleton: Skeleton, cluster: list[Group], ours: Shapes) -> None:

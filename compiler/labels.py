@@ -106,13 +106,13 @@ class _Step:
         return self.function(name_of(node))
 
     def attribute(self) -> Any:
-        """A parameter that is read directly has labels of its own."""
+        """A parameter, or a buffer of numbers, that is read directly has labels of its own."""
         found = self.root
         for name in self.node.target.split("."):
             found = getattr(found, name)
         if not isinstance(found, Tensor):
             return self.node
-        if not isinstance(found, nn.Parameter):
+        if not isinstance(found, nn.Parameter) and not found.is_floating_point():
             return blank(found.shape)
         if found.ndim == 1:
             return self.claim("", 0, self.out.fresh(len(found)))

@@ -23,7 +23,7 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
          check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
-         tell: Listener = silent) -> "PreTrainedModel":
+         tell: Listener = silent, kernels: bool = True) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
@@ -36,6 +36,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
              `native` alone
     threads  that run the native engine; as many as torch has by default
     tell     hears a sentence where versions differ from those that wrote it
+    kernels  state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
     """
     from .lowered import refuse_elsewhere
 
@@ -58,6 +59,10 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         model, versions = rebuild(folder, record, dtype), record.get("versions", {})
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
+    if kernels and folder.name not in ("program", "native"):
+        from .scan_kernels import quicken
+
+        quicken(model)
     if device is None:
         return model
     refuse_elsewhere(model, device)

@@ -9,7 +9,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import image_rules
 from .labelling import MOVES, NOTHING, POINTWISE, Weight, tensors_in
@@ -22,7 +22,7 @@ _TURNED = frozenset(("T", "mT", "H", "mH", "data"))            # properties that
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 
-def weight(step: "Step", parameter: nn.Parameter) -> Weight:
+def weight(step: "Step", parameter: Tensor) -> Weight:
     """Fresh labels along each axis; claimed once a product or a sum reads them."""
     rows = tuple(step.out.fresh(size) for size in parameter.shape)
     axes = (labels.view(-1, *(1 for _ in parameter.shape[axis + 1:])).expand(parameter.shape)

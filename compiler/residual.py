@@ -161,8 +161,9 @@ def _alone(graph: fx.Graph, nodes: frozenset[fx.Node], value: fx.Node) -> frozen
     """Those that nothing else is computed from: branches in parallel share what they both begin with."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        writes = not node.users and node.op != "output" and nodes.intersection(node.all_input_nodes)
-        if node is value or ((node in nodes or writes) and found.issuperset(node.users)):
+        # Readers of data: what asks for sizes alone keeps nothing alive.
+        readers = [x for x in node.users if x.op == "output" or x.meta.get("shape") is not None]
+        if node is value or (node in nodes and found.issuperset(readers)):
             found.add(node)
     return frozenset(found)
 

@@ -173,15 +173,6 @@ class Rewriter:
         self.store(edited)
         self._assign_slots(kinds)
 
-    def exchange_graph(self, path: str, graph: fx.Graph) -> None:
-        """Let a unit run another graph over the same modules."""
-        graph.eliminate_dead_code(is_impure_without_readers)
-        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
-        unit = self.program.units[path]
-        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
-        self.program.units[path] = edited
-        self.store(edited)
-
     def _drop_unread(self, unit: Unit) -> None:
         """Take away rows that only a part read which is gone: branches may hang on one projection.
 
@@ -200,6 +191,15 @@ class Rewriter:
         unit.graph, unit.key = graph, code_key(graph)
         for (tensor, axis), keep in kept(labelling, gone).items():
             self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
+
+    def exchange_graph(self, path: str, graph: fx.Graph) -> None:
+        """Let a unit run another graph over the same modules."""
+        graph.eliminate_dead_code(is_impure_without_readers)
+        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
+        unit = self.program.units[path]
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        self.program.units[path] = edited
+        self.store(edited)
 
     def store(self, unit: Unit) -> None:
         """Bind a unit whose graph was edited, and record the graph."""

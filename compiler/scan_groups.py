@@ -116,7 +116,8 @@ class _Mixer:
 
 
 def _solved(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
-    """The attributes that must take other values: those that a literal is read from as they are. Raises Baked."""
+    """The attributes that must take other values: those that a literal is read from as they are, or where none is, one
+    that gives every literal the value it needs. Raises Baked."""
     values: dict[Name, int] = {}
     for need in needs:
         names = need.names()
@@ -124,12 +125,24 @@ def _solved(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
             name = names[need.source]
             if values.setdefault(name, need.needed) != need.needed:
                 raise Baked(f"`{name[1]}` would need two values")
+    unmet = _unmet(needs, values, mixer)
+    for name in unmet.names().values() if unmet else ():
+        for value in range(1, read(mixer, name)):
+            if name not in values and _unmet(needs, values | {name: value}, mixer) is None:
+                return values | {name: value}
+    if unmet:
+        raise Baked(f"`{unmet.source}` is {unmet.value} where {unmet.needed} is needed")
+    return values
+
+
+def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
+    """A literal that would have another value than it needs."""
     for need in needs:
         names = need.names()
         now = evaluate(need.source, lambda path, names=names: values.get(names[path], read(mixer, names[path])))
         if now != need.needed:
-            raise Baked(f"`{need.source}` is {now} where {need.needed} is needed")
-    return values
+            return need
+    return None
 
 
 _NAMES = {"ssm_heads": "heads of its scan", "ssm_channels": "channels of its scan", "ssm_state": "states of its scan"}

@@ -10,6 +10,7 @@ import functools
 import re
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..kernels import levels
 from . import leaves
 
 MARK = "cpu_scan"      # the attribute by which edits say that a module was quickened
+DECAY = "A_log"
 _NORM = re.compile(r"\w*RMSNorm(Gated)?")
 
 
@@ -29,7 +31,7 @@ def quicken(model: nn.Module, *, marked: bool = False) -> list[str]:
     """
     if levels.library() is None:
         return []
-    found = [path for path in places(model) if not marked or vars(model.get_submodule(path)).get(MARK)]
+    found = [path for path in places(model) if not marked or is_marked(model, path)]
     for path in found:
         module = model.get_submodule(path)
         names = _graph_names(module)
@@ -52,6 +54,27 @@ def slowed(model: nn.Module) -> None:
         names |= {name: leaves.causal_conv for name, held in names.items() if held is quick_convolution()}
 
 
+def is_marked(model: nn.Module, path: str) -> bool:
+    """Whether edits say that a module was quickened."""
+    return bool(vars(model.get_submodule(path)).get(MARK))
+
+
+@contextmanager
+def as_library(model: nn.Module) -> Iterator[bool]:
+    """Run a model as plain transformers does, within a block; whether that is another way than before."""
+    bound = [(module, module.forward) for module in model.modules() if is_quick(module)]
+    graphs = [(names, dict(names)) for names in map(_graph_names, model.modules())
+              if names and quick_convolution() in names.values()]
+    slowed(model)
+    try:
+        yield bool(bound or graphs)
+    finally:
+        for module, forward in bound:
+            module.forward = forward
+        for names, before in graphs:
+            names |= before
+
+
 def is_quick(module: nn.Module) -> bool:
     """Whether a module runs its class's forward, over kernels."""
     return getattr(vars(module).get("forward"), "__func__", None) in (_forward, _norm)
@@ -64,8 +87,12 @@ def places(model: nn.Module) -> list[str]:
 
 def scans(model: nn.Module) -> list[str]:
     """Those of `places` that scan."""
-    return [path for path, module in model.named_modules()
-            if _graph_names(module) is None and any("conv" not in name for name in _called(type(module)))]
+    return [path for path, module in model.named_modules() if _graph_names(module) is None and _scans(module)]
+
+
+def _scans(module: nn.Module) -> bool:
+    """Whether a mixer scans, and has not lost its scan: a layer's graph goes through what is left of it then."""
+    return any("conv" not in name for name in _called(type(module))) and DECAY in module._parameters
 
 
 def _calls_kernels(module: nn.Module) -> bool:
@@ -73,7 +100,8 @@ def _calls_kernels(module: nn.Module) -> bool:
     if names is not None:
         return any(held in (leaves.causal_conv, quick_convolution()) for held in names.values()
                    if isinstance(held, types.FunctionType))
-    return bool(_called(type(module)))
+    called = _called(type(module))
+    return _scans(module) or (bool(called) and all("conv" in name for name in called))
 
 
 def _graph_names(module: nn.Module) -> dict[str, Any] | None:

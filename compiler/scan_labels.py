@@ -90,9 +90,8 @@ class _ScanStep(_Step):
         return super().function(name)
 
     def module(self, module: nn.Module) -> Any:
-        gated = len(list(tensors_in((self.args, self.kwargs)))) > 1
-        if self.node.meta.get("role") == "norm" and (gated or self.is_behind_a_scan()):
-            return self.norm_behind_scan(module)
+        if self.node.meta.get("role") == "norm":
+            return self.norm_within(module)
         return super().module(module)
 
     def convolution(self) -> Tensor:
@@ -168,26 +167,15 @@ class _ScanStep(_Step):
         if isinstance(given.get("z"), Tensor):
             self.out.couple(given["z"], x)
 
-    # -- norms behind scans ----------------------------------------------------------------------------------
+    # -- norms -----------------------------------------------------------------------------------------------
 
-    def is_behind_a_scan(self) -> bool:
-        seen, todo = set(), list(self.node.all_input_nodes)
-        while todo:
-            node = todo.pop()
-            if node.meta.get("role") == "ssm_scan":
-                return True
-            if node not in seen and node.op != "call_module":
-                seen.add(node)
-                todo += node.all_input_nodes
-        return False
-
-    def norm_behind_scan(self, module: nn.Module) -> Tensor:
-        """Its statistics run over the channels that are left: what goes changes the scale of the others."""
+    def norm_within(self, module: nn.Module) -> Tensor:
+        """Its statistics run over the channels or states that are left: what goes changes the scale of the others."""
         x, *others = tensors_in((self.args, self.kwargs))
         for other in others:
             self.out.couple(x, other)
         channels = x.reshape(-1, x.shape[-1]).amax(0)
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if parameter.ndim == 1 and len(parameter) == len(channels):
                 self.claim(name, 0, channels)
         sizes = {name: value for name, value in vars(module).items() if type(value) is int and value > 1

@@ -57,6 +57,22 @@ def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Gro
     return tuple(found)
 
 
+def competing(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
+    """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
+    attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
+    without residual branches has no others."""
+    allowed = branches(skeleton, on)
+    inside = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
+    if on is None:
+        inside += [g for g in skeleton.groups if not any(is_inside(g, b) for b in skeleton.branches)]
+    shared = {g.site for g in skeleton.groups if g.kind == "kv_heads"}
+    found: dict[str, list[Group]] = {}
+    for group in inside:
+        if group.kind != "heads" or group.site not in shared:
+            found.setdefault("heads" if group.kind == "kv_heads" else group.kind, []).append(group)
+    return {kind: tuple(some) for kind, some in found.items()}
+
+
 def _is_about(refused: Sequence[str], kind: str, skeleton: Skeleton) -> bool:
     """Whether a reason tells of that kind: heads are attention's, channels anything else's."""
     path, why = refused

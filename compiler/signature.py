@@ -65,6 +65,8 @@ def _content(value: Any) -> Hashable:
         return "dict", str([(str(key), _content(item)) for key, item in value.items()])
     if isinstance(value, functools.partial):
         return "partial", str((_function(value.func), _content(value.args), _content(value.keywords)))
+    if isinstance(value, types.MethodType):
+        return "method", str(_content(value.__func__))
     if isinstance(value, types.FunctionType):
         return "function", str((_function(value), _content(value.__defaults__)))
     return "object", str(id(value))

@@ -93,7 +93,7 @@ def load_plain(folder: str, attention: str) -> nn.Module:
 def load_effc(folder: str, attention: str) -> nn.Module:
     from effc.compiler.load import load
 
-    model = load(folder)
+    model = load(folder, kernels=False)          # as the recipe says, like the model in memory
     if attention:
         model.set_attn_implementation(attention)
     return model.eval()

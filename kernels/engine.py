@@ -7,6 +7,7 @@ prompt, a step of many sequences of different lengths, and mixtures of both are 
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from .engine_plan import Plan, Slot, Step, Weight, laid_out
 from .native import KernelError
 
 MOST_THREADS = 256
+MOST_SEQUENCES = 65536
+SPENT = ("rows", "prepare", "multiply", "append", "attend", "waiting")
 
 
 class Cancelled(Exception):
@@ -49,8 +52,10 @@ class Engine:
                  context: int | None = None, copy: bool = True, deep: bool = False):
         self._handle = ctypes.c_void_p()
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
                 raise KernelError(f"an engine with {value} {name} can't be made")
+        if sequences > MOST_SEQUENCES:
+            raise KernelError(f"an engine remembers at most {MOST_SEQUENCES} sequences, not {sequences}")
         layout = laid_out(plan, weights, deep)
         if context is not None and context > layout.context:
             raise KernelError(f"the model's limit is {layout.context} tokens of a sequence, and {context} "
@@ -134,6 +139,12 @@ class Engine:
         """From any thread: the call that runs now raises `Cancelled`."""
         native.call("engine_cancel", self._open(), what="the engine")
 
+    def spent(self, go_on: bool = True) -> dict[str, float]:
+        """Seconds of all threads by kind of work, since the last call of this; the first begins to measure."""
+        sums = (ctypes.c_int64 * len(SPENT))()
+        native.call("engine_profile", self._open(), sums, int(go_on), what="the engine")
+        return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
+
     def close(self) -> None:
         """Free memory and threads; it does not run afterwards."""
         if self._handle:
@@ -146,7 +157,7 @@ class Engine:
         return self._handle
 
     def __del__(self) -> None:
-        if native is not None:                       # it is, when the interpreter ends
+        with suppress(TypeError):                    # when the interpreter ends, `native` is gone
             self.close()
 
 

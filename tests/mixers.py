@@ -22,7 +22,7 @@ _OTHERS = {
                   "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 8},
 }
 MAMBA1 = ("mamba", "falcon_mamba", "jamba")
-MAMBA2 = ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h")
+MAMBA2 = ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h", "falcon_h1")
 
 
 def blank(name: str, **changes) -> torch.nn.Module:
@@ -60,13 +60,28 @@ def _rows_of_c(mixer: torch.nn.Module) -> slice:
 
 @torch.no_grad()
 def forget(mixer: torch.nn.Module, states=slice(None)) -> None:
-    """C reads some states no more; numbered group by group."""
+    """C reads some states no more, and norms over B and C make up for them; numbered group by group."""
     rows = _rows_of_c(mixer)
     if hasattr(mixer, "x_proj"):
         mixer.x_proj.weight[rows][states] = 0
+        for norm in (getattr(mixer, f"{name}_layernorm", None) for name in ("b", "c")):
+            if norm is not None and states != slice(None):
+                _mean_over_fewer(norm, 1 - len(states) / mixer.ssm_state_size)
+        if hasattr(mixer, "b_layernorm") and states != slice(None):
+            mixer.x_proj.weight[rows.start - mixer.ssm_state_size : rows.start][states] = 0
         return
     for weight in (mixer.conv1d.weight, mixer.conv1d.bias):
         weight[rows][states] = 0                                     # silu(0) = 0
+
+
+def _mean_over_fewer(norm: torch.nn.Module, left: float) -> None:
+    """What a norm says of the others when some of what it takes its mean over is zero, and should be gone."""
+    if norm._parameters:
+        norm.weight.mul_(left ** 0.5)
+    else:                                            # FalconMamba's has a weight for show
+        norm.register_forward_hook(lambda _, args, out: out * left ** 0.5)
+    for name in {"eps", "variance_epsilon"} & vars(norm).keys():
+        setattr(norm, name, getattr(norm, name) * left)
 
 
 @torch.no_grad()
@@ -84,9 +99,8 @@ def behead(mixer: torch.nn.Module, heads: list[int]) -> None:
     mixer.in_proj.weight[rows] = 0
     if mixer.in_proj.bias is not None:
         mixer.in_proj.bias[rows] = 0
-    left = 1 - len(heads) / mixer.num_heads
-    mixer.norm.weight.mul_(left ** 0.5)
-    mixer.norm.variance_epsilon *= left
+    if not isinstance(getattr(mixer, "norm", torch.nn.Identity()), torch.nn.Identity):
+        _mean_over_fewer(mixer.norm, 1 - len(heads) / mixer.num_heads)
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ class Recognised:
 
 def recognise(function: Pending) -> Recognised | None:
     """The one step that computes an elementwise function, or None."""
-    x = torch.cat([torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61), torch.tensor([1e-4, -1e-4])]).double()
+    near, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
+    x = torch.cat([near, far, torch.tensor([1e-4, -1e-4])]).double()
     try:
         y = function(x)
     except (TypeError, RuntimeError):       # made for float32, as compiled code is
@@ -64,6 +65,6 @@ def _products(constants: list[float]) -> list[float]:
     """Constants, their inverses and negatives, and products of such."""
     distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MOST]
     single = [s for c in distinct for s in (c, 1 / c)]
-    chosen = [math.prod(parts) for count in range(1, len(distinct) + 1) for group in combinations(distinct, count)
-              for parts in product(*((c, 1 / c) for c in group))]
+    chosen = [math.prod(parts) for count in range(1, len(distinct) + 1)
+              for group in combinations(distinct, count) for parts in product(*((c, 1 / c) for c in group))]
     return list(dict.fromkeys(sign * v for v in [*single, *chosen] for sign in (1.0, -1.0)))

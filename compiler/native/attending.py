@@ -25,7 +25,8 @@ class Attending:
     def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[Cached, Cached]:
         """Keys and values go into a slot of their own, in the order of the program."""
         if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
-            raise self.reader.refuse(node, "keys and values of another form than [batch, heads, tokens, width]")
+            why = "keys and values of another form than [batch, heads, tokens, width]"
+            raise self.reader.refuse(node, why)
         slot = self.reader.plan.slot(k.index.shape[1], k.index.shape[3], v.index.shape[3])
         return Cached(slot, k), Cached(slot, v)
 
@@ -49,7 +50,7 @@ class Attending:
 
     def _rotation(self, module: Any, tables: list[fx.Node], heads: tuple[int, int], width: int,
                   options: dict[str, Any]) -> rotations.Rotation | None:
-        """The rotation, by tables of the longest context in which they are one; that may shorten the context."""
+        """The rotation, by tables of the longest context in which they are one: it may shorten the context."""
         for context in dict.fromkeys((self.reader.plan.context, self._original_context())):
             cos, sin = (self._rows(table, context) for table in tables)
             probe = min(_ROTARY_PROBE, context)
@@ -75,16 +76,16 @@ class Attending:
         """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
         plan, x = self.reader.plan, self.reader.settled(x)
         name = plan.vector(f"{self.reader.current.name}.frequencies", rotation.frequencies.values)
-        fields = {"rotary_dim": rotation.width, "inverse_frequencies": name, "scale": rotation.frequencies.scale,
-                  "interleaved": rotation.interleaved}
+        fields = {"rotary_dim": rotation.width, "inverse_frequencies": name,
+                  "scale": rotation.frequencies.scale, "interleaved": rotation.interleaved}
         lane = plan.layout.lane(x.index)
         heads, head_dim = x.index.shape[1], x.index.shape[3]
         found = runs(plan.layout, lane.columns)
         if wide and len(found) == 1 and _cuts_heads(found[0], plan.layout.widths):
             run = found[0]
             whole = plan.layout.widths[run.register]
-            made = plan.step("rotary", whole, x=run.register, heads=run.count, head_dim=run.stride, start=run.start,
-                             **fields)
+            made = plan.step("rotary", whole, x=run.register, heads=run.count, head_dim=run.stride,
+                             start=run.start, **fields)
             own = plan.layout.columns(run.register)
             kept = ~torch.isin(own, lane.columns)
             plan.copies[made] = (run.register, kept)
@@ -102,21 +103,22 @@ class Attending:
             raise self.reader.refuse(node, "attention to something else than what the layer caches")
         if mask is not None and not isinstance(mask, Positional):
             raise self.reader.refuse(node, "attention under a mask that tokens decide")
-        options = {key: value for key, value in kwargs.items() if not isinstance(value, (Positional, Rows, Cached))}
+        of_tokens = (Positional, Rows, Cached)
+        options = {key: value for key, value in kwargs.items() if not isinstance(value, of_tokens)}
         (_, heads, _, head_dim), value_dim = q.index.shape, v.rows.index.shape[3]
         kv_heads = k.rows.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
         found = heads % kv_heads == 0 and attentions.recognise(module, self._mask(mask), sizes, options)
         if not found:
-            raise self.reader.refuse(node, "attention that the engine does not have: its scale, cap, window or mask is "
-                                           "none of the known")
+            raise self.reader.refuse(node, "attention that the engine does not have: its scale, cap, window or "
+                                           "mask is none of the known")
         plan = self.reader.plan
         sinks = None if found.sinks is None else plan.vector(f"{node.name}.sinks", found.sinks)
         registers = {name: self.reader.register(x)[0] for name, x in (("q", q), ("k", k.rows), ("v", v.rows))}
         window = found.window if found.window is not None and found.window < plan.context else None
-        made = plan.step("attention", heads * value_dim, **registers, slot=k.slot, heads=heads, kv_heads=kv_heads,
-                         head_dim=head_dim, value_dim=value_dim, scale=found.scale, softcap=found.softcap,
-                         window=window, sinks=sinks)
+        made = plan.step("attention", heads * value_dim, **registers, slot=k.slot, heads=heads,
+                         kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, scale=found.scale,
+                         softcap=found.softcap, window=window, sinks=sinks)
         batch, length = self.reader.shape
         return Rows(plan.layout.rows(made).view(batch, length, heads, value_dim)), None
 

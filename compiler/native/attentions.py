@@ -50,12 +50,15 @@ def recognise(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], op
     windows = _windows(module, options)
     known = [*filter(None, (_trial(module, mask, sizes, options, n) for n in _lengths(windows)))]
     for form in _forms(module, head_dim, heads, options, windows):
-        if known and all(torch.allclose(form(q, k, v), found, atol=_ATOL, rtol=_ATOL) for q, k, v, found in known):
+        pairs = [(form(q, k, v), found) for q, k, v, found in known]
+        if known and all(torch.allclose(ours, found, atol=_ATOL, rtol=_ATOL) for ours, found in pairs):
             return form
     return None
 
 
-def _trial(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int):
+def _trial(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any],
+           length: int) -> tuple[Tensor, ...]:
+    """q of the last position, k, v and what the module makes of them."""
     heads, kv_heads, head_dim, value_dim = sizes
     generator = torch.Generator().manual_seed(length)
     q = torch.randn((heads, head_dim), generator=generator)
@@ -95,8 +98,8 @@ def _lengths(windows: list[int]) -> list[int]:
 
 def _forms(module: nn.Module, head_dim: int, heads: int, options: dict[str, Any], windows: list[int]
            ) -> Iterator[Attention]:
-    scales = dict.fromkeys(float(s) for s in (options.get("scaling"), getattr(module, "scaling", None), head_dim**-0.5)
-                           if isinstance(s, (int, float)))
+    named = (options.get("scaling"), getattr(module, "scaling", None), head_dim**-0.5)
+    scales = dict.fromkeys(float(s) for s in named if isinstance(s, (int, float)))
     caps = [options.get("softcap"), getattr(module, "attn_logit_softcapping", None)]
     softcaps = dict.fromkeys([None, *(float(c) for c in caps if isinstance(c, (int, float)))])
     tensors = [options.get("s_aux"), getattr(module, "sinks", None)]

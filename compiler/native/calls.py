@@ -11,11 +11,12 @@ from torch import Tensor, fx
 # Change only where numbers lie: run on element numbers as they are.
 MOVES = frozenset({
     "view", "reshape", "transpose", "permute", "chunk", "split", "getitem", "unflatten", "flatten", "squeeze",
-    "unsqueeze", "expand", "expand_as", "narrow", "select", "unbind", "swapaxes", "movedim", "repeat_interleave",
-    "repeat", "contiguous", "clone", "view_as", "reshape_as", "tensor_split", "index_select"})
+    "unsqueeze", "expand", "expand_as", "narrow", "select", "unbind", "swapaxes", "movedim",
+    "repeat_interleave", "repeat", "contiguous", "clone", "view_as", "reshape_as", "tensor_split", "index_select"})
 JOINS = frozenset({"cat", "concat", "stack"})
 ASKS = frozenset({"size", "dim", "numel", "getattr"})
-SAME = frozenset({"to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})
+SAME = frozenset({
+    "to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})
 UNARY: dict[str, Callable[..., Any]] = {
     "tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "silu": F.silu, "gelu": F.gelu,
     "exp": torch.exp, "square": torch.square, "sqrt": torch.sqrt, "neg": torch.neg, "erf": torch.erf,

@@ -15,7 +15,7 @@ from .stored import write
 
 
 def emit(program: Program, folder: Path, ctx: Context, weights: str) -> None:
-    """Plan, weights and what a tokenizer needs. Rejects a program that has no plan, before anything is written."""
+    """Plan, weights and what a tokenizer needs. Rejects a program without a plan before anything is written."""
     plan = Reader(program, weights).read()
     companions(program, folder, ctx)
     try:
@@ -26,6 +26,7 @@ def emit(program: Program, folder: Path, ctx: Context, weights: str) -> None:
 
 def facts(model: Any, weights: str) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
-    params = sum(p.numel() for p in model.parameters()) + sum(m.in_features * m.out_features for _, m in lowered(model))
-    return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params, "weights": weights,
-            "isa": {"needs": "portable", "written_at": levels.level()}}
+    packed = sum(m.in_features * m.out_features for _, m in lowered(model))
+    params = packed + sum(p.numel() for p in model.parameters())
+    return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params,
+            "weights": weights, "isa": {"needs": "portable", "written_at": levels.level()}}

@@ -12,7 +12,7 @@ from .sampling import Chooser, Sampling, bad_sampling
 if TYPE_CHECKING:
     from .model import NativeModel
 
-_TAIL = 8            # tokens more than a stop string has characters are looked at: one character may be several
+_TAIL = 8            # tokens more than a stop string has characters are looked at: one may be several
 
 
 class Generation:
@@ -31,7 +31,8 @@ class Generation:
         """The sequences [b, t + new] and the logits [b, vocabulary] of every step."""
         prompts = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
-            raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
+            raise Reject(bad_sampling("a prompt has no token",
+                                      help="begin it with the tokenizer's first token"))
         if self.streamer is not None:
             self.streamer.put(ids.cpu())
         with self.model.opened(len(ids)) as numbers:

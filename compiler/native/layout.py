@@ -1,9 +1,9 @@
 """Where every number of a value lies: a tensor of element numbers, in the value's own shape.
 
-A register is rows [tokens, width]. Element `first[r] + token * width + column` names one number of register r for
-one token of a sample batch. Whatever a program does to shapes (view, transpose, chunk, cat, ...) is done to these
-numbers by torch itself, so no shape logic is repeated here; at the end they say which columns of which registers a
-step reads.
+A register is rows [tokens, width]. Element `first[r] + token * width + column` names one number of register r
+for one token of a sample batch. Whatever a program does to shapes (view, transpose, chunk, cat, ...) is done to
+these numbers by torch itself, so no shape logic is repeated here; at the end they say which columns of which
+registers a step reads.
 """
 
 from bisect import bisect_right
@@ -69,7 +69,7 @@ class Layout:
             raise Scattered
         register, column = self.owner(int(flat[0]))
         if column == 0 and torch.equal(flat, self.rows(register).reshape(-1)):
-            return Lane(self.columns(register), torch.arange(flat.numel()))       # a whole register, as most are
+            return Lane(self.columns(register), torch.arange(flat.numel()))   # a whole register, as most are
         register, token = self.locate(flat)
         order = torch.sort(token, stable=True).indices
         elements = flat[order].view(self.tokens, -1)                          # [tokens, width]

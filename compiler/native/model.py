@@ -15,6 +15,7 @@ from .sampling import Sampling, as_tokens
 context_full = Fault(
     "context-full", "A sequence has more tokens than the model has positions.\n\n"
     "The engine computes up to the longest context that the model's config states.", exit="usage")
+unknown_token = Fault("unknown-token", "A token id is given that a model does not have.", exit="usage")
 too_many_sequences = Fault(
     "too-many-sequences", "More sequences are open at once than the engine was loaded for.", exit="usage")
 
@@ -67,7 +68,8 @@ class NativeModel(nn.Module):
         self.config = SimpleNamespace(vocab_size=plan["vocabulary"], max_position_embeddings=plan["context"],
                                       model_type=facts.get("model_type", ""), _name_or_path="")
         self.config.get_text_config = lambda decoder=True: self.config
-        self.generation_config = SimpleNamespace(**{"eos_token_id": None, "pad_token_id": None, **(generation or {})})
+        told = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
+        self.generation_config = SimpleNamespace(**told)
         self.name_or_path = ""
         self._free = list(range(sequences))[::-1]
 
@@ -107,26 +109,31 @@ class NativeModel(nn.Module):
         return len(self._free)
 
     def feed(self, rows: Mapping[int, Tensor], wanted: str) -> Tensor:
-        """Extend sequences by tokens; logits of the last of each row ("last") or of all ("all"), row by row."""
+        """Extend sequences by tokens; logits of the last of each row ("last") or of all, row by row."""
         for number, ids in rows.items():
             length = self.engine.length(number) + len(ids)
             if length > self.plan["context"]:
                 raise Reject(context_full(
-                    f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
+                    f"a sequence of {length} tokens is longer than the model's context of "
+                    f"{self.plan['context']}",
                     help="give it fewer tokens, or ask for fewer new ones"))
         ids = torch.cat(list(rows.values()))
         if int(ids.min()) < 0 or int(ids.max()) >= self.plan["vocabulary"]:
-            raise Reject(context_full(f"a token id is outside of the {self.plan['vocabulary']} that the model has"))
+            known = self.plan["vocabulary"]
+            raise Reject(unknown_token(f"a token id is outside of the {known} that the model has",
+                                       help="use the tokenizer that lies beside the weights"))
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
         asked = [wanted == "all" or i == len(ids) - 1 for ids in rows.values() for i in range(len(ids))]
         return self.engine.run(ids.tolist(), numbers, asked)
 
     # -- what transformers' models have ----------------------------------------------------------------------
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-                cache: Sequences | None = None, use_cache: bool | None = None, logits_to_keep: int = 0) -> Output:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None,
+                position_ids: Tensor | None = None, cache: Sequences | None = None,
+                use_cache: bool | None = None, logits_to_keep: int = 0) -> Output:
         """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -input_ids.shape[1]:]
+        length = input_ids.shape[1]
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         if cache is None and use_cache:
@@ -150,18 +157,19 @@ class NativeModel(nn.Module):
                 logits[row, last] = found[len(found) - len(last):]
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, generation_config: Any = None, *,
-                 max_new_tokens: int | None = None, min_new_tokens: int | None = None, do_sample: bool | None = None,
-                 temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-                 repetition_penalty: float | None = None, eos_token_id: int | Sequence[int] | None = None,
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, generation_config: Any = None,
+                 *, max_new_tokens: int | None = None, min_new_tokens: int | None = None,
+                 do_sample: bool | None = None, temperature: float | None = None, top_k: int | None = None,
+                 top_p: float | None = None, repetition_penalty: float | None = None,
+                 eos_token_id: int | Sequence[int] | None = None,
                  pad_token_id: int | None = None, seed: int | None = None, streamer: Any = None,
                  stop_strings: str | Sequence[str] | None = None, tokenizer: Any = None,
                  return_dict_in_generate: bool | None = None, output_logits: bool | None = None) -> Any:
         """Tokens [b, t + new], prompts left-padded under `attention_mask`, or with
         `return_dict_in_generate` an object with `sequences` and, with `output_logits`, `logits` step by step.
 
-        A row ends at an eos token, a stop string or the model's context. `seed` makes draws repeatable; without
-        one they follow torch's generator. Interrupted, it leaves the engine ready for the next call.
+        A row ends at an eos token, a stop string or the model's context. `seed` makes draws repeatable;
+        without one they follow torch's generator. Interrupted, it leaves the engine ready for the next call.
         """
         config = generation_config if generation_config is not None else self.generation_config
         sampling = Sampling.of_config(config).overlaid(
@@ -170,8 +178,9 @@ class NativeModel(nn.Module):
             eos=as_tokens(eos_token_id), pad=pad_token_id, seed=seed).checked()
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        as_object = getattr(config, "return_dict_in_generate", False) if return_dict_in_generate is None else (
-            return_dict_in_generate)
+        as_object = return_dict_in_generate
+        if as_object is None:
+            as_object = getattr(config, "return_dict_in_generate", False)
         keep = getattr(config, "output_logits", False) if output_logits is None else output_logits
         run = Generation(self, sampling, stops, tokenizer or self.tokenizer, streamer, bool(keep))
         sequences, logits = run(input_ids, mask)

@@ -21,7 +21,7 @@ class Norm:
 
 
 def normal(x: Tensor, kind: str, eps: float) -> Tensor:
-    """x over its root mean square ("rms"), or less its mean over its deviation ("layer"), along the last axis."""
+    """x over its root mean square ("rms"), or less its mean over its deviation ("layer"), on the last axis."""
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
@@ -41,7 +41,7 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
     for kind in ("rms", "layer"):
         for eps in _epsilons(module):
             gain = odd / normal(x, kind, eps)
-            # The same gain for all rows, and for a sample of another size: then it is this norm with this epsilon.
+            # The same gain for all rows, and for a sample of another size: so it is this norm and epsilon.
             if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
                 return Norm(kind, eps, gain, shift)
     return None

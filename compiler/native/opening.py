@@ -18,13 +18,14 @@ _AGAIN = "copy the artifact again, or compile again"
 
 
 def open_native(folder: Path, *, threads: int | None = None, sequences: int = SEQUENCES,
-                mapped: bool = False) -> NativeModel:
+                mapped: bool = False, steady: bool = False) -> NativeModel:
     """The model of a folder that the target `native` wrote.
 
     threads     that compute; as many as torch has by default
     sequences   that can be open at once
     mapped      leave weights on disk, mapped: opens at once and shares memory, computes more slowly, and believes
                 the files; else every packed weight is read whole and checked, at a gigabyte per second and more
+    steady      logits of a sequence are the same to the bit whatever else a call computes
     """
     import torch
 
@@ -32,11 +33,12 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
 
     threads = threads or torch.get_num_threads()
     stored = read(folder)
-    weights = tensors(folder, stored, mapped=mapped)
+    weights = tensors(folder, stored, mapped=mapped, threads=threads)
     try:
         if not mapped:
             check(weights, threads)
-        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False)
+        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False,
+                        steady=steady)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
     model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, _generation(folder))

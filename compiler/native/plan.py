@@ -37,7 +37,7 @@ class Plan:
     slots: list[dict[str, int]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     logits: int = -1
-    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)     # register -> (original, kept columns)
+    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)     # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
 
     def step(self, op: str, width: int, **fields: Any) -> int:
@@ -74,7 +74,7 @@ class Plan:
         return len(self.slots) - 1
 
     def gather(self, columns: Tensor) -> int:
-        """A register that holds these columns, in this order; the one that they lie in where they are all of it."""
+        """A register that holds these columns, in this order; the one that they lie in where they fill it."""
         register, _ = self.layout.owner(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
@@ -91,8 +91,8 @@ class Plan:
         width = run.block * run.count
         if run.count == 1 and width == self.layout.widths[run.register]:
             return run.register
-        return self.step("columns", width, x=run.register, start=run.start, block=run.block, stride=run.stride,
-                         count=run.count)
+        return self.step("columns", width, x=run.register, start=run.start, block=run.block,
+                         stride=run.stride, count=run.count)
 
     def _from_copies(self, columns: Tensor) -> Tensor:
         """Columns read from a register that has copies of them beside what else is asked for."""

@@ -18,7 +18,7 @@ class Positions:
 
     def __init__(self, model: nn.Module, values: dict[fx.Node, Any]):
         self.model = model
-        self._values = values                  # what the plan knows of nodes: tokens' numbers are not needed here
+        self._values = values                  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
 
     @torch.no_grad()

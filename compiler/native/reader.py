@@ -31,7 +31,8 @@ class Reader:
         layout = Layout(ids.numel())
         context = getattr(config, "max_position_embeddings", None)
         if type(context) is not int:
-            raise refused_whole(self.model, "its config states no longest context (`max_position_embeddings`)")
+            why = "its config states no longest context (`max_position_embeddings`)"
+            raise refused_whole(self.model, why)
         self.ids = Ids(layout)
         self.shape = ids.shape
         self.plan = Plan(layout, config.vocab_size, context)
@@ -56,7 +57,7 @@ class Reader:
         return self.plan
 
     def _share_tables(self) -> None:
-        """Embeddings whose table is a linear layer's weight too read rows of that, where it is packed as bfloat16."""
+        """Embeddings whose table is a linear layer's weight read rows of that, where it is packed as bfloat16."""
         for step in self.plan.steps:
             if step["op"] == "embedding" and self.weights == "bf16":
                 step["table"] = self.plan.tied(step["table"])
@@ -158,7 +159,8 @@ class Reader:
             return self._binary(node, name, *args)
         if name == "linear":
             return self._functional_linear(node, *args, **kwargs)
-        raise self.refuse(node, f"`{name}` of numbers that differ from token to token is not among the engine's steps")
+        why = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
+        raise self.refuse(node, why)
 
     def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
         if not all(isinstance(part, Rows) for part in args[0]):
@@ -169,7 +171,8 @@ class Reader:
     def _binary(self, node: fx.Node, name: str, a: Any, b: Any) -> Any:
         function = calls.BINARY[name]
         for x, y in ((a, b), (b, a)):
-            if isinstance(x, Rows) and (isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)):
+            single = isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)
+            if isinstance(x, Rows) and single:
                 operands = (x.pending, float(y)) if x is a else (float(y), x.pending)
                 return Rows(x.index, Pending(function, operands))
         if isinstance(a, Rows) and isinstance(b, Rows):
@@ -197,8 +200,8 @@ class Reader:
         return self.written(op, ai.shape, lane, x=x, y=y)
 
     def _by_vector(self, node: fx.Node, name: str, x: Rows, y: Tensor, *, swapped: bool) -> Rows:
-        op = {"add": "add_vector", "iadd": "add_vector", "mul": "mul_vector", "imul": "mul_vector",
-              "multiply": "mul_vector", "sub": "add_vector", "truediv": "mul_vector", "div": "mul_vector"}.get(name)
+        op = "add_vector" if name in ("add", "iadd", "sub") else None
+        op = "mul_vector" if name in ("mul", "imul", "multiply", "truediv", "div") else op
         if op is None or (swapped and name in ("sub", "truediv", "div")):
             raise self.refuse(node, f"`{name}` with a constant tensor is not among the engine's steps")
         y = -y.float() if name == "sub" else 1 / y.float() if name in ("truediv", "div") else y.float()
@@ -217,7 +220,8 @@ class Reader:
         table = getattr(module, "weight", None)
         if not (isinstance(given, Rows) and self.ids.are(given.index) and isinstance(table, Tensor)
                 and given.index.shape == self.shape):
-            raise self.refuse(node, "an embedding of something else than token ids is not among the engine's steps")
+            why = "an embedding of something else than token ids is not among the engine's steps"
+            raise self.refuse(node, why)
         ids = torch.arange(min(_TABLE_PROBE, len(table)))
         with torch.no_grad():
             found, own = module(ids).float(), table[ids].float()
@@ -225,7 +229,8 @@ class Reader:
         if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
             raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
-        kind, dtype = ("bf16", torch.bfloat16) if table.dtype == torch.bfloat16 else ("f32", torch.float32)
+        exact = torch.equal(table.bfloat16().to(table.dtype), table)         # bfloat16 loses nothing of it
+        kind, dtype = ("bf16", torch.bfloat16) if exact else ("f32", torch.float32)
         entry = Entry(kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous())
         name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.plan.step("embedding", table.shape[1], table=name)
@@ -258,9 +263,9 @@ class Reader:
         for key, values, idle in (("weight", found.gain, 1.0), ("bias", found.shift, 0.0)):
             vector = values.reshape(-1)[lane.order].view(self.plan.layout.tokens, -1)[0]
             if not torch.allclose(vector, torch.full_like(vector, idle), rtol=0, atol=1e-6):
-                short = vector[:group]
-                if torch.allclose(vector.view(-1, group), short.expand(width // group, group), rtol=1e-6, atol=1e-7):
-                    vector = short
+                short = vector[:group].expand(width // group, group)
+                if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
+                    vector = short[0]
                 fields[key] = self.plan.vector(f"{node.target}.{key}", vector)
         return self.written("norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps,
                             group=group, **fields)
@@ -270,8 +275,10 @@ class Reader:
         given = self.settled(given)
         register, _ = self.register(given)
         if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
-            raise self.refuse(node, "a linear layer over a part of what a token has is not among the engine's steps")
-        weight = self.plan.entry(f"{name}.weight", Entry("packed", found.shape, found.make(self.weights)), found.key)
+            why = "a linear layer over a part of what a token has is not among the engine's steps"
+            raise self.refuse(node, why)
+        entry = Entry("packed", found.shape, found.make(self.weights))
+        weight = self.plan.entry(f"{name}.weight", entry, found.key)
         bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
         made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
         _, token = self.plan.layout.locate(given.index[..., 0])

@@ -11,15 +11,16 @@ from ...dsl.diagnostics import Fault, Reject
 cannot_run_natively = Fault(
     "cannot-run-natively",
     "A model computes something that the native engine has no step for.\n\n"
-    "The engine runs plans made of a closed list of steps: embeddings, norms, linear layers, rotary positions, "
-    "attention over a cache, activations, sums and products. What a model computes is read from its graph; experts, "
-    "state-space mixers and biases by distance (ALiBi) are not among the steps.", exit="environment")
+    "The engine runs plans made of a closed list of steps: embeddings, norms, linear layers, rotary "
+    "positions, attention over a cache, activations, sums and products. What a model computes is read from its "
+    "graph; experts, state-space mixers and biases by distance (ALiBi) are not among the steps.",
+    exit="environment")
 
 _REMEDY = "`hf` and `pt2` write what torch runs"
 
 
 def refused(node: fx.Node, model: nn.Module, why: str) -> Reject:
-    """A Reject that names the node, the innermost module that runs it, and the line where its forward begins."""
+    """A Reject that names the node, the innermost module that runs it, and where its forward is written."""
     path, module = innermost(node, model)
     place = f"{path or type(model).__name__} ({type(module).__name__}{_written(module)})"
     return Reject(cannot_run_natively(f"node `{node.name}` of {place}: {why}", help=_REMEDY))

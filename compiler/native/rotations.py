@@ -52,9 +52,9 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     values = estimate.float()
     angles = (torch.arange(count)[:, None].float() * values).double()
     share = max(_SHARE, 3e-7 * count)                  # a frequency is rounded at 2**-24 of an angle
-    right = torch.allclose(angles.cos() * scale, cos, atol=share * scale, rtol=0)
-    return Frequencies(values, scale) if right and torch.allclose(angles.sin() * scale, sin, atol=share * scale,
-                                                                  rtol=0) else None
+    pairs = ((angles.cos(), cos), (angles.sin(), sin))
+    right = all(torch.allclose(ours * scale, theirs, atol=share * scale, rtol=0) for ours, theirs in pairs)
+    return Frequencies(values, scale) if right else None
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -78,13 +78,14 @@ def recognise(module: nn.Module, cos: Tensor, sin: Tensor, heads: tuple[int, int
     found = leaves.rotary(module, q, k, cos[None, :length], sin[None, :length], **options)
     columns = cos.shape[-1]
     for width in dict.fromkeys((columns, 2 * columns)):
-        for pairs, interleaved in _forms(columns, width):
+        for held, interleaved in _forms(columns, width):
             if width > head_dim or width % 2:
                 continue
-            c, s = cos[:, pairs], sin[:, pairs]
-            ours = [torch.cat([turned(x[..., :width], c[:length], s[:length], interleaved), x[..., width:]], -1)
-                    for x in (q, k)]
-            if all(torch.allclose(a.float(), b, atol=1e-5, rtol=1e-5) for a, b in zip(found, ours, strict=True)):
+            c, s = cos[:, held], sin[:, held]
+            start = (c[:length], s[:length], interleaved)
+            ours = [torch.cat([turned(x[..., :width], *start), x[..., width:]], -1) for x in (q, k)]
+            pairs = zip(found, ours, strict=True)
+            if all(torch.allclose(a.float(), b, atol=1e-5, rtol=1e-5) for a, b in pairs):
                 frequencies = fitted(c, s)
                 return frequencies and Rotation(frequencies, width, interleaved)
     return None

@@ -1,4 +1,4 @@
-"""The next token: greedy, or drawn by temperature, top-k, top-p and repetition penalty, as transformers has them."""
+"""The next token: greedy, or drawn by temperature, top-k, top-p and repetition penalty, as in transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 
-bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.", exit="usage")
+bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.",
+                     exit="usage")
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Sampling:
 
     def checked(self) -> "Sampling":
         wrong = [text for bad, text in (
-            (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}, and at least one is generated"),
+            (self.max_new_tokens < 1,
+             f"max_new_tokens is {self.max_new_tokens}, and at least one is generated"),
             (self.do_sample and not self.temperature > 0,
              f"temperature is {self.temperature}, and must be above 0 where tokens are drawn"),
             (self.top_k < 0, f"top_k is {self.top_k}, and 0 takes all tokens"),
             (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, which is no share above 0"),
-            (not self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}, and must be above 0"),
+            (not self.repetition_penalty > 0,
+             f"repetition_penalty is {self.repetition_penalty}, and must be above 0"),
         ) if bad]
         if wrong:
             raise Reject(*(bad_sampling(text) for text in wrong))
@@ -73,7 +76,7 @@ class Chooser:
         self.generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
 
     def choose(self, logits: Tensor, seen: Sequence[Tensor], made: int) -> Tensor:
-        """Tokens [rows] for logits [rows, vocabulary]; `seen` is what each row holds, `made` how many are new."""
+        """Tokens [rows] for logits [rows, vocabulary]; `seen` is what each row holds, `made` of it new."""
         s = self.sampling
         scores = logits
         if s.repetition_penalty != 1.0 or (made < s.min_new_tokens and s.eos):
@@ -81,7 +84,8 @@ class Chooser:
         if s.repetition_penalty != 1.0:
             for row, ids in zip(scores, seen, strict=True):
                 values = row[ids]
-                row[ids] = torch.where(values < 0, values * s.repetition_penalty, values / s.repetition_penalty)
+                penalty = s.repetition_penalty
+                row[ids] = torch.where(values < 0, values * penalty, values / penalty)
         if made < s.min_new_tokens and s.eos:
             scores[:, list(s.eos)] = -torch.inf
         if not s.do_sample:

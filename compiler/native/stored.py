@@ -1,8 +1,9 @@
 """A plan and its weights on disk: `plan.json`, and `weights.bin`, which is read without parsing.
 
-`weights.bin` is 64 bytes of header, then the entries one after another where the plan's table says: packed linear
-layers as their kernels read them, vectors and tables as they are. Sizes and headers are checked whenever it is
-opened, contents by the manifest's hashes and by each packed layer's own checksum where that is asked for.
+`weights.bin` is 64 bytes of header, then the entries one after another where the plan's table says: packed
+linear layers as their kernels read them, vectors and tables as they are. Sizes and headers are checked whenever
+it is opened, packed layers by their own checksums unless files are to be believed, all by the manifest's hashes
+where those are asked for.
 """
 
 import hashlib
@@ -10,11 +11,13 @@ import json
 import struct
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ...kernels.native import KernelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +26,10 @@ if TYPE_CHECKING:
 
 native_damaged = Fault(
     "native-damaged",
-    "The files of a native artifact do not hold together: one was cut, changed or exchanged, or is of another version "
-    "or byte order.\n\n"
-    "The engine reads weights without looking at each, so sizes, headers and the plan are checked before it starts, "
-    "and the contents too where a command asks for it.", exit="environment")
+    "The files of a native artifact do not hold together: one was cut, changed or exchanged, or is of another "
+    "version or byte order.\n\n"
+    "The engine reads weights without looking at each, so sizes, headers, the plan and packed weights are "
+    "checked before it starts.", exit="environment")
 
 PLAN, WEIGHTS = "plan.json", "weights.bin"
 VERSION = 1
@@ -56,7 +59,10 @@ def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     entries, at = {}, ALIGN
     with open(folder / WEIGHTS, "wb") as file:
         for name, entry in plan.used().items():
-            raw = _bytes(entry.make())
+            try:
+                raw = _bytes(entry.make())
+            except KernelError as error:
+                raise KernelError(f"{name}: {error}") from error
             at = -(-at // _align(len(raw))) * _align(len(raw))
             file.seek(at)
             file.write(raw)
@@ -97,8 +103,8 @@ def read(folder: Path) -> Stored:
         raise _damaged(folder / PLAN, f"was written in format {version!r}, and this effc reads {VERSION}",
                        help="load it with the effc that wrote it, or compile again")
     if order != sys.byteorder:
-        raise _damaged(folder / PLAN, f"was written on a machine of {order}-endian byte order, and this one is "
-                                      f"{sys.byteorder}-endian", help="compile on a machine of this kind")
+        raise _damaged(folder / PLAN, f"was written on a machine of {order}-endian byte order, and this one "
+                                      f"is {sys.byteorder}-endian", help="compile on a machine of this kind")
     size = _weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
         if why := _wrong_entry(entry, size):
@@ -171,7 +177,7 @@ def _damaged(file: Path, what: str, help: str = _AGAIN) -> Reject:
     return Reject(native_damaged(f"{file} {what}", help=help))
 
 
-def tensors(folder: Path, stored: Stored, *, mapped: bool = False) -> dict[str, "Tensor"]:
+def tensors(folder: Path, stored: Stored, *, mapped: bool = False, threads: int = 1) -> dict[str, "Tensor"]:
     """The weights by name; `mapped` leaves them on disk, else they are read to where memory is fastest.
 
     A file is mapped in small pages, which cost a quarter of the bandwidth; reading costs a copy at the start.
@@ -185,20 +191,29 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool = False) -> dict[str, 
         from ...kernels.packed import room
 
         whole = room(size)
-        with open(file, "rb", buffering=0) as stream:
-            _fill(stream, memoryview(whole.numpy()), file)
+        _fill(memoryview(whole.numpy()), file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
     found = {}
     for name, entry in stored.entries.items():
         part = whole[entry["at"] : entry["at"] + entry["bytes"]]
-        found[name] = part if entry["kind"] == "packed" else part.view(kinds[entry["kind"]]).view(entry["shape"])
+        numbers = part.view(kinds[entry["kind"]])
+        found[name] = part if entry["kind"] == "packed" else numbers.view(entry["shape"])
     return found
 
 
-def _fill(stream: Any, room: memoryview, file: Path) -> None:
-    at = 0
-    while at < len(room):
-        count = stream.readinto(room[at:])
-        if not count:
-            raise _damaged(file, f"ends after {at} of {len(room)} bytes")
-        at += count
+def _fill(room: memoryview, file: Path, threads: int) -> None:
+    """Read a file into memory, each thread a part of it."""
+    each = -(-len(room) // threads)
+
+    def part(start: int) -> None:
+        at, end = start, min(start + each, len(room))
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(at)
+            while at < end:
+                count = stream.readinto(room[at:end])
+                if not count:
+                    raise _damaged(file, f"ends after {at} of {len(room)} bytes")
+                at += count
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, range(0, len(room), each)))

@@ -23,8 +23,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pending:
-    """An elementwise function of one number, as a tree: `call` of its operands, which are `Pending`, the number
-    itself (None), or constants."""
+    """An elementwise function of one number, as a tree: `call` of its operands, which are `Pending`, the
+    number itself (None), or constants."""
 
     call: Callable[..., Any]
     operands: "tuple[Pending | float | None, ...]"
@@ -35,7 +35,8 @@ class Pending:
 
     def constants(self) -> list[float]:
         found = [part for part in self.operands if isinstance(part, (int, float))]
-        return [*map(float, found), *(c for p in self.operands if isinstance(p, Pending) for c in p.constants())]
+        below = [p.constants() for p in self.operands if isinstance(p, Pending)]
+        return [*map(float, found), *(c for constants in below for c in constants)]
 
 
 @dataclass(frozen=True)

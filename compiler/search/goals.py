@@ -44,14 +44,17 @@ def turns(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, .
     return [*found[:-1], (found[-1][0], 1.0)]          # 1.0: sums of shares are rounded
 
 
-def reach(ledger: Ledger, of: str, branches: Sequence[Branch], sites: Sequence[tuple[Group, int]]) -> float:
+def reach(ledger: Ledger, of: str, branches: Sequence[Branch], sites: Sequence[tuple[Group, int]],
+          least: int = 1) -> float:
     """The most that can be saved: every branch that may go, but of a model's last one its widths only.
 
     sites   groups that may be narrowed, each with its step; a step stays
+    least   experts of every block that stay
     """
     inside = {site for b in branches for site in ledger.inside[b.site]}
-    widths = {(g.site, g.kind): (steps(g) - 1) // step * step * ledger.of_step(g.site, g.kind, of)
-              for g, step in sites}
+    stays = {"experts": least}
+    widths = {(g.site, g.kind): max(0, steps(g) - stays.get(g.kind, 1)) // step * step
+              * ledger.of_step(g.site, g.kind, of) for g, step in sites}
     most = sum(ledger.branch(b.site, of) for b in branches)
     most += sum(saved for site, saved in widths.items() if site not in inside)
     if branches and len(branches) == len(ledger.skeleton.branches):

@@ -109,7 +109,9 @@ class Ledger:
         if of == kind:
             return 1
         if of == "latency":
-            home = next(b for b, inside in self.inside.items() if (site, kind) in inside)
+            home = next((b for b, inside in self.inside.items() if (site, kind) in inside), None)
+            if home is None:                   # no branch whose time it is a part of
+                return 0.0
             return self.of_branch(home, of) * self.of_step(site, kind, "params") / self.of_branch(home, "params")
         if of not in OF_MODEL:
             return 0

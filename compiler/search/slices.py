@@ -1,4 +1,4 @@
-"""Heads or states of a mixer as candidates that are tried in the shape that they would leave.
+"""Heads or states of a mixer, or experts, as candidates that are tried in the shape that they would leave.
 
 A norm behind the scan takes its mean over what is left, so a head whose readers are silenced is not yet one that is
 gone: a trial slices, and so does a cut, at once. Sizes are in steps of a group, as in `widths`.
@@ -18,7 +18,7 @@ from ..importance import ascending
 from ..rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .saving import OF_MODEL, Ledger, steps
-from .widths import slice_out
+from .widths import slice_out, unit_of
 
 if TYPE_CHECKING:
     from ..program import Program
@@ -42,23 +42,25 @@ class Ranked:
 
 
 class Slices(Pool):
-    """`step` items of every block at a time from any of the groups; each keeps at least one per block."""
+    """`step` items of every block at a time from any of the groups; each keeps at least `least` per block."""
 
     def __init__(self, program: "Program", groups: Sequence[Group], step: int, ledger: Ledger,
-                 important: Callable[[Group], torch.Tensor], kind: str):
-        self.program, self.step, self.ledger, self.kind = program, step, ledger, kind
+                 important: Callable[[Group], torch.Tensor], kind: str, least: int = 1):
+        self.program, self.step, self.ledger, self.kind, self.least = program, step, ledger, kind, least
         self.ranked = {g.site: Ranked(steps(g), list(range(g.count)), ascending(important(g))) for g in groups}
 
     def candidates(self) -> list["Slice"]:
-        scans = {s.site: s.unit for s in self.program.skeleton.scans}
-        return [Slice(self, g, scans[g.site]) for g in self.groups() if steps(g) > self.step]
+        skeleton = self.program.skeleton
+        scans = {s.site for s in skeleton.scans}
+        return [Slice(self, g, unit_of(g.site, skeleton.units)) for g in self.groups()
+                if steps(g) - self.step >= self.least and (g.kind == "experts" or g.site in scans)]
 
     def groups(self) -> list[Group]:
         """As they are now."""
         return [g for g in self.program.skeleton.groups if g.kind == self.kind and g.site in self.ranked]
 
     def reachable(self, of: str) -> float:
-        return sum((steps(g) - 1) // self.step * self.saved(g, of) for g in self.groups())
+        return sum(max(0, steps(g) - self.least) // self.step * self.saved(g, of) for g in self.groups())
 
     def saved(self, group: Group, of: str) -> float:
         """What a step of a group saves."""
@@ -113,12 +115,12 @@ class Slice(Candidate):
 def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
     """The model with a group narrowed, for as long as the context lasts; tensors and numbers come back after."""
     model = program.model
-    tensors = {m.tensor: model.get_parameter(m.tensor).data for m in group.members}
+    tensors = {m.tensor: surgery.tensor_at(model, m.tensor).data for m in group.members}
     holders = {m: dict(vars(m)) for m in {model.get_submodule(module) for module, _, _ in group.attributes}}
     try:
         for member in group.members:
             gone = {i for item in dead for i in member.indices(item)}
-            parameter = model.get_parameter(member.tensor)
+            parameter = surgery.tensor_at(model, member.tensor)
             left = [i for i in range(parameter.shape[member.axis]) if i not in gone]
             parameter.data = parameter.data.index_select(member.axis, torch.tensor(left, device=parameter.device))
         for module, name, per in group.attributes:
@@ -132,7 +134,7 @@ def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
         yield
     finally:
         for path, value in tensors.items():
-            model.get_parameter(path).data = value
+            surgery.tensor_at(model, path).data = value
         for holder, before in holders.items():
             vars(holder).update(before)
         _fit(program, tensors)

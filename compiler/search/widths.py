@@ -75,7 +75,7 @@ class Widths(Pool):
     def candidates(self) -> list["Narrowing"]:
         alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
         units = self.program.skeleton.units
-        return [Narrowing(self, s, _unit_of(s.group.site, units)) for s in self.sites
+        return [Narrowing(self, s, unit_of(s.group.site, units)) for s in self.sites
                 if s.left > self.step and (s.group.site, s.group.kind) in alive]
 
     def reachable(self, of: str) -> float:
@@ -176,5 +176,6 @@ def _refuse_odd_experts(program: "Program", tensor: str, axis: int, lost: int) -
                                      help=f"`align: {2 * step}` keeps widths that are"))
 
 
-def _unit_of(site: str, units: Sequence[str]) -> str:
+def unit_of(site: str, units: Sequence[str]) -> str:
+    """The layer that a module lies in; "" for one that lies in none."""
     return next((u for u in units if site == u or site.startswith(f"{u}.")), "")

@@ -9,6 +9,7 @@ from uuid import uuid4
 from .request import Piece, Token
 
 DONE = "data: [DONE]\n\n"
+INVALID = "invalid_request_error"
 
 
 class Refused(Exception):
@@ -18,7 +19,8 @@ class Refused(Exception):
                  headers: Mapping[str, str] | None = None):
         super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
-        self.body = error_body(message, "invalid_request_error" if status < 429 else "server_error", param, code)
+        kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else INVALID
+        self.body = error_body(message, kind, param, code)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -77,8 +79,9 @@ class Answer:
     _delta = _choice
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        likeliest = [{self._text(id): logprob for id, logprob in t.likeliest} for t in tokens]
         return {"tokens": [self._text(t.id) for t in tokens], "token_logprobs": [t.logprob for t in tokens],
-                "top_logprobs": [{self._text(i): p for i, p in t.likeliest} for t in tokens], "text_offset": []}
+                "top_logprobs": likeliest, "text_offset": []}
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -99,8 +102,9 @@ class ChatAnswer(Answer):
         return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": logprobs}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        return {"content": [{**self._told(t.id, t.logprob), "top_logprobs": [self._told(*p) for p in t.likeliest]}
-                            for t in tokens], "refusal": None}
+        told = [{**self._told(t.id, t.logprob), "top_logprobs": [self._told(*pair) for pair in t.likeliest]}
+                for t in tokens]
+        return {"content": told, "refusal": None}
 
     def _told(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._text(token)

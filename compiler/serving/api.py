@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from .answers import DONE, Answer, ChatAnswer, Refused, error_body, event
+from .answers import DONE, INVALID, Answer, ChatAnswer, Refused, error_body, event
 from .protocol import AskedChat, AskedCompletion, Unsupported
 from .request import Piece, Request
 from .scheduler import Full, Scheduler, Stopped
@@ -41,8 +41,12 @@ class Service:
         request = self._request(asked, ids)
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+
+        def hear(piece: Piece) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
         try:
-            job = self.scheduler.submit(request, lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece))
+            job = self.scheduler.submit(request, hear)
         except Full as full:
             raise Refused(429, f"{full}: as many requests wait as may", code="too_many_requests",
                           headers={"Retry-After": str(full.seconds)}) from full
@@ -51,7 +55,8 @@ class Service:
         answer = (ChatAnswer if chats else Answer)(self.name, len(ids), self.tokenizer)
         if asked.stream:
             stream = self._stream(answer, asked, pieces)
-            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"},
+            return StreamingResponse(stream, headers={"Cache-Control": "no-cache"},
+                                     media_type="text/event-stream",
                                      background=BackgroundTask(self.scheduler.cancel, job))
         return await self._whole(answer, asked, pieces, call, job)
 
@@ -72,7 +77,8 @@ class Service:
             yield event(answer.closing())
         yield DONE
 
-    async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any) -> Any:
+    async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call,
+                     job: Any) -> Any:
         async def leave() -> None:
             while (await call.receive())["type"] != "http.disconnect":
                 pass
@@ -95,13 +101,14 @@ class Service:
 
     def _chat(self, asked: AskedChat) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion of a text, "
-                          "at /v1/completions", "messages", "no_chat_template")
+            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion of "
+                          "a text, at /v1/completions", "messages", "no_chat_template")
         messages = [message.plain() for message in asked.messages]
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, ValueError) as error:
-            raise Refused(400, f"the model's chat template refuses these messages: {error}", "messages") from error
+            why = f"the model's chat template refuses these messages: {error}"
+            raise Refused(400, why, "messages") from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _prompt(self, asked: AskedCompletion) -> list[int]:
@@ -114,16 +121,16 @@ class Service:
         if not ids:
             raise Refused(400, "the prompt has no token", "prompt")
         if min(ids) < 0 or max(ids) >= self.vocabulary:
-            raise Refused(400, f"the prompt has tokens that are not among the {self.vocabulary} of the model", "prompt")
+            raise Refused(400, f"the prompt has tokens outside of the model's {self.vocabulary}", "prompt")
         return ids
 
     def _request(self, asked: AskedChat | AskedCompletion, ids: list[int]) -> Request:
         room = self.context - len(ids)
         most = max(1, room) if asked.most is None else asked.most
         if most > room:
-            raise Refused(400, f"the model's context is {self.context} tokens, and {len(ids)} of the prompt and {most} "
-                          "of the answer are more", "messages" if isinstance(asked, AskedChat) else "prompt",
-                          "context_length_exceeded")
+            raise Refused(400, f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
+                          f"and {most} of the answer are more",
+                          "messages" if isinstance(asked, AskedChat) else "prompt", "context_length_exceeded")
         chosen = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k,
                   "repetition_penalty": asked.repetition_penalty}
         return Request(tuple(ids), most, stops=asked.stops, alternatives=asked.alternatives,
@@ -186,7 +193,7 @@ async def _refused(call: Call, error: Any) -> JSONResponse:
 
 
 async def _unsupported(call: Call, error: Any) -> JSONResponse:
-    return JSONResponse(error_body(str(error), "invalid_request_error", error.name, "unsupported_parameter"), 400)
+    return JSONResponse(error_body(str(error), INVALID, error.name, "unsupported_parameter"), 400)
 
 
 async def _unfit(call: Call, error: Any) -> JSONResponse:
@@ -200,9 +207,10 @@ async def _unfit(call: Call, error: Any) -> JSONResponse:
         what = f"`{path}` is not known here"
     elif path:
         what = f"`{path}`: {what[:1].lower()}{what[1:]}"
-    return JSONResponse(error_body(what, "invalid_request_error", path or None), 400)
+    return JSONResponse(error_body(what, INVALID, path or None), 400)
 
 
 async def _unrouted(call: Call, error: Any) -> JSONResponse:
-    what = f"there is no {call.method} {call.url.path} here" if error.status_code in (404, 405) else str(error.detail)
-    return JSONResponse(error_body(what, "invalid_request_error"), error.status_code, error.headers)
+    nothing = error.status_code in (404, 405)
+    what = f"there is no {call.method} {call.url.path} here" if nothing else str(error.detail)
+    return JSONResponse(error_body(what, INVALID), error.status_code, error.headers)

@@ -21,8 +21,9 @@ class Counter:
             self._counts[value] += count
 
     def lines(self) -> list[str]:
-        marks = {value: f'{{{self.label}="{value}"}}' if self.label else "" for value in self._counts}
-        return [_head(self.name, self.doc, "counter"), *(f"{self.name}{marks[v]} {n}" for v, n in self._counts.items())]
+        rows = [f'{self.name}{{{self.label}="{value}"}} {n}' if self.label else f"{self.name} {n}"
+                for value, n in self._counts.items()]
+        return [_head(self.name, self.doc, "counter"), *rows]
 
 
 class Histogram:
@@ -74,12 +75,12 @@ class Metrics:
         self.first = Histogram("effc_time_to_first_token_seconds", "From a request to its first token.")
         self.step = Histogram("effc_time_per_token_seconds", "Between two tokens of an answer, its mean.")
         self.whole = Histogram("effc_request_seconds", "From a request to its end.")
-        self.call = Histogram("effc_call_tokens", "Tokens in one call of the model, prompts' and answers'.", _SHARES)
+        self.call = Histogram("effc_call_tokens", "Tokens in one call of the model.", _SHARES)
         self.gauges: list[Gauge] = []
 
     def text(self) -> str:
-        every = (self.requests, self.prompt_tokens, self.new_tokens, self.first, self.step, self.whole, self.call,
-                 *self.gauges)
+        every = (self.requests, self.prompt_tokens, self.new_tokens, self.first, self.step, self.whole,
+                 self.call, *self.gauges)
         return "\n".join(line for one in every for line in one.lines()) + "\n"
 
 

@@ -4,12 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
-Stop1 = Annotated[str, Field(min_length=1)]
 # Neutral: it asks for what is done anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
-    "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
+    "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
+    "functions": ([],),
     "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",), "audio": (), "prediction": (),
     "modalities": (["text"],), "parallel_tool_calls": (True, False), "web_search_options": (),
 }
@@ -32,7 +31,7 @@ class Asked(BaseModel):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     seed: int | None = Field(None, ge=-2**63, lt=2**64)
-    stop: Stop1 | Stop | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=4)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -55,9 +54,14 @@ class Asked(BaseModel):
                 raise Unsupported(name, value)
         return {name: value for name, value in given.items() if name not in _NEUTRAL}
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def are_a_list(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())
 
     @property
     def tells_usage(self) -> bool:
@@ -69,9 +73,9 @@ class Unsupported(Exception):
 
     def __init__(self, name: str, value: Any):
         self.name = name
-        legal = " or ".join(repr(v) for v in _NEUTRAL[name])
-        only = f"only {legal} is" if legal else "it is not"
-        super().__init__(f"`{name}` is {value!s:.60}, and {only} supported here")
+        legal = " or ".join(str(v) for v in _NEUTRAL[name] if not isinstance(v, (list, dict)) and v != "")
+        super().__init__(f"`{name}` is {value!s:.60}, and only {legal} is supported here" if legal else
+                         f"`{name}` is not supported here")
 
 
 class Part(BaseModel):
@@ -83,11 +87,16 @@ class Part(BaseModel):
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: list[Part]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def are_parts(cls, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -107,17 +116,22 @@ class AskedChat(Asked):
 
 
 class AskedCompletion(Asked):
-    prompt: str | list[int] | list[str]
+    prompt: str | list[int]
     logprobs: int | None = Field(None, ge=0, le=5)
 
-    @field_validator("prompt")
+    @field_validator("prompt", mode="before")
     @classmethod
     def is_one(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
+        """A text or its tokens; OpenAI also takes lists of such."""
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
             if len(prompt) > 1:
                 raise ValueError(f"{len(prompt)} prompts are given, and one is answered at a time")
-            return prompt[0]
-        return prompt
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            return prompt
+        if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+            return prompt
+        raise ValueError("it is neither a text nor a list of tokens")
 
     @property
     def most(self) -> int:

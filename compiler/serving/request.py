@@ -47,7 +47,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are by now."""
+    """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now."""
 
     text: str
     count: int

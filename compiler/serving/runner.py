@@ -1,6 +1,7 @@
-"""What serves: a model that keeps several sequences at once, and is given tokens of all of them in one call."""
+"""What serves: a model that keeps several sequences at once, and takes tokens of all of them in one call."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -10,11 +11,13 @@ from ...dsl.diagnostics import Fault, Reject
 
 unserved_model = Fault(
     "unserved-model", "A model was asked to be served that can't answer.\n\n"
-    "Causal language models that generate text with a cache are served: artifacts of the targets `native` and `hf`, "
-    "and model folders.", exit="usage")
+    "Causal language models that attend to a cache are served: artifacts of the targets `native` and `hf`, "
+    "and model folders. Models with state-space layers are not: some compute wrong logits when a prompt comes in "
+    "pieces.",
+    exit="usage")
 
 MOST_SEQUENCES = 16
-_PIECE = 128              # tokens of one forward: a prompt is cut at multiples of it, whatever else is computed
+_PIECE = 128              # tokens of one forward: a prompt is cut at multiples of it, whatever else runs
 
 
 class Runner(Protocol):
@@ -38,8 +41,7 @@ class Runner(Protocol):
 class CachedModel:
     """A model of transformers as a runner: one forward per sequence, each with its cache.
 
-    Sequences never share a forward, so that the others are not stalled by more than a piece of a prompt, and answers
-    do not depend on what else runs.
+    Sequences never share a forward, so that answers do not depend on what else runs.
     """
 
     def __init__(self, model: Any, sequences: int = MOST_SEQUENCES):
@@ -87,13 +89,18 @@ class CachedModel:
 
 
 def runner_of(model: Any, label: str) -> Runner:
-    """The native engine of an artifact that has one, else the model itself; Reject where it generates no text."""
+    """The native engine of an artifact that has one, else the model; Reject where that can't be served."""
+    from ..leaves import is_state_space
     from ..native.model import NativeModel
 
     if isinstance(model, NativeModel):
         return model.engine
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
-        raise Reject(unserved_model(f"{label} is no causal language model: {type(model).__name__} answers no prompt",
+        kind = type(model).__name__
+        raise Reject(unserved_model(f"{label} is no causal language model: {kind} answers no prompt",
                                     help="serve an artifact of the targets `native` or `hf`"))
+    if is_state_space(model) or "cache" not in signature(model.forward).parameters:
+        raise Reject(unserved_model(f"{label} keeps a state, and such models may misread a prompt in pieces",
+                                    help="`effc run` talks to it"))
     return CachedModel(model)

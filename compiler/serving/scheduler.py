@@ -1,7 +1,7 @@
-"""Continuous batching: one thread that owns a model and gives it, call by call, tokens of all running requests.
+"""Continuous batching: one thread that owns a model and gives it, call by call, tokens of all requests.
 
-A call holds one token of each answer that grows, and a piece of the prompts that are still read: short while others
-wait for their next token, so that a long prompt slows them and does not stop them.
+A call holds one token of each answer that grows, and a piece of the prompts that are still read: short while
+others wait for their next token, so that a long prompt slows them and does not stop them.
 """
 
 import threading
@@ -70,7 +70,7 @@ class Scheduler:
         with self._changed:
             if not self.alive:
                 raise Stopped
-            if len(self._waiting) >= self._most_waiting and len(self._waiting) >= len(self._free):
+            if len(self._waiting) >= self._most_waiting + len(self._free):
                 self.metrics.requests.add(1, "refused")
                 raise Full(self._patience())
             self._waiting.append(job)

@@ -13,7 +13,7 @@ from .api import Service, application
 
 address_taken = Fault(
     "address-taken", "The address that a server was to answer at can't be used.\n\n"
-    "Another program listens there, or the host is none of this machine's. `--port 0` takes a port that is free.",
+    "Another program listens there, or the host is none of this machine's. `--port 0` takes a free port.",
     exit="environment")
 
 
@@ -24,8 +24,8 @@ def listening(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind)
     except OSError as error:
-        raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}",
-                                   help="--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses")) from error
+        help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
+        raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
@@ -34,7 +34,8 @@ def listening(host: str, port: int) -> socket.socket:
         made.close()
         if error.errno == errno.EADDRINUSE:
             raise Reject(address_taken(f"port {port} of {host} is in use", help=help)) from error
-        raise Reject(address_taken(f"port {port} of {host} can't be used: {_words(error)}", help=help)) from error
+        why = f"port {port} of {host} can't be used: {_words(error)}"
+        raise Reject(address_taken(why, help=help)) from error
     return made
 
 
@@ -44,7 +45,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def serve(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Answer until a signal comes, which is raised again at the end, as KeyboardInterrupt on the command line."""
+    """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`."""
     config = uvicorn.Config(application(service), log_config=None, log_level="critical", access_log=False,
                             server_header=False, timeout_graceful_shutdown=1)
     with closing(listener):
@@ -52,7 +53,7 @@ def serve(service: Service, listener: socket.socket, ready: Callable[[], None]) 
 
 
 class _Server(uvicorn.Server):
-    """Tells when it is up, and cancels all requests as soon as it is to end, so that they don't hold it up."""
+    """Tells when it is up, and cancels all requests as soon as it is to end: they don't hold it up."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]):
         super().__init__(config)

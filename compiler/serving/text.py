@@ -9,8 +9,8 @@ _HOLE = "\ufffd"          # what a decoder writes for bytes that are no characte
 class Words:
     """The text of a growing row of tokens, in pieces that are final.
 
-    Decoders look at neighbours (the first word loses its space), so that tokens are decoded behind those of the
-    piece before; `before` are the last tokens of the prompt.
+    Decoders look at neighbours (the first word loses its space), so that tokens are decoded behind those of
+    the piece before; `before` are the last tokens of the prompt.
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
@@ -23,7 +23,7 @@ class Words:
         """What one more token makes certain; often "", where a character is not complete."""
         self._ids.append(token)
         text = self._decoded()
-        whole = text.rstrip(_HOLE)      # some decoders make holes of a whole run of bytes, also of its good ones
+        whole = text.rstrip(_HOLE)      # some decoders make holes of all bytes of a run, also of good ones
         return self._tell(whole, settled=whole == text)
 
     def end(self) -> str:

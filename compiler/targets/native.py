@@ -9,8 +9,8 @@ from ..program import Program
 
 FOLDER = "native"
 
-# Of the largest logit. Weights and what linear layers read are rounded to bfloat16 (2**-9) or int8 (2**-8), over
-# all layers; a wrong step is off by about the whole.
+# Of the largest logit. Weights and what linear layers read are rounded to bfloat16 (2**-9) or int8 (2**-8),
+# over all layers; a wrong step is off by about the whole.
 SHARES = {"bf16": 2**-4, "int8": 2**-3}
 _REASON = "packed weights and cached keys and values are rounded, activations are not"
 
@@ -18,11 +18,11 @@ _REASON = "packed weights and cached keys and values are rounded, activations ar
 class Native(Target):
     """What the native engine runs: packed weights and a plan of the decode step, for CPUs.
 
-    `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call into
-    compiled code, which runs without torch and without Python. The plan is read from the model's graph, whatever its
-    architecture, pruned shapes too; what the engine has no step for (experts, state-space mixers) is refused with
-    the module and the line. Linear layers that `lower` packed stay as they are, the others are packed here. Keys and
-    values are cached as bfloat16.
+    `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
+    into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
+    whatever its architecture, pruned shapes too; what the engine has no step for (experts, state-space mixers)
+    is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
+    packed here. Keys and values are cached as bfloat16.
 
     Source: own.
     Example: native("cpu")

@@ -11,6 +11,7 @@ from ...compiler.context import Context
 from ...compiler.kinds import Close, Pass, param
 from ...compiler.labelling import MOVES, name_of
 from ...compiler.leaves import module_role
+from ...compiler.opening import opened
 from ...compiler.program import Program
 from ...compiler.promise import outputs
 from ...compiler.residual import through
@@ -162,10 +163,21 @@ def _drop_branches(program: Program) -> None:
 def _gives_zero(program: Program, branch: Branch) -> bool:
     """Whether the last module that works on a branch has only zeros, and what follows keeps them."""
     unit = program.units[branch.unit]
-    root, node = unit.module(program.model), node_named(unit.graph, branch.value)
+    return _is_zero(program, node_named(unit.graph, branch.value), unit.path)
+
+
+def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
+    """Whether a value of the graph of the module `path` is zero whatever comes in."""
+    root = program.model.get_submodule(path)
     while (before := _zero_keeper(node, root)) is not None:
         node = before
-    module = root.get_submodule(node.target) if node.op == "call_module" else None
+    if node.op != "call_module":
+        return False
+    module, below = root.get_submodule(node.target), f"{path}.{node.target}" if path else node.target
+    inside = opened(program).get(below)
+    if inside is not None and inside.graph is not None:          # a mixer that is one node for the state that it keeps
+        *_, output = inside.graph.nodes
+        return isinstance(output.args[0], fx.Node) and _is_zero(program, output.args[0], below)
     return isinstance(module, (nn.Linear, Conv1D)) and not any(p.any() for p in module.parameters())
 
 

@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import nn
-
+from ...compiler import routing
 from ...compiler.amount import Amount
 from ...compiler.context import Context
-from ...compiler.evaluate import batches, evaluating, logits
 from ...compiler.importance import ascending
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.narrowing import forecast
@@ -48,10 +45,10 @@ class Experts(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = self._groups(program.skeleton)
-        trusted = _trusted(program, ctx, self.data, chosen) if self.data else {}
+        trusted = routing.trusted(program, ctx, self.data, chosen) if self.data else {}
         cuts = []
         for group in chosen:
-            scores = trusted[group.site] if group.site in trusted else _magnitude(program, group)
+            scores = trusted[group.site] if group.site in trusted else routing.magnitude(program, group)
             site = Site(group, ascending(scores))
             gone = site.next(site.size - Amount(self.keep).kept(site.size))
             cuts += [(group, set(gone))] if gone else []
@@ -90,39 +87,3 @@ def _said_above(program: Program, chosen: Sequence[Group]) -> Iterator[tuple[str
             if all(g.site.startswith(f"{path}." if path else "") for g in every):
                 yield from ((f"{path}.{name}" if path else name, value) for name, value in vars(module).items()
                             if type(value) is int and "expert" in name and value in counts)
-
-
-def _magnitude(program: Program, group: Group) -> torch.Tensor:
-    """[count] float64: what the weights of each expert sum up to."""
-    total = torch.zeros(group.count, dtype=torch.float64)
-    for member in group.members[-group.readers:]:
-        total += program.model.get_parameter(member.tensor).detach().abs().flatten(1).sum(1).double().cpu()
-    return total
-
-
-def _trusted(program: Program, ctx: Context, data: DataRef, chosen: Sequence[Group]) -> dict[str, torch.Tensor]:
-    """For each layer, [count] float64: the sum of the weights that the router gave each expert."""
-    totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in chosen}
-    handles = []
-    for group in chosen:
-        module = program.model.get_submodule(group.members[-1].tensor.rpartition(".")[0])
-        handles.append(module.register_forward_pre_hook(_listener(totals[group.site]), with_kwargs=True))
-    try:
-        with evaluating(program.model):
-            for batch in ctx.each(list(batches(program.model, ctx.rows(data))), f"routing {data.name}"):
-                logits(program.model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return totals
-
-
-def _listener(total: torch.Tensor):
-    """What experts are called with: hidden states, and for every token the numbers chosen and their weights."""
-    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        index = next(x for x in given if not x.is_floating_point())
-        weights = next(x for x in reversed(given) if x.is_floating_point())          # [tokens, chosen] or [tokens, all]
-        weights = weights if weights.shape == index.shape else weights.gather(1, index)
-        total.index_add_(0, index.flatten().cpu(), weights.flatten().double().cpu())
-    return hook

@@ -19,7 +19,7 @@ from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import Order, choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
-from ...compiler.select import branches, groups, is_inside
+from ...compiler.select import branches, competing
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Selector, Shares
@@ -122,7 +122,7 @@ class Multi(Pass):
         return turns(order, self.split)
 
     def _reach(self, ledger: Ledger, of: str) -> float:
-        chosen = _narrowed(ledger.skeleton, self.on)
+        chosen = self._narrowed(ledger.skeleton)
         steps = {"channels": self.group, "heads": self.heads}
         for kind, parameter in (("channels", "group"), ("heads", "heads")):
             if kind in self.order:
@@ -147,7 +147,7 @@ class Multi(Pass):
 
     def _pools(self, program: Program, ctx: Context, search: Search, ledger: Ledger) -> dict[str, Pool]:
         skeleton = program.skeleton
-        chosen = _narrowed(skeleton, self.on)
+        chosen = self._narrowed(skeleton)
         important, fixed = ordering(program, ctx, search, [*chosen["channels"], *chosen["heads"]],
                                     self.width_score or self.score, *self._fit(), self.data)
         pools = {
@@ -157,13 +157,17 @@ class Multi(Pass):
         }
         return {kind: pools[kind] for kind in self.order}
 
+    def _narrowed(self, skeleton: Skeleton) -> dict[str, tuple[Group, ...]]:
+        found = competing(skeleton, self.on)
+        return {kind: found.get(kind, ()) for kind in ("channels", "heads")}
+
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """As if channels or heads went evenly, and blocks where they don't suffice: the search decides otherwise.
 
         Raises Reject where the budget can't be met; one of latency is known when it was measured.
         """
         self._turns()
-        goal, chosen = self._foreseen(skeleton), _narrowed(skeleton, self.on)
+        goal, chosen = self._foreseen(skeleton), self._narrowed(skeleton)
         if self.remove.of != "latency":
             refuse_unreached(self._reach(Ledger(skeleton, norms=self.search != "exact"), goal.of), goal)
         kind = next((k for k in ("channels", "heads") if k in self.order and chosen[k]), "channels")
@@ -183,25 +187,14 @@ class Multi(Pass):
         order, repair = self._fit()
         if order == "l1" and not repair:
             return Effort()
-        chosen = _narrowed(skeleton, self.on)
+        chosen = self._narrowed(skeleton)
         return of_fitting(skeleton, ctx, [g for kind in chosen if kind in self.order for g in chosen[kind]], self.data)
 
     def forwards(self, skeleton: Skeleton) -> int:
         """Scores, taking channel steps as the unit: all candidates per cut when exact, about six when racing."""
         goal, ledger = self._foreseen(skeleton), Ledger(skeleton)
-        sites = _narrowed(skeleton, self.on)["channels"]
+        sites = self._narrowed(skeleton)["channels"]
         step = max((self.group * ledger.of_step(g.site, g.kind, goal.of) for g in sites), default=goal.goal)
         first = len(skeleton.branches) * 2
         cuts = max(1, round(goal.goal / step)) if step else 1
         return cuts * first if self.search == "exact" else first + cuts * 6
-
-
-def _narrowed(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
-    """Groups that may be narrowed: channels, and KV heads where there are, else heads."""
-    shared = {g.site for g in groups(skeleton, "kv_heads", None)}
-    allowed = branches(skeleton, on)
-    inside = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
-    return {
-        "channels": tuple(g for g in inside if g.kind == "channels"),
-        "heads": tuple(g for g in inside if g.kind == "kv_heads" or (g.kind == "heads" and g.site not in shared))}
-

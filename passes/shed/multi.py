@@ -1,12 +1,16 @@
 """Shed blocks, scans, channels, heads and states of a hybrid, whatever the model misses least."""
 
+from collections.abc import Callable
 from typing import Literal
+
+from torch import Tensor
 
 from ...compiler.amount import Amount
 from ...compiler.context import Context
 from ...compiler.estimate import thinned
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
+from ...compiler.routing import least_experts, magnitude, trusted
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.goals import budget, reach, refuse_unreached, turns
@@ -18,7 +22,7 @@ from ...compiler.search.saving import OF_MODEL, Ledger
 from ...compiler.search.scans import Scans
 from ...compiler.search.slices import Slices
 from ...compiler.search.widths import Widths
-from ...compiler.select import branches, groups, is_inside
+from ...compiler.select import branches, competing
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Scan, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
@@ -32,8 +36,9 @@ class Multi(Pass):
     """Shed blocks, scans, channels, heads and states of a hybrid, whatever the model misses least.
 
     Candidates are every residual branch (Mamba block, attention, MLP, experts), every scan, the least important
-    `group` channels of every MLP, the least important KV heads of every attention, and heads, channels and states of
-    every mixer. All kinds compete for every cut, by loss per unit of what is to go; with `split` they take turns in
+    `group` channels of every MLP, the least important KV heads of every attention, the expert of every layer that its
+    router trusts least on `data` (without data the one of least weights), and heads, channels and states of every
+    mixer. All kinds compete for every cut, by loss per unit of what is to go; with `split` they take turns in
     the order of `order`, each for its share. `remove: 30` makes thirty cuts, whatever they save, and then plain loss
     decides: the step counts of Mamba-Shedder. What a block has lost inside no longer counts when it goes itself.
 
@@ -54,12 +59,13 @@ class Multi(Pass):
                                 "goes; a number counts cuts.", of=("params", "flops", "bytes", "latency"), gt=0,
                                 unit="cuts")
     score: MetricRef = param("What the model is scored by without each candidate.")
-    order: tuple[Literal["blocks", "scans", "channels", "heads", "scan_heads", "scan_channels", "states"], ...] = param(
+    order: tuple[Literal["blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"],
+                 ...] = param(
         "The kinds that may be cut, and with `split` whose turn comes when.",
-        default=("blocks", "scans", "channels", "heads", "scan_heads", "scan_channels", "states"))
+        default=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"))
     split: Shares | None = param(
         "How what goes is split between kinds that take turns; without it they compete.",
-        of=("blocks", "scans", "channels", "heads", "scan_heads", "scan_channels", "states"), default=None)
+        of=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"), default=None)
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
     rank: Literal["ratio", "loss"] | None = param(
         "By loss per unit saved, or by plain loss; cuts are counted by plain loss.", default=None)
@@ -67,6 +73,8 @@ class Multi(Pass):
                                 default=None)
     group: int = param("Channels per cut, of MLPs and of Mamba-1 mixers.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads, or heads of every group of a scan, per cut.", default=1, ge=1, unit="heads")
+    experts: int = param("Experts of a layer per cut; as many stay as are chosen for a token.", default=1, ge=1,
+                         unit="experts")
     states: int = param("States of every group of a scan per cut.", default=4, ge=1, unit="states")
     data: DataRef | None = param(
         "Rows that rank items and refit readers; unless given, 32 that the model itself writes.", default=None)
@@ -115,34 +123,38 @@ class Multi(Pass):
                 pools[kind] = Branches(program, branches(skeleton, self.on), ledger)
             elif kind == "scans":
                 pools[kind] = Scans(program, self._scans(skeleton), ledger)
+            elif inside[kind] and kind == "experts":
+                pools[kind] = Slices(program, inside[kind], self.experts, ledger, self._trusted(program, ctx), kind,
+                                     least_experts(skeleton))
             elif inside[kind] and kind in _MIXER:
                 pools[kind] = Slices(program, inside[kind], self._step(kind), ledger, ranked, _MIXER[kind])
             elif inside[kind]:
                 pools[kind] = Widths(program, inside[kind], self._step(kind), ledger, important, fixed)
         return pools
 
+    def _trusted(self, program: Program, ctx: Context) -> Callable[[Group], Tensor]:
+        """How experts are ranked: by routing weights on data, or by their own."""
+        chosen = self._groups(program.skeleton, "experts")
+        known = trusted(program, ctx, self.data, chosen) if self.data else {}
+        return lambda group: known[group.site] if group.site in known else magnitude(program, group)
+
     def _step(self, kind: str) -> int:
-        return {"channels": self.group, "scan_channels": self.group, "states": self.states}.get(kind, self.heads)
+        steps = {"channels": self.group, "scan_channels": self.group, "states": self.states, "experts": self.experts}
+        return steps.get(kind, self.heads)
 
     def _scans(self, skeleton: Skeleton) -> tuple[Scan, ...]:
         allowed = branches(skeleton, self.on)
         return tuple(s for s in skeleton.scans if any(s.site in b.parts for b in allowed))
 
     def _groups(self, skeleton: Skeleton, kind: str) -> tuple[Group, ...]:
-        """Those inside of blocks that may be cut; of attention KV heads where there are, else heads."""
-        allowed = branches(skeleton, self.on)
-        found = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
-        if kind == "heads":
-            shared = {g.site for g in groups(skeleton, "kv_heads", None)}
-            return tuple(g for g in found if g.kind == "kv_heads" or (g.kind == "heads" and g.site not in shared))
-        return tuple(g for g in found if g.kind == _MIXER.get(kind, kind))
+        return competing(skeleton, self.on).get(_MIXER.get(kind, kind), ())
 
     def _reach(self, ledger: Ledger, of: str) -> float:
         """No less than what can be saved: what is inside of scans and beside them may overlap."""
         chosen = branches(ledger.skeleton, self.on) if "blocks" in self.order else ()
         sites = [(g, self._step(kind)) for kind in self.order if kind not in ("blocks", "scans")
                  for g in self._groups(ledger.skeleton, kind)]
-        most = reach(ledger, of, chosen, sites)
+        most = reach(ledger, of, chosen, sites, least_experts(ledger.skeleton))
         if "scans" in self.order and of in OF_MODEL:
             free = [s for s in self._scans(ledger.skeleton) if not any(s.site in b.parts for b in chosen)]
             most += sum(ledger.scan(s, of) for s in free)

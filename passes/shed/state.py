@@ -18,7 +18,8 @@ class State(Pass):
     rows of B and C along, in the input projection and the convolution of Mamba-2 or in `x_proj` and `A_log` of
     Mamba-1; scan time and cache shrink with it, other weights stay as they are. A model that lacks a state is exactly
     the one in which C never reads it. Where B and C come in groups every group keeps the same number. Where a norm
-    runs over B and C (FalconMamba, Jamba) states can't be parted and the step is refused.
+    runs over B and C (FalconMamba, Jamba) it takes its mean over the states that are left, so the model that results is
+    scored, not one with silenced states.
 
     Without a score every scan keeps the same share and the states with the smallest weights go, which leaves a stock
     checkpoint where the config has a word for the size. With one scans compete, `step` states at a time.

@@ -52,7 +52,7 @@ def made(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         return Mamba2ForCausalLM(Mamba2Config(
             vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=8, num_heads=8, head_dim=32,
             state_size=32, n_groups=1, chunk_size=64, initializer_range=0.04, tie_word_embeddings=True,
-            rescale_prenorm_residual=True, **ids))
+            rescale_prenorm_residual=False, **ids))
     return BambaForCausalLM(BambaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=8,
         num_attention_heads=8, num_key_value_heads=4, attn_layer_indices=ATTENTION, max_position_embeddings=WINDOW,

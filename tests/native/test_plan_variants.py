@@ -5,8 +5,10 @@ import torch
 from effc.compiler.capture import capture
 from effc.compiler.lowered import KernelLinear
 from effc.compiler.native.reader import Reader
+from effc.compiler.native.stored import write
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
+from effc.kernels.native import KernelError
 from effc.kernels.packed_linear import unpacked
 
 from tests import tiny
@@ -152,3 +154,12 @@ def test_a_function_written_out_in_the_model_is_one_step():
     engine = naive(program)
     assert [step["kind"] for step in engine.plan["steps"] if step["op"] == "act"] == ["gelu_tanh"] * 3
     assert_same(model, engine)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path, number):
+    model = tiny.model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = number
+    with pytest.raises(KernelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: .*NaN or infinite"):
+        write(Reader(capture(model), "bf16").read(), tmp_path, {})
+    assert not (tmp_path / "plan.json").exists()

@@ -139,6 +139,19 @@ def test_a_branch_without_an_output_projection_goes(tmp_path, name):
     assert_same(program, model)
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba", "bamba"])
+def test_a_mixer_without_an_output_projection_goes(tmp_path, name):
+    """In a layer's graph it is one node, for the state that it keeps."""
+    model = tiny.model(name)
+    mixer = next(path for path, m in model.named_modules() if "A_log" in m._parameters)
+    zero_module(model, f"{mixer}.out_proj")
+    program = cleaned(tmp_path, model)
+    layers = [path for path, m in model.named_modules() if "A_log" in m._parameters]
+    left = [path for path, m in program.model.named_modules() if "A_log" in m._parameters]
+    assert len(left) == len(layers) - 1
+    assert torch.equal(logits(model), logits(program.model))
+
+
 @pytest.mark.parametrize("name", WITH_BIAS)
 def test_a_branch_that_adds_a_bias_stays_with_one_channel(tmp_path, name):
     model = tiny.model(name)

@@ -234,7 +234,7 @@ def test_a_model_without_channels_is_the_one_that_reads_them_nowhere(name, data)
     assert_masked_is_sliced(data, name, "ssm_channels", mixers.ignore)
 
 
-@pytest.mark.parametrize("name", ["mamba", *mixers.MAMBA2])
+@pytest.mark.parametrize("name", [*mixers.MAMBA1, *mixers.MAMBA2])
 @FEW
 @given(data=st.data())
 def test_a_model_without_states_is_the_one_that_never_reads_them(name, data):

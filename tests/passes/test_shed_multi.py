@@ -18,11 +18,12 @@ from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 
 from tests import mixers
+from tests.architectures import matrix, table
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
-KINDS = ("blocks", "scans", "channels", "heads", "scan_heads", "scan_channels", "states")
+KINDS = ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states")
 DEFAULTS = {"score": SCORE, "order": KINDS, "split": None, "search": "racing", "rank": None, "repair": None, "group": 16,
-            "heads": 1, "states": 4, "data": DataRef("rows"), "clock": MetricRef("decode.p50"), "on": None}
+            "heads": 1, "experts": 1, "states": 4, "data": DataRef("rows"), "clock": MetricRef("decode.p50"), "on": None}
 IDS = mixers.rows()
 
 
@@ -94,6 +95,40 @@ def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of)
     one, two = (program.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
                 for use in (True, False))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("data", [None, DataRef("rows")], ids=["by weights", "by routing"])
+def test_whole_experts_compete_as_far_as_their_router_goes(tmp_path, data):
+    model = mixers.model("granitemoehybrid")
+    program = shed(tmp_path, model, remove=4, search="exact", order=("experts", "scans"), data=data)
+    left = {g.site: g.count for g in program.skeleton.groups if g.kind == "experts"}
+    assert sum(left.values()) + sum(" experts" in cut for cut in cuts(program)) == 3 * 4
+    assert min(left.values()) >= 2, "two are chosen for a token"
+    assert any(" experts" in cut for cut in cuts(program))
+    with pytest.raises(Reject) as caught:
+        shed(tmp_path, model, remove=Ratio(0.5, "params"), order=("experts",))
+    assert caught.value.diagnostics[0].slug == "out-of-reach"
+
+
+def test_every_kind_of_part_is_cut_in_one_loop_and_counted_once(tmp_path):
+    """Blocks, scans, channels, heads, experts, heads of scans and states of one hybrid, until half of it is gone."""
+    model = mixers.model("granitemoehybrid")
+    program = shed(tmp_path, model, remove=Ratio(0.5, "params"), rank="loss", states=8)
+    kinds = {note["kind"] for note in program.notes if "cut" in note}
+    assert len(kinds) >= 4, kinds
+    saved = max(note["share"] for note in program.notes if "share" in note)
+    size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in model.parameters())
+    assert size <= 0.5 and saved >= 0.5
+    assert abs((1 - size) - saved) < 0.02, "a norm that two branches share is counted with neither"
+
+
+@pytest.mark.parametrize("word", ["prune.multi", "shed.multi"])
+def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
+    model = table.model("mobilenet_v1")
+    before = sum(p.numel() for p in model.parameters())
+    program, _ = matrix.pruned("mobilenet_v1", word, tmp_path)
+    after = sum(p.numel() for p in program.model.parameters())
+    assert after <= 0.9 * before and not program.skeleton.branches
 
 
 def test_kinds_take_turns_as_split_says(tmp_path):

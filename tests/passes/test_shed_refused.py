@@ -31,7 +31,6 @@ def checked(tmp_path, name, step):
     ("llama", "shed.state(keep: 50% of states)", "nothing-to-select", "`prune`"),
     ("mamba", "shed.heads(keep: 50% of heads)", "nothing-to-select", "`shed.channels`"),
     ("mamba2", "shed.channels(keep: 50% of channels)", "nothing-to-select", "`shed.heads`"),
-    ("jamba", "shed.state(keep: 50% of states)", "nothing-to-select", "a norm or a mixing function runs over several"),
     ("qwen3_next", f"shed.ssm(remove: 1, {SCORED})", "nothing-to-select", ""),
     ("mamba2", f"shed.ssm(remove: 3, {SCORED})", "leaves-none", "at most 2"),
     ("bamba", f"shed.blocks(remove: 2, {SCORED})", "leaves-none", "at most 1"),

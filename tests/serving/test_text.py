@@ -18,7 +18,8 @@ def tokenizer():
 def sentences():
     """A tokenizer of the other kind: words carry their space as a mark, other characters are bytes."""
     words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "▁word", "s", "▁", "日"]
-    own = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True))
+    numbers = {word: i for i, word in enumerate(words)}
+    own = Tokenizer(models.BPE(numbers, [], unk_token="<unk>", byte_fallback=True))
     own.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
                                      decoders.Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
@@ -46,7 +47,7 @@ def test_any_tokens_at_all_become_the_text_that_they_are_together(tokenizer, ids
     assert "".join(pieces_of(tokenizer, ids)) == decoded(tokenizer, ids)
 
 
-@given(parts=st.lists(st.sampled_from(["▁a", "▁word", "s", "▁", "日", *"é漢字🎉🙂a"]), max_size=20))
+@given(parts=st.lists(st.sampled_from(["▁a", "▁word", "s", "▁", "日", *"é漢🎉🙂a"]), max_size=20))
 def test_words_that_carry_their_space_keep_it_behind_a_prompt(sentences, parts):
     def tokens(part):
         return [sentences.convert_tokens_to_ids(part)] if part[0] in "▁s日" else [
@@ -71,7 +72,8 @@ def test_bytes_that_never_become_a_character_are_told_in_the_end(tokenizer):
     assert "".join(pieces_of(tokenizer, ids)).endswith("\ufffd")
 
 
-@given(text=st.text("ab", max_size=14), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), data=st.data())
+@given(text=st.text("ab", max_size=14), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4),
+       data=st.data())
 def test_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(text, stops, data):
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = text[: min(ends)[1]] if ends else text

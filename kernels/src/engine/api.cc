@@ -57,3 +57,9 @@ EFFC_API int32_t effc_engine_cancel(Engine* own) {
   own->cancel();
   return kOk;
 }
+
+// `spent`: 6 sums in nanoseconds, as `Spent` has them.
+EFFC_API int32_t effc_engine_profile(Engine* own, int64_t (*spent)[engine::kSpents], int32_t on) {
+  own->profile(*spent, on != 0);
+  return kOk;
+}

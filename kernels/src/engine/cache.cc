@@ -9,6 +9,7 @@ namespace engine {
 namespace {
 
 constexpr int64_t kTile = 1024;
+constexpr double kMostBytes = 1e14;  // no processor addresses as much
 
 }  // namespace
 
@@ -26,6 +27,8 @@ bool Cache::reserve(const Plan& plan) {
                 (slot.value_dim + 15) / 16};
     shape.keys = 2 * shape.key_tiles * kTile;
     shape.block = shape.keys + shape.value_lanes * kTile;
+    const double heads = double(shape.heads) * plan.slot_count * plan.sequences;
+    if (heads * shape.block * (blocks + 1) > kMostBytes) return false;
     shape.head = ceil_to(blocks * shape.block, page);
     sequence_bytes_ += shape.heads * shape.head;
     shapes_.push_back(shape);

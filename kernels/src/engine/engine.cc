@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "../share.h"
 
@@ -61,6 +62,7 @@ void Engine::reserve() {
   chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
   own_bytes_ = few_.own_floats * kMirroredRows * 4 + 128;
   counts_ = std::vector<Pieces::Count>(plan_.threads);
+  spent_.resize(kSpents * plan_.threads);
   const int64_t shared = std::max(few_.shared_floats * kMirroredRows, many_.shared_floats * chunk_) * 4;
   if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads) ||
       !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
@@ -107,6 +109,15 @@ int32_t Engine::forget(int64_t sequence, int64_t length) {
   cache_.forget(sequence, length);
   busy_.store(false);
   return kOk;
+}
+
+void Engine::profile(int64_t (&spent)[kSpents], bool on) {
+  for (int64_t i = 0; i < kSpents; ++i) {
+    spent[i] = 0;
+    for (int64_t thread = 0; thread < plan_.threads; ++thread)
+      spent[i] += std::exchange(spent_[kSpents * thread + i], 0);
+  }
+  profiled_ = on;
 }
 
 // The rows of a chunk, and of those the wanted ones.

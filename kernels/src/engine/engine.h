@@ -1,5 +1,6 @@
 // A model that runs: its plan, two schedules, the cache and the threads.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -44,6 +45,20 @@ class Room {
   std::unique_ptr<uint8_t, Free> memory_;
 };
 
+// What the time of a thread goes into, in nanoseconds.
+enum Spent { kInRows, kInPrepare, kInMultiply, kInAppend, kInAttend, kInWaiting, kSpents };
+
+// Whether threads share a call. Where other work holds cores, partners wait for each other longer than one
+// takes to do it all: then it does, for a while that doubles each time they are found to wait again.
+struct Alone {
+  int64_t left = 0, next = 4;  // calls
+  bool begin() { return left > 0 && left-- > 0; }
+  void waited(bool long_enough) {
+    next = long_enough ? std::min<int64_t>(2 * next, 64) : 4;
+    left = long_enough ? next : 0;
+  }
+};
+
 class Engine {
  public:
   // `plan` and what it points to is copied, the weights are not. Throws what memory and threads throw.
@@ -53,6 +68,8 @@ class Engine {
   int64_t length(int64_t sequence) const { return cache_.length(sequence); }
   int64_t sequences() const { return cache_.sequences(); }
   void cancel() { cancelled_.store(true); }
+  // Sums of all threads since the last call of this, which also says whether to go on measuring.
+  void profile(int64_t (&spent)[kSpents], bool on);
 
  private:
   struct Job;
@@ -64,6 +81,7 @@ class Engine {
   static void work(int thread, void* context);
   float* buffer(const Turn& turn, int32_t number) const;
   float* reg(const Turn& turn, int32_t number, int64_t& stride) const;
+  void level(const Turn& turn, int32_t number, int64_t* spent) const;
   void rows(const Turn& turn, const Step& step) const;
   void linear(const Turn& turn, const Task& task) const;
   void attention(const Turn& turn, const Task& task) const;
@@ -89,6 +107,9 @@ class Engine {
   std::unique_ptr<Pool> pool_;
   Batch all_, wanted_;
   std::atomic<bool> busy_{false}, cancelled_{false};
+  bool profiled_ = false;
+  std::vector<int64_t> spent_;  // [threads][kSpents]
+  Alone alone_;
 };
 
 }  // namespace engine

@@ -9,7 +9,7 @@
 
 namespace engine {
 
-enum class Work { kRows, kPrepare, kMultiply, kAppend, kAttend };
+enum class Work { kRows, kPrepare, kMultiply, kAppend, kAttend };  // as `Spent` has them
 
 struct Task {
   Work work;

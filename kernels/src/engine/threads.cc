@@ -18,8 +18,7 @@ namespace {
 std::atomic<uint32_t> forks{0};
 const int watching = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
 
-constexpr int64_t kSpins = 2000;         // about 30 us: longer than any step takes that is shared out well
-constexpr int64_t kIdleSpins = 4000;     // between two calls, until a worker sleeps
+constexpr int64_t kIdleSpins = 2 * Barrier::kSpins;  // between two calls, until a worker sleeps
 
 void pause() {
 #if defined(__x86_64__)

@@ -11,24 +11,27 @@ namespace engine {
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads), missing_(threads) {}
-  // Calls `meanwhile` while others are missing, until it returns false.
+  // Calls `meanwhile` while others are missing, until it returns false. How often the thread looked for them.
   template <class Meanwhile>
-  void meet(Meanwhile meanwhile) {
+  int64_t meet(Meanwhile meanwhile) {
     const uint32_t turn = turn_.load(std::memory_order_acquire);
     if (missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       missing_.store(threads_, std::memory_order_relaxed);
       turn_.store(turn + 1, std::memory_order_release);
-      return;
+      return 0;
     }
     bool more = true;
-    for (int64_t waited = 0; turn_.load(std::memory_order_acquire) == turn; ++waited) {
+    int64_t waited = 0;
+    for (; turn_.load(std::memory_order_acquire) == turn; ++waited) {
       more = more && meanwhile();
       rest(waited);
     }
+    return waited;
   }
   // What a thread does that has waited so often already. A partner that lost its core gets it back sooner
   // when those who wait for it give theirs up.
   static void rest(int64_t waited);
+  static constexpr int64_t kSpins = 2000;  // about 30 us: longer than a step takes that is shared out well
 
  private:
   const int threads_;

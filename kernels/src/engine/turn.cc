@@ -1,25 +1,48 @@
 // The region that all threads run: level after level of a schedule over one chunk of rows.
 #include <algorithm>
+#include <chrono>
 #include <climits>
 
 #include "engine.h"
 
 namespace engine {
+namespace {
+
+// Adds the time in which it exists to what a thread spent, if that is kept.
+class Stopwatch {
+ public:
+  Stopwatch(int64_t* spent, Spent what) : into_(spent ? spent + what : nullptr), begun_(into_ ? now() : 0) {}
+  ~Stopwatch() {
+    if (into_) *into_ += now() - begun_;
+  }
+
+ private:
+  static int64_t now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+  }
+  int64_t* into_;
+  int64_t begun_;
+};
+
+}  // namespace
 
 struct Engine::Job {
   Engine* engine;
   const Schedule* schedule;
   float* logits;
-  std::atomic<int32_t> stop{INT_MAX};  // the level before which all stop; only thread 0 sets it
+  bool alone;                             // thread 0 does the parts of all
+  std::atomic<int32_t> stop{INT_MAX};     // the level before which all stop; only thread 0 sets it
+  int64_t long_waits = 0, levels = 0;     // of thread 0
 };
 
+// What one thread does in a level. Parts are cut for all threads, whoever does them: the sums are the same.
 struct Engine::Turn {
   const Schedule& schedule;
   const Batch& batch;
-  int thread;
+  int thread, first_part, last_part;
   float* logits;
-  int64_t capacity() const { return schedule.mirrored ? kMirroredRows : most; }
-  int64_t most;
+  int64_t capacity;  // rows that there is memory for
 };
 
 int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
@@ -29,8 +52,13 @@ int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
     const int64_t begun = next_wanted;
     load(tokens, from, until, next_wanted);
     const Schedule& schedule = all_.count() <= kMirroredRows ? few_ : many_;
-    Job job{this, &schedule, logits + begun * widths_[plan_.logits]};
-    pool_->run(work, &job);
+    Job job{this, &schedule, logits + begun * widths_[plan_.logits], alone_.begin()};
+    if (job.alone) {
+      work(0, &job);
+    } else {
+      pool_->run(work, &job);
+      alone_.waited(4 * job.long_waits > job.levels);
+    }
     if (job.stop.load() != INT_MAX || cancelled_.load()) return kCancelled;
   }
   return kOk;
@@ -41,9 +69,19 @@ void Engine::work(int thread, void* context) {
   Engine& own = *job.engine;
   const Schedule& schedule = *job.schedule;
   const auto levels = static_cast<int32_t>(schedule.levels.size());
-  const Turn all{schedule, own.all_, thread, job.logits, own.chunk_};
-  const Turn tail{schedule, own.wanted_, thread, job.logits, own.chunk_};
-  const auto meet = [&] { own.pool_->barrier.meet([] { return false; }); };
+  const int64_t capacity = schedule.mirrored ? kMirroredRows : own.chunk_;
+  const int last_part = job.alone ? own.plan_.threads - 1 : thread;
+  const Turn all{schedule, own.all_, thread, thread, last_part, job.logits, capacity};
+  const Turn tail{schedule, own.wanted_, thread, thread, last_part, job.logits, capacity};
+  int64_t* spent = own.profiled_ ? own.spent_.data() + kSpents * thread : nullptr;
+  const auto meet = [&] {
+    if (job.alone) return;
+    const Stopwatch watch(spent, kInWaiting);
+    const int64_t waited = own.pool_->barrier.meet([] { return false; });
+    if (thread != 0) return;
+    job.long_waits += waited > Barrier::kSpins;
+    ++job.levels;
+  };
   for (int32_t level = 0; level < levels; ++level) {
     const Turn& turn = level < schedule.tail ? all : tail;
     if (turn.batch.count() == 0) return;
@@ -51,15 +89,20 @@ void Engine::work(int thread, void* context) {
       own.carry(turn);
       meet();
     }
-    for (const Task& task : schedule.levels[level]) {
-      if (task.work == Work::kRows) own.rows(turn, own.steps_[task.step]);
-      if (task.work == Work::kPrepare || task.work == Work::kMultiply) own.linear(turn, task);
-      if (task.work == Work::kAppend || task.work == Work::kAttend) own.attention(turn, task);
-    }
+    own.level(turn, level, spent);
     if (level + 1 == levels) return;
     if (thread == 0 && own.cancelled_.load(std::memory_order_relaxed)) job.stop.store(level);
     meet();
     if (level >= job.stop.load()) return;
+  }
+}
+
+void Engine::level(const Turn& turn, int32_t number, int64_t* spent) const {
+  for (const Task& task : turn.schedule.levels[number]) {
+    const Stopwatch watch(spent, static_cast<Spent>(task.work));
+    if (task.work == Work::kRows) rows(turn, steps_[task.step]);
+    if (task.work == Work::kPrepare || task.work == Work::kMultiply) linear(turn, task);
+    if (task.work == Work::kAppend || task.work == Work::kAttend) attention(turn, task);
   }
 }
 
@@ -68,7 +111,7 @@ float* Engine::buffer(const Turn& turn, int32_t number) const {
   if (number == turn.schedule.views[plan_.logits].buffer) return turn.logits;
   float* memory = shared_.floats();
   if (!own.shared) memory = reinterpret_cast<float*>(own_.at() + turn.thread * own_bytes_);
-  return memory + own.at * turn.capacity();
+  return memory + own.at * turn.capacity;
 }
 
 float* Engine::reg(const Turn& turn, int32_t number, int64_t& stride) const {
@@ -92,8 +135,8 @@ void Engine::rows(const Turn& turn, const Step& step) const {
   call.ids = turn.batch.ids.data();
   call.positions = turn.batch.positions.data();
   const int64_t count = turn.batch.count();
-  call.from = turn.schedule.mirrored ? 0 : count * turn.thread / plan_.threads;
-  call.until = turn.schedule.mirrored ? count : count * (turn.thread + 1) / plan_.threads;
+  call.from = turn.schedule.mirrored ? 0 : count * turn.first_part / plan_.threads;
+  call.until = turn.schedule.mirrored ? count : count * (turn.last_part + 1) / plan_.threads;
   if (turn.schedule.mirrored && turn.thread != 0 && step.to == plan_.logits) return;  // there is one of it
   if (step.op != kEmbedding || weights_[step.weight].form >= kFloat32) {
     rows_at_(call);
@@ -122,16 +165,19 @@ void Engine::linear(const Turn& turn, const Task& task) const {
   part.call.x_float = part.call.bias_float = 1;
   part.call.bounds = bounds_[step.weight].data();
   part.stage = task.work == Work::kPrepare ? kPrepare : kMultiply;
-  const bool alone = part.stage == kPrepare && turn.schedule.mirrored;
-  part.part = alone ? 0 : turn.thread;
-  part.parts = alone ? 1 : plan_.threads;
-  const int64_t each = (turn.schedule.buffers[task.prepared].floats - 16) / 2 * turn.capacity();
+  const int64_t each = (turn.schedule.buffers[task.prepared].floats - 16) / 2 * turn.capacity;
   float* prepared = buffer(turn, task.prepared);
   part.rows = reinterpret_cast<uint8_t*>(prepared);
   part.words = reinterpret_cast<uint8_t*>(prepared + each);
   part.scales = prepared + 2 * each;
   part.panels = panels_.at();
-  linear_at_[weight.form](part);
+  part.parts = 1;
+  if (part.stage == kPrepare && turn.schedule.mirrored) {
+    linear_at_[weight.form](part);
+    return;
+  }
+  part.parts = plan_.threads;
+  for (part.part = turn.first_part; part.part <= turn.last_part; ++part.part) linear_at_[weight.form](part);
 }
 
 void Engine::attention(const Turn& turn, const Task& task) const {
@@ -150,9 +196,8 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.block_bytes = cache_.block_bytes(step.slot);
   call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
   call.append = task.work == Work::kAppend;
-  call.part = turn.thread;
   call.parts = plan_.threads;
-  attend_at_(call);
+  for (call.part = turn.first_part; call.part <= turn.last_part; ++call.part) attend_at_(call);
 }
 
 // Rows whose logits are wanted move to the front of what is used from here on.

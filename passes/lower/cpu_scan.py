@@ -1,0 +1,77 @@
+"""Run the scans and convolutions of state-space mixers on effc's kernels."""
+
+from ...compiler import scan_kernels
+from ...compiler.context import Context
+from ...compiler.kinds import Close, Pass
+from ...compiler.program import Program
+from ...compiler.rewrite import Rewriter
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Skeleton
+from ...kernels import levels
+
+no_scan = Fault(
+    "no-scan",
+    "`lower.cpu_scan` found no scan that its kernels know.\n\n"
+    "They know those of Mamba and Mamba-2, in whatever model of transformers they occur. Models that only attend have "
+    "none, and mixers written elsewhere, or of other kinds, stay as they are.",
+    exit="failure")
+no_cpu = Fault("no-scan-kernels", "Scans can't be lowered where effc's kernels for the CPU don't run.",
+               exit="environment")
+already = Fault("scans-are-lowered", "All scans of a model run on effc's kernels already.", exit="failure")
+
+
+class CpuScan(Pass):
+    """Run the scans and convolutions of state-space mixers on effc's kernels.
+
+    On a CPU transformers computes a scan by operations on whole sequences of states, which takes a multiple of the
+    time of a mixer's projections. The kernels keep the state in registers and read each input once: cost grows with
+    the length and memory does not. While decoding, a whole mixer takes some six calls, and its projections read their
+    weights at the speed of memory; so do norms beside it. Weights stay as they are, outputs within 1e-4, and the
+    checkpoint is the one that it would be without this step: a stock one where shapes allow. Gradients go through.
+
+    `effc.load` chooses the kernels by itself for whatever artifact it opens. So this step is for what is measured on
+    the way, bounds on latency for instance, and for runs of the pipeline itself: searches are several times faster
+    after it. Plain transformers runs the same checkpoint as it always does.
+
+    Source: own; the scans as defined by Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3) and Mamba-2 (Dao and Gu
+    2024, arXiv 2405.21060, section 5).
+    Example: fast = lower.cpu_scan()
+    """
+
+    keeps = Close(atol=1e-4)
+    after = {"shed.ssm": "a mixer without its scan gets a graph of its own, which this step has to know",
+             "shed.blocks": "a layer without its mixer gets a graph of its own, which this step has to know",
+             "shed.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
+             "prune.blocks": "a layer that loses a part gets a graph of its own, which this step has to know",
+             "prune.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
+             "clean.dead": "a layer that loses a part gets a graph of its own, which this step has to know"}
+    determinism = "deterministic"
+
+    def run(self, program: Program, ctx: Context) -> None:
+        if ctx.settings.device != "cpu":
+            raise Reject(no_cpu(f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
+                                help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads"))
+        if levels.library() is None:
+            raise Reject(no_cpu("effc is here without its compiled kernels",
+                                help="install a wheel for this platform"))
+        model = program.model
+        if not scan_kernels.scans(model):
+            raise Reject(_none_in(program.skeleton))
+        places = [path for path in scan_kernels.places(model) if not scan_kernels.is_marked(model, path)]
+        if not places:
+            raise Reject(already("all scans run on the kernels already", help="leave the step out"))
+        with Rewriter(program) as rewrite:
+            for path in places:
+                rewrite.set_attr(f"{path}.{scan_kernels.MARK}", True)
+        scan_kernels.quicken(model, marked=True)
+        program.note(lowered_scans=places, level=levels.level())
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        if not skeleton.scans and not any(branch.role == "ssm" for branch in skeleton.branches):
+            raise Reject(_none_in(skeleton))
+        return skeleton
+
+
+def _none_in(skeleton: Skeleton):
+    return no_scan(f"{skeleton.model_type} has no scan of Mamba or Mamba-2",
+                   help="leave the step out; `effc plan` lists what a model has")

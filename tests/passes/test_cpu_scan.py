@@ -1,0 +1,279 @@
+"""lower.cpu_scan and effc.load: kernels for scans, the same outputs, for all mixers and after what passes did to them."""
+
+import copy
+import json
+
+import pytest
+import torch
+from effc.compiler import api, scan_kernels, scan_steps
+from effc.compiler.capture import capture
+from effc.compiler.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.equivalence import distance, observe
+from effc.compiler.opened import origin_of
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.scan_kernels import MARK, as_library, is_quick, quicken, scans, slowed
+from effc.compiler.scanless import drop_scan
+from effc.compiler.search.widths import slice_out
+from effc.dsl.render import render
+from effc.kernels import levels
+from transformers import AutoModelForCausalLM
+
+from tests import mixers, tiny
+from tests.recipes_in_memory import context_of, recipe_of
+from tests.worlds import context, refused, slug
+
+ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
+STEPS = {**dict.fromkeys(mixers.MAMBA1, scan_steps.selective), **dict.fromkeys(mixers.MAMBA2, scan_steps.ssd)}
+IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
+MASK = torch.tensor([[0] * 4 + [1] * 8, [1] * 12, [0] * 9 + [1] * 3, [0, *[1] * 11]])
+TOLERANCE = 1e-4
+
+
+def lowered(tmp_path, model):
+    """The program of a copy of the model after the pass."""
+    recipe = recipe_of([("fast", "lower.cpu_scan", {})])
+    ctx = context_of(tmp_path, model, recipe)
+    program = capture(copy.deepcopy(model))
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    return program
+
+
+def generated(model, **options):
+    return model.generate(IDS, attention_mask=MASK, max_new_tokens=6, do_sample=False, return_dict_in_generate=True,
+                          output_logits=True, pad_token_id=0, **options)
+
+
+def assert_generates_alike(one, other):
+    """Logits of a prefill and of decode steps, of a left-padded batch; greedy tokens where no tie decides."""
+    first, second = generated(one), generated(other)
+    for a, b in zip(first.logits, second.logits, strict=True):
+        assert float((a - b).abs().max()) <= TOLERANCE * max(1.0, float(a.abs().max()))
+    assert torch.equal(first.sequences, second.sequences)
+
+
+# -- the same outputs ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ALL)
+def test_outputs_are_kept_on_all_shapes_padded_and_while_decoding(tmp_path, name):
+    model = mixers.model(name)
+    program = lowered(tmp_path, model)
+    assert distance(observe(model), observe(program.model)) <= TOLERANCE
+    assert_generates_alike(model, program.model)
+    assert scans(program.model) and all(is_quick(program.model.get_submodule(path)) for path in scans(program.model))
+    assert not any(is_quick(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
+    model = mixers.model(name)
+    quicken(model)
+    generated(model)
+    assert {scan_steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "zamba"])
+def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
+    # multipliers on the projection, heads with projections of their own: a step of the published family is wrong
+    if name == "zamba":
+        from transformers import ZambaConfig, ZambaForCausalLM
+
+        torch.manual_seed(0)
+        config = ZambaConfig(vocab_size=128, hidden_size=64, num_hidden_layers=5, num_attention_heads=4, pad_token_id=0,
+                             n_mamba_heads=2, intermediate_size=96, attn_layer_period=2, attn_layer_offset=1,
+                             mamba_d_state=8, mamba_dt_rank=4, num_key_value_heads=4)
+        model = ZambaForCausalLM(config).eval()
+    else:
+        model = mixers.model(name, mamba_expand=2, ssm_in_multiplier=0.7, ssm_multipliers=[0.9, 1.2, 0.8, 1.1, 0.7])
+    quick = copy.deepcopy(model)
+    assert quicken(quick) and scans(quick)
+    assert distance(observe(model), observe(quick)) <= TOLERANCE
+    assert_generates_alike(model, quick)
+    assert {scan_steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
+
+
+@pytest.mark.parametrize("name", ["mamba", "bamba"])
+def test_bfloat16_keeps_outputs_within_its_rounding(name):
+    model = mixers.model(name).bfloat16()
+    quick = copy.deepcopy(model)
+    quicken(quick)
+    wide = observe(copy.deepcopy(model).float())
+    # to the same model in float32 it is no further off than the library's own bfloat16
+    assert distance(wide, observe(quick)) <= 1.5 * distance(wide, observe(model))
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_gradients_are_those_of_the_library(name):
+    model = mixers.model(name).train()
+    quick = copy.deepcopy(model)
+    quicken(quick)
+    for each in (model, quick):
+        each(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    for (path, a), (_, b) in zip(model.named_parameters(), quick.named_parameters(), strict=True):
+        assert float((a.grad - b.grad).abs().max()) <= 1e-4 * float(a.grad.abs().max()) + 1e-6, path
+
+
+def test_a_chunked_prefill_and_beams_go_on_from_a_state():
+    for name in ("mamba2", "bamba"):
+        model = mixers.model(name)
+        quick = copy.deepcopy(model)
+        quicken(quick)
+        with torch.no_grad():
+            for each, found in ((model, first := []), (quick, second := [])):
+                cache = each(IDS[:, :5], use_cache=True).cache
+                found += [each(IDS[:, 5:], use_cache=True, cache=cache).logits]
+                found += [each.generate(IDS, max_new_tokens=4, num_beams=3, do_sample=False, pad_token_id=0)]
+        assert float((first[0] - second[0]).abs().max()) <= TOLERANCE and torch.equal(first[1], second[1])
+
+
+def first_of_each(group) -> set[int]:
+    """The first item of a group, or of each of its blocks."""
+    size = group.per_block or group.count
+    return set(range(0, group.count, size))
+
+
+# -- after other passes --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "bamba", "zamba2"])
+def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_path, name):
+    program = capture(mixers.model(name))
+    with Rewriter(program) as rewrite:
+        drop_scan(program, rewrite, program.skeleton.scans[0])
+    for kind in ("ssm_heads", "ssm_channels", "ssm_state"):
+        if group := next((g for g in program.skeleton.groups if g.kind == kind and g.count > 2), None):
+            with Rewriter(program) as rewrite:
+                slice_out(program, rewrite, group, first_of_each(group))
+    before = observe(program.model)
+    recipe = recipe_of([("fast", "lower.cpu_scan", {})])
+    ctx = context_of(tmp_path, program.model, recipe)
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    assert distance(before, observe(program.model)) <= TOLERANCE
+
+    fresh = mixers.blank(name)
+    replay(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    load_weights(fresh, weights_of(program.model))
+    with as_library(program.model) as differs, as_library(fresh) as differs_too:
+        assert differs and differs_too
+        assert distance(before, observe(program.model)) == 0
+    assert distance(observe(fresh), observe(program.model)) <= 1e-5       # its first step was the library's
+    assert scans(fresh) == scans(program.model) == [s.site for s in program.skeleton.scans]
+    assert_generates_alike(fresh, program.model)
+
+
+def test_a_lowered_model_is_captured_again_as_the_library_writes_it(tmp_path):
+    for name in ("mamba", "bamba"):
+        model = mixers.model(name)
+        before = capture(copy.deepcopy(model))
+        after = capture(lowered(tmp_path, model).model)
+        assert {path: unit.key for path, unit in before.units.items()} == {
+            path: unit.key for path, unit in after.units.items()}
+        assert before.skeleton == after.skeleton
+
+
+# -- recipes and artifacts -----------------------------------------------------------------------------------
+
+RECIPE = """effspec 1
+data rows = text("rows.txt", samples: 2, length: 32)
+model base = zoo("{name}")
+pipeline lean(base) {{
+{steps}  fast = lower.cpu_scan()
+}}
+emit lean {{ hf("out") }}
+"""
+STEP = "  thin = shed.ssm(remove: 1, score: perplexity(rows))\n"
+
+
+def compiled(tmp_path, name: str, steps: str = ""):
+    (tmp_path / "rows.txt").write_text("The river ran past the old mill, and the miller slept. " * 8)
+    (tmp_path / "r.effspec").write_text(RECIPE.format(name=name, steps=steps))
+    (result,) = api.compile(tmp_path / "r.effspec", tmp_path, cache_dir=tmp_path / "cache", threads=1)
+    return result
+
+
+@pytest.mark.parametrize("name, steps, form", [("tiny-mamba2", "", "model"), ("tiny-hybrid", STEP, "compact")])
+def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path, name, steps, form):
+    compiled(tmp_path, name, steps)
+    assert (tmp_path / "out" / form).is_dir()
+    loaded = api.load(tmp_path / "out")
+    assert scans(loaded) and all(is_quick(loaded.get_submodule(path)) for path in scans(loaded))
+    plain = api.load(tmp_path / "out", kernels=False)
+    assert all(is_quick(plain.get_submodule(path)) for path in scans(plain)) == (form == "compact")
+    slowed(plain)
+    assert not any(is_quick(module) for module in plain.modules())
+    assert distance(observe(plain), observe(loaded)) <= TOLERANCE
+    assert_generates_alike(plain, loaded)
+    # what a loaded model saves is loaded again, and transformers itself knows nothing of kernels
+    loaded.save_pretrained(tmp_path / "again")
+    again = api.load(tmp_path / "again") if form == "compact" else AutoModelForCausalLM.from_pretrained(
+        tmp_path / "again").eval()
+    assert distance(observe(again), observe(loaded)) <= TOLERANCE
+    if form == "model":
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
+        assert not any(is_quick(module) or MARK in vars(module) for module in stock.modules())
+        assert MARK not in (tmp_path / "out" / "model" / "config.json").read_text()
+
+
+def test_a_second_compile_goes_on_from_what_is_kept_with_kernels(tmp_path):
+    compiled(tmp_path, "tiny-hybrid", STEP)
+    (tmp_path / "r.effspec").write_text((tmp_path / "r.effspec").read_text().replace('hf("out")', 'hf("two")'))
+    (result,) = api.compile(tmp_path / "r.effspec", tmp_path, cache_dir=tmp_path / "cache", threads=1)
+    assert result.artifacts and (tmp_path / "two" / "compact").is_dir()
+
+
+def test_the_zoo_keeps_its_outputs(tmp_path):
+    for name in ("tiny-mamba2", "tiny-hybrid"):
+        model = origin_of(f"zoo:{name}", context(tmp_path).settings).load().eval()
+        quick = copy.deepcopy(model)
+        assert quicken(quick)
+        assert distance(observe(model), observe(quick)) <= TOLERANCE
+        assert_generates_alike(model, quick)
+
+
+# -- what is refused, and what stays the library's -----------------------------------------------------------
+
+def test_a_model_without_a_scan_is_refused_with_a_sentence(tmp_path):
+    found = refused(lambda: lowered(tmp_path, tiny.model("llama"))).diagnostics
+    assert found[0].slug == "no-scan" and "llama has no scan" in render(found)
+    assert slug(lambda: compiled(tmp_path, "tiny-llama")) == "no-scan"
+
+
+def test_a_second_lowering_and_another_device_are_refused(tmp_path):
+    recipe = recipe_of([("fast", "lower.cpu_scan", {})])
+    program = lowered(tmp_path, mixers.model("mamba2"))
+    ctx = context_of(tmp_path, program.model, recipe)
+    step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    assert slug(lambda: step.run(program, ctx)) == "scans-are-lowered"
+    ctx.settings.device = "cuda"
+    assert slug(lambda: step.run(program, ctx)) == "no-scan-kernels"
+
+
+def test_without_compiled_kernels_the_step_is_refused_and_a_load_does_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(levels, "library", lambda: None)
+    assert slug(lambda: lowered(tmp_path, mixers.model("mamba2"))) == "no-scan-kernels"
+    assert quicken(mixers.model("mamba2")) == []
+
+
+def test_what_the_kernels_can_not_take_goes_to_the_library():
+    model = mixers.model("mamba").double()
+    quick = copy.deepcopy(model)
+    quicken(quick)
+    assert distance(observe(model), observe(quick)) == 0
+    odd = mixers.model("mamba", hidden_act="gelu")
+    quick = copy.deepcopy(odd)
+    quicken(quick)
+    assert distance(observe(odd), observe(quick)) <= TOLERANCE
+    packed = mixers.model("mamba2")
+    quicken(packed)
+    with pytest.raises(ValueError, match="packed sequences"):
+        packed.backbone.layers[0].mixer(torch.zeros(1, 4, packed.config.hidden_size), seq_idx=torch.zeros(1, 4))
+
+
+def test_quickening_leaves_the_librarys_functions_and_other_models_alone():
+    from transformers.models.mamba2 import modeling_mamba2
+
+    before = dict(vars(modeling_mamba2))
+    model, other = mixers.model("mamba2"), mixers.model("mamba2")
+    quicken(model)
+    generated(model)
+    assert all(vars(modeling_mamba2)[name] is held for name, held in before.items())
+    assert not any("forward" in vars(module) for module in other.modules())
+    assert scan_kernels.scans(other) == scan_kernels.scans(model)
