@@ -54,7 +54,8 @@ class Before:
         """How far a model is from what was said before."""
         divergence = reference.divergence(model, self.rows, self.kept, "divergence")
         after = _perplexity(model, self.rows)
-        return Accuracy(divergence, None if self.perplexity is None or after is None else (self.perplexity, after))
+        pair = None if self.perplexity is None or after is None else (self.perplexity, after)
+        return Accuracy(divergence, pair)
 
 
 def _perplexity(model: nn.Module, rows: Tensor) -> float | None:
@@ -74,7 +75,7 @@ def rows_for(program: "Program", ctx: "Context", data: "DataRef | None") -> Tens
 
 
 def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Tensor]:
-    """Some of what each module is given, [tokens, in] float32, evenly from a few rows; none of one not run."""
+    """Some of what each module is given, [tokens, in], evenly from a few rows; none of one not run."""
     found: dict[str, Tensor] = {}
 
     def keeping(path: str) -> Any:
@@ -83,7 +84,8 @@ def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Ten
             found.setdefault(path, x[:: max(1, len(x) // TOKENS)][:TOKENS].clone())
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True) for path in paths]
+    hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True)
+             for path in paths]
     try:
         with evaluating(model):
             for batch in batches(model, rows[:ROWS]):
@@ -96,7 +98,7 @@ def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Ten
 
 @torch.no_grad()
 def output_error(before: nn.Module, after: nn.Module, x: Tensor) -> float:
-    """How far an output is off, as a share of its size: root of summed squares over root of summed squares."""
+    """How far an output is off, as a share of its size, both as roots of summed squares."""
     expected = before(x).float()
     return float((after(x).float() - expected).norm() / expected.norm().clamp(min=1e-30))
 

@@ -1,7 +1,7 @@
 """The attentions of a program's layers: where they are, and exchanging what they call."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from .select import branches
 if TYPE_CHECKING:
     from .program import Program
 
-no_attention = Fault("no-attention", "A pass exchanges how layers attend, and none of them attends in a way it knows.")
+no_attention = Fault("no-attention",
+                     "A pass exchanges how layers attend, and none of them attends in a way it knows.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]
 
 def exchange(program: "Program", chosen: Sequence[Attending], refuse: Callable[[fx.Node], str],
              put: Callable[[fx.Graph, fx.Node], None]) -> dict[str, str]:
-    """Let `put` rewrite each call in a copy of its graph; site -> why of those that `refuse` gives a reason against.
+    """Let `put` rewrite each call in a copy of its graph; site -> why of those that `refuse` has a reason against.
 
     Raises Reject (no-attention) where none is left.
     """
@@ -63,7 +64,8 @@ def exchange(program: "Program", chosen: Sequence[Attending], refuse: Callable[[
             if changed:
                 rewrite.exchange_graph(path, graph)
     if len(why) == len(chosen):
-        first = f"{next(iter(why))}: {next(iter(why.values()))}" if why else "no layer calls attention as one operation"
+        first = next((f"{site}: {reason}" for site, reason in why.items()),
+                     "no layer calls attention as one operation")
         raise Reject(no_attention(f"no attention of {program.skeleton.model_type} can be exchanged; {first}",
                                   help="leave the step out"))
     return why
@@ -80,7 +82,8 @@ def heads_of(node: fx.Node) -> tuple[int, int]:
     return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
 
 
-def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], more: dict[str, Any]) -> None:
+def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...],
+             more: dict[str, Any]) -> None:
     """Put a call of another leaf in a call's place; it stands for the same values."""
     with graph.inserting_before(node):
         new = graph.call_function(target, args, {**node.kwargs, **more})
@@ -94,11 +97,9 @@ def updated(node: fx.Node) -> fx.Node | None:
     sources = [x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None
                for x in node.args[2:4]]
     update = sources[0]
-    if not isinstance(update, fx.Node) or update is not sources[1] or update.target is not leaves.cache_update:
+    if not isinstance(update, fx.Node) or update is not sources[1]:
+        return None
+    if update.target is not leaves.cache_update:
         return None
     readers = [user for x in node.args[2:4] for user in x.users]
     return update if all(user is node for user in readers) and len(update.users) == 2 else None
-
-
-def getitems(node: fx.Node) -> Iterator[fx.Node]:
-    return (x for x in node.args[2:4] if isinstance(x, fx.Node))

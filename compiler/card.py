@@ -15,7 +15,8 @@ def card(manifest: Manifest) -> str:
     name = manifest.name or str(manifest.recipe.get("name", "")) or "model"
     parts = [
         _front(manifest), f"# {name}", _origin(manifest), _loading(manifest), _measured(manifest),
-        _expected(manifest.expectations), _changed(manifest), _checked(manifest.checks), _recipe(manifest),
+        _expected(manifest.expectations), _changed(manifest), _kernels(manifest),
+        _checked(manifest.checks), _recipe(manifest),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -63,6 +64,29 @@ def _changed(manifest: Manifest) -> str:
         return ""
     rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _summary(s)] for s in manifest.steps]
     return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows)])
+
+
+def _kernels(manifest: Manifest) -> str:
+    """What linear modules run, a row for those that are alike; each by itself stands in the manifest."""
+    found: dict[tuple, list[dict]] = {}
+    for step in manifest.steps:
+        for decision in step.get("decisions", ()):
+            for entry in decision.get("lowered", ()):
+                shape, zeros = "{} x {}".format(*entry["shape"]), f"{100 * entry['zeros']:.0f} %"
+                alike = (shape, entry["format"], zeros)
+                found.setdefault(alike, []).append(entry)
+    if not found:
+        return ""
+    rows = [[shape, str(len(same)), format, zeros,
+             f"{sum(e['bytes'] for e in same) / sum(e['bytes_before'] for e in same):.2f}", _faster(same[0]),
+             same[0]["why"]] for (shape, format, zeros), same in found.items()]
+    head = ["outputs x inputs", "modules", "format", "zeros", "bytes", "times as fast as", "because"]
+    said = "Times of each are of one race on that machine; `manifest.json` names every module."
+    return "\n".join(["## Kernels", "", said, "", _table(head, rows)])
+
+
+def _faster(entry: dict) -> str:
+    return ", ".join(f"{name} {ratio:.2f}" for name, ratio in entry["faster_than"].items())
 
 
 def _summary(step) -> str:

@@ -49,7 +49,7 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
     torch.backends.quantized.engine = "x86"
     scale = max(float(w.abs().max()), 1e-8) / 127
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                        # that it is to go: until then it is the opponent
+        warnings.simplefilter("ignore")                # that it is to go: until then it is the opponent
         quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
     held = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
     wide, op = x.float(), torch.ops.quantized.linear_dynamic

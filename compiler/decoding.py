@@ -1,4 +1,4 @@
-"""Attention of one new token: query heads that share keys as rows, and over a cache that forgets what is small."""
+"""Attention of one new token: query heads that share keys as rows, and over a cache that forgets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from ..kernels import ops as _registered  # noqa: F401 (makes torch.ops.effc.NAM
 from ..kernels.cache import Cache as Store
 from ..kernels.native import KernelError
 
-UNKNOWN = ("softcap", "s_aux")     # options that change what attention computes, and that rows and stores don't know
+UNKNOWN = ("softcap", "s_aux")     # options that change what attention computes, unknown to rows and stores
 _FIRST = 512                       # tokens that a store has room for at first
 
 
@@ -51,7 +51,7 @@ class PackedLayer(CacheLayerMixin):
     def begin(self, k: Tensor, v: Tensor, padding: list[int]) -> None:
         """Take a prompt: k and v [b, g, s, d]."""
         if k.shape[3] != v.shape[3]:
-            raise KernelError(f"keys have {k.shape[3]} dimensions and values {v.shape[3]}, which the cache can't hold")
+            raise KernelError(f"keys of {k.shape[3]} and values of {v.shape[3]} dimensions don't fit the cache")
         for pad in sorted(set(padding)):
             rows = [i for i, own in enumerate(padding) if own == pad]
             room = max(_FIRST, 2 * k.shape[2])
@@ -103,11 +103,12 @@ class PackedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise KernelError("this cache is written by graphs that know it")
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any,
+               **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise KernelError("this cache can't hand out keys and values whole: another layer wrote to its place")
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise KernelError("a cache that has forgotten small numbers can't go back: generate without an assistant")
+        raise KernelError("a cache that has forgotten can't go back: generate without an assistant")
 
     def reset(self) -> None:
         self.stores, self.length, self.is_initialized = [], 0, False
@@ -124,7 +125,8 @@ class PackedLayer(CacheLayerMixin):
 
 def grown(store: Store) -> Store:
     """The same tokens in a store with room for twice as many."""
-    new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window, store.sinks)
+    new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window,
+                store.sinks)
     return _filled(new, store, list(range(len(store.keys))))
 
 
@@ -138,7 +140,8 @@ def _filled(new: Store, old: Store, rows: list[int]) -> Store:
     used = int(old.offsets[:, old.blocks].max())
     new.stream[:, :used] = old.stream[rows, :used]
     new.offsets[:, :old.blocks + 1] = old.offsets[rows, :old.blocks + 1]
-    new.keys[:, :old.recent], new.values[:, :old.recent] = old.keys[rows, :old.recent], old.values[rows, :old.recent]
+    new.keys[:, :old.recent] = old.keys[rows, :old.recent]
+    new.values[:, :old.recent] = old.values[rows, :old.recent]
     new.blocks, new.recent = old.blocks, old.recent
     return new
 

@@ -38,7 +38,7 @@ class Before:
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
         if prompt < window + 64:
-            raise Reject(bad_rows(f"rows of {length} tokens hardly leave a window of {window}, so they tell nothing",
+            raise Reject(bad_rows(f"rows of {length} tokens hardly leave a window of {window}",
                                   help=f"give rows of {2 * (window + 64)} tokens or more as `data`"))
         ids = rows[:ROWS]
         return Before(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))

@@ -13,7 +13,8 @@ from .contenders import cached, dynamic_int8, eager, grouped_rows, ours, prepack
 from .fingerprint import machine
 from .racing import Contender, race, real_time
 
-SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
+SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576),
+          (1000, 777)]
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,16 @@ class Line:
         first = self.contenders[0]
         for c in self.contenders:
             share = f"{self.of_read(c.name):6.2f} of read" if self.rate else " " * 14
-            lines.append(f"  {c.name:<22}{c.seconds * 1e6:10.1f} us {first.seconds / c.seconds:7.2f} x {first.name}"
-                         f"  {share}  kept {len(c.kept)}, thrown {len(c.thrown)}")
+            lines.append(f"  {c.name:<22}{c.seconds * 1e6:10.1f} us {first.seconds / c.seconds:7.2f} x "
+                         f"{first.name}  {share}  kept {len(c.kept)}, thrown {len(c.thrown)}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"name": c.name, "us": round(c.seconds * 1e6, 2), "bytes": c.bytes, "kept": len(c.kept),
                  "thrown": len(c.thrown), "of_read": round(self.of_read(c.name), 4) if self.rate else None}
                 for c in self.contenders]
-        return {"title": self.title, "read_gb_per_s": round(self.rate / 1e9, 2) if self.rate else None, "rows": rows}
+        read = round(self.rate / 1e9, 2) if self.rate else None
+        return {"title": self.title, "read_gb_per_s": read, "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Table:
         """Race contenders; with `bound` bytes the read roofline beside them."""
         contenders = [*contenders, *([roof(bound, self.threads)] if bound else [])]
         race(contenders, self.seconds, self.real_time)
-        found = Line(title, tuple(contenders), contenders[-1].bytes / contenders[-1].seconds if bound else 0.0)
+        last = contenders[-1]
+        found = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
         for c in contenders:
             c.calls.clear()                                      # frees the copies
         self.lines.append(found)
@@ -136,7 +139,8 @@ def _of_gemv(found: Line, at: str, sparsity: float) -> Iterator[tuple[str, float
     yield f"{at} sparse / torch bf16", found.ratio("torch", "sparse_linear"), 5
     yield f"{at} sparse / torch pre-packed", found.ratio("torch pre-packed", "sparse_linear"), 3
     yield f"{at} sparse int8, of read", found.of_read("sparse_linear_int8"), 0.8
-    yield (f"{at} sparse int8 / torch dynamic int8", found.ratio("torch int8 dynamic", "sparse_linear_int8"), 2.2)
+    dynamic = found.ratio("torch int8 dynamic", "sparse_linear_int8")
+    yield f"{at} sparse int8 / torch dynamic int8", dynamic, 2.2
     yield f"{at} sparse int8 / torch bf16", found.ratio("torch", "sparse_linear_int8"), 9
 
 
@@ -146,7 +150,8 @@ def blocks(table: Table, _shapes: object) -> None:
         own = ours("block_sparse_linear", w, x)
         found = table.line(f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
                            [eager(w, x), ours("dense_linear", w, x), own], own.bytes)
-        table.target(f"block 16x2 {sparsity:.0%} / torch bf16", found.ratio("torch", "block_sparse_linear"), wanted)
+        reached = found.ratio("torch", "block_sparse_linear")
+        table.target(f"block 16x2 {sparsity:.0%} / torch bf16", reached, wanted)
 
 
 def rows(table: Table, _shapes: object) -> None:
@@ -155,18 +160,20 @@ def rows(table: Table, _shapes: object) -> None:
         found = table.line(f"2048 x 8192, 50% zeros, {count} rows", [
             eager(w, x), prepacked(w, x), ours("dense_linear", w, x), ours("sparse_linear", w, x)])
         table.target(f"{count} rows sparse / torch bf16", found.ratio("torch", "sparse_linear"), wanted)
-        table.target(f"{count} rows sparse / torch pre-packed", found.ratio("torch pre-packed", "sparse_linear"), 1)
+        beside = found.ratio("torch pre-packed", "sparse_linear")
+        table.target(f"{count} rows sparse / torch pre-packed", beside, 1)
 
 
 def prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
         found = table.line(f"{n} x {k}, 50% zeros, {count} rows", [
-            eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x), ours("sparse_linear", w, x),
-            ours("sparse_linear_int8", w, x)])
+            eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x),
+            ours("sparse_linear", w, x), ours("sparse_linear_int8", w, x)])
         if count == 512:
             table.target("512 rows sparse / torch bf16 (oneDNN)", found.ratio("torch", "sparse_linear"), 0.95)
-            table.target("512 rows sparse / pre-packed oneDNN", found.ratio("torch pre-packed", "sparse_linear"), 0.95)
+            beside = found.ratio("torch pre-packed", "sparse_linear")
+            table.target("512 rows sparse / pre-packed oneDNN", beside, 0.95)
 
 
 def attention(table: Table, _shapes: object) -> None:
@@ -176,8 +183,9 @@ def attention(table: Table, _shapes: object) -> None:
         half = cached(q, k, v, 0.5)
         at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
         found = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
-        table.target(f"attention {count} x {d} dense", found.ratio("torch grouped rows", "dense_attention"), 3.5)
-        table.target(f"attention {count} x {d} sparse 50%", found.ratio("torch grouped rows", "sparse_attention"), 5)
+        dense, half = (found.ratio("torch grouped rows", f"{name}_attention") for name in ("dense", "sparse"))
+        table.target(f"attention {count} x {d} dense", dense, 3.5)
+        table.target(f"attention {count} x {d} sparse 50%", half, 5)
 
 
 def packing(table: Table, _shapes: object) -> None:

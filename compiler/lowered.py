@@ -17,7 +17,7 @@ packed_damaged = Fault(
     "A packed weight does not hold together: it was cut, changed, or is of another version or byte order.\n\n"
     "Kernels read packed weights without looking, so each is checked whole before the first use.",
     exit="environment")
-cpu_only = Fault("cpu-only", "A model whose linear modules run native kernels is to run on something else than a CPU.",
+cpu_only = Fault("cpu-only", "A model that runs native kernels is to run on something else than a CPU.",
                  exit="environment")
 
 
@@ -30,7 +30,8 @@ class KernelLinear(nn.Module):
     A swappable module (`edits.Swappable`): a graph sees one call of a leaf whose role is "linear".
     """
 
-    def __init__(self, kernel: str, in_features: int, out_features: int, packed: Tensor, bias: Tensor | None = None):
+    def __init__(self, kernel: str, in_features: int, out_features: int, packed: Tensor,
+                 bias: Tensor | None = None):
         super().__init__()
         if kernel not in packing.KINDS:
             raise ValueError(f"{kernel} is no kernel for linear modules")
@@ -40,7 +41,7 @@ class KernelLinear(nn.Module):
 
     @classmethod
     def of(cls, module: nn.Module, kernel: str) -> "KernelLinear":
-        """What does the work of a linear module, its weight packed. Raises `KernelError` on one that can't be."""
+        """What does the work of a linear module, its weight packed. Raises `KernelError` where it can't be."""
         weight = weight_of(module)
         packed = packing.pack(kernel, weight)
         return cls(kernel, weight.shape[1], weight.shape[0], packed, module.bias)
@@ -88,14 +89,15 @@ def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
 
 
 def settle(model: nn.Module) -> None:
-    """Settle every packed weight that has come from a file; Reject (packed-damaged) with the module's path."""
+    """Settle every packed weight that came from a file; Reject (packed-damaged) with the module's path."""
     for path, module in lowered(model):
         if module.packed.is_meta:
             continue
         try:
             module.settle()
         except KernelError as error:
-            raise Reject(packed_damaged(f"{path}: {error}", help="copy the files again, or compile again")) from error
+            raise Reject(packed_damaged(f"{path}: {error}",
+                                        help="copy the files again, or compile again")) from error
 
 
 def refuse_elsewhere(model: nn.Module, device: Any) -> None:

@@ -30,11 +30,13 @@ WINS = 1.05               # how many times faster something is to be preferred: 
 lowering_inaccurate = Fault(
     "lowering-inaccurate",
     "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
-    "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 steps. "
-    "Which modules suffer most stands in the note.", exit="gate")
+    "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
+    "steps. Which modules suffer most stands in the note.", exit="gate")
+cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
 nothing_lowered = Fault(
     "nothing-lowered", "No linear module is better off with a kernel.\n\n"
-    "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.", exit="failure")
+    "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.",
+    exit="failure")
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _watched(kind: type, path: str, read: set[str]) -> type:
             read.add(path)
         return nn.Module.__getattr__(self, name)
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__})
+    own = {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
 
 
 def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
@@ -151,7 +154,8 @@ def choose(site: Site, kernels: Sequence[str], times: Mapping[str, float], error
     """
     fit = [k for k in kernels if k in times and not (k in INT8 and errors.get(k, 0.0) > most)]
     barred = [k for k in kernels if k in times and k not in fit]
-    left_out = (f"; {FORMAT_OF[barred[0]]} would be off by {errors[barred[0]]:.1%} of its outputs" if barred else "")
+    off = f"{errors[barred[0]]:.1%} of its outputs" if barred else ""
+    left_out = f"; {FORMAT_OF[barred[0]]} would be off by {off}" if barred else ""
     if not fit:
         return "", f"no kernel takes it{left_out}"
     fastest = min(fit, key=times.__getitem__)
@@ -183,11 +187,12 @@ def packed(path: str, module: nn.Module, kernel: str) -> KernelLinear:
     try:
         return KernelLinear.of(module, kernel)
     except KernelError as error:
-        raise Reject(not_a_number(f"{path}: {error}", help=LOOK)) from error
+        raise Reject(cant_pack(f"{path}: {error}",
+                               help="leave it out of `on:`, or ask for another format")) from error
 
 
 def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
-    """Reject (lowering-inaccurate), naming the modules that are furthest off, where it cost more than allowed."""
+    """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
     if accuracy.divergence <= most:
         return
     off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -c.error)[:3]

@@ -1,10 +1,10 @@
-"""Timing functions against each other: in turn, over weights that are not in a cache, on a machine that others use.
+"""Timing functions against each other: in turn, over weights that no cache holds, on a machine that others use.
 
-All are called one after the other, in alternating order, each over copies of its weights that together exceed
-the last cache, so that every call reads memory. A sample counts if no thread of this process was pre-empted in
-it (`ru_nivcsw`); the others are thrown away and counted. Bursts are short, with real-time priority where the
-system allows, and other work gets as long in between. What comes out are ratios within one race: seconds of two
-races can't be compared.
+All are called one after the other, in alternating order, each over copies of its weights that together
+exceed the last cache, so that every call reads memory. A sample counts if no thread of this process was
+pre-empted in it (`ru_nivcsw`); the others are thrown away and counted. Bursts are short, with real-time
+priority where the system allows, and other work gets as long in between. What comes out are ratios within
+one race: seconds of two races can't be compared.
 """
 
 import os

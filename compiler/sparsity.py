@@ -1,4 +1,4 @@
-"""Which weights of linear modules become zero: the least by a score, as many of every row, block row or module."""
+"""Which weights of linear modules become zero: the least by a score, as many of every row or module."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,12 @@ no_linear = Fault("no-linear", "A pass works on linear modules, and there is non
 
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
-    """The linear modules that `on` selects; without it those inside the layers. Reject one with a shared weight."""
+    """The linear modules that `on` selects; without it those inside the layers. Reject shared weights."""
     found = parts(skeleton, on)
     if on is None:
         found = tuple(p for p in found if any(is_below(p.path, unit) for unit in skeleton.units))
     if not found:
-        raise Reject(no_linear(f"{skeleton.model_type} has no linear module in its layers that could be changed",
+        raise Reject(no_linear(f"{skeleton.model_type} has no linear module that could be changed",
                                help="name others with `on:`; packed ones stay as they are"))
     for part in found:
         same = next((names for names in skeleton.tied if f"{part.path}.weight" in names), None)
@@ -52,7 +52,8 @@ def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
     """
     if pattern == "blocks":
         kept = keep_mask(_block_scores(score), share, "any", each)
-        return kept.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)[:score.shape[0], :score.shape[1]]
+        whole = kept.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
+        return whole[:score.shape[0], :score.shape[1]]
     flat = score if each == "row" else score.reshape(1, -1)
     gone = round(share * flat.shape[1])
     keep = torch.ones_like(flat, dtype=torch.bool)
@@ -100,4 +101,5 @@ def note(program: "Program", chosen: Sequence[Part], found: dict[str, float], **
     weights = {path: n * k for path, (n, k) in sizes.items()}
     whole = sum(found[path] * weights[path] for path in found) / sum(weights.values())
     program.changed()
-    program.note(sparsity=round(whole, 4), zeros={path: round(share, 4) for path, share in found.items()}, **more)
+    shares = {path: round(share, 4) for path, share in found.items()}
+    program.note(sparsity=round(whole, 4), zeros=shares, **more)

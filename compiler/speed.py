@@ -1,4 +1,4 @@
-"""How long candidates for a linear module take: raced here, read from a record, or reckoned for another machine."""
+"""How long candidates for a linear module take: raced here, read from a record, or reckoned for elsewhere."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,24 +22,23 @@ SECONDS = 0.1             # of racing, for each contender
 STEP = 0.05               # sparsities that differ less are one case
 INT8 = ("dense_linear_int8", "sparse_linear_int8")
 
-# Reckoned: bytes a thread reads per second, and nanoseconds that 32 weights take a thread where memory is no limit.
-# Measured on a Zen 4 (EPYC, 3.7 GHz), kernels held to each level. Other machines differ by their clock and memory,
-# less by what is faster than what.
+# Reckoned: bytes a thread reads per second, and nanoseconds that 32 weights take a thread where memory is no
+# limit. Measured on a Zen 4 (EPYC, 3.7 GHz), kernels held to each level. Other machines differ by their clock
+# and memory, less by what is faster than what.
 READ = 26e9
 TORCH_READ = {2: 7.5e9, 4: 9.3e9}         # one row: what torch gets of it, by bytes of an element
 CALL = 4e-6
-NANOSECONDS = {
-    "portable": {"dense_linear": 3.5, "sparse_linear": 14.9, "dense_linear_int8": 18.9, "sparse_linear_int8": 30.4},
-    "avx2": {"dense_linear": 1.2, "sparse_linear": 2.1, "dense_linear_int8": 1.3, "sparse_linear_int8": 2.5},
-    "avx512": {"dense_linear": 1.0, "sparse_linear": 1.2, "dense_linear_int8": 0.85, "sparse_linear_int8": 1.1},
-    "avx512_bf16": {"dense_linear": 0.85, "sparse_linear": 1.1, "dense_linear_int8": 0.6, "sparse_linear_int8": 0.76},
-}
-BLOCKS = {"portable": (0.5, 3.2), "avx2": (0.4, 0.85), "avx512": (0.4, 0.65), "avx512_bf16": (0.4, 0.57)}  # + density
+_ORDER = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8")
+NANOSECONDS = {level: dict(zip(_ORDER, times, strict=True)) for level, times in {
+    "portable": (3.5, 14.9, 18.9, 30.4), "avx2": (1.2, 2.1, 1.3, 2.5), "avx512": (1.0, 1.2, 0.85, 1.1),
+    "avx512_bf16": (0.85, 1.1, 0.6, 0.76)}.items()}
+# Of block_sparse_linear: (least, and what all blocks kept take more).
+BLOCKS = {"portable": (0.5, 3.2), "avx2": (0.4, 0.85), "avx512": (0.4, 0.65), "avx512_bf16": (0.4, 0.57)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Linear modules that take equally long: a shape, a dtype, shares of zeros and of blocks that are all zero."""
+    """Linear modules that take equally long: shape, dtype, shares of zeros and of blocks that are all zero."""
 
     n: int
     k: int
@@ -76,7 +75,7 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
 
     sizes   kernel -> bytes of the packed weight
     """
-    level = isa if isa in NANOSECONDS else "avx512_bf16"       # a row at a time AMX's own instructions gain nothing
+    level = isa if isa in NANOSECONDS else "avx512_bf16"       # a row at a time AMX's instructions gain nothing
     width = 4 if case.dtype == "float32" else 2
     found = {EAGER: CALL + case.n * case.k * width / (TORCH_READ[width] * threads) * max(1.0, rows / 16)}
     for kernel, size in sizes.items():
@@ -88,18 +87,20 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
 
 
 def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
-    """Seconds of every case from a file: a manifest of what was compiled there, or its list of timings alone."""
+    """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
     try:
         entries = list(_timings(json.loads(file.read_bytes())))
         known = {Case(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}):
                  {str(name): float(s) for name, s in e["seconds"].items()} for e in entries}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Reject(bad_timings(f"{file} holds no timings that can be read", note=str(error)[:200],
-                                 help="give the manifest.json of what was lowered on that machine")) from error
+        raise Reject(bad_timings(
+            f"{file} holds no timings that can be read", note=str(error)[:200],
+            help="give the manifest.json of what was lowered on that machine")) from error
     missing = [case for case in cases if EAGER not in known.get(case, {})]
     if missing:
-        raise Reject(bad_timings(f"{file} has no timing of {missing[0].name}",
-                                 help="lower this very model on that machine once, and take its manifest.json"))
+        raise Reject(bad_timings(
+            f"{file} has no timing of {missing[0].name}",
+            help="lower this very model on that machine once, and take its manifest.json"))
     return {case: known[case] for case in cases}
 
 

@@ -8,8 +8,8 @@ import typer
 from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
 
-_only = typer.Option("--only", metavar="PARTS", help="Parts by commas: gemv, block, rows, prefill, attention, pack; "
-                     "all unless given.", show_default=False)
+_only = typer.Option("--only", metavar="PARTS", show_default=False,
+                     help="Parts by commas: gemv, block, rows, prefill, attention, pack; all unless given.")
 _seconds = typer.Option("--seconds", metavar="S", help="Time for each contender of a line.")
 _shape = typer.Option("--shape", metavar="NxK", help="Outputs and inputs that `gemv` measures; repeatable.",
                       show_default=False)
@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         threads = shared.threads or len(os.sched_getaffinity(0))
         screen, plain = shared.screen, shared.format == "text"
-        table = Table(seconds, threads, tell=lambda line: screen.answer(line.text() + "\n") if plain else None)
+        table = Table(seconds, threads)
+        if plain:
+            table.tell = lambda line: screen.answer(line.text() + "\n")
         where = surroundings(table)
         if plain:
             screen.answer(_where(where) + "\n")
@@ -68,7 +70,7 @@ def _parsed(text: str) -> tuple[int, int]:
 
 
 def _where(found: dict) -> str:
-    return (f"{found.get('cpu', 'a processor that does not say its name')}, {found.get('cpus', '?')} processors here; "
+    return (f"{found.get('cpu', 'a processor without a name')}, {found.get('cpus', '?')} processors here; "
             f"torch {found.get('torch')}; kernels {found['kernels']}; {found['threads']} threads; "
             f"{found['bursts']} bursts; load {found['load']}")
 

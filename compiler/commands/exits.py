@@ -47,6 +47,11 @@ no_level = Fault(
     "`EFFC_ISA` names a level of instruction sets that does not exist, or that this machine lacks.\n\n"
     "Unset it to run the native kernels at the highest level; `effc doctor` says which that is.",
     exit="environment")
+kernel_refused = Fault(
+    "kernel-refused",
+    "A native kernel was given what it can't work with, or the compiled kernels are not here.\n\n"
+    "Kernels check sizes and packed weights before they read them, and say here what they found.",
+    exit="environment")
 no_network = Fault(
     "no-network",
     "A server that was needed did not answer.\n\n"
@@ -100,6 +105,8 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
         return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
     if _is(error, "NoSuchLevel"):
         return [no_level(text, help="unset EFFC_ISA, or name a level that is here")]
+    if _is(error, "KernelError"):
+        return [kernel_refused(_sentence(error), help="`effc doctor` says what the kernels find here")]
     if isinstance(error, PermissionError):
         return [no_access(f"no permission: {_file(error)}")]
     if isinstance(error, OSError) and error.filename:

@@ -13,11 +13,13 @@ from ...dsl.values import Selector
 class GroupQueries(Pass):
     """Decode with the query heads that share keys as rows of one product.
 
-    Under grouped-query attention torch on a CPU reads keys and values once for every query head when it decodes a
-    token. Seen as rows, the heads of a group read them once. The result is the same but for the order of sums;
-    prompts and training run as before. It pays with the length of the context, and needs no kernel.
+    Under grouped-query attention torch on a CPU reads keys and values once for every query head when it
+    decodes a token. Seen as rows, the heads of a group read them once. The result is the same but for the
+    order of sums; prompts and training run as before. It pays with the length of the context, and needs no
+    kernel.
 
-    Source: own; measured 9 times as fast as torch's grouped attention at 4096 tokens on a Zen 4.
+    Source: own; on a Zen 4, one thread, bfloat16: 7.5 times as fast as torch's own for 8 key heads, 32 query
+    heads and 4096 tokens, 5.4 times for 3, 9 and 256.
     Example: rows = lower.group_queries()
     """
 

@@ -24,18 +24,19 @@ from ...kernels import levels
 class SparseCpu(Pass):
     """Let linear modules run the native kernel that is fastest for each, or stay as they are.
 
-    For every shape and sparsity that the modules have, the kernels that may take them race on this machine against
-    torch: plain, pre-packed and dynamically quantised, in turn and with weights that no cache holds. The fastest
-    kernel wins; where none beats torch the module stays as it is, and the manifest says why. Of equals the more
-    exact one wins, and int8 only where a module's outputs stay within `error`. What was measured is kept: a build
-    that goes on after a kill decides the same. Two compiles may decide differently.
+    For every shape and sparsity that the modules have, the kernels that may take them race on this machine
+    against torch: plain, pre-packed and dynamically quantised, in turn and with weights that no cache
+    holds. The fastest kernel wins; where none beats torch the module stays as it is, and the manifest says
+    why. Of equals the more exact one wins, and int8 only where a module's outputs stay within `error`. What
+    was measured is kept: a build that goes on after a kill decides the same. Two compiles may decide
+    differently.
 
-    For another machine, give `timings` measured there, or name its `isa` or profile: then times are reckoned from
-    bytes and instructions, which tells kernels apart, not their milliseconds.
+    For another machine, give `timings` measured there, or name its `isa` or profile: then times are
+    reckoned from bytes and instructions, which tells kernels apart, not their milliseconds.
 
     What it costs in accuracy is measured on `data`, the model before against the model after, and more than
-    `divergence` is a missed expectation. Zeros come from `sparsify.*`; without any, packing alone is several times as
-    fast as what torch does with one row of bfloat16.
+    `divergence` is a missed expectation. Zeros come from `sparsify.*`; without any, packing alone is
+    several times as fast as what torch does with one row of bfloat16.
 
     Source: own; the formats as SparAMX has them (AbouElhamayed et al. 2025, arXiv 2502.12444), other kernels.
     Example: cpu = lower.sparse_cpu(on: "*_proj")
@@ -47,7 +48,8 @@ class SparseCpu(Pass):
     foreseeable = False
     makes = {"": "packed weights"}
     after = {"sparsify.magnitude": "packed weights can't be changed",
-             "sparsify.wanda": "packed weights can't be changed", "tune.heal": "packed weights are not trained",
+             "sparsify.wanda": "packed weights can't be changed",
+             "tune.heal": "packed weights are not trained",
              "prune.multi": "packed weights can't be cut", "prune.channels": "packed weights can't be cut",
              "prune.heads": "packed weights can't be cut", "prune.experts": "packed weights can't be cut",
              "prune.apply": "packed weights can't be cut", "clean.dead": "packed weights can't be cut"}
@@ -60,20 +62,23 @@ class SparseCpu(Pass):
         "Level of instruction sets that the kernels will run at.", default="native")
     machine: ProfileRef | None = param("The machine that it will run on, by its instruction set and threads.",
                                        default=None)
-    timings: str | None = param("File with timings of another machine: a manifest.json written there.", default=None)
-    rows: int = param("Rows that the kernels race with: sequences that are decoded together.", default=1, ge=1, le=64)
-    error: float = param("Share of its size by which a module's output may be off on int8.", default=0.03, ge=0)
-    data: DataRef | None = param("Rows that accuracy is measured on; unless given, 32 that the model itself writes.",
-                                 default=None)
+    timings: str | None = param("File with timings of another machine: a manifest.json written there.",
+                                default=None)
+    rows: int = param("Rows that the kernels race with: sequences that are decoded together.", default=1,
+                      ge=1, le=64)
+    error: float = param("Share of its size by which a module's output may be off on int8.", default=0.03,
+                         ge=0)
+    data: DataRef | None = param(
+        "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None)
     divergence: float = param("Nats by which predictions may move on average.", default=0.05, ge=0)
 
     def run(self, program: Program, ctx: Context) -> None:
         if ctx.settings.device != "cpu":
-            raise Reject(cpu_only(f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
+            raise Reject(cpu_only(f"kernels run on the CPU, this compile is on {ctx.settings.device}",
                                   help="compile with --device cpu"))
         paths = [part.path for part in parts(program.skeleton, self.on)]
         if not paths:
-            raise Reject(no_linear(f"{program.skeleton.model_type} has no linear module that could be lowered",
+            raise Reject(no_linear(f"{program.skeleton.model_type} has no linear module to lower",
                                    help="packed ones stay as they are"))
         rows = accuracy.rows_for(program, ctx, self.data)
         before = None if rows is None else accuracy.Before.of(program, ctx, rows)
@@ -117,7 +122,7 @@ class SparseCpu(Pass):
         accuracy.forget(ctx.workdir)
         for sentence in lowering.summary(choices):
             ctx.tell(Said(sentence))
-        program.note(lowered=[c.to_json() for c in choices], accuracy=None if cost is None else cost.to_json(),
+        program.note(lowered=[c.to_json() for c in choices], accuracy=cost and cost.to_json(),
                      times=self._source(ctx), isa=self._isa(ctx), threads=self._threads(ctx),
                      timings=[case.to_json() | {"seconds": dict(found)} for case, found in times.items()])
 
@@ -158,7 +163,8 @@ class SparseCpu(Pass):
     def _is_here(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        return not differs(self.machine and self.machine.name, ctx) and (isa == "native" or not levels.lacking(isa))
+        here = isa == "native" or not levels.lacking(isa)
+        return here and not differs(self.machine and self.machine.name, ctx)
 
     def _source(self, ctx: Context) -> str:
         if self.format != "auto":

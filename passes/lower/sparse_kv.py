@@ -25,17 +25,18 @@ unfit_window = Fault("unfit-window", "A pruned cache is asked for a window that 
 class SparseKv(Pass):
     """Decode over a cache of keys and values that forgets what is small.
 
-    A prompt attends to itself whole. After that the newest `window` tokens and the first `sinks` are kept as they
-    came; every 32 tokens that leave the window keep, of each head, only the share of keys and of values that is
-    largest in magnitude, packed for our attention kernel, and the cache goes on growing. Works in `generate`, with
-    sequences padded on the left, with beams; training and forwards without a cache are as before. A cache of fixed
-    size, and generation with an assistant model, are refused when they run.
+    A prompt attends to itself whole. After that the newest `window` tokens and the first `sinks` are kept
+    as they came; every 32 tokens that leave the window keep, of each head, only the share of keys and of
+    values that is largest in magnitude, packed for our attention kernel, and the cache goes on growing.
+    Works in `generate`, with sequences padded on the left, with beams; training and forwards without a
+    cache are as before. A cache of fixed size, and generation with an assistant model, are refused when
+    they run.
 
-    What it costs shows only while decoding, so that is where it is measured: rows of `data` are read to the middle,
-    and the rest is fed token by token. Pays for long contexts; keys suffer sooner than values.
+    What it costs shows only while decoding, so that is where it is measured: rows of `data` are read to the
+    middle, and the rest is fed token by token. Pays for long contexts; keys suffer sooner than values.
 
-    Source: sparse attention of SparAMX (AbouElhamayed et al. 2025, arXiv 2502.12444), there over a frozen cache; blocks,
-    window, sinks and growing: own; sinks after Xiao et al. 2023 (arXiv 2309.17453).
+    Source: sparse attention of SparAMX (AbouElhamayed et al. 2025, arXiv 2502.12444), there over
+    a frozen cache; blocks, window, sinks and growing: own; sinks after Xiao et al. 2023 (arXiv 2309.17453).
     Example: kv = lower.sparse_kv(keep: 50%, window: 64)
     """
 
@@ -51,16 +52,18 @@ class SparseKv(Pass):
     window: int = param("Newest tokens that stay whole, a multiple of 32.", default=64, ge=32, unit="tokens")
     sinks: int = param("First tokens that stay whole, rounded up to 32.", default=32, ge=0, unit="tokens")
     on: Selector | None = param("Which attention modules; all where it is left out.", default=None)
-    data: DataRef | None = param("Rows that accuracy is measured on; unless given, 32 that the model itself writes.",
-                                 default=None)
-    divergence: float = param("Nats by which predictions may move on average while decoding.", default=0.1, ge=0)
+    data: DataRef | None = param(
+        "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None)
+    divergence: float = param("Nats by which predictions may move on average while decoding.", default=0.1,
+                              ge=0)
 
     def run(self, program: Program, ctx: Context) -> None:
         if self.window % TOKENS:
             near = max(TOKENS, round(self.window / TOKENS) * TOKENS)
-            raise Reject(unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {near}`"))
+            raise Reject(unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}",
+                                      help=f"`window: {near}`"))
         if ctx.settings.device != "cpu":
-            raise Reject(cpu_only(f"the kernel runs on the CPU, and this compile computes on {ctx.settings.device}",
+            raise Reject(cpu_only(f"the kernel runs on the CPU, this compile is on {ctx.settings.device}",
                                   help="compile with --device cpu"))
         rows = rows_for(program, ctx, self.data)
         before = None if rows is None else decoding_accuracy.Before.of(program.model, rows, ctx, self.window)
@@ -75,8 +78,8 @@ class SparseKv(Pass):
     def _refuse(self, cost: Accuracy, count: int) -> None:
         told, (before, after) = self._told(), cost.perplexity or (math.nan, math.nan)
         raise Reject(lowering_inaccurate(
-            f"predictions moved by {digits(cost.divergence)} nats while decoding, at most {digits(self.divergence)} "
-            f"are allowed, perplexity {digits(before)} became {digits(after)}",
+            f"predictions moved by {digits(cost.divergence)} nats while decoding, at most "
+            f"{digits(self.divergence)} are allowed, perplexity {digits(before)} became {digits(after)}",
             help="keep more, of keys first, or make the window longer",
             note=f"the caches of {count} attention modules keep {told['keep_keys']:.0%} of keys and "
                  f"{told['keep_values']:.0%} of values"))

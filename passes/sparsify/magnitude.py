@@ -16,7 +16,8 @@ class Magnitude(Pass):
     cheapest mask and the worst; `sparsify.wanda` costs a look at some text. Half of the weights of a small
     language model do not go without a trace: measure it, and heal before, as training fills the zeros again.
 
-    Source: Han et al. 2015 (arXiv 1506.02626); the blocks are the vectors of the kernel `block_sparse_linear`.
+    Source: Han et al. 2015 (arXiv 1506.02626); the blocks are the vectors of the kernel
+    `block_sparse_linear`.
     Example: sps = sparsify.magnitude(on: "*_proj", sparsity: 50% of weights)
     """
 

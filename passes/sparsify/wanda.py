@@ -21,12 +21,13 @@ from ...dsl.values import DataRef, Ratio, Selector
 class Wanda(Pass):
     """Make those weights of linear modules zero that matter least for what the modules are given.
 
-    A weight matters as much as its magnitude times the norm of its input over `data`, and every output loses the
-    same share. Layers are masked from the first to the last, each for what the masked ones before it give.
-    Nothing is trained, and nothing gets smaller or faster by itself: `lower.sparse_cpu` packs what is left.
+    A weight matters as much as its magnitude times the norm of its input over `data`, and every output
+    loses the same share. Layers are masked from the first to the last, each for what the masked ones before
+    it give. Nothing is trained, and nothing gets smaller or faster by itself: `lower.sparse_cpu` packs what
+    is left.
 
-    Source: Wanda (Sun et al. 2023, arXiv 2306.11695), section 3; its `blocks` are own, a block's score the mean
-    square of its weights' scores.
+    Source: Wanda (Sun et al. 2023, arXiv 2306.11695), section 3; its `blocks` are own, a block's score the
+    mean square of its weights' scores.
     Example: sps = sparsify.wanda(on: "*_proj", sparsity: 50% of weights, data: calib)
     """
 

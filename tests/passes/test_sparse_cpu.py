@@ -11,6 +11,7 @@ from effc.compiler.capture import capture
 from effc.compiler.contenders import EAGER
 from effc.compiler.lowered import lowered
 from effc.compiler.lowering import Choice, Site, block_zeros, choose
+from effc.compiler.profiled import refuse_others
 from effc.compiler.speed import Case, reckoned
 from effc.dsl.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
@@ -196,6 +197,18 @@ def test_for_a_machine_that_this_is_not_times_are_reckoned(tmp_path, monkeypatch
     here = not levels.lacking("amx")
     assert note["times"] == ("raced here" if here else "reckoned")
     assert (note["isa"], note["threads"]) == ("amx", 16) and list(lowered(program.model))
+
+
+def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
+    _, ctx, _ = prepared(tmp_path, sparse(), machine=ProfileRef("xeon"), profiles={"xeon": {"isa": "amx_bf16"}})
+    refuse_others([step.call for step in ctx.recipe.pipelines["lean"].steps], ctx)
+
+
+def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
+    module = torch.nn.Linear(4, 4)
+    module.weight.data[0, 0] = float("nan")
+    found = refused(lambda: lowering.packed("up", module, "sparse_linear")).diagnostics[0]
+    assert found.slug == "cant-pack" and found.message.startswith("up: ") and "NaN or infinite" in found.message
 
 
 def test_reckoned_times_know_what_limits_whom():
