@@ -46,10 +46,12 @@ class Engine:
     context     tokens of a sequence; at most, and by default, the model's limit
     copy        move the weights to huge pages of their own, which are read a quarter faster than a file's
     deep        compare the checksums of packed weights, which reads them whole
+    steady      the logits of a sequence do not depend, to the bit, on what else a call computes, nor on threads
     """
 
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], threads: int, sequences: int = 1,
-                 context: int | None = None, copy: bool = True, deep: bool = False):
+                 context: int | None = None, copy: bool = True, deep: bool = False,
+                 steady: bool = False):
         self._handle = ctypes.c_void_p()
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
@@ -67,7 +69,7 @@ class Engine:
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
         own, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
         made = Plan(steps, widths, own, slots, len(steps), len(widths), len(own), len(slots), layout.logits,
-                    levels.code(), self.threads, sequences, self.context)
+                    levels.code(), self.threads, sequences, int(steady), 0, self.context)
         native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
 
     @staticmethod

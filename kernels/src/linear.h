@@ -196,12 +196,15 @@ int32_t read_row(const LinearPart& own, const Packed& packed) {
   return kOk;
 }
 
+// From so many rows on the sums of a row run in one chain, few or many.
+constexpr int64_t kSteadyRows = EFFC_LEVEL >= 4 ? kFewRows : EFFC_LEVEL == 3 ? 6 : 8;
+
 template <class Format>
 int32_t linear_part(const LinearPart& own) {
   const Packed packed(own.call.packed);
   if (own.stage == kReadRow) return read_row<Format>(own, packed);
   return by_rows(
-      own.call.rows, [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
+      own.steady ? std::max(own.call.rows, kSteadyRows) : own.call.rows, [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
       [&] { return many_part<Format>(own, packed); });
 }
 

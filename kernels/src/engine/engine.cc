@@ -60,10 +60,10 @@ void Engine::reserve() {
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
   const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
   chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
-  own_bytes_ = few_.own_floats * kMirroredRows * 4 + 128;
+  own_bytes_ = few_.own_floats * kMirroredRoom * 4 + 128;
   counts_ = std::vector<Pieces::Count>(plan_.threads);
   spent_.resize(kSpents * plan_.threads);
-  const int64_t shared = std::max(few_.shared_floats * kMirroredRows, many_.shared_floats * chunk_) * 4;
+  const int64_t shared = std::max(few_.shared_floats * kMirroredRoom, many_.shared_floats * chunk_) * 4;
   if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads) ||
       !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
     throw std::bad_alloc();

@@ -15,6 +15,7 @@
 namespace engine {
 
 constexpr int64_t kMirroredRows = 4;  // at most so many rows are worked on by every thread
+constexpr int64_t kMirroredRoom = 8;  // of their buffers: linear kernels round the number of rows up
 
 // Rows that go through the plan together, or those of them whose logits are wanted.
 struct Batch {
@@ -54,7 +55,7 @@ struct Alone {
   int64_t left = 0, next = 4;  // calls
   bool begin() { return left > 0 && left-- > 0; }
   void waited(bool long_enough) {
-    next = long_enough ? std::min<int64_t>(2 * next, 64) : 4;
+    next = long_enough ? std::min<int64_t>(2 * next, 16) : 4;
     left = long_enough ? next : 0;
   }
 };

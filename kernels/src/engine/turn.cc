@@ -69,7 +69,7 @@ void Engine::work(int thread, void* context) {
   Engine& own = *job.engine;
   const Schedule& schedule = *job.schedule;
   const auto levels = static_cast<int32_t>(schedule.levels.size());
-  const int64_t capacity = schedule.mirrored ? kMirroredRows : own.chunk_;
+  const int64_t capacity = schedule.mirrored ? kMirroredRoom : own.chunk_;
   const int last_part = job.alone ? own.plan_.threads - 1 : thread;
   const Turn all{schedule, own.all_, thread, thread, last_part, job.logits, capacity};
   const Turn tail{schedule, own.wanted_, thread, thread, last_part, job.logits, capacity};
@@ -171,6 +171,7 @@ void Engine::linear(const Turn& turn, const Task& task) const {
   part.words = reinterpret_cast<uint8_t*>(prepared + each);
   part.scales = prepared + 2 * each;
   part.panels = panels_.at();
+  part.steady = plan_.steady;
   part.parts = 1;
   if (part.stage == kPrepare && turn.schedule.mirrored) {
     linear_at_[weight.form](part);
@@ -196,6 +197,7 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.block_bytes = cache_.block_bytes(step.slot);
   call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
   call.append = task.work == Work::kAppend;
+  call.steady = plan_.steady;
   call.parts = plan_.threads;
   for (call.part = turn.first_part; call.part <= turn.last_part; ++call.part) attend_at_(call);
 }
