@@ -23,7 +23,7 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
          check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
-         tell: Listener = silent, kernels: bool = True) -> "PreTrainedModel":
+         steady: bool = False, kernels: bool = True, tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
@@ -35,6 +35,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     check    what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
              `native` alone
     threads  that run the native engine; as many as torch has by default
+    steady   the native engine gives the same logits to the bit whatever other sequences it computes in a call
     tell     hears a sentence where versions differ from those that wrote it
     kernels  state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
     """
@@ -50,7 +51,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
         model = model if dtype is None else model.to(dtype)
     elif folder.name == "native":
-        model = _native(folder, dtype, threads)
+        model = _native(folder, dtype, threads, steady)
         versions = manifest[1].lock.get("versions", {}) if manifest else {}
     elif folder.name in ("model", "compat"):
         model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
@@ -98,13 +99,13 @@ def _mark(form: str) -> str:
     return MARKS.get(form, f"{form}/config.json")
 
 
-def _native(folder: Path, dtype: "torch.dtype | None", threads: int | None) -> Any:
+def _native(folder: Path, dtype: "torch.dtype | None", threads: int | None, steady: bool) -> Any:
     from .native.opening import open_native
 
     if dtype is not None:
         raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
                                 help="load it without `dtype`"))
-    return open_native(folder, threads=threads)
+    return open_native(folder, threads=threads, steady=steady)
 
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":

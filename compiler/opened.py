@@ -67,14 +67,14 @@ def nowhere(place: str):
     return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
 
-def open_model(place: str, settings: "Settings") -> Opened:
-    """The model with its weights, ready to run."""
+def open_model(place: str, settings: "Settings", *, steady: bool = False) -> Opened:
+    """The model with its weights, ready to run; `steady` as `load` has it."""
     path = Path(place)
     if path.is_dir() and is_artifact(path):
         from .load import load, locate
 
         folder, _ = locate(path)
-        return Opened(place, load(path, device=settings.device, tell=settings.tell), _tokenizer(folder))
+        return Opened(place, load(path, device=settings.device, steady=steady, tell=settings.tell), _tokenizer(folder))
     origin = origin_of(place, settings)
     return Opened(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
 

@@ -5,6 +5,7 @@ opened with plain transformers, and nothing of effc is imported. `effc` instead 
 `probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -29,7 +30,8 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
     ids, mask = inputs["ids"], inputs["mask"]
     found = {"logits of a batch": first_output(model(input_ids=ids)),
-             "logits of a left-padded batch": first_output(model(input_ids=ids, attention_mask=mask))}
+             "logits of a left-padded batch": first_output(
+                 model(input_ids=ids, attention_mask=mask, **own_positions(model, mask)))}
     if found["logits of a left-padded batch"].shape[:2] == mask.shape:
         found["logits of a left-padded batch"] *= mask[..., None]
     if getattr(model, "can_generate", bool)() and steps:
@@ -39,6 +41,13 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
             found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1]:].clone()
     return found
+
+
+def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Positions that count a row's own tokens, as `generate` gives them, for models that take some."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int):

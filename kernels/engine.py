@@ -6,8 +6,11 @@ prompt, a step of many sequences of different lengths, and mixtures of both are 
 
 import ctypes
 import os
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -46,10 +49,12 @@ class Engine:
     context     tokens of a sequence; at most, and by default, the model's limit
     copy        move the weights to huge pages of their own, which are read a quarter faster than a file's
     deep        compare the checksums of packed weights, which reads them whole
+    steady      a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
     """
 
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], threads: int, sequences: int = 1,
-                 context: int | None = None, copy: bool = True, deep: bool = False):
+                 context: int | None = None, copy: bool = True, deep: bool = False,
+                 steady: bool = False):
         self._handle = ctypes.c_void_p()
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
@@ -67,7 +72,7 @@ class Engine:
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
         own, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
         made = Plan(steps, widths, own, slots, len(steps), len(widths), len(own), len(slots), layout.logits,
-                    levels.code(), self.threads, sequences, self.context)
+                    levels.code(), self.threads, sequences, int(steady), 0, self.context)
         native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
 
     @staticmethod
@@ -91,38 +96,34 @@ class Engine:
         sequences   [n] the sequence of each
         wanted      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
         """
-        ids = torch.as_tensor(ids, dtype=torch.int64).contiguous()
-        owners = torch.as_tensor(sequences, dtype=torch.int32).contiguous()
-        rows = torch.arange(len(ids)) if wanted is None else torch.as_tensor(wanted)
-        rows = rows.nonzero().flatten() if rows.dtype is torch.bool else rows.to(torch.int64).contiguous()
+        ids, owners = _numbers("tokens", ids), _numbers("sequences", sequences)
+        rows = _numbers("wanted positions", range(len(ids)) if wanted is None else wanted)
         self._fit(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
-        status = native.function("engine_run")(self._open(), len(ids), ids.data_ptr(), owners.data_ptr(),
-                                               len(rows), rows.data_ptr(), logits.data_ptr())
+        status = native.function("engine_run")(self._open(), len(ids), *(_address(n) for n in (ids, owners)),
+                                               len(rows), _address(rows), logits.data_ptr())
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
             raise native.refused(status, "the engine")
         return logits
 
-    def _fit(self, ids: Tensor, owners: Tensor, rows: Tensor) -> None:
-        if ids.dim() != 1 or owners.shape != ids.shape or rows.dim() != 1:
-            raise KernelError(f"tokens of shape {list(ids.shape)} need as many sequences, "
-                              f"not {list(owners.shape)}")
+    def _fit(self, ids: array, owners: array, rows: array) -> None:
+        if len(ids) != len(owners):
+            raise KernelError(f"{len(ids)} tokens need as many sequences, not {len(owners)}")
         if not len(ids):
             return
-        if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
-            raise KernelError(f"tokens {int(ids.min())}..{int(ids.max())} are not all among the "
-                              f"{self.vocabulary} that the model knows")
-        if int(owners.min()) < 0 or int(owners.max()) >= self.sequences:
-            raise KernelError(f"sequences {int(owners.min())}..{int(owners.max())} are not all among this "
-                              f"engine's {self.sequences}")
-        for sequence, count in zip(*(t.tolist() for t in owners.unique(return_counts=True)), strict=True):
+        if min(ids) < 0 or max(ids) >= self.vocabulary:
+            raise KernelError(f"tokens {min(ids)}..{max(ids)} are not all among the {self.vocabulary} that "
+                              "the model knows")
+        if min(owners) < 0 or max(owners) >= self.sequences:
+            raise KernelError(f"sequences {min(owners)}..{max(owners)} are not all among this engine's "
+                              f"{self.sequences}")
+        for sequence, count in Counter(owners).items():
             if self.length(sequence) + count > self.context:
                 raise KernelError(f"sequence {sequence} has {self.length(sequence)} tokens, and {count} more "
                                   f"exceed the context of {self.context}")
-        inside = not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < len(ids))
-        if not inside or not bool((rows.diff() > 0).all()):
+        if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
 
     def length(self, sequence: int) -> int:
@@ -140,7 +141,7 @@ class Engine:
         native.call("engine_cancel", self._open(), what="the engine")
 
     def spent(self, go_on: bool = True) -> dict[str, float]:
-        """Seconds of all threads by kind of work, since the last call of this; the first begins to measure."""
+        """Seconds of all threads by kind of work since the last call of this; the first begins to measure."""
         sums = (ctypes.c_int64 * len(SPENT))()
         native.call("engine_profile", self._open(), sums, int(go_on), what="the engine")
         return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
@@ -159,6 +160,21 @@ class Engine:
     def __del__(self) -> None:
         with suppress(TypeError):                    # when the interpreter ends, `native` is gone
             self.close()
+
+
+def _numbers(what: str, given: Sequence[int] | Tensor) -> array:
+    """Whole numbers side by side; of truths the positions of those that are so."""
+    values = given.tolist() if isinstance(given, Tensor) else list(given)
+    if values and isinstance(values[0], bool):
+        values = [i for i, wanted in enumerate(values) if wanted]
+    try:
+        return array("q", values)
+    except (TypeError, OverflowError) as error:
+        raise KernelError(f"the {what} are not a row of whole numbers") from error
+
+
+def _address(numbers: array) -> int:
+    return numbers.buffer_info()[0]
 
 
 def _array(kind: type, values: list) -> ctypes.Array:

@@ -67,7 +67,7 @@ class Plan(ctypes.Structure):
                 ("weights", ctypes.POINTER(Weight)), ("slots", ctypes.POINTER(Slot)),
                 *((name, ctypes.c_int32) for name in (
                     "step_count", "register_count", "weight_count", "slot_count", "logits", "level", "threads",
-                    "sequences")), ("context", ctypes.c_int64)]
+                    "sequences", "steady")), ("zero", ctypes.c_int32), ("context", ctypes.c_int64)]
 
 
 @dataclass

@@ -13,10 +13,10 @@ from .run import no_words
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
                         show_default=False)
-_host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0.0 is every one of the machine.")
+_host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0.0 is all of the machine's.")
 _port = typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
-_name = typer.Option("--name", metavar="TEXT", help="What clients call the model; its folder's name unless given.",
-                     show_default=False)
+_name = typer.Option("--name", metavar="TEXT", show_default=False,
+                     help="What clients call the model; its folder's name unless given.")
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
 _queue = typer.Option("--queue", metavar="N", min=0, max=100_000,
                       help="Requests that may wait; more are told to come back.")
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
         try:
             answer(service, listener, lambda: _tell(shared, service.name, url))
         except KeyboardInterrupt:
-            raise Reject(interrupted("the server has stopped; what it still answered was cancelled")) from None
+            raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
 
 def _called(place: str) -> str:
@@ -66,12 +66,14 @@ def _service(place: str, name: str, shared: Shared, parallel: int, queue: int):
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
-    opened = open_model(place, shared.settings())
+    opened = open_model(place, shared.settings(), steady=True)
     if opened.tokenizer is None:
-        raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
+        raise Reject(no_words(f"{opened.label} has no tokenizer",
+                              help="copy the tokenizer files beside the weights"))
     runner = runner_of(opened.model, opened.label)
-    ends = as_tokens(opened.model.generation_config.eos_token_id) or as_tokens(opened.tokenizer.eos_token_id) or ()
-    scheduler = Scheduler(runner, opened.tokenizer, ends, queue, parallel)
+    known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
+    ends = next((as_tokens(found) for found in known if found is not None), ())
+    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel)
     return Service(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary)
 
 

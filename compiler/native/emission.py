@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from ...kernels import levels
 from ...kernels.native import KernelError
 from ..context import Context
 from ..lowered import lowered
@@ -29,4 +28,4 @@ def facts(model: Any, weights: str) -> dict[str, Any]:
     packed = sum(m.in_features * m.out_features for _, m in lowered(model))
     params = packed + sum(p.numel() for p in model.parameters())
     return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params,
-            "weights": weights, "isa": {"needs": "portable", "written_at": levels.level()}}
+            "weights": weights, "isa": "portable"}

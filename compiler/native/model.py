@@ -1,5 +1,6 @@
 """A model that the native engine runs, with the calls that models of transformers have."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -45,7 +46,8 @@ class Sequences:
         self._model.give_back(numbers)
 
     def __del__(self):
-        self.close()
+        if not sys.is_finalizing():
+            self.close()
 
 
 class NativeModel(nn.Module):

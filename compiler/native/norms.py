@@ -43,8 +43,21 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
             gain = odd / normal(x, kind, eps)
             # The same gain for all rows, and for a sample of another size: so it is this norm and epsilon.
             if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
-                return Norm(kind, eps, gain, shift)
+                return Norm(kind, eps, _own(gain, module), _own(shift, module))
     return None
+
+
+def _own(found: Tensor, module: nn.Module) -> Tensor:
+    """A parameter of the module, or one more than it, where that is what was found: without the rounding."""
+    for parameter in module.parameters():
+        for exact in (parameter, 1 + parameter):
+            try:
+                whole = exact.expand_as(found)
+            except RuntimeError:                      # of another shape
+                continue
+            if torch.allclose(found, whole, rtol=1e-5, atol=1e-6):
+                return whole
+    return found
 
 
 def _same_for_all(gain: Tensor) -> bool:

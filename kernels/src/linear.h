@@ -67,6 +67,8 @@ struct FewRows {
     const Share share(job.packed, part, parts, job.call.bounds);
     for (int64_t block = share.from; block < share.to; ++block) {
       typename Format::Sum sums[M];
+      ahead(job.packed.at + job.packed.head.offsets_at + 8 * (block + 16));
+      Format::ahead_of(job.packed, block + 4);
       for (auto& sum : sums) sum = Format::none();
       Format::template rows<M>(job.packed, block, job.words, sums);
       for (int row = 0; row < M && row < job.call.rows; ++row)
@@ -196,12 +198,16 @@ int32_t read_row(const LinearPart& own, const Packed& packed) {
   return kOk;
 }
 
+// From so many rows on the sums of a row run in one chain, few or many.
+constexpr int64_t kSteadyRows = EFFC_LEVEL >= 4 ? kFewRows : EFFC_LEVEL == 3 ? 6 : 8;
+
 template <class Format>
 int32_t linear_part(const LinearPart& own) {
   const Packed packed(own.call.packed);
   if (own.stage == kReadRow) return read_row<Format>(own, packed);
   return by_rows(
-      own.call.rows, [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
+      own.steady ? std::max(own.call.rows, kSteadyRows) : own.call.rows,
+      [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
       [&] { return many_part<Format>(own, packed); });
 }
 

@@ -57,6 +57,7 @@ struct Bf16 {
     return 1.0f;
   }
 
+  static void ahead_of(const Packed&, int64_t) {}
   static Floats finish(const Packed&, int64_t, Sum sum, float) { return sum; }
 };
 
@@ -79,6 +80,12 @@ struct Int8 {
       std::memset(into, 128, k);
     std::memset(into + k, 128, bytes - k);
     return any ? most / 127.0f : most - most;  // 0, or NaN
+  }
+
+  // What `finish` will read of a block that comes soon.
+  static void ahead_of(const Packed& packed, int64_t block) {
+    ahead(packed.at + packed.head.sums_at + 64 * block);
+    ahead(packed.at + packed.head.scales_at + 64 * block);
   }
 
   // x is code + 128: 128 times the sum of the weights' codes is too much.

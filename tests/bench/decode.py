@@ -37,6 +37,7 @@ from torch import nn
 
 ROOT = Path(__file__).parents[2]
 SHORT, LONG, PREFILL = 64, 128, 256           # tokens: a decoding context runs from the first to the second
+REST = 0.01                                   # seconds
 OWN = {"own bf16": ("bf16", ""), "own int8": ("int8", ""), "own 50% sparse bf16": ("bf16", "sparse_linear"),
        "own 50% sparse int8": ("int8", "sparse_linear_int8")}
 LLAMA = {"llama.cpp bf16": "BF16", "llama.cpp q8_0": "Q8_0", "llama.cpp q4_0": "Q4_0"}
@@ -105,13 +106,13 @@ class Torch:
     @torch.inference_mode()
     def prompt(self, ids: list[int]) -> None:
         out = self.model(input_ids=torch.tensor([ids]), use_cache=True, logits_to_keep=1)
-        self.cache, self.token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        self.cache, self.token = out.cache, out.logits[:, -1:].argmax(-1)
 
     @torch.inference_mode()
     def step(self) -> None:
         if self.cache.get_seq_length() >= LONG:
-            self.cache.crop(SHORT)
-        out = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True)
+            self.cache.crop(SHORT - self.cache.get_seq_length())
+        out = self.model(input_ids=self.token, cache=self.cache, use_cache=True)
         self.token = out.logits[:, -1:].argmax(-1)
 
     @torch.inference_mode()
@@ -274,6 +275,7 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4)
@@ -305,10 +307,10 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
         contestant.prompt(rows[0][:SHORT])
     decoding = [Contender(name, [c.step], c.bytes) for name, c in found.items()]
     reading = roof(128 << 20, asked.threads)
-    race([reading, *decoding], asked.seconds)
+    race(rested([reading, *decoding]), asked.seconds)
     rate = reading.bytes / reading.seconds
     filling = [Contender(name, [lambda c=c: c.prompt(rows[0])]) for name, c in found.items()]
-    race(filling, 2 * asked.seconds)
+    race(rested(filling), asked.seconds)
     lines = []
     for d, f in zip(decoding, filling, strict=True):
         bound = d.bytes / rate
@@ -330,6 +332,11 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
         quality = [[name, f"{perplexity(c, rows[:4]):.3f}"] for name, c in found.items()]
         table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
     separately(folder, asked, [name for name in found if name in OWN or name in LLAMA])
+
+
+def rested(contenders: list[Contender]) -> list[Contender]:
+    """With a pause before each: threads of the one before spin for some milliseconds, on cores that it needs."""
+    return [c for contender in contenders for c in (Contender("rest", [lambda: time.sleep(REST)]), contender)]
 
 
 def separately(folder: Path, asked: argparse.Namespace, names: list[str]) -> None:

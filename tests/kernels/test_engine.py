@@ -179,3 +179,21 @@ def test_the_level_is_the_one_that_kernels_run_at():
     with levels.forced("portable"):
         portable = engine(built).run(ids, [0] * 9)
     assert_near(engine(built).run(ids, [0] * 9), portable)
+
+
+@pytest.mark.parametrize("kernel", ["sparse_linear", "dense_linear_int8"])
+def test_steady_logits_do_not_depend_on_what_else_a_call_computes(kernel, level):
+    built = llama(kernel)
+    prompts = [ids_of(built, n, seed=n) for n in (40, 3, 17, 66, 1, 9)]
+    alone = []
+    for prompt in prompts:
+        own = engine(built, threads=1, steady=True)
+        first = prompt[:-1] or [0]
+        alone.append(torch.cat([own.run(first, [0] * len(first)), own.run(prompt[-1:], [0])]))
+    own = engine(built, sequences=6, steady=True)
+    flat = [(t, i) for i, p in enumerate(prompts) for t in p[:-1] or [0]]
+    found = own.run([t for t, _ in flat], [i for _, i in flat])
+    last = own.run([p[-1] for p in prompts], range(6))
+    for i, rows in enumerate(alone):
+        assert torch.equal(found[[j for j, (_, owner) in enumerate(flat) if owner == i]], rows[:-1])
+        assert torch.equal(last[i], rows[-1])

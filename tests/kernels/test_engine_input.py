@@ -117,9 +117,12 @@ GPT2 = gpt2(layers=1)
     ([1, 70], [0, 0], None, "not all among the 70"),
     ([-1], [0], None, "not all among the 70"),
     ([1], [2], None, "not all among this engine's 2"),
-    ([1, 2], [0], None, "need as many sequences"),
+    ([1, 2], [0], None, "2 tokens need as many sequences, not 1"),
+    ([[1, 2]], [0], None, "the tokens are not a row of whole numbers"),
+    ([1.5], [0], None, "the tokens are not a row of whole numbers"),
+    ([2**70], [0], None, "the tokens are not a row of whole numbers"),
     ([1, 2], [0, 0], [1, 0], "do not increase"),
-    ([1, 2], [0, 0], [2], "do not increase"),
+    ([1, 2], [0, 0], [2], "do not increase"), ([1, 2], [0, 0], [0, 0], "do not increase"),
     ([1] * 9, [1] * 9, None, "exceed the context of 8"),
 ])
 def test_tokens_that_do_not_fit_are_refused_before_anything_is_computed(ids, sequences, wanted, sentence):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("test_packed.py", "test_linear.py", "test_attention.py", "test_scan.py")
+FILES = ("test_packed.py", "test_linear.py", "test_attention.py", "test_scan.py", "test_engine.py",
+         "test_engine_input.py", "test_sampling.py")
 
 
 def runtime(name: str) -> str:

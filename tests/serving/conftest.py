@@ -1,6 +1,5 @@
 """`served(...)` runs `effc serve` as a process of its own on a free port."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,15 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from effc.compiler.artifact import write
+from effc.compiler.capture import capture
+from effc.compiler.context import Settings
+from effc.compiler.manifest import Manifest
+from effc.compiler.opened import origin_of
 from effc.compiler.sources.zoo import zoo
+from effc.compiler.targets.native import Native
+
+from tests.worlds import context
 
 EFFC = (sys.executable, "-c", "import sys; from effc.compiler.cli import main; sys.exit(main())")
 TEMPLATE = """\
@@ -21,13 +28,6 @@ TEMPLATE = """\
 {{- m.role }}: {{ m.content }}{{ '\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}assistant:{% endif %}"""
-RECIPE = '''effspec 1
-"""The model of the tests, for the native engine."""
-model base = hf("{}")
-pipeline plain(base) {{ }}
-emit plain {{ native("served") }}
-'''
-
 
 @dataclass(frozen=True)
 class Served:
@@ -85,8 +85,14 @@ def chatty(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact(chatty, tmp_path_factory) -> Path:
-    """The same, compiled for the native engine."""
-    (chatty.parent / "r.effspec").write_text(RECIPE.format(chatty), encoding="utf-8")
-    env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "serving-cache")}
-    subprocess.run([*EFFC, "compile", "r.effspec", "-q", "-o", "out"], cwd=chatty.parent, env=env, check=True)
-    return chatty.parent / "out" / "served"
+    """The same, for the native engine: as it is compiled, less the verification."""
+    work = tmp_path_factory.mktemp("serving-artifact")
+    origin = origin_of(str(chatty), Settings(cache_dir=work / "cache"))
+    program, ctx = capture(origin.load().eval()), context(work, origin)
+
+    def build(folder: Path) -> Manifest:
+        Native(path="served").emit(program, folder, ctx)
+        return Manifest("native")
+
+    write(work / "served", build=build)
+    return work / "served"

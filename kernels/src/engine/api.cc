@@ -38,7 +38,7 @@ EFFC_API int32_t effc_engine_free(Engine* own) {
   });
 }
 
-EFFC_API int32_t effc_engine_run(Engine* own, int64_t count, const int64_t* ids, const int32_t* sequences,
+EFFC_API int32_t effc_engine_run(Engine* own, int64_t count, const int64_t* ids, const int64_t* sequences,
                                  int64_t wanted_count, const int64_t* wanted, float* logits) {
   return caught([&] { return own->run({ids, sequences, count, wanted, wanted_count}, logits); });
 }

@@ -168,6 +168,17 @@ struct Cut {
   }
 };
 
+void attend_item(const AttendCall& call, const Item& item, int64_t from, int64_t until,
+                 const int64_t (&parts)[2]) {
+  // The number of rows decides in how many chains a sum runs.
+  const int64_t rows = call.steady ? kItemRows : item.count;
+  if (rows == 1) return Attend<1>(call, item).run(from, until, parts[0], parts[1]);
+  if (rows == 2) return Attend<2>(call, item).run(from, until, parts[0], parts[1]);
+  if (rows == 3) return Attend<3>(call, item).run(from, until, parts[0], parts[1]);
+  if (rows == 4) return Attend<4>(call, item).run(from, until, parts[0], parts[1]);
+  Attend<kItemRows>(call, item).run(from, until, parts[0], parts[1]);
+}
+
 void attend(const AttendCall& call) {
   const int64_t all = items(call, [](const Item&, int64_t) {});
   const Cut cut{all, std::min<int64_t>(call.parts, all)};
@@ -176,14 +187,13 @@ void attend(const AttendCall& call) {
   items(call, [&](const Item& item, int64_t before) {
     const int64_t end = before + item.until - item.from;
     if (end <= from || before >= until) return;
+    if (call.steady) {  // whole items, to the part that has the first block
+      if (before >= from) attend_item(call, item, item.from, item.until, {0, 0});
+      return;
+    }
     const int64_t first = item.from + std::max(from, before) - before;
     const int64_t last = item.from + std::min(until, end) - before;
-    const int64_t parts[2] = {cut.of(before), cut.of(end - 1)};
-    if (item.count == 1) return Attend<1>(call, item).run(first, last, parts[0], parts[1]);
-    if (item.count == 2) return Attend<2>(call, item).run(first, last, parts[0], parts[1]);
-    if (item.count == 3) return Attend<3>(call, item).run(first, last, parts[0], parts[1]);
-    if (item.count == 4) return Attend<4>(call, item).run(first, last, parts[0], parts[1]);
-    Attend<kItemRows>(call, item).run(first, last, parts[0], parts[1]);
+    attend_item(call, item, first, last, {cut.of(before), cut.of(end - 1)});
   });
 }
 

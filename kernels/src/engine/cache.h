@@ -1,8 +1,8 @@
 // Keys and values of all sequences, where attention reads them and new tokens are written: in place.
 //
 // A head of a slot is a row of blocks of 32 tokens, each as `attention.h` has them: keys as two times 16
-// tokens by all dimensions, values as all dimensions, 16 at a time, by 32 tokens, bfloat16. Room for the whole
-// context is reserved and costs memory only where tokens are. Behind a sequence's length all is zero.
+// tokens by all dimensions, values as all dimensions, 16 at a time, by 32 tokens, bfloat16. Room for the
+// whole context is reserved and costs memory only where tokens are. Behind a sequence's length all is zero.
 #pragma once
 #include <vector>
 

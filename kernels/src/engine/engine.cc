@@ -57,16 +57,45 @@ void Engine::reserve() {
     for (int part = 0; part <= plan_.threads; ++part)
       bounds_.back().push_back(Share::bound(packed, part, plan_.threads));
   }
+  look_ahead(few_, few_soon_);
+  look_ahead(many_, many_soon_);
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
   const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
   chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
-  own_bytes_ = few_.own_floats * kMirroredRows * 4 + 128;
+  own_bytes_ = few_.own_floats * kMirroredRoom * 4 + 128;
   counts_ = std::vector<Pieces::Count>(plan_.threads);
   spent_.resize(kSpents * plan_.threads);
-  const int64_t shared = std::max(few_.shared_floats * kMirroredRows, many_.shared_floats * chunk_) * 4;
+  const int64_t shared = std::max(few_.shared_floats * kMirroredRoom, many_.shared_floats * chunk_) * 4;
   if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads) ||
       !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
     throw std::bad_alloc();
+}
+
+// Behind each level the weights of the next one that has some: what a kernel looks up first, and the first
+// 16 KiB of what it streams.
+void Engine::look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>& soon) const {
+  const int64_t threads = plan_.threads;
+  soon.resize(schedule.levels.size() * threads);
+  for (int64_t level = static_cast<int64_t>(schedule.levels.size()) - 2; level >= 0; --level)
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      std::vector<Soon>& own = soon[level * threads + thread];
+      for (const Task& task : schedule.levels[level + 1]) {
+        if (task.work != Work::kMultiply) continue;
+        const int32_t weight = steps_[task.step].weight;
+        const Packed packed(weights_[weight].at);
+        const int64_t block = bounds_[weight][thread], last = bounds_[weight][thread + 1];
+        if (block == last) continue;
+        own.push_back({packed.at, 2});
+        own.push_back({packed.at + packed.head.offsets_at + 8 * block, 2});
+        if (is_int8(packed.head.kind)) {
+          own.push_back({packed.at + packed.head.scales_at + 64 * block, 2});
+          own.push_back({packed.at + packed.head.sums_at + 64 * block, 2});
+        }
+        const int64_t lines = (packed.offset(last) - packed.offset(block)) / 64;
+        own.push_back({packed.stream(block), std::min<int64_t>(lines, 256)});
+      }
+      if (own.empty()) own = soon[(level + 1) * threads + thread];
+    }
 }
 
 // What the caller has looked at already, with sentences.
@@ -74,7 +103,7 @@ int32_t Engine::check(const Tokens& tokens) const {
   std::vector<int64_t> lengths(plan_.sequences);
   for (int64_t i = 0; i < plan_.sequences; ++i) lengths[i] = cache_.length(i);
   for (int64_t i = 0; i < tokens.count; ++i) {
-    const int32_t sequence = tokens.sequences[i];
+    const int64_t sequence = tokens.sequences[i];
     if (sequence < 0 || sequence >= plan_.sequences || ++lengths[sequence] > plan_.context) return kArguments;
     for (const Step& step : steps_)
       if (step.op == kEmbedding && (tokens.ids[i] < 0 || tokens.ids[i] >= weights_[step.weight].n))

@@ -15,6 +15,7 @@
 namespace engine {
 
 constexpr int64_t kMirroredRows = 4;  // at most so many rows are worked on by every thread
+constexpr int64_t kMirroredRoom = 8;  // of their buffers: linear kernels round the number of rows up
 
 // Rows that go through the plan together, or those of them whose logits are wanted.
 struct Batch {
@@ -25,7 +26,7 @@ struct Batch {
 
 struct Tokens {
   const int64_t* ids;
-  const int32_t* sequences;
+  const int64_t* sequences;
   int64_t count;
   const int64_t* wanted;  // increasing
   int64_t wanted_count;
@@ -48,13 +49,19 @@ class Room {
 // What the time of a thread goes into, in nanoseconds.
 enum Spent { kInRows, kInPrepare, kInMultiply, kInAppend, kInAttend, kInWaiting, kSpents };
 
+// Lines of memory that a thread will read next, fetched while it waits for the others.
+struct Soon {
+  const uint8_t* at;
+  int64_t lines;
+};
+
 // Whether threads share a call. Where other work holds cores, partners wait for each other longer than one
 // takes to do it all: then it does, for a while that doubles each time they are found to wait again.
 struct Alone {
   int64_t left = 0, next = 4;  // calls
   bool begin() { return left > 0 && left-- > 0; }
   void waited(bool long_enough) {
-    next = long_enough ? std::min<int64_t>(2 * next, 64) : 4;
+    next = long_enough ? std::min<int64_t>(2 * next, 16) : 4;
     left = long_enough ? next : 0;
   }
 };
@@ -81,6 +88,7 @@ class Engine {
   static void work(int thread, void* context);
   float* buffer(const Turn& turn, int32_t number) const;
   float* reg(const Turn& turn, int32_t number, int64_t& stride) const;
+  void look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>& soon) const;
   void level(const Turn& turn, int32_t number, int64_t* spent) const;
   void rows(const Turn& turn, const Step& step) const;
   void linear(const Turn& turn, const Task& task) const;
@@ -94,6 +102,7 @@ class Engine {
   std::vector<Slot> slots_;
   Plan plan_;
   Schedule few_, many_;
+  std::vector<std::vector<Soon>> few_soon_, many_soon_;  // [level * threads + thread]
   std::vector<std::vector<int64_t>> bounds_;  // of each packed weight: the blocks of each thread
   std::vector<std::vector<uint8_t*>> rooms_;  // of each slot: the cache of each sequence
   Cache cache_;

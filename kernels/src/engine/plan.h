@@ -43,5 +43,6 @@ struct Plan {
   int32_t step_count, register_count, weight_count, slot_count;
   int32_t logits;         // register
   int32_t level, threads, sequences;
+  int32_t steady;         // a row's logits do not depend on the rows beside it
   int64_t context;
 };

@@ -41,7 +41,7 @@ struct AttendCall {
   uint8_t* const* rooms;  // of each sequence: the blocks of the slot's first head
   int64_t head_bytes, block_bytes;
   Pieces pieces;
-  int32_t append, part, parts;
+  int32_t append, steady, part, parts;
 };
 
 }  // namespace engine

@@ -11,7 +11,8 @@ namespace engine {
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads), missing_(threads) {}
-  // Calls `meanwhile` while others are missing, until it returns false. How often the thread looked for them.
+  // Calls `meanwhile` while others are missing, until it returns false, and rests from then on. How often the
+  // thread looked for them.
   template <class Meanwhile>
   int64_t meet(Meanwhile meanwhile) {
     const uint32_t turn = turn_.load(std::memory_order_acquire);
@@ -23,8 +24,8 @@ class Barrier {
     bool more = true;
     int64_t waited = 0;
     for (; turn_.load(std::memory_order_acquire) == turn; ++waited) {
-      more = more && meanwhile();
-      rest(waited);
+      more = more && waited < kSpins && meanwhile();
+      if (!more) rest(waited);
     }
     return waited;
   }

@@ -25,6 +25,22 @@ class Stopwatch {
   int64_t begun_;
 };
 
+// One line of memory after another, as long as there are some.
+class Fetch {
+ public:
+  explicit Fetch(const std::vector<Soon>& soon) : next_(soon.data()), end_(next_ + soon.size()) {}
+  bool operator()() {
+    if (next_ == end_) return false;
+    __builtin_prefetch(next_->at + 64 * line_);
+    if (++line_ == next_->lines) ++next_, line_ = 0;
+    return true;
+  }
+
+ private:
+  const Soon *next_, *end_;
+  int64_t line_ = 0;
+};
+
 }  // namespace
 
 struct Engine::Job {
@@ -69,15 +85,16 @@ void Engine::work(int thread, void* context) {
   Engine& own = *job.engine;
   const Schedule& schedule = *job.schedule;
   const auto levels = static_cast<int32_t>(schedule.levels.size());
-  const int64_t capacity = schedule.mirrored ? kMirroredRows : own.chunk_;
+  const int64_t capacity = schedule.mirrored ? kMirroredRoom : own.chunk_;
   const int last_part = job.alone ? own.plan_.threads - 1 : thread;
   const Turn all{schedule, own.all_, thread, thread, last_part, job.logits, capacity};
   const Turn tail{schedule, own.wanted_, thread, thread, last_part, job.logits, capacity};
   int64_t* spent = own.profiled_ ? own.spent_.data() + kSpents * thread : nullptr;
-  const auto meet = [&] {
+  const auto& soon = &schedule == &own.few_ ? own.few_soon_ : own.many_soon_;
+  const auto meet = [&](int32_t level) {
     if (job.alone) return;
     const Stopwatch watch(spent, kInWaiting);
-    const int64_t waited = own.pool_->barrier.meet([] { return false; });
+    const int64_t waited = own.pool_->barrier.meet(Fetch(soon[level * own.plan_.threads + thread]));
     if (thread != 0) return;
     job.long_waits += waited > Barrier::kSpins;
     ++job.levels;
@@ -87,12 +104,12 @@ void Engine::work(int thread, void* context) {
     if (turn.batch.count() == 0) return;
     if (level == schedule.tail && tail.batch.count() < all.batch.count()) {
       own.carry(turn);
-      meet();
+      meet(level);
     }
     own.level(turn, level, spent);
     if (level + 1 == levels) return;
     if (thread == 0 && own.cancelled_.load(std::memory_order_relaxed)) job.stop.store(level);
-    meet();
+    meet(level);
     if (level >= job.stop.load()) return;
   }
 }
@@ -171,6 +188,7 @@ void Engine::linear(const Turn& turn, const Task& task) const {
   part.words = reinterpret_cast<uint8_t*>(prepared + each);
   part.scales = prepared + 2 * each;
   part.panels = panels_.at();
+  part.steady = plan_.steady;
   part.parts = 1;
   if (part.stage == kPrepare && turn.schedule.mirrored) {
     linear_at_[weight.form](part);
@@ -196,6 +214,7 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.block_bytes = cache_.block_bytes(step.slot);
   call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
   call.append = task.work == Work::kAppend;
+  call.steady = plan_.steady;
   call.parts = plan_.threads;
   for (call.part = turn.first_part; call.part <= turn.last_part; ++call.part) attend_at_(call);
 }

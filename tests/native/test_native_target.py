@@ -1,0 +1,58 @@
+"""What the target `native` writes, reopened in a fresh process."""
+
+import copy
+
+import pytest
+import torch
+from effc.compiler.capture import capture
+from effc.compiler.load import load
+from effc.compiler.manifest import Manifest
+from effc.compiler.targets.native import Native
+from effc.compiler.verify import verify
+from effc.dsl.diagnostics import Reject
+
+from tests import tiny
+from tests.recipes_in_memory import context_of, recipe_of
+
+torch.set_num_threads(1)
+
+
+def emitted(tmp_path, model, **options):
+    """The folder of an emitted artifact, without a manifest, and its target."""
+    target, folder = Native(path="cpu", **options), tmp_path / "cpu"
+    folder.mkdir()
+    target.emit(capture(model), folder, context_of(tmp_path, model, recipe_of([])))
+    return folder, target
+
+
+@pytest.mark.parametrize("name,options", [("gpt2", {}), ("gemma2", {"weights": "int8"})])
+def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, options):
+    model = tiny.model(name)
+    folder, target = emitted(tmp_path, copy.deepcopy(model), **options)
+    checks = verify(folder, model, target.forms())
+    assert len(checks) == 6 and all(check.holds and check.reason for check in checks)
+
+
+def test_weights_of_another_model_are_found_by_the_fresh_process(tmp_path):
+    folder, target = emitted(tmp_path, tiny.model("llama"))
+    with pytest.raises(Reject, match="logits of a batch differ by"):
+        verify(folder, tiny.model("llama", seed=1), target.forms())
+
+
+def test_equal_programs_give_equal_files(tmp_path):
+    first, second = (emitted(tmp_path / part, tiny.model("qwen3"))[0] for part in ("a", "b"))
+    for file in ("plan.json", "weights.bin"):
+        assert (first / "native" / file).read_bytes() == (second / "native" / file).read_bytes()
+
+
+def test_it_holds_no_dtype_but_its_own(tmp_path):
+    folder, _ = emitted(tmp_path, tiny.model("llama"))
+    with pytest.raises(Reject, match="packed weights, which have no other dtype"):
+        load(folder / "native", dtype=torch.float32)
+
+
+def test_an_artifact_of_the_target_is_known_by_its_plan():
+    from effc.compiler.load import holds_model
+
+    assert holds_model(Manifest(kind="native", files={"native/plan.json": (1, "")}))
+    assert not holds_model(Manifest(kind="native"))
