@@ -1,7 +1,7 @@
 """The library's functions for scans and convolutions along a sequence, over effc's kernels.
 
-Each takes what transformers' function of that name takes, hands on to a kernel what that can do, and the rest to
-the function itself. Gradients are registered with the kernels.
+Each takes what transformers' function of that name takes, hands on to a kernel what that can do, and the rest
+to the function itself. Gradients are registered with the kernels.
 """
 
 import functools
@@ -21,7 +21,7 @@ from ..kernels.ssd_scan import SsdScan
 from ..kernels.ssd_step import SsdStep
 from . import leaves
 
-_PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")     # several sequences in one row: the library refuses or does it
+_PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")     # several sequences in one row are the library's matter
 _SILU = ("silu", "swish")
 
 
@@ -64,34 +64,28 @@ def _one_of(x: Tensor | None) -> Tensor | None:
     """The number per head of a tensor that was expanded to channels and states."""
     if x is None:
         return None
-    _need(all(step == 0 or size == 1 for step, size in zip(x.stride()[_LEADING[x.dim()]:], x.shape[_LEADING[x.dim()]:],
-                                                           strict=True)))
-    return x[(..., *(0,) * (x.dim() - _LEADING[x.dim()]))]
+    # D and dt_bias are [h, p], A is [h, p, n]: heads come first
+    _need(all(step == 0 or size == 1 for step, size in zip(x.stride()[1:], x.shape[1:], strict=True)))
+    return x[(..., *(0,) * (x.dim() - 1))]
 
 
-_LEADING = {1: 1, 2: 1, 3: 1}     # D and dt_bias [h, p], A [h, p, n]: heads come first
-
-
-def _convolution(hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
-                 **_: Any) -> Tensor:
+def _convolution(hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None,
+                 activation: str | None = None, **_: Any) -> Tensor:
     _need(not CausalConv.accepts(weight, activation) and hidden_states.dim() == 3)
     return run(CausalConv, hidden_states, weight, bias, None, None, activation in _SILU)
 
 
 def _convolution_step(hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None,
                       activation: str | None = None, **_: Any) -> Tensor:
-    _need(not CausalConv.accepts(weight, activation) and hidden_states.shape[-1] == 1 and _in_place(conv_state))
-    return run(CausalConvStep, hidden_states[:, :, 0], conv_state, weight, bias, activation in _SILU)[:, :, None]
+    _need(not CausalConv.accepts(weight, activation) and hidden_states.shape[-1] == 1)
+    _need(_without_gradient(hidden_states, conv_state, weight, bias))
+    y = run(CausalConvStep, hidden_states[:, :, 0], conv_state, weight, bias, activation in _SILU)
+    return y[:, :, None]
 
 
-def _in_place(state: Tensor) -> bool:
-    """Whether a step may write the state: a gradient that needs what it was would be lost."""
-    return not (torch.is_grad_enabled() and state.requires_grad)
-
-
-def _selective_scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                    z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
-                    return_last_state: bool = False, **_: Any) -> Any:
+def _selective_scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+                    D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,
+                    delta_softplus: bool = False, return_last_state: bool = False, **_: Any) -> Any:
     _need(A.dim() == 2 and B.dim() == C.dim() == 3 and not SelectiveScan.accepts(A.shape[-1]))
     y, state = run(SelectiveScan, hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, None, None)
     return (y, state) if return_last_state else y
@@ -100,7 +94,8 @@ def _selective_scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: 
 def _selective_step(state: Tensor, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
                     D: Tensor | None = None, z: Tensor | None = None, dt_bias: Tensor | None = None,
                     dt_softplus: bool = False, **_: Any) -> Tensor:
-    _need(A.dim() == 2 and B.dim() == C.dim() == 2 and _without_gradient(hidden_states, dt, A, B, C, D, z, dt_bias))
+    _need(A.dim() == 2 and B.dim() == C.dim() == 2)
+    _need(_without_gradient(hidden_states, dt, A, B, C, D, z, dt_bias))
     return run(SelectiveStep, state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
 
 
@@ -126,8 +121,8 @@ def _ssd_step(state: Tensor, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Te
     _need(z is None and hidden_states.dim() == B.dim() == 3 and A.dim() == 3 and dt.dim() == 3)
     _need(_without_gradient(hidden_states, dt, A, B, C, D, dt_bias))
     _need(dt.shape[2] == 1 or dt.stride(2) == 0)
-    return run(SsdStep, state, hidden_states, dt[:, :, 0], _one_of(A), B, C, _one_of(D), _one_of(dt_bias), dt_softplus,
-               False)
+    return run(SsdStep, state, hidden_states, dt[:, :, 0], _one_of(A), B, C, _one_of(D), _one_of(dt_bias),
+               dt_softplus, False)
 
 
 QUICK: dict[str, Callable[..., Any]] = {

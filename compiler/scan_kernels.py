@@ -1,7 +1,7 @@
 """State-space mixers on effc's kernels instead of what transformers falls back to on a CPU.
 
-The library's functions for scans and convolutions are the leaf functions of `leaves`; a mixer finds them by name
-in its source file. A quickened mixer runs its own forward with those names leading to kernels: nothing of
+The library's functions for scans and convolutions are the leaf functions of `leaves`; a mixer finds them by
+name in its source file. A quickened mixer runs its own forward with those names leading to kernels: nothing of
 transformers is changed, only this module's `forward`, and a trace sees the library's functions as ever. What a
 kernel can't take (another device or type, an odd activation, packed sequences) goes to the library's function.
 """
@@ -25,7 +25,7 @@ _NORM = re.compile(r"\w*RMSNorm(Gated)?")
 
 
 def quicken(model: nn.Module, *, marked: bool = False) -> list[str]:
-    """Let the state-space mixers of a model run on kernels; their paths. None where the kernels are not compiled.
+    """Let the state-space mixers of a model run on kernels; their paths, none where no kernels are compiled.
 
     marked   only those that carry `MARK`
     """
@@ -91,7 +91,7 @@ def scans(model: nn.Module) -> list[str]:
 
 
 def _scans(module: nn.Module) -> bool:
-    """Whether a mixer scans, and has not lost its scan: a layer's graph goes through what is left of it then."""
+    """Whether a mixer scans, and has not lost its scan: then a layer's graph goes through what is left of it."""
     return any("conv" not in name for name in _called(type(module))) and DECAY in module._parameters
 
 
@@ -141,7 +141,8 @@ def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return _NORM.fullmatch(type(module).__name__) is not None and type(module).__module__.startswith("transformers.")
+    kind = type(module)
+    return _NORM.fullmatch(kind.__name__) is not None and kind.__module__.startswith("transformers.")
 
 
 @functools.cache
@@ -165,20 +166,19 @@ def _innermost(function: Any) -> Any:
 def _rebuilt(function: Any, inner: Any, names: dict[str, Any]) -> Any:
     """A copy of a decorated function whose innermost one has other global names."""
     if function is inner:
-        copy = types.FunctionType(inner.__code__, names, inner.__name__, inner.__defaults__, inner.__closure__)
-        copy.__kwdefaults__ = inner.__kwdefaults__
-        return copy
+        return _copied(inner, names, inner.__closure__)
     below = function.__wrapped__
     new = _rebuilt(below, inner, names)
-    cells = tuple(types.CellType(new) if cell.cell_contents is below else cell for cell in _cells(function))
-    copy = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
-    copy.__kwdefaults__ = function.__kwdefaults__
+    held = function.__closure__ or ()
+    cells = tuple(types.CellType(new) if cell.cell_contents is below else cell for cell in held)
     assert any(cell.cell_contents is new for cell in cells), f"{function.__qualname__} hides what it wraps"
+    return _copied(function, function.__globals__, cells)
+
+
+def _copied(function: Any, names: dict[str, Any], cells: Any) -> Any:
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells)
+    copy.__kwdefaults__ = function.__kwdefaults__
     return copy
-
-
-def _cells(function: Any) -> Iterator[Any]:
-    yield from function.__closure__ or ()
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Norms beside scans over a kernel: with one token, and with few, they cost more than what they do.
 
-A root-mean-square norm is one pass instead of six, one behind a gate instead of twelve. What its class computes is
-not looked up: the first call is made both ways, and the kernel is used from then on only where the results agree.
+A root-mean-square norm is one pass instead of six, one behind a gate instead of twelve. What its class computes
+is not looked up: the first call is made both ways, and the kernel is used from then on only where the results
+agree.
 """
 
 from typing import Any
@@ -48,6 +49,6 @@ def _over_kernel(norm: nn.Module, x: Tensor, gate: Tensor | None) -> Tensor:
     width = x.shape[-1]
     size = vars(norm).get("group_size", width)
     groups = width // size if size and width % size == 0 else 1
-    flat = GatedNorm.native(x.reshape(-1, width), None if gate is None else gate.reshape(-1, width), norm.weight,
-                            _epsilon(norm), groups)
+    gate = None if gate is None else gate.reshape(-1, width)
+    flat = GatedNorm.native(x.reshape(-1, width), gate, norm.weight, _epsilon(norm), groups)
     return flat.view(x.shape)

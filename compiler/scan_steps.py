@@ -1,9 +1,9 @@
 """One position of a whole state-space mixer while decoding, in a few calls of kernels.
 
 With one token the projections are all that takes time, and torch reads their weights at less than half of the
-memory's speed; what is between them is some dozens of small operations. A step does the same in six calls. It is
-written for the two published families, and whether a mixer is of one is not looked up by name: at its first token a
-mixer is run both ways on the same state, and takes the step from then on only where the results agree.
+memory's speed; what is between them is some dozens of small operations. A step does the same in six calls. It
+is written for the two published families, and whether a mixer is of one is not looked up by name: at its first
+token a mixer is run both ways on the same state, and takes the step from then on only where the results agree.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,8 @@ def run(mixer: nn.Module, whole: Callable[..., Any], args: tuple[Any, ...], kwar
         return whole(*args, **kwargs) if step is None else step(mixer, hidden, *states)
     copies = [state.clone() for state in states]
     wanted = whole(*args, **kwargs)
-    _proven[mixer] = next((s for s in (selective, ssd) if _agrees(s, mixer, hidden, copies, wanted, states)), None)
+    known = (selective, ssd)
+    _proven[mixer] = next((s for s in known if _agrees(s, mixer, hidden, copies, wanted, states)), None)
     return wanted
 
 
@@ -68,7 +69,7 @@ def _agrees(step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], 
 
 
 def near(found: Tensor, wanted: Tensor) -> bool:
-    """Within float32 sums in another order; in bfloat16 the library rounds between operations, a kernel does not."""
+    """Within float32 sums in another order; in bfloat16 the library rounds between operations, a kernel not."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
     most = 1e-5 if found.dtype is torch.float32 else 2 ** -5
@@ -99,7 +100,8 @@ def ssd(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor
     mixed = _convolved(mixer, mixed, seen)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 1)
     b, c = b.view(batch, -1, n), c.view(batch, -1, n)
-    y = SsdStep.native(state, x.view(batch, heads, p), dt, mixer.A_log, b, c, mixer.D, mixer.dt_bias, True, True)
+    x = x.view(batch, heads, p)
+    y = SsdStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, mixer.dt_bias, True, True)
     y = mixer.norm(y.view(batch, 1, inner), gate[:, None])
     return _product(mixer.out_proj, y[:, 0].to(hidden.dtype))[:, None]
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import OPS, Kernel
-from .sequences import FLOATS, at, fit, inside, live, one_type, plain, rows, run
+from .sequences import FLOATS, at, fit, inside, live, one_type, placed, plain, rows, run
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -15,7 +15,7 @@ def _keep(ctx, inputs, output) -> None:
 
 
 class CausalConv(Kernel):
-    """x [b, c, t], weight [c, k], bias [c] or None -> y as x, each position a sum over itself and k - 1 before it.
+    """x [b, c, t], weight [c, k], bias [c] or None -> y as x, each position summed with k - 1 before it.
 
     before   [b, c, k - 1]: what came before the first live position; zeros where None
     bounds   [b, 2] int64: first live position and the one behind the last; outside them y is 0
@@ -40,7 +40,8 @@ class CausalConv(Kernel):
             first = torch.zeros(b, dtype=torch.int64) if bounds is None else bounds[:, 0]
             places = (first[:, None] + torch.arange(k - 1))[:, None].expand(-1, c, -1)
             seen = seen.scatter_add(2, places, before.to(wide))
-        y = functional.conv1d(seen, weight.to(wide)[:, None], None if bias is None else bias.to(wide), groups=c)
+        bias = None if bias is None else bias.to(wide)
+        y = functional.conv1d(seen, weight.to(wide)[:, None], bias, groups=c)
         return ((functional.silu(y) if silu else y) * mask[:, None]).to(x.dtype)
 
     @staticmethod
@@ -56,8 +57,8 @@ class CausalConv(Kernel):
         y = torch.empty(b, t, c, dtype=own.dtype)
         filters, bias = plain(weight.mT), plain(bias)                 # [k, c]
         before = None if before is None or k == 1 else before.mT.to(own.dtype).contiguous()
-        run("causal_conv", own.data_ptr(), own.stride(0), own.stride(1), filters.data_ptr(), at(bias), at(before),
-            y.data_ptr(), at(bounds), b, t, c, k, own.dtype is torch.float32, silu, torch.get_num_threads())
+        run("causal_conv", *placed(own), filters.data_ptr(), at(bias), at(before), y.data_ptr(), at(bounds), b, t,
+            c, k, own.dtype is torch.float32, silu, torch.get_num_threads())
         return y.mT if y.dtype is x.dtype else y.mT.to(x.dtype)
 
     @classmethod
@@ -70,10 +71,11 @@ class CausalConv(Kernel):
         with torch.enable_grad():
             given = [None if x is None else x.detach().requires_grad_() for x in tensors]
             y = cls.reference(*given, bounds, silu)
-            wanted = [x for x, need in zip(given, ctx.needs_input_grad, strict=False) if x is not None and need]
+            needs = ctx.needs_input_grad
+            wanted = [x for x, need in zip(given, needs, strict=False) if x is not None and need]
             found = iter(torch.autograd.grad(y, wanted, grad))
         return *(next(found) if x is not None and need else None
-                 for x, need in zip(given, ctx.needs_input_grad, strict=False)), None, None
+                 for x, need in zip(given, needs, strict=False)), None, None
 
     @staticmethod
     def accepts(weight: Tensor, activation: str | None = None) -> str:

@@ -4,11 +4,11 @@ import torch
 
 from .causal_conv import CausalConv
 from .kernel import Kernel
-from .sequences import at, fit, plain, rows, run
+from .sequences import at, beside, fit, plain, rows, run
 
 
 class CausalConvStep(Kernel):
-    """x [b, c], state [b, c, s] with the last s inputs, s >= k - 1, weight [c, k] -> y [b, c]; state ends with x."""
+    """x [b, c], state [b, c, s >= k - 1] of inputs before, weight [c, k] -> y [b, c]; state ends with x."""
 
     name = "causal_conv_step"
     schema = "(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor"
@@ -35,8 +35,8 @@ class CausalConvStep(Kernel):
         if s < k - 1 or state.dtype is not x.dtype or not state.is_contiguous() or x.dtype is torch.float64:
             return cls.reference(x, state, weight, bias, silu)
         x, weight, bias, y = rows(x), plain(weight), plain(bias), torch.empty(b, c, dtype=x.dtype)
-        run(cls.name, x.data_ptr(), x.stride(0), state.data_ptr(), weight.data_ptr(), at(bias), y.data_ptr(), b, c, s,
-            k, x.dtype is torch.float32, silu)
+        run(cls.name, *beside(x), state.data_ptr(), weight.data_ptr(), at(bias), y.data_ptr(), b, c, s, k,
+            x.dtype is torch.float32, silu)
         return y
 
     accepts = CausalConv.accepts

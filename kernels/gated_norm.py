@@ -9,7 +9,7 @@ from .sequences import FLOATS, beside, fit, one_type, plain, rows, run
 
 
 class GatedNorm(Kernel):
-    """x, gate [m, g * w], gate may be None, weight [g * w], g groups -> weight * u / rms(u) with u = x * silu(gate)."""
+    """x, gate [m, g * w], weight [g * w], g groups -> weight * u / rms(u), u = x * silu(gate) or, ungated, x."""
 
     name = "gated_norm"
     schema = "(Tensor x, Tensor? gate, Tensor weight, float eps, int groups) -> Tensor"
@@ -35,8 +35,8 @@ class GatedNorm(Kernel):
         own, gate = one_type(x, gate)
         own, gate, weight = rows(own), None if gate is None else rows(gate), plain(weight)
         y = torch.empty(m, width, dtype=own.dtype)
-        run(cls.name, *beside(own), *beside(gate), weight.data_ptr(), y.data_ptr(), m, groups, width // groups, eps,
-            own.dtype is torch.float32, torch.get_num_threads())
+        run(cls.name, *beside(own), *beside(gate), weight.data_ptr(), y.data_ptr(), m, groups, width // groups,
+            eps, own.dtype is torch.float32, torch.get_num_threads())
         return y if y.dtype is x.dtype else y.to(x.dtype)
 
     @staticmethod

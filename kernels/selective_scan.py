@@ -87,8 +87,8 @@ class SelectiveScan(Kernel):
         y = torch.empty(batches, length, channels, dtype=own.dtype)
         h = torch.zeros(batches, channels, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
-        run(cls.name, *placed(own), *placed(dt), dt.stride(2), *placed(z), *placed(b), *placed(c), at(a), at(d),
-            at(bias), y.data_ptr(), h.data_ptr(), at(bounds), batches, length, channels, n,
+        run(cls.name, *placed(own), *placed(dt), dt.stride(2), *placed(z), *placed(b), *placed(c), at(a),
+            at(d), at(bias), y.data_ptr(), h.data_ptr(), at(bounds), batches, length, channels, n,
             own.dtype is torch.float32, softplus, torch.get_num_threads())
         return y.mT if y.dtype is x.dtype else y.mT.to(x.dtype), h
 
@@ -103,7 +103,8 @@ class SelectiveScan(Kernel):
     @staticmethod
     def cases() -> list[tuple[int, int, int, int]]:
         """Sequences, channels, states, positions."""
-        return [(1, 1, 1, 1), (2, 16, 16, 5), (1, 17, 5, 33), (3, 40, 8, 70), (2, 33, 20, 130), (1, 32, 16, 1)]
+        return [(1, 1, 1, 1), (2, 16, 16, 5), (1, 17, 5, 33), (3, 40, 8, 70), (2, 33, 20, 130),
+                (1, 32, 16, 1)]
 
 
 def _fit(x, dt, a, b, c, d, z, bias, state) -> None:

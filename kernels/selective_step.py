@@ -8,7 +8,7 @@ from .sequences import at, beside, fit, one_type, plain, rows, run
 
 
 class SelectiveStep(Kernel):
-    """As `selective_scan` with x, dt, z [b, c], B, C [b, n] and state [b, c, n] -> y [b, c]; state is written.
+    """As `selective_scan` with x, dt, z [b, c], B, C [b, n], state [b, c, n] -> y [b, c]; state is written.
 
     a_is_log   `a` is log(-A), as checkpoints hold it
     """

@@ -44,7 +44,8 @@ def live(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
     if bounds is None:
         return None
     if bounds.shape != (batches, 2) or bounds.dtype != torch.int64:
-        raise native.KernelError(f"bounds {list(bounds.shape)} of {bounds.dtype} are not [{batches}, 2] of int64")
+        found = f"{list(bounds.shape)} of {bounds.dtype}"
+        raise native.KernelError(f"bounds {found} are not [{batches}, 2] of int64")
     first, last = bounds.unbind(1)
     if bool(((first < 0) | (last < first) | (last > length)).any()):
         raise native.KernelError(f"bounds leave a sequence of {length} positions, or end before they begin")

@@ -21,8 +21,8 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
     found = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
     softplus, least, most = ctx.rest
-    run("ssd_scan_backward", *map(at, held), *map(at, found), at(live(bounds, batches, length)), batches, length,
-        heads, p, groups, n, least, most, softplus, torch.get_num_threads())
+    run("ssd_scan_backward", *map(at, held), *map(at, found), at(live(bounds, batches, length)), batches,
+        length, heads, p, groups, n, least, most, softplus, torch.get_num_threads())
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
     *own, of_state = (None if t is None else g.to(t.dtype) for t, g in zip(given[:8], grads, strict=True))
@@ -47,7 +47,8 @@ class SsdScan(Kernel):
     @staticmethod
     def fake(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
         shape = x.shape[0], *x.shape[2:], b.shape[3]
-        return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(shape, dtype=torch.float32)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return y, x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
     def reference(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
@@ -61,7 +62,8 @@ class SsdScan(Kernel):
         h = torch.zeros(shape, dtype=wide) if state is None else state.to(wide)
         found = []
         for t in range(x.shape[1]):
-            decay, drive = torch.exp(dt[:, t] * a)[..., None, None], (dt[:, t, :, None] * own[:, t])[..., None]
+            decay = torch.exp(dt[:, t] * a)[..., None, None]
+            drive = (dt[:, t, :, None] * own[:, t])[..., None]
             h = torch.where(mask[:, t, None, None, None], decay * h + drive * b[:, t, :, None], h)
             found.append((h * c[:, t, :, None]).sum(3))
         y = torch.stack(found, 1) if found else own

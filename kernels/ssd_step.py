@@ -8,14 +8,14 @@ from .ssd_scan import SsdScan
 
 
 class SsdStep(Kernel):
-    """As `ssd_scan` with x [b, h, p], dt [b, h], B, C [b, g, n], state [b, h, p, n] -> y [b, h, p]; state is written.
+    """As `ssd_scan` with x [b, h, p], dt [b, h], B, C [b, g, n], state [b, h, p, n] -> y as x; state is written.
 
     a_is_log   `a` is log(-A), as checkpoints hold it
     """
 
     name = "ssd_step"
-    schema = ("(Tensor(a!) state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? bias, "
-              "bool softplus, bool a_is_log) -> Tensor")
+    schema = ("(Tensor(a!) state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, "
+              "Tensor? bias, bool softplus, bool a_is_log) -> Tensor")
 
     @staticmethod
     def fake(state, x, dt, a, b, c, d, bias, softplus, a_is_log):

@@ -12,8 +12,8 @@ from ...kernels import levels
 no_scan = Fault(
     "no-scan",
     "`lower.cpu_scan` found no scan that its kernels know.\n\n"
-    "They know those of Mamba and Mamba-2, in whatever model of transformers they occur. Models that only attend have "
-    "none, and mixers written elsewhere, or of other kinds, stay as they are.",
+    "They know those of Mamba and Mamba-2, in whatever model of transformers they occur. Models that only attend "
+    "have none, and mixers written elsewhere, or of other kinds, stay as they are.",
     exit="failure")
 no_cpu = Fault("no-scan-kernels", "Scans can't be lowered where effc's kernels for the CPU don't run.",
                exit="environment")
@@ -23,18 +23,19 @@ already = Fault("scans-are-lowered", "All scans of a model run on effc's kernels
 class CpuScan(Pass):
     """Run the scans and convolutions of state-space mixers on effc's kernels.
 
-    On a CPU transformers computes a scan by operations on whole sequences of states, which takes a multiple of the
-    time of a mixer's projections. The kernels keep the state in registers and read each input once: cost grows with
-    the length and memory does not. While decoding, a whole mixer takes some six calls, and its projections read their
-    weights at the speed of memory; so do norms beside it. Weights stay as they are, outputs within 1e-4, and the
-    checkpoint is the one that it would be without this step: a stock one where shapes allow. Gradients go through.
+    On a CPU transformers computes a scan by operations on whole sequences of states, which takes a multiple of
+    the time of a mixer's projections. The kernels keep the state in registers and read each input once: cost grows
+    with the length and memory does not. While decoding, a whole mixer takes some six calls, and its projections
+    read their weights at the speed of memory; norms beside it are one pass. Weights stay as they are, outputs
+    within 1e-4, and the checkpoint is the one that it would be without this step: a stock one where shapes allow.
+    Gradients go through.
 
-    `effc.load` chooses the kernels by itself for whatever artifact it opens. So this step is for what is measured on
-    the way, bounds on latency for instance, and for runs of the pipeline itself: searches are several times faster
-    after it. Plain transformers runs the same checkpoint as it always does.
+    `effc.load` chooses the kernels by itself for whatever artifact it opens, also one without this step. So this
+    step is for what is measured on the way, bounds on latency for instance, and for what later steps run. Plain
+    transformers runs the same checkpoint as it always does.
 
-    Source: own; the scans as defined by Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3) and Mamba-2 (Dao and Gu
-    2024, arXiv 2405.21060, section 5).
+    Source: own; the scans as defined by Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3) and Mamba-2 (Dao and
+    Gu 2024, arXiv 2405.21060, section 5).
     Example: fast = lower.cpu_scan()
     """
 
@@ -49,8 +50,9 @@ class CpuScan(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         if ctx.settings.device != "cpu":
-            raise Reject(no_cpu(f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
-                                help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads"))
+            raise Reject(no_cpu(
+                f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
+                help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads"))
         if levels.library() is None:
             raise Reject(no_cpu("effc is here without its compiled kernels",
                                 help="install a wheel for this platform"))

@@ -1,10 +1,10 @@
-"""State-space models on a CPU: prefill against the projections alone, decode against transformers, cost by length.
+"""State-space models on a CPU: prefill against projections alone, decode against transformers, cost by length.
 
     python tests/bench/scan.py [--only prefill,decode,length] [--rounds 7] [--threads 1] [--dtype float32]
 
-Models of width 768 with 6 layers and random weights, without an output head. What a line compares is called in turn,
-in alternating order, in one process; medians over the rounds. A round in which this process was pre-empted often
-still counts: only ratios of one line mean something on a shared machine.
+Models of width 768 with 6 layers and random weights, without an output head. What a line compares is called in
+turn, in alternating order, in one process; medians over the rounds. A round in which this process was pre-empted
+often still counts: only ratios of one line mean something on a shared machine.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def prefill(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     for name, (plain, quick) in pairs.items():
         for length in LENGTHS:
             ids = torch.randint(0, 255, (1, length))
-            calls = {"projections": projections(plain, length), "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
+            calls = {"projections": projections(plain, length),
+                     "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
             if length == LENGTHS[0]:
                 calls["transformers"] = lambda m=plain, x=ids: m(x, use_cache=False)
             line(f"{name}, {length} tokens", race(calls, rounds), "projections")
@@ -92,16 +93,43 @@ def decode(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
 
 
 def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
-    """The scan of one layer: with the whole model activations of the projections would hide what it holds."""
-    print("\ncost by length: us per token of one layer's mixer, and bytes per token that it holds at its peak")
-    for name, (_, quick) in pairs.items():
-        mixer = (quick.layers)[0].mixer
+    """Convolution and scan of one layer, without projections, whose cost and activations would hide theirs."""
+    print("\ncost by length: convolution and scan of one layer; memory besides what goes in and comes out")
+    dtype = next(next(iter(pairs.values()))[0].parameters()).dtype
+    for name in pairs:
         for count in LONG:
-            x = torch.randn(1, count, WIDTH).to(next(mixer.parameters()).dtype)
-            seconds = race({"mixer": lambda m=mixer, x=x: m(x)}, max(1, rounds // 3))["mixer"]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            print(f"{name}, {count:>6} tokens   {seconds / count * 1e6:8.2f} us/token   peak {peak / 1024:.0f} MB in all",
+            run = _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype))
+            before = _peak()
+            out = run()
+            more = (_peak() - before) / 2**20 - out.numel() * out.element_size() / 2**20 * 2     # y, and the input of it
+            del out
+            seconds = race({"scan": run}, max(1, rounds // 2))["scan"]
+            print(f"{name}, {count:>6} tokens   {seconds / count * 1e6:7.2f} us/token   {max(0.0, more):.0f} MB",
                   flush=True)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _scan(name: str, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The two kernels of one layer on x [1, t, 2 * width]; time steps and gate are x itself."""
+    channels, dtype = x.shape[2], x.dtype
+    weight, ops = torch.randn(channels, 4), torch.ops.effc
+    if name == "mamba":
+        a, states = -torch.rand(channels, 16), torch.randn(1, x.shape[1], 16).to(dtype).mT
+
+        def run() -> torch.Tensor:
+            own = ops.causal_conv(x.mT, weight, None, None, None, True)
+            return ops.selective_scan(own, x.mT, a, states, states, None, x.mT, None, True, None, None)[0]
+        return run
+    heads, states = torch.randn(1, x.shape[1], 24).to(dtype), torch.randn(1, x.shape[1], 1, 128).to(dtype)
+
+    def run_heads() -> torch.Tensor:
+        own = ops.causal_conv(x.mT, weight, None, None, None, True).mT.unflatten(2, (24, 64))
+        return ops.ssd_scan(own, heads, -torch.ones(24), states, states, None, None, True, 0.0, float("inf"), None,
+                            None)[0]
+    return run_heads
 
 
 PARTS = {"prefill": prefill, "decode": decode, "length": length}

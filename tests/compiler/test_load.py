@@ -72,7 +72,7 @@ def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
 
     write(tmp_path / "a", build=build)
     for form in ("compact", "compat"):
-        made = load(tmp_path / "a" / form)
+        made = load(tmp_path / "a" / form, kernels=False)      # sums in the same order
         assert list(made.config.time_step_limit) == [0.0, float("inf")] and same(made, program.model)
     assert config_of(read_config(tmp_path / "source" / "config.json", "here")).time_step_limit[1] == float("inf")
 
