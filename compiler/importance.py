@@ -6,9 +6,11 @@ Large sums run on the device of the weights; scores of items are on the CPU.
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ..dsl.skeleton import Group, Member
 from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_place, factor, has_moments, module_of, readers
+from .surgery import tensor_at
 
 if TYPE_CHECKING:
     from .program import Program
@@ -22,8 +24,9 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     for member in group.members[:-group.readers]:
-        tensor = program.model.get_parameter(member.tensor).detach()
-        total += _per_item(_per_index(tensor.abs(), member.axis), member, group.count)
+        tensor = tensor_at(program.model, member.tensor)
+        if isinstance(tensor, nn.Parameter):               # a buffer only follows
+            total += _per_item(_per_index(tensor.detach().abs(), member.axis), member, group.count)
     return total
 
 
