@@ -5,6 +5,7 @@ with a sentence.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,25 @@ def matrix(body: dict[str, Any] | None = None) -> Matrix:
 
 
 def markdown(found: Matrix) -> str:
-    """As a README shows it."""
-    head = ["", *found.columns]
-    rows = [[name, *(cells[column] for column in found.columns)] for name, cells in found.cells.items()]
+    """As a README shows it: all looks at a capture in one column, a pass in two lines."""
+    passes = [column for column in found.columns if "." in column]
+    looks = [column for column in found.columns if column not in passes]
+    head = ["", "capture", *(column.replace(".", ".<br>") for column in passes)]
+    rows = [[name, _worst(cells[look] for look in looks), *(cells[column] for column in passes)]
+            for name, cells in found.cells.items()]
+    rows = [["no" if cell == "refused" else cell for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join([*lines, "", found.summary + "."])
+
+
+def _worst(cells: Iterable[str]) -> str:
+    """Of situations that a model may not know, as padding."""
+    seen = set(cells)
+    return next((state for state in ("refused", "ok") if state in seen), "-")
+
+
+def put_into(readme: str, found: Matrix) -> str:
+    """A README with this table in place of the one that it had."""
+    start = readme.index("|  | capture |")
+    end = readme.index("\n", readme.index(" stages work", start))
+    return f"{readme[:start]}{markdown(found)}{readme[end:]}"

@@ -27,7 +27,7 @@ unsupported_model = Fault("unsupported-model", "A model does something that effc
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _WITHOUT_WEIGHTS = ("effc looks at a model before its weights are read: let that line not ask what numbers a tensor "
                     "holds")
-_NO_KERNEL = re.compile(r"Could not run '|not implemented for '|Torch not compiled with CUDA|no NVIDIA driver|CUDA")
+_NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
 _OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
 
 
@@ -108,12 +108,12 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
 
 def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     if _NO_KERNEL.search(str(error)):
-        return ("that operation is not made for the device that effc runs on: give another with `--device`, or let the "
-                "module fall back to torch functions")
+        return ("torch has no code for that operation on the device that effc looks at models on: register a fake and "
+                "a CPU implementation with torch.library, or let the module fall back to torch functions")
     if next(model.parameters()).is_meta:
         return _WITHOUT_WEIGHTS
-    return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, "
-            "it can't do without what the step removed")
+    return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
+            "can't do without what the step removed")
 
 
 def first_sentence(error: Exception) -> str:

@@ -153,6 +153,7 @@ def _padding(program: Program, config: Any) -> Padding:
     plan = Padding(config, shapes)
     plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
     plan.why += _other_numbers(model, made)
+    plan.why += _other_heads(program.skeleton, stock.skeleton)
     if not plan.why:
         scans = _lost_scans(program.skeleton, stock.skeleton)
         for scan in scans:
@@ -276,6 +277,17 @@ def _other_numbers(model: nn.Module, made: nn.Module) -> Iterator[str]:
             other = vars(theirs[path]).get(name) if path in theirs else None
             if type(value) is type(other) is float and value != other:
                 yield f"{path}.{name} is {value:g}, by the config it is {other:g}"
+
+
+def _other_heads(now: Skeleton, stock: Skeleton) -> Iterator[str]:
+    """Attention whose heads would have another width by the config, though all of them together fit."""
+    def widths(skeleton: Skeleton) -> dict[Axis, int]:
+        return {(m.tensor, m.axis): sum(size for _, size in m.segments)
+                for g in skeleton.groups if g.kind == "heads" for m in g.members}
+
+    ours, theirs = widths(now), widths(stock)
+    yield from (f"a head of {tensor} is {ours[tensor, axis]} wide, by the config {theirs[tensor, axis]}"
+                for tensor, axis in ours.keys() & theirs.keys() if ours[tensor, axis] != theirs[tensor, axis])
 
 
 def _shared(branch: Branch, dead: set[str], stock: Skeleton, ours: Shapes) -> Iterator[str]:

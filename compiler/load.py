@@ -36,8 +36,8 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
              `native` alone
     threads  that run the native engine; as many as torch has by default
     steady   the native engine gives the same logits to the bit whatever other sequences it computes in a call
-    tell     hears a sentence where versions differ from those that wrote it
     kernels  state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
+    tell     hears a sentence where versions differ from those that wrote it
     """
     from .lowered import refuse_elsewhere
 

@@ -5,6 +5,7 @@ the calibration inputs are W_K + W_D H_DK (H_KK + damping)^-1 with H = sum of x 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -122,9 +123,8 @@ class Reconstruction:
             takeover = self._takeover(group, member, sorted(dead), list(items))
             if takeover is not None:
                 weight = self.program.model.get_parameter(member.tensor).detach()
-                across = weight if member.axis == 1 else weight.T                            # [out, in]
-                new = takeover.applied(across)
-                found[member.tensor] = new if member.axis == 1 else new.T.contiguous()
+                new = takeover.applied(as_matrix(weight, member))
+                found[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
         return found
 
     def _takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
@@ -141,8 +141,9 @@ class Reconstruction:
         moment = self.moments.of(module_of(member)) if _is_matrix(module, member) else None
         if moment is None:
             return None
-        moment = moment.to(exact_place(self.program.model.get_parameter(member.tensor)))
-        return solved(moment, item_indices(member, dead), item_indices(member, items), self.damping)
+        weight = self.program.model.get_parameter(member.tensor)
+        gone, lost = (columns(weight, member, some) for some in (dead, items))
+        return solved(moment.to(exact_place(weight)), gone, lost, self.damping)
 
 
 @dataclass(frozen=True)
@@ -213,27 +214,59 @@ def item_indices(member: Member, items: Sequence[int]) -> list[int]:
     return [i for item in items for i in member.indices(item)]
 
 
+def as_matrix(weight: Tensor, member: Member) -> Tensor:
+    """A reader's weight [out, in]; of a convolution the inputs are channels and places of its kernel."""
+    return weight.flatten(1) if member.axis == 1 else weight.T
+
+
+def columns(weight: Tensor, member: Member, items: Sequence[int]) -> list[int]:
+    """Where items lie among the inputs of that matrix, item by item."""
+    each = math.prod(weight.shape[2:])
+    return [i * each + place for i in item_indices(member, items) for place in range(each)]
+
+
 def exact_place(weight: Tensor) -> torch.device:
     """Where to compute in float64 with a weight: on its device, but on the CPU for one that has no float64."""
     return torch.device("cpu") if weight.device.type == "mps" else weight.device
 
 
 def has_moments(model: nn.Module, member: Member) -> bool:
-    """Whether a reader is a matrix, whose inputs have second moments; convolutions and experts are none."""
+    """Whether a reader is a matrix, whose inputs have second moments; grouped convolutions and experts are none."""
     return _is_matrix(model.get_submodule(module_of(member)), member)
 
 
 def _is_matrix(module: nn.Module, member: Member) -> bool:
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and member.axis == 0)
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and member.axis == 0) or (
+        _convolves(module) and module.groups == 1 and member.axis == 1)
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a module is a convolution as torch computes it, of zeros around and a number of them."""
+    return type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward) and (
+        module.padding_mode == "zeros" and not isinstance(module.padding, str))
 
 
 def _width(module: nn.Module) -> int:
-    return module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0]
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.weight[0].numel() if _convolves(module) else module.weight.shape[0]
+
+
+def _inputs(module: nn.Module, x: Tensor) -> Tensor:
+    """What each output of a module is a product of, [n, in] float32."""
+    if not _convolves(module):
+        return x.flatten(0, -2).float()
+    if isinstance(module, nn.Conv1d):                       # as an image of one row
+        sizes = [(1, module.kernel_size[0]), (1, module.dilation[0]), (0, module.padding[0]), (1, module.stride[0])]
+        x = x.unsqueeze(-2)
+    else:
+        sizes = [module.kernel_size, module.dilation, module.padding, module.stride]
+    return nn.functional.unfold(x.float(), *sizes).movedim(1, 2).flatten(0, 1)
 
 
 def _summing(sums: dict[str, Tensor], path: str):
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach().flatten(0, -2).float()                                          # [tokens, in]
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = _inputs(module, args[0].detach())                                               # [tokens, in]
         if path in sums:
             sums[path].addmm_(x.T, x)
         else:

@@ -112,3 +112,16 @@ def ignore(mixer: torch.nn.Module, channels: list[int]) -> None:
 
 def rows() -> torch.Tensor:
     return torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+def cuts(program) -> list[str]:
+    """What a search cut, in order."""
+    return [note["cut"] for note in program.notes if "cut" in note]
+
+
+def loss(made: torch.nn.Module) -> float:
+    """Nats per token over `rows()`."""
+    ids = rows()
+    with torch.no_grad():
+        values = made(input_ids=ids, use_cache=False).logits[:, :-1].reshape(-1, 128)
+    return torch.nn.functional.cross_entropy(values, ids[:, 1:].reshape(-1)).item()

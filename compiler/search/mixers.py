@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ...dsl.amounts import needs_score
 from ...dsl.diagnostics import Reject
@@ -19,6 +20,7 @@ from ..narrowing import again
 from ..reconstruct import Moments, Reconstruction, module_of, readers
 from ..rewrite import Rewriter
 from ..shrink import narrowed
+from ..surgery import tensor_at
 from .candidate import Pool
 from .choice import Exact, Racing
 from .goals import refuse_unreached
@@ -138,7 +140,10 @@ def magnitudes(program: "Program", group: Group) -> torch.Tensor:
     """Sum of magnitudes of the weights that make an item; [count] float64."""
     total = torch.zeros(group.count, dtype=torch.float64)
     for member in group.members[: len(group.members) - group.readers]:
-        tensor = program.model.get_parameter(member.tensor).detach().abs().double().cpu()
+        tensor = tensor_at(program.model, member.tensor)
+        if not isinstance(tensor, nn.Parameter):           # what only follows says nothing of an item's weight
+            continue
+        tensor = tensor.detach().abs().double().cpu()
         sums = tensor.transpose(0, member.axis).reshape(tensor.shape[member.axis], -1).sum(1)
         total += torch.stack([sums[member.indices(item)].sum() for item in range(group.count)])
     return total

@@ -17,6 +17,7 @@ from ...compiler.promise import outputs
 from ...compiler.residual import through
 from ...compiler.rewrite import Rewriter
 from ...compiler.search.widths import slice_all
+from ...compiler.surgery import tensor_at
 from ...compiler.trial import without_branch, without_layer
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Member
@@ -74,7 +75,10 @@ def _dead(program: Program, group: Group, silent: dict[Member, torch.Tensor]) ->
     def zero(members: tuple[Member, ...]) -> torch.Tensor:
         return torch.stack([~_any_of_item(_nonzero(program, m), m, group.count) for m in members]).all(0)
 
-    makers, readers = group.members[:-group.readers], group.members[-group.readers:]
+    readers = group.members[-group.readers:]
+    # A buffer with an entry for each follows, and makes nothing.
+    makers = tuple(m for m in group.members[:-group.readers]
+                   if isinstance(tensor_at(program.model, m.tensor), nn.Parameter))
     # With all makers zero an item is the same whatever the input: one run tells whether that is zero.
     quiet = torch.stack([silent[m] for m in readers]).all(0)
     return torch.nonzero(zero(readers) | (zero(makers) & quiet)).flatten().tolist()
@@ -118,7 +122,7 @@ def _listener(silent: torch.Tensor, member: Member):
 
 def _nonzero(program: Program, member: Member) -> torch.Tensor:
     """Which indices along the member's axis hold anything, [n] bool."""
-    tensor = program.model.get_parameter(member.tensor).detach()
+    tensor = tensor_at(program.model, member.tensor).detach()
     return (tensor != 0).transpose(0, member.axis).reshape(tensor.shape[member.axis], -1).any(1).cpu()
 
 

@@ -9,10 +9,10 @@ from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.search.branches import Branches, Layers
 from ...compiler.search.candidate import Pool
-from ...compiler.search.goals import budget, refuse_unreached
-from ...compiler.search.loop import Budget, Search
-from ...compiler.search.ordering import choice_of
-from ...compiler.search.saving import OF_MODEL, Ledger
+from ...compiler.search.goals import budget
+from ...compiler.search.loop import Budget
+from ...compiler.search.saving import Ledger
+from ...compiler.search.single import cut_until_met, foreseen
 from ...compiler.select import mixers
 from ...dsl.skeleton import Branch, Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
@@ -46,11 +46,8 @@ class Blocks(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         skeleton, goal = program.skeleton, self._goal(program.skeleton)
         pool = _pool(program, mixers(skeleton, self.on), Ledger(skeleton))
-        refuse_unreached(min(pool.reachable(goal.of), self._most(skeleton, goal.of)), goal)
-        search = Search(program, ctx)
-        search.run([pool], self.score, goal, choice_of(self.search, goal.of if goal.of in OF_MODEL else ""))
-        refuse_unreached(search.saved.get(goal.of, 0.0), goal)
-        search.finish([pool])
+        most = min(pool.reachable(goal.of), self._most(skeleton, goal.of))
+        cut_until_met(program, ctx, pool, self.score, goal, self.search, most)
 
     def _goal(self, skeleton: Skeleton) -> Budget:
         return budget(skeleton, Amount(self.remove, removes=True), "blocks", len(mixers(skeleton, None)))
@@ -69,14 +66,10 @@ class Blocks(Pass):
         return self._likely(skeleton)[1]
 
     def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
-        goal, ledger, saved, scored = self._goal(skeleton), Ledger(skeleton), 0.0, 0
-        order = sorted(mixers(skeleton, self.on), key=lambda b: ledger.branch(b.site, "params"))
-        for number, branch in enumerate(order):
-            if goal.is_met(saved):
-                break
-            saved, scored = saved + ledger.branch(branch.site, goal.of), scored + len(order) - number
-            skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == branch.site))
-        return skeleton, scored
+        ledger = Ledger(skeleton)
+        sites = [b.site for b in sorted(mixers(skeleton, self.on), key=lambda b: ledger.branch(b.site, "params"))]
+        return foreseen(skeleton, self._goal(skeleton), sites, lambda now, site: shrink.without_branch(
+            now, next(b for b in now.branches if b.site == site)))
 
 
 def _pool(program: Program, chosen: tuple[Branch, ...], ledger: Ledger) -> Pool:

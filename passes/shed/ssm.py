@@ -7,11 +7,11 @@ from ...compiler.amount import Amount
 from ...compiler.context import Context
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
-from ...compiler.search.goals import budget, refuse_unreached
-from ...compiler.search.loop import Budget, Search
-from ...compiler.search.ordering import choice_of
-from ...compiler.search.saving import OF_MODEL, Ledger
+from ...compiler.search.goals import budget
+from ...compiler.search.loop import Budget
+from ...compiler.search.saving import Ledger
 from ...compiler.search.scans import Scans
+from ...compiler.search.single import cut_until_met, foreseen
 from ...compiler.select import scans
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
@@ -49,11 +49,7 @@ class Ssm(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         goal = self._goal(program.skeleton)
         pool = Scans(program, scans(program.skeleton, self.on), Ledger(program.skeleton))
-        refuse_unreached(pool.reachable(goal.of), goal)
-        search = Search(program, ctx)
-        search.run([pool], self.score, goal, choice_of(self.search, goal.of if goal.of in OF_MODEL else ""))
-        refuse_unreached(search.saved.get(goal.of, 0.0), goal)
-        search.finish([pool])
+        cut_until_met(program, ctx, pool, self.score, goal, self.search, pool.reachable(goal.of))
 
     def _goal(self, skeleton: Skeleton) -> Budget:
         return budget(skeleton, Amount(self.remove, removes=True), "scans", len(skeleton.scans))
@@ -66,13 +62,8 @@ class Ssm(Pass):
         return self._likely(skeleton)[1]
 
     def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
-        goal, saved, scored = self._goal(skeleton), 0.0, 0
-        candidates = scans(skeleton, self.on)
-        for number, scan in enumerate(candidates):
-            if goal.is_met(saved) or len(skeleton.scans) <= 1:
-                break
-            now = next(s for s in skeleton.scans if s.site == scan.site)
-            less = shrink.without_scan(skeleton, now)
-            saved += OF_MODEL[goal.of](skeleton) - OF_MODEL[goal.of](less) if goal.of in OF_MODEL else 1
-            skeleton, scored = less, scored + len(candidates) - number
-        return skeleton, scored
+        def without(now: Skeleton, site: str) -> Skeleton | None:
+            scan = next(s for s in now.scans if s.site == site)
+            return shrink.without_scan(now, scan) if len(now.scans) > 1 else None
+
+        return foreseen(skeleton, self._goal(skeleton), [s.site for s in scans(skeleton, self.on)], without)

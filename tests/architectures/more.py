@@ -40,9 +40,13 @@ MORE = {
     "minimax": (_LM, "minimax", {**_MOE, "block_size": 8, "layer_types": [
         "linear_attention", "full_attention", "linear_attention"]}),
     "lfm2_moe": (_LM, "lfm2_moe", {**_MOE, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}),
+    "falcon_h1": (_LM, "falcon_h1", {
+        **_WIDE, "mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16,
+        "mamba_chunk_size": 8}),
     "recurrent_gemma": (_LM, "recurrent_gemma", {
         **_WIDE, "lru_width": 64, "block_types": ["recurrent", "attention"], "attention_window_size": 8}),
     "mpnet": (_MASKED, "mpnet", _TEXT),
+    "deberta_v2": (_MASKED, "deberta-v2", {**_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
     "nystromformer": (_MASKED, "nystromformer", _TEXT),
     "fnet": (_MASKED, "fnet", _TEXT),
     "convnext": (_IMAGE, "convnext", {**_STAGES, "hidden_sizes": [16, 32], "num_stages": 2}),

@@ -82,6 +82,26 @@ def test_a_module_that_decides_by_numbers_is_listed_and_what_needs_it_is_refused
     assert "net.py:13: `if x.mean() > 0:`" in refused.stderr and "ask what numbers a tensor holds" in refused.stderr
 
 
+KERNEL = """import torch
+from torch import nn
+
+kernels = torch.library.Library("hymba_test", "DEF")
+kernels.define("scan(Tensor x) -> Tensor")
+kernels.impl("scan", lambda x: x, "CUDA")
+"""
+
+
+def test_a_kernel_for_cuda_alone_is_refused_with_module_line_and_what_to_do(effc):
+    """Its mixer would be captured where there is such a device; here nothing is known of what it computes."""
+    net = NET.replace("\nimport torch\nfrom torch import nn\n", KERNEL).replace(
+        "# twice", "x = torch.ops.hymba_test.scan(x)")
+    refused = effc("plan", "prune.blocks(remove: 1, score: divergence(rows))", net=net)
+    assert refused.returncode == 5, refused.stderr
+    assert "layers.0.odd" in refused.stderr and "`x = torch.ops.hymba_test.scan(x)`" in refused.stderr
+    assert "net.py:" in refused.stderr and "register a fake" in refused.stderr
+    assert len(max(refused.stderr.splitlines(), key=len)) < 500, "torch's table of backends is left out"
+
+
 def test_the_plan_lists_what_is_one_node_and_which_line_made_it_so(effc):
     listed = effc("plan", "prune.blocks(remove: 1, score: divergence(rows))", source='config("mamba.json")')
     assert listed.returncode == 0, listed.stderr

@@ -144,6 +144,17 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     assert equivalence.compare(silenced, stock) < 1e-4
 
 
+def test_heads_come_back_in_their_own_width_or_not_at_all():
+    """A config without a word for it makes the same width of fewer, wider heads."""
+    program = copy.deepcopy(captured("deberta_v2"))
+    with Rewriter(program) as rewrite:
+        slice_all(program, rewrite, [(g, {0, 1}) for g in program.skeleton.groups if g.kind == "heads"])
+    filled, stock = padding(program), table.model("deberta_v2")
+    assert not filled.why and filled.config.num_attention_heads == 4
+    stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
+    assert equivalence.compare(program.model, stock) < 1e-4
+
+
 @pytest.mark.parametrize(("name", "kind", "said"), [
     ("olmo2", "heads", "a norm or a mixing function runs over several heads"),
     ("bloom", "heads", "from outside of the layer, has an entry for each of them"),

@@ -3,7 +3,8 @@
     python tests/bench/shed.py [--models tiny-mamba2 tiny-hybrid] [--heal STEPS]
 
 Searches are racing ones, scored on rows of calib.txt; perplexity is measured on rows of heldout.txt, which nothing
-learns from or decides by. Latency is the median of a prefill of 256 tokens and of a decoded token, batch 1, one
+learns from or decides by. The cost of a search is told in forwards of layers, and as a share of those that whole
+models for every candidate would take. Latency is the median of a prefill of 256 tokens and of a decoded token, batch 1, one
 thread, original and result taking turns step by step. `--heal` trains each result for some steps, to compare parts of
 about equal latency after that. Seed 0.
 """
@@ -25,7 +26,8 @@ STEPS = {
     "blocks": [f"shed.blocks(remove: {n}, {SCORED})" for n in (1, 2, 3, 5)],
     "heads": [f"shed.heads(keep: {k}% of heads, {SCORED})" for k in (90, 75, 50)],
     "states": [f"shed.state(keep: {k}% of states, {SCORED})" for k in (75, 50, 25)],
-    "all kinds": [f"shed.multi(remove: {k}% of params, {SCORED})" for k in (5, 10, 20)],
+    "all kinds": [f"shed.multi(remove: {what}, {SCORED})" for what in (
+        "5% of params", "10% of params", "20% of params", "20% of flops", "8")],
 }
 RECIPE = """effspec 1
 model base    = zoo("{model}")
@@ -49,6 +51,8 @@ class Point:
     perplexity: float
     healed: float | None
     seconds: float
+    forwards: float             # of layers that the search ran, and that whole models would have taken
+    naive: float
 
 
 def build_of(folder: Path, model: str, step: str, heal: int):
@@ -86,9 +90,13 @@ def in_turns(metric, models) -> list[float]:
 
 
 def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
+    from effc.compiler.progress import Recorded
     from effc.dsl.values import MetricRef
 
     build = build_of(folder, model, step, heal)
+    told: dict[str, float] = {}
+    build.ctx.settings.tell = lambda event: told.update(
+        {event.name: event.value} if isinstance(event, Recorded) else {})
     started = time.perf_counter()
     build.step(build.plan.stages[0])
     seconds = time.perf_counter() - started
@@ -101,7 +109,9 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     if heal:
         build.step(build.plan.stages[1])
         healed = perplexity(build.reach(build.plan.stages[1].key).model, build.ctx)
-    return Point(kind, step, size, times[0][1] / times[0][0], times[1][1] / times[1][0], shed, healed, seconds)
+    return Point(kind, step, size, times[0][1] / times[0][0], times[1][1] / times[1][0], shed, healed, seconds,
+                 told.get("layer forwards", math.nan),
+                 told.get("layer forwards, were every candidate scored by the whole model", math.nan))
 
 
 def plotted(points: list[Point], base: float, width: int = 60, height: int = 14) -> str:
@@ -135,21 +145,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine().items()))
-    line = "  {:<48}{:>8}{:>9}{:>8}{:>12}{:>9}{:>7}"
+    line = "  {:<48}{:>8}{:>9}{:>8}{:>12}{:>9}{:>7}{:>10}{:>9}"
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models:
             build = build_of(Path(folder), model, STEPS["scans"][0], 0)
             original = build.reach(build.plan.identity).model
             base, points = perplexity(original, build.ctx), []
             print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")
-            print(line.format("step", "params", "prefill", "decode", "perplexity", "healed", "s"))
+            print(line.format("step", "params", "prefill", "decode", "perplexity", "healed", "s", "forwards", "of naive"))
             for kind in args.kinds:
                 for step in STEPS[kind]:
                     p = measured(Path(folder), model, kind, step, args.heal, original)
                     points.append(p)
                     print(line.format(step.replace(f", {SCORED}", ""), f"{p.params:.1%}", f"{p.prefill:.0%}",
                                       f"{p.decode:.0%}", f"{p.perplexity:.2f}", f"{p.healed:.2f}" if p.healed else "",
-                                      f"{p.seconds:.0f}"), flush=True)
+                                      f"{p.seconds:.0f}", f"{p.forwards:.0f}", f"{p.forwards / p.naive:.0%}"), flush=True)
             print(plotted(points, base))
 
 

@@ -199,3 +199,37 @@ def test_with_little_damping_it_is_ordinary_least_squares(out, width, seed):
     if kept:
         expected = torch.linalg.lstsq(x[:, kept], x @ weight.T).solution.T
         assert torch.allclose(new[:, kept], expected, rtol=1e-7, atol=1e-7)  # 1e-7: the squared condition number
+
+
+class Convolved(torch.nn.Module):
+    """Channels of an image, or of a sequence, that a convolution reads; one is a multiple of another."""
+
+    def __init__(self, kind, **more):
+        super().__init__()
+        shape = (2, 3, 9, 9) if kind is torch.nn.Conv2d else (2, 3, 9)
+        self.first, self.last = kind(3, 6, 3), kind(6, 4, 3, **more)
+        self.dummy_inputs = {"x": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+        with torch.no_grad():
+            self.first.weight[4], self.first.bias[4] = 2 * self.first.weight[1], 2 * self.first.bias[1]
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("more", [{}, {"stride": 2}, {"dilation": 2}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("kind", [torch.nn.Conv1d, torch.nn.Conv2d])
+def test_what_a_convolution_reads_is_made_up_for_by_least_squares(tmp_path, kind, more):
+    torch.manual_seed(0)
+    program = capture(Convolved(kind, **more).eval())
+    (group,) = program.skeleton.groups
+    moments, x = Moments(tmp_path), torch.randn(program.inputs["x"].repeat_interleave(8, 0).shape)
+    with torch.no_grad():
+        moments.collect(program, ["last"], lambda: program.model(x), 1 << 30)
+        before = program.model(x)
+        assert set(importance.ascending(importance.obs(program, group, moments))[:2]) == {1, 4}
+        for path, value in Reconstruction(program, moments).without(group, (), [4]).items():
+            program.model.get_parameter(path).data = value
+        after = program.model(x)
+    assert not program.model.last.weight[:, 4].any()
+    assert (after - before).abs().max() < 0.02 * before.abs().max(), "twice channel 1 is what channel 4 was"
+    assert len(importance.wanda(program, group, moments)) == 6

@@ -19,6 +19,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests import mixers
+from tests.mixers import cuts, loss
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
@@ -40,16 +41,6 @@ def shed(tmp_path, model, word, **args):
     program = capture(copy.deepcopy(model))
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
-
-
-def cuts(program):
-    return [note["cut"] for note in program.notes if "cut" in note]
-
-
-def loss(model):
-    with torch.no_grad():
-        values = model(input_ids=IDS, use_cache=False).logits[:, :-1].reshape(-1, 128)
-    return torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1)).item()
 
 
 def reloaded(program, name, **changes):

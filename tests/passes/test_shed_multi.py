@@ -19,6 +19,7 @@ from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 
 from tests import mixers
 from tests.architectures import matrix, table
+from tests.mixers import cuts, loss
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 KINDS = ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states")
@@ -34,16 +35,6 @@ def shed(tmp_path, model, tell=lambda event: None, **args):
     program = capture(copy.deepcopy(model))
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
-
-
-def cuts(program):
-    return [note["cut"] for note in program.notes if "cut" in note]
-
-
-def loss(model):
-    with torch.no_grad():
-        values = model(input_ids=IDS, use_cache=False).logits[:, :-1].reshape(-1, 128)
-    return torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1)).item()
 
 
 def without(model, names):
@@ -122,7 +113,7 @@ def test_every_kind_of_part_is_cut_in_one_loop_and_counted_once(tmp_path):
     assert abs((1 - size) - saved) < 0.02, "a norm that two branches share is counted with neither"
 
 
-@pytest.mark.parametrize("word", ["prune.multi", "shed.multi"])
+@pytest.mark.parametrize("word", ["prune.multi"])
 def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
     model = table.model("mobilenet_v1")
     before = sum(p.numel() for p in model.parameters())

@@ -58,3 +58,14 @@ def test_a_budget_that_scans_can_not_meet_is_refused_by_plan(tmp_path):
         api.compile(path, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
     (found,) = caught.value.diagnostics
     assert found.slug == "out-of-reach" and "at most" in found.message
+
+
+def test_items_with_an_entry_in_a_buffer_are_ranked_by_weights_and_take_it_along():
+    """Falcon-H1 scales the rows of its input projection by a buffer."""
+    from effc.compiler.capture import capture
+    from effc.compiler.search.mixers import magnitudes
+
+    program = capture(mixers.model("falcon_h1"))
+    for group in [g for g in program.skeleton.groups if g.kind in ("ssm_heads", "ssm_state")]:
+        assert any(m.tensor.endswith("mup_vector") for m in group.members)
+        assert (magnitudes(program, group) > 0).all()

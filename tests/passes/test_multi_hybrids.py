@@ -1,0 +1,75 @@
+"""prune.multi and shed.multi on hybrids: every budget, both searches, and what is left computes what it should."""
+
+import copy
+
+import pytest
+import torch
+from effc.compiler.capture import capture
+from effc.compiler.equivalence import distance, observe
+from effc.compiler.search.saving import whole
+from effc.dsl.values import DataRef, MetricRef, Ratio, Selector
+
+from tests import mixers
+from tests.mixers import cuts
+from tests.recipes_in_memory import SCORE, context_of, recipe_of
+
+torch.set_num_threads(1)
+CLOCK = MetricRef("decode.p50", (("prompt", 16), ("steps", 8)))
+PRUNE = {"score": SCORE, "order": ("blocks", "channels", "heads"), "split": None, "search": "racing", "rank": None,
+         "reorder": None, "repair": None, "data": DataRef("rows"), "group": 16, "heads": 1, "width_score": None,
+         "clock": CLOCK, "machine": None, "check": None, "on": None}
+KINDS = ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states")
+SHED = {"score": SCORE, "order": KINDS, "split": None, "search": "racing", "rank": None, "repair": None, "group": 16,
+        "heads": 1, "experts": 1, "states": 4, "data": DataRef("rows"), "clock": CLOCK, "on": None}
+ARGUMENTS = {"prune.multi": PRUNE, "shed.multi": SHED}
+
+
+def cut(tmp_path, model, word, **changes):
+    recipe = recipe_of([("step", word, {**ARGUMENTS[word], **changes})])
+    program = capture(copy.deepcopy(model))
+    ctx = context_of(tmp_path, model, recipe)
+    ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
+    return program
+
+
+def assert_runs(program):
+    """Bound graphs and the model's own forward agree, and so do decoding with a cache and without, padded."""
+    before = observe(program.model)
+    for unit in program.units.values():
+        unit.bind(program.model)
+    assert distance(before, observe(program.model)) == 0.0
+    ids, mask = mixers.rows()[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    one, two = (program.model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=use)
+                for use in (True, False))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("word", ARGUMENTS)
+@pytest.mark.parametrize("of", ["params", "flops", "bytes"])
+def test_a_hybrid_meets_every_budget_of_its_size(tmp_path, word, of):
+    model = mixers.model("jamba" if of == "flops" else "bamba")
+    program = cut(tmp_path, model, word, remove=Ratio(0.3, of))
+    assert whole(program.skeleton, of) <= 0.7001 * whole(capture(model).skeleton, of)
+    assert_runs(program)
+
+
+@pytest.mark.parametrize("word", ARGUMENTS)
+def test_a_hybrid_is_cut_by_its_latency(tmp_path, word):
+    model = mixers.model("bamba", num_hidden_layers=4, attn_layer_indices=[2])
+    program = cut(tmp_path, model, word, remove=Ratio(0.15, "latency"), order=("blocks",))
+    (note,) = [n for n in program.notes if "per_branch" in n]
+    assert {"ssm", "attention", "mlp"} <= note["per_branch"].keys()
+    assert cuts(program)
+    assert_runs(program)
+
+
+def test_steps_are_counted_over_all_kinds(tmp_path):
+    program = cut(tmp_path, mixers.model("nemotron_h"), "shed.multi", remove=5)
+    assert len(cuts(program)) == 5
+    assert_runs(program)
+
+
+@pytest.mark.parametrize("word", ARGUMENTS)
+def test_selected_blocks_alone_are_cut(tmp_path, word):
+    program = cut(tmp_path, mixers.model("bamba"), word, remove=Ratio(0.1, "params"), on=Selector((("|", "*.mamba"),)))
+    assert all(".mamba" in name for name in cuts(program))
