@@ -101,8 +101,8 @@ class Service:
 
     def _chat(self, asked: AskedChat) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion of "
-                          "a text, at /v1/completions", "messages", "no_chat_template")
+            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion "
+                          "of a text, at /v1/completions", "messages", "no_chat_template")
         messages = [message.plain() for message in asked.messages]
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -69,6 +69,7 @@ class Job:
         self.pending = list(request.ids)
         self.sequence: int | None = None
         self.cancelled = False
+        self.over = False                   # its last piece was heard
         self.count = 0
         self.submitted = time.monotonic()
         self.first = 0.0                    # when its first token came
