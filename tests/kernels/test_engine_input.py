@@ -270,3 +270,9 @@ def test_the_same_threads_give_the_same_bits_alone_or_together():
         own = Engine(BUILT.plan, BUILT.weights, 2)
         rows.append(torch.cat([own.run(ids, [0] * 50), *(own.run([i], [0]) for i in ids)]))
     assert all(torch.equal(r, rows[0]) for r in rows)
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr("effc.kernels.engine.LAYOUT", 1)
+    with pytest.raises(KernelError, match="install effc again"):
+        Engine(BUILT.plan, BUILT.weights, 1)
