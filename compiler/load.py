@@ -51,7 +51,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
         model = model if dtype is None else model.to(dtype)
     elif folder.name == "native":
-        model = _native(folder, dtype, threads, steady)
+        model = _native(folder, dtype, device, threads, steady)
         versions = manifest[1].lock.get("versions", {}) if manifest else {}
     elif folder.name in ("model", "compat"):
         model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
@@ -99,9 +99,13 @@ def _mark(form: str) -> str:
     return MARKS.get(form, f"{form}/config.json")
 
 
-def _native(folder: Path, dtype: "torch.dtype | None", threads: int | None, steady: bool) -> Any:
+def _native(folder: Path, dtype: "torch.dtype | None", device: Any, threads: int | None, steady: bool) -> Any:
+    from .lowered import cpu_only
     from .native.opening import open_native
 
+    if device is not None and str(device).partition(":")[0] != "cpu":
+        raise Reject(cpu_only(f"{folder} is run by the native engine, which {device} has not",
+                              help="load it on the CPU"))
     if dtype is not None:
         raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
                                 help="load it without `dtype`"))

@@ -22,6 +22,7 @@ from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
+LAYOUT = 2                          # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "append", "attend", "waiting")
 
 
@@ -59,6 +60,7 @@ class Engine:
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
                 raise KernelError(f"an engine with {value} {name} can't be made")
+        _refuse_other_sources()
         if sequences > MOST_SEQUENCES:
             raise KernelError(f"an engine remembers at most {MOST_SEQUENCES} sequences, not {sequences}")
         layout = laid_out(plan, weights, deep)
@@ -160,6 +162,15 @@ class Engine:
     def __del__(self) -> None:
         with suppress(TypeError):                    # when the interpreter ends, `native` is gone
             self.close()
+
+
+def _refuse_other_sources() -> None:
+    try:
+        found = native.function("engine_layout")()
+    except AttributeError:
+        found = 0
+    if found != LAYOUT:
+        raise KernelError("the compiled kernels are of other sources than effc's Python; install effc again")
 
 
 def _numbers(what: str, given: Sequence[int] | Tensor) -> array:

@@ -45,6 +45,7 @@ ARGUMENTS = {
     "dense_linear_int8": _LINEAR,
     "sparse_linear_int8": _LINEAR,
     "block_sparse_linear": _LINEAR,
+    "engine_layout": (),
     "engine_create": (_p, _p),
     "engine_free": (_p,),
     "engine_run": (_p, _q, _p, _p, _q, _p, _p),

@@ -30,6 +30,7 @@ class Service:
         self.name, self.scheduler, self.tokenizer = name, scheduler, tokenizer
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
+        self._most_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
     async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
@@ -101,19 +102,19 @@ class Service:
 
     def _chat(self, asked: AskedChat) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion of "
-                          "a text, at /v1/completions", "messages", "no_chat_template")
+            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion "
+                          "of a text, at /v1/completions", "messages", "no_chat_template")
         messages = [message.plain() for message in asked.messages]
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, ValueError) as error:
             why = f"the model's chat template refuses these messages: {error}"
             raise Refused(400, why, "messages") from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(text, "messages", add_special_tokens=False)
 
     def _prompt(self, asked: AskedCompletion) -> list[int]:
         if not isinstance(asked.prompt, list):
-            ids = self.tokenizer(asked.prompt)["input_ids"]
+            ids = self._ids(asked.prompt, "prompt", add_special_tokens=True)
             start = self.tokenizer.bos_token_id
             ids = ids or ([start] if start is not None else [])
         else:
@@ -123,6 +124,13 @@ class Service:
         if min(ids) < 0 or max(ids) >= self.vocabulary:
             raise Refused(400, f"the prompt has tokens outside of the model's {self.vocabulary}", "prompt")
         return ids
+
+    def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
+        """The tokens of a text that may fit: megabytes would take seconds to be found too long."""
+        if len(text) > self._most_characters:
+            raise Refused(400, f"the model's context is {self.context} tokens, and {len(text)} characters are "
+                          "more", field, "context_length_exceeded")
+        return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
     def _request(self, asked: AskedChat | AskedCompletion, ids: list[int]) -> Request:
         room = self.context - len(ids)
@@ -203,9 +211,11 @@ async def _unfit(call: Call, error: Any) -> JSONResponse:
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         path, what = "", f"the body is not JSON: {first.get('ctx', {}).get('error', what)}"
+    elif not path:
+        what = "the body is no JSON object"
     elif first["type"] == "extra_forbidden":
         what = f"`{path}` is not known here"
-    elif path:
+    else:
         what = f"`{path}`: {what[:1].lower()}{what[1:]}"
     return JSONResponse(error_body(what, INVALID, path or None), 400)
 

@@ -12,8 +12,8 @@ from ...dsl.diagnostics import Fault, Reject
 unserved_model = Fault(
     "unserved-model", "A model was asked to be served that can't answer.\n\n"
     "Causal language models that attend to a cache are served: artifacts of the targets `native` and `hf`, "
-    "and model folders. Models with state-space layers are not: some compute wrong logits when a prompt comes in "
-    "pieces.",
+    "and model folders. Models with state-space layers are not: some compute wrong logits when a prompt comes "
+    "in pieces.",
     exit="usage")
 
 MOST_SEQUENCES = 16

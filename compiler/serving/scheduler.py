@@ -84,10 +84,12 @@ class Scheduler:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Take no more requests and cancel all; returns before that is done."""
+        """Take no more requests and cancel all. A call of the model may go on, and nobody waits for it."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+            for job in [*self._running, *self._waiting]:
+                self._tell(job, Piece("", job.count, "cancelled", STOPS))
         self._runner.cancel()
 
     def join(self, seconds: float) -> None:
@@ -178,7 +180,7 @@ class Scheduler:
         if piece.finish:
             self._end(job, piece.finish, piece=piece)
         elif piece.text or piece.tokens:
-            job.hear(piece)
+            self._tell(job, piece)
 
     def _end(self, job: Job, finish: Finish, error: str = "", piece: Piece | None = None) -> None:
         """Free the place of a request, then say that it has ended."""
@@ -195,4 +197,10 @@ class Scheduler:
             self.metrics.whole.add(now - job.submitted)
             if job.count > 1:
                 self.metrics.step.add((now - job.first) / (job.count - 1))
-        job.hear(piece or Piece("", job.count, finish, error))
+        self._tell(job, piece or Piece("", job.count, finish, error))
+
+    @staticmethod
+    def _tell(job: Job, piece: Piece) -> None:
+        if not job.over:
+            job.over = bool(piece.finish)
+            job.hear(piece)

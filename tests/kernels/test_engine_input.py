@@ -60,7 +60,8 @@ REFUSED = [
     (({**BUILT.plan, "logits": 99999}, BUILT.weights), "which no step writes"),
     (({**BUILT.plan, "logits": 0}, BUILT.weights), "a step reads the logits"),
     (({**BUILT.plan, "steps": []}, BUILT.weights), "it has no steps"),
-    (({**BUILT.plan, "slots": [{"kv_heads": 2, "head_dim": 4096}]}, BUILT.weights), "a head has 4096 dimensions"),
+    (({**BUILT.plan, "slots": [{"kv_heads": 2, "head_dim": 4096}]}, BUILT.weights),
+     "a head has 4096 dimensions"),
     (({**BUILT.plan, "context": 0}, BUILT.weights), "its context is no number"),
     (([], BUILT.weights), "it is not an object"),
 ]
@@ -101,7 +102,8 @@ def test_no_change_of_a_plan_crashes_the_engine(data):
     odd = st.one_of(st.integers(-2, 200), st.sampled_from([2**31, 2**63, None, 0.5, "w1", True, [], [0, 1]]))
     step[name] = data.draw(odd)
     number = data.draw(st.integers(0, len(plan["registers"]) - 1))
-    plan["registers"][number] = data.draw(st.sampled_from([plan["registers"][number]] * 3 + [1, 47, 2**31 - 1]))
+    widths = [*[plan["registers"][number]] * 3, 1, 47, 2**31 - 1]
+    plan["registers"][number] = data.draw(st.sampled_from(widths))
     try:
         own = Engine(plan, built.weights, 2)
     except KernelError:
@@ -270,3 +272,9 @@ def test_the_same_threads_give_the_same_bits_alone_or_together():
         own = Engine(BUILT.plan, BUILT.weights, 2)
         rows.append(torch.cat([own.run(ids, [0] * 50), *(own.run([i], [0]) for i in ids)]))
     assert all(torch.equal(r, rows[0]) for r in rows)
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr("effc.kernels.engine.LAYOUT", 1)
+    with pytest.raises(KernelError, match="install effc again"):
+        Engine(BUILT.plan, BUILT.weights, 1)

@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 def emitted(tmp_path, model, **options):
     """The folder of an emitted artifact, without a manifest, and its target."""
     target, folder = Native(path="cpu", **options), tmp_path / "cpu"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     target.emit(capture(model), folder, context_of(tmp_path, model, recipe_of([])))
     return folder, target
 
@@ -49,6 +49,12 @@ def test_it_holds_no_dtype_but_its_own(tmp_path):
     folder, _ = emitted(tmp_path, tiny.model("llama"))
     with pytest.raises(Reject, match="packed weights, which have no other dtype"):
         load(folder / "native", dtype=torch.float32)
+
+
+def test_it_is_refused_on_a_device_that_has_no_engine(tmp_path):
+    folder, _ = emitted(tmp_path, tiny.model("llama"))
+    with pytest.raises(Reject, match="run by the native engine, which cuda:0 has not"):
+        load(folder / "native", device="cuda:0")
 
 
 def test_an_artifact_of_the_target_is_known_by_its_plan():

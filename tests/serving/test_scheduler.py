@@ -1,6 +1,7 @@
 """Continuous batches: who is in a call, who waits, and what becomes of requests that end early."""
 
 import queue
+import threading
 
 import pytest
 import torch
@@ -139,6 +140,25 @@ def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):
     last = ask(scheduler, [5, 6, 7], 5)[0].whole()[1]
     assert last.finish == "failed" and last.error == "MemoryError: no room"
     assert ask(scheduler, [5, 6, 7], 5)[0].whole()[0] == wanted and scheduler.alive
+
+
+def test_one_that_stops_does_not_wait_for_its_call(model, tokenizer):
+    class Slow(CachedModel):
+        def run(self, *tokens):
+            began.set()
+            assert goes_on.wait(30)
+            return super().run(*tokens)
+
+    began, goes_on = threading.Event(), threading.Event()
+    scheduler = Scheduler(Slow(model, 1), tokenizer, ends=())
+    scheduler.start()
+    answer, _ = ask(scheduler, [5], 9)
+    assert began.wait(30)
+    scheduler.stop()
+    assert answer.whole()[1].error == "the server stops" and scheduler._thread.is_alive()
+    goes_on.set()
+    scheduler.join(10)
+    assert answer.empty() and not scheduler._thread.is_alive()
 
 
 def test_a_scheduler_that_stops_tells_all_who_wait(scheduler):

@@ -139,6 +139,7 @@ CHAT = "/v1/chat/completions"
     ("/v1/completions", {}, "prompt", "required"),
     ("/v1/completions", {"prompt": "a b " * 400}, "prompt", "the model's context is 512 tokens"),
     ("/v1/completions", {"prompt": "a", "max_tokens": 512}, "prompt", "and 512 of the answer are more"),
+    ("/v1/completions", {"prompt": "and " * 50_000}, "prompt", "and 200000 characters are more"),
     (CHAT, {"messages": []}, "messages", "at least 1"),
     (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, "messages", "messages: answered already"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "should be 'text'"),
@@ -157,6 +158,8 @@ def test_what_is_no_request_at_all_is_refused(server):
     kind = {"content-type": "application/json"}
     answer = httpx.post(f"{server.url}/v1/completions", content=b"{", headers=kind)
     assert answer.status_code == 400 and "is not JSON" in answer.json()["error"]["message"]
+    answer = httpx.post(f"{server.url}/v1/completions", json=[1])
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "the body is no JSON object"
     answer = httpx.get(f"{server.url}/v1/nothing")
     assert answer.json()["error"]["message"] == "there is no GET /v1/nothing here"
     with pytest.raises(openai.NotFoundError, match="`other` does not exist, `served` does"):

@@ -17,6 +17,8 @@ namespace engine {
 constexpr int64_t kMirroredRows = 4;  // at most so many rows are worked on by every thread
 constexpr int64_t kMirroredRoom = 8;  // of their buffers: linear kernels round the number of rows up
 
+constexpr int64_t kBriefRows = 64;    // with more of them a wait may be long without any other work's doing
+
 // Rows that go through the plan together, or those of them whose logits are wanted.
 struct Batch {
   std::vector<int64_t> ids, positions, rows;  // rows: of the tail, which row of the whole it is

@@ -68,12 +68,13 @@ int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
     const int64_t begun = next_wanted;
     load(tokens, from, until, next_wanted);
     const Schedule& schedule = all_.count() <= kMirroredRows ? few_ : many_;
-    Job job{this, &schedule, logits + begun * widths_[plan_.logits], alone_.begin()};
+    const bool brief = all_.count() <= kBriefRows;
+    Job job{this, &schedule, logits + begun * widths_[plan_.logits], brief && alone_.begin()};
     if (job.alone) {
       work(0, &job);
     } else {
       pool_->run(work, &job);
-      alone_.waited(4 * job.long_waits > job.levels);
+      if (brief) alone_.waited(4 * job.long_waits > job.levels);
     }
     if (job.stop.load() != INT_MAX || cancelled_.load()) return kCancelled;
   }
