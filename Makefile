@@ -1,15 +1,20 @@
-# Two commands: `make quickstart` shows what effc does, `make test` runs the tests.
+# `make quickstart` shows what effc does, `make native` what its kernels do, `make test` runs the tests.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart test test-heavy explore lint bench clean
+.PHONY: quickstart native test test-heavy explore lint bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
 	@echo
 	@$(BIN)/effc run out/tiny-llama-small --prompt "And it came to pass" --max-new-tokens 40
+
+native: $(STAMP)
+	@$(BIN)/effc compile recipes/native.effspec -o out --force
+	@echo
+	@$(BIN)/effc run out/tiny-llama-cpu --prompt "And it came to pass" --max-new-tokens 40
 
 test: $(STAMP) lint
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not heavy"
