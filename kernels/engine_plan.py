@@ -135,7 +135,8 @@ class _Reader:
         return self.out
 
     def finish(self, logits, steps: list) -> None:
-        self.need(_int(logits, 0) and logits in self.written, f"its logits are register {logits}, which no step writes")
+        self.need(_int(logits, 0) and logits in self.written,
+                  f"its logits are register {logits}, which no step writes")
         readers = [r for s in steps for r in self.read_by(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
