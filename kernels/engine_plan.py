@@ -124,9 +124,10 @@ class _Reader:
         steps = plan.get("steps")
         self.need(isinstance(steps, list) and steps, "it has no steps")
         for number, step in enumerate(steps):
-            self.need(isinstance(step, Mapping) and step.get("op") in STEPS,
+            op = step.get("op") if isinstance(step, Mapping) else None
+            self.need(isinstance(op, str) and op in STEPS,
                       f"step {number} is none that the engine knows")
-            self.place = f"step {number}, {step['op']}"
+            self.place = f"step {number}, {op}"
             self.step(step)
         self.place = "the plan"
         self.need(len(self.used_slots) == len(slots), "a slot of its cache is not used by any attention")
@@ -134,7 +135,8 @@ class _Reader:
         return self.out
 
     def finish(self, logits, steps: list) -> None:
-        self.need(logits in self.written, f"its logits are register {logits}, which no step writes")
+        self.need(_int(logits, 0) and logits in self.written,
+                  f"its logits are register {logits}, which no step writes")
         readers = [r for s in steps for r in self.read_by(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)

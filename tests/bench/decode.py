@@ -331,7 +331,11 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
     if not asked.no_quality:
         quality = [[name, f"{perplexity(c, rows[:4]):.3f}"] for name, c in found.items()]
         table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
-    separately(folder, asked, [name for name in found if name in OWN or name in LLAMA])
+    names = [name for name in found if name in OWN or name in LLAMA]
+    for contestant in found.values():
+        if isinstance(contestant, Own):
+            contestant.engine.close()            # nothing of this process spins beside the others
+    separately(folder, asked, names)
 
 
 def rested(contenders: list[Contender]) -> list[Contender]:

@@ -53,6 +53,8 @@ REFUSED = [
     (changed("attention", alibi=True), "it has a field `alibi`"),
     (changed("act", kind="swish"), "its `kind` is 'swish'"),
     (changed("mul", op="divide"), "is none that the engine knows"),
+    (changed("mul", op=[]), "is none that the engine knows"),
+    (({**BUILT.plan, "logits": [0]}, BUILT.weights), "its logits are register [0]"),
     (({**BUILT.plan, "version": 2}, BUILT.weights), "its version is 2"),
     (({**BUILT.plan, "registers": [48]}, BUILT.weights), "its `to` is 1"),
     (({**BUILT.plan, "registers": [-48] * 99}, BUILT.weights), "no list of widths"),
