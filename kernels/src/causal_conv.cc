@@ -5,7 +5,7 @@ struct CausalConvCall {
   Rows x;                // [batches, length, channels]
   const float* weight;   // [k, channels]
   const float* bias;     // [channels] or null
-  const void* before;    // [batches, k - 1, channels] as x: what came before the first live place; null: zeros
+  const void* before;    // [batches, k - 1, channels] as x: what came before; null: zeros
   void* y;               // [batches, length, channels]
   Live live;
   int64_t batches, length, channels, k;
@@ -61,7 +61,8 @@ struct Conv {
   }
 
   int32_t operator()(int64_t i) const {
-    const int64_t pieces = (call.length + kPlaces - 1) / kPlaces, b = i / pieces, start = i % pieces * kPlaces;
+    const int64_t pieces = (call.length + kPlaces - 1) / kPlaces;
+    const int64_t b = i / pieces, start = i % pieces * kPlaces;
     const int64_t pointers = (8 * call.k + 63) / 64 * 64;
     auto* memory = static_cast<uint8_t*>(effc_scratch(0, pointers + call.channels * sizeof(T) + 64));
     if (!memory) return kNoMemory;
@@ -70,7 +71,8 @@ struct Conv {
     std::memset(zeros, 0, call.channels * sizeof(T));
     for (int64_t t = start; t < std::min(call.length, start + kPlaces); ++t)
       if (t < call.live.first(b) || t >= call.live.last(b))
-        std::memset(static_cast<T*>(call.y) + (b * call.length + t) * call.channels, 0, call.channels * sizeof(T));
+        std::memset(static_cast<T*>(call.y) + (b * call.length + t) * call.channels, 0,
+                    call.channels * sizeof(T));
       else if (call.k == 4)
         place<4>(b, t, from, zeros);
       else
@@ -131,8 +133,8 @@ EFFC_API int32_t effc_causal_conv(int32_t level, const void* x, int64_t x_batch,
   const auto body = causal_conv_at(level);
   const Live live{bounds, length};
   if (!body || batches < 0 || length < 0 || channels < 1 || k < 1 || !live.sound(batches)) return kArguments;
-  return body(CausalConvCall{{x, x_batch, x_step}, weight, bias, before, y, live, batches, length, channels, k,
-                             is_float, silu, threads});
+  return body(CausalConvCall{{x, x_batch, x_step}, weight, bias, before, y, live, batches, length, channels,
+                             k, is_float, silu, threads});
 }
 
 EFFC_API int32_t effc_causal_conv_step(int32_t level, const void* x, int64_t x_batch, void* state,
@@ -141,7 +143,7 @@ EFFC_API int32_t effc_causal_conv_step(int32_t level, const void* x, int64_t x_b
                                        int32_t silu) {
   const auto body = causal_conv_step_at(level);
   if (!body || batches < 0 || channels < 1 || k < 1 || width < k - 1) return kArguments;
-  return body(CausalConvStepCall{{x, x_batch, 0}, state, weight, bias, y, batches, channels, width, k, is_float,
-                                 silu});
+  return body(CausalConvStepCall{{x, x_batch, 0}, state, weight, bias, y, batches, channels, width, k,
+                                 is_float, silu});
 }
 #endif

@@ -1,4 +1,4 @@
-// y = weight * u / sqrt(mean(u * u) + eps) with u = x * silu(gate), the mean over each group of a row's channels.
+// y = weight * u / sqrt(mean(u * u) + eps), u = x * silu(gate), the mean over each group of a row's channels.
 #include "scan.h"
 
 struct GatedNormCall {
@@ -58,9 +58,10 @@ int32_t EFFC_AT_LEVEL(gated_norm)(const GatedNormCall& call) {
 #if EFFC_LEVEL == 0
 EFFC_TABLE(gated_norm, GatedNormCall)
 
-EFFC_API int32_t effc_gated_norm(int32_t level, const void* x, int64_t x_row, const void* gate, int64_t gate_row,
-                                 const float* weight, void* y, int64_t rows, int64_t groups, int64_t width,
-                                 float eps, int32_t is_float, int32_t threads) {
+EFFC_API int32_t effc_gated_norm(int32_t level, const void* x, int64_t x_row, const void* gate,
+                                 int64_t gate_row, const float* weight, void* y, int64_t rows,
+                                 int64_t groups, int64_t width, float eps, int32_t is_float,
+                                 int32_t threads) {
   const auto body = gated_norm_at(level);
   if (!body || rows < 0 || groups < 1 || width < 1) return kArguments;
   return body(GatedNormCall{{x, x_row, 0}, {gate, gate_row, 0}, weight, y, rows, groups, width, eps, is_float,

@@ -41,7 +41,8 @@ struct Few {
     for (int m = 0; m < M; ++m) {
       Floats all_sums = sum[0][m];
       for (int c = 1; c < kChains; ++c) all_sums = plus(all_sums, sum[c][m]);
-      put(static_cast<T*>(call.y) + (row + m) * call.n + at, total(all_sums) + (call.bias ? call.bias[at] : 0.0f));
+      const float y = total(all_sums) + (call.bias ? call.bias[at] : 0.0f);
+      put(static_cast<T*>(call.y) + (row + m) * call.n + at, y);
     }
   }
 
@@ -77,9 +78,9 @@ int32_t EFFC_AT_LEVEL(row_product)(const RowProductCall& call) {
 #if EFFC_LEVEL == 0
 EFFC_TABLE(row_product, RowProductCall)
 
-EFFC_API int32_t effc_row_product(int32_t level, const void* x, int64_t x_row, const void* w, const float* bias,
-                                 void* y, int64_t rows, int64_t n, int64_t k, int32_t is_float,
-                                 int32_t threads) {
+EFFC_API int32_t effc_row_product(int32_t level, const void* x, int64_t x_row, const void* w,
+                                 const float* bias, void* y, int64_t rows, int64_t n, int64_t k,
+                                 int32_t is_float, int32_t threads) {
   const auto body = row_product_at(level);
   if (!body || rows < 0 || n < 1 || k < 1) return kArguments;
   return body(RowProductCall{{x, x_row, 0}, w, bias, y, rows, n, k, is_float, threads});

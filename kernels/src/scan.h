@@ -52,7 +52,7 @@ inline Floats sigmoid(Floats x) {
 }
 inline Floats silu(Floats x) { return times(x, sigmoid(x)); }
 
-// log(1 + exp(x)) as max(x, 0) + log1p(u), u = exp(-|x|) <= 1; log1p(u) = 2 artanh(s), s = u / (2 + u) <= 1/3.
+// log(1 + exp(x)) as max(x, 0) + log1p(u), u = exp(-|x|) <= 1; log1p(u) = 2 artanh(s), s = u / (2 + u).
 inline Floats softplus(Floats x) {
   const Floats u = exponential(times(greater(x, times(x, all(-1.0f))), all(-1.0f)));
   const Floats s = over(u, plus(all(2.0f), u)), square = times(s, s);
@@ -93,7 +93,7 @@ inline void give(uint16_t* at, Floats x, int64_t count) {
   std::memcpy(at, part, 2 * std::max<int64_t>(count, 0));
 }
 
-// A tensor whose innermost axis is contiguous: where it begins, and elements from batch to batch, step to step.
+// A tensor whose innermost axis is contiguous: where it begins, elements from batch to batch, step to step.
 struct Rows {
   const void* at;
   int64_t batch, step;

@@ -5,7 +5,7 @@
 
 struct SelectiveScanCall {
   Rows x, dt, z;           // [batches, length, channels]; z null: no gate
-  int64_t dt_channel;      // elements of dt from channel to channel: 1, or it lies as [batches, channels, length]
+  int64_t dt_channel;      // elements of dt from channel to channel; more than 1: it lies channel by channel
   Rows b, c;               // [batches, length, n]
   const float *a;          // [channels, n]
   const float *d, *bias;   // [channels] or null
@@ -33,7 +33,8 @@ namespace {
 // An [up to 16, n] matrix of channels to [n][16] and back.
 void to_lanes(const float* from, float* into, int64_t channels, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t lane = 0; lane < 16; ++lane) into[16 * i + lane] = lane < channels ? from[lane * n + i] : 0.0f;
+    for (int64_t lane = 0; lane < 16; ++lane)
+      into[16 * i + lane] = lane < channels ? from[lane * n + i] : 0.0f;
 }
 void from_lanes(const float* from, float* into, int64_t channels, int64_t n) {
   for (int64_t lane = 0; lane < channels; ++lane)
@@ -118,7 +119,8 @@ struct Step {
   int64_t blocks() const { return (call.channels + 15) / 16; }
 
   int32_t operator()(int64_t index) const {
-    const int64_t b = index / blocks(), c = index % blocks() * 16, width = std::min<int64_t>(16, call.channels - c);
+    const int64_t b = index / blocks(), c = index % blocks() * 16;
+    const int64_t width = std::min<int64_t>(16, call.channels - c);
     alignas(64) float dt[16], input[16], y[16];
     Floats raw = take(call.dt.row<T>(b, 0) + c, width);
     if (call.bias) raw = plus(raw, take(call.bias + c, width));
@@ -142,7 +144,8 @@ struct Step {
       Floats rate = take(a + i, count);
       if (call.a_is_log) rate = times(exponential(rate), all(-1.0f));
       const Floats decay = exponential(times(all(dt), rate));
-      const Floats now = fused(decay, take(h + i, count), times(all(input), take(call.b.row<T>(b, 0) + i, count)));
+      const Floats driven = times(all(input), take(call.b.row<T>(b, 0) + i, count));
+      const Floats now = fused(decay, take(h + i, count), driven);
       give(h + i, now, count);
       sum = fused(now, take(call.c.row<T>(b, 0) + i, count), sum);
     }
@@ -173,10 +176,10 @@ EFFC_TABLE(selective_step, SelectiveStepCall)
 
 EFFC_API int32_t effc_selective_scan(
     int32_t level, const void* x, int64_t x_batch, int64_t x_step, const void* dt, int64_t dt_batch,
-    int64_t dt_step, int64_t dt_channel, const void* z, int64_t z_batch, int64_t z_step, const void* b, int64_t b_batch,
-    int64_t b_step, const void* c, int64_t c_batch, int64_t c_step, const float* a, const float* d,
-    const float* bias, void* y, float* state, const int64_t* bounds, int64_t batches, int64_t length,
-    int64_t channels, int64_t n, int32_t is_float, int32_t softplus, int32_t threads) {
+    int64_t dt_step, int64_t dt_channel, const void* z, int64_t z_batch, int64_t z_step, const void* b,
+    int64_t b_batch, int64_t b_step, const void* c, int64_t c_batch, int64_t c_step, const float* a,
+    const float* d, const float* bias, void* y, float* state, const int64_t* bounds, int64_t batches,
+    int64_t length, int64_t channels, int64_t n, int32_t is_float, int32_t softplus, int32_t threads) {
   const auto body = selective_scan_at(level);
   const Live live{bounds, length};
   if (!body || batches < 0 || length < 0 || channels < 1 || n < 1 || !live.sound(batches)) return kArguments;
@@ -188,13 +191,13 @@ EFFC_API int32_t effc_selective_scan(
 EFFC_API int32_t effc_selective_step(int32_t level, const void* x, int64_t x_batch, const void* dt,
                                      int64_t dt_batch, const void* z, int64_t z_batch, const void* b,
                                      int64_t b_batch, const void* c, int64_t c_batch, const float* a,
-                                     const float* d, const float* bias, void* y, float* state, int64_t batches,
-                                     int64_t channels, int64_t n, int32_t is_float, int32_t softplus,
-                                     int32_t a_is_log, int32_t threads) {
+                                     const float* d, const float* bias, void* y, float* state,
+                                     int64_t batches, int64_t channels, int64_t n, int32_t is_float,
+                                     int32_t softplus, int32_t a_is_log, int32_t threads) {
   const auto body = selective_step_at(level);
   if (!body || batches < 0 || channels < 1 || n < 1) return kArguments;
   return body(SelectiveStepCall{{x, x_batch, 0}, {dt, dt_batch, 0}, {z, z_batch, 0}, {b, b_batch, 0},
-                                {c, c_batch, 0}, a, d, bias, y, state, batches, channels, n, is_float, softplus,
-                                a_is_log, threads});
+                                {c, c_batch, 0}, a, d, bias, y, state, batches, channels, n, is_float,
+                                softplus, a_is_log, threads});
 }
 #endif

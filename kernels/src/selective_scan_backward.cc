@@ -1,5 +1,5 @@
-// Gradients of the selective scan. States are computed again: once to keep one per chunk, then chunk by chunk from
-// the last, so that memory is that of a chunk and of a state for each.
+// Gradients of the selective scan. States are computed again: once to keep one per chunk, then chunk by chunk
+// from the last, so that memory is that of a chunk and of a state for each.
 #include "scan.h"
 
 struct SelectiveBackwardCall {
@@ -35,7 +35,9 @@ struct Backward {
 
   struct Place {
     int64_t b, block, c, width;
-    int64_t row(const SelectiveBackwardCall& call, int64_t t) const { return (b * call.length + t) * call.channels + c; }
+    int64_t row(const SelectiveBackwardCall& call, int64_t t) const {
+      return (b * call.length + t) * call.channels + c;
+    }
   };
 
   Floats raw(const Place& at, int64_t t) const {
@@ -47,7 +49,8 @@ struct Backward {
   void lanes(const float* from, float* into, const Place& at) const {
     for (int64_t i = 0; i < call.n; ++i)
       for (int64_t lane = 0; lane < 16; ++lane)
-        into[16 * i + lane] = from && lane < at.width ? from[(at.b * call.channels + at.c + lane) * call.n + i] : 0.0f;
+        into[16 * i + lane] =
+            from && lane < at.width ? from[(at.b * call.channels + at.c + lane) * call.n + i] : 0.0f;
   }
 
   // h moves on by one position; its decay is kept where asked.
@@ -96,10 +99,11 @@ struct Backward {
   }
 
   // `before` is the state that a position began with; behind it lies the one that it left.
-  void backward(const Place& at, int64_t t, Room& room, const float* before, const float* decays, Floats& skip,
-                Floats& offset) const {
+  void backward(const Place& at, int64_t t, Room& room, const float* before, const float* decays,
+                Floats& skip, Floats& offset) const {
     const int64_t row = at.row(call, t), size = 16 * call.n;
-    const float *b = call.b + (at.b * call.length + t) * call.n, *c = call.c + (at.b * call.length + t) * call.n;
+    const int64_t shared = (at.b * call.length + t) * call.n;
+    const float *b = call.b + shared, *c = call.c + shared;
     float* grad_b = call.grad_b + ((at.b * blocks() + at.block) * call.length + t) * call.n;
     float* grad_c = call.grad_c + ((at.b * blocks() + at.block) * call.length + t) * call.n;
     const Floats dt = step(at, t), x = take(call.x + row, at.width), input = times(dt, x);
@@ -112,7 +116,8 @@ struct Backward {
       grad_c[i] = total(times(load_floats(before + size + 16 * i), grad));
       grad_b[i] = total(times(own, input));
       through = fused(own, all(b[i]), through);
-      const Floats faded = times(own, load_floats(decays + 16 * i)), felt = times(faded, load_floats(before + 16 * i));
+      const Floats faded = times(own, load_floats(decays + 16 * i));
+      const Floats felt = times(faded, load_floats(before + 16 * i));
       rate = fused(load_floats(room.a + 16 * i), felt, rate);
       store(room.grad_a + 16 * i, fused(dt, felt, load_floats(room.grad_a + 16 * i)));
       store(room.carry + 16 * i, faded);
@@ -157,16 +162,16 @@ int32_t EFFC_AT_LEVEL(selective_scan_backward)(const SelectiveBackwardCall& call
 EFFC_TABLE(selective_scan_backward, SelectiveBackwardCall)
 
 EFFC_API int32_t effc_selective_scan_backward(
-    int32_t level, const float* x, const float* dt, const float* z, const float* grad, const float* b, const float* c,
-    const float* a, const float* d, const float* bias, const float* state, const float* last, float* grad_x,
-    float* grad_dt, float* grad_z, float* grad_b, float* grad_c, float* grad_a, float* grad_state, float* grad_d,
-    float* grad_bias, const int64_t* bounds, int64_t batches, int64_t length, int64_t channels, int64_t n,
-    int32_t softplus, int32_t threads) {
+    int32_t level, const float* x, const float* dt, const float* z, const float* grad, const float* b,
+    const float* c, const float* a, const float* d, const float* bias, const float* state, const float* last,
+    float* grad_x, float* grad_dt, float* grad_z, float* grad_b, float* grad_c, float* grad_a,
+    float* grad_state, float* grad_d, float* grad_bias, const int64_t* bounds, int64_t batches,
+    int64_t length, int64_t channels, int64_t n, int32_t softplus, int32_t threads) {
   const auto body = selective_scan_backward_at(level);
   const Live live{bounds, length};
   if (!body || batches < 0 || length < 0 || channels < 1 || n < 1 || !live.sound(batches)) return kArguments;
-  return body(SelectiveBackwardCall{x, dt, z, grad, b, c, a, d, bias, state, last, grad_x, grad_dt, grad_z, grad_b,
-                                    grad_c, grad_a, grad_state, grad_d, grad_bias, live, batches, length, channels, n,
-                                    softplus, threads});
+  return body(SelectiveBackwardCall{x, dt, z, grad, b, c, a, d, bias, state, last, grad_x, grad_dt, grad_z,
+                                    grad_b, grad_c, grad_a, grad_state, grad_d, grad_bias, live, batches,
+                                    length, channels, n, softplus, threads});
 }
 #endif

@@ -1,10 +1,10 @@
-// The scan of Mamba-2 (state-space duality). For each head with p channels and n states, position by position:
+// The scan of Mamba-2 (state-space duality). For each head with p channels and n states, at each position:
 //   h = exp(dt * A) * h + dt * x (x) B,   y = h . C + D * x,   dt = clamp(softplus(dt + bias))
 // A and dt are one number per head, B and C are those of the head's group.
 //
 // Time is cut into chunks. Within one a few states of some channels stay in registers for all of its
 // positions; h lies as [n][p] meanwhile, so that nothing is summed across lanes. This takes 3 p n operations
-// per position; the product form, (2 n + chunk / 2) p, would save a fifth at n = 128 and cost that in exactness.
+// per position; the product form, (2 n + chunk / 2) p, would save a fifth at n = 128.
 #include "scan.h"
 
 struct SsdScanCall {
@@ -51,7 +51,10 @@ void tile(const float* decay, const float* input, const float* bc, float* h, flo
     Floats x[P], sum[P];
     const Floats shrink = all(decay[t]);
 #pragma GCC unroll 4
-    for (int lane = 0; lane < P; ++lane) x[lane] = load_floats(input + 16 * lane), sum[lane] = load_floats(y + 16 * lane);
+    for (int lane = 0; lane < P; ++lane) {
+      x[lane] = load_floats(input + 16 * lane);
+      sum[lane] = load_floats(y + 16 * lane);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < kStates; ++i) {
       const Floats b = all(bc[i]), c = all(bc[kStates + i]);
@@ -84,7 +87,8 @@ struct Ssd {
   int64_t states() const { return tiles() * kStates * width(); }         // floats of a head
   int64_t heads() const { return call.heads / call.groups; }             // of a group
   int64_t parts() const {                                                // of a group
-    const int64_t wanted = (call.threads + call.batches * call.groups - 1) / std::max<int64_t>(1, call.batches * call.groups);
+    const int64_t all_groups = std::max<int64_t>(1, call.batches * call.groups);
+    const int64_t wanted = (call.threads + all_groups - 1) / all_groups;
     return std::max<int64_t>(1, std::min(wanted, heads()));
   }
 
@@ -97,8 +101,10 @@ struct Ssd {
   };
 
   int32_t operator()(int64_t index) const {
-    const int64_t part = index % parts(), group = index / parts() % call.groups, b = index / parts() / call.groups;
-    const int64_t start = group * heads() + heads() * part / parts(), end = group * heads() + heads() * (part + 1) / parts();
+    const int64_t part = index % parts(), group = index / parts() % call.groups;
+    const int64_t b = index / parts() / call.groups;
+    const int64_t start = group * heads() + heads() * part / parts();
+    const int64_t end = group * heads() + heads() * (part + 1) / parts();
     const int64_t pairs = tiles() * kChunk * 2 * kStates, rows = kChunk * width();
     const int64_t bytes = 4 * (pairs + 2 * rows + (end - start) * states());
     auto* memory = static_cast<float*>(effc_scratch(0, bytes));
@@ -179,7 +185,8 @@ struct Step {
   const SsdStepCall& call;
 
   int32_t operator()(int64_t index) const {
-    const int64_t b = index / call.heads, head = index % call.heads, group = head / (call.heads / call.groups);
+    const int64_t b = index / call.heads, head = index % call.heads;
+    const int64_t group = head / (call.heads / call.groups);
     float dt = number(call.dt.row<T>(b, 0)[head]) + (call.bias ? call.bias[head] : 0.0f);
     if (call.softplus) dt = softplus_of(dt);
     const float rate = call.a_is_log ? -std::exp(call.a[head]) : call.a[head];
@@ -225,26 +232,28 @@ EFFC_TABLE(ssd_scan, SsdScanCall)
 EFFC_TABLE(ssd_step, SsdStepCall)
 
 EFFC_API int32_t effc_ssd_scan(int32_t level, const void* x, int64_t x_batch, int64_t x_step, const void* dt,
-                               int64_t dt_batch, int64_t dt_step, const void* b, int64_t b_batch, int64_t b_step,
-                               const void* c, int64_t c_batch, int64_t c_step, const float* a, const float* d,
-                               const float* bias, void* y, float* state, const int64_t* bounds, int64_t batches,
-                               int64_t length, int64_t heads, int64_t p, int64_t groups, int64_t n, float least,
-                               float most, int32_t is_float, int32_t softplus, int32_t threads) {
+                               int64_t dt_batch, int64_t dt_step, const void* b, int64_t b_batch,
+                               int64_t b_step, const void* c, int64_t c_batch, int64_t c_step,
+                               const float* a, const float* d, const float* bias, void* y, float* state,
+                               const int64_t* bounds, int64_t batches, int64_t length, int64_t heads,
+                               int64_t p, int64_t groups, int64_t n, float least, float most,
+                               int32_t is_float, int32_t softplus, int32_t threads) {
   const auto body = ssd_scan_at(level);
   const Live live{bounds, length};
   if (!body || batches < 0 || length < 0 || heads < 1 || p < 1 || n < 1 || groups < 1 || heads % groups ||
       !live.sound(batches))
     return kArguments;
-  return body(SsdScanCall{{x, x_batch, x_step}, {dt, dt_batch, dt_step}, {b, b_batch, b_step}, {c, c_batch, c_step},
-                          a, d, bias, y, state, live, batches, length, heads, p, groups, n, least, most, is_float,
-                          softplus, threads});
+  return body(SsdScanCall{{x, x_batch, x_step}, {dt, dt_batch, dt_step}, {b, b_batch, b_step},
+                          {c, c_batch, c_step}, a, d, bias, y, state, live, batches, length, heads, p, groups,
+                          n, least, most, is_float, softplus, threads});
 }
 
-EFFC_API int32_t effc_ssd_step(int32_t level, const void* x, int64_t x_batch, const void* dt, int64_t dt_batch,
-                               const void* b, int64_t b_batch, const void* c, int64_t c_batch, const float* a,
-                               const float* d, const float* bias, void* y, float* state, int64_t batches,
-                               int64_t heads, int64_t p, int64_t groups, int64_t n, int32_t is_float,
-                               int32_t softplus, int32_t a_is_log, int32_t threads) {
+EFFC_API int32_t effc_ssd_step(int32_t level, const void* x, int64_t x_batch, const void* dt,
+                               int64_t dt_batch, const void* b, int64_t b_batch, const void* c,
+                               int64_t c_batch, const float* a, const float* d, const float* bias, void* y,
+                               float* state, int64_t batches, int64_t heads, int64_t p, int64_t groups,
+                               int64_t n, int32_t is_float, int32_t softplus, int32_t a_is_log,
+                               int32_t threads) {
   const auto body = ssd_step_at(level);
   if (!body || batches < 0 || heads < 1 || p < 1 || n < 1 || groups < 1 || heads % groups) return kArguments;
   return body(SsdStepCall{{x, x_batch, 0}, {dt, dt_batch, 0}, {b, b_batch, 0}, {c, c_batch, 0}, a, d, bias, y,

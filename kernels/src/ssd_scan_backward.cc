@@ -1,5 +1,5 @@
-// Gradients of the scan of Mamba-2. States are computed again: once to keep one per chunk, then chunk by chunk from
-// the last. States of a channel lie in vectors here, since most sums run over them.
+// Gradients of the scan of Mamba-2. States are computed again: once to keep one per chunk, then chunk by
+// chunk from the last. States of a channel lie in vectors here, since most sums run over them.
 #include "scan.h"
 
 struct SsdBackwardCall {
@@ -52,8 +52,12 @@ struct Backward {
     return at;
   }
 
-  Floats of_b(const Place& at, int64_t i) const { return take(call.b + at.group_row * call.n + i, call.n - i); }
-  Floats of_c(const Place& at, int64_t i) const { return take(call.c + at.group_row * call.n + i, call.n - i); }
+  Floats of_b(const Place& at, int64_t i) const {
+    return take(call.b + at.group_row * call.n + i, call.n - i);
+  }
+  Floats of_c(const Place& at, int64_t i) const {
+    return take(call.c + at.group_row * call.n + i, call.n - i);
+  }
 
   void forward(const Place& at, const float* h, float* next) const {
     const Floats decay = all(at.decay);
@@ -67,13 +71,16 @@ struct Backward {
 
   void load_state(const float* from, float* into) const {
     std::memset(into, 0, 4 * size());
-    for (int64_t i = 0; from && i < call.p; ++i) std::memcpy(into + i * width(), from + i * call.n, 4 * call.n);
+    for (int64_t i = 0; from && i < call.p; ++i)
+      std::memcpy(into + i * width(), from + i * call.n, 4 * call.n);
   }
 
   int32_t operator()(int64_t index) const {
     const int64_t b = index / call.heads, head = index % call.heads, whole = call.p * call.n;
-    const int64_t first = call.live.first(b), last = call.live.last(b), chunks = (last - first + kSteps - 1) / kSteps;
-    auto* memory = static_cast<float*>(effc_scratch(0, 4 * (size() * (2 + chunks + kSteps + 1) + 2 * width())));
+    const int64_t first = call.live.first(b), last = call.live.last(b);
+    const int64_t chunks = (last - first + kSteps - 1) / kSteps;
+    const int64_t bytes = 4 * (size() * (2 + chunks + kSteps + 1) + 2 * width());
+    auto* memory = static_cast<float*>(effc_scratch(0, bytes));
     if (!memory) return kNoMemory;
     float *h = memory, *carry = h + size(), *kept = carry + size(), *states = kept + chunks * size();
     float* rows = states + (kSteps + 1) * size();
@@ -101,7 +108,8 @@ struct Backward {
   }
 
   // `before` is the state that a position began with; behind it lies the one that it left.
-  void backward(const Place& at, int64_t head, const float* before, float* carry, float* rows, Sums& sums) const {
+  void backward(const Place& at, int64_t head, const float* before, float* carry, float* rows,
+                Sums& sums) const {
     float *grad_b = rows, *grad_c = rows + width();
     std::memset(rows, 0, 8 * width());
     Floats felt = no_floats();
@@ -147,18 +155,18 @@ int32_t EFFC_AT_LEVEL(ssd_scan_backward)(const SsdBackwardCall& call) {
 EFFC_TABLE(ssd_scan_backward, SsdBackwardCall)
 
 EFFC_API int32_t effc_ssd_scan_backward(
-    int32_t level, const float* x, const float* grad, const float* dt, const float* b, const float* c, const float* a,
-    const float* d, const float* bias, const float* state, const float* last, float* grad_x, float* grad_dt,
-    float* grad_b, float* grad_c, float* grad_state, float* grad_a, float* grad_d, float* grad_bias,
-    const int64_t* bounds, int64_t batches, int64_t length, int64_t heads, int64_t p, int64_t groups, int64_t n,
-    float least, float most, int32_t softplus, int32_t threads) {
+    int32_t level, const float* x, const float* grad, const float* dt, const float* b, const float* c,
+    const float* a, const float* d, const float* bias, const float* state, const float* last, float* grad_x,
+    float* grad_dt, float* grad_b, float* grad_c, float* grad_state, float* grad_a, float* grad_d,
+    float* grad_bias, const int64_t* bounds, int64_t batches, int64_t length, int64_t heads, int64_t p,
+    int64_t groups, int64_t n, float least, float most, int32_t softplus, int32_t threads) {
   const auto body = ssd_scan_backward_at(level);
   const Live live{bounds, length};
   if (!body || batches < 0 || length < 0 || heads < 1 || p < 1 || n < 1 || groups < 1 || heads % groups ||
       !live.sound(batches))
     return kArguments;
-  return body(SsdBackwardCall{x, grad, dt, b, c, a, d, bias, state, last, grad_x, grad_dt, grad_b, grad_c, grad_state,
-                              grad_a, grad_d, grad_bias, live, batches, length, heads, p, groups, n, least, most,
-                              softplus, threads});
+  return body(SsdBackwardCall{x, grad, dt, b, c, a, d, bias, state, last, grad_x, grad_dt, grad_b, grad_c,
+                              grad_state, grad_a, grad_d, grad_bias, live, batches, length, heads, p, groups,
+                              n, least, most, softplus, threads});
 }
 #endif

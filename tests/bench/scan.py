@@ -1,10 +1,10 @@
-"""State-space models on a CPU: prefill against projections alone, decode against transformers, cost by length.
+"""State-space models on a CPU: prefill against projections, decode against transformers, cost by length.
 
-    python tests/bench/scan.py [--only prefill,decode,length] [--rounds 7] [--threads 1] [--dtype float32]
+    python tests/bench/scan.py [--only prefill,decode,length] [--rounds 7] [--threads 1] [--clock wall]
 
-Models of width 768 with 6 layers and random weights, without an output head. What a line compares is called in
-turn, in alternating order, in one process; medians over the rounds. A round in which this process was pre-empted
-often still counts: only ratios of one line mean something on a shared machine.
+Models of width 768 with 6 layers and random weights, without an output head. What a line compares is called
+in turn, in alternating order, in one process; medians over the rounds. A round in which this process was
+pre-empted still counts: only ratios of one line mean something on a shared machine, there best by `--clock cpu`.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from torch import nn
 from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel
 
 WIDTH, LAYERS, SEED = 768, 6, 0
+chosen_clock = ["wall"]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LENGTHS = (512, 2048)
 LONG = (2048, 4096, 8192, 16384, 32768)
 
@@ -34,7 +36,8 @@ def models(dtype: torch.dtype) -> dict[str, nn.Module]:
     torch.manual_seed(SEED)
     shared = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": 256}
     one = MambaModel(MambaConfig(state_size=16, **shared))
-    two = Mamba2Model(Mamba2Config(num_heads=24, head_dim=64, n_groups=1, state_size=128, chunk_size=256, **shared))
+    two = Mamba2Model(Mamba2Config(num_heads=24, head_dim=64, n_groups=1, state_size=128, chunk_size=256,
+                                   **shared))
     return {"mamba": one.to(dtype).eval(), "mamba2": two.to(dtype).eval()}
 
 
@@ -52,14 +55,15 @@ def projections(model: nn.Module, length: int) -> Callable[[], None]:
 
 def race(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each call, taken in turn."""
+    clock = CLOCKS[chosen_clock[-1]]
     took: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for turn in range(rounds):
         for name in list(calls)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
-            took[name].append(time.perf_counter() - start)
+            took[name].append(clock() - start)
     return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
@@ -93,7 +97,7 @@ def decode(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
 
 
 def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
-    """Convolution and scan of one layer, without projections, whose cost and activations would hide theirs."""
+    """Convolution and scan of one layer, without projections: their cost and activations would hide these."""
     print("\ncost by length: convolution and scan of one layer; memory besides what goes in and comes out")
     dtype = next(next(iter(pairs.values()))[0].parameters()).dtype
     for name in pairs:
@@ -101,7 +105,8 @@ def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
             run = _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype))
             before = _peak()
             out = run()
-            more = (_peak() - before) / 2**20 - out.numel() * out.element_size() / 2**20 * 2     # y, and the input of it
+            results = 2 * out.numel() * out.element_size()                # of the convolution and of the scan
+            more = (_peak() - before - results) / 2**20
             del out
             seconds = race({"scan": run}, max(1, rounds // 2))["scan"]
             print(f"{name}, {count:>6} tokens   {seconds / count * 1e6:7.2f} us/token   {max(0.0, more):.0f} MB",
@@ -140,13 +145,17 @@ def main() -> None:
     flags.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
     flags.add_argument("--rounds", type=int, default=7)
     flags.add_argument("--threads", type=int, default=1)
+    flags.add_argument("--clock", default="wall", choices=["wall", "cpu"],
+                       help="cpu: seconds that this process ran, where other work shares the cores")
     flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     chosen = flags.parse_args()
     torch.set_num_threads(chosen.threads)
+    chosen_clock.append(chosen.clock)
     transformers.utils.logging.set_verbosity_error()
     print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; torch "
           f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.why()}; {chosen.threads} "
-          f"threads; {chosen.dtype}; width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}")
+          f"threads; {chosen.clock} clock; {chosen.dtype}; "
+          f"width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}")
     with torch.inference_mode():
         plain = models(getattr(torch, chosen.dtype))
         pairs = {name: (model, copy.deepcopy(model)) for name, model in plain.items()}
