@@ -1,13 +1,15 @@
 """Architectures against passes: what works, and what is refused with which sentence.
 
     python -m tests.architectures.matrix [NAME ...]      print the table
-    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/architectures.json, which ships
+    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/architectures.json, which ships, and
+                                                                the table in the README
 
 A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
 Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
 """
 
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import torch
 from effc.compiler import equivalence, verify_child
+from effc.compiler.architectures import matrix, put_into
 from effc.compiler.capture import capture
 from effc.compiler.context import Context, Settings
 from effc.compiler.model import Origin
@@ -36,7 +39,7 @@ from transformers import PreTrainedModel
 from tests.architectures import table
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "compiler" / "architectures.json"
+SHIPPED, README = ROOT / "compiler" / "architectures.json", ROOT / "README.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 STEPS = ("prune", "emit", "reload")
 _SCORE = MetricRef("divergence", (("data", DataRef("rows")),))
@@ -52,6 +55,22 @@ PASSES = {
     "prune.experts": {"keep": Ratio(0.5, "experts"), "on": None, "data": DataRef("rows")},
     "clean.dead": {"align": 4},
 }
+SHEDDING = {                                # not in what ships yet: a run of all of them takes half an hour
+    "shed.blocks": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
+    "shed.ssm": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
+    "shed.heads": {"keep": Ratio(0.5, "heads"), "on": None, "score": None, "search": "racing", "step": 1, "data": None},
+    "shed.channels": {"keep": Ratio(0.5, "channels"), "on": None, "score": None, "search": "racing", "align": 16,
+                      "repair": True, "data": None},
+    "shed.state": {"keep": Ratio(0.5, "states"), "on": None, "score": None, "search": "racing", "step": 1},
+    "shed.multi": {
+        "remove": Ratio(0.1, "params"), "score": _SCORE, "on": None, "split": None, "search": "racing", "rank": None,
+        "repair": None, "group": 16, "heads": 1, "experts": 1, "states": 4, "data": None,
+        "order": ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
+        "clock": MetricRef("decode.p50")},
+}
+NEEDS = {                                   # passes for what only some have: where there is none, there is nothing to say
+    "prune.experts": "experts", "shed.blocks": "ssm", "shed.ssm": "ssm", "shed.heads": "ssm_heads",
+    "shed.channels": "ssm_channels", "shed.state": "ssm_state", "shed.multi": "ssm"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
         if word == "clean.dead":
             masked(program)
         before, version = sum(p.numel() for p in model.parameters()), program.version
-        ctx.shelf.make("pass", Invocation(word, PASSES[word])).run(program, ctx)
+        ctx.shelf.make("pass", Invocation(word, (PASSES | SHEDDING)[word])).run(program, ctx)
         if program.version == version:
             return Cell("refused", f"`{word}` changed nothing")
     except Reject as reject:
@@ -154,6 +173,16 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
             unit.unbind(model)
     assert equivalence.distance(equivalence.observe(model), bound) == 0.0, f"{name}: {word} left graphs that differ"
     return program, ctx
+
+
+@functools.cache
+def has(name: str, kind: str) -> bool:
+    """Whether a model has such parts, by names of modules: that discovery finds them is what is to be seen."""
+    names = {path.rpartition(".")[2] for path, _ in table.model(name).named_modules()}
+    params = {path.rpartition(".")[2] for path, _ in table.model(name).named_parameters()}
+    scans = "A_log" in params
+    return {"experts": "experts" in names, "ssm": scans, "ssm_heads": scans and "x_proj" not in names,
+            "ssm_channels": scans and "x_proj" in names, "ssm_state": scans}[kind]
 
 
 def emitted(program: Program, ctx: Context, into: Path) -> Cell:
@@ -208,7 +237,7 @@ def watched(row: Row, stage: str, work: Callable[[], object]) -> None:
 
 def attempt(row: Row, word: str, folder: Path) -> list[Written]:
     row.cells |= {f"{word} {step}": NONE for step in STEPS}
-    if word == "prune.experts" and row.name not in table.EXPERTS:
+    if word in NEEDS and not has(row.name, NEEDS[word]):
         return []
     result = pruned(row.name, word, folder)
     if isinstance(result, Cell):
@@ -305,6 +334,7 @@ def main(arguments: list[str]) -> None:
         if len(names) < len(table.NAMES):
             found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        README.write_text(put_into(README.read_text(encoding="utf-8"), matrix(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

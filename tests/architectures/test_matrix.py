@@ -10,6 +10,7 @@ import torch
 from effc.compiler.architectures import FILE, markdown, matrix
 
 from tests.architectures.matrix import LOOKS, PASSES, body, run
+from tests.architectures.more import MORE
 from tests.architectures.table import NAMES
 
 torch.set_num_threads(1)
@@ -45,7 +46,8 @@ def test_every_architecture_is_in_the_matrix_and_nothing_in_it_is_a_failure():
     assert found["counts"] == {
         "green": states.count("green"), "refused": states.count("refused"),
         "total": states.count("green") + states.count("refused")}
-    assert all(row[look][0] != "refused" for row in found["rows"].values() for look in LOOKS), "all are captured"
+    assert all(found["rows"][name][look][0] != "refused" for name in NAMES if name not in MORE for look in LOOKS), (
+        "all of the twenty-five are captured")
 
 
 def test_every_refusal_is_a_sentence():
@@ -66,4 +68,4 @@ def test_doctor_prints_the_matrix():
 
 def test_the_readme_shows_the_matrix():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert markdown(matrix()).strip() in readme, "put markdown(matrix()) into the README"
+    assert markdown(matrix()).strip() in readme, "python -m tests.architectures.matrix --write puts it there"

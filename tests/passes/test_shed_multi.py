@@ -113,7 +113,7 @@ def test_every_kind_of_part_is_cut_in_one_loop_and_counted_once(tmp_path):
     assert abs((1 - size) - saved) < 0.02, "a norm that two branches share is counted with neither"
 
 
-@pytest.mark.parametrize("word", ["prune.multi"])
+@pytest.mark.parametrize("word", ["prune.multi", "shed.multi"])
 def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
     model = table.model("mobilenet_v1")
     before = sum(p.numel() for p in model.parameters())
