@@ -47,18 +47,23 @@ void put_text(const char* text) {
   for (; *text; ++text) put_character(*text);
 }
 
+void put_line(const char* name, int32_t status, uint64_t value) {
+  put_text(name);
+  put_character(' ');
+  put_character(static_cast<char>('0' + status));
+  put_character(' ');
+  for (int shift = 60; shift >= 0; shift -= 4) put_character("0123456789abcdef"[value >> shift & 15]);
+  put_character('\n');
+}
+
 Memory memory;
 
 }  // namespace
 
+EFFC_API int32_t effc_machine_level();
+
 extern "C" void run() {
-  every_kernel(memory, [](const char* name, int32_t status, uint64_t hash) {
-    put_text(name);
-    put_character(' ');
-    put_character(static_cast<char>('0' + status));
-    put_character(' ');
-    for (int shift = 60; shift >= 0; shift -= 4) put_character("0123456789abcdef"[hash >> shift & 15]);
-    put_character('\n');
-  });
+  put_line("level", kOk, static_cast<uint64_t>(effc_machine_level()));
+  every_kernel(memory, put_line);
   put_text("end\n");
 }
