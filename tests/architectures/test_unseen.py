@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
 from effc.compiler.compat import padding
 from effc.compiler.context import Context, Settings
+from effc.compiler.edits import Edits, replay
 from effc.compiler.evaluate import output_logits
 from effc.compiler.folder import open_folder
 from effc.compiler.model import Origin
@@ -24,6 +26,7 @@ from effc.compiler.select import required
 from effc.compiler.shelf import Shelf
 from effc.compiler.targets.hf import Hf
 from effc.compiler.verify import inputs_of
+from effc.compiler.verify_child import probe
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Recipe
 from effc.dsl.source import Source
@@ -217,6 +220,18 @@ def test_models_that_draw_random_numbers_are_refused(device):
         capture(table.model("vit_mae").to(device))
     said = refused.value.diagnostics[0].message
     assert "vit.embeddings draws random numbers when it runs" in said and "torch.rand(" in said
+
+
+def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
+    """Swin's layers take height and width as a tuple, which JSON has as a list."""
+    program, again = copy.deepcopy(captured("swin")), table.model("swin")
+    branch = program.skeleton.branches[0]
+    with Rewriter(program) as rewrite:
+        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+    replay(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    again.load_state_dict(program.model.state_dict())
+    given = inputs_of(program.model)
+    assert torch.equal(probe(program.model, given)["outputs of a batch"], probe(again, given)["outputs of a batch"])
 
 
 class Skipped(nn.Linear):
