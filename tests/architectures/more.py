@@ -60,8 +60,8 @@ MORE = {
         "decoder_hidden_size": 32}),
     "beit": (_IMAGE, "beit", {**_VISION, "vocab_size": 128}),
     "vit_mae": ("AutoModelForPreTraining", "vit_mae", {
-        **_VISION, "decoder_hidden_size": 32, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 1,
-        "decoder_intermediate_size": 64}),
+        **_VISION, "decoder_hidden_size": 32, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 64,
+        "decoder_num_hidden_layers": 1}),
     "xlnet": (_LM, "xlnet", {"vocab_size": 128, "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96}),
     "t5": ("AutoModelForSeq2SeqLM", "t5", {"vocab_size": 128, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
                                            "num_heads": 4, "pad_token_id": 0, "decoder_start_token_id": 0}),

@@ -230,8 +230,8 @@ def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     replay(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     again.load_state_dict(program.model.state_dict())
-    given = inputs_of(program.model)
-    assert torch.equal(probe(program.model, given)["outputs of a batch"], probe(again, given)["outputs of a batch"])
+    expected, found = (probe(model, inputs_of(model))["outputs of a batch"] for model in (program.model, again))
+    assert torch.equal(expected, found)
 
 
 class Skipped(nn.Linear):
