@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
 
 from ..dsl.diagnostics import Fault, Reject
+from .draws import Drawn, NoDraws
 from .leaves import is_modeling
 from .program import argument_names
 from .sample import evaluating, knows_inputs, prepared, sample
@@ -94,7 +96,12 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
     # Before our own hooks make layers differ.
     structure = {path: module_signature(layer) for path, layer in places.items()}
     try:
-        _run(model, inputs, hook, places)
+        with NoDraws():
+            _run(model, inputs, hook, places)
+    except Drawn as error:
+        raise Reject(unsupported_model(
+            f"{failed_in(error, model) or type(model).__name__} draws random numbers when it runs, so {error} at "
+            f"{source_line(error, model)}", help="let it draw while it trains alone")) from error
     except Exception as error:   # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failed_in(error, model)) else ""
         raise Reject(unsupported_model(
@@ -155,9 +162,25 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
     for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
         for path, call in calls.items():
             found[path].append(call)
+    for path, call in _generating_calls(model, inputs, paths).items():
+        found[path].append(call)
     for path, call in _plain_calls(model, inputs, paths).items():
         found[path].append(replace(call, plain=True))
     return found
+
+
+def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+    """How units are called where a model generates from more than it reads: a second stream of XLNet."""
+    if "input_ids" not in inputs or not isinstance(model, PreTrainedModel) or not model.can_generate():
+        return {}
+    if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+        return {}
+    try:
+        given = model.prepare_inputs_for_generation(inputs["input_ids"])
+    except Exception:   # whatever a model's own code raises: it asks for a cache, or for values
+        return {}
+    given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    return _calls(model, given, paths) if set(given) - set(inputs) else {}
 
 
 def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:

@@ -19,6 +19,7 @@ from ..dsl.diagnostics import Fault, Reject
 from .broken import first_line
 from .folder import bad_config
 from .quantity import counted
+from .rescaled import as_stored
 
 other_weights = Fault(
     "other-weights",
@@ -112,6 +113,7 @@ def _read(folder: Path, config: Mapping[str, Any], dtype: str, trusted: bool):
         with quiet():
             return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
     made, kind = parse_config(config)
+    as_stored(made)
     with quiet():
         return kind.from_pretrained(folder, config=made, attn_implementation=attention(kind), **options)
 

@@ -282,8 +282,9 @@ def _other_numbers(model: nn.Module, made: nn.Module) -> Iterator[str]:
 def _other_heads(now: Skeleton, stock: Skeleton) -> Iterator[str]:
     """Attention whose heads would have another width by the config, though all of them together fit."""
     def widths(skeleton: Skeleton) -> dict[Axis, int]:
-        return {(m.tensor, m.axis): m.segments[0][1] for g in skeleton.groups if g.kind == "heads"
-                for m in g.members if len(m.segments) == 1}      # of a fused projection others count
+        # The widest part: a fused projection has a part for q, and for k and v where each of its heads has its own.
+        return {(m.tensor, m.axis): max(size for _, size in m.segments)
+                for g in skeleton.groups if g.kind == "heads" for m in g.members}
 
     ours, theirs = widths(now), widths(stock)
     yield from (f"a head of {tensor} is {ours[tensor, axis]} wide, by the config {theirs[tensor, axis]}"

@@ -18,6 +18,7 @@ from .cache import digest
 from .context import Settings
 from .hashes import file_hash, files_hash
 from .model import Origin
+from .rescaled import NOTE, rescales
 from .safetensors_header import FLOATS, Header, damaged_weights, read_header
 
 no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
@@ -96,7 +97,12 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         tokenizer_identity=files_hash(tokenizers, settings.cache_dir) if tokenizers else "",
         weight_bytes=sum(s.count for s in weights.slots.values()) * WIDTHS[chosen],
         code=_code(folder, settings) if trusted else "",
-        notes=(SLOW_FLOAT16,) if chosen == "float16" and settings.device == "cpu" else ())
+        notes=_notes(config, chosen, settings.device))
+
+
+def _notes(config: Mapping[str, Any], dtype: str, device: str) -> tuple[str, ...]:
+    said = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config)}
+    return tuple(note for note, holds in said.items() if holds)
 
 
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}

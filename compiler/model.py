@@ -77,7 +77,9 @@ class Origin:
 
     @property
     def vocabulary(self) -> int | None:
-        """How many token ids the embedding has, where the config says."""
+        """How many token ids the embedding has, where the config says. BEiT's counts the codes of picture patches."""
+        if "image_size" in self.config and "text_config" not in self.config:
+            return None
         return self._number("vocab_size")
 
     @property

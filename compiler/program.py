@@ -123,8 +123,13 @@ def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tu
 
 
 def _is_baked(name: str, value: Any, statics: Mapping[str, Any]) -> bool:
-    baked = statics.get(name)
+    baked, value = _as_tuple(statics.get(name)), _as_tuple(value)
     return name in _FREE or value is None or value is False or (type(value) is type(baked) and value == baked)
+
+
+def _as_tuple(value: Any) -> Any:
+    """Sizes are tuples, and lists where a graph was stored."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass

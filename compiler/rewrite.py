@@ -204,8 +204,7 @@ class Rewriter:
     def store(self, unit: Unit) -> None:
         """Bind a unit whose graph was edited, and record the graph."""
         unit.bind(self.program.model)
-        plain = {name: value for name, value in unit.statics.items()
-                 if value is None or isinstance(value, (bool, int, float, str))}
+        plain = {name: _as_list(value) for name, value in unit.statics.items() if _is_plain(value)}
         self.program.edits.graphs[unit.path] = {
             "graph": graph_json.dump(unit.graph), "placeholders": list(unit.placeholders), "statics": plain}
         self.dirty = True
@@ -305,3 +304,14 @@ def attends(graph: fx.Graph) -> bool:
 def referenced(graph: fx.Graph) -> set[str]:
     """Paths of modules and attributes that a graph calls or reads."""
     return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a baked argument can be stored: numbers, texts, and sizes made of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(item) for item in value] if isinstance(value, (list, tuple)) else value

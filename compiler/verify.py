@@ -68,7 +68,7 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what a plain module says it takes."""
     if isinstance(model, PreTrainedModel):
-        return inputs_for(model.config, seed)
+        return inputs_for(model.config, seed, images=model.main_input_name == "pixel_values")
     return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
 
 

@@ -69,10 +69,13 @@ def first_output(output) -> torch.Tensor:
         iter(output.values()))).float().contiguous()
 
 
-def inputs_for(config, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels."""
+def inputs_for(config, seed: int = 0, images: bool = False) -> dict[str, torch.Tensor]:
+    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels.
+
+    images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
+    """
     generator = torch.Generator().manual_seed(seed)
-    if not getattr(config, "vocab_size", None):
+    if images or not getattr(config, "vocab_size", None):
         size = getattr(config, "image_size", 64)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         shape = (ROWS, config.num_channels, height, width)

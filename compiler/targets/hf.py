@@ -15,6 +15,7 @@ from ..context import Context
 from ..folder import TOKENIZER_FILES
 from ..kinds import Form, Target, param
 from ..program import Program
+from ..rescaled import NOTE, as_stored, rescales
 from ..sealed import KEY, record, seal
 from ..snapshot import distinct
 from ..stock import stock_config
@@ -56,7 +57,7 @@ class Hf(Target):
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
-        notes: list[str] = []
+        notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
         for form in self._chosen(program.model, notes):
             if form == "compat":
                 self._emit_compat(program, into, ctx, notes)
@@ -124,6 +125,7 @@ _WRITERS = {"stock": write_stock, "compact": write_compact}
 def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = None) -> None:
     """config.json, last of a folder's files: without it nothing loads. `sealed` goes under the key `effc`."""
     config = copy.deepcopy(config)
+    as_stored(config)
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
     if sealed is not None:

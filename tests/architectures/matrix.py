@@ -1,13 +1,16 @@
 """Architectures against passes: what works, and what is refused with which sentence.
 
-    python -m tests.architectures.matrix [NAME ...]      print the table
-    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/architectures.json, which ships, and
-                                                                the table in the README
+    python -m tests.architectures.matrix [NAME ...]             print the table
+    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/architectures.json, which ships,
+                                                                and the table in the README
+    python -m tests.architectures.matrix --keep FOLDER [...]    put rows there as they are done, and take those that
+                                                                are: what ended early goes on, several may share it
 
 A cell is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
 Anything else, a traceback or a difference, is a failure: no cell of what ships is one.
 """
 
+import argparse
 import copy
 import functools
 import json
@@ -42,6 +45,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED, README = ROOT / "compiler" / "architectures.json", ROOT / "README.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 STEPS = ("prune", "emit", "reload")
+AT_ONCE = 6                                 # architectures whose artifacts one fresh process reopens
 _SCORE = MetricRef("divergence", (("data", DataRef("rows")),))
 _SCORED = {"on": None, "search": "racing", "reorder": None, "data": None, "score": None, "repair": True}
 PASSES = {
@@ -54,8 +58,6 @@ PASSES = {
         "data": None, "width_score": None, "clock": MetricRef("decode.p50"), "check": None},
     "prune.experts": {"keep": Ratio(0.5, "experts"), "on": None, "data": DataRef("rows")},
     "clean.dead": {"align": 4},
-}
-SHEDDING = {                                # not in what ships yet: a run of all of them takes half an hour
     "shed.blocks": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
     "shed.ssm": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
     "shed.heads": {"keep": Ratio(0.5, "heads"), "on": None, "score": None, "search": "racing", "step": 1, "data": None},
@@ -156,7 +158,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
         if word == "clean.dead":
             masked(program)
         before, version = sum(p.numel() for p in model.parameters()), program.version
-        ctx.shelf.make("pass", Invocation(word, (PASSES | SHEDDING)[word])).run(program, ctx)
+        ctx.shelf.make("pass", Invocation(word, PASSES[word])).run(program, ctx)
         if program.version == version:
             return Cell("refused", f"`{word}` changed nothing")
     except Reject as reject:
@@ -307,6 +309,8 @@ def amended(found: dict) -> dict:
     """The shipped matrix with the rows that were run now."""
     known = json.loads(SHIPPED.read_text(encoding="utf-8"))
     rows = {name: found["rows"].get(name, known["rows"].get(name)) for name in table.NAMES}
+    odd = [name for name, row in rows.items() if row is None or set(found["passes"]) != set(known["passes"])]
+    assert not odd, f"with other passes than before all rows are run anew: {', '.join(odd)}"
     return {**found, "rows": rows, "counts": counts(rows)}
 
 
@@ -316,11 +320,33 @@ def counts(rows: dict) -> dict[str, int]:
     return {**count, "total": sum(count.values())}
 
 
+def kept(names: list[str], place: Path) -> list[Row]:
+    """The rows of some architectures; those that lie in a folder are read, the others run, a few at a time."""
+    def file(name: str) -> Path:
+        return place / f"{name}.json"
+
+    for start in range(0, len(names), AT_ONCE):
+        few = [name for name in names[start:start + AT_ONCE] if not file(name).is_file()]
+        with tempfile.TemporaryDirectory() as folder:
+            done = run(few, list(PASSES), Path(folder)) if few else []
+        for row in done:
+            cells = {stage: [cell.state, cell.why] for stage, cell in row.cells.items()}
+            file(row.name).write_text(json.dumps(cells), encoding="utf-8")
+    return [Row(name, {s: Cell(*c) for s, c in json.loads(file(name).read_text(encoding="utf-8")).items()})
+            for name in names]
+
+
 def main(arguments: list[str]) -> None:
+    asked = argparse.ArgumentParser(prog="python -m tests.architectures.matrix")
+    asked.add_argument("names", nargs="*", default=list(table.NAMES), metavar="NAME")
+    asked.add_argument("--write", action="store_true")
+    asked.add_argument("--keep", type=Path)
+    given = asked.parse_args(arguments)
     torch.set_num_threads(1)
-    names = [a for a in arguments if not a.startswith("--")] or list(table.NAMES)
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(names, list(PASSES), Path(folder))
+        place = given.keep or Path(folder)
+        place.mkdir(exist_ok=True)
+        rows = kept(given.names, place)
     for row in rows:
         for stage, cell in row.cells.items():
             if cell.state in ("refused", "failed"):
@@ -330,8 +356,8 @@ def main(arguments: list[str]) -> None:
     failed = [row.name for row in rows for cell in row.cells.values() if cell.state == "failed"]
     if failed:
         raise SystemExit(f"{len(failed)} cells failed")
-    if "--write" in arguments:
-        if len(names) < len(table.NAMES):
+    if given.write:
+        if len(given.names) < len(table.NAMES):
             found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         README.write_text(put_into(README.read_text(encoding="utf-8"), matrix(found)), encoding="utf-8")

@@ -15,6 +15,8 @@ _LATENT = {**_GROUPED, "num_key_value_heads": 4, "n_routed_experts": 8, "num_exp
            "n_shared_experts": 1}
 _GPT = {"vocab_size": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96}
 _STAGES = {"image_size": 32, "depths": [2, 2], "num_labels": 5}
+_VISION = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
+           "image_size": 32, "patch_size": 8}
 _LM, _MASKED, _IMAGE = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForImageClassification"
 
 MORE = {
@@ -56,6 +58,11 @@ MORE = {
         **_STAGES, "hidden_sizes": [16, 32], "num_encoder_blocks": 2, "num_attention_heads": [1, 2],
         "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2],
         "decoder_hidden_size": 32}),
+    "beit": (_IMAGE, "beit", {**_VISION, "vocab_size": 128}),
+    "vit_mae": ("AutoModelForPreTraining", "vit_mae", {
+        **_VISION, "decoder_hidden_size": 32, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 64,
+        "decoder_num_hidden_layers": 1}),
+    "xlnet": (_LM, "xlnet", {"vocab_size": 128, "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96}),
     "t5": ("AutoModelForSeq2SeqLM", "t5", {"vocab_size": 128, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
                                            "num_heads": 4, "pad_token_id": 0, "decoder_start_token_id": 0}),
 }

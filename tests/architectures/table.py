@@ -1,4 +1,4 @@
-"""Twenty-five architectures as tiny models with random weights, plain modules that no hub knows, and more.
+"""Architectures as tiny models with random weights, plain modules that no hub knows, and more.
 
 Built from config classes without network. Weights are larger than at a usual start, and norms, biases and running
 statistics are random too, so that every part matters.
@@ -39,7 +39,7 @@ _SPECIAL = {                                # name -> (class, config)
 }
 _TINY = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "gemma3_text", "mixtral",
          "qwen3_moe", "mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "jamba", "granitemoehybrid")
-NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN)
+NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN, *MORE)
 PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}       # what a recipe's `config:` would say of them
 
 

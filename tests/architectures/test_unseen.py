@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +12,24 @@ from effc.compiler import equivalence
 from effc.compiler.bypass import staying
 from effc.compiler.capture import capture
 from effc.compiler.compat import padding
+from effc.compiler.context import Context, Settings
+from effc.compiler.edits import Edits, replay
 from effc.compiler.evaluate import output_logits
+from effc.compiler.folder import open_folder
 from effc.compiler.model import Origin
 from effc.compiler.program import Program
 from effc.compiler.rehearsal import layer_needed
+from effc.compiler.rescaled import NOTE
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.search.widths import slice_all
 from effc.compiler.select import required
+from effc.compiler.shelf import Shelf
+from effc.compiler.targets.hf import Hf
+from effc.compiler.verify import inputs_of
+from effc.compiler.verify_child import probe
 from effc.dsl.diagnostics import Reject
+from effc.dsl.recipe import Recipe
+from effc.dsl.source import Source
 from torch import nn
 
 from tests.architectures import table
@@ -46,6 +58,18 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
         slice_all(trial, rewrite, cuts)
     expected, found = equivalence.observe(silenced), equivalence.observe(trial.model)
     assert equivalence.distance(expected, found) <= SHARE * max(1.0, *(float(x.abs().max()) for x in expected))
+
+
+def written(model: nn.Module, origin: Origin, folder: Path) -> None:
+    recipe = Recipe(Source("x.effspec", "effspec 1\n"), "", {}, {}, {}, {}, {})
+    ctx = Context(Settings(folder / "cache", threads=1), recipe, folder, Shelf(), origin, folder)
+    (folder / "out").mkdir()
+    Hf(path="x").emit(capture(model), folder / "out", ctx)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    there = dict(other.named_parameters())
+    return all(torch.equal(p, there[name]) for name, p in one.named_parameters())
 
 
 # -- models of transformers ----------------------------------------------------------------------------------
@@ -181,6 +205,77 @@ def test_a_score_of_logits_is_refused_where_there_are_none():
 @pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
 def test_a_models_longest_row_is_known_by_each_of_its_names(name):
     assert Origin("x", {name: 128}, None, "x", None, None, None).positions == 128
+
+
+def test_image_models_with_a_vocabulary_are_given_images():
+    """BEiT counts the codes of picture patches under that name."""
+    model = captured("beit").model
+    assert model.config.vocab_size == 128 and set(inputs_of(model)) == {"pixels"}
+    assert Origin("x", model.config.to_dict(), None, "x", None, None, None).vocabulary is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_models_that_draw_random_numbers_are_refused(device):
+    with pytest.raises(Reject) as refused:
+        capture(table.model("vit_mae").to(device))
+    said = refused.value.diagnostics[0].message
+    assert "vit.embeddings draws random numbers when it runs" in said and "torch.rand(" in said
+
+
+def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
+    """Swin's layers take height and width as a tuple, which JSON has as a list."""
+    program, again = copy.deepcopy(captured("swin")), table.model("swin")
+    branch = program.skeleton.branches[0]
+    with Rewriter(program) as rewrite:
+        rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+    replay(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    again.load_state_dict(program.model.state_dict())
+    expected, found = (probe(model, inputs_of(model))["outputs of a batch"] for model in (program.model, again))
+    assert torch.equal(expected, found)
+
+
+class Skipped(nn.Linear):
+    """A number is drawn before the layer asks whether it trains."""
+
+    def forward(self, x):
+        drawn = torch.rand([])
+        return x if self.training and drawn < 0.5 else x + super().forward(x)
+
+
+def test_layers_that_are_left_out_while_training_alone_draw_a_number():
+    program = capture(Stack(lambda: Skipped(8, 8)).eval())
+    assert len(program.skeleton.branches) == 2
+
+
+def test_models_that_generate_from_a_second_stream_are_refused():
+    with pytest.raises(Reject) as refused:
+        capture(table.model("xlnet"))
+    assert "transformer.layer.0 can't be captured: it is given" in refused.value.diagnostics[0].message
+    assert "output_g" in refused.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize("name", ["mamba2", "mamba", "falcon_mamba"])
+def test_weights_of_mamba_are_taken_and_left_as_they_are_stored(tmp_path, name):
+    """transformers makes them smaller at every load where the config says how they once began."""
+    model = table.model(name)
+    model.config.rescale_prenorm_residual = True
+    model.save_pretrained(tmp_path / "base")
+    origin = open_folder(tmp_path / "base", "x", "auto", Settings(tmp_path / "cache"))
+    loaded = origin.load()
+    assert origin.notes == (NOTE,) and same_weights(model, loaded)
+    written(loaded, origin, tmp_path)
+    found = type(model).from_pretrained(tmp_path / "out" / "model")
+    assert not found.config.rescale_prenorm_residual and same_weights(model, found)
+    assert "`rescale_prenorm_residual`" in (tmp_path / "out" / "notes.json").read_text()
+
+
+def test_nemotrons_flag_stays_for_its_class_looks_before_it_rescales(tmp_path):
+    model = table.model("nemotron_h")
+    model.save_pretrained(tmp_path / "base")
+    origin = open_folder(tmp_path / "base", "x", "auto", Settings(tmp_path / "cache"))
+    written(origin.load(), origin, tmp_path)
+    found = type(model).from_pretrained(tmp_path / "out" / "model")
+    assert not origin.notes and found.config.rescale_prenorm_residual and same_weights(model, found)
 
 
 # -- plain modules -------------------------------------------------------------------------------------------

@@ -257,3 +257,15 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
     for unit in again.units.values():
         unit.bind(model)
     assert distance(before, observe(model)) == 0.0
+
+
+@pytest.mark.parametrize(("name", "word", "step"), [
+    ("mamba", "shed.channels", {"align": 4}), ("mamba2", "shed.heads", {}), ("mamba2", "shed.state", {"step": 1})])
+def test_what_is_left_is_the_share_of_the_models_params_that_was_asked_for(tmp_path, name, word, step):
+    model, step_of = mixers.model(name), next(iter(step.values()), 1)
+    skeleton, whole = capture(model).skeleton, model.num_parameters()
+    groups = [g for g in skeleton.groups if g.kind == word.replace("shed.", "ssm_")]
+    item = whole - params(narrowed(skeleton, groups[0], groups[0].count - 1))
+    keep = 1 - 4.5 * item * step_of / whole
+    program = shed(tmp_path, model, word, keep=Ratio(keep, "params"), search="racing", **step)
+    assert program.model.num_parameters() == whole - 5 * item * step_of      # the fewest cuts that do it
