@@ -82,19 +82,19 @@ def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.
     if not _is_add(node, above, values):
         return None
     for stream, value in (node.args, node.args[::-1]):
-        for tap in _taps(stream, above, values):
+        for tap in _taps(stream, value, above, values):
             if tap is not through(value) and _dominates(tap, value, above):
                 return tap, stream
     return None
 
 
-def _taps(stream: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
-    """Where a value may have left the stream: at itself, or, where it is a sum of the stream, its own tap."""
+def _taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
+    """Where a value may have left the stream: at itself, or, where that is a sum, at the sum's own tap beside it."""
     yield stream
     yield through(stream)
     yield unscaled(stream)
     earlier = tap_of(through(stream), above, values)
-    if earlier is not None:
+    if earlier is not None and through(stream) not in _between(earlier[0], value, above):
         yield earlier[0]
 
 
@@ -161,8 +161,9 @@ def _alone(graph: fx.Graph, nodes: frozenset[fx.Node], value: fx.Node) -> frozen
     """Those that nothing else is computed from: branches in parallel share what they both begin with."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        # Readers of data: what asks for sizes alone keeps nothing alive.
-        readers = [x for x in node.users if x.op == "output" or x.meta.get("shape") is not None]
+        # Readers of data: what asks for sizes alone keeps nothing alive, nor does being returned beside the stream, as
+        # weights of attention are.
+        readers = [x for x in node.users if x.op != "output" and x.meta.get("shape") is not None]
         if node is value or (node in nodes and found.issuperset(readers)):
             found.add(node)
     return frozenset(found)
@@ -190,7 +191,9 @@ def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes
            for below, part in root.get_submodule(path).named_modules()
            if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)}
     role = _role(alone, bool(work))
-    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
+    # What hands on a state runs on without the branch, and still says where it is.
+    also = [path for n in nodes for path in modules_used(n, root) if _works(root.get_submodule(path))]
+    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")] or also)
     return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
 
 
