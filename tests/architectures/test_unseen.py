@@ -32,6 +32,7 @@ from effc.dsl.recipe import Recipe
 from effc.dsl.source import Source
 from torch import nn
 
+from tests import tiny
 from tests.architectures import table
 from tests.architectures.test_closure import SHARE, chosen, silence
 
@@ -130,6 +131,12 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
         unit.bind(program.model)
     bound = equivalence.observe(program.model)
     assert all(t.isfinite().all() for t in bound)
+
+
+def test_a_branch_that_reads_the_sum_before_it_does_not_hide_the_branch_of_that_sum():
+    """RWKV's feed-forward is handed the state of the attention, which it did not take from the sum alone."""
+    joins = [b.join for b in capture(tiny.model("rwkv")).skeleton.branches]
+    assert joins == ["add"] * 3
 
 
 def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_changes():

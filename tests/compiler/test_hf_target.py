@@ -244,7 +244,7 @@ def test_compat_is_no_wider_than_its_widest_layer(tmp_path, name, width, heads):
 def test_a_lost_branch_that_hands_on_a_state_can_not_be_filled_up_with_zeros(tmp_path):
     folder = emit(changed("rwkv", "one branch"), tmp_path / "a")
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["compact"]
-    assert "rwkv.blocks.0 still runs" in (folder / "notes.json").read_text()
+    assert "rwkv.blocks.0.attention still runs" in (folder / "notes.json").read_text()
 
 
 def test_a_width_outside_all_groups_can_not_be_filled_up():
