@@ -1,7 +1,8 @@
 // AMX tiles, as instructions or as a model in plain C++ that does what they do, fault for fault.
 //
-// No machine with AMX has run this; the model runs in every test, over the very source that the instructions
-// are compiled from. What the model can't show: the permission call of levels.cc, and speed.
+// No machine with AMX has run this. The model runs in every test, over the very source that the instructions
+// are compiled from; `tests/kernels/test_bochs.py` runs the instructions on an emulated processor and has
+// the same bits from both. What neither shows: the permission call of levels.cc, and speed.
 #pragma once
 #include <cmath>
 #include <cstdint>

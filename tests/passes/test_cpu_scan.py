@@ -23,7 +23,8 @@ from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import context, refused, slug
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
-STEPS = {**dict.fromkeys(mixers.MAMBA1, scan_steps.selective), **dict.fromkeys(mixers.MAMBA2, scan_steps.ssd)}
+STEPS = {**dict.fromkeys(mixers.MAMBA1, scan_steps.selective), **dict.fromkeys(mixers.MAMBA2, scan_steps.ssd),
+         "falcon_h1": None}                    # gates without a norm, and weighs what it projects
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 MASK = torch.tensor([[0] * 4 + [1] * 8, [1] * 12, [0] * 9 + [1] * 3, [0, *[1] * 11]])
 TOLERANCE = 1e-4
