@@ -45,7 +45,8 @@ def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: 
             value = next(x for x in node.args if x is not tap[1])
             found += _split(node, value, tap[0], above, values)
     inner = {join for join, _, _ in found if any(join in nodes for _, _, nodes in found)}
-    return [_term(root, graph, join, value, nodes) for join, value, nodes in found if join not in inner]
+    kept = [term for term in found if term[0] not in inner]
+    return [_term(root, graph, join, value, nodes, _alone(nodes, value, kept)) for join, value, nodes in kept]
 
 
 def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.Node | None]:
@@ -157,16 +158,10 @@ def _before_output(node: fx.Node, above: Mapping) -> fx.Node | None:
     return node if seen else None
 
 
-def _alone(graph: fx.Graph, nodes: frozenset[fx.Node], value: fx.Node) -> frozenset[fx.Node]:
-    """Those that nothing else is computed from: branches in parallel share what they both begin with."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        # Readers of data: what asks for sizes alone keeps nothing alive, nor does being returned beside the stream, as
-        # weights of attention are.
-        readers = [x for x in node.users if x.op != "output" and x.meta.get("shape") is not None]
-        if node is value or (node in nodes and found.issuperset(readers)):
-            found.add(node)
-    return frozenset(found)
+def _alone(nodes: frozenset[fx.Node], value: fx.Node, terms: Sequence[tuple]) -> frozenset[fx.Node]:
+    """A branch without what another one in parallel computes as well: both may begin with the same norm."""
+    beside = [other for _, at, other in terms if at is not value and value not in other and at not in nodes]
+    return nodes.difference(*beside)
 
 
 def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
@@ -180,8 +175,8 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
     return frozenset(seen)
 
 
-def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node]) -> Term:
-    alone = _alone(graph, nodes, value)
+def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node],
+          alone: frozenset[fx.Node]) -> Term:
     ours = {path for n in alone for path in modules_used(n, root)}
     others = {path for n in graph.nodes if n not in alone for path in modules_used(n, root)}
     work = [path for path in ours if _works(root.get_submodule(path))]
@@ -191,9 +186,7 @@ def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes
            for below, part in root.get_submodule(path).named_modules()
            if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)}
     role = _role(alone, bool(work))
-    # What hands on a state runs on without the branch, and still says where it is.
-    also = [path for n in nodes for path in modules_used(n, root) if _works(root.get_submodule(path))]
-    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")] or also)
+    site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
     return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))
 
 
