@@ -286,7 +286,9 @@ def reopen(written: list[Written], folder: Path) -> None:
 # -- the table -----------------------------------------------------------------------------------------------
 
 def summary(row: Row, words: list[str]) -> str:
-    cell = lambda stage: str(row.cells.get(stage, NONE))  # noqa: E731
+    def cell(stage: str) -> str:
+        return str(row.cells.get(stage, NONE))
+
     said = [f"{row.name:16}", *(f"{cell(look):8}" for look in LOOKS)]
     return " ".join([*said, *("/".join(cell(f"{word} {step}") for step in STEPS) for word in words)])
 
