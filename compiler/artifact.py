@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..dsl.diagnostics import Diagnostic, Fault, Reject
+from .cache import write_whole
 from .card import card
 from .manifest import CARD, MEASURES, NAME, Manifest, artifact_hash, dump, hash_files, verify_files
 
@@ -91,8 +92,7 @@ def _finish(draft: Path, manifest: Manifest) -> Manifest:
         (draft / CARD).write_text(card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):
         sync(file)
-    (draft / NAME).write_bytes(dump(manifest.to_json()))
-    sync(draft / NAME)
+    write_whole(draft / NAME, dump(manifest.to_json()))      # so that even in a draft a manifest tells of the rest
     sync(draft)
     return manifest
 
