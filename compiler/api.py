@@ -171,7 +171,7 @@ def discovered(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
     import torch
 
-    from .capture import capture
+    from .tracing.capture import capture
 
     with torch.device("meta"):
         model = origin.build()
@@ -206,7 +206,7 @@ def compile(path: str | Path, out: str | Path = "out", *, force: bool = False, *
 
 def load(path: str | Path, **options: Any) -> Any:
     """A compiled model, as an ordinary transformers model that generates, trains and saves."""
-    from .load import load
+    from .artifacts.load import load
 
     return load(Path(path), **options)
 
@@ -263,7 +263,7 @@ def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
 def build(session: Session, out: Path, *, force: bool = False, saved: Any = None, dump: str = "",
           told: "Callable[[Plan], None]" = lambda plan: None) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
-    from .artifact import check_free
+    from .artifacts.artifact import check_free
     from .cache import Cache
     from .pipeline import Build
     from .plan import refuse_drift

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..dsl.diagnostics import Fault, Reject
-from .evaluate import device_of
+from .measuring.evaluate import device_of
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.",
                         exit="usage")

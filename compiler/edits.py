@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
-from . import graph_json, scan_kernels, surgery
-from .operations import Unlisted, check_path
+from . import surgery
+from .scans import quick
+from .tracing import graph_json
+from .tracing.operations import Unlisted, check_path
 
 refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.",
                       exit="environment")
@@ -136,8 +138,8 @@ def _replay(model: nn.Module, edits: Edits) -> None:
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
         _bind(model, path, entry)
-    if any(surgery.split(path)[1] == scan_kernels.MARK for path in edits.attributes):
-        scan_kernels.quicken(model, marked=True)
+    if any(surgery.split(path)[1] == quick.MARK for path in edits.attributes):
+        quick.quicken(model, marked=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:

@@ -9,18 +9,18 @@ from typing import Any
 from ..dsl.diagnostics import Diagnostic
 from ..dsl.recipe import Emit, Recipe
 from . import keys
-from .artifact import write
+from .artifacts.artifact import write
+from .artifacts.manifest import Expectation, Manifest
+from .artifacts.verify import verify
 from .cache import Cache
-from .comparison import compare
 from .context import Context
 from .fingerprint import machine
-from .gate import Outcome, bound_text, misses
-from .manifest import Expectation, Manifest
+from .measuring.comparison import compare
+from .measuring.gate import Outcome, bound_text, misses
 from .plan import Plan
 from .profile import profile
 from .program import Program
 from .quantity import counted, size
-from .verify import verify
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ..dsl.skeleton import Skeleton
     from ..dsl.values import DataRef
     from .context import Context
+    from .measuring.timing import Clock
     from .program import Program
-    from .timing import Clock
 
 _MISSING = object()
 
@@ -100,7 +100,7 @@ class Pass(Word):
         """Change the program in place."""
 
     def originals(self) -> "tuple[DataRef, ...]":
-        """Data sets on which it compares with the original: compiler/reference.py keeps what that says of them."""
+        """Data on which it compares with the original, whose words compiler/measuring/reference.py keeps."""
         return ()
 
     def reads_clock(self) -> bool:
@@ -169,7 +169,7 @@ class Metric(Word):
     better           "lower" or "higher"
     exact            it counts shapes and needs no weights: also right on the meta device
     timed            it reads a clock: differs between runs and machines, is never taken from a cache
-    needs_original   it compares with the original's outputs on its `data`, which compiler/reference.py keeps
+    needs_original   it compares with the original's outputs on its `data`, which compiler/measuring/reference.py keeps
                      before the first pass
     """
 

@@ -32,8 +32,8 @@ def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
     import json
 
-    from .manifest import NAME
-    from .sealed import KEY
+    from .artifacts.manifest import NAME
+    from .artifacts.sealed import KEY
 
     if (path / NAME).is_file():
         return True
@@ -71,7 +71,7 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False) -> Ope
     """The model with its weights, ready to run; `steady` as `load` has it."""
     path = Path(place)
     if path.is_dir() and is_artifact(path):
-        from .load import load, locate
+        from .artifacts.load import load, locate
 
         folder, _ = locate(path)
         return Opened(place, load(path, device=settings.device, steady=steady, tell=settings.tell), _tokenizer(folder))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .model import Origin
 
-CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16     # as compiler/evaluate.py runs a model
+CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16     # as compiler/measuring/evaluate.py runs a model
 MARGIN = 1.05                        # what allocators and libraries keep for themselves
 PROCESS = 280 << 20                  # Python with torch and transformers, where the system doesn't tell
 

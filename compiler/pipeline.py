@@ -10,20 +10,21 @@ from typing import Any
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.recipe import Emit
 from ..dsl.values import DataRef, MetricRef
-from . import keys, reference, snapshot
+from . import keys, snapshot
 from .cache import Cache
-from .capture import capture
 from .change import describe
 from .context import Context
 from .emission import Artifact, emit
 from .kinds import Close, Pass
+from .measuring import reference
+from .measuring.promise import Promise
 from .memory import Watch
 from .placing import placed
 from .plan import Plan, Stage
 from .profiled import as_profiled, named, refuse_others
 from .program import Program
 from .progress import StageBegan, StageEnded
-from .promise import Promise
+from .tracing.capture import capture
 
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..dsl.diagnostics import Reject
 from ..dsl.skeleton import Group, Member
-from .evaluate import not_a_number
+from .measuring.evaluate import not_a_number
 
 if TYPE_CHECKING:
     from .program import Program

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..dsl.diagnostics import Fault, Reject
-from .calls import record
 from .program import Program
+from .tracing.calls import record
 
 layer_needed = Fault(
     "layer-needed",

@@ -9,16 +9,17 @@ import torch
 from torch import fx, nn
 from transformers import PreTrainedModel
 
-from . import graph_json, slots, surgery
-from .capture import recapture
+from . import surgery
+from .discovery.following import Baked
+from .discovery.unread import kept, lost_readers, rewritten, unread
 from .edits import class_name, is_below, renamed
-from .following import Baked
-from .leaves import packed_attention
 from .program import Program, Unit, code_key
-from .refresh import with_current_ints
 from .rehearsal import rehearse
-from .trace import is_impure
-from .unread import kept, lost_readers, rewritten, unread
+from .tracing import graph_json, slots
+from .tracing.capture import recapture
+from .tracing.leaves import packed_attention
+from .tracing.refresh import with_current_ints
+from .tracing.trace import is_impure
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
@@ -178,8 +179,8 @@ class Rewriter:
 
         Where what is left divides them in a way that can't be told, they stay.
         """
-        from .discover import stream_of
-        from .labels import label
+        from .discovery.discover import stream_of
+        from .discovery.labels import label
 
         layer, stream = unit.module(self.program.model), stream_of(unit.graph)
         labelling = label(unit.graph, layer, stream.name if stream else None)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..dsl.skeleton import Group, Skeleton
 from ..dsl.values import DataRef
-from .evaluate import batches, evaluating, logits
+from .measuring.evaluate import batches, evaluating, logits
 
 if TYPE_CHECKING:
     from .context import Context

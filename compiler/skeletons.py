@@ -17,7 +17,7 @@ def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
     capture and discovery.
     """
     folder = Path(__file__).parent
-    sources = [source_hash(folder / name) for name in ("capture.py", "discover.py")]
+    sources = [source_hash(folder / name) for name in ("tracing/capture.py", "discovery/discover.py")]
     return digest([FORMAT, dict(config), transformers_version, sources])
 
 

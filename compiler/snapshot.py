@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import graph_json
 from .cache import Cache, tensor_hash
-from .capture import recapture
 from .edits import Edits, replay
-from .lowered import settle
+from .lowering.lowered import settle
 from .model import Origin
 from .program import Program, Unit, code_key
-from .sample import sample
+from .tracing import graph_json
+from .tracing.capture import recapture
+from .tracing.sample import sample
 
 
 def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin,

@@ -11,8 +11,8 @@ from ..dsl.diagnostics import Fault, Reject
 from ..dsl.skeleton import Part, Skeleton
 from ..dsl.values import Selector
 from .edits import is_below
-from .evaluate import LOOK, not_a_number
-from .lowered import weight_of
+from .lowering.lowered import weight_of
+from .measuring.evaluate import LOOK, not_a_number
 from .select import parts
 from .surgery import put
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..dsl.skeleton import Branch
-from .bypass import bypassed
+from .discovery.bypass import bypassed
 from .program import code_key
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A model without its weights: module paths, shapes and discovered structure, as plain data and JSON.
 
-Made once per config on the meta device by `compiler/discover.py`, cached by config hash, and read by
+Made once per config on the meta device by `compiler/discovery/discover.py`, cached by config hash, and read by
 `check`, `plan` and passes. Nothing here imports torch.
 """
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.capture import capture
 from effc.compiler.rewrite import Rewriter
+from effc.compiler.tracing.capture import capture
 from effc.dsl.values import DataRef, MetricRef
 
 ROOT = Path(__file__).parents[1]

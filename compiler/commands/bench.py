@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         which the system took a processor away are thrown out.
         """
         shapes = [_parsed(text) for text in shape]
-        from ..kernel_table import PARTS, SHAPES, Table, surroundings
+        from ..lowering.kernel_table import PARTS, SHAPES, Table, surroundings
 
         parts = [p.strip() for p in only.split(",") if p.strip()] or list(PARTS)
         unknown = [p for p in parts if p not in PARTS]

@@ -12,7 +12,7 @@ from .flags import Shared, verb
 from .screen import code_of
 
 if TYPE_CHECKING:
-    from ..manifest import Expectation, Manifest
+    from ..artifacts.manifest import Expectation, Manifest
     from ..pipeline import Result
     from .screen import Screen
 

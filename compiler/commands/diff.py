@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     @verb(app)
     def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine."""
-        from ..diff import diff
+        from ..artifacts.diff import diff
 
         found = diff(before, after)
         if shared.format == "json":

@@ -53,7 +53,7 @@ def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
 
 def _draw_profile(place: str, shared: Shared) -> None:
     """What an artifact lost, layer by layer, where it lost anything."""
-    from ..manifest import read_manifest
+    from ..artifacts.manifest import read_manifest
     from ..opened import is_artifact
     from ..profile import draw
 
@@ -93,8 +93,8 @@ def _program(place: str, shared: Shared) -> Any:
     from ..opened import is_artifact, origin_of
 
     if Path(place).is_dir() and is_artifact(Path(place)):
-        from ..capture import capture
-        from ..load import load
+        from ..artifacts.load import load
+        from ..tracing.capture import capture
 
         return capture(load(place, check="size"))
     return _captured(origin_of(place, shared.settings()))
@@ -103,7 +103,7 @@ def _program(place: str, shared: Shared) -> Any:
 def _captured(origin: Any) -> Any:
     import torch
 
-    from ..capture import capture
+    from ..tracing.capture import capture
 
     with torch.device("meta"):
         model = origin.build()
@@ -117,7 +117,7 @@ def _show_graph(program: Any, name: str, shared: Shared) -> None:
     if shared.format == "dot":
         shared.screen.answer(dot(unit).rstrip("\n"))
     elif shared.format == "json":
-        from ..graph_json import dump
+        from ..tracing.graph_json import dump
 
         shared.screen.answer_json("inspect", unit=unit.path, graph=dump(unit.graph))
     else:

@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 def _called(place: str) -> str:
     """A model's name by the place that it was opened at."""
-    from ..load import FORMS
+    from ..artifacts.load import FORMS
 
     kind, colon, name = place.partition(":")
     if colon and kind in ("zoo", "hf"):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Reject
 from ..cache import Cache, digest
 from ..context import Context
-from ..evaluate import not_a_number
 from ..keys import versions
 from ..kinds import Data, param
+from ..measuring.evaluate import not_a_number
 from ..windows import bad_rows
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ class Synthetic(Data):
         """The shape of one row of what a model without a vocabulary takes."""
         import torch
 
-        from ..sample import sample
+        from ..tracing.sample import sample
 
         with torch.device("meta"):
             taken = list(sample(ctx.origin.build()).values())

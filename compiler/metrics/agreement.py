@@ -6,9 +6,9 @@ from torch import nn
 
 from ...dsl.values import DataRef
 from ..context import Context
-from ..evaluate import batches, evaluating, finite, logits
 from ..kinds import Metric, param
-from ..reference import load
+from ..measuring.evaluate import batches, evaluating, finite, logits
+from ..measuring.reference import load
 
 
 class Agreement(Metric):

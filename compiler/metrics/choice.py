@@ -8,8 +8,8 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import DataRef
 from ..context import Context
 from ..data.choices import Choices
-from ..evaluate import continuations, finite
 from ..kinds import Metric, param
+from ..measuring.evaluate import continuations, finite
 
 no_choices = Fault("no-choices",
                    "Accuracy is measured on data made by `choices`, which has questions with options.")

@@ -7,7 +7,7 @@ from torch import nn
 from ...dsl.values import DataRef
 from ..context import Context
 from ..kinds import Metric, param
-from ..reference import divergence, load
+from ..measuring.reference import divergence, load
 
 
 class Divergence(Metric):

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..capture import capture
 from ..context import Context
 from ..kinds import Metric, param
 from ..shrink import flops_per_token
+from ..tracing.capture import capture
 
 
 class Flops(Metric):

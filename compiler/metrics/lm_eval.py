@@ -12,9 +12,9 @@ from ..broken import first_line
 from ..checkpoint import quiet
 from ..context import Context
 from ..environment import check_modules
-from ..evaluate import evaluating, finite
 from ..folder import remote_code
 from ..kinds import Metric, param
+from ..measuring.evaluate import evaluating, finite
 from ..windows import need_tokenizer
 
 unknown_task = Fault("unknown-task", "The evaluation harness has no such task, or the task no such score.")

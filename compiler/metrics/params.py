@@ -6,7 +6,7 @@ from torch import nn
 
 from ..context import Context
 from ..kinds import Metric
-from ..lowered import lowered
+from ..lowering.lowered import lowered
 from ..native.model import NativeModel
 
 

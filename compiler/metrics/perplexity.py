@@ -6,8 +6,8 @@ from torch import nn
 
 from ...dsl.values import DataRef
 from ..context import Context
-from ..evaluate import finite, nll
 from ..kinds import Metric, param
+from ..measuring.evaluate import finite, nll
 
 
 class Perplexity(Metric):

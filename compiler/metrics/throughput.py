@@ -6,7 +6,7 @@ from torch import nn
 
 from ..context import Context
 from ..kinds import Metric, param
-from ..timing import Clock, decode_step
+from ..measuring.timing import Clock, decode_step
 
 
 class Throughput(Metric):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...kernels.native import KernelError
 from ..context import Context
-from ..lowered import lowered
+from ..lowering.lowered import lowered
 from ..program import Program
 from ..targets.hf import companions
 from .reader import Reader

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch
-from ..bypass import staying
+from ..discovery.bypass import staying
 from ..rehearsal import layer_needed, weightless
 from ..rewrite import Rewriter
 from ..trial import without_branch, without_layer

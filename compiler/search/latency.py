@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import MetricRef
-from ..bypass import bypassed
+from ..discovery.bypass import bypassed
+from ..measuring.timing import WARMUP, Clock, still
 from ..program import Unit, code_key
-from ..scanless import without_scan
-from ..timing import WARMUP, Clock, still
+from ..scans.scanless import without_scan
 
 if TYPE_CHECKING:
     from ..journal import Journal

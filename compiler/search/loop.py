@@ -13,9 +13,9 @@ from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef
 from ..data.generated import Generated
-from ..evaluate import batches, evaluating, logits, not_a_number
 from ..journal import Journal
 from ..keys import found
+from ..measuring.evaluate import batches, evaluating, logits, not_a_number
 from ..memory import room_for
 from ..progress import Said, Ticked
 from ..quantity import count, counted, size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..evaluate import evaluating, output_logits
+from ..measuring.evaluate import evaluating, output_logits
 
 if TYPE_CHECKING:
     from ..program import Program

@@ -9,7 +9,7 @@ from ...dsl.skeleton import Scan
 from .. import shrink
 from ..program import Unit
 from ..rewrite import Rewriter
-from ..scanless import drop_scan, without_scan
+from ..scans.scanless import drop_scan, without_scan
 from .candidate import Candidate, Pool
 from .latency import SCAN
 from .saving import OF_MODEL, SCANS, Ledger

@@ -15,10 +15,10 @@ import torch
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
 from ..importance import ascending
-from ..leaves import module_role
 from ..reconstruct import Reconstruction, silenced
 from ..rewrite import Rewriter
 from ..surgery import attribute, tensor_at
+from ..tracing.leaves import module_role
 from .candidate import Candidate, Pool
 from .saving import Ledger, steps
 

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
-from ..artifact import NOTES
+from ..artifacts.artifact import NOTES
+from ..artifacts.compat import Padding, padding
+from ..artifacts.sealed import KEY, record, seal
+from ..artifacts.stock import stock_config
 from ..blank import cut_tables
-from ..compat import Padding, padding
 from ..context import Context
 from ..folder import TOKENIZER_FILES
 from ..kinds import Form, Target, param
 from ..program import Program
 from ..rescaled import NOTE, as_stored, rescales
-from ..sealed import KEY, record, seal
 from ..snapshot import distinct
-from ..stock import stock_config
 from ..tensors import Piece, write_tensors
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from ..capture import capture
+from ..artifacts.pruning_config import written
 from ..context import Context
 from ..kinds import Target
 from ..program import Program
-from ..pruning_config import written
+from ..tracing.capture import capture
 
 
 class PruningConfig(Target):

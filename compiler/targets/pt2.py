@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..artifact import NOTES
+from ..artifacts.artifact import NOTES
 from ..broken import first_line
 from ..context import Context
 from ..kinds import Form, Target
@@ -33,8 +33,8 @@ class Pt2(Target):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
 
-        from ..exported import write
-        from ..sample import evaluating
+        from ..artifacts.exported import write
+        from ..tracing.sample import evaluating
 
         folder = into / FOLDER
         folder.mkdir()
@@ -75,8 +75,8 @@ def _first_result_of(model: Any) -> Any:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from ..equivalence import main_output
-    from ..evaluate import without_cache
+    from ..measuring.equivalence import main_output
+    from ..measuring.evaluate import without_cache
 
     if not isinstance(model, PreTrainedModel):
         return model

@@ -16,7 +16,7 @@ from torch import nn
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
 from ..edits import is_below
-from ..evaluate import evaluating
+from ..measuring.evaluate import evaluating
 from ..program import Program
 from ..select import parts
 from ..surgery import split

@@ -17,9 +17,9 @@ from torch import Tensor
 from ...dsl.diagnostics import Fault, Reject
 from ..cache import digest
 from ..context import Context
+from ..measuring.reference import no_space
 from ..progress import Ticked
 from ..quantity import size
-from ..reference import no_space
 from .saved import Saved
 from .schedule import RowOrder, factor, seed_of
 from .trained import Trained

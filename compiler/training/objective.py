@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
-from ..evaluate import logits, positions
-from ..reference import Reference, other_vocabulary
+from ..measuring.evaluate import logits, positions
+from ..measuring.reference import Reference, other_vocabulary
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ import torch
 from torch import fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...compiler.bypass import node_named, staying
 from ...compiler.context import Context
+from ...compiler.discovery.bypass import node_named, staying
+from ...compiler.discovery.labelling import MOVES, name_of
+from ...compiler.discovery.residual import through
 from ...compiler.kinds import Close, Pass, param
-from ...compiler.labelling import MOVES, name_of
-from ...compiler.leaves import module_role
-from ...compiler.opening import opened
+from ...compiler.measuring.promise import outputs
 from ...compiler.program import Program
-from ...compiler.promise import outputs
-from ...compiler.residual import through
 from ...compiler.rewrite import Rewriter
+from ...compiler.scans.opening import opened
 from ...compiler.search.widths import slice_all
 from ...compiler.surgery import tensor_at
+from ...compiler.tracing.leaves import module_role
 from ...compiler.trial import without_branch, without_layer
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Member

@@ -1,10 +1,10 @@
 """Run the scans and convolutions of state-space mixers on effc's kernels."""
 
-from ...compiler import scan_kernels
 from ...compiler.context import Context
 from ...compiler.kinds import Close, Pass
 from ...compiler.program import Program
 from ...compiler.rewrite import Rewriter
+from ...compiler.scans import quick
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...kernels import levels
@@ -57,15 +57,15 @@ class CpuScan(Pass):
             raise Reject(no_cpu("effc is here without its compiled kernels",
                                 help="install a wheel for this platform"))
         model = program.model
-        if not scan_kernels.scans(model):
+        if not quick.scans(model):
             raise Reject(_none_in(program.skeleton))
-        places = [path for path in scan_kernels.places(model) if not scan_kernels.is_marked(model, path)]
+        places = [path for path in quick.places(model) if not quick.is_marked(model, path)]
         if not places:
             raise Reject(already("all scans run on the kernels already", help="leave the step out"))
         with Rewriter(program) as rewrite:
             for path in places:
-                rewrite.set_attr(f"{path}.{scan_kernels.MARK}", True)
-        scan_kernels.quicken(model, marked=True)
+                rewrite.set_attr(f"{path}.{quick.MARK}", True)
+        quick.quicken(model, marked=True)
         program.note(lowered_scans=places, level=levels.level())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -2,11 +2,11 @@
 
 from torch import fx
 
-from ...compiler import leaves
-from ...compiler.attentions import attendings, exchange, heads_of, odd_option, replaced
 from ...compiler.context import Context
 from ...compiler.kinds import Close, Pass, param
+from ...compiler.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced
 from ...compiler.program import Program
+from ...compiler.tracing import leaves
 from ...dsl.values import Selector
 
 

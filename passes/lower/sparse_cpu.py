@@ -3,19 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from ...compiler import accuracy, lowering
 from ...compiler.context import Context
 from ...compiler.journal import Journal
 from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.lowered import cpu_only
-from ...compiler.lowering import Choice, Site
+from ...compiler.lowering import accuracy, choice
+from ...compiler.lowering.choice import Choice, Site
+from ...compiler.lowering.lowered import cpu_only
+from ...compiler.lowering.speed import Case, raced, reckoned, recorded
 from ...compiler.profiled import differs
 from ...compiler.program import Program
 from ...compiler.progress import Said
 from ...compiler.rewrite import Rewriter
 from ...compiler.select import parts
 from ...compiler.sparsity import no_linear
-from ...compiler.speed import Case, raced, reckoned, recorded
 from ...dsl.diagnostics import Reject
 from ...dsl.values import DataRef, ProfileRef, Selector
 from ...kernels import levels
@@ -82,11 +82,11 @@ class SparseCpu(Pass):
                                    help="packed ones stay as they are"))
         rows = accuracy.rows_for(program, ctx, self.data)
         before = None if rows is None else accuracy.Before.of(program, ctx, rows)
-        apart = lowering.unfit(program, paths)
+        apart = choice.unfit(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
-        sites = [lowering.site_of(path, module) for path, module in modules.items()]
-        given = lowering.sampled(program, [p for p in paths if p not in apart], rows)
-        able = {s.path: lowering.kernels_for(s, self.format) for s in sites}
+        sites = [choice.site_of(path, module) for path, module in modules.items()]
+        given = choice.sampled(program, [p for p in paths if p not in apart], rows)
+        able = {s.path: choice.kernels_for(s, self.format) for s in sites}
         asked = [s for s in sites if s.path not in apart and able[s.path][0]]
         times = self._times(program, ctx, asked, {s.path: able[s.path][0] for s in asked})
         choices = []
@@ -98,11 +98,11 @@ class SparseCpu(Pass):
                     why = apart.get(site.path) or refused or "no kernel is worth a try"
                     choices.append(Choice(site, "", why, site.bytes, None, {}))
                     continue
-                errors = lowering.errors_of(module, kernels, x)
+                errors = choice.errors_of(module, kernels, x)
                 kernel, why = kernels[0], "as the recipe says"
                 if self.format == "auto":
-                    kernel, why = lowering.choose(site, kernels, times[site.case], errors, self.error)
-                taken = lowering.packed(site.path, module, kernel) if kernel else None
+                    kernel, why = choice.choose(site, kernels, times[site.case], errors, self.error)
+                taken = choice.packed(site.path, module, kernel) if kernel else None
                 size = taken.packed.numel() if taken else site.bytes
                 choices.append(Choice(site, kernel, why, size, errors.get(kernel), times.get(site.case, {})))
                 if taken:
@@ -113,14 +113,14 @@ class SparseCpu(Pass):
                times: Mapping[Case, Mapping[str, float]], before: accuracy.Before | None) -> None:
         """Judge, then say what was decided."""
         if not any(choice.kernel for choice in choices):
-            raise Reject(lowering.nothing_lowered(
+            raise Reject(choice.nothing_lowered(
                 f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].why}",
                 help="leave the step out, make zeros first, or ask for a format by name"))
         cost = None if before is None else before.against(program.model)
         if cost is not None:
-            lowering.gate(cost, self.divergence, choices)
+            choice.gate(cost, self.divergence, choices)
         accuracy.forget(ctx.workdir)
-        for sentence in lowering.summary(choices):
+        for sentence in choice.summary(choices):
             ctx.tell(Said(sentence))
         program.note(lowered=[c.to_json() for c in choices], accuracy=cost and cost.to_json(),
                      times=self._source(ctx), isa=self._isa(ctx), threads=self._threads(ctx),
@@ -141,7 +141,7 @@ class SparseCpu(Pass):
         journal = Journal(ctx.workdir / "times.jsonl")
         for case in ctx.each(cases, "racing", len(cases)):
             site = first[case]
-            weight = lowering.weight_of(program.model.get_submodule(site.path))
+            weight = choice.weight_of(program.model.get_submodule(site.path))
             if self._is_here(ctx):
                 found[case] = journal.remember(
                     case.name, lambda w=weight, k=kernels[site.path]: raced(w, k, self.rows, isa))

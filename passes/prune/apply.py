@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from ...compiler.bypass import staying
+from ...compiler.artifacts.pruning_config import Layer, layers_of, read
 from ...compiler.context import Context
+from ...compiler.discovery.bypass import staying
 from ...compiler.importance import ascending, l1
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
-from ...compiler.pruning_config import Layer, layers_of, read
 from ...compiler.rewrite import Rewriter
 from ...compiler.search.widths import slice_out
 from ...dsl.skeleton import Group

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ...compiler.context import Context
 from ...compiler.edits import is_below
-from ...compiler.evaluate import batches, evaluating, finite, logits
 from ...compiler.journal import Journal
 from ...compiler.kinds import Effort, Lossy, Pass, param
+from ...compiler.measuring.evaluate import batches, evaluating, finite, logits
 from ...compiler.program import Program
 from ...compiler.sparsity import chosen_parts, finite_weight, keep_mask, mask, note
 from ...dsl.skeleton import Part, Skeleton

@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from ...compiler import keys, reference, shrink
+from ...compiler import keys, shrink
 from ...compiler.context import Context
 from ...compiler.data.chat import no_speakers
 from ...compiler.environment import check_modules
-from ...compiler.evaluate import nll
 from ...compiler.kinds import Effort, Lossy, Pass, param
+from ...compiler.measuring import reference
+from ...compiler.measuring.evaluate import nll
 from ...compiler.program import Program
 from ...compiler.select import parts
 from ...compiler.training.adapters import Shape, adaptable, adapted

@@ -23,15 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from effc.compiler import equivalence, verify_child
 from effc.compiler.architectures import matrix, put_into
-from effc.compiler.capture import capture
+from effc.compiler.artifacts import verify_child
+from effc.compiler.artifacts.verify import compare, inputs_of
+from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.context import Context, Settings
+from effc.compiler.measuring import equivalence
 from effc.compiler.model import Origin
 from effc.compiler.program import Program
 from effc.compiler.shelf import Shelf
-from effc.compiler.verify import compare, inputs_of
-from effc.compiler.verify_child import probe
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation, Recipe
 from effc.dsl.source import Source

@@ -2,12 +2,12 @@
 
 
 import torch
-from effc.compiler import equivalence
-from effc.compiler.bypass import staying
-from effc.compiler.capture import capture
-from effc.compiler.compat import padding
+from effc.compiler.artifacts.compat import padding
+from effc.compiler.discovery.bypass import staying
+from effc.compiler.measuring import equivalence
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.search.widths import slice_all
+from effc.compiler.tracing.capture import capture
 
 from tests.architectures import table
 from tests.architectures.test_closure import SHARE, silence

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from effc.compiler import equivalence
-from effc.compiler.bypass import staying
-from effc.compiler.capture import capture
-from effc.compiler.compat import padding
+from effc.compiler.artifacts.compat import padding
+from effc.compiler.artifacts.verify import inputs_of
+from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.context import Context, Settings
+from effc.compiler.discovery.bypass import staying
 from effc.compiler.edits import Edits, replay
-from effc.compiler.evaluate import output_logits
 from effc.compiler.folder import open_folder
+from effc.compiler.measuring import equivalence
+from effc.compiler.measuring.evaluate import output_logits
 from effc.compiler.model import Origin
 from effc.compiler.program import Program
 from effc.compiler.rehearsal import layer_needed
@@ -25,8 +26,7 @@ from effc.compiler.search.widths import slice_all
 from effc.compiler.select import required
 from effc.compiler.shelf import Shelf
 from effc.compiler.targets.hf import Hf
-from effc.compiler.verify import inputs_of
-from effc.compiler.verify_child import probe
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Recipe
 from effc.dsl.source import Source

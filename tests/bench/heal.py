@@ -44,7 +44,7 @@ emit lean {{ hf("lean", form: compact) }}
 
 def perplexity(program, ctx) -> float:
     """On all of heldout.txt."""
-    from effc.compiler.evaluate import nll
+    from effc.compiler.measuring.evaluate import nll
     from effc.dsl.values import DataRef
 
     nats, tokens = nll(program.model, ctx.rows(DataRef("heldout")))

@@ -2,7 +2,7 @@
 
     python tests/bench/kernels.py [--only gemv,block,rows,prefill,attention,pack] [--seconds 0.3] [--threads 2]
 
-The same as `effc bench kernels`; compiler/racing.py says how samples are taken, compiler/kernel_table.py what
+The same as `effc bench kernels`; compiler/lowering/racing.py says how samples are taken, compiler/lowering/kernel_table.py what
 is measured.
 """
 

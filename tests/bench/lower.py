@@ -82,9 +82,9 @@ def formats(note: dict) -> str:
 
 def main() -> None:
     from effc.compiler.fingerprint import machine
+    from effc.compiler.measuring.timing import interleaved
     from effc.compiler.metrics.bytes import Bytes
     from effc.compiler.metrics.throughput import Throughput
-    from effc.compiler.timing import interleaved
     from effc.dsl.values import DataRef, MetricRef
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -31,13 +31,13 @@ import effc
 import torch
 from effc.compiler.api import plans, session
 from effc.compiler.cache import Cache
-from effc.compiler.capture import capture
 from effc.compiler.fingerprint import machine
+from effc.compiler.measuring.timing import interleaved
 from effc.compiler.pipeline import Build
 from effc.compiler.progress import Recorded
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.shrink import params
-from effc.compiler.timing import interleaved
+from effc.compiler.tracing.capture import capture
 from effc.dsl.values import DataRef, MetricRef
 
 ROOT = Path(__file__).parents[2]

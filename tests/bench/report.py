@@ -84,7 +84,7 @@ def check_and_capture() -> None:
 import json, sys, time, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.set_num_threads(1)
-from effc.compiler.capture import capture
+from effc.compiler.tracing.capture import capture
 config = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
                      intermediate_size=1536, vocab_size=49152, tie_word_embeddings=True)
 with torch.device("meta"):

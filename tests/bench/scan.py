@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 import transformers
 from effc.compiler.environment import processor_name
-from effc.compiler.scan_kernels import quicken
+from effc.compiler.scans.quick import quicken
 from effc.kernels import levels
 from torch import nn
 from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel

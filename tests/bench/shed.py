@@ -69,7 +69,7 @@ def build_of(folder: Path, model: str, step: str, heal: int):
 
 
 def perplexity(model, ctx) -> float:
-    from effc.compiler.evaluate import nll
+    from effc.compiler.measuring.evaluate import nll
     from effc.dsl.values import DataRef
 
     nats, tokens = nll(model, ctx.rows(DataRef("heldout")))
@@ -78,7 +78,7 @@ def perplexity(model, ctx) -> float:
 
 def in_turns(metric, models) -> list[float]:
     """What a timed metric says of several models whose steps take turns, the order changing every round."""
-    from effc.compiler.timing import WARMUP, still
+    from effc.compiler.measuring.timing import WARMUP, still
 
     clocks = [metric.clock(model) for model in models]
     taken: list[list[float]] = [[] for _ in models]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from effc.compiler import racing
-from effc.compiler.kernel_table import Table
-from effc.compiler.racing import Contender, race
+from effc.compiler.lowering import racing
+from effc.compiler.lowering.kernel_table import Table
+from effc.compiler.lowering.racing import Contender, race
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.load import load
+from effc.compiler.artifacts.load import load
 from effc.compiler.sources.zoo import zoo
 
 from tests import tiny

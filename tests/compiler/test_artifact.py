@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from effc.compiler.artifact import artifact_hash, write
-from effc.compiler.diff import diff
-from effc.compiler.manifest import (
+from effc.compiler.artifacts.artifact import artifact_hash, write
+from effc.compiler.artifacts.diff import diff
+from effc.compiler.artifacts.manifest import (
     NAME,
     Check,
     Expectation,
@@ -183,7 +183,7 @@ def test_a_place_that_can_not_be_written_is_an_environment_matter(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from effc.compiler.artifact import write
+from effc.compiler.artifacts.artifact import write
 from effc.dsl.diagnostics import Reject
 from tests.compiler.test_artifact import build
 if sys.argv[2] != "0":
@@ -300,7 +300,7 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
 
 
 def test_manifests_fingerprints_and_diffs_need_no_torch():
-    done = run("import sys\nfrom effc.compiler import artifact, card, diff, fingerprint, manifest\n"
+    done = run("import sys\nfrom effc.compiler import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"
                "facts = fingerprint.machine()\nassert facts['cpu'] and facts['cpus'] >= 1, facts\n"
                "print('torch' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

@@ -5,7 +5,7 @@ import json
 import pytest
 from effc.compiler import api, snapshot
 from effc.compiler.cache import Cache
-from effc.compiler.gate import baseline_origin
+from effc.compiler.measuring.gate import baseline_origin
 
 from tests import tiny
 

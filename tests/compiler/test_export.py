@@ -1,8 +1,8 @@
 """An edited model is one that torch can compile and export."""
 
 import torch
-from effc.compiler.capture import capture
 from effc.compiler.rewrite import Rewriter
+from effc.compiler.tracing.capture import capture
 
 from tests import tiny
 

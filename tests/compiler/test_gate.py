@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from effc.compiler.gate import judge, measure_bounds, misses
+from effc.compiler.measuring.gate import judge, measure_bounds, misses
 from effc.compiler.model import Origin
 from effc.dsl.recipe import Bound, Invocation, Pipeline
 from effc.dsl.source import Source, Span

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler import verify_child
-from effc.compiler.artifact import write
-from effc.compiler.bypass import staying
-from effc.compiler.capture import capture
-from effc.compiler.compat import padding
+from effc.compiler.artifacts import verify_child
+from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.compat import padding
+from effc.compiler.artifacts.manifest import Manifest, read_manifest
+from effc.compiler.artifacts.stock import stock_config
+from effc.compiler.artifacts.verify import attention_of, compare, verify
+from effc.compiler.artifacts.verify_child import inputs_for, probe
+from effc.compiler.discovery.bypass import staying
 from effc.compiler.kinds import Form
-from effc.compiler.manifest import Manifest, read_manifest
 from effc.compiler.model import Origin
 from effc.compiler.program import Program
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.sources.zoo import zoo
-from effc.compiler.stock import stock_config
 from effc.compiler.targets.hf import FORMS, Hf
-from effc.compiler.verify import attention_of, compare, verify
-from effc.compiler.verify_child import inputs_for, probe
+from effc.compiler.tracing.capture import capture
 from effc.dsl.skeleton import Group
 from effc.dsl.values import Bytes
 from safetensors import safe_open

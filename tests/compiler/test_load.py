@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
-from effc.compiler.artifact import write
-from effc.compiler.capture import capture
-from effc.compiler.load import load
-from effc.compiler.manifest import Manifest, file_sha256
+from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.manifest import Manifest, file_sha256
+from effc.compiler.artifacts.verify_child import inputs_for, probe
 from effc.compiler.progress import Warned
 from effc.compiler.targets.hf import Hf
-from effc.compiler.verify_child import inputs_for, probe
+from effc.compiler.tracing.capture import capture
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 

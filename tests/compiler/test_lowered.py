@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifact import write
-from effc.compiler.capture import capture
+from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.artifacts.verify import verify
 from effc.compiler.commands.exits import explained
 from effc.compiler.edits import Edits, load_weights, replay, weights_of
-from effc.compiler.graph_json import dump
-from effc.compiler.load import load
-from effc.compiler.lowered import KernelLinear, lowered, settle
-from effc.compiler.manifest import Manifest
+from effc.compiler.lowering.lowered import KernelLinear, lowered, settle
 from effc.compiler.metrics.params import Params
 from effc.compiler.program import Program
 from effc.compiler.rewrite import Rewriter
 from effc.compiler.snapshot import restore, save
 from effc.compiler.targets.hf import Hf
 from effc.compiler.targets.pt2 import Pt2
-from effc.compiler.verify import verify
+from effc.compiler.tracing.capture import capture
+from effc.compiler.tracing.graph_json import dump
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Bytes
 from effc.kernels.native import KernelError

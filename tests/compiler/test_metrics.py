@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler import evaluate, reference, timing
 from effc.compiler.kinds import Metric
+from effc.compiler.measuring import evaluate, reference, timing
 from effc.compiler.sources.config import Config
 from effc.compiler.sources.hf import Hf
 from effc.compiler.sources.zoo import zoo

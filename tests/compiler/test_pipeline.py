@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.artifact import artifact_hash
+from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.cache import Cache
 from effc.dsl.diagnostics import Reject
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from effc.compiler import importance
-from effc.compiler.capture import capture
 from effc.compiler.reconstruct import Moments, Reconstruction, readers, repaired, silenced
 from effc.compiler.rehearsal import weightless
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

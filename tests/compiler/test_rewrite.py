@@ -8,11 +8,11 @@ import types
 
 import pytest
 import torch
-from effc.compiler.capture import capture
 from effc.compiler.edits import Edits, load_weights, replay, weights_of
-from effc.compiler.equivalence import compare, distance, observe
+from effc.compiler.measuring.equivalence import compare, distance, observe
 from effc.compiler.rewrite import Rewriter, sources
-from effc.compiler.slots import assign
+from effc.compiler.tracing.capture import capture
+from effc.compiler.tracing.slots import assign
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.capture import capture
-from effc.compiler.load import load
-from effc.compiler.manifest import Manifest
+from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.artifacts.verify import verify
 from effc.compiler.targets.native import Native
-from effc.compiler.verify import verify
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny
@@ -58,7 +58,7 @@ def test_it_is_refused_on_a_device_that_has_no_engine(tmp_path):
 
 
 def test_an_artifact_of_the_target_is_known_by_its_plan():
-    from effc.compiler.load import holds_model
+    from effc.compiler.artifacts.load import holds_model
 
     assert holds_model(Manifest(kind="native", files={"native/plan.json": (1, "")}))
     assert not holds_model(Manifest(kind="native"))

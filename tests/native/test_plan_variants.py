@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from effc.compiler.capture import capture
-from effc.compiler.lowered import KernelLinear
+from effc.compiler.lowering.lowered import KernelLinear
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import write
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 from effc.kernels.native import KernelError

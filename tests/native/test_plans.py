@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from effc.compiler.capture import capture
 from effc.compiler.native.reader import Reader
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.capture import capture
+from effc.compiler.artifacts.pruning_config import layers_of, written
 from effc.compiler.profile import draw, profile
-from effc.compiler.pruning_config import layers_of, written
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
 from effc.dsl.values import Ratio, Selector

@@ -5,15 +5,16 @@ import json
 
 import pytest
 import torch
-from effc.compiler import api, scan_kernels, scan_steps
-from effc.compiler.capture import capture
+from effc.compiler import api
 from effc.compiler.edits import Edits, load_weights, replay, weights_of
-from effc.compiler.equivalence import distance, observe
+from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.opened import origin_of
 from effc.compiler.rewrite import Rewriter
-from effc.compiler.scan_kernels import MARK, as_library, is_quick, quicken, scans, slowed
-from effc.compiler.scanless import drop_scan
+from effc.compiler.scans import quick, steps
+from effc.compiler.scans.quick import MARK, as_library, is_quick, quicken, scans, slowed
+from effc.compiler.scans.scanless import drop_scan
 from effc.compiler.search.widths import slice_out
+from effc.compiler.tracing.capture import capture
 from effc.dsl.render import render
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
@@ -23,7 +24,7 @@ from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import context, refused, slug
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
-STEPS = {**dict.fromkeys(mixers.MAMBA1, scan_steps.selective), **dict.fromkeys(mixers.MAMBA2, scan_steps.ssd),
+STEPS = {**dict.fromkeys(mixers.MAMBA1, steps.selective), **dict.fromkeys(mixers.MAMBA2, steps.ssd),
          "falcon_h1": None}                    # gates without a norm, and weighs what it projects
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 MASK = torch.tensor([[0] * 4 + [1] * 8, [1] * 12, [0] * 9 + [1] * 3, [0, *[1] * 11]])
@@ -69,7 +70,7 @@ def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
     model = mixers.model(name)
     quicken(model)
     generated(model)
-    assert {scan_steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
+    assert {steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
 
 
 @pytest.mark.parametrize("name", ["falcon_h1", "zamba"])
@@ -89,7 +90,7 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
     assert quicken(quick) and scans(quick)
     assert distance(observe(model), observe(quick)) <= TOLERANCE
     assert_generates_alike(model, quick)
-    assert {scan_steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
+    assert {steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
 
 
 @pytest.mark.parametrize("name", ["mamba", "bamba"])
@@ -277,4 +278,4 @@ def test_quickening_leaves_the_librarys_functions_and_other_models_alone():
     generated(model)
     assert all(vars(modeling_mamba2)[name] is held for name, held in before.items())
     assert not any("forward" in vars(module) for module in other.modules())
-    assert scan_kernels.scans(other) == scan_kernels.scans(model)
+    assert quick.scans(other) == quick.scans(model)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.capture import capture
-from effc.compiler.evaluate import nll
-from effc.compiler.reference import Reference
+from effc.compiler.measuring.evaluate import nll
+from effc.compiler.measuring.reference import Reference
+from effc.compiler.tracing.capture import capture
 from effc.compiler.training.adapters import Shape, adaptable, adapted
 from effc.compiler.training.loop import Regime, Run
 from effc.compiler.training.objective import Objective

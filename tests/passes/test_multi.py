@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.capture import capture
 from effc.compiler.progress import Recorded
 from effc.compiler.shrink import flops_per_token
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
 from safetensors.torch import save_file
@@ -244,7 +244,7 @@ def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypa
 
 def refuse_one(search, value):
     """NaN for the third score, as a metric reports it."""
-    from effc.compiler.evaluate import finite
+    from effc.compiler.measuring.evaluate import finite
 
     search.scored_here = getattr(search, "scored_here", 0) + 1
     return finite(float("nan"), "perplexity") if search.scored_here == 3 else value

@@ -5,15 +5,15 @@ import json
 
 import pytest
 import torch
-from effc.compiler.bypass import staying
-from effc.compiler.capture import capture
+from effc.compiler.discovery.bypass import staying
 from effc.compiler.edits import Edits, load_weights, replay, weights_of
-from effc.compiler.equivalence import distance, observe
+from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.rewrite import Rewriter
-from effc.compiler.scanless import drop_scan
+from effc.compiler.scans.scanless import drop_scan
 from effc.compiler.search.slices import sliced
 from effc.compiler.search.widths import slice_out
 from effc.compiler.shrink import narrowed, params, without_scan
+from effc.compiler.tracing.capture import capture
 from effc.dsl.values import Ratio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st

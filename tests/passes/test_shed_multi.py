@@ -5,15 +5,15 @@ import dataclasses
 
 import pytest
 import torch
-from effc.compiler.capture import capture
-from effc.compiler.compat import padding
-from effc.compiler.equivalence import distance, observe
+from effc.compiler.artifacts.compat import padding
+from effc.compiler.artifacts.stock import stock_config
+from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.progress import Recorded
 from effc.compiler.rewrite import Rewriter
-from effc.compiler.scanless import drop_scan
+from effc.compiler.scans.scanless import drop_scan
 from effc.compiler.search.saving import whole
 from effc.compiler.search.widths import slice_out
-from effc.compiler.stock import stock_config
+from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 

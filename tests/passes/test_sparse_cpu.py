@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler import lowering, racing, speed
-from effc.compiler.capture import capture
-from effc.compiler.contenders import EAGER
-from effc.compiler.lowered import lowered
-from effc.compiler.lowering import Choice, Site, block_zeros, choose
+from effc.compiler.lowering import choice, racing, speed
+from effc.compiler.lowering.choice import Choice, Site, block_zeros, choose
+from effc.compiler.lowering.contenders import EAGER
+from effc.compiler.lowering.lowered import lowered
+from effc.compiler.lowering.speed import Case, reckoned
 from effc.compiler.profiled import refuse_others
-from effc.compiler.speed import Case, reckoned
+from effc.compiler.tracing.capture import capture
 from effc.dsl.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
@@ -72,7 +72,7 @@ def logits(model):
 # -- decisions -----------------------------------------------------------------------------------------------
 
 SITE = Site("up", Case(64, 96, "bfloat16", 0.5, 0.0), 0.5, 64 * 96 * 2)
-ALL = tuple(lowering.FORMATS.values())
+ALL = tuple(choice.FORMATS.values())
 
 
 def timed(**seconds):
@@ -115,12 +115,12 @@ def test_zero_blocks_are_counted_by_16_outputs_and_2_inputs():
 
 # -- the pass ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("format", sorted(lowering.FORMATS))
+@pytest.mark.parametrize("format", sorted(choice.FORMATS))
 def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path, format):
     model = sparse()
     program, note = run(tmp_path, model, format=format)
     kernels = {m.kernel for _, m in lowered(program.model)}
-    assert kernels == {lowering.FORMATS[format]} and len(note["lowered"]) == len(dict(lowered(program.model))) == 22
+    assert kernels == {choice.FORMATS[format]} and len(note["lowered"]) == len(dict(lowered(program.model))) == 22
     ours, theirs = logits(program.model), logits(model)
     assert (ours - theirs).abs().max() <= (0.02 if "int8" not in format else 0.15) * theirs.abs().max()
     entry = next(e for e in note["lowered"] if e["module"] == "model.layers.1.mlp.up_proj")
@@ -144,7 +144,7 @@ def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch,
 
 
 def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr(lowering, "WINS", 0.0)                               # whatever is fastest, something is lowered
+    monkeypatch.setattr(choice, "WINS", 0.0)                               # whatever is fastest, something is lowered
     _, note = run(tmp_path, sparse(), on=on("*.up_proj"), error=1.0)
     cases = {(t["n"], t["k"], t["zeros"]): t["seconds"] for t in note["timings"]}
     assert cases.keys() == {(96, 64, 0.0), (96, 64, 0.5), (96, 64, 0.9)}
@@ -207,7 +207,7 @@ def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
     module = torch.nn.Linear(4, 4)
     module.weight.data[0, 0] = float("nan")
-    found = refused(lambda: lowering.packed("up", module, "sparse_linear")).diagnostics[0]
+    found = refused(lambda: choice.packed("up", module, "sparse_linear")).diagnostics[0]
     assert found.slug == "cant-pack" and found.message.startswith("up: ") and "NaN or infinite" in found.message
 
 
@@ -254,15 +254,15 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, bad):
 
 def test_a_layer_with_more_inputs_than_a_kernel_holds_stays_and_says_so(tmp_path):
     site = Site("wide", Case(4, 70000, "float32", 0.0, 0.0), 0.0, 4 * 70000 * 4)
-    assert lowering.kernels_for(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
-    found, why = lowering.kernels_for(site, "auto")
+    assert choice.kernels_for(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
+    found, why = choice.kernels_for(site, "auto")
     assert found == ["dense_linear"] and why
 
 
 def test_a_layer_without_inputs_or_outputs_stays_and_says_so():
     for n, k in ((4, 0), (0, 4)):
         site = Site("none", Case(n, k, "float32", 0.0, 0.0), 0.0, 0)
-        assert lowering.kernels_for(site, "auto") == ([], "it has no outputs or no inputs")
+        assert choice.kernels_for(site, "auto") == ([], "it has no outputs or no inputs")
 
 
 def test_another_device_is_refused(tmp_path):

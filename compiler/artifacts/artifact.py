@@ -1,0 +1,182 @@
+"""Writes an artifact folder so that it is there whole or not at all.
+
+Files go to a hidden folder beside the destination; when everything is on disk, manifest last, one rename puts
+it into place. A process that dies leaves a hidden folder without a manifest, which nothing loads and which
+the next write into that place sweeps away.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ..cache import write_whole
+from .card import card
+from .manifest import CARD, MEASURES, NAME, Manifest, artifact_hash, dump, hash_files, verify_files
+
+__all__ = ["NOTES", "artifact_hash", "verify_files", "write"]
+
+NOTES = "notes.json"      # a target may leave a list of sentences here; they move into the manifest
+
+output_exists = Fault("output-exists", "The place where an artifact should go is taken.", exit="usage")
+output_unwritable = Fault("output-unwritable", "This user can't write where an artifact should go.",
+                          exit="environment")
+disk_full = Fault("disk-full", "The file system has no room, or allows no file that large.", exit="resources")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_DRAFT = re.compile(r"\.(.+)\.effc-(\d+)-(\d+)(\.old)?")      # name, process, its start time
+
+
+def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
+    """Make the artifact `into` from what `build` writes into an empty folder; the manifest with its files.
+
+    `build` may also reopen and measure what it wrote: nothing is in place before it has returned. With
+    `force` an existing artifact is exchanged; a reader sees the old one or the new one.
+    """
+    into = Path(os.path.abspath(into))
+    with _environment(into):
+        check_free(into, force)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        sweep(into.parent)
+        draft = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
+        draft.mkdir()
+        try:
+            manifest = _finish(draft, build(draft))
+            _place(draft, into, force)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def check_free(into: Path, force: bool) -> None:
+    """Refuse a place that is taken, or where nothing can be written: before any work."""
+    there = next(p for p in into.absolute().parents if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        said = "this user can't write there" if there.is_dir() else "it is a file, not a folder"
+        raise Reject(output_unwritable(f"{_shown(there, into)}: {said}",
+                                       help="name an output folder that you can write to"))
+    if not os.path.lexists(into):
+        return
+    if not force:
+        raise Reject(_taken(into))
+    if not (into / NAME).is_file() and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
+        raise Reject(output_exists(f"{into} exists and is no artifact, so --force does not replace it",
+                                   help="remove it yourself, or name another folder"))
+
+
+def _shown(folder: Path, into: Path) -> Path:
+    """A folder above an artifact as the artifact's path spells it, where it does."""
+    return next((p for p in into.parents if p.absolute() == folder), folder)
+
+
+def _taken(into: Path) -> Diagnostic:
+    return output_exists(f"{into} exists", help="name another folder, or pass --force to replace it")
+
+
+def _finish(draft: Path, manifest: Manifest) -> Manifest:
+    """Hash what was built, then write measures and card, then the manifest."""
+    notes = draft / NOTES
+    if notes.is_file():
+        manifest = replace(manifest, notes=(*manifest.notes, *json.loads(notes.read_bytes())))
+        notes.unlink()
+    manifest = replace(manifest, files=hash_files(draft))
+    (draft / MEASURES).write_bytes(dump(manifest.measures_json()))
+    if not (draft / CARD).exists():
+        (draft / CARD).write_text(card(manifest), encoding="utf-8")
+    for file in draft.rglob("*"):
+        sync(file)
+    write_whole(draft / NAME, dump(manifest.to_json()))      # so that even in a draft a manifest tells of the rest
+    sync(draft)
+    return manifest
+
+
+def _place(draft: Path, into: Path, force: bool) -> None:
+    """Rename into place; an old one goes aside first, and comes back if the second rename can't be done."""
+    old = draft.with_name(draft.name + ".old")
+    if os.path.lexists(into):
+        if not force:       # came to be while we built
+            raise Reject(_taken(into))
+        _exchange(draft, into, old)
+    else:
+        os.rename(draft, into)
+    sync(into.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(draft: Path, into: Path, old: Path) -> None:
+    """Swap in one step where the kernel can (Linux: renameat2), else in two."""
+    import ctypes
+
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if swap and swap(-100, os.fsencode(draft), -100, os.fsencode(into), 2) == 0:   # AT_FDCWD, RENAME_EXCHANGE
+        os.rename(draft, old)
+        return
+    os.rename(into, old)
+    try:
+        os.rename(draft, into)
+    except OSError:
+        os.rename(old, into)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have the file system put a file or folder on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove drafts of processes that are gone; bring back what was aside when its writer died."""
+    for path in folder.iterdir():
+        match = _DRAFT.fullmatch(path.name)
+        if not match or _started(int(match[2])) == match[3]:
+            continue
+        if match[4] and not os.path.lexists(folder / match[1]):
+            os.rename(path, folder / match[1])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _started(process: int) -> str:
+    """Start time of a process in clock ticks, as numbers are used again; "" when it is gone."""
+    stat = Path(f"/proc/{process}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            return stat.read_text().rpartition(")")[2].split()[19]
+        except OSError:
+            return ""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "0"
+
+
+@contextmanager
+def _environment(into: Path) -> Iterator[None]:
+    """What the file system refuses, as a diagnostic."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            free = shutil.disk_usage(next(p for p in into.parents if p.exists())).free
+            raise Reject(disk_full(
+                f"{into} could not be written whole: {error.strerror}, {free} bytes are free there",
+                help="make room, or name a folder on another disk; nothing was left behind")) from error
+        if error.errno in _CLOSED:
+            raise Reject(output_unwritable(f"{error.filename or into}: {error.strerror}",
+                                           help="name an output folder that you can write to")) from error
+        raise
+

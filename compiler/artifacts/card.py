@@ -1,0 +1,159 @@
+"""The model card: `README.md` of an artifact, for a person who meets the folder without its recipe."""
+
+from .manifest import Check, Expectation, Manifest, Measure
+
+_LOADS = {
+    "model": "`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(\"model\")`.",
+    "compact": "`compact/` has the true shapes: `effc.load(\".\")` (needs `pip install effc`).",
+    "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
+              "logits, none of the saving.",
+}
+
+
+def card(manifest: Manifest) -> str:
+    """Markdown: what it is, how to load it, what was measured, what was changed."""
+    name = manifest.name or str(manifest.recipe.get("name", "")) or "model"
+    parts = [
+        _front(manifest), f"# {name}", _origin(manifest), _loading(manifest), _measured(manifest),
+        _expected(manifest.expectations), _changed(manifest), _kernels(manifest),
+        _checked(manifest.checks), _recipe(manifest),
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _front(manifest: Manifest) -> str:
+    library = "transformers" if any(n.startswith(("model/", "compat/")) for n in manifest.files) else "effc"
+    return f"---\nlibrary_name: {library}\ntags:\n- effc\n---"
+
+
+def _origin(manifest: Manifest) -> str:
+    inputs = [f"`{label}`" for label in manifest.lock.get("inputs", {})]
+    source = f" from {', '.join(inputs)}" if inputs else ""
+    size = _bytes(manifest.bytes)
+    return f"Compiled{source} by effc {manifest.effc} for the target `{manifest.kind}`, {size}."
+
+
+def _loading(manifest: Manifest) -> str:
+    folders = {n.split("/")[0] for n in manifest.files}
+    lines = [f"- {text}" for folder, text in _LOADS.items() if folder in folders]
+    lines += [f"- {note}" for note in manifest.notes]
+    return "\n".join(["## Load", "", *lines]) if lines else ""
+
+
+def _measured(manifest: Manifest) -> str:
+    if not manifest.measures:
+        return ""
+    rows = [[f"`{m.metric}`", _value(m.original, m.unit), _value(m.compiled, m.unit), _ratio(m)]
+            for m in manifest.measures]
+    machine = manifest.machine
+    where = ", ".join(str(v) for v in (machine.get("cpu"), _threads(machine), machine.get("os")) if v)
+    return "\n".join(["## Measured", "", _table(["", "original", "compiled", "ratio"], rows),
+                      *(["", f"On {where}."] if where else [])])
+
+
+def _expected(expectations: tuple[Expectation, ...]) -> str:
+    if not expectations:
+        return ""
+    rows = [[f"`{e.text}`", _value(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
+            for e in expectations]
+    return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
+
+
+def _changed(manifest: Manifest) -> str:
+    if not manifest.steps:
+        return ""
+    rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _summary(s)] for s in manifest.steps]
+    return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows)])
+
+
+def _kernels(manifest: Manifest) -> str:
+    """What linear modules run, a row for those that are alike; each by itself stands in the manifest."""
+    found: dict[tuple, list[dict]] = {}
+    for step in manifest.steps:
+        for decision in step.get("decisions", ()):
+            for entry in decision.get("lowered", ()):
+                shape, zeros = "{} x {}".format(*entry["shape"]), f"{100 * entry['zeros']:.0f} %"
+                alike = (shape, entry["format"], zeros)
+                found.setdefault(alike, []).append(entry)
+    if not found:
+        return ""
+    rows = [[shape, str(len(same)), format, zeros,
+             f"{sum(e['bytes'] for e in same) / sum(e['bytes_before'] for e in same):.2f}", _faster(same[0]),
+             same[0]["why"]] for (shape, format, zeros), same in found.items()]
+    head = ["outputs x inputs", "modules", "format", "zeros", "bytes", "times as fast as", "because"]
+    said = "Times of each are of one race on that machine; `manifest.json` names every module."
+    return "\n".join(["## Kernels", "", said, "", _table(head, rows)])
+
+
+def _faster(entry: dict) -> str:
+    return ", ".join(f"{name} {ratio:.2f}" for name, ratio in entry["faster_than"].items())
+
+
+def _summary(step) -> str:
+    if step.get("summary"):
+        return str(step["summary"])
+    changes = step.get("changes") or ()
+    if isinstance(changes, (str, int, float)):
+        return str(changes)
+    said = lambda c: ", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c)  # noqa: E731
+    shown = [said(c) for c in list(changes)[:8]]
+    return "; ".join(shown) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
+
+
+def _checked(checks: tuple[Check, ...]) -> str:
+    if not checks:
+        return ""
+    forms: dict[str, list[Check]] = {}
+    for check in checks:
+        forms.setdefault(check.what.partition(",")[0], []).append(check)
+    rows = [[f"`{form}`", str(len(found)), f"{max(c.worst for c in found):.2g}",
+             f"{min(c.tolerance for c in found):.2g}"] for form, found in forms.items()]
+    return "\n".join([
+        "## Checked", "", "Reopened in a fresh process and compared with the model in memory: logits of a batch, of a",
+        "left-padded one, of prefill and cached steps, and greedy tokens.", "",
+        _table(["form", "outputs", "worst difference", "allowed"], rows)])
+
+
+def _recipe(manifest: Manifest) -> str:
+    text = str(manifest.recipe.get("text", "")).rstrip()
+    if not text:
+        return ""
+    fence = "`" * max(3, 1 + max((len(run) for run in _ticks(text)), default=0))
+    variant = f" ({manifest.recipe['variant']})" if manifest.recipe.get("variant") else ""
+    return f"## Recipe{variant}\n\n{fence}\n{text}\n{fence}"
+
+
+def _ticks(text: str) -> list[str]:
+    import re
+
+    return re.findall("`+", text)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    line = lambda cells: "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"  # noqa: E731
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def _ratio(measure: Measure) -> str:
+    return "" if measure.ratio is None else f"{measure.ratio:.3f}"
+
+
+def _value(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit in ("B", "bytes"):
+        return _bytes(value)
+    shown = f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    return f"{shown} {unit}".rstrip()
+
+
+def _bytes(count: float) -> str:
+    from ..quantity import size
+
+    return size(count)
+
+
+def _threads(machine) -> str:
+    from ..quantity import counted
+
+    return counted(machine["threads"], "thread") if machine.get("threads") else ""

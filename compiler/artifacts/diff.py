@@ -1,0 +1,140 @@
+"""What two artifacts have different. Reads manifests and headers of weights files only; no torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
+
+from ..quantity import measured, size
+from ..safetensors_header import read_header
+from .load import FORMS
+from .manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that differs. `part` is "size", "shape", "measure", "step", "lock", "machine" or "recipe".
+
+    a, b   values as stored: numbers, texts, lists of sizes; None where one has none
+    """
+
+    part: str
+    what: str
+    a: Any
+    b: Any
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    a: str
+    b: str
+    rows: tuple[Row, ...]
+    recipe: tuple[str, ...]        # a unified diff of the texts
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def draw(self) -> str:
+        """Lines a person reads; equal artifacts are one line."""
+        if not self.rows and not self.recipe:
+            return f"{self.a} and {self.b} say the same of themselves\n"
+        width = max((len(row.what) for row in self.rows), default=0)
+        lines, part = [], ""
+        for row in self.rows:
+            if row.part != part:
+                lines += ["", row.part] if lines else [row.part]
+                part = row.part
+            lines.append(f"  {row.what:<{width}}  {_said(row, row.a)} -> {_said(row, row.b)}{_ratio(row)}")
+        if self.recipe:
+            lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
+        return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def diff(a: Path, b: Path) -> Difference:
+    """Everything that differs between two artifacts; Reject where one is none."""
+    one, two = read_manifest(a), read_manifest(b)
+    rows = [*_sizes(a, b, one, two), *_shapes(a, b, one, two), *_measures(one, two), *_steps(one, two),
+            *_facts("lock", _flat(one.lock), _flat(two.lock)), *_facts("machine", one.machine, two.machine)]
+    texts = [str(m.recipe.get("text", "")).splitlines() for m in (one, two)]
+    changed = unified_diff(*texts, fromfile=str(a), tofile=str(b), n=1, lineterm="")
+    return Difference(str(a), str(b), tuple(rows), tuple(changed))
+
+
+def _sizes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
+    yield from _facts("size", {"kind": one.kind, "forms": _forms(one), "bytes": one.bytes},
+                      {"kind": two.kind, "forms": _forms(two), "bytes": two.bytes})
+    counts = [sum(_product(shape) for shape in shapes_of(p, m).values()) for p, m in ((a, one), (b, two))]
+    yield from _facts("size", {"params": counts[0]}, {"params": counts[1]})
+
+
+def _forms(manifest: Manifest) -> str:
+    return ", ".join(f for f in FORMS if any(name.startswith(f"{f}/") for name in manifest.files))
+
+
+def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Shapes of all stored tensors: of the truest form where there are several."""
+    names = [n for n in manifest.files if n.endswith(".safetensors")]
+    for form in FORMS:
+        if any(n.startswith(f"{form}/") for n in names):
+            names = [n for n in names if n.startswith(f"{form}/")]
+            break
+    headers = [read_header(path / name) for name in sorted(names)]
+    return {name: slot.shape for header in headers for name, slot in header.slots.items()}
+
+
+def _shapes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
+    ours, theirs = shapes_of(a, one), shapes_of(b, two)
+    yield from _facts("shape", ours, theirs)
+
+
+def _measures(one: Manifest, two: Manifest) -> Iterator[Row]:
+    units = {m.metric: m.unit for m in (*one.measures, *two.measures)}
+    ours, theirs = ({m.metric: m.compiled for m in manifest.measures} for manifest in (one, two))
+    yield from (replace(row, unit=units[row.what]) for row in _facts("measure", ours, theirs))
+
+
+def _steps(one: Manifest, two: Manifest) -> Iterator[Row]:
+    told = [{str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
+            for m in (one, two)]
+    yield from _facts("step", *told)
+
+
+def _facts(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
+    for name in dict.fromkeys((*a, *b)):
+        if a.get(name) != b.get(name):
+            yield Row(part, name, a.get(name), b.get(name))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def _said(row: Row, value: Any) -> str:
+    if value is None:
+        return "none"
+    if row.part == "measure":
+        return measured(value, row.unit)
+    if row.what in ("bytes", "memory_bytes"):
+        return size(value)
+    if isinstance(value, tuple):
+        return " x ".join(map(str, value)) or "a number"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)[:60]
+
+
+def _ratio(row: Row) -> str:
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (row.a, row.b))
+    return f"  ({(row.b / row.a - 1) * 100:+.1f} %)" if numbers and row.a and row.part != "lock" else ""

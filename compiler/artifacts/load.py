@@ -1,0 +1,193 @@
+"""Artifacts of kind `hf`, and folders that such models saved again, to ordinary transformers models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ..progress import Listener, Warned, silent
+from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
+from .sealed import attach, not_sealed, read_record
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+FORMS = ("compact", "model", "compat", "program", "native")
+MARKS = {"program": "program/model.pt2", "native": "native/plan.json"}
+
+tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
+                       exit="environment")
+other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
+
+
+def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
+         check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
+         steady: bool = False, kernels: bool = True, tell: Listener = silent) -> "PreTrainedModel":
+    """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
+
+    Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
+    computes and generates by the native engine (`compiler.native.model.NativeModel`).
+
+    path     an artifact (its compact form comes first), one of its forms, or what a loaded model saved
+    device   moved there after loading; weights are mapped from disk on the CPU
+    dtype    of floating weights; as stored by default
+    check    what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
+             `native` alone
+    threads  that run the native engine; as many as torch has by default
+    steady   the native engine gives the same logits to the bit whatever other sequences it computes in a call
+    kernels  state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
+    tell     hears a sentence where versions differ from those that wrote it
+    """
+    from ..lowering.lowered import refuse_elsewhere
+
+    folder, manifest = locate(Path(path))
+    if manifest:
+        hashes = check == "sha256" or (check == "auto" and folder.name != "native")
+        verify_files(*manifest, hashes=hashes, under=folder.name)
+    if folder.name == "program":
+        from .exported import read
+
+        model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
+        model = model if dtype is None else model.to(dtype)
+    elif folder.name == "native":
+        model = _native(folder, dtype, device, threads, steady)
+        versions = manifest[1].lock.get("versions", {}) if manifest else {}
+    elif folder.name in ("model", "compat"):
+        model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
+    else:
+        record = read_record(folder)
+        model, versions = rebuild(folder, record, dtype), record.get("versions", {})
+    for sentence in newer_than_here(versions):
+        tell(Warned(sentence))
+    if kernels and folder.name not in ("program", "native"):
+        from ..scans.quick import quicken
+
+        quicken(model)
+    if device is None:
+        return model
+    refuse_elsewhere(model, device)
+    return model.to(device)
+
+
+def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
+    """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
+    if (path / NAME).is_file():
+        manifest = read_manifest(path)
+        if manifest.kind not in ("hf", "pt2", "native"):
+            raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`",
+                                    help=f"see {path / 'README.md'} for how it is used"))
+        form = next((f for f in FORMS if _mark(f) in manifest.files), None)
+        if form is None:
+            raise Reject(no_artifact(f"{path} holds no {' and no '.join(FORMS)} folder"))
+        return path / form, (path, manifest)
+    if path.name in FORMS and (path.parent / NAME).is_file():
+        return path, (path.parent, read_manifest(path.parent))
+    if not (path / "config.json").is_file() and not (path.parent / _mark(path.name)).is_file():
+        raise Reject(no_artifact(f"{path} has no {NAME} and no config.json",
+                                 help="name the folder that `effc compile` wrote"))
+    return path, None
+
+
+def holds_model(manifest: Manifest) -> bool:
+    """Whether an artifact has a checkpoint folder that loads."""
+    return any(_mark(form) in manifest.files for form in FORMS)
+
+
+def _mark(form: str) -> str:
+    """The file by which a form is known."""
+    return MARKS.get(form, f"{form}/config.json")
+
+
+def _native(folder: Path, dtype: "torch.dtype | None", device: Any, threads: int | None, steady: bool) -> Any:
+    from ..lowering.lowered import cpu_only
+    from ..native.opening import open_native
+
+    if device is not None and str(device).partition(":")[0] != "cpu":
+        raise Reject(cpu_only(f"{folder} is run by the native engine, which {device} has not",
+                              help="load it on the CPU"))
+    if dtype is not None:
+        raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
+                                help="load it without `dtype`"))
+    return open_native(folder, threads=threads, steady=steady)
+
+
+def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
+    """A folder that transformers reads itself."""
+    from ..checkpoint import check_names, parse_config, quiet
+    from ..folder import read_config
+
+    config, kind = parse_config(read_config(folder / "config.json", str(folder)))
+    with quiet():
+        model, info = kind.from_pretrained(folder, config=config, dtype=dtype or "auto", use_safetensors=True,
+                                           local_files_only=True, output_loading_info=True)
+    check_names(info, str(folder))
+    return model.eval()
+
+
+def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The blank original, edited again, with the folder's weights mapped in."""
+    from ..blank import blank, cut_tables
+    from ..edits import Edits, replay
+
+    model = blank(record["base"], record["dtype"])
+    edits = Edits.from_json(record["edits"])
+    try:
+        replay(model, edits)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Reject(not_sealed(f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
+                                help="install the effc that wrote it")) from error
+    fill(model, folder, cut_tables(model, edits.shapes), dtype)
+    attach(model, record)
+    _dress(model, folder)
+    return model.eval()
+
+
+def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
+         dtype: "torch.dtype | None" = None) -> None:
+    """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
+    from ..snapshot import assign, distinct
+    from ..surgery import put
+    from ..tensors import mapped
+
+    wanted = dict(distinct(model)) | tables
+    found = dict(mapped(folder))
+    known = model.state_dict(keep_vars=True).keys() | wanted.keys()
+    wrong = [f"`{n}` is missing" for n in wanted if n not in found]
+    wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
+    wrong += [f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
+              for n, w in wanted.items() if n in found and found[n].shape != w.shape]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Reject(tensors_differ(f"{folder}: {', '.join(wrong[:3])}{more}",
+                                    help="weights and config.json are of different saves: copy both again"))
+    cast = lambda t: t.to(dtype) if dtype and t.is_floating_point() else t  # noqa: E731
+    assign(model, {name: cast(found[name]) for name in wanted if name not in tables})
+    for name in tables:
+        put(model, name, found[name])
+
+
+def _dress(model: Any, folder: Path) -> None:
+    """What `from_pretrained` adds to a bare model."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = model.config.name_or_path = str(folder)
+
+
+def newer_than_here(versions: Mapping[str, str]) -> list[str]:
+    """A sentence for each library that is older here than where it was written, or a major version apart."""
+    from ..fingerprint import versions as present
+
+    said = []
+    for name, here in present().items():
+        then = versions.get(name, "")
+        if then and (_minor(here) < _minor(then) or _minor(here)[0] != _minor(then)[0]):
+            said.append(f"written with {name} {then}, loaded with {name} {here}: not tested together")
+    return said
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    numbers = [int(p) if p.isdigit() else 0 for p in version.split("+")[0].split(".")[:2]]
+    return tuple(numbers + [0] * (2 - len(numbers)))

@@ -1,0 +1,243 @@
+"""What an artifact says of itself: `manifest.json`, and `measures.json` for what differs from run to run.
+
+Without a manifest nothing loads, and it is written last. `manifest.json` is deterministic: its sha256 is the
+artifact's hash, and it holds the hash of every other file. Measured values, outcomes, worst differences, the
+machine and the time go into `measures.json`, which no hash covers; neither is `README.md`, so that a person
+may edit the model card.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
+
+FORMAT = 1
+NAME = "manifest.json"
+MEASURES = "measures.json"
+CARD = "README.md"
+UNHASHED = frozenset({NAME, MEASURES, CARD})
+
+no_artifact = Fault("no-artifact", "A path holds no effc artifact, or one whose manifest was never written.",
+                    exit="environment")
+artifact_newer = Fault("artifact-newer", "An artifact was written in a format that this effc does not know.",
+                       exit="environment")
+artifact_broken = Fault("artifact-broken", "The manifest of an artifact is not what an effc writes.",
+                        exit="environment")
+artifact_edited = Fault(
+    "artifact-edited",
+    "A file of an artifact is missing, is new or has other content than its manifest records.",
+    exit="environment")
+
+_AGAIN = "compile the artifact again"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric of the original and of the compiled model; `ratio` is compiled / original."""
+
+    metric: str                     # as the recipe spells it: "perplexity(heldout)"
+    unit: str
+    original: float | None
+    compiled: float | None
+    ratio: float | None = None
+    better: str = "lower"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A bound of the recipe and what came of it: "holds", "fails" or "skipped"."""
+
+    text: str
+    value: float | None
+    limit: str
+    outcome: str
+    line: int = 0                   # of the recipe; 0 where it has none
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison of outputs; `worst` is the largest absolute difference that was seen."""
+
+    what: str
+    worst: float
+    tolerance: float
+    reason: str = ""                # why the tolerance is what it is
+
+    @property
+    def holds(self) -> bool:
+        return self.worst <= self.tolerance      # false for nan
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    kind          the target that wrote it: "hf"
+    name          of the pipeline
+    effc          version of the compiler
+    recipe        {"name", "text", "params", "variant", "resolved"}: text and defaults as they were applied
+    lock          {"inputs": {label: identity}, "versions": {"python", "torch", ...}}; no paths, no times
+    steps         what was removed and why, in order: {"name", "word", "args", "changes": [...], ...}
+    edits         `Edits.to_json()`
+    profile       {"before", "after"}: the layers' branches and widths, as in compiler/profile.py
+    notes         what the target wants known: forms it couldn't write, with the reason
+    files         relative path -> (bytes, sha256) of every file but `UNHASHED`
+
+    The rest is volatile and goes to measures.json: measures, expectations, checks, machine (fingerprint),
+    run ({"created": ISO time, "seconds": {stage: s}, ...}).
+    """
+
+    kind: str
+    name: str = ""
+    effc: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    lock: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[Mapping[str, Any], ...] = ()
+    edits: Any = None
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    measures: tuple[Measure, ...] = ()
+    expectations: tuple[Expectation, ...] = ()
+    checks: tuple[Check, ...] = ()
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The deterministic part."""
+        return {"format": FORMAT, **{n: getattr(self, n) for n in _STEADY}}
+
+    def measures_json(self) -> dict[str, Any]:
+        """The volatile part."""
+        return {"format": FORMAT, **{n: _plain(getattr(self, n)) for n in _VOLATILE}}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
+        """Raises KeyError, TypeError, ValueError or AttributeError on data of another form."""
+        body = {n: data[n] for n in _STEADY}
+        measured = measured or {}
+        body |= {n: measured[n] for n in ("machine", "run") if n in measured}
+        body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
+        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]),
+                 "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()}}
+        return Manifest(**body)
+
+    def with_measures(self, **volatile: Any) -> "Manifest":
+        assert set(volatile) <= set(_VOLATILE), f"{sorted(volatile)} are not all volatile"
+        return replace(self, **volatile)
+
+
+_RECORDS = {"measures": Measure, "expectations": Expectation, "checks": Check}
+_VOLATILE = (*_RECORDS, "machine", "run")
+_STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
+
+
+def _plain(value: Any) -> Any:
+    """Records as dicts; JSON has no nan and no infinity, so they become null."""
+    if isinstance(value, tuple):
+        return [_plain(asdict(v)) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _inside(name: str) -> str:
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute() or "\\" in name:
+        raise ValueError(f"the file name {name} leads outside the artifact")
+    return name
+
+
+def dump(data: Mapping[str, Any]) -> bytes:
+    """JSON as files of an artifact hold it: one spelling per value, and readable."""
+    return (json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of an artifact folder. Says nothing of the files: `verify_files` does."""
+    data = _read(path / NAME)
+    measured = _read(path / MEASURES) if (path / MEASURES).is_file() else None
+    try:
+        return Manifest.from_json(data, measured)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Reject(artifact_broken(f"{path / NAME} lacks a field or has one of another form: {error}",
+                                     help=_AGAIN)) from error
+
+
+def _read(file: Path) -> Any:
+    try:
+        data = json.loads(file.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Reject(no_artifact(f"{file.parent} has no {file.name}",
+                                 help="name the folder that `effc compile` wrote")) from error
+    except OSError as error:
+        raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
+    except UnicodeDecodeError as error:
+        raise Reject(artifact_broken(f"{file} is not text: byte {error.start} is no UTF-8", help=_AGAIN)) from error
+    except (ValueError, RecursionError) as error:
+        raise Reject(artifact_broken(f"{file} is not JSON: {error}", help=_AGAIN)) from error
+    number = data.get("format") if isinstance(data, dict) else None
+    if type(number) is not int or number < 1:
+        raise Reject(artifact_broken(f"{file} states no format version", help=_AGAIN))
+    if number > FORMAT:
+        raise Reject(artifact_newer(f"{file} has format {number}, this effc reads up to {FORMAT}",
+                                    help="install the effc that wrote it, or a newer one"))
+    return data
+
+
+def verify_files(path: Path, manifest: Manifest | None = None, *, hashes: bool = True,
+                 under: str = "") -> None:
+    """Reject unless the folder holds exactly the files that its manifest records.
+
+    hashes   False compares sizes only
+    under    checks one folder of the artifact only, "compact"
+    """
+    manifest = manifest or read_manifest(path)
+    inside = f"{under}/" if under else ""
+    wanted = {n: fact for n, fact in manifest.files.items() if n.startswith(inside)}
+    found = {n: f for n, f in artifact_files(path).items() if n.startswith(inside)}
+    wrong = [_edited(path, n, "is missing") for n in sorted(wanted.keys() - found.keys())]
+    wrong += [_edited(path, n, "is not in the manifest") for n in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        size, sha = wanted[name]
+        if (now := found[name].stat().st_size) != size:
+            wrong.append(_edited(path, name, f"has {now} bytes, the manifest records {size}"))
+        elif hashes and file_sha256(found[name]) != sha:
+            wrong.append(_edited(path, name, "has other content than when it was written"))
+    if wrong:
+        raise Reject(*wrong)
+
+
+def _edited(path: Path, name: str, fact: str) -> Diagnostic:
+    return artifact_edited(f"{path / name} {fact}", help="compile again, or fetch the artifact again")
+
+
+def artifact_files(path: Path) -> dict[str, Path]:
+    """The files that a hash covers, by relative path; dot files and Python's caches are none."""
+    found = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
+    return {n: f for n, f in found.items()
+            if n not in UNHASHED and not any(p.startswith(".") or p == "__pycache__" for p in n.split("/"))}
+
+
+def file_sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_files(path: Path) -> dict[str, tuple[int, str]]:
+    return {n: (f.stat().st_size, file_sha256(f)) for n, f in artifact_files(path).items()}
+
+
+def artifact_hash(path: Path) -> str:
+    """One hash for all that a compile decides: files, recipe, lock, edits; not measures, card or times."""
+    read_manifest(path)
+    return file_sha256(path / NAME)

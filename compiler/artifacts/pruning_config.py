@@ -1,0 +1,233 @@
+"""MultiPruner's `pruning_config.json`: what of each layer is gone, in the published form.
+
+    {"pruned_attn_idx": [26, 24],              layers whose attention was removed, in order of removal
+     "pruned_mlp_idx": [],
+     "pruned_attn_width": {"0": 4096, ...},    query channels kept, of every layer; full where it was removed
+     "pruned_mlp_width": {"0": 14336, ...}}    MLP channels kept
+
+Source: MultiPruner's repository (IntelLabs/Hardware-Aware-Automated-Machine-Learning), run_multipruner.py.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Branch, Group, Skeleton
+from ..edits import renamed
+from ..profile import original, profile
+from ..select import is_inside
+
+bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
+no_published_form = Fault("no-published-form",
+                          "A model has lost more, or other things, than a pruning_config.json can say.")
+
+_FIELDS = {"pruned_attn_idx": list, "pruned_mlp_idx": list, "pruned_attn_width": dict, "pruned_mlp_width": dict}
+_ROLES = {"attn": "attention", "mlp": "mlp"}
+_GROUPS = {"attention": {"heads": "groups of heads", "kv_heads": "groups of KV heads"},
+           "mlp": {"channels": "groups of MLP channels"}}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer can lose: its attention and MLP branches, and the groups inside."""
+
+    branches: Mapping[str, Branch]
+    heads: Group | None              # KV heads, or heads where each has keys of its own
+    channels: Group | None
+
+    @property
+    def head_size(self) -> int:
+        """Query channels of one item of `heads`."""
+        return self.heads.members[-1].segments[0][1] if self.heads else 1
+
+    def width(self, kind: str) -> int:
+        if kind == "attn":
+            return self.heads.count * self.head_size if self.heads else 0
+        return self.channels.count if self.channels else 0
+
+
+def layers_of(skeleton: Skeleton) -> list[Layer]:
+    """Reject (no-published-form) where a layer has two of what the form gives one number."""
+    found = []
+    for number, unit in enumerate(skeleton.units):
+        branches = _one_each([(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
+                             number, {"attention": "attentions", "mlp": "MLPs"})
+        heads, channels = (_one_each([(g.kind, g) for g in skeleton.groups if role in branches
+                                      and g.kind in kinds and is_inside(g, branches[role])], number, kinds)
+                           for role, kinds in _GROUPS.items())
+        found.append(Layer(branches, heads.get("kv_heads", heads.get("heads")), channels.get("channels")))
+    return found
+
+
+def _one_each(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
+    twice = next((kind for kind, times in Counter(kind for kind, _ in items).items() if times > 1), None)
+    if twice:
+        raise Reject(no_published_form(f"layer {number} has two {names[twice]}, the form knows one",
+                                       help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models"))
+    return dict(items)
+
+
+def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
+    """The four fields, checked against the model that they are to be applied to."""
+    config = _parsed(path)
+    layers = layers_of(skeleton)
+    for kind in ("attn", "mlp"):
+        _check_removed(config[f"pruned_{kind}_idx"], kind, layers, path)
+        _check_widths(config[f"pruned_{kind}_width"], kind, layers, path)
+    if 0 < len(config["pruned_attn_idx"] + config["pruned_mlp_idx"]) == len(skeleton.branches):
+        raise Reject(bad_pruning_config(f"{path} removes every attention and MLP of the model",
+                                        help="one has to stay: take its number out"))
+    return config
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise Reject(bad_pruning_config(f"{path} can't be read: {error.strerror}",
+                                        help="paths are relative to the recipe")) from error
+    except (ValueError, RecursionError) as error:
+        raise Reject(bad_pruning_config(f"{path} is not JSON: {error}")) from error
+    if not isinstance(config, dict):
+        raise Reject(bad_pruning_config(f"{path} holds no object", help="it has four fields, pruned_attn_idx first"))
+    for name, kind in _FIELDS.items():
+        if not isinstance(config.get(name, kind()), kind):
+            raise Reject(bad_pruning_config(f"`{name}` of {path} is no {'list' if kind is list else 'object'}"))
+    if not any(name in config for name in _FIELDS):
+        raise Reject(bad_pruning_config(f"{path} has none of {', '.join(_FIELDS)}"))
+    return {name: config.get(name, kind()) for name, kind in _FIELDS.items()}
+
+
+def _check_removed(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < len(layers):
+            raise Reject(bad_pruning_config(f"{path} removes {kind} {number}, the model has {len(layers)} layers",
+                                            help="take the config of a run on this model"))
+        if _ROLES[kind] not in layers[number].branches:
+            raise Reject(bad_pruning_config(f"{path} removes {kind} {number}, and layer {number} has none"))
+    if len(set(numbers)) != len(numbers):
+        raise Reject(bad_pruning_config(f"{path} removes a layer's {kind} twice"))
+
+
+def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
+    numbered = {str(number): layer for number, layer in enumerate(layers)}
+    for name, width in widths.items():
+        if name not in numbered:
+            raise Reject(bad_pruning_config(f"{path} gives a width for layer {name}, the model has {len(layers)}",
+                                            help=f"take the config of a run on this model: 0 to {len(layers) - 1}"))
+        layer = numbered[name]
+        if not layer.width(kind):
+            raise Reject(bad_pruning_config(
+                f"{path} gives a width for layer {name}, whose {_ROLES[kind]} can't be narrowed",
+                help="leave this width out"))
+        full, step = layer.width(kind), layer.head_size if kind == "attn" else 1
+        if type(width) is not int or not 0 < width <= full:
+            raise Reject(bad_pruning_config(f"{path} keeps {width} of {full} {kind} channels in layer {name}",
+                                            help="take the config of a run on this model"))
+        if width % step:
+            raise Reject(bad_pruning_config(
+                f"{path} keeps {width} query channels in layer {name}, a KV head has {step} of them",
+                help="widths of attention are whole KV heads"))
+
+
+def written(before: Skeleton, after: Skeleton, removed: Sequence[str],
+            kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The published form of what was done to a model; Reject (no-published-form) where it can't say that.
+
+    removed   paths of branches and layers in order of removal, each as it was by then
+    kept      of a module list whose layers were dropped, the first numbers of those that are left
+    """
+    config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
+    moved = {unit: original(unit, kept) for unit in after.units}
+    layers, gone = layers_of(before), _gone(before, after, moved)
+    for kind, number in _in_order(gone, before, set(before.units) - set(moved.values()), removed):
+        config[f"pruned_{kind}_idx"].append(number)
+    _check_query_heads(profile(before), profile(after, kept))
+    expected, now = before.shapes(), {renamed(path, moved): shape for path, shape in after.shapes().items()}
+    for number, layer in enumerate(layers):
+        for kind, group in (("attn", layer.heads), ("mlp", layer.channels)):
+            if group is not None:
+                count = group.count if (kind, number) in gone else _left(group, now)
+                expected |= _narrowed(group, count, expected)
+                size = layer.head_size if kind == "attn" else 1
+                config[f"pruned_{kind}_width"][str(number)] = count * size
+    _check_shapes(expected, now)
+    return config
+
+
+def _gone(before: Skeleton, after: Skeleton, moved: Mapping[str, str]) -> list[tuple[str, int]]:
+    """(kind, number of the layer) of branches that are no longer there, layer by layer."""
+    left: dict[str, Counter[str]] = {unit: Counter() for unit in before.units}
+    for branch in after.branches:
+        left[moved[branch.unit]][branch.role] += 1
+    found = []
+    for number, unit in enumerate(before.units):
+        lost = Counter(b.role for b in before.branches if b.unit == unit) - left[unit]
+        if other := next((role for role in lost if not _short(role)), None):
+            raise _unsayable(f"layer {number} has lost its {other} branch, the form knows attention and MLPs")
+        found += [(_short(role), number) for role in lost]
+    return found
+
+
+def _in_order(gone: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str],
+              removed: Sequence[str]) -> list[tuple[str, int]]:
+    """In order of removal, or layer by layer where that can't be told.
+
+    A layer that moved up was removed under a smaller number than its first one. So if the paths name just what is
+    gone, none had moved; else some had, and which one a path meant is not known.
+    """
+    named = dict.fromkeys(
+        (_short(branch.role), before.units.index(branch.unit)) for path in removed for branch in before.branches
+        if branch.site == path or (branch.unit == path and path in dropped))
+    return list(named) if set(named) == set(gone) else list(gone)
+
+
+def _left(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many items what reads them still has."""
+    reader = group.members[-1]
+    if reader.tensor not in shapes:
+        raise _unsayable(f"{reader.tensor} was replaced, so how wide it is can't be said")
+    return shapes[reader.tensor][reader.axis] // len(reader.indices(0))
+
+
+def _narrowed(group: Group, count: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a group's tensors when it has only `count` items."""
+    found: dict[str, tuple[int, ...]] = {}
+    for member in group.members:
+        shape = list(found.get(member.tensor, shapes[member.tensor]))
+        shape[member.axis] -= (group.count - count) * len(member.indices(0))
+        found[member.tensor] = tuple(shape)
+    return found
+
+
+def _check_query_heads(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """An attention width counts KV heads with all query heads that they had."""
+    for number, (unit, branches) in enumerate(before.items()):
+        for name, was in branches.items():
+            now = after.get(unit, {}).get(name, {})
+            if "kv_heads" in was and "heads" in now:
+                heads, pairs = now["heads"], now.get("kv_heads", now["heads"])
+                if heads * was["kv_heads"] != was["heads"] * pairs:
+                    raise _unsayable(f"layer {number} keeps {heads} of {was['heads']} query heads and {pairs} of "
+                                     f"{was['kv_heads']} KV heads, the form counts KV heads with all of theirs",
+                                     help="cut heads `of kv_heads`, or leave this artifact out")
+
+
+def _check_shapes(expected: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> None:
+    """Nothing was narrowed but what the widths say."""
+    for path, shape in now.items():
+        if tuple(expected.get(path, shape)) != tuple(shape):
+            said, is_now = (" x ".join(map(str, s)) for s in (expected[path], shape))
+            raise _unsayable(f"{path} is {is_now}, after what the form can say it is {said}")
+
+
+def _unsayable(fact: str, help: str = "leave this artifact out; manifests of the others say what was cut") -> Reject:
+    return Reject(no_published_form(fact, help=help))
+
+
+def _short(role: str) -> str:
+    return next((short for short, full in _ROLES.items() if full == role), "")

@@ -1,0 +1,218 @@
+"""Whether a changed model is one that transformers itself can build, and from which config.
+
+Decided by building it: the stock class is made without weights from the config, and its modules, tensors and
+plain attributes are compared with ours. Where only sizes differ, config values that would explain them are
+tried: first what modules say of themselves, then numbers that occur in the shapes.
+"""
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from ..lowering.lowered import lowered
+from ..scans.quick import is_quick
+
+_WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
+_FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
+_LONGEST_SEARCH = 24
+_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError)
+
+
+def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
+    """A config from which transformers builds this very model; and why none does, empty where one does."""
+    bound = [path for path, module in model.named_modules()
+             if "forward" in vars(module) and not is_quick(module)]
+    if bound:
+        return model.config, [f"{path} runs another graph than its class" for path in bound]
+    packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in lowered(model)]
+    if packed:
+        return model.config, packed
+    config = copy.deepcopy(model.config)
+    before = stock_model(type(model), config, model.dtype)
+    if isinstance(before, str):
+        return config, [before]
+    uneven = list(_uneven(model, before))
+    if uneven:
+        return config, uneven
+    untouched = {path: own_numbers(module, None) for path, module in before.named_modules()}
+    wrong = differences(model, config, untouched)
+    said = _said(model, config)
+    changes: Any = said
+    while wrong and changes is not None:
+        found = _changed(config, changes)
+        left = differences(model, found, untouched)
+        if len(left) < len(wrong):
+            config, wrong, said = found, left, {}
+        elif changes and changes is not said:
+            break
+        changes = _best_guess(model, config, untouched, wrong, said)
+    return config, wrong
+
+
+def _best_guess(model: nn.Module, config: Any, untouched: Any, wrong: list[str],
+                said: dict[str, Any]) -> dict[str, Any] | None:
+    """The change of one value that explains most, or of two by the same share, where one alone makes no model:
+    heads and the width that they fill. None where none explains anything.
+
+    said   what the modules say, if that alone explains nothing
+    """
+    guesses = list(_guesses(model, config))
+    for changes in (guesses, [said | guess for guess in guesses] if said else [], list(_in_pairs(config, guesses))):
+        rated = [(len(differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
+        best = min(rated, default=None)
+        if best and best[0] < len(wrong):
+            return best[2]
+    return None
+
+
+def _in_pairs(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    told = [(name, value, value / getattr(config, name)) for guess in guesses for name, value in guess.items()
+            if len(guess) == 1 and getattr(config, name)]
+    yield from ({name: value, other: also} for i, (name, value, share) in enumerate(told)
+                for other, also, same in told[i + 1:] if share == same and name != other)
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _uneven(model: nn.Module, before: nn.Module) -> Iterator[str]:
+    """Tensors that are of one shape in all layers by the config, and of several in the model."""
+    ours, theirs = model.state_dict(keep_vars=True), before.state_dict(keep_vars=True)
+    first: dict[tuple[str, Any], tuple[str, Any]] = {}
+    for name, tensor in ours.items():
+        if name in theirs:
+            kind = re.sub(r"\.\d+\.", ".*.", name), theirs[name].shape
+            other, shape = first.setdefault(kind, (name, tensor.shape))
+            if shape != tensor.shape:
+                yield f"{name} is {_shape(tensor)}, {other} is {_shape(ours[other])}"
+
+
+def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What differs between our model and the stock one of a config, a sentence each; empty: nothing does.
+
+    untouched   numbers that modules had before any width was cut: one that still stands there and that no
+                method reads says nothing
+    """
+    made = stock_model(type(model), config, model.dtype)
+    if isinstance(made, str):
+        return [made] * 10**6           # worse than any number of differing parts
+    ours, theirs = dict(model.state_dict(keep_vars=True)), dict(made.state_dict(keep_vars=True))
+    found = [f"{name} is gone" for name in theirs if name not in ours]
+    found += [f"{name} is new" for name in ours if name not in theirs]
+    found += [f"{name} is {_shape(tensor)}, by the config it is {_shape(theirs[name])}"
+              for name, tensor in ours.items() if name in theirs and tensor.shape != theirs[name].shape]
+    return found + list(_odd_modules(model, made, untouched))
+
+
+def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
+    """The model without weights, or why its class does not make one of that config."""
+    from ..checkpoint import quiet
+
+    try:
+        with quiet(), torch.device("meta"):
+            type(config).from_dict(config.to_dict())     # as from_pretrained reads it, which refuses some numbers
+            return kind._from_config(copy.deepcopy(config), dtype=dtype)
+    except _REFUSALS as error:
+        return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
+
+
+def _odd_modules(model: nn.Module, made: nn.Module,
+                 untouched: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Modules that only one has, that are of another class or say other numbers of themselves."""
+    ours, theirs = dict(model.named_modules()), dict(made.named_modules())
+    yield from (f"{path} is gone" for path in theirs if path not in ours)
+    for path, module in ours.items():
+        if path not in theirs:
+            yield f"{path} is new"
+        elif type(module) is not type(theirs[path]):
+            yield f"{path} is a {type(module).__name__}, not a {type(theirs[path]).__name__}"
+        else:
+            now, then = own_numbers(module, model.config), own_numbers(theirs[path], None)
+            stale = {n: v for n, v in untouched.get(path, {}).items() if n not in names_read(type(module))}
+            yield from (f"{path}.{name} is {value}, by the config it is {then[name]}"
+                        for name, value in now.items()
+                        if name in then and value not in (then[name], stale.get(name)))
+
+
+@cache
+def names_read(kind: type) -> frozenset[str]:
+    """Names that methods of a class read of `self` or of anything else, its constructor left out."""
+    methods = (inspect.unwrap(v) for c in kind.__mro__ if c is not nn.Module and issubclass(c, nn.Module)
+               for n, v in vars(c).items() if n != "__init__" and inspect.isfunction(v))
+    return frozenset(name for method in methods for name in method.__code__.co_names)
+
+
+def own_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
+    """A module's plain numbers, and those of its config that are not the shared config's."""
+    own, common = vars(module).get("config"), {} if shared is None else numbers(shared)
+    said = {} if own is None else numbers(own)
+    return numbers(module) | {f"config.{n}": v for n, v in said.items() if common.get(n) != v}
+
+
+def numbers(owner: Any) -> dict[str, int | float]:
+    """Plain numbers among an object's own public attributes."""
+    return {n: v for n, v in vars(owner).items()
+            if type(v) in (int, float) and not n.startswith("_") and n != "training"}
+
+
+def _said(model: nn.Module, config: Any) -> dict[str, Any]:
+    """Config values that the modules agree on, though the root config says otherwise."""
+    heard: dict[str, set[Any]] = {}
+    for module in model.modules():
+        own = vars(module).get("config")
+        sources = [numbers(module)] + ([numbers(own)] if own is not None and own is not model.config else [])
+        for source in sources:
+            for name, value in source.items():
+                if type(vars(config).get(name)) is int and not _FIXED.search(name):
+                    heard.setdefault(name, set()).add(value)
+    changes = {n: next(iter(v)) for n, v in heard.items() if len(v) == 1 and v != {vars(config)[n]}}
+    return _with_head_dim(config, changes)
+
+
+def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fewer heads keep their width: it must be said, as it would follow from their number."""
+    if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
+        return dict(changes)
+    if type(getattr(config, "hidden_size", None)) is not int:         # stages of several widths
+        return dict(changes)
+    return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
+
+
+def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+    """Single values that would explain a shape: one for each size of the config and new size of a tensor."""
+    made = stock_model(type(model), config, model.dtype)
+    if isinstance(made, str):
+        return
+    theirs = dict(made.state_dict(keep_vars=True))
+    pairs = {(then, now) for name, tensor in model.state_dict(keep_vars=True).items() if name in theirs
+             for then, now in zip(theirs[name].shape, tensor.shape, strict=False) if then != now}
+    built = dict(made.named_modules())
+    pairs |= {(numbers(built[path])[name], value) for path, module in model.named_modules() if path in built
+              for name, value in numbers(module).items() if numbers(built[path]).get(name, value) != value}
+    told = {n for module in model.modules() for n in numbers(module) if n in names_read(type(module))}
+    tried = 0
+    for name, value in sorted(vars(config).items()):
+        if name in told:                 # `_said` has heard it: shapes do not decide it
+            continue
+        if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
+            continue
+        for then, now in sorted(pair for pair in pairs if pair[0]):        # of nothing no number is a share
+            fits = now if value is None or value == then else value * now / then
+            if fits == int(fits) and fits > 0 and tried < _LONGEST_SEARCH:
+                tried += 1
+                yield _with_head_dim(config, {name: int(fits)})
+
+
+def _shape(tensor: Any) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"

@@ -1,0 +1,167 @@
+"""Reopen what was written in a fresh process and compare what it computes with the model in memory.
+
+The other process holds the second copy of the weights, mapped from the files just written; this one holds no
+more than before, beside logits of a few tokens.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...dsl.diagnostics import Fault, Reject
+from ..kinds import Form
+from ..measuring.evaluate import LOOK, not_a_number
+from ..scans.quick import as_library
+from ..tracing.sample import sample
+from .manifest import Check
+from .verify_child import GIVEN, inputs_for, probe
+
+reload_differs = Fault(
+    "reload-differs",
+    "An artifact was written, but a fresh process that loaded it computed something else.\n\n"
+    "The artifact was not put in place. This is a mistake of effc or of a pass: report it with the recipe.",
+    exit="failure")
+reload_died = Fault("reload-died", "The process that reopened an artifact ended before it computed anything.",
+                    exit="failure")
+reload_starved = Fault("reload-starved", "The process that reopened an artifact was killed or took too long.",
+                       exit="resources")
+
+# How far logits may be off, as a share of the largest one, by dtype.
+SAME = {torch.float32: 1e-5}      # equal shapes give equal sums; BLAS may still choose by memory alignment
+PADDED = {torch.float32: 1e-4}    # zeros change how sums are blocked, hence their rounding
+_HALF = {"same": 2**-6, "padded": 2**-4}   # bfloat16 rounds at 2**-8, and over some layers
+SECONDS = 1800
+
+
+def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int = 0,
+           seconds: float = SECONDS) -> tuple[Check, ...]:
+    """Every form that the folder holds, each in a process of its own; the folder may be a draft.
+
+    return   one check per form and kind of output
+    Rejects where one differs by more than its tolerance, or the process dies.
+    """
+    inputs = inputs_of(model, seed)
+    expected = probe(model, inputs)
+    with as_library(model) as differs:        # transformers alone runs no kernels of ours
+        plain = probe(model, inputs) if differs else expected
+    if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
+        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
+    checks: list[Check] = []
+    for form in forms:
+        if (artifact / form.folder).is_dir():
+            found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds)
+            checks += compare(form, plain if form.opens == "plain" else expected, found, next(model.parameters()).dtype)
+    wrong = [check for check in checks if not check.holds]
+    if wrong:
+        raise Reject(*(_differs(check) for check in wrong))
+    return tuple(checks)
+
+
+def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Fixed inputs for any model: what its config asks for, or what a plain module says it takes."""
+    if isinstance(model, PreTrainedModel):
+        return inputs_for(model.config, seed, images=model.main_input_name == "pixel_values")
+    return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
+
+
+def attention_of(model: Any) -> str:
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) or ""
+
+
+def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str,
+           seconds: float = SECONDS) -> dict[str, torch.Tensor]:
+    """What a fresh process computes from a folder. `how` is a Form's `opens`."""
+    from safetensors.torch import load_file, save_file
+
+    child = Path(__file__).with_name("verify_child.py")
+    with tempfile.TemporaryDirectory(prefix="effc-verify-") as scratch:
+        given, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        save_file(dict(inputs), given)
+        command = [sys.executable, "-P", str(child), how, str(folder), str(given), str(outputs), attention,
+                   str(torch.get_num_threads())]
+        try:
+            done = subprocess.run(command, env=_environment(), capture_output=True, text=True,
+                                  timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
+        if done.returncode:
+            raise Reject(_died(folder, done))
+        return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def _died(folder: Path, done: "subprocess.CompletedProcess[str]"):
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    said = lines[-1].rstrip(".") if lines else "it said nothing"
+    if done.returncode < 0:
+        return reload_starved(f"reopening {folder.name}/ was ended by signal {-done.returncode}",
+                              help="it holds a second copy of the weights: free memory")
+    return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", note=done.stderr[-2000:])
+
+
+def compare(form: Form, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
+            dtype: torch.dtype) -> list[Check]:
+    """One check per output. Tokens count as different only where the two best logits are not a near tie."""
+    share = (PADDED if form.padded else SAME).get(dtype, _HALF["padded" if form.padded else "same"])
+    reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
+    if form.share is not None:
+        share, reason = form.share, form.reason
+    checks = []
+    for name, want in expected.items():
+        got = found.get(name)
+        what = f"{form.folder}, fresh process: {name}"
+        if got is None or got.shape != want.shape:
+            checks.append(Check(what, float("inf"), 0.0, "an output of another shape"))
+        elif want.is_floating_point():
+            limit = share * max(1.0, float(want.abs().max()))
+            until = _agreed(name, expected, found)
+            checks.append(Check(what, float((got - want)[:, :until].abs().max()), limit, reason))
+        else:
+            gap = _token_gap(name, expected, found)
+            checks.append(Check(what, gap, 2 * share * _largest(expected), _TIES))
+    return checks
+
+
+_TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
+
+
+def _agreed(name: str, expected, found) -> int | None:
+    """How many steps a generation can be compared: up to and with the first token that differs."""
+    steps = expected[name].shape[1] - 1
+    tokens = name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
+    if tokens == name or tokens not in found:
+        return None
+    odd = (expected[tokens] != found[tokens]).any(0).nonzero()
+    return int(odd[0]) + 1 if len(odd) else None
+
+
+def _token_gap(name: str, expected, found) -> float:
+    differ = (expected[name] != found[name]).nonzero()
+    if not len(differ):
+        return 0.0
+    steps = expected[name].shape[1]
+    logits = expected[name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")]
+    first = {int(row): int(step) for row, step in reversed(differ.tolist())}
+    best = [logits[row, step].topk(2).values for row, step in first.items()]
+    return max(float(b[0] - b[1]) for b in best)
+
+
+def _largest(expected: Mapping[str, torch.Tensor]) -> float:
+    return max([1.0, *(float(t.abs().max()) for t in expected.values() if t.is_floating_point())])
+
+
+def _differs(check: Check):
+    return reload_differs(f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}",
+                          help="nothing was put in place; report this with the recipe")

@@ -1,0 +1,137 @@
+"""Reopens a checkpoint folder in a process of its own and says what it computes.
+
+Run by path, `python -P verify_child.py plain FOLDER INPUTS OUTPUTS ...`: a folder for plain transformers is
+opened with plain transformers, and nothing of effc is imported. `effc` instead opens it with `effc.load`.
+`probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
+"""
+
+import inspect
+import json
+import os
+import sys
+
+import torch
+from torch import nn
+
+LENGTH, ROWS, STEPS = 12, 2, 8          # of the probe: tokens, rows, generated tokens
+GIVEN = "given."                        # before the names of what a plain module's forward takes
+
+
+@torch.no_grad()
+def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS) -> dict[str, torch.Tensor]:
+    """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
+
+    inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
+             or "pixels" for vision models, or what a plain module takes, each name behind `GIVEN`
+    """
+    if all(name.startswith(GIVEN) for name in inputs):
+        return {"outputs of a batch": first_output(model(**{n.removeprefix(GIVEN): x for n, x in inputs.items()}))}
+    if "pixels" in inputs:
+        return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
+    ids, mask = inputs["ids"], inputs["mask"]
+    found = {"logits of a batch": first_output(model(input_ids=ids)),
+             "logits of a left-padded batch": first_output(
+                 model(input_ids=ids, attention_mask=mask, **own_positions(model, mask)))}
+    if found["logits of a left-padded batch"].shape[:2] == mask.shape:
+        found["logits of a left-padded batch"] *= mask[..., None]
+    if getattr(model, "can_generate", bool)() and steps:
+        for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
+            made = generate(model, ids, given, steps)
+            logits = torch.stack(made.logits, 1).float()
+            found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
+            found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1]:].clone()
+    return found
+
+
+def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Positions that count a row's own tokens, as `generate` gives them, for models that take some."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int):
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, do_sample=False, num_beams=1,
+                              use_cache=True, pad_token_id=0, return_dict_in_generate=True,
+                              output_logits=True)
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
+
+
+def first_output(output) -> torch.Tensor:
+    """Logits, or the last hidden state of a model without a head."""
+    if isinstance(output, torch.Tensor):
+        return output.float().contiguous()
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"].float().contiguous()
+    return (output[0] if isinstance(output, (tuple, list)) or hasattr(output, "to_tuple") else next(
+        iter(output.values()))).float().contiguous()
+
+
+def inputs_for(config, seed: int = 0, images: bool = False) -> dict[str, torch.Tensor]:
+    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels.
+
+    images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if images or not getattr(config, "vocab_size", None):
+        size = getattr(config, "image_size", 64)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        shape = (ROWS, config.num_channels, height, width)
+        return {"pixels": torch.rand(shape, generator=generator)}
+    low = min(3, config.vocab_size - 1)       # special tokens come first in most vocabularies
+    ids = torch.randint(low, config.vocab_size, (ROWS, LENGTH), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[ROWS // 2:, : LENGTH // 3] = 0
+    return {"ids": ids, "mask": mask}
+
+
+def load_plain(folder: str, attention: str) -> nn.Module:
+    import transformers
+
+    with open(f"{folder}/config.json", encoding="utf-8") as file:
+        kind = getattr(transformers, json.load(file)["architectures"][0])
+    model, info = kind.from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True,
+                                       attn_implementation=attention or None)
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
+    if wrong:
+        raise SystemExit(f"transformers reports {json.dumps(wrong)[:500]}")
+    assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
+    return model.eval()
+
+
+def load_effc(folder: str, attention: str) -> nn.Module:
+    from effc.compiler.artifacts.load import load
+
+    model = load(folder, kernels=False)          # as the recipe says, like the model in memory
+    if attention:
+        model.set_attn_implementation(attention)
+    return model.eval()
+
+
+def load_exported(folder: str, attention: str) -> nn.Module:
+    if os.path.exists(f"{folder}/kernels.json"):      # it calls effc's kernels, and is loaded as its note says
+        import effc.kernels.ops  # noqa: F401
+    return torch.export.load(f"{folder}/model.pt2").module()
+
+
+def load_native(folder: str, attention: str) -> nn.Module:
+    from effc.compiler.artifacts.load import load
+
+    return load(folder, check="sha256")
+
+
+OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported, "native": load_native}
+
+
+def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    torch.set_num_threads(int(threads))
+    save_file(probe(OPENERS[how](folder, attention), load_file(given)), outputs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,215 @@
+"""Which kernel, if any, takes the place of each linear module, and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Fault, Reject
+from ...kernels.native import KernelError
+from ...kernels.ops import KERNELS
+from ..measuring.evaluate import LOOK, evaluating, not_a_number
+from ..measuring.promise import observed
+from ..quantity import digits, seconds
+from ..sparsity import INPUTS, OUTPUTS, zeros
+from .accuracy import Accuracy, inputs_of, output_error
+from .contenders import DYNAMIC, EAGER, PREPACKED
+from .lowered import KernelLinear, weight_of
+from .speed import INT8, Case
+
+if TYPE_CHECKING:
+    from ..program import Program
+
+FORMATS = {"dense_bf16": "dense_linear", "sparse_bf16": "sparse_linear", "block": "block_sparse_linear",
+           "dense_int8": "dense_linear_int8", "sparse_int8": "sparse_linear_int8"}
+FORMAT_OF = {kernel: name for name, kernel in FORMATS.items()}
+WINS = 1.05               # how many times faster something is to be preferred: less is noise
+
+lowering_inaccurate = Fault(
+    "lowering-inaccurate",
+    "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
+    "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
+    "steps. Which modules suffer most stands in the note.", exit="gate")
+cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
+nothing_lowered = Fault(
+    "nothing-lowered", "No linear module is better off with a kernel.\n\n"
+    "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.",
+    exit="failure")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear module: what it is, and what its weight has of zeros."""
+
+    path: str
+    case: Case
+    zeros: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of a module: a kernel, or none with the reason.
+
+    error     how far its outputs are off, as a share, on some inputs; None where nothing was run
+    seconds   of the contenders, by name; empty where a format was asked for
+    """
+
+    site: Site
+    kernel: str
+    why: str
+    bytes: int
+    error: float | None
+    seconds: Mapping[str, float]
+
+    def ratio(self, other: str) -> float | None:
+        """How many times as long another contender takes."""
+        ours = self.seconds.get(self.kernel or EAGER)
+        return round(self.seconds[other] / ours, 3) if ours and other in self.seconds else None
+
+    def to_json(self) -> dict[str, Any]:
+        others = (EAGER, PREPACKED, DYNAMIC, "dense_linear", "dense_linear_int8")
+        ratios = {name: self.ratio(name) for name in others if name != (self.kernel or EAGER)}
+        return {"module": self.site.path, "shape": [self.site.case.n, self.site.case.k],
+                "zeros": round(self.site.zeros, 4), "kernel": self.kernel,
+                "format": FORMAT_OF.get(self.kernel, "dense"), "bytes": self.bytes,
+                "bytes_before": self.site.bytes, "error": self.error, "why": self.why,
+                "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None}}
+
+
+def site_of(path: str, module: nn.Module) -> Site:
+    """Raises Reject (not-a-number) where a weight holds NaN or infinity."""
+    weight = weight_of(module)
+    if not weight.isfinite().all():
+        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=LOOK))
+    share = zeros(weight)
+    return Site(path, Case.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
+
+
+def block_zeros(weight: Tensor) -> float:
+    """Share of the blocks of 16 outputs by 2 inputs that are all zero."""
+    n, k = weight.shape
+    padded = nn.functional.pad(weight != 0, (0, -k % INPUTS, 0, -n % OUTPUTS))
+    kept = padded.reshape(-1, OUTPUTS, padded.shape[1] // INPUTS, INPUTS).any(3).any(1)
+    return 1.0 - int(kept.count_nonzero()) / kept.numel()
+
+
+def unfit(program: "Program", paths: Sequence[str]) -> dict[str, str]:
+    """Why modules can't run a kernel: their weight is read past them, or nothing calls them."""
+    read, called, handles = set(), set(), []
+    kinds = {path: type(program.model.get_submodule(path)) for path in paths}
+    try:
+        for path, kind in kinds.items():
+            module = program.model.get_submodule(path)
+            handles.append(module.register_forward_pre_hook(lambda *_, p=path: called.add(p)))
+            module.__class__ = _watched(kind, path, read)
+        with evaluating(program.model):
+            observed(program)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for path, kind in kinds.items():
+            program.model.get_submodule(path).__class__ = kind
+    return {path: "its weight is read by other code than its own" for path in paths if path in read} | {
+        path: "nothing runs it" for path in paths if path not in called | read}
+
+
+def _watched(kind: type, path: str, read: set[str]) -> type:
+    """The class, noting where the weight is read outside of its own forward."""
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        vars(self)["effc_inside"] = True
+        try:
+            return kind.forward(self, *args, **kwargs)
+        finally:
+            del vars(self)["effc_inside"]
+
+    def getattr_(self: nn.Module, name: str) -> Any:
+        if name == "weight" and "effc_inside" not in vars(self):
+            read.add(path)
+        return nn.Module.__getattr__(self, name)
+
+    own = {"forward": forward, "__getattr__": getattr_, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
+
+
+def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
+    """The kernels that may take a module, and why others, or all, may not."""
+    asked = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
+    refused = {kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype))
+               for kernel in asked}
+    found = [kernel for kernel in asked if not refused[kernel]]
+    if format == "auto":          # zeros that are not there can't be skipped
+        found = [k for k in found if k not in ("sparse_linear", "sparse_linear_int8") or site.zeros >= 0.05]
+        found = [k for k in found if k != "block_sparse_linear" or site.case.blocks >= 0.2]
+    return found, next(filter(None, refused.values()), "")
+
+
+def choose(site: Site, kernels: Sequence[str], times: Mapping[str, float], errors: Mapping[str, float],
+           most: float) -> tuple[str, str]:
+    """(kernel or "", why) of a module whose contenders were timed.
+
+    Of kernels that are equally fast it is the most exact; int8 only where it is not too far off.
+    """
+    fit = [k for k in kernels if k in times and not (k in INT8 and errors.get(k, 0.0) > most)]
+    barred = [k for k in kernels if k in times and k not in fit]
+    off = f"{errors[barred[0]]:.1%} of its outputs" if barred else ""
+    left_out = f"; {FORMAT_OF[barred[0]]} would be off by {off}" if barred else ""
+    if not fit:
+        return "", f"no kernel takes it{left_out}"
+    fastest = min(fit, key=times.__getitem__)
+    exact = [k for k in fit if k not in INT8 and times[k] <= times[fastest] * WINS]
+    kernel = min(exact, key=times.__getitem__) if exact else fastest
+    if times[kernel] * WINS > times[EAGER]:
+        return "", (f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
+                    f"{seconds(times[kernel])}{left_out}")
+    return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
+
+
+def errors_of(module: nn.Module, kernels: Sequence[str], x: Tensor | None) -> dict[str, float]:
+    """Output error of each kernel on some inputs; the same for kernels that store the same numbers."""
+    if x is None:
+        return {}
+    found = {}
+    for alike in ([k for k in kernels if k in INT8], [k for k in kernels if k not in INT8]):
+        if alike:
+            found |= dict.fromkeys(alike, output_error(module, KernelLinear.of(module, alike[-1]), x))
+    return found
+
+
+def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
+    return {} if rows is None else inputs_of(program.model, list(paths), rows)
+
+
+def packed(path: str, module: nn.Module, kernel: str) -> KernelLinear:
+    """The module on its kernel; Reject with its path where the weight can't be packed."""
+    try:
+        return KernelLinear.of(module, kernel)
+    except KernelError as error:
+        raise Reject(cant_pack(f"{path}: {error}",
+                               help="leave it out of `on:`, or ask for another format")) from error
+
+
+def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
+    """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
+    if accuracy.divergence <= most:
+        return
+    off = sorted((c for c in choices if c.kernel and c.error is not None), key=lambda c: -c.error)[:3]
+    worst = "; ".join(f"{c.site.path} on {FORMAT_OF[c.kernel]} is off by {c.error:.2%}" for c in off)
+    said = ""
+    if accuracy.perplexity:
+        before, after = accuracy.perplexity
+        said = f", perplexity {digits(before)} became {digits(after)}"
+    raise Reject(lowering_inaccurate(
+        f"predictions moved by {digits(accuracy.divergence)} nats, at most {digits(most)} are allowed{said}",
+        note=worst, help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`"))
+
+
+def summary(choices: Sequence[Choice]) -> list[str]:
+    """A sentence for each case and what became of it."""
+    groups: dict[tuple[str, str], list[Choice]] = {}
+    for c in choices:
+        groups.setdefault((c.site.case.name, FORMAT_OF.get(c.kernel, "as it is")), []).append(c)
+    return [f"{name}: {len(found)} on {format}, {found[0].why}" if format != "as it is" else
+            f"{name}: {len(found)} stay dense, {found[0].why}" for (name, format), found in groups.items()]

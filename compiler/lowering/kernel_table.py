@@ -1,0 +1,200 @@
+"""The kernels against their targets, as ratios within races."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...kernels import levels, packed
+from ...kernels.ops import KERNELS
+from ..fingerprint import machine
+from .contenders import cached, dynamic_int8, eager, grouped_rows, ours, prepacked, random_weight, roof
+from .racing import Contender, race, real_time
+
+SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576),
+          (1000, 777)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One race. `rate`: bytes per second of plain reading in it, 0 where that did not take part."""
+
+    title: str
+    contenders: tuple[Contender, ...]
+    rate: float
+
+    @property
+    def named(self) -> dict[str, Contender]:
+        return {c.name: c for c in self.contenders}
+
+    def ratio(self, slower: str, name: str) -> float:
+        return self.named[slower].seconds / self.named[name].seconds
+
+    def of_read(self, name: str) -> float:
+        """Share of the read roofline that a contender reaches."""
+        found = self.named[name]
+        return found.bytes / found.seconds / self.rate
+
+    def text(self) -> str:
+        lines = [self.title + (f"   read {self.rate / 1e9:.1f} GB/s" if self.rate else "")]
+        first = self.contenders[0]
+        for c in self.contenders:
+            share = f"{self.of_read(c.name):6.2f} of read" if self.rate else " " * 14
+            lines.append(f"  {c.name:<22}{c.seconds * 1e6:10.1f} us {first.seconds / c.seconds:7.2f} x "
+                         f"{first.name}  {share}  kept {len(c.kept)}, thrown {len(c.thrown)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{"name": c.name, "us": round(c.seconds * 1e6, 2), "bytes": c.bytes, "kept": len(c.kept),
+                 "thrown": len(c.thrown), "of_read": round(self.of_read(c.name), 4) if self.rate else None}
+                for c in self.contenders]
+        read = round(self.rate / 1e9, 2) if self.rate else None
+        return {"title": self.title, "read_gb_per_s": read, "rows": rows}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that a line reached, and what it is to be at least."""
+
+    text: str
+    found: float
+    wanted: float
+
+    @property
+    def met(self) -> bool:
+        return self.found >= self.wanted
+
+    def to_json(self) -> dict[str, Any]:
+        return {"text": self.text, "found": round(self.found, 3), "wanted": self.wanted, "met": self.met}
+
+
+@dataclass
+class Table:
+    """Lines as they are measured, told to `tell`, and the targets that they meet or miss."""
+
+    seconds: float = 0.3
+    threads: int = 2
+    real_time: bool = True
+    tell: Callable[[Line], None] = lambda line: None
+    lines: list[Line] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    def line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> Line:
+        """Race contenders; with `bound` bytes the read roofline beside them."""
+        contenders = [*contenders, *([roof(bound, self.threads)] if bound else [])]
+        race(contenders, self.seconds, self.real_time)
+        last = contenders[-1]
+        found = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
+        for c in contenders:
+            c.calls.clear()                                      # frees the copies
+        self.lines.append(found)
+        self.tell(found)
+        return found
+
+    def target(self, text: str, found: float, wanted: float) -> None:
+        self.targets.append(Target(text, found, wanted))
+
+    def run(self, parts: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
+        """Measure the parts named, of `PARTS`, with this many threads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                for part in parts:
+                    PARTS[part](self, shapes)
+        finally:
+            torch.set_num_threads(before)
+
+
+def surroundings(table: Table) -> dict[str, Any]:
+    """Where and how a table is measured."""
+    raised = table.real_time and real_time(True) and real_time(False)
+    return {**machine(), "threads": table.threads, "kernels": levels.why(),
+            "bursts": "real-time" if raised else "ordinary", "load": round(os.getloadavg()[0], 1)}
+
+
+def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
+    for n, k in shapes:
+        for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
+            w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
+            half = ours("sparse_linear", w, x)
+            found = table.line(f"{n} x {k}, {sparsity:.0%} zeros, 1 row", [
+                eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x), half,
+                ours("dense_linear_int8", w, x), ours("sparse_linear_int8", w, x)], half.bytes)
+            for target in _of_gemv(found, f"{n} x {k} {sparsity:.0%}", sparsity):
+                table.target(*target)
+
+
+def _of_gemv(found: Line, at: str, sparsity: float) -> Iterator[tuple[str, float, float]]:
+    if sparsity > 0.5:
+        yield (f"{at} sparse / own dense", found.ratio("dense_linear", "sparse_linear"),
+               {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity])
+        return
+    yield f"{at} dense, of read", found.of_read("dense_linear"), 0.85
+    yield f"{at} dense / torch bf16", found.ratio("torch", "dense_linear"), 3
+    yield f"{at} sparse, of read", found.of_read("sparse_linear"), 0.85
+    yield f"{at} sparse / own dense", found.ratio("dense_linear", "sparse_linear"), 1.6
+    yield f"{at} sparse / torch bf16", found.ratio("torch", "sparse_linear"), 5
+    yield f"{at} sparse / torch pre-packed", found.ratio("torch pre-packed", "sparse_linear"), 3
+    yield f"{at} sparse int8, of read", found.of_read("sparse_linear_int8"), 0.8
+    dynamic = found.ratio("torch int8 dynamic", "sparse_linear_int8")
+    yield f"{at} sparse int8 / torch dynamic int8", dynamic, 2.2
+    yield f"{at} sparse int8 / torch bf16", found.ratio("torch", "sparse_linear_int8"), 9
+
+
+def blocks(table: Table, _shapes: object) -> None:
+    for sparsity, wanted in ((0.8, 14), (0.9, 25)):
+        w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
+        own = ours("block_sparse_linear", w, x)
+        found = table.line(f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
+                           [eager(w, x), ours("dense_linear", w, x), own], own.bytes)
+        reached = found.ratio("torch", "block_sparse_linear")
+        table.target(f"block 16x2 {sparsity:.0%} / torch bf16", reached, wanted)
+
+
+def rows(table: Table, _shapes: object) -> None:
+    for count, wanted in ((2, 3.5), (4, 3), (8, 2.3), (16, 1.6)):
+        w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
+        found = table.line(f"2048 x 8192, 50% zeros, {count} rows", [
+            eager(w, x), prepacked(w, x), ours("dense_linear", w, x), ours("sparse_linear", w, x)])
+        table.target(f"{count} rows sparse / torch bf16", found.ratio("torch", "sparse_linear"), wanted)
+        beside = found.ratio("torch pre-packed", "sparse_linear")
+        table.target(f"{count} rows sparse / torch pre-packed", beside, 1)
+
+
+def prefill(table: Table, _shapes: object) -> None:
+    for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
+        w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
+        found = table.line(f"{n} x {k}, 50% zeros, {count} rows", [
+            eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x),
+            ours("sparse_linear", w, x), ours("sparse_linear_int8", w, x)])
+        if count == 512:
+            table.target("512 rows sparse / torch bf16 (oneDNN)", found.ratio("torch", "sparse_linear"), 0.95)
+            beside = found.ratio("torch pre-packed", "sparse_linear")
+            table.target("512 rows sparse / pre-packed oneDNN", beside, 0.95)
+
+
+def attention(table: Table, _shapes: object) -> None:
+    for heads, group, d, count in ((8, 4, 128, 4096), (8, 4, 64, 8192), (3, 3, 64, 2048)):
+        k, v = (torch.randn(1, heads, count, d).bfloat16() for _ in range(2))
+        q = torch.randn(1, heads * group, d).bfloat16()
+        half = cached(q, k, v, 0.5)
+        at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
+        found = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
+        dense, half = (found.ratio("torch grouped rows", f"{name}_attention") for name in ("dense", "sparse"))
+        table.target(f"attention {count} x {d} dense", dense, 3.5)
+        table.target(f"attention {count} x {d} sparse 50%", half, 5)
+
+
+def packing(table: Table, _shapes: object) -> None:
+    w = random_weight(4096, 4096, 0.5)
+    contenders = [Contender(name, [lambda name=name: KERNELS[name].pack(w, table.threads)], w.nbytes)
+                  for name in packed.KINDS]
+    for c in table.line("packing 4096 x 4096", contenders).contenders:
+        table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
+
+
+PARTS: dict[str, Callable[[Table, Any], None]] = {
+    "gemv": gemv, "block": blocks, "rows": rows, "prefill": prefill, "attention": attention, "pack": packing}

@@ -1,0 +1,1 @@
+"""Models against their originals: outputs, losses, clocks, and the bounds that a recipe states."""

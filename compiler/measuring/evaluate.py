@@ -1,0 +1,153 @@
+"""Running a model over rows of tokens: losses and log-probabilities in float32, in bounded memory."""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Fault, Reject
+
+not_a_number = Fault(
+    "not-a-number",
+    "A metric, or what a model computes, came out as NaN or infinite.\n\n"
+    "The model's outputs are not finite: a step diverged or overflowed, or the model came like that.",
+    exit="failure")
+no_logits = Fault("no-logits", "A metric needs logits, and the model returns something else.")
+no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
+LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
+
+BATCH_BYTES = 256 << 20          # what the logits of one batch may take
+CHUNK_BYTES = 64 << 20           # what their float32 copy may take
+
+
+def logits(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
+    """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
+    found = output_logits(model(ids.to(device_of(model)), **without_cache(model), **more))
+    return found if found.dim() > 2 else found[:, None]
+
+
+def output_logits(output: Any) -> Tensor:
+    """The logits of what a model returned: a tensor, the first of a tuple, or the field of that name."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" not in output:
+        raise Reject(no_logits(f"the model returns {', '.join(output)}, and no logits to score it by",
+                               help="take it with a head, as a ...ForMaskedLM or ...ForImageClassification"))
+    return output["logits"] if isinstance(output, Mapping) else output[0]
+
+
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """`use_cache=False` for models that know it."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the modules' modes come back."""
+    modes = [(m, m.training) for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
+    """Rows in batches whose logits fit `BATCH_BYTES`; a function of shapes alone, so two models agree."""
+    width = vocabulary(model) or 1 << 15
+    each = rows[0].numel() * (4 if rows.is_floating_point() else width * 4)
+    return iter(rows.split(max(1, min(16, BATCH_BYTES // each))))
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """How many logits a position has, where the model's config says."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    return getattr(text, "vocab_size", None)
+
+
+def positions(values: Tensor) -> Iterator[slice]:
+    """Slices of the first axis of [n, vocab] whose float32 copies fit `CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // (values.shape[-1] * 4))
+    for start in range(0, values.shape[0], step):
+        yield slice(start, min(start + step, values.shape[0]))
+
+
+def losses(values: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy per position in float32, whatever the dtype: [n, vocab], targets [n] -> [n] nats."""
+    return torch.cat([nn.functional.cross_entropy(values[part].float(), targets[part], reduction="none")
+                      for part in positions(values)])
+
+
+def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None) -> tuple[float, int]:
+    """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
+
+    counted   [n, length] bool: which tokens count when they are predicted, all where it is None
+    """
+    total, count, first = 0.0, 0, 0
+    with evaluating(model):
+        for batch in batches(model, rows):
+            values = logits(model, batch)                                      # [b, t, vocab]
+            if values.shape[:2] != batch.shape:
+                raise Reject(no_next_token(f"{type(model).__name__} predicts no next token",
+                                           help="compare it with the original by `divergence` or `agreement`"))
+            for number, (row, ids) in enumerate(zip(values, batch.to(values.device), strict=True), start=first):
+                nats = losses(row[:-1], ids[1:]).cpu().double()                # a slice copies nothing
+                if counted is not None:
+                    nats = nats[counted[number, 1:]]
+                total += nats.sum().item()
+                count += len(nats)
+            first += len(batch)
+    return total, count
+
+
+def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) -> list[float]:
+    """Summed log-probability of ids[begin:] given ids[:begin], begin > 0, for every (ids, begin), in order.
+
+    Rows of similar length run together, padded behind: a causal model does not look there.
+    """
+    found = [0.0] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
+    with evaluating(model):
+        for group in _groups(model, order, asked):
+            width = len(asked[group[-1]][0])
+            ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])   # [b, t]
+            values = logits(model, ids)
+            for row, i in enumerate(group):
+                tokens, begin = asked[i]
+                targets = ids[row, begin : len(tokens)].to(values.device)
+                said = losses(values[row, begin - 1 : len(tokens) - 1], targets)
+                found[i] = -said.cpu().double().sum().item()                   # not all devices have float64
+    return found
+
+
+def _groups(model: nn.Module, order: Sequence[int], asked: Sequence[tuple[Sequence[int], int]]
+            ) -> Iterator[Sequence[int]]:
+    """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
+    width, start = vocabulary(model) or 1 << 15, 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and end - start < 16 and (
+                (end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES):
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def finite(value: float, metric: str, data: str = "") -> float:
+    """The value, or `Reject` naming the metric and the data."""
+    if math.isfinite(value):
+        return value
+    over = f" over `{data}`" if data else ""
+    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}",
+                              help=LOOK))

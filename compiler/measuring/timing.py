@@ -1,0 +1,162 @@
+"""Clocking a model: batch 1, warmed up, with its KV cache, and two models in turn in one process.
+
+Times of one process swing with what else the machine does. `interleaved` lets models take turns, step by step, and
+compares within a round: the median of those ratios holds where two separate runs would not.
+"""
+
+import gc
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Fault, Reject
+from .evaluate import device_of, evaluating, output_logits, vocabulary
+
+no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
+
+WARMUP = 3                       # runs that are not counted: allocations, page faults, lazily built tables
+CACHES = ("cache", "past_key_values", "cache_params")    # newest name first; later ones may be its aliases
+
+
+def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
+    """The same ids for every model of a vocabulary: [batch, length]."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary(model) or 256, (batch, length), generator=generator)
+    return ids.to(device_of(model))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Timings of one model, one at a time.
+
+    step    does what is timed once, and returns its seconds
+    count   how many timings make a value
+    value   from the seconds of all steps to what the metric says
+    """
+
+    step: Callable[[], float]
+    count: int
+    value: Callable[[Sequence[float]], float]
+
+    def measure(self, model: nn.Module) -> float:
+        """The value of a model that is timed alone."""
+        with still(model):
+            for _ in range(WARMUP):
+                self.step()
+            return self.value([self.step() for _ in range(self.count)])
+
+
+def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
+    """A forward over a prompt that fills the cache."""
+    ids, caching = prompt_ids(model, 1, length), _caching(model)
+
+    def step() -> float:
+        started = _now(model)
+        model(input_ids=ids, **caching)
+        return _now(model) - started
+    return step
+
+
+def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
+    """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
+    if not _caching(model):
+        raise Reject(no_cache(f"the forward of {type(model).__name__} takes no `use_cache`",
+                              help="time it with `prefill`"))
+    output: Any = None
+
+    def step() -> float:
+        nonlocal output
+        if output is None:
+            output = model(input_ids=prompt_ids(model, batch, length), **_caching(model))
+        token = output_logits(output)[:, -1:].argmax(-1)                       # [batch, 1]
+        started = _now(model)
+        output = model(input_ids=token, **_caching(model), **cache_of(output))
+        return _now(model) - started
+    return step
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest value that at least `percent` of a hundred values don't exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What taking turns showed. `ratio` is the median over rounds of (last model / first model)."""
+
+    values: Mapping[str, float]
+    ratio: float
+    rounds: tuple[Mapping[str, float], ...]
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of a round."""
+        ratios = _ratios(self.rounds)
+        return min(ratios), max(ratios)
+
+
+def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5) -> Turns:
+    """Measure a timed metric on models that take turns step by step; whoever begins alternates.
+
+    models  name -> model, the one to compare with first
+    A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
+    measures would give such a time to one of the models alone.
+    """
+    names, seen = list(models), []
+    for _ in range(rounds):
+        clocks = {name: metric.clock(model) for name, model in models.items()}
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        with still(*models.values()):
+            for turn in range(WARMUP + max(clock.count for clock in clocks.values())):
+                for name in names if turn % 2 == 0 else names[::-1]:
+                    taken[name].append(clocks[name].step())
+        seen.append({name: clocks[name].value(taken[name][WARMUP:]) for name in names})
+    values = {name: statistics.median(r[name] for r in seen) for name in names}
+    return Turns(values, statistics.median(_ratios(seen)), tuple(seen))
+
+
+def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
+    return [last / first for first, *_, last in (tuple(r.values()) for r in rounds)]
+
+
+@contextmanager
+def still(*models: nn.Module) -> Iterator[None]:
+    """No gradients, no garbage collection while the clock runs."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(evaluating(model))
+            stack.enter_context(torch.inference_mode())
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _now(model: nn.Module) -> float:
+    if device_of(model).type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _caching(model: nn.Module) -> dict[str, Any]:
+    return {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """The cache that a forward returned, as the next one takes it."""
+    name = next((n for n in CACHES if n in output), None)
+    if name is None:
+        raise Reject(no_cache(f"{type(output).__name__} holds none of {', '.join(CACHES)}"))
+    return {name: output[name]}

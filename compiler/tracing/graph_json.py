@@ -1,0 +1,221 @@
+"""fx graphs as plain JSON, over a closed list of operations, and back.
+
+No pickle and no text that is evaluated: a stored graph may come from anybody. What is read is checked (names,
+targets, order of definition, sizes) before a node is made; anything else is refused with a diagnostic.
+"""
+
+import keyword
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...dsl.diagnostics import Fault, Reject
+from .operations import (
+    DTYPES,
+    Unlisted,
+    check_attribute,
+    check_method,
+    check_path,
+    function_called,
+    function_name,
+    operand_count,
+)
+
+refused_graph = Fault("refused-graph", "A stored graph holds something outside the list of operations.",
+                      exit="environment")
+
+FORMAT = 1
+_OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
+_MOST_NODES, _DEEPEST, _LONGEST_TEXT = 100_000, 16, 1000
+_META = ("scope", "shape", "dtype", "ints", "role")
+
+
+def dump(graph: fx.Graph) -> dict[str, Any]:
+    """The graph as JSON data. Raises Reject (refused-graph) if it holds what could not be read again."""
+    try:
+        return {"format": FORMAT, "nodes": [_node(node) for node in graph.nodes]}
+    except Unlisted as error:
+        raise _refusal(str(error)) from error
+
+
+def load(data: Any) -> fx.Graph:
+    """The graph of `dump`. Raises Reject (refused-graph) on anything that `dump` does not write."""
+    try:
+        return _Reader(data).graph
+    except Unlisted as error:
+        raise _refusal(str(error)) from error
+
+
+def _refusal(what: str) -> Reject:
+    return Reject(refused_graph(f"a stored graph holds {what}",
+                                help="compile again with this effc"))
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+def _node(node: fx.Node) -> dict[str, Any]:
+    entry = {"op": node.op, "name": node.name, "target": _target(node),
+             "args": [_value(a) for a in node.args], "kwargs": {k: _value(a) for k, a in node.kwargs.items()}}
+    meta = {key: _listed(node.meta[key]) for key in _META if key in node.meta}
+    return {key: value for key, value in (entry | {"meta": meta}).items() if value != [] and value != {}}
+
+
+def _target(node: fx.Node) -> str:
+    if node.op == "call_function":
+        name = function_name(node.target)
+        if name == "getattr":
+            check_attribute(node.args[1])
+        return name
+    if node.op == "call_method":
+        return check_method(node.target)
+    return node.target
+
+
+def _value(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, (tuple, list)):
+        return {"tuple" if isinstance(value, tuple) else "list": [_value(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": {key: _value(item) for key, item in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_value(value.start), _value(value.stop), _value(value.step)]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if value is ...:
+        return {"ellipsis": True}
+    raise Unlisted(f"a {type(value).__name__} as an argument")
+
+
+def _listed(meta: Any) -> Any:
+    return [_listed(item) for item in meta] if isinstance(meta, (tuple, list)) else meta
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Unlisted(what)
+
+
+def _text(value: Any) -> str:
+    _need(isinstance(value, str) and len(value) <= _LONGEST_TEXT, "something else where a short text belongs")
+    return value
+
+
+def _identifier(value: Any) -> str:
+    name = _text(value)
+    _need(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) and name != "self"
+          and not name.startswith("__"), f"the name {name[:80]!r}")
+    return name
+
+
+class _Reader:
+    """Builds a graph node by node; a name can only be used below the node that defines it."""
+
+    def __init__(self, data: Any):
+        _need(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
+        nodes = data.get("nodes")
+        _need(isinstance(nodes, list) and 0 < len(nodes) <= _MOST_NODES, "no list of nodes")
+        self.graph = fx.Graph()
+        self.known: dict[str, fx.Node] = {}
+        for place, entry in enumerate(nodes):
+            _need(isinstance(entry, dict), "a node that is no object")
+            last = place == len(nodes) - 1
+            _need((entry.get("op") == "output") == last, "its output not once at the end")
+            self.add(entry)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        op = entry.get("op")
+        _need(isinstance(op, str) and op in _OPS, f"an operation {str(op)[:80]!r}")
+        name = _identifier(entry.get("name"))
+        _need(name not in self.known, f"the name {name!r} twice")
+        args, kwargs = entry.get("args", []), entry.get("kwargs", {})
+        _need(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
+        args = tuple(self.value(a, 0) for a in args)
+        kwargs = {_identifier(k): self.value(a, 0) for k, a in kwargs.items()}
+        if op == "output":
+            _need(len(args) == 1 and not kwargs, "an output of other than one value")
+            self.graph.output(args[0])
+            return
+        target = self.target(op, entry.get("target"), args, kwargs)
+        node = self.graph.create_node(op, target, args, kwargs, name=name)
+        _need(node.name == name, f"the name {name!r}, which Python or fx reserves")
+        node.meta.update(_meta(entry.get("meta", {})))
+        self.known[name] = node
+
+    def target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = _text(target)
+        if op == "call_function":
+            function = function_called(name)
+            if name.startswith("operator."):
+                _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
+            if function is getattr:
+                _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and isinstance(args[1], str),
+                      "a getattr of another form")
+                check_attribute(args[1])
+            return function
+        if op == "call_method":
+            _need(bool(args) and isinstance(args[0], fx.Node), "a method of nothing")
+            return check_method(name)
+        if op == "placeholder":
+            _need(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
+            _need(all(node.op == "placeholder" for node in self.known.values()), "a placeholder after a call")
+            return _identifier(name)
+        _need(op == "call_module" or (not args and not kwargs), "a read with arguments")
+        return check_path(name)
+
+    def value(self, value: Any, depth: int) -> Any:
+        _need(depth < _DEEPEST, "arguments nested too deep")
+        if value is None or isinstance(value, (bool, float)):
+            return value
+        if isinstance(value, int):
+            _need(-2**63 <= value < 2**64, "a number that is too large")
+            return value
+        if isinstance(value, str):
+            return _text(value)
+        _need(isinstance(value, dict) and len(value) == 1, "an argument of another form")
+        (kind, held), = value.items()
+        if kind == "node":
+            _need(isinstance(held, str) and held in self.known, "a use before the definition")
+            return self.known[held]
+        return self.compound(kind, held, depth + 1)
+
+    def compound(self, kind: str, held: Any, depth: int) -> Any:
+        if kind in ("tuple", "list", "slice"):
+            _need(isinstance(held, list) and (kind != "slice" or len(held) == 3), f"a {kind} of another form")
+            items = [self.value(item, depth) for item in held]
+            return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
+        if kind == "dict":
+            _need(isinstance(held, dict), "a dict of another form")
+            return {_identifier(key): self.value(item, depth) for key, item in held.items()}
+        if kind == "dtype" and isinstance(held, str) and held in DTYPES:
+            return DTYPES[held]
+        if kind == "device" and held in ("cpu", "cuda", "meta", "mps", "xpu"):
+            return torch.device(held)
+        if kind == "float" and held in ("inf", "-inf", "nan"):
+            return float(held)
+        if kind == "ellipsis" and held is True:
+            return ...
+        raise Unlisted(f"an argument of kind {kind[:80]!r}")
+
+
+def _meta(data: Any) -> dict[str, Any]:
+    _need(isinstance(data, dict) and set(data) <= set(_META), "notes of another form")
+    return {key: _tupled(value, 0) for key, value in data.items()}
+
+
+def _tupled(value: Any, depth: int) -> Any:
+    _need(depth < _DEEPEST, "notes nested too deep")
+    if isinstance(value, list):
+        return tuple(_tupled(item, depth + 1) for item in value)
+    _need(value is None or isinstance(value, (bool, int, str)), "notes of another form")
+    return value

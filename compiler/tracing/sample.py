@@ -1,0 +1,125 @@
+"""The small batch that models are captured with, and the state in which they run it."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, masking_utils
+from transformers.integrations.moe import ExpertsInterface
+
+from ...dsl.diagnostics import Fault, Reject
+
+unknown_inputs = Fault(
+    "unknown-inputs",
+    "Nothing says what a module's forward takes.\n\n"
+    "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
+    "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
+    "keyword arguments of its forward, tensors whose first axis is the batch.", exit="environment")
+
+BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divides it
+IMAGE = 64                           # pixels
+
+
+def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
+    """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, or pixels.
+
+    Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`, and for models
+    that read neither one sequence of tokens nor images.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return _own_inputs(model, batch)
+    names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+    device = next(model.parameters()).device
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        return {main: pixels(model.config, batch, device)}
+    _refuse_other_inputs(model, main)
+    config = model.config.get_text_config()
+    inputs = tokens(config.vocab_size, batch, length, padding, device)
+    if "use_cache" in names:
+        inputs["use_cache"] = True
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
+    """Models that read something else than one row of tokens or one image."""
+    name = type(model).__name__
+    if main != "input_ids":
+        raise Reject(unknown_inputs(f"{name} takes `{main}`, and effc makes token ids and images only",
+                                    help="wrap it in a module of your own that has `dummy_inputs`"))
+    if model.config.is_encoder_decoder:
+        raise Reject(unknown_inputs(f"{name} is an encoder with a decoder, which take a sequence each",
+                                    help="take its encoder alone, or wrap it in a module that has `dummy_inputs`"))
+
+
+def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
+    size = getattr(config, "image_size", None) or IMAGE      # convolutional nets take any
+    shape = (batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    count = torch.Size(shape).numel()
+    return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
+
+
+def knows_inputs(model: nn.Module) -> bool:
+    """Whether `sample` can make inputs for a model."""
+    return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
+
+
+def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+    """What a plain module says it takes, with another number of rows."""
+    if not knows_inputs(model):
+        raise Reject(unknown_inputs(
+            f"{type(model).__name__} does not say what its forward takes",
+            help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch"))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rows = {name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
+            for name, x in model.dummy_inputs.items()}
+    return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
+
+
+def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu",
+           seed: int = 0) -> dict[str, Any]:
+    """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
+
+    Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.
+    """
+    ids = (torch.arange(batch * length).view(batch, length) * 7919 + 31 * seed + 3) % vocab
+    start = (torch.arange(batch) * padding).view(batch, 1)
+    mask = (torch.arange(length).view(1, length) >= start).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: value.to(device) for name, value in named.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode: without dropout. Modules that were training train again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """On the meta device, masks are built without looking whether padding occurs: nothing is there to see.
+
+    Experts are computed in batches there: grouped products have no shapes but for bfloat16, and a loop over the
+    experts that were hit needs numbers.
+    """
+    if next(model.parameters()).device.type != "meta":
+        yield
+        return
+    tracing, find = masking_utils.is_tracing, ExpertsInterface.get_interface
+    masking_utils.is_tracing = lambda tensor=None: True
+    ExpertsInterface.get_interface = lambda self, name, default: self["batched_mm"]
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing, ExpertsInterface.get_interface = tracing, find
