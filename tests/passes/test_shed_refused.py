@@ -46,6 +46,14 @@ def test_what_is_impossible_is_refused_by_check_with_a_caret(tmp_path, name, ste
     assert said in f"{found.message} {found.help} {found.note}"
 
 
+def test_more_cuts_than_blocks_are_none_of_the_checks_business(tmp_path):
+    """A cut may be a scan, some heads or some states of one of them."""
+    step = f"shed.multi(remove: 8, {SCORED})"
+    assert checked(tmp_path, "mamba2", step) == []
+    (plan,) = api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
+    assert len(plan.stages) == 1
+
+
 @pytest.mark.parametrize(("name", "step", "slug", "said"), [
     ("mamba2", f"shed.ssm(remove: 50% of params, {SCORED})", "out-of-reach", "at most 5.4%"),
     ("mamba2", f"shed.blocks(remove: 90% of params, {SCORED})", "out-of-reach", "at most 55.7%"),
