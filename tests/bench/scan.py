@@ -15,6 +15,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -97,24 +98,42 @@ def decode(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
 
 
 def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
-    """Convolution and scan of one layer, without projections: their cost and activations would hide these."""
-    print("\ncost by length: convolution and scan of one layer; memory besides what goes in and comes out")
-    dtype = next(next(iter(pairs.values()))[0].parameters()).dtype
-    for name in pairs:
+    """A mixer, and its convolution and scan over a whole sequence at once, without projections.
+
+    The latter write two results as large as the sequence. Where malloc gets such a one anew from the system, at every
+    call above 32 MB, the system clears its pages one by one: the page faults tell. A mixer goes by pieces and has few.
+    """
+    print("\ncost by length: a mixer, memory besides its input and output; convolution and scan over all at once")
+    for name, (_, quick) in pairs.items():
+        mixer = quick.layers[0].mixer
+        dtype = mixer.in_proj.weight.dtype
         for count in LONG:
-            run = _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype))
-            before = _peak()
-            out = run()
-            results = 2 * out.numel() * out.element_size()                # of the convolution and of the scan
-            more = (_peak() - before - results) / 2**20
-            del out
-            seconds = race({"scan": run}, max(1, rounds // 2))["scan"]
-            print(f"{name}, {count:>6} tokens   {seconds / count * 1e6:7.2f} us/token   {max(0.0, more):.0f} MB",
-                  flush=True)
+            hidden = torch.randn(1, count, WIDTH).to(dtype)
+            more = _besides(lambda m=mixer, x=hidden: m(x))
+            calls = {"mixer": lambda m=mixer, x=hidden: m(x),
+                     "scan": _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype))}
+            (whole, own), faults = race(calls, max(1, rounds // 2)).values(), _faults(calls["scan"])
+            print(f"{name}, {count:>6} tokens   mixer {whole / count * 1e6:7.2f} us/token, {max(0.0, more):.0f} MB   "
+                  f"convolution and scan {own / count * 1e6:6.2f} us/token, {faults} page faults", flush=True)
+
+
+def _faults(call: Callable[[], object]) -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def _besides(call: Callable[[], torch.Tensor]) -> float:
+    """MB that a call had at its peak beside what was there before and what it returns; told by Linux alone."""
+    Path("/proc/self/clear_refs").write_text("5")              # the peak begins anew
+    before = _peak()
+    result = call()
+    return (_peak() - before - result.nbytes) / 2**20
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def _scan(name: str, x: torch.Tensor) -> Callable[[], torch.Tensor]:
