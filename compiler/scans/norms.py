@@ -5,7 +5,7 @@ is not looked up: the first call is made both ways, and the kernel is used from 
 agree.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,39 +16,47 @@ from ...kernels.sequences import FLOATS
 from .steps import near
 
 _EPSILONS = ("variance_epsilon", "eps")
-_proven: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+_proven: "WeakKeyDictionary[nn.Module, Form | None]" = WeakKeyDictionary()
+
+
+class Form(NamedTuple):
+    """What the kernel has to know of a norm."""
+
+    width: int
+    groups: int
+    epsilon: float
+
+    def over(self, x: Tensor, gate: Tensor | None, weight: Tensor) -> Tensor:
+        gate = None if gate is None else gate.reshape(-1, self.width)
+        return GatedNorm.native(x.reshape(-1, self.width), gate, weight, self.epsilon, self.groups).view(x.shape)
 
 
 def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A norm's forward: the kernel where that does the same, else its class's."""
     x = args[0] if args else kwargs.get("hidden_states")
     gate = args[1] if len(args) > 1 else kwargs.get("gate")
-    if torch.is_grad_enabled() or _proven.get(norm) is False or not _fits(norm, x, gate):
+    form = None if torch.is_grad_enabled() else _form(norm)
+    if form is None or not _fits(x, form) or not (gate is None or (_fits(gate, form) and gate.shape == x.shape)):
         return type(norm).forward(norm, *args, **kwargs)
-    found = _over_kernel(norm, x, gate)
+    found = form.over(x, gate, norm.weight)
     if norm not in _proven:
         wanted = type(norm).forward(norm, *args, **kwargs)
-        _proven[norm] = near(found, wanted)
+        _proven[norm] = form if near(found, wanted) else None
         return wanted
     return found
 
 
-def _fits(norm: nn.Module, x: Any, gate: Any) -> bool:
-    given = [x] if gate is None else [x, gate]
-    weight = norm._parameters.get("weight")
-    return (weight is not None and weight.device.type == "cpu" and _epsilon(norm) is not None
-            and all(type(t) is Tensor and t.device.type == "cpu" and t.dtype in FLOATS for t in given)
-            and x.shape[-1] == weight.numel() and (gate is None or gate.shape == x.shape))
+def _fits(x: Any, form: Form) -> bool:
+    return type(x) is Tensor and x.is_cpu and x.dtype in FLOATS and x.shape[-1] == form.width
 
 
-def _epsilon(norm: nn.Module) -> float | None:
-    return next((vars(norm)[name] for name in _EPSILONS if name in vars(norm)), None)
-
-
-def _over_kernel(norm: nn.Module, x: Tensor, gate: Tensor | None) -> Tensor:
-    width = x.shape[-1]
-    size = vars(norm).get("group_size", width)
-    groups = width // size if size and width % size == 0 else 1
-    gate = None if gate is None else gate.reshape(-1, width)
-    flat = GatedNorm.native(x.reshape(-1, width), gate, norm.weight, _epsilon(norm), groups)
-    return flat.view(x.shape)
+def _form(norm: nn.Module) -> Form | None:
+    """The one that is proven, or that its attributes tell."""
+    if norm in _proven:
+        return _proven[norm]
+    weight, told = norm._parameters.get("weight"), vars(norm)
+    epsilon = next((told[name] for name in _EPSILONS if name in told), None)
+    if weight is None or not weight.is_cpu or epsilon is None:
+        return None
+    width, size = weight.numel(), told.get("group_size")
+    return Form(width, width // size if size and width % size == 0 else 1, epsilon)

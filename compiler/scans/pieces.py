@@ -8,7 +8,7 @@ published families is not looked up: the first positions that it meets are compu
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,10 +17,12 @@ from torch.nn.functional import linear
 
 from ...kernels.causal_conv import CausalConv
 from ...kernels.selective_scan import SelectiveScan
-from ...kernels.sequences import FLOATS
 from ...kernels.ssd_scan import SsdScan
 from .functions import PACKED
-from .steps import Call, near, normed, of_call
+from .steps import near, normed
+
+if TYPE_CHECKING:
+    from .mixer import Call
 
 ROWS = 384          # of a piece: with more of them products are hardly faster, and what they leave is colder
 LEAST = 32          # positions of a piece, and of the proof
@@ -37,18 +39,18 @@ Family = Callable[[nn.Module, Tensor, Tensor | None, Carried], tuple[Tensor, Car
 _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 
 
-def run(mixer: nn.Module, whole: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A mixer's forward: by pieces where it is of a family and nothing came before, else `whole`."""
-    call = of_call(args, kwargs)
-    if not _fits(mixer, call, kwargs):
-        return whole(*args, **kwargs)
+def run(call: "Call") -> Any:
+    """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
+    mixer = call.mixer
+    if not _fits(call):
+        return call.whole()
     if mixer not in _proven:
         first = call.hidden[:, :LEAST]
-        wanted = whole(first)
+        wanted = call.forward(mixer, first)
         _proven[mixer] = next((f for f in (selective, ssd) if _agrees(f, mixer, first, wanted)), None)
     family = _proven[mixer]
     if family is None:
-        return whole(*args, **kwargs)
+        return call.whole()
     out, last = over(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
     if call.cache is not None:
         call.cache.update_conv_state(last.seen, mixer.layer_idx)
@@ -62,20 +64,17 @@ def _size(sequences: int, length: int) -> int:
     return -(-length // -(-length // most))
 
 
-def _fits(mixer: nn.Module, call: Call, kwargs: dict[str, Any]) -> bool:
-    hidden, cache, mask = call
-    if torch.is_grad_enabled() or type(hidden) is not Tensor or hidden.dim() != 3 or hidden.shape[1] < LEAST:
+def _fits(call: "Call") -> bool:
+    if call.hidden.shape[1] < LEAST or not len(call.hidden) or any(call.kwargs.get(word) is not None for word in PACKED):
         return False
-    if hidden.device.type != "cpu" or hidden.dtype not in FLOATS or any(kwargs.get(p) is not None for p in PACKED):
+    if call.mask is not None and call.mask.shape != call.hidden.shape[:2]:
         return False
-    if mask is not None and mask.shape != hidden.shape[:2]:
-        return False
-    if any(m._forward_hooks or m._forward_pre_hooks for m in mixer.modules()):
+    if any(m._forward_hooks or m._forward_pre_hooks for m in call.mixer.modules()):
         return False                                # who listens to a projection expects one call
-    if cache is None:
+    if call.cache is None:
         return True
-    index = mixer.layer_idx
-    return cache.get_conv_state(index) is None and not cache.is_recording_past(index)
+    index = call.mixer.layer_idx
+    return call.cache.get_conv_state(index) is None and not call.cache.is_recording_past(index)
 
 
 def _agrees(family: Family, mixer: nn.Module, hidden: Tensor, wanted: Tensor) -> bool:

@@ -126,25 +126,32 @@ def _called(kind: type) -> frozenset[str]:
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if leaves.is_tracing() or torch.compiler.is_compiling():
         return type(self).forward(self, *args, **kwargs)
-    from . import pieces, steps
-
-    whole = functools.partial(_over_kernels(type(self)), self)
-    hidden = steps.of_call(args, kwargs).hidden
-    way = steps if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == (1,) else pieces
-    return way.run(self, whole, args, kwargs)
+    return _mixers()(_over_kernels(type(self)), self, args, kwargs)
 
 
 def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if leaves.is_tracing() or torch.compiler.is_compiling():
         return type(self).forward(self, *args, **kwargs)
-    from . import norms
-
-    return norms.run(self, args, kwargs)
+    return _norms()(self, args, kwargs)
 
 
 def _is_norm(module: nn.Module) -> bool:
     kind = type(module)
     return _NORM.fullmatch(kind.__name__) is not None and kind.__module__.startswith("transformers.")
+
+
+@functools.cache
+def _mixers() -> Callable[..., Any]:
+    from . import mixer  # not before it is needed: its kernels register themselves with torch
+
+    return mixer.run
+
+
+@functools.cache
+def _norms() -> Callable[..., Any]:
+    from . import norms
+
+    return norms.run
 
 
 @functools.cache

@@ -7,7 +7,7 @@ token a mixer is run both ways on the same state, and takes the step from then o
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,54 +17,42 @@ from ...kernels.causal_conv import CausalConv
 from ...kernels.causal_conv_step import CausalConvStep
 from ...kernels.row_product import MOST_ROWS, RowProduct
 from ...kernels.selective_step import SelectiveStep
-from ...kernels.sequences import FLOATS
 from ...kernels.ssd_step import SsdStep
+
+if TYPE_CHECKING:
+    from .mixer import Call
 
 _NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
 Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 _proven: "WeakKeyDictionary[nn.Module, Step | None]" = WeakKeyDictionary()
 
 
-class Call(NamedTuple):
-    """What a mixer's forward is given."""
-
-    hidden: Any
-    cache: Any
-    mask: Any
-
-
-def of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    names = ("hidden_states", "cache", "attention_mask")
-    return Call(*(args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)))
-
-
-def run(mixer: nn.Module, whole: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A mixer's forward: a step where there is one for this call, else `whole`."""
-    call = of_call(args, kwargs)
-    states, hidden = _states(mixer, call), call.hidden
+def run(call: "Call") -> Any:
+    """A mixer's forward for one position: a step where there is one for this call, else the whole."""
+    states = _states(call)
     if states is None:
-        return whole(*args, **kwargs)
-    if mixer in _proven:
-        step = _proven[mixer]
-        return whole(*args, **kwargs) if step is None else step(mixer, hidden, *states)
+        return call.whole()
+    if call.mixer not in _proven:
+        return _tried(call, states)
+    step = _proven[call.mixer]
+    return call.whole() if step is None else step(call.mixer, call.hidden, *states)
+
+
+def _tried(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
+    """The whole, and from then on the step that gives the same."""
     copies = [state.clone() for state in states]
-    wanted = whole(*args, **kwargs)
-    known = (selective, ssd)
-    _proven[mixer] = next((s for s in known if _agrees(s, mixer, hidden, copies, wanted, states)), None)
+    wanted = call.whole()
+    _proven[call.mixer] = next((step for step in (selective, ssd)
+                                if _agrees(step, call.mixer, call.hidden, copies, wanted, states)), None)
     return wanted
 
 
-def _states(mixer: nn.Module, call: Call) -> tuple[Tensor, Tensor] | None:
+def _states(call: "Call") -> tuple[Tensor, Tensor] | None:
     """The states that a step moves on; None where a call is no plain step."""
-    hidden, cache, mask = call
-    if cache is None or mask is not None or hidden is None or hidden.shape[1] != 1 or torch.is_grad_enabled():
+    index = vars(call.mixer).get("layer_idx")
+    if call.cache is None or call.mask is not None or index is None or call.cache.is_recording_past(index):
         return None
-    if type(hidden) is not Tensor or hidden.device.type != "cpu" or hidden.dtype not in FLOATS:
-        return None
-    index = vars(mixer).get("layer_idx")
-    if index is None or cache.is_recording_past(index):
-        return None
-    states = cache.get_conv_state(index), cache.get_recurrent_state(index)
+    states = call.cache.get_conv_state(index), call.cache.get_recurrent_state(index)
     return None if states[0] is None or states[1] is None else states
 
 
@@ -94,7 +82,7 @@ def selective(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> 
     channels, n = state.shape[1:]
     both = _product(mixer.in_proj, hidden[:, 0])                                  # [b, 2 c]
     x = _convolved(mixer, both[:, :channels], seen)
-    parts = _product(mixer.x_proj, x).split([mixer.x_proj.out_features - 2 * n, n, n], 1)
+    parts = _product(mixer.x_proj, x).split_with_sizes([mixer.x_proj.out_features - 2 * n, n, n], 1)
     dt, b, c = normed(mixer, parts)
     dt = RowProduct.native(dt, mixer.dt_proj.weight, None)
     y = SelectiveStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, both[:, channels:], mixer.dt_proj.bias,
@@ -106,9 +94,9 @@ def ssd(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor
     """Mamba-2: hidden [b, 1, w], seen [b, c, k], state [b, h, p, n] -> [b, 1, w]."""
     (batch, heads, p, n), channels = state.shape, seen.shape[1]
     inner = heads * p
-    gate, mixed, dt = _product(mixer.in_proj, hidden[:, 0]).split([inner, channels, heads], 1)
+    gate, mixed, dt = _product(mixer.in_proj, hidden[:, 0]).split_with_sizes([inner, channels, heads], 1)
     mixed = _convolved(mixer, mixed, seen)
-    x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 1)
+    x, b, c = mixed.split_with_sizes([inner, (channels - inner) // 2, (channels - inner) // 2], 1)
     b, c = b.view(batch, -1, n), c.view(batch, -1, n)
     x = x.view(batch, heads, p)
     y = SsdStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, mixer.dt_bias, True, True)
@@ -132,7 +120,7 @@ def _convolved(mixer: nn.Module, x: Tensor, seen: Tensor) -> Tensor:
 def _product(linear: nn.Module, x: Tensor) -> Tensor:
     """A projection of a few rows; what was put in its place, or is listened to, is called."""
     plain = type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
-    if plain and "forward" not in vars(linear) and len(x) <= MOST_ROWS and linear.weight.dtype is x.dtype:
+    if plain and "forward" not in vars(linear) and x.shape[0] <= MOST_ROWS and linear.weight.dtype is x.dtype:
         return RowProduct.native(x, linear.weight, linear.bias)
     return linear(x)
 
