@@ -65,7 +65,9 @@ def _size(sequences: int, length: int) -> int:
 
 
 def _fits(call: "Call") -> bool:
-    if call.hidden.shape[1] < LEAST or not len(call.hidden) or any(call.kwargs.get(word) is not None for word in PACKED):
+    if call.hidden.shape[1] < LEAST or not call.hidden.numel():
+        return False
+    if any(call.kwargs.get(word) is not None for word in PACKED):
         return False
     if call.mask is not None and call.mask.shape != call.hidden.shape[:2]:
         return False
