@@ -24,6 +24,7 @@ SENTENCES = {
     16: "another thread is running it",
     17: "it was cancelled",
     18: "the system starts no more threads",
+    19: "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are possible",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32

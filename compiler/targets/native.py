@@ -20,9 +20,9 @@ class Native(Target):
 
     `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
-    whatever its architecture, pruned shapes too; what the engine has no step for (experts, state-space mixers)
+    whatever its architecture, pruned shapes and state-space mixers too; what the engine has no step for (experts)
     is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
-    packed here. Keys and values are cached as bfloat16.
+    packed here. Keys and values are cached as bfloat16, states of scans as float32.
 
     Source: own.
     Example: native("cpu")
