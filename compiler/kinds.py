@@ -6,7 +6,7 @@ the source without importing the file (compiler/header.py), a test holds both re
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
@@ -131,14 +131,15 @@ class Form:
     folder   below the artifact; where there is none nothing is checked
     opens    "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
     padded   zeros fill it up, which changes the order of sums
-    share    how far logits may be off, as a share of the largest; None where the model's dtype says
+    rounds   where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean squares,
+             since the largest of many thousand rounding errors says little; else their dtype says it, of the largest
     reason   for that share
     """
 
     folder: str
     opens: str
     padded: bool = False
-    share: float | None = None
+    rounds: "Callable[[torch.nn.Module], float] | None" = None
     reason: str = ""
 
 

@@ -44,6 +44,7 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning = Attending(self), Scanning(self)
+        self.lowered: dict[str, Tensor] = {}                 # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))          # the node that is being read
 
     def read(self) -> Plan:
@@ -64,8 +65,13 @@ class Reader:
     def _share_tables(self) -> None:
         """Embeddings whose table is a linear layer's weight read rows of that, where it is packed as bfloat16."""
         for step in self.plan.steps:
-            if step["op"] == "embedding" and self.weights == "bf16":
-                step["table"] = self.plan.tied(step["table"])
+            if step["op"] != "embedding":
+                continue
+            name = self.plan.tied(step["table"]) if self.weights == "bf16" else step["table"]
+            table = self.plan.entries[name]
+            alike = (n for n, held in self.lowered.items() if self.plan.entries[n].shape == table.shape
+                     and table.kind == "bf16" and linears.holds(held, table.make()))
+            step["table"] = next(alike, name)
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
         return refused(node, self.model, why)
@@ -297,6 +303,8 @@ class Reader:
             raise self.refuse(node, why)
         entry = Entry("packed", found.shape, found.make(weights or self.weights))
         weight = self.plan.entry(f"{name}.weight", entry, found.key)
+        if found.packed is not None:
+            self.lowered[weight] = found.packed
         bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
         made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
         _, token = self.plan.layout.locate(given.index[..., 0])
