@@ -23,7 +23,7 @@ from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 3                          # of what C++ is handed; api.cc has the same number
+LAYOUT = 4                          # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "append", "attend", "scan", "waiting")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import native
+from . import levels, native
 from .native import KernelError
 
 
@@ -45,7 +45,7 @@ class Sampler:
         penalised = tokens is not None and self.repetition_penalty != 1
         seen = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
-        native.call("sample", logits.data_ptr(), logits.numel(), seen.data_ptr(), seen.numel(),
+        native.call("sample", levels.code(), logits.data_ptr(), logits.numel(), seen.data_ptr(), seen.numel(),
                     self.temperature, self.top_k, self.top_p, self.repetition_penalty,
                     ctypes.byref(self._state), ctypes.byref(token), what="the logits")
         return token.value

@@ -60,7 +60,8 @@ struct Conv {
     std::memset(zeros, 0, call.channels * sizeof(T));
     for (int64_t t = start; t < std::min(call.length, start + kPlaces); ++t)
       if (t < call.live.first(b) || t >= call.live.last(b))
-        std::memset(static_cast<T*>(call.y) + (b * call.length + t) * call.wide, 0, call.channels * sizeof(T));
+        std::memset(static_cast<T*>(call.y) + (b * call.length + t) * call.wide, 0,
+                    call.channels * sizeof(T));
       else if (call.k == 4)
         place<4>(b, t, from, zeros);
       else

@@ -180,7 +180,8 @@ EFFC_API int32_t effc_selective_scan(
   if (!body || batches < 0 || length < 0 || channels < 1 || n < 1 || !live.sound(batches)) return kArguments;
   return body(SelectiveScanCall{{x, x_batch, x_step}, {dt, dt_batch, dt_step}, {z, z_batch, z_step},
                                 dt_channel, {b, b_batch, b_step}, {c, c_batch, c_step}, a, d, bias, y, state,
-                                live, batches, length, channels, n, is_float, softplus, threads, 0, 0, 0, nullptr});
+                                live, batches, length, channels, n, is_float, softplus, threads, 0, 0, 0,
+                                nullptr});
 }
 
 EFFC_API int32_t effc_selective_step(int32_t level, const void* x, int64_t x_batch, const void* dt,
