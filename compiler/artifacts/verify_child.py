@@ -113,7 +113,7 @@ def load_effc(folder: str, attention: str) -> nn.Module:
 
 def load_exported(folder: str, attention: str) -> nn.Module:
     if os.path.exists(f"{folder}/kernels.json"):      # it calls effc's kernels, and is loaded as its note says
-        import effc.kernels.ops  # noqa: F401
+        import effc.kernels.ops  # noqa: F401 (torch knows effc's ops from here on)
     return torch.export.load(f"{folder}/model.pt2").module()
 
 

@@ -70,7 +70,7 @@ class Reader:
             name = self.plan.tied(step["table"]) if self.weights == "bf16" else step["table"]
             table = self.plan.entries[name]
             alike = (n for n, held in self.lowered.items() if self.plan.entries[n].shape == table.shape
-                     and table.kind == "bf16" and linears.holds(held, table.make()))
+                     and linears.holds(held, table.make()))
             step["table"] = next(alike, name)
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
@@ -252,9 +252,7 @@ class Reader:
         if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
             raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
-        exact = torch.equal(table.bfloat16().to(table.dtype), table)         # bfloat16 loses nothing of it
-        kind, dtype = ("bf16", torch.bfloat16) if exact else ("f32", torch.float32)
-        entry = Entry(kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous())
+        entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
         name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.plan.step("embedding", table.shape[1], table=name)
         rows = Rows(self.plan.layout.rows(register).view(*self.shape, -1))

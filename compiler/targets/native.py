@@ -35,7 +35,7 @@ class Native(Target):
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
     whatever its architecture, pruned shapes and state-space mixers too; what the engine has no step for (experts)
     is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
-    packed here. Keys and values are cached as bfloat16, states of scans as float32.
+    packed here. Embeddings, cached keys and values are bfloat16, states of scans and all else float32.
 
     Source: own.
     Example: native("cpu")
