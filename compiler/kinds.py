@@ -128,12 +128,13 @@ class Pass(Word):
 class Form:
     """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
 
-    folder   below the artifact; where there is none nothing is checked
-    opens    "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
-    padded   zeros fill it up, which changes the order of sums
-    rounds   where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean squares,
-             since the largest of many thousand rounding errors says little; else their dtype says it, of the largest
-    reason   for that share
+    folder      below the artifact; where there is none nothing is checked
+    opens       "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
+    padded      zeros fill it up, which changes the order of sums
+    rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
+                squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
+    reason      for that share
+    generates   whether it continues prompts, where the model does
     """
 
     folder: str
@@ -141,6 +142,7 @@ class Form:
     padded: bool = False
     rounds: "Callable[[torch.nn.Module], float] | None" = None
     reason: str = ""
+    generates: bool = True
 
 
 class Target(Word):
