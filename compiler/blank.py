@@ -39,7 +39,7 @@ def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tens
 
 @contextmanager
 def nothing_stored() -> Iterator[None]:
-    """All that a constructor makes is on the meta device, even `torch.FloatTensor`, which is of the CPU by its name."""
+    """All that a constructor makes is on the meta device, even what it asks of the CPU by `torch.FloatTensor`."""
     with torch.device("meta"), parameters_on_meta():
         yield
 

@@ -30,7 +30,8 @@ class Kernel(ABC):
         OPS.impl(cls.name, cls.native, "CPU")
         torch.library.register_fake(f"effc::{cls.name}", cls.fake, lib=OPS)
         if cls.backward:
-            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep, lib=OPS)
+            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep,
+                                            lib=OPS)
         KERNELS[cls.name] = cls
 
     @staticmethod

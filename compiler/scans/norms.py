@@ -28,7 +28,8 @@ class Form(NamedTuple):
 
     def over(self, x: Tensor, gate: Tensor | None, weight: Tensor) -> Tensor:
         gate = None if gate is None else gate.reshape(-1, self.width)
-        return GatedNorm.native(x.reshape(-1, self.width), gate, weight, self.epsilon, self.groups).view(x.shape)
+        flat = x.reshape(-1, self.width)
+        return GatedNorm.native(flat, gate, weight, self.epsilon, self.groups).view(x.shape)
 
 
 def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -36,7 +37,7 @@ def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0] if args else kwargs.get("hidden_states")
     gate = args[1] if len(args) > 1 else kwargs.get("gate")
     form = None if torch.is_grad_enabled() else _form(norm)
-    if form is None or not _fits(x, form) or not (gate is None or (_fits(gate, form) and gate.shape == x.shape)):
+    if form is None or not _fits(x, form) or not (gate is None or _fits(gate, form, x.shape)):
         return type(norm).forward(norm, *args, **kwargs)
     found = form.over(x, gate, norm.weight)
     if norm not in _proven:
@@ -46,8 +47,10 @@ def run(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return found
 
 
-def _fits(x: Any, form: Form) -> bool:
-    return type(x) is Tensor and x.is_cpu and x.dtype in FLOATS and x.shape[-1] == form.width
+def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> bool:
+    if type(x) is not Tensor or not x.is_cpu or x.dtype not in FLOATS:
+        return False
+    return x.shape[-1] == form.width and shape in (None, x.shape)
 
 
 def _form(norm: nn.Module) -> Form | None:

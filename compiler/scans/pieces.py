@@ -1,10 +1,11 @@
 """A whole state-space mixer over many positions, some hundreds at a time.
 
-What lies between a mixer's projections is several times as wide as its input. Over a long sequence that leaves
-every cache, and the pages which the system hands out for it anew in every layer cost more time than the scan.
-A piece at a time, with states handed on, it is read where it was just written; products are as fast, and what a
-layer needs beside its result does not grow with the length. As with steps, whether a mixer is of one of the two
-published families is not looked up: the first positions that it meets are computed both ways.
+What lies between a mixer's projections is several times as wide as its input. Over a long sequence that
+leaves every cache, and the pages which the system hands out for it anew in every layer cost more time than
+the scan. A piece at a time, with states handed on, it is read where it was just written; products are as
+fast, and what a layer needs beside its result does not grow with the length. As with steps, whether a mixer
+is of one of the two published families is not looked up: the first positions that it meets are computed both
+ways.
 """
 
 from collections.abc import Callable
@@ -87,7 +88,8 @@ def _agrees(family: Family, mixer: nn.Module, hidden: Tensor, wanted: Tensor) ->
     return near(found, wanted)
 
 
-def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
+def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None,
+         size: int) -> tuple[Tensor, Carried]:
     """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
     filters = mixer.conv1d.weight
     carried = Carried(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
@@ -101,7 +103,8 @@ def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None, 
 
 # -- the two families ----------------------------------------------------------------------------------------
 
-def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
+def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None,
+              before: Carried) -> tuple[Tensor, Carried]:
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
