@@ -13,6 +13,7 @@ table reads each kind's points, joined by lines, at equal latency and at equal s
 import argparse
 import itertools
 import math
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -92,6 +93,15 @@ def in_turns(metric, models) -> list[float]:
     return [clock.value(seconds[WARMUP:]) for clock, seconds in zip(clocks, taken, strict=True)]
 
 
+def share_of_time(metric, original, result, times: int = 5) -> float:
+    """The median of some races, each of medians: where memory comes to lie, and who else runs, sways a single one."""
+    ratios = []
+    for _ in range(times):
+        before, after = in_turns(metric, (original, result))
+        ratios.append(after / before)
+    return statistics.median(ratios)
+
+
 def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
     from effc.compiler.progress import Recorded
     from effc.compiler.scans.quick import quicken
@@ -107,21 +117,21 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     program = build.reach(build.plan.stages[0].key)
     quicken(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
-    times = [in_turns(build.ctx.metric(ref), (original, program.model))
-             for ref in (MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50"))]
+    prefill, decode = (share_of_time(build.ctx.metric(ref), original, program.model) for ref in (
+        MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50")))
     shed = perplexity(program.model, build.ctx)
     healed = None
     if heal:
         build.step(build.plan.stages[1])
         healed = perplexity(build.reach(build.plan.stages[1].key).model, build.ctx)
-    return Point(kind, step, size, times[0][1] / times[0][0], times[1][1] / times[1][0], shed, healed, seconds,
+    return Point(kind, step, size, prefill, decode, shed, healed, seconds,
                  told.get("layer forwards", math.nan),
                  told.get("layer forwards, were every candidate scored by the whole model", math.nan))
 
 
 def plotted(points: list[Point], base: float, width: int = 60, height: int = 14) -> str:
     """Perplexity over prefill time, a letter per kind; the original is `*` at 100%."""
-    marks = {kind: kind[0].upper() for kind in STEPS}
+    marks = dict(zip(STEPS, "SBHTA", strict=True))
     low = min(0.95, *(p.prefill for p in points)) if points else 0.5
     top = min(max(p.perplexity for p in points), 8 * base)
     grid = [[" "] * (width + 1) for _ in range(height + 1)]
