@@ -156,6 +156,12 @@ def test_bfloat16_keeps_outputs_within_its_rounding(name):
     wide = observe(copy.deepcopy(model).float())
     # to the same model in float32 it is no further off than the library's own bfloat16
     assert distance(wide, observe(quick)) <= 1.5 * distance(wide, observe(model))
+    ids = torch.randint(3, 128, (2, 90), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wide, plain, fast = (each(ids, use_cache=False).logits.float()
+                             for each in (copy.deepcopy(model).float(), model, quick))
+    assert float((fast - wide).norm()) <= 1.5 * float((plain - wide).norm())
+    assert None not in {pieces._proven[quick.get_submodule(path)] for path in scans(quick)}
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
