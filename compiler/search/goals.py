@@ -6,7 +6,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
 from ...dsl.values import Shares
 from ..amount import Amount
-from .loop import Budget, out_of_reach
+from .loop import CUTS, Budget, out_of_reach
 from .saving import OF_MODEL, Ledger, steps, whole
 
 too_coarse = Fault(
@@ -74,6 +74,9 @@ def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
 
 def refuse_unreached(most: float, wanted: Budget) -> None:
     """Reject a budget of which only `most` can be saved."""
+    if wanted.of == CUTS and not wanted.is_met(most):
+        raise Reject(out_of_reach(f"{wanted.goal:g} cuts are to be made, and {most:g} can",
+                                  help=f"make at most {most:g} cuts, or let more modules or kinds be cut"))
     if not wanted.is_met(most):
         share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
         less = "" if reach == "0%" else f"remove at most {reach} of {wanted.of}, "

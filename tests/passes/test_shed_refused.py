@@ -1,6 +1,7 @@
 """What can't be shed is refused before any weight is read, with a place and a remedy."""
 
 import json
+import re
 
 import pytest
 from effc.compiler import api
@@ -67,6 +68,14 @@ def test_what_can_not_be_met_is_refused_by_plan_with_a_caret(tmp_path, name, ste
         api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
     (found,) = caught.value.diagnostics
     assert found.slug == slug and said in found.message and found.span.text in step
+
+
+def test_a_number_of_cuts_that_a_model_does_not_hold_is_refused_by_the_number_that_it_holds(tmp_path):
+    checked(tmp_path, "mamba2", "shed.multi(remove: 60, score: divergence(rows))")
+    with pytest.raises(Reject) as caught:
+        api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    (found,) = caught.value.diagnostics
+    assert found.slug == "out-of-reach" and re.fullmatch(r"60 cuts are to be made, and \d+ can", found.message)
 
 
 def test_items_with_an_entry_in_a_buffer_are_ranked_by_weights_and_take_it_along():
