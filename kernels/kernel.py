@@ -6,6 +6,8 @@ slow and obviously right, `native` which calls the compiled body, and, where wei
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,6 +20,8 @@ class Kernel(ABC):
 
     name: str = ""
     schema: str = ""
+    keep: Callable[..., None] | None = None         # what the gradient needs, and the gradient,
+    backward: Callable[..., Any] | None = None      # where training may meet this op
 
     def __init_subclass__(cls) -> None:
         if not cls.name:
@@ -25,7 +29,8 @@ class Kernel(ABC):
         OPS.define(cls.name + cls.schema, tags=(torch.Tag.pt2_compliant_tag,))
         OPS.impl(cls.name, cls.native, "CPU")
         torch.library.register_fake(f"effc::{cls.name}", cls.fake, lib=OPS)
-        cls.register_backward()
+        if cls.backward:
+            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep, lib=OPS)
         KERNELS[cls.name] = cls
 
     @staticmethod
@@ -42,11 +47,6 @@ class Kernel(ABC):
     @abstractmethod
     def native(*arguments):
         """The result by the compiled body."""
-
-    @classmethod
-    def register_backward(cls) -> None:
-        """Register a gradient, where training may meet this op."""
-        return
 
     @staticmethod
     @abstractmethod
