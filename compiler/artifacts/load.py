@@ -23,7 +23,8 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
          check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
-         sequences: int | None = None, steady: bool = False, kernels: bool = True, tell: Listener = silent) -> "PreTrainedModel":
+         sequences: int | None = None, steady: bool = False, kernels: bool = True,
+         tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
