@@ -23,21 +23,23 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
          check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
-         steady: bool = False, kernels: bool = True, tell: Listener = silent) -> "PreTrainedModel":
+         sequences: int | None = None, steady: bool = False, kernels: bool = True,
+         tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
     computes and generates by the native engine (`compiler.native.model.NativeModel`).
 
-    path     an artifact (its compact form comes first), one of its forms, or what a loaded model saved
-    device   moved there after loading; weights are mapped from disk on the CPU
-    dtype    of floating weights; as stored by default
-    check    what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
-             `native` alone
-    threads  that run the native engine; as many as torch has by default
-    steady   the native engine gives the same logits to the bit whatever other sequences it computes in a call
-    kernels  state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
-    tell     hears a sentence where versions differ from those that wrote it
+    path        an artifact (its compact form comes first), one of its forms, or what a loaded model saved
+    device      moved there after loading; weights are mapped from disk on the CPU
+    dtype       of floating weights; as stored by default
+    check       what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
+                `native` alone
+    threads     that run the native engine; as many as torch has by default
+    sequences   that the native engine keeps at once; 16 by default
+    steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
+    kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
+    tell        hears a sentence where versions differ from those that wrote it
     """
     from ..lowering.lowered import refuse_elsewhere
 
@@ -51,7 +53,8 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
         model = model if dtype is None else model.to(dtype)
     elif folder.name == "native":
-        model = _native(folder, dtype, device, threads, steady)
+        own = {"threads": threads, "sequences": sequences, "steady": steady}
+        model = _native(folder, dtype, device, {name: given for name, given in own.items() if given is not None})
         versions = manifest[1].lock.get("versions", {}) if manifest else {}
     elif folder.name in ("model", "compat"):
         model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
@@ -99,7 +102,7 @@ def _mark(form: str) -> str:
     return MARKS.get(form, f"{form}/config.json")
 
 
-def _native(folder: Path, dtype: "torch.dtype | None", device: Any, threads: int | None, steady: bool) -> Any:
+def _native(folder: Path, dtype: "torch.dtype | None", device: Any, own: dict[str, Any]) -> Any:
     from ..lowering.lowered import cpu_only
     from ..native.opening import open_native
 
@@ -109,7 +112,7 @@ def _native(folder: Path, dtype: "torch.dtype | None", device: Any, threads: int
     if dtype is not None:
         raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
                                 help="load it without `dtype`"))
-    return open_native(folder, threads=threads, steady=steady)
+    return open_native(folder, **own)
 
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":

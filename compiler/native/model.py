@@ -1,6 +1,8 @@
 """A model that the native engine runs, with the calls that models of transformers have."""
 
+import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -74,6 +76,7 @@ class NativeModel(nn.Module):
         self.generation_config = SimpleNamespace(**told)
         self.name_or_path = ""
         self._free = list(range(sequences))[::-1]
+        self._lock, self._process = threading.RLock(), os.getpid()
 
     @property
     def device(self) -> torch.device:
@@ -84,18 +87,28 @@ class NativeModel(nn.Module):
 
     # -- sequences -------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time: an engine runs one call. Who held the lock in a parent process is not here."""
+        if self._process != os.getpid():
+            self._lock, self._process = threading.RLock(), os.getpid()
+        with self._lock:
+            yield
+
     def take(self, count: int) -> list[int]:
         """Numbers of sequences that are free; Reject where the engine has no more."""
-        if count > len(self._free):
-            raise Reject(too_many_sequences(
-                f"{count} more sequences are asked for, and {len(self._free)} are free",
-                help="load the artifact with a larger `sequences=`, or close what is open"))
-        return [self._free.pop() for _ in range(count)]
+        with self._alone():
+            if count > len(self._free):
+                raise Reject(too_many_sequences(
+                    f"{count} more sequences are asked for, and {len(self._free)} are free",
+                    help="load the artifact with a larger `sequences=`, or close what is open"))
+            return [self._free.pop() for _ in range(count)]
 
     def give_back(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self.engine.forget(number, 0)
-            self._free.append(number)
+        with self._alone():
+            for number in numbers:
+                self.engine.forget(number, 0)
+                self._free.append(number)
 
     @contextmanager
     def opened(self, count: int) -> Iterator[list[int]]:
@@ -126,7 +139,8 @@ class NativeModel(nn.Module):
                                        help="use the tokenizer that lies beside the weights"))
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
         asked = [wanted == "all" or i == len(ids) - 1 for ids in rows.values() for i in range(len(ids))]
-        return self.engine.run(ids.tolist(), numbers, asked)
+        with self._alone():
+            return self.engine.run(ids.tolist(), numbers, asked)
 
     # -- what transformers' models have ----------------------------------------------------------------------
 

@@ -105,11 +105,22 @@ def read(folder: Path) -> Stored:
     if order != sys.byteorder:
         raise _damaged(folder / PLAN, f"was written on a machine of {order}-endian byte order, and this one "
                                       f"is {sys.byteorder}-endian", help="compile on a machine of this kind")
+    if why := _missing(stored.facts.get("isa", "portable")):
+        raise _damaged(folder / PLAN, f"is for another processor: {why}", help="compile on a machine of this kind")
     size = _weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
         if why := _wrong_entry(entry, size):
             raise _damaged(folder / PLAN, f"has an entry `{name}` {why}")
     return stored
+
+
+def _missing(isa: Any) -> str:
+    """What this machine lacks for an instruction set; "" where it has it."""
+    from ...kernels import levels
+
+    if not isinstance(isa, str) or isa not in levels.NAMES:
+        return f"it asks for the instruction set {isa!r:.40}, which this effc does not know"
+    return levels.lacking(isa)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -36,18 +36,22 @@ def emitted(tmp_path, model):
     return folder, target
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_program_of_a_language_model_holds_for_other_lengths_masks_and_positions(tmp_path, name):
-    model = tiny.model(name)
-    folder, target = emitted(tmp_path, model)
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return emitted(tmp_path_factory.mktemp("exported"), tiny.model("llama"))
+
+
+def test_a_program_of_a_language_model_holds_for_other_lengths_masks_and_positions(llama):
+    folder, target = llama
+    model = tiny.model("llama")
     checks = verify(folder, model, target.forms())
     assert [c.what.partition(": ")[2] for c in checks] == ["logits of a batch", "logits of a left-padded batch"]
     ids = torch.arange(3, 33)[None]
     assert torch.allclose(read(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
 
 
-def test_another_model_than_the_one_in_memory_is_found(tmp_path):
-    folder, target = emitted(tmp_path, tiny.model("llama"))
+def test_another_model_than_the_one_in_memory_is_found(llama):
+    folder, target = llama
     with pytest.raises(Reject, match="logits of a left-padded batch differ by"):
         verify(folder, tiny.model("llama", seed=1), target.forms())
 

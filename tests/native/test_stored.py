@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -131,6 +132,8 @@ def test_a_plan_with_another_value_anywhere_never_breaks_the_process(whole, tmp_
 @pytest.mark.parametrize("change,said", [
     (lambda b: b["facts"].update(version=2), "format 2, and this effc reads 1"),
     (lambda b: b["facts"].update(byte_order="big"), "big-endian byte order, and this one is little-endian"),
+    (lambda b: b["facts"].update(isa="avx9"), "asks for the instruction set 'avx9', which this effc does not know"),
+    (lambda b: b["facts"].update(isa=["avx2"]), "which this effc does not know"),
     (lambda b: b["plan"].update(version=9), "version is 9"),
     (lambda b: b["entries"]["lm_head.weight"].update(at=2**40), "leaves the"),
     (lambda b: b["entries"]["lm_head.weight"].update(bytes=2**62), "leaves the"),
@@ -193,6 +196,19 @@ def test_a_level_that_is_not_here_is_one_sentence_and_its_exit_code(whole, tmp_p
             f"open_native(Path({str(tmp_path)!r}))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"EFFC_ISA": missing})
     assert done.returncode == 1 and f"EFFC_ISA is {missing}" in done.stderr.splitlines()[-1]
+
+
+def test_two_threads_share_a_model_one_after_the_other(whole, tmp_path):
+    model = open_native(put(tmp_path, *whole), sequences=3)
+    ids = torch.arange(3, 103)[None]
+    wanted, found = model(ids).logits, []
+    threads = [threading.Thread(target=lambda: found.extend(model(ids).logits for _ in range(30))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 90 and all(torch.equal(logits, wanted) for logits in found)
+    assert model.spare == 3
 
 
 def test_what_is_read_lies_where_the_table_says(whole, tmp_path):

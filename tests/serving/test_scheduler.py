@@ -5,12 +5,16 @@ import threading
 
 import pytest
 import torch
+from effc.compiler.native.reader import Reader
 from effc.compiler.serving.request import Request
 from effc.compiler.serving.runner import CachedModel
 from effc.compiler.serving.scheduler import SHARED_PROMPT_TOKENS, Full, Scheduler, Stopped
+from effc.compiler.tracing.capture import capture
+from effc.kernels.engine import Engine
 from transformers import LlamaForCausalLM
 
 from tests import worlds
+from tests.native.test_plans import made
 
 CONTEXT = 400
 torch.set_num_threads(1)
@@ -104,6 +108,23 @@ def test_an_answer_is_what_transformers_generates(scheduler, model, length, sett
                             do_sample=False, eos_token_id=None, **settings)[0]
     answer, _ = ask(scheduler, ids.tolist(), 20, alternatives=0, **settings)
     assert answer.whole()[1].finish == "length" and answer.ids == wanted[length:].tolist()
+
+
+def test_a_model_with_a_state_answers_the_same_alone_and_among_others(tokenizer):
+    model = made("bamba")
+    plan = Reader(capture(model), "bf16").read()
+    weights = {name: entry.make() for name, entry in plan.used().items()}
+    scheduler = Scheduler(Engine(plan.to_json(), weights, 1, sequences=3, steady=True), tokenizer, ends=())
+    scheduler.start()
+    prompts = [range(3, 3 + length) for length in (2, 60, 9, 31, 1)]
+    alone, texts = [], []
+    for ids in prompts:
+        alone.append(ask(scheduler, ids, 20, alternatives=0)[0])
+        texts.append(alone[-1].whole()[0])
+    together = [ask(scheduler, ids, 20, alternatives=0)[0] for ids in prompts]
+    assert [answer.whole()[0] for answer in together] == texts
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+    scheduler.stop()
 
 
 def test_an_answer_reaches_the_last_position_of_the_context(scheduler):
