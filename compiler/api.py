@@ -169,11 +169,10 @@ def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
 
 def discovered(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
-    import torch
-
+    from .blank import nothing_stored
     from .tracing.capture import capture
 
-    with torch.device("meta"):
+    with nothing_stored():
         model = origin.build()
     return capture(model).skeleton
 

@@ -38,6 +38,13 @@ def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tens
 
 
 @contextmanager
+def nothing_stored() -> Iterator[None]:
+    """All that a constructor makes is on the meta device, even `torch.FloatTensor`, which is of the CPU by its name."""
+    with torch.device("meta"), parameters_on_meta():
+        yield
+
+
+@contextmanager
 def parameters_on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter
 

@@ -33,6 +33,11 @@ not_finite = Fault(
     exit="environment")
 unknown_architecture = Fault("unknown-architecture", "transformers does not know a model's architecture.",
                              exit="environment")
+model_code = Fault(
+    "model-code",
+    "The code that came with a model does not make it.\n\n"
+    "It may need a package that is not here, often one for CUDA alone, or another version of transformers.",
+    exit="environment")
 bad_tokenizer = Fault("bad-tokenizer", "A model's tokenizer files can't be read.", exit="environment")
 
 # Tensors that stock checkpoints carry and modules make for themselves.
@@ -45,7 +50,7 @@ def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn
     `code` is the folder whose own modeling code may run; None: transformers' classes only.
     """
     if code is not None:
-        with quiet():
+        with quiet(), code_of(code):
             made = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
             return transformers.AutoModelForCausalLM.from_config(
                 made, dtype=getattr(torch, dtype), trust_remote_code=True)
@@ -53,6 +58,19 @@ def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn
     with quiet():
         module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind))
     return module.eval()
+
+
+@contextmanager
+def code_of(folder: Path) -> Iterator[None]:
+    """Say of whatever a model's own code raises that it was that code."""
+    try:
+        yield
+    except Exception as error:   # anyone wrote it
+        lacks = isinstance(error, ImportError)
+        raise Reject(model_code(
+            f"the code in {folder.name} raises {type(error).__name__}", note=first_line(error),
+            help="install what it asks for; where that runs on CUDA alone, take a model that transformers itself knows"
+            if lacks else "--debug shows where")) from error
 
 
 def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConfig, type]:
@@ -110,7 +128,7 @@ def _read(folder: Path, config: Mapping[str, Any], dtype: str, trusted: bool):
     options = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True,
                "output_loading_info": True, "ignore_mismatched_sizes": True}
     if trusted:
-        with quiet():
+        with quiet(), code_of(folder):
             return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
     made, kind = parse_config(config)
     as_stored(made)

@@ -6,7 +6,7 @@ the source without importing the file (compiler/header.py), a test holds both re
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
@@ -128,18 +128,21 @@ class Pass(Word):
 class Form:
     """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
 
-    folder   below the artifact; where there is none nothing is checked
-    opens    "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
-    padded   zeros fill it up, which changes the order of sums
-    share    how far logits may be off, as a share of the largest; None where the model's dtype says
-    reason   for that share
+    folder      below the artifact; where there is none nothing is checked
+    opens       "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
+    padded      zeros fill it up, which changes the order of sums
+    rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
+                squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
+    reason      for that share
+    generates   whether it continues prompts, where the model does
     """
 
     folder: str
     opens: str
     padded: bool = False
-    share: float | None = None
+    rounds: "Callable[[torch.nn.Module], float] | None" = None
     reason: str = ""
+    generates: bool = True
 
 
 class Target(Word):

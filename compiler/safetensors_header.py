@@ -90,15 +90,18 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return body
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
 def _slot(path: Path, name: str, entry: Any) -> Slot:
     """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
-    whole = lambda v: isinstance(v, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in v)  # noqa: E731
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise Reject(_says(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise Reject(_says(path, f"gives `{name}` a dtype that the format does not have"))
-    if not whole(shape) or not whole(offsets) or len(offsets) != 2:
+    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
         raise Reject(_says(path, f"gives `{name}` a shape or place that is not whole numbers"))
     slot = Slot(dtype, tuple(shape), *offsets)
     bits = slot.count * BITS[dtype]

@@ -105,7 +105,9 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
 
 def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
-    owner = lambda tensor: tensor.rpartition(".")[0]  # noqa: E731
+    def owner(tensor: str) -> str:
+        return tensor.rpartition(".")[0]
+
     tied = (tuple(name for name in same if alive(owner(name))) for same in skeleton.tied)
     refused = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
     return replace(

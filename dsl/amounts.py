@@ -35,6 +35,8 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
     if told is None:
         return
     name, value = told
+    if type(value) is int and stage.word.param(name).unit == "cuts":
+        return                                     # of parts of whatever kind: there are more than of one
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
         line.report(stage, no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
                                     help="drop the step, or keep less"))

@@ -4,14 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .kernel import OPS, Kernel
+from .kernel import Kernel
 from .sequences import FLOATS, at, fit, inside, live, one_type, placed, plain, rows, run
-
-
-def _keep(ctx, inputs, output) -> None:
-    *tensors, bounds, silu = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.rest = bounds, silu
 
 
 class CausalConv(Kernel):
@@ -25,6 +19,12 @@ class CausalConv(Kernel):
 
     name = "causal_conv"
     schema = "(Tensor x, Tensor weight, Tensor? bias, Tensor? before, Tensor? bounds, bool silu) -> Tensor"
+
+    @staticmethod
+    def keep(ctx, inputs, output) -> None:
+        *tensors, bounds, silu = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.rest = bounds, silu
 
     @staticmethod
     def fake(x, weight, bias, before, bounds, silu):
@@ -59,14 +59,10 @@ class CausalConv(Kernel):
         before = None if before is None or k == 1 else before.mT.to(own.dtype).contiguous()
         run("causal_conv", *placed(own), filters.data_ptr(), at(bias), at(before), y.data_ptr(), at(bounds), b, t,
             c, k, own.dtype is torch.float32, silu, torch.get_num_threads())
-        return y.mT if y.dtype is x.dtype else y.mT.to(x.dtype)
+        return y.mT.to(x.dtype)
 
     @classmethod
-    def register_backward(cls) -> None:
-        torch.library.register_autograd(f"effc::{cls.name}", cls._backward, setup_context=_keep, lib=OPS)
-
-    @classmethod
-    def _backward(cls, ctx, grad):
+    def backward(cls, ctx, grad):
         tensors, (bounds, silu) = ctx.saved_tensors, ctx.rest
         with torch.enable_grad():
             given = [None if x is None else x.detach().requires_grad_() for x in tensors]

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from . import levels, native, packed
-from .engine_plan import Plan, Slot, Step, Weight, laid_out
+from .engine_plan import laid_out
+from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 2                          # of what C++ is handed; api.cc has the same number
-SPENT = ("rows", "prepare", "multiply", "append", "attend", "waiting")
+LAYOUT = 4                          # of what C++ is handed; api.cc has the same number
+SPENT = ("rows", "prepare", "multiply", "append", "attend", "scan", "waiting")
 
 
 class Cancelled(Exception):
@@ -43,7 +44,7 @@ def usable_cores() -> int:
 class Engine:
     """A model that runs.
 
-    plan        as `engine_plan.py` lists it
+    plan        as `engine_steps.py` lists its steps
     weights     by name: packed ones as rows of bytes, others float32 or bfloat16
     threads     of its own; at most as many as there are cores for
     sequences   that it remembers at once

@@ -1,11 +1,10 @@
 """The plan of a model for the native engine: checked field by field, then laid out as C++ reads it.
 
 A plan is a closed list of steps over registers. A register is float32 rows [tokens, width]; every step
-writes one that no other step writes, from registers that steps before it wrote. `STEPS` lists the ops and
-their fields; whatever a plan says, nothing past `laid_out` leaves its memory.
+writes one that no other step writes, from registers that steps before it wrote. `engine_steps.py` lists the ops
+and their fields; whatever a plan says, nothing past `laid_out` leaves its memory.
 """
 
-import ctypes
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,60 +13,8 @@ import torch
 from torch import Tensor
 
 from . import packed
+from .engine_steps import FORMS, MOST_HEAD, MOST_STATES, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
 from .native import KernelError
-
-VERSION = 1
-MOST_HEAD = 512                     # dimensions of a head
-# Fields of every op: "r" a register that it reads, "R" some of them, "w" a weight, "w?" one or null,
-# "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null, "b" true or false.
-STEPS: dict[str, dict[str, str]] = {
-    "embedding": {"table": "w"},
-    "positions": {"table": "w"},
-    "norm": {"x": "r", "kind": "rms layer", "weight": "w?", "bias": "w?", "eps": "f", "group": "+"},
-    "linear": {"x": "r", "weight": "w", "bias": "w?"},
-    "columns": {"x": "r", "start": "0", "block": "+", "stride": "0", "count": "+"},
-    "join": {"from": "R"},
-    "rotary": {"x": "r", "heads": "+", "head_dim": "+", "rotary_dim": "+", "start": "0",
-               "inverse_frequencies": "w", "scale": "f", "interleaved": "b"},
-    "attention": {"q": "r", "k": "r", "v": "r", "slot": "0", "heads": "+", "kv_heads": "+", "head_dim": "+",
-                  "value_dim": "+", "scale": "f", "softcap": "f?", "window": "+?", "sinks": "w?"},
-    "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu"},
-    "add": {"x": "r", "y": "r"},
-    "mul": {"x": "r", "y": "r"},
-    "scale": {"x": "r", "by": "f"},
-    "shift": {"x": "r", "by": "f"},
-    "softcap": {"x": "r", "at": "f"},
-    "add_vector": {"x": "r", "vector": "w"},
-    "mul_vector": {"x": "r", "vector": "w"},
-}
-# As plan.h numbers them; `angles` and `place` are made here.
-_OPS = ("embedding", "positions", "angles", "norm", "linear", "columns", "place", "rotary", "attention",
-        "act", "add", "mul", "scale", "shift", "softcap", "add_vector", "mul_vector")
-_FORMS = {torch.float32: 16, torch.bfloat16: 17}
-
-
-class Step(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_int32) for name in (
-        "op", "kind", "to", "x", "y", "z", "weight", "bias", "slot", "heads", "kv_heads", "head_dim",
-        "value_dim", "window", "start", "block", "stride", "count", "group", "rotary_dim", "interleaved", "zero")),
-        *((name, ctypes.c_float) for name in ("number", "scale", "softcap", "zeros"))]
-
-
-class Weight(ctypes.Structure):
-    _fields_ = [("at", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("n", ctypes.c_int64), ("k", ctypes.c_int64),
-                ("form", ctypes.c_int32), ("zero", ctypes.c_int32)]
-
-
-class Slot(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("kv_heads", "head_dim", "value_dim", "zero")]
-
-
-class Plan(ctypes.Structure):
-    _fields_ = [("steps", ctypes.POINTER(Step)), ("widths", ctypes.POINTER(ctypes.c_int32)),
-                ("weights", ctypes.POINTER(Weight)), ("slots", ctypes.POINTER(Slot)),
-                *((name, ctypes.c_int32) for name in (
-                    "step_count", "register_count", "weight_count", "slot_count", "logits", "level", "threads",
-                    "sequences", "steady")), ("zero", ctypes.c_int32), ("context", ctypes.c_int64)]
 
 
 @dataclass
@@ -101,6 +48,7 @@ class _Reader:
         self.angles: dict[tuple, int] = {}
         self.used_slots: set[int] = set()
         self.ids: list[int] = []
+        self.states = 0
 
     def refuse(self, what: str) -> KernelError:
         return KernelError(f"the plan can't be run: {self.place}: {what}")
@@ -140,7 +88,7 @@ class _Reader:
         readers = [r for s in steps for r in self.read_by(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
-        self.need(writer["op"] not in ("columns", "join", "attention"),
+        self.need(writer["op"] not in ("columns", "join", "attention", *STATEFUL),
                   "its logits are no register of their own")
         self.need(bool(self.ids), "it has no embedding of tokens")
         self.out.logits, self.out.vocabulary = logits, min(self.ids)
@@ -148,8 +96,8 @@ class _Reader:
     @staticmethod
     def read_by(step: Mapping) -> list[int]:
         kinds = STEPS[step["op"]]
-        return [r for name, kind in kinds.items() if kind in "rR"
-                for r in (step[name] if kind == "R" else [step[name]])]
+        return [r for name, kind in kinds.items() if kind in ("r", "r?", "R")
+                for r in (step[name] if kind == "R" else [step[name]]) if r is not None]
 
     def slot(self, slot) -> Slot:
         sizes = [slot.get(name) for name in ("kv_heads", "head_dim")] if isinstance(slot, Mapping) else [0]
@@ -176,8 +124,8 @@ class _Reader:
     def fits(self, value, kind: str) -> bool:
         if kind == "t":
             return _int(value, 0) and value < len(self.out.widths) and value not in self.written
-        if kind == "r":
-            return _int(value, 0) and value in self.written
+        if kind in ("r", "r?"):
+            return (_int(value, 0) and value in self.written) or (kind == "r?" and value is None)
         if kind == "R":
             return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
         if kind in ("w", "w?"):
@@ -213,10 +161,10 @@ class _Reader:
                 raise self.refuse(f"weight `{name}`: {error}") from error
             facts = packed.facts(tensor)
             return Weight(at, count, facts.n, facts.k, packed.KINDS[kernel])
-        self.need(tensor.dtype in _FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
+        self.need(tensor.dtype in FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
                   f"weight `{name}` is {tensor.dtype} {list(tensor.shape)}")
         rows = len(tensor) if tensor.dim() == 2 else 1
-        return Weight(at, count, rows, tensor.shape[-1], _FORMS[tensor.dtype])
+        return Weight(at, count, rows, tensor.shape[-1], FORMS[tensor.dtype])
 
     def vector(self, name: str | None, *lengths: int) -> int:
         """A float32 vector of one of these lengths."""
@@ -231,8 +179,9 @@ class _Reader:
         return self.out.widths[register]
 
     def emit(self, op: str, to: int, **fields) -> None:
-        values = {"x": -1, "y": -1, "z": -1, "weight": -1, "bias": -1, **fields}
-        self.out.steps.append(Step(op=_OPS.index(op), to=to, **values))
+        none = dict.fromkeys(("x", "y", "z", "c", "gate", "weight", "bias", "skip"), -1)
+        values = {**none, **fields}
+        self.out.steps.append(Step(op=OPS.index(op), to=to, **values))
 
     # -- ops
 
@@ -313,6 +262,55 @@ class _Reader:
         self.emit("attention", to, x=step["q"], y=step["k"], z=step["v"], slot=slot, heads=heads, kv_heads=kv,
                   head_dim=d, value_dim=v, scale=step["scale"], softcap=step["softcap"] or 0.0,
                   window=min(step["window"] or 0, 2**31 - 1), weight=self.vector(step["sinks"], heads))
+
+    # -- steps that keep a state
+
+    def matrix(self, name: str, rows: int | None, columns: int) -> int:
+        """A float32 matrix of so many columns, and rows where they are said."""
+        number = self.weight(name)
+        w = self.out.weights[number]
+        self.need(w.form == 16 and w.k == columns and rows in (None, w.n),
+                  f"weight `{name}` is not float32 [{rows or 'any'}, {columns}]")
+        return number
+
+    def keep(self, op: str, to: int, step, **fields) -> None:
+        self.emit(op, to, x=step["x"], state=self.states, **fields)
+        self.states += 1
+
+    def _convolve(self, step, to, width) -> None:
+        self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
+        filters = self.matrix(step["filters"], None, width)
+        self.keep("convolve", to, step, kind=step["silu"], weight=filters, count=self.out.weights[filters].n,
+                  bias=self.vector(step["bias"], width))
+
+    def _ssd(self, step, to, width) -> None:
+        heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
+        self.need(self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
+                  f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns")
+        self.scanned(step, {"dt": heads, "b": groups * states, "c": groups * states})
+        most = math.inf if step["most"] is None else step["most"]
+        self.need(0 <= step["least"] <= most, f"its time steps are to be {step['least']} to {most}")
+        rates, skip, bias = (self.vector(step[name], heads) for name in ("rates", "skip", "bias"))
+        self.keep("ssd", to, step, y=step["dt"], z=step["b"], c=step["c"], weight=rates, skip=skip, bias=bias,
+                  kind=step["softplus"], heads=heads, kv_heads=groups, head_dim=step["head_dim"],
+                  states=states, number=step["least"], most=most)
+
+    def _selective(self, step, to, width) -> None:
+        states, gate = step["states"], step["gate"]
+        widths = {"x": width, "dt": width, "b": states, "c": states}
+        self.scanned(step, widths if gate is None else {**widths, "gate": width})
+        self.keep("selective", to, step, y=step["dt"], z=step["b"], c=step["c"],
+                  gate=-1 if gate is None else gate, weight=self.matrix(step["rates"], width, states),
+                  skip=self.vector(step["skip"], width), bias=self.vector(step["bias"], width),
+                  kind=step["softplus"], states=states)
+
+    def scanned(self, step, widths: Mapping[str, int]) -> None:
+        self.need(step["states"] <= MOST_STATES, f"a channel has {step['states']} states")
+        for name, width in widths.items():
+            self.need(self.width(step[name]) == width,
+                      f"its `{name}` has {self.width(step[name])} columns, not {width}")
+
+    # -- elementwise
 
     def pointwise(self, step, to, width, **fields) -> None:
         both = [step[name] for name in "xy" if name in step]

@@ -2,10 +2,12 @@
 
 One class says everything: the schema once, `fake` for shapes under export and compile, `reference` which is
 slow and obviously right, `native` which calls the compiled body, and, where weights are packed first,
-`pack`. Subclassing registers the op. `call` is for callers to whom microseconds matter.
+`pack`. Subclassing registers the op.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ class Kernel(ABC):
 
     name: str = ""
     schema: str = ""
+    keep: Callable[..., None] | None = None         # what the gradient needs, and the gradient,
+    backward: Callable[..., Any] | None = None      # where training may meet this op
 
     def __init_subclass__(cls) -> None:
         if not cls.name:
@@ -37,7 +41,8 @@ class Kernel(ABC):
         OPS.define(cls.name + cls.schema, tags=(torch.Tag.pt2_compliant_tag,))
         OPS.impl(cls.name, cls.native, "CPU")
         torch.library.register_fake(f"effc::{cls.name}", cls.fake, lib=OPS)
-        cls.register_backward()
+        if cls.backward:
+            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep, lib=OPS)
         KERNELS[cls.name] = cls
 
     @staticmethod
@@ -54,11 +59,6 @@ class Kernel(ABC):
     @abstractmethod
     def native(*arguments):
         """The result by the compiled body."""
-
-    @classmethod
-    def register_backward(cls) -> None:
-        """Register a gradient, where training may meet this op."""
-        return
 
     @staticmethod
     @abstractmethod

@@ -24,6 +24,7 @@ SENTENCES = {
     16: "another thread is running it",
     17: "it was cancelled",
     18: "the system starts no more threads",
+    19: "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are possible",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
@@ -53,7 +54,7 @@ ARGUMENTS = {
     "engine_length": (_p, _q, _p),
     "engine_cancel": (_p,),
     "engine_profile": (_p, _p, _i),
-    "sample": (_p, _q, _p, _q, ctypes.c_float, _q, ctypes.c_float, ctypes.c_float, _p, _p),
+    "sample": (_i, _p, _q, _p, _q, ctypes.c_float, _q, ctypes.c_float, ctypes.c_float, _p, _p),
     "row_product": (_i, *_ROW, *[_p] * 3, *[_q] * 3, _i, _i),
     "causal_conv": (_i, *_ROWS, *[_p] * 5, *[_q] * 4, _i, _i, _i),
     "causal_conv_step": (_i, *_ROW, *[_p] * 4, *[_q] * 4, _i, _i),

@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from . import levels, native
 from . import packed as packing
-from .kernel import OPS, Kernel, unobserved
+from .kernel import Kernel, unobserved
 
 _FLOATS = (torch.float32, torch.bfloat16)
 MOST_INPUTS = 66000        # of an int8 layer: 255 * 127 * k stays within int32
@@ -70,12 +70,15 @@ class PackedLinear(Kernel):
             raise native.refused(status)
         return y
 
-    @classmethod
-    def register_backward(cls) -> None:
-        torch.library.register_autograd(f"effc::{cls.name}", cls._backward, setup_context=_keep, lib=OPS)
+    @staticmethod
+    def keep(ctx, inputs, output) -> None:
+        x, packed, bias, _n = inputs
+        ctx.save_for_backward(packed)
+        ctx.inputs = x.shape[-1]
+        ctx.bias_dtype = None if bias is None else bias.dtype
 
     @classmethod
-    def _backward(cls, ctx, grad):
+    def backward(cls, ctx, grad):
         # The packed weight is frozen; what trains beside it (adapters) needs the gradient of x.
         x_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
@@ -112,13 +115,6 @@ class PackedLinearInt8(PackedLinear):
     @classmethod
     def reference(cls, x, packed, bias, n):
         return quantised(x, cls.unpack(packed), bias)
-
-
-def _keep(ctx, inputs, output) -> None:
-    x, packed, bias, _n = inputs
-    ctx.save_for_backward(packed)
-    ctx.inputs = x.shape[-1]
-    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _fit(bias: Tensor, n: int) -> Tensor:

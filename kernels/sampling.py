@@ -1,13 +1,16 @@
 """One token out of a row of logits: greedy, or drawn after the filters of transformers, in their order."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import levels, native
 from .native import KernelError
+
+_NOT_FINITE = 13
 
 
 @dataclass
@@ -35,17 +38,21 @@ class Sampler:
                 raise KernelError(f"sampling with `{name}` {getattr(self, name)} has no meaning")
         self._state = ctypes.c_uint64(self.seed)
 
-    def choose(self, logits: Tensor, tokens: Tensor | None = None) -> int:
+    def choose(self, logits: Tensor, tokens: Tensor | Sequence[int] | None = None) -> int:
         """The next token.
 
         logits   [vocabulary] float32
-        tokens   [n] int64: the sequence so far; only the penalty looks at it
+        tokens   [n]: the sequence so far; only the penalty looks at it
         """
         logits = logits.detach().to(torch.float32).contiguous()
         penalised = tokens is not None and self.repetition_penalty != 1
         seen = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
-        native.call("sample", logits.data_ptr(), logits.numel(), seen.data_ptr(), seen.numel(),
-                    self.temperature, self.top_k, self.top_p, self.repetition_penalty,
-                    ctypes.byref(self._state), ctypes.byref(token), what="the logits")
+        status = native.function("sample")(
+            levels.code(), logits.data_ptr(), logits.numel(), seen.data_ptr(), seen.numel(), self.temperature,
+            self.top_k, self.top_p, self.repetition_penalty, ctypes.byref(self._state), ctypes.byref(token))
+        if status == _NOT_FINITE:
+            raise KernelError("no token can be chosen: a logit is NaN or infinite")
+        if status:
+            raise native.refused(status, "the logits")
         return token.value

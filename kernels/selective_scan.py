@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .kernel import OPS, Kernel
+from .kernel import Kernel
 from .sequences import at, fit, inside, live, one_type, placed, plain, rows, run
 
 
@@ -53,6 +53,8 @@ class SelectiveScan(Kernel):
     schema = ("(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? bias, "
               "bool softplus, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)")
 
+    keep, backward = staticmethod(keep), staticmethod(backward)
+
     @staticmethod
     def fake(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
         return (x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT,
@@ -90,11 +92,7 @@ class SelectiveScan(Kernel):
         run(cls.name, *placed(own), *placed(dt), dt.stride(2), *placed(z), *placed(b), *placed(c), at(a),
             at(d), at(bias), y.data_ptr(), h.data_ptr(), at(bounds), batches, length, channels, n,
             own.dtype is torch.float32, softplus, torch.get_num_threads())
-        return y.mT if y.dtype is x.dtype else y.mT.to(x.dtype), h
-
-    @classmethod
-    def register_backward(cls) -> None:
-        torch.library.register_autograd(f"effc::{cls.name}", backward, setup_context=keep, lib=OPS)
+        return y.mT.to(x.dtype), h
 
     @staticmethod
     def accepts(n: int) -> str:

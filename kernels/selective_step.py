@@ -4,7 +4,7 @@ import torch
 
 from .kernel import Kernel
 from .selective_scan import SelectiveScan
-from .sequences import at, beside, fit, one_type, plain, rows, run
+from .sequences import as_second, at, beside, fit, one_type, plain, rows, run
 
 
 class SelectiveStep(Kernel):
@@ -17,9 +17,7 @@ class SelectiveStep(Kernel):
     schema = ("(Tensor(a!) state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, "
               "Tensor? bias, bool softplus, bool a_is_log) -> Tensor")
 
-    @staticmethod
-    def fake(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    fake = staticmethod(as_second)
 
     @staticmethod
     def reference(state, x, dt, a, b, c, d, z, bias, softplus, a_is_log):
@@ -49,7 +47,7 @@ class SelectiveStep(Kernel):
             torch.get_num_threads())
         if h is not state:
             state.copy_(h)
-        return y if y.dtype is x.dtype else y.to(x.dtype)
+        return y.to(x.dtype)
 
     accepts = SelectiveScan.accepts
     cases = SelectiveScan.cases

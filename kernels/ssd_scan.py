@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional
 
-from .kernel import OPS, Kernel
+from .kernel import Kernel
 from .selective_scan import keep
-from .sequences import at, fit, inside, live, one_type, placed, plain, rows, run
+from .sequences import as_x, at, fit, inside, live, one_type, placed, plain, rows, run
 
 
 def backward(ctx, grad, grad_state) -> tuple:
@@ -44,11 +44,12 @@ class SsdScan(Kernel):
     schema = ("(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? bias, bool softplus, "
               "float least, float most, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)")
 
+    keep, backward = staticmethod(keep), staticmethod(backward)
+
     @staticmethod
     def fake(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
         shape = x.shape[0], *x.shape[2:], b.shape[3]
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        return y, x.new_empty(shape, dtype=torch.float32)
+        return as_x(x), x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
     def reference(x, dt, a, b, c, d, bias, softplus, least, most, state, bounds):
@@ -85,11 +86,7 @@ class SsdScan(Kernel):
         run(cls.name, *placed(own), *placed(dt), *placed(b), *placed(c), at(a), at(d), at(bias), y.data_ptr(),
             h.data_ptr(), at(bounds), batches, length, heads, p, groups, n, least, most,
             own.dtype is torch.float32, softplus, torch.get_num_threads())
-        return y if y.dtype is x.dtype else y.to(x.dtype), h
-
-    @classmethod
-    def register_backward(cls) -> None:
-        torch.library.register_autograd(f"effc::{cls.name}", backward, setup_context=keep, lib=OPS)
+        return y.to(x.dtype), h
 
     @staticmethod
     def accepts(heads: int, groups: int) -> str:

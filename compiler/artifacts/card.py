@@ -95,8 +95,8 @@ def _summary(step) -> str:
     changes = step.get("changes") or ()
     if isinstance(changes, (str, int, float)):
         return str(changes)
-    said = lambda c: ", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c)  # noqa: E731
-    shown = [said(c) for c in list(changes)[:8]]
+    shown = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c)
+             for c in list(changes)[:8]]
     return "; ".join(shown) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
 
 
@@ -130,7 +130,9 @@ def _ticks(text: str) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    line = lambda cells: "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"  # noqa: E731
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 

@@ -5,26 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+
+from .verify_child import Exported
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"         # beside the program: which of effc's ops it calls, where it calls any
-
-
-class Exported(nn.Module):
-    """Takes its inputs by name or in order, as the module that it was made of. It knows no training."""
-
-    def __init__(self, program: nn.Module, names: tuple[str, ...]):
-        super().__init__()
-        self.program, self.names = program, names
-        self.training = False
-
-    def forward(self, *args: Any, **given: Any) -> Any:
-        return self.program(**dict(zip(self.names, args, strict=False)), **given)
-
-    def train(self, mode: bool = True) -> "Exported":
-        assert not mode, "an exported program has no training mode"
-        return self
 
 
 def write(program: Any, names: tuple[str, ...], folder: Path) -> list[str]:

@@ -161,8 +161,8 @@ def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise Reject(tensors_differ(f"{folder}: {', '.join(wrong[:3])}{more}",
                                     help="weights and config.json are of different saves: copy both again"))
-    cast = lambda t: t.to(dtype) if dtype and t.is_floating_point() else t  # noqa: E731
-    assign(model, {name: cast(found[name]) for name in wanted if name not in tables})
+    kept = {name: found[name] for name in wanted if name not in tables}
+    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in kept.items()})
     for name in tables:
         put(model, name, found[name])
 

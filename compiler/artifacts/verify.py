@@ -22,7 +22,7 @@ from ..measuring.evaluate import LOOK, not_a_number
 from ..scans.quick import as_library
 from ..tracing.sample import sample
 from .manifest import Check
-from .verify_child import GIVEN, inputs_for, probe
+from .verify_child import GENERATION, GIVEN, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -58,7 +58,9 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
     for form in forms:
         if (artifact / form.folder).is_dir():
             found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds)
-            checks += compare(form, plain if form.opens == "plain" else expected, found, next(model.parameters()).dtype)
+            wanted = plain if form.opens == "plain" else expected
+            rounded = form.rounds(model) if form.rounds else None
+            checks += compare(form, wanted, found, next(model.parameters()).dtype, rounded)
     wrong = [check for check in checks if not check.holds]
     if wrong:
         raise Reject(*(_differs(check) for check in wrong))
@@ -112,28 +114,46 @@ def _died(folder: Path, done: "subprocess.CompletedProcess[str]"):
 
 
 def compare(form: Form, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
-            dtype: torch.dtype) -> list[Check]:
-    """One check per output. Tokens count as different only where the two best logits are not a near tie."""
+            dtype: torch.dtype, rounded: float | None = None) -> list[Check]:
+    """One check per output. Tokens count as different only where the two best logits are not a near tie.
+
+    rounded   the share of root mean squares for a form that rounds
+    """
     share = (PADDED if form.padded else SAME).get(dtype, _HALF["padded" if form.padded else "same"])
     reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
-    if form.share is not None:
-        share, reason = form.share, form.reason
+    reason = form.reason or reason
     checks = []
     for name, want in expected.items():
+        if name.startswith(GENERATION) and not form.generates:
+            continue
         got = found.get(name)
         what = f"{form.folder}, fresh process: {name}"
         if got is None or got.shape != want.shape:
             checks.append(Check(what, float("inf"), 0.0, "an output of another shape"))
         elif want.is_floating_point():
-            limit = share * max(1.0, float(want.abs().max()))
             until = _agreed(name, expected, found)
-            checks.append(Check(what, float((got - want)[:, :until].abs().max()), limit, reason))
+            if rounded is None:
+                worst, limit = float((got - want)[:, :until].abs().max()), share * max(1.0, float(want.abs().max()))
+            else:
+                worst, limit = _spread((got - want)[:, :until]), rounded * _spread(want)
+            checks.append(Check(what, worst, limit, reason))
         else:
             gap = _token_gap(name, expected, found)
-            checks.append(Check(what, gap, 2 * share * _largest(expected), _TIES))
+            most = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
+            checks.append(Check(what, gap, 2 * most, _TIES))
     return checks
 
 
+def _spread(logits: torch.Tensor) -> float:
+    """Root mean square of logits less the mean of each row, which no token feels."""
+    return float((logits - logits.mean(-1, keepdim=True)).double().square().mean().sqrt())
+
+
+def _widest(expected: Mapping[str, torch.Tensor]) -> float:
+    return max(_spread(t) for t in expected.values() if t.is_floating_point())
+
+
+_FAR = 4          # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 

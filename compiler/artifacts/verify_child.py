@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 LENGTH, ROWS, STEPS = 12, 2, 8          # of the probe: tokens, rows, generated tokens
+GENERATION = ("logits of prefill", "greedy tokens")    # begin the names of what a generation gives
 GIVEN = "given."                        # before the names of what a plain module's forward takes
 
 
@@ -111,10 +112,37 @@ def load_effc(folder: str, attention: str) -> nn.Module:
     return model.eval()
 
 
+class Exported(nn.Module):
+    """A program of torch: takes its inputs by name or in order, as the module that it was made of.
+
+    One of tokens needs no mask where all are seen, and no positions where they count what is seen. It knows no
+    training.
+    """
+
+    def __init__(self, program: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.program, self.names = program, names
+        self.training = False
+
+    def forward(self, *args: torch.Tensor, **given: torch.Tensor):
+        given = {**dict(zip(self.names, args, strict=False)), **given}
+        if "input_ids" in given:
+            given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+            given.setdefault("position_ids", (given["attention_mask"].cumsum(-1) - 1).clamp(min=0))
+            given = {name: given[name] for name in self.names if name in given}
+        return self.program(**given)
+
+    def train(self, mode: bool = True) -> "Exported":
+        assert not mode, "an exported program has no training mode"
+        return self
+
+
 def load_exported(folder: str, attention: str) -> nn.Module:
     if os.path.exists(f"{folder}/kernels.json"):      # it calls effc's kernels, and is loaded as its note says
-        import effc.kernels.ops  # noqa: F401
-    return torch.export.load(f"{folder}/model.pt2").module()
+        import effc.kernels.ops  # noqa: F401 (torch knows effc's ops from here on)
+    names = {"inputs.json": ""}
+    program = torch.export.load(f"{folder}/model.pt2", extra_files=names)
+    return Exported(program.module(), tuple(json.loads(names["inputs.json"])))
 
 
 def load_native(folder: str, attention: str) -> nn.Module:

@@ -101,11 +101,10 @@ def _program(place: str, shared: Shared) -> Any:
 
 
 def _captured(origin: Any) -> Any:
-    import torch
-
+    from ..blank import nothing_stored
     from ..tracing.capture import capture
 
-    with torch.device("meta"):
+    with nothing_stored():
         model = origin.build()
     return capture(model)
 

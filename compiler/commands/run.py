@@ -97,7 +97,7 @@ def converse(talker, label: str, shared: Shared) -> None:
 def _prompt_mark(styled: str) -> str:
     """A prompt with line editing and history, where Python has readline: it must know what takes no room."""
     try:
-        import readline  # noqa: F401
+        import readline  # noqa: F401 (`input` uses it once it is imported)
     except ImportError:
         return styled
     return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)

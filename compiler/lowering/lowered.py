@@ -88,6 +88,17 @@ def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, KernelLinear))
 
 
+def params(model: nn.Module) -> int:
+    """How many numbers a model holds, each once where modules share it; packed weights stand for theirs.
+
+    A head that was tied to the embedding and then packed holds numbers that the embedding has already.
+    """
+    config = getattr(model, "config", None)
+    tied = getattr(model, "_tied_weights_keys", None) if getattr(config, "tie_word_embeddings", False) else None
+    packed = (m.in_features * m.out_features for path, m in lowered(model) if f"{path}.weight" not in (tied or ()))
+    return sum(packed) + sum(p.numel() for p in model.parameters())
+
+
 def settle(model: nn.Module) -> None:
     """Settle every packed weight that came from a file; Reject (packed-damaged) with the module's path."""
     for path, module in lowered(model):

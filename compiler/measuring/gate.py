@@ -72,7 +72,9 @@ class Outcome:
         return "skipped" if self.skipped else "ok" if self.holds else "missed"
 
     def to_json(self) -> dict:
-        finite = lambda x: x if x is None or math.isfinite(x) else str(x)  # noqa: E731
+        def finite(x: float | None) -> float | str | None:
+            return x if x is None or math.isfinite(x) else str(x)
+
         return {"bound": bound_text(self.bound), "metric": metric_label(self.bound), "state": self.state,
                 "value": finite(self.value), "original": finite(self.original), "unit": self.unit,
                 "low": finite(self.low), "high": finite(self.high), "skipped": self.skipped}

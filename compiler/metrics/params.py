@@ -6,7 +6,7 @@ from torch import nn
 
 from ..context import Context
 from ..kinds import Metric
-from ..lowering.lowered import lowered
+from ..lowering.lowered import params
 from ..native.model import NativeModel
 
 
@@ -27,5 +27,4 @@ class Params(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         if isinstance(model, NativeModel):
             return model.facts["params"]
-        packed = sum(m.in_features * m.out_features for _, m in lowered(model))
-        return packed + sum(p.numel() for p in model.parameters())
+        return params(model)

@@ -13,7 +13,7 @@ MOVES = frozenset({
     "view", "reshape", "transpose", "permute", "chunk", "split", "getitem", "unflatten", "flatten", "squeeze",
     "unsqueeze", "expand", "expand_as", "narrow", "select", "unbind", "swapaxes", "movedim",
     "repeat_interleave", "repeat", "contiguous", "clone", "view_as", "reshape_as", "tensor_split", "index_select"})
-JOINS = frozenset({"cat", "concat", "stack"})
+JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 ASKS = frozenset({"size", "dim", "numel", "getattr"})
 SAME = frozenset({
     "to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...kernels.native import KernelError
 from ..context import Context
-from ..lowering.lowered import lowered
+from ..lowering.lowered import params
 from ..program import Program
 from ..targets.hf import companions
 from .reader import Reader
@@ -25,7 +25,5 @@ def emit(program: Program, folder: Path, ctx: Context, weights: str) -> None:
 
 def facts(model: Any, weights: str) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
-    packed = sum(m.in_features * m.out_features for _, m in lowered(model))
-    params = packed + sum(p.numel() for p in model.parameters())
-    return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params,
+    return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params(model),
             "weights": weights, "isa": "portable"}

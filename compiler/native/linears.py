@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import packed as packing
+from ...kernels.packed_linear import unpacked
 
 KERNELS = {"bf16": "dense_linear", "int8": "dense_linear_int8"}
 
@@ -33,6 +34,13 @@ class Linear:
     def key(self) -> tuple[object, ...]:
         """Equal for modules that share a weight."""
         return "linear", *identity(self.weight if self.packed is None else self.packed)
+
+
+def holds(packed: Tensor, table: Tensor) -> bool:
+    """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
+    if packing.kernel_of(packed) != KERNELS["bf16"]:
+        return False
+    return torch.equal(unpacked(packed).to(table.dtype), table)
 
 
 def identity(held: Tensor) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,41 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
             if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
                 return Norm(kind, eps, _own(gain, module), _own(shift, module))
     return None
+
+
+@dataclass(frozen=True)
+class GatedNorm:
+    """Root mean square over groups of channels, times gain, and silu of a gate before it or behind."""
+
+    eps: float
+    group: int
+    gain: Tensor
+    gate_first: bool
+
+
+@torch.no_grad()
+def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
+    """The gated norm that a module computes of x and a gate [shape], or None."""
+    module, width = copy.deepcopy(module).float().eval(), shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    samples = [(torch.randn(shape, generator=generator) * size, torch.randn(shape, generator=generator))
+               for size in (1.0, 3e-3)]                           # the second feels epsilon
+    wanted = [module(x, gate) for x, gate in samples]
+    gains = [p.flatten() for p in module.parameters() if p.numel() == width]
+    sizes = [n for value in vars(module).values() if type(value) is int and 0 < value <= width
+             and width % value == 0 for n in (value, width // value)]
+    for form in product(_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False)):
+        known = GatedNorm(*form)
+        if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(wanted, samples, strict=True)):
+            return known
+    return None
+
+
+def gated(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
+    opened = torch.nn.functional.silu(gate)
+    x = x * opened if norm.gate_first else x
+    y = normal(x.unflatten(-1, (-1, norm.group)), "rms", norm.eps).flatten(-2) * norm.gain
+    return y if norm.gate_first else y * opened
 
 
 def _own(found: Tensor, module: nn.Module) -> Tensor:

@@ -43,7 +43,7 @@ class Plan:
     def step(self, op: str, width: int, **fields: Any) -> int:
         """Append a step; return the register that it writes. Equal steps are one."""
         key = (op, width, repr(sorted(fields.items())))
-        if op != "attention" and key in self._known:
+        if op not in KEEPERS and key in self._known:
             return self._known[key]
         register = self._known[key] = self.layout.register(width)
         self.steps.append({"op": op, "to": register, **fields})
@@ -124,22 +124,23 @@ class Plan:
     def _needed(self) -> list[dict[str, Any]]:
         wanted, kept = {self.logits}, []
         for step in reversed(self.steps):
-            if step["to"] in wanted or step["op"] == "attention":
+            if step["to"] in wanted or step["op"] in KEEPERS:
                 kept.append(step)
                 wanted |= set(inputs(step))
         return kept[::-1]
 
 
-REGISTERS = ("to", "x", "y", "q", "k", "v")
-WEIGHTS = ("table", "weight", "bias", "inverse_frequencies", "sinks", "vector")
+REGISTERS = ("to", "x", "y", "q", "k", "v", "dt", "b", "c", "gate")
+WEIGHTS = ("table", "weight", "bias", "inverse_frequencies", "sinks", "vector", "filters", "rates", "skip")
+KEEPERS = ("attention", "convolve", "ssd", "selective")       # of something of the tokens before
 
 
 def inputs(step: dict[str, Any]) -> list[int]:
     """The registers that a step reads."""
-    return [step[key] for key in REGISTERS[1:] if key in step] + list(step.get("from", ()))
+    return [step[key] for key in REGISTERS[1:] if step.get(key) is not None] + list(step.get("from", ()))
 
 
 def _renumbered(key: str, value: Any, number: dict[int, int]) -> Any:
     if key == "from":
         return [number[register] for register in value]
-    return number[value] if key in REGISTERS else value
+    return number[value] if key in REGISTERS and value is not None else value

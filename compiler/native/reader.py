@@ -13,23 +13,28 @@ from ..program import Program
 from . import activations, calls, linears, norms
 from .attending import Attending
 from .layout import Lane, Layout, Scattered
+from .mixers import with_mixers_open
 from .plan import Entry, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
+from .scanning import Scanning
 from .values import CACHE, Cached, Ids, Mask, Pending, Positional, Rows
 
 _TABLE_PROBE = 8         # ids whose rows an embedding is compared by
+ENDLESS = 2**20          # tokens of a sequence, where a state stands for them and a config names no limit
 
 
 class Reader:
     """One walk over one graph. `plan` is complete when `read` has returned."""
 
     def __init__(self, program: Program, weights: str):
-        self.model, self.graph, self.weights = program.model, program.flat.graph, weights
+        self.model, self.graph, self.weights = program.model, with_mixers_open(program), weights
         config = program.model.config.get_text_config()
         ids = program.inputs["input_ids"]
         layout = Layout(ids.numel())
         context = getattr(config, "max_position_embeddings", None)
+        if type(context) is not int and any(n.meta.get("role") == "ssm_scan" for n in self.graph.nodes):
+            context = ENDLESS
         if type(context) is not int:
             why = "its config states no longest context (`max_position_embeddings`)"
             raise refused_whole(self.model, why)
@@ -38,7 +43,8 @@ class Reader:
         self.plan = Plan(layout, config.vocab_size, context)
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
-        self.attending = Attending(self)
+        self.attending, self.scanning = Attending(self), Scanning(self)
+        self.lowered: dict[str, Tensor] = {}                 # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))          # the node that is being read
 
     def read(self) -> Plan:
@@ -59,8 +65,13 @@ class Reader:
     def _share_tables(self) -> None:
         """Embeddings whose table is a linear layer's weight read rows of that, where it is packed as bfloat16."""
         for step in self.plan.steps:
-            if step["op"] == "embedding" and self.weights == "bf16":
-                step["table"] = self.plan.tied(step["table"])
+            if step["op"] != "embedding":
+                continue
+            name = self.plan.tied(step["table"]) if self.weights == "bf16" else step["table"]
+            table = self.plan.entries[name]
+            alike = (n for n, held in self.lowered.items() if self.plan.entries[n].shape == table.shape
+                     and linears.holds(held, table.make()))
+            step["table"] = next(alike, name)
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
         return refused(node, self.model, why)
@@ -118,8 +129,12 @@ class Reader:
             return self.attending.rotated(node, args, kwargs)
         if role == "attention":
             return self.attending.attention(node, args, kwargs)
-        if role in ("dropout", "identity", "slice_logits"):
-            return args[0]
+        if role in ("dropout", "identity", "slice_logits", "padding"):
+            return args[0]                       # sequences of the engine have no padding
+        if role == "ssm_conv":
+            return self.scanning.convolution(node, args, kwargs)
+        if role == "ssm_scan":
+            return self.scanning.scan(node, args, kwargs)
         if node.op == "call_module":
             return self._module(node, role, args, kwargs)
         return self._function(node, args, kwargs)
@@ -129,6 +144,9 @@ class Reader:
         if role == "embedding":
             return self._embedding(node, module, args)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:
+            gates = [*args[1:], *kwargs.values()]
+            if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
+                return self.scanning.gated_norm(node, module, given, gates[0])
             raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
         if role == "linear":
             found = linears.of(module)
@@ -159,6 +177,8 @@ class Reader:
             return self._binary(node, name, *args)
         if name == "linear":
             return self._functional_linear(node, *args, **kwargs)
+        if name == "matmul":
+            return self.scanning.product(node, *args)
         why = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
         raise self.refuse(node, why)
 
@@ -185,6 +205,9 @@ class Reader:
             if isinstance(x, Rows) and isinstance(y, Positional) and name == "add":
                 return self._of_two(node, name, x, self._table(node, y))
         raise self.refuse(node, f"`{name}` of these operands is not among the engine's steps")
+
+    def product(self, node: fx.Node, a: Rows, b: Rows) -> Rows:
+        return self._of_two(node, "mul", a, b)
 
     def _of_two(self, node: fx.Node, name: str, a: Rows, b: Rows) -> Rows:
         if name in ("sub", "isub"):
@@ -229,9 +252,7 @@ class Reader:
         if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
             raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
         scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
-        exact = torch.equal(table.bfloat16().to(table.dtype), table)         # bfloat16 loses nothing of it
-        kind, dtype = ("bf16", torch.bfloat16) if exact else ("f32", torch.float32)
-        entry = Entry(kind, tuple(table.shape), lambda: table.detach().to(dtype).contiguous())
+        entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
         name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
         register = self.plan.step("embedding", table.shape[1], table=name)
         rows = Rows(self.plan.layout.rows(register).view(*self.shape, -1))
@@ -270,15 +291,18 @@ class Reader:
         return self.written("norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps,
                             group=group, **fields)
 
-    def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear) -> Rows:
+    def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear, weights: str = "") -> Rows:
+        """`weights`: other numbers than those of all linear layers."""
         outputs, width = found.shape
         given = self.settled(given)
         register, _ = self.register(given)
         if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
             why = "a linear layer over a part of what a token has is not among the engine's steps"
             raise self.refuse(node, why)
-        entry = Entry("packed", found.shape, found.make(self.weights))
+        entry = Entry("packed", found.shape, found.make(weights or self.weights))
         weight = self.plan.entry(f"{name}.weight", entry, found.key)
+        if found.packed is not None:
+            self.lowered[weight] = found.packed
         bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
         made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
         _, token = self.plan.layout.locate(given.index[..., 0])

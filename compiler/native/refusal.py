@@ -12,8 +12,9 @@ cannot_run_natively = Fault(
     "cannot-run-natively",
     "A model computes something that the native engine has no step for.\n\n"
     "The engine runs plans made of a closed list of steps: embeddings, norms, linear layers, rotary "
-    "positions, attention over a cache, activations, sums and products. What a model computes is read from its "
-    "graph; experts, state-space mixers and biases by distance (ALiBi) are not among the steps.",
+    "positions, attention over a cache, convolutions and scans with a state, activations, sums and products. "
+    "What a model computes is read from its graph; experts and biases by distance (ALiBi) are not among the "
+    "steps.",
     exit="environment")
 
 _REMEDY = "`hf` and `pt2` write what torch runs"

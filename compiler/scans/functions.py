@@ -21,7 +21,7 @@ from ...kernels.ssd_scan import SsdScan
 from ...kernels.ssd_step import SsdStep
 from ..tracing import leaves
 
-_PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")     # several sequences in one row are the library's matter
+PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")     # several sequences in one row are the library's matter
 _SILU = ("silu", "swish")
 
 
@@ -36,7 +36,7 @@ def quick(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            if any(kwargs.get(word) is not None for word in _PACKED):
+            if any(kwargs.get(word) is not None for word in PACKED):
                 raise Unfit
             return over(*args, **kwargs)
         except Unfit:

@@ -126,10 +126,12 @@ def _called(kind: type) -> frozenset[str]:
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if leaves.is_tracing() or torch.compiler.is_compiling():
         return type(self).forward(self, *args, **kwargs)
-    from . import steps
+    from . import pieces, steps
 
     whole = functools.partial(_over_kernels(type(self)), self)
-    return steps.run(self, whole, args, kwargs)
+    hidden = steps.of_call(args, kwargs).hidden
+    way = steps if isinstance(hidden, torch.Tensor) and hidden.shape[1:2] == (1,) else pieces
+    return way.run(self, whole, args, kwargs)
 
 
 def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

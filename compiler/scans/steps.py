@@ -6,8 +6,8 @@ is written for the two published families, and whether a mixer is of one is not 
 token a mixer is run both ways on the same state, and takes the step from then on only where the results agree.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,12 +25,25 @@ Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 _proven: "WeakKeyDictionary[nn.Module, Step | None]" = WeakKeyDictionary()
 
 
+class Call(NamedTuple):
+    """What a mixer's forward is given."""
+
+    hidden: Any
+    cache: Any
+    mask: Any
+
+
+def of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    names = ("hidden_states", "cache", "attention_mask")
+    return Call(*(args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)))
+
+
 def run(mixer: nn.Module, whole: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A mixer's forward: a step where there is one for this call, else `whole`."""
-    states = _states(mixer, args, kwargs)
+    call = of_call(args, kwargs)
+    states, hidden = _states(mixer, call), call.hidden
     if states is None:
         return whole(*args, **kwargs)
-    hidden = args[0] if args else kwargs["hidden_states"]
     if mixer in _proven:
         step = _proven[mixer]
         return whole(*args, **kwargs) if step is None else step(mixer, hidden, *states)
@@ -41,11 +54,9 @@ def run(mixer: nn.Module, whole: Callable[..., Any], args: tuple[Any, ...], kwar
     return wanted
 
 
-def _states(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+def _states(mixer: nn.Module, call: Call) -> tuple[Tensor, Tensor] | None:
     """The states that a step moves on; None where a call is no plain step."""
-    hidden = args[0] if args else kwargs.get("hidden_states")
-    cache = args[1] if len(args) > 1 else kwargs.get("cache")
-    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+    hidden, cache, mask = call
     if cache is None or mask is not None or hidden is None or hidden.shape[1] != 1 or torch.is_grad_enabled():
         return None
     if type(hidden) is not Tensor or hidden.device.type != "cpu" or hidden.dtype not in FLOATS:
@@ -84,8 +95,7 @@ def selective(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> 
     both = _product(mixer.in_proj, hidden[:, 0])                                  # [b, 2 c]
     x = _convolved(mixer, both[:, :channels], seen)
     parts = _product(mixer.x_proj, x).split([mixer.x_proj.out_features - 2 * n, n, n], 1)
-    norms = (mixer._modules.get(name) for name in _NORMS)
-    dt, b, c = (part if norm is None else norm(part) for part, norm in zip(parts, norms, strict=True))
+    dt, b, c = normed(mixer, parts)
     dt = RowProduct.native(dt, mixer.dt_proj.weight, None)
     y = SelectiveStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, both[:, channels:], mixer.dt_proj.bias,
                              True, True)
@@ -104,6 +114,12 @@ def ssd(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor
     y = SsdStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, mixer.dt_bias, True, True)
     y = mixer.norm(y.view(batch, 1, inner), gate[:, None])
     return _product(mixer.out_proj, y[:, 0].to(hidden.dtype))[:, None]
+
+
+def normed(mixer: nn.Module, parts: Iterable[Tensor]) -> list[Tensor]:
+    """The time step, B and C of Mamba-1, after the norms that some models have for them."""
+    norms = (mixer._modules.get(name) for name in _NORMS)
+    return [part if norm is None else norm(part) for part, norm in zip(parts, norms, strict=True)]
 
 
 def _convolved(mixer: nn.Module, x: Tensor, seen: Tensor) -> Tensor:

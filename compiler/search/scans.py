@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...dsl.skeleton import Scan
+from ...dsl.skeleton import Scan, Skeleton
 from .. import shrink
 from ..program import Unit
 from ..rewrite import Rewriter
@@ -33,18 +33,24 @@ class Scans(Pool):
 
     def reachable(self, of: str) -> float:
         scans = self.program.skeleton.scans
-        each = sorted(self.saved(s, of) for s in scans if s.site in self.allowed)
-        return sum(each[1:] if len(each) == len(scans) else each)
+        return all_but_the_last([self.saved(s, of) for s in scans if s.site in self.allowed], len(scans))
 
     def saved(self, scan: Scan, of: str) -> float:
-        if of == SCANS:
-            return 1
         if of == "latency":
             return self.ledger.latency.per_branch.get(SCAN, 0.0)
-        if of not in OF_MODEL:
-            return 0
-        skeleton = self.program.skeleton
-        return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_scan(skeleton, scan))
+        return saved(self.program.skeleton, scan, of)
+
+
+def saved(skeleton: Skeleton, scan: Scan, of: str) -> float:
+    """What goes with a scan, counted by arithmetic on shapes."""
+    if of == SCANS:
+        return 1
+    return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_scan(skeleton, scan)) if of in OF_MODEL else 0
+
+
+def all_but_the_last(each: Sequence[float], count: int) -> float:
+    """The most that scans which may go can save, where one of the model's `count` has to stay."""
+    return sum(sorted(each)[1:] if len(each) == count else each)
 
 
 @dataclass(frozen=True)

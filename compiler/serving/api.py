@@ -37,8 +37,10 @@ class Service:
         if asked.model != self.name:
             raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model",
                           "model_not_found")
-        chats = isinstance(asked, AskedChat)
-        ids = await asyncio.to_thread(self._chat if chats else self._prompt, asked)  # type: ignore[arg-type]
+        if isinstance(asked, AskedChat):
+            ids = await asyncio.to_thread(self._chat, asked)
+        else:
+            ids = await asyncio.to_thread(self._prompt, asked)
         request = self._request(asked, ids)
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -53,7 +55,7 @@ class Service:
                           headers={"Retry-After": str(full.seconds)}) from full
         except Stopped as stopped:
             raise Refused(503, "the server stops", code="stopping") from stopped
-        answer = (ChatAnswer if chats else Answer)(self.name, len(ids), self.tokenizer)
+        answer = (ChatAnswer if isinstance(asked, AskedChat) else Answer)(self.name, len(ids), self.tokenizer)
         if asked.stream:
             stream = self._stream(answer, asked, pieces)
             return StreamingResponse(stream, headers={"Cache-Control": "no-cache"},

@@ -12,8 +12,8 @@ from ...dsl.diagnostics import Fault, Reject
 unserved_model = Fault(
     "unserved-model", "A model was asked to be served that can't answer.\n\n"
     "Causal language models that attend to a cache are served: artifacts of the targets `native` and `hf`, "
-    "and model folders. Models with state-space layers are not: some compute wrong logits when a prompt comes "
-    "in pieces.",
+    "and model folders. Models with state-space layers are served as artifacts of `native`: with transformers some "
+    "compute wrong logits when a prompt comes in pieces.",
     exit="usage")
 
 MOST_SEQUENCES = 16
@@ -102,5 +102,5 @@ def runner_of(model: Any, label: str) -> Runner:
                                     help="serve an artifact of the targets `native` or `hf`"))
     if is_state_space(model) or "cache" not in signature(model.forward).parameters:
         raise Reject(unserved_model(f"{label} keeps a state, and such models may misread a prompt in pieces",
-                                    help="`effc run` talks to it"))
+                                    help="emit it as `native` and serve that; `effc run` talks to it as it is"))
     return CachedModel(model)

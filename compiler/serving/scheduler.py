@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...kernels.native import KernelError
 from .metrics import Gauge, Metrics
 from .request import Finish, Job, Piece, Request
 from .runner import MOST_SEQUENCES, Runner
@@ -133,7 +134,7 @@ class Scheduler:
         """One call of the model, and what follows from it."""
         batch = self._batch()
         ids = [token for _, tokens in batch for token in tokens]
-        owners = [job.sequence for job, tokens in batch for _ in tokens]
+        owners = [job.owner for job, tokens in batch for _ in tokens]
         wanted, whole, at = [], [], 0
         for job, tokens in batch:
             at += len(tokens)
@@ -141,7 +142,7 @@ class Scheduler:
                 whole.append(job)
                 wanted.append(at - 1)
         try:
-            logits = self._runner.run(ids, owners, wanted)  # type: ignore[arg-type]
+            logits = self._runner.run(ids, owners, wanted)
         except Exception as error:          # whatever it is, the next requests may fare better
             for job, _ in batch:
                 why = STOPS if self._stopping else f"{type(error).__name__}: {error}"
@@ -172,7 +173,11 @@ class Scheduler:
         if job.cancelled:
             return
         starting = job.starting
-        piece = job.advance(logits)
+        try:
+            piece = job.advance(logits)
+        except KernelError as error:            # logits that are no numbers
+            self._end(job, "failed", str(error))
+            return
         self.metrics.new_tokens.add()
         if starting:
             job.first = time.monotonic()

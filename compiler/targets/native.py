@@ -1,18 +1,31 @@
 """What the native engine runs: packed weights and a plan of the decode step, for CPUs."""
 
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..context import Context
 from ..kinds import Form, Target, param
 from ..program import Program
 
+if TYPE_CHECKING:
+    from torch import nn
+
 FOLDER = "native"
 
-# Of the largest logit. Weights and what linear layers read are rounded to bfloat16 (2**-9) or int8 (2**-8),
-# over all layers; a wrong step is off by about the whole.
-SHARES = {"bf16": 2**-4, "int8": 2**-3}
-_REASON = "packed weights and cached keys and values are rounded, activations are not"
+# Of root mean squares. bfloat16 (2**-9 each) comes to 0.004..0.017 over the 28 architectures of the tests and to
+# 0.014 in SmolLM2, where attention scaled 10 % wrong is 0.07 and one layer scaled twofold 0.05. int8 by the token
+# comes to 0.02..0.08 and, where few channels are a hundred times the others, as in SmolLM2, to 0.27; a wrong
+# activation, window or sum is 0.4 and more there. What is finer is seen with bfloat16, whose plan is the same.
+SHARES = {"bf16": 0.04, "int8": 0.4}
+_REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
+
+
+def share_of(weights: str, model: "nn.Module") -> float:
+    """For int8 wherever it is: as the target's weights, or in layers that a pass lowered to it."""
+    from ..lowering.lowered import lowered
+
+    return SHARES["int8" if any("int8" in m.kernel for _, m in lowered(model)) else weights]
 
 
 class Native(Target):
@@ -20,9 +33,9 @@ class Native(Target):
 
     `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
-    whatever its architecture, pruned shapes too; what the engine has no step for (experts, state-space mixers)
+    whatever its architecture, pruned shapes and state-space mixers too; what the engine has no step for (experts)
     is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
-    packed here. Keys and values are cached as bfloat16.
+    packed here. Embeddings, cached keys and values are bfloat16, states of scans and all else float32.
 
     Source: own.
     Example: native("cpu")
@@ -40,4 +53,4 @@ class Native(Target):
         emit(program, folder, ctx, self.weights)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "native", share=SHARES[self.weights], reason=_REASON),)
+        return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), reason=_REASON),)

@@ -22,9 +22,10 @@ class Pt2(Target):
     """A program of torch alone, which reads neither effc nor transformers.
 
     `torch.export.load("program/model.pt2").module()` gives a callable that takes what the forward takes, in batches
-    of any size by name, and returns its result, of models of transformers the logits; without a cache. The one form
-    for plain PyTorch modules, which have no config to be rebuilt from. Of a model with packed weights the program
-    calls effc's kernels: `import effc.kernels.ops` before it is loaded.
+    of any size by name, and returns its result, of models of transformers the logits of prompts of any length;
+    without a cache. `effc.load` fills in a mask and positions where they are not given. The one form for plain
+    PyTorch modules, which have no config to be rebuilt from. Of a model with packed weights the program calls effc's
+    kernels: `import effc.kernels.ops` before it is loaded.
 
     Source: torch.export.
     Example: pt2("exported")
@@ -43,18 +44,22 @@ class Pt2(Target):
             try:
                 exported = torch.export.export(
                     _first_result_of(program.model), (), inputs,
-                    dynamic_shapes={name: _free(x) for name, x in inputs.items()})
+                    dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()})
             except Exception as error:        # whatever torch meets in a forward
                 raise Reject(cannot_export(
                     f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
                     help="--debug shows where; `hf` writes transformers models in another way")) from error
+        if "input_ids" in inputs and not _takes_longer(exported, inputs):
+            raise Reject(cannot_export(
+                f"torch.export makes a program of {type(program.model).__name__} for prompts of few tokens only: how "
+                "often something is repeated follows from their number", help="`native` and `hf` take any length"))
         ops = write(exported, tuple(inputs), folder)
         if ops:
             note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
             (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "torch"),)
+        return (Form(FOLDER, "torch", generates=False),)
 
 
 def _inputs(program: Program) -> dict[str, Any]:
@@ -64,10 +69,24 @@ def _inputs(program: Program) -> dict[str, Any]:
     return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor)}
 
 
-def _free(x: Any) -> Any:
+def _free(x: Any, axes: int) -> Any:
+    """The first axes are of any size."""
     from torch.export import Dim
 
-    return {0: Dim.AUTO} if x.dim() else None
+    return dict.fromkeys(range(axes), Dim.AUTO) if x.dim() else None
+
+
+def _takes_longer(exported: Any, inputs: dict[str, Any]) -> bool:
+    """Whether a program runs with several times as many tokens as it was traced with."""
+    import torch
+
+    longer = {name: torch.cat([x] * 5, 1) for name, x in inputs.items()}
+    try:
+        with torch.no_grad():
+            exported.module()(**longer)
+    except (AssertionError, RuntimeError):       # its guards, or an operation on a shape that was fixed
+        return False
+    return True
 
 
 def _first_result_of(model: Any) -> Any:

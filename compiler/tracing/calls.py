@@ -117,7 +117,7 @@ def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     if _NO_KERNEL.search(str(error)):
         return ("torch has no code for that operation on the device that effc looks at models on: register a fake and "
                 "a CPU implementation with torch.library, or let the module fall back to torch functions")
-    if next(model.parameters()).is_meta:
+    if any(p.is_meta for p in model.parameters()):
         return _WITHOUT_WEIGHTS
     return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
             "can't do without what the step removed")

@@ -31,6 +31,8 @@ _TAKE_NONE = ("scaled_dot_product_attention",)
 _RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
 _REMEDY = ("put what that line does into a module of its own, which then stays one node, or write it with torch "
            "functions that don't ask what numbers a tensor holds")
+_ONE_GRAPH = ("one graph must hold for all calls of a layer: in a model of your own, pass the same arguments each time "
+              "and put what differs into a module of its own; in place of a library's, take another model")
 
 
 def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Program:
@@ -162,7 +164,8 @@ def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, st
                 why = str(error)
             if not below or below in opaque:
                 full = ".".join(part for part in (path, below) if part) or type(model).__name__
-                raise Reject(unsupported_model(f"{full} can't be captured: {why}", help=_REMEDY)) from error
+                remedy = _ONE_GRAPH if isinstance(error, Differs) else _REMEDY
+                raise Reject(unsupported_model(f"{full} can't be captured: {why}", help=remedy)) from error
             opaque[below] = why
     raise Reject(unsupported_model(f"{path} has more than {_RETRIES} modules that can't be captured",
                                    note="; ".join(opaque.values()), help=_REMEDY))

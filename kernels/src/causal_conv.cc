@@ -1,17 +1,6 @@
 // A filter per channel along the sequence, each place summed with the k - 1 before it, then perhaps silu.
 #include "scan.h"
 
-struct CausalConvCall {
-  Rows x;                // [batches, length, channels]
-  const float* weight;   // [k, channels]
-  const float* bias;     // [channels] or null
-  const void* before;    // [batches, k - 1, channels] as x: what came before; null: zeros
-  void* y;               // [batches, length, channels]
-  Live live;
-  int64_t batches, length, channels, k;
-  int32_t is_float, silu, threads;
-};
-
 // One new place: the state moves on by it.
 struct CausalConvStepCall {
   Rows x;                // [batches, channels]
@@ -36,7 +25,7 @@ struct Conv {
     const int64_t into = t - call.live.first(b);
     if (into >= 0) return call.x.row<T>(b, t);
     if (!call.before) return zeros;
-    return static_cast<const T*>(call.before) + ((b + 1) * (call.k - 1) + into) * call.channels;
+    return static_cast<const T*>(call.before) + ((b + 1) * (call.k - 1) + into) * call.wide;
   }
 
   // K is k where that is known to the compiler, else 0.
@@ -44,7 +33,7 @@ struct Conv {
   void place(int64_t b, int64_t t, const T** from, const T* zeros) const {
     const int64_t k = K ? K : call.k;
     for (int64_t j = 0; j < k; ++j) from[j] = input(b, t - k + 1 + j, zeros);
-    T* y = static_cast<T*>(call.y) + (b * call.length + t) * call.channels;
+    T* y = static_cast<T*>(call.y) + (b * call.length + t) * call.wide;
     int64_t c = 0;
     for (; c + 16 <= call.channels; c += 16) give(y + c, sum<K>(from, c, 16), 16);
     if (c < call.channels) give(y + c, sum<K>(from, c, call.channels - c), call.channels - c);
@@ -56,7 +45,7 @@ struct Conv {
     Floats sum = call.bias ? take(call.bias + c, count) : no_floats();
 #pragma GCC unroll 4
     for (int64_t j = 0; j < k; ++j)
-      sum = fused(take(call.weight + j * call.channels + c, count), take(from[j] + c, count), sum);
+      sum = fused(take(call.weight + j * call.wide + c, count), take(from[j] + c, count), sum);
     return call.silu ? silu(sum) : sum;
   }
 
@@ -71,7 +60,7 @@ struct Conv {
     std::memset(zeros, 0, call.channels * sizeof(T));
     for (int64_t t = start; t < std::min(call.length, start + kPlaces); ++t)
       if (t < call.live.first(b) || t >= call.live.last(b))
-        std::memset(static_cast<T*>(call.y) + (b * call.length + t) * call.channels, 0,
+        std::memset(static_cast<T*>(call.y) + (b * call.length + t) * call.wide, 0,
                     call.channels * sizeof(T));
       else if (call.k == 4)
         place<4>(b, t, from, zeros);
@@ -134,7 +123,7 @@ EFFC_API int32_t effc_causal_conv(int32_t level, const void* x, int64_t x_batch,
   const Live live{bounds, length};
   if (!body || batches < 0 || length < 0 || channels < 1 || k < 1 || !live.sound(batches)) return kArguments;
   return body(CausalConvCall{{x, x_batch, x_step}, weight, bias, before, y, live, batches, length, channels,
-                             k, is_float, silu, threads});
+                             k, is_float, silu, threads, channels});
 }
 
 EFFC_API int32_t effc_causal_conv_step(int32_t level, const void* x, int64_t x_batch, void* state,

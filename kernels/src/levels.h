@@ -14,7 +14,7 @@ enum Level : int32_t { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx, kAmxModel, 
 // What an exported function answers; `native.py` has the sentences.
 enum Status : int32_t {
   kOk, kNoMemory, kShort, kMagic, kOrder, kVersion, kKind, kSizes, kCut, kSections, kHash, kOffsets, kCounts,
-  kNotFinite, kArguments, kTooLong, kBusy, kCancelled, kNoThreads
+  kNotFinite, kArguments, kTooLong, kBusy, kCancelled, kNoThreads, kNoWayBack
 };
 
 #define EFFC_JOIN_(a, b) a##_##b

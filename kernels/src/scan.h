@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "levels.h"
+#include "scan_calls.h"
 #include "threads.h"
 #include "vec.h"
 
@@ -93,30 +94,14 @@ inline void give(uint16_t* at, Floats x, int64_t count) {
   std::memcpy(at, part, 2 * std::max<int64_t>(count, 0));
 }
 
-// A tensor whose innermost axis is contiguous: where it begins, elements from batch to batch, step to step.
-struct Rows {
-  const void* at;
-  int64_t batch, step;
-
-  template <class T>
-  const T* row(int64_t b, int64_t t) const {
-    return static_cast<const T*>(at) + b * batch + t * step;
-  }
-};
-
-// The positions first .. last - 1 of a sequence are live; outside them y is 0 and states stand still.
-struct Live {
-  const int64_t* bounds;  // [batches, 2], or null where all positions are live
-  int64_t length;
-
-  int64_t first(int64_t b) const { return bounds ? bounds[2 * b] : 0; }
-  int64_t last(int64_t b) const { return bounds ? bounds[2 * b + 1] : length; }
-  bool sound(int64_t batches) const {
-    for (int64_t b = 0; bounds && b < batches; ++b)
-      if (first(b) < 0 || last(b) < first(b) || last(b) > length) return false;
-    return true;
-  }
-};
+// Runs body(i) for those of i in 0 .. count - 1 that are one part's; each part gets neighbours.
+template <class Body>
+int32_t share_of(int32_t part, int32_t parts, int64_t count, Body& body) {
+  int32_t status = kOk;
+  const int64_t to = count * (part + 1) / parts;
+  for (int64_t i = count * part / parts; i < to && status == kOk; ++i) status = body(i);
+  return status;
+}
 
 // Runs body(i) for i in 0 .. count - 1, in up to `threads` threads; each gets neighbours.
 template <class Body>
@@ -131,9 +116,7 @@ int32_t share(int64_t count, int32_t threads, Body& body) {
       parts,
       [](int part, int parts, void* context) {
         auto& own = *static_cast<Job*>(context);
-        const int64_t to = own.count * (part + 1) / parts;
-        for (int64_t i = own.count * part / parts; i < to && own.status[part] == kOk; ++i)
-          own.status[part] = own.body(i);
+        own.status[part] = share_of(part, parts, own.count, own.body);
       },
       &job);
   for (int32_t s : job.status)

@@ -3,19 +3,6 @@
 // 16 channels lie in a vector, so that nothing is summed across its lanes.
 #include "scan.h"
 
-struct SelectiveScanCall {
-  Rows x, dt, z;           // [batches, length, channels]; z null: no gate
-  int64_t dt_channel;      // elements of dt from channel to channel; more than 1: it lies channel by channel
-  Rows b, c;               // [batches, length, n]
-  const float *a;          // [channels, n]
-  const float *d, *bias;   // [channels] or null
-  void* y;                 // [batches, length, channels]
-  float* state;            // [batches, channels, n]: before the first live position, then after the last
-  Live live;
-  int64_t batches, length, channels, n;
-  int32_t is_float, softplus, threads;
-};
-
 // One position, h in place.
 struct SelectiveStepCall {
   Rows x, dt, z;           // [batches, channels]
@@ -74,9 +61,16 @@ struct Scan {
     const int64_t b = index / blocks(), c = index % blocks() * 16, n = call.n, width = call.channels - c;
     auto* a = static_cast<float*>(effc_scratch(0, 128 * n));
     if (!a) return kNoMemory;
+    const float* rates = a;
     float *h = a + 16 * n, *state = call.state + (b * call.channels + c) * n;
-    to_lanes(call.a + c * n, a, std::min<int64_t>(16, width), n);
-    to_lanes(state, h, std::min<int64_t>(16, width), n);
+    if (call.in_lanes) {
+      rates = call.a + c * n;
+      h = call.state + (b * blocks() * 16 + c) * n;
+      if (call.before) std::memcpy(h, call.before + (h - call.state), 64 * n);
+    } else {
+      to_lanes(call.a + c * n, a, std::min<int64_t>(16, width), n);
+      to_lanes(state, h, std::min<int64_t>(16, width), n);
+    }
     const Floats bias = call.bias ? take(call.bias + c, width) : no_floats();
     const Floats skip = call.d ? take(call.d + c, width) : no_floats();
     const int64_t first = call.live.first(b), last = call.live.last(b);
@@ -90,12 +84,12 @@ struct Scan {
       if (t + 8 < last) soon(b, t + 8, c);
       if ((t - first) % 16 == 0) time_steps(b, t, c, bias, steps);
       const Floats dt = load_floats(steps + (t - first) % 16 * 16), x = take(call.x.row<T>(b, t) + c, width);
-      Floats sum = position(dt, times(dt, x), call.b.row<T>(b, t), call.c.row<T>(b, t), a, h);
+      Floats sum = position(dt, times(dt, x), call.b.row<T>(b, t), call.c.row<T>(b, t), rates, h);
       sum = fused(skip, x, sum);
       if (call.z.at) sum = times(sum, silu(take(call.z.row<T>(b, t) + c, width)));
       give(y + t * call.channels, sum, width);
     }
-    from_lanes(h, state, std::min<int64_t>(16, width), n);
+    if (!call.in_lanes) from_lanes(h, state, std::min<int64_t>(16, width), n);
     return kOk;
   }
 
@@ -159,6 +153,7 @@ int32_t EFFC_AT_LEVEL(selective_scan)(const SelectiveScanCall& call) {
   const Scan<float> wide{call};
   const Scan<uint16_t> narrow{call};
   const int64_t count = call.batches * wide.blocks();
+  if (call.parts) return share_of(call.part, call.parts, count, wide);
   return call.is_float ? share(count, call.threads, wide) : share(count, call.threads, narrow);
 }
 
@@ -185,7 +180,8 @@ EFFC_API int32_t effc_selective_scan(
   if (!body || batches < 0 || length < 0 || channels < 1 || n < 1 || !live.sound(batches)) return kArguments;
   return body(SelectiveScanCall{{x, x_batch, x_step}, {dt, dt_batch, dt_step}, {z, z_batch, z_step},
                                 dt_channel, {b, b_batch, b_step}, {c, c_batch, c_step}, a, d, bias, y, state,
-                                live, batches, length, channels, n, is_float, softplus, threads});
+                                live, batches, length, channels, n, is_float, softplus, threads, 0, 0, 0,
+                                nullptr});
 }
 
 EFFC_API int32_t effc_selective_step(int32_t level, const void* x, int64_t x_batch, const void* dt,

@@ -7,20 +7,6 @@
 // per position; the product form, (2 n + chunk / 2) p, would save a fifth at n = 128.
 #include "scan.h"
 
-struct SsdScanCall {
-  Rows x;                 // [batches, length, heads * p]
-  Rows dt;                // [batches, length, heads]
-  Rows b, c;              // [batches, length, groups * n]
-  const float *a;         // [heads]
-  const float *d, *bias;  // [heads] or null
-  void* y;                // [batches, length, heads * p]
-  float* state;           // [batches, heads, p, n]: before the first live position, then after the last
-  Live live;
-  int64_t batches, length, heads, p, groups, n;
-  float least, most;      // bounds of dt
-  int32_t is_float, softplus, threads;
-};
-
 // One position, h in place.
 struct SsdStepCall {
   Rows x, dt, b, c;
@@ -82,6 +68,7 @@ template <class T>
 struct Ssd {
   const SsdScanCall& call;
 
+  int64_t chunk() const { return std::min(kChunk, call.length); }
   int64_t width() const { return (call.p + 15) / 16 * 16; }              // channels, filled up
   int64_t tiles() const { return (call.n + kStates - 1) / kStates; }
   int64_t states() const { return tiles() * kStates * width(); }         // floats of a head
@@ -93,9 +80,9 @@ struct Ssd {
   }
 
   struct Room {
-    float *bc;       // [tiles][kChunk][2 * kStates]: B and C of a tile's states, position by position
-    float *input;    // [kChunk][width]: dt * x
-    float *y;        // [kChunk][width]
+    float *bc;       // [tiles][chunk][2 * kStates]: B and C of a tile's states, position by position
+    float *input;    // [chunk][width]: dt * x
+    float *y;        // [chunk][width]
     float *h;        // [heads][tiles * kStates][width]
     float decay[kChunk];
   };
@@ -105,28 +92,35 @@ struct Ssd {
     const int64_t b = index / parts() / call.groups;
     const int64_t start = group * heads() + heads() * part / parts();
     const int64_t end = group * heads() + heads() * (part + 1) / parts();
-    const int64_t pairs = tiles() * kChunk * 2 * kStates, rows = kChunk * width();
-    const int64_t bytes = 4 * (pairs + 2 * rows + (end - start) * states());
+    const int64_t pairs = tiles() * chunk() * 2 * kStates, rows = chunk() * width();
+    const int64_t held = call.in_lanes ? 0 : (end - start) * states();
+    const int64_t bytes = 4 * (pairs + 2 * rows + held);
     auto* memory = static_cast<float*>(effc_scratch(0, bytes));
     if (!memory) return kNoMemory;
     std::memset(memory, 0, bytes);
     Room room{memory, memory + pairs, memory + pairs + rows, memory + pairs + 2 * rows, {}};
-    for (int64_t head = start; head < end; ++head) move(room.h + (head - start) * states(), b, head, true);
+    if (call.in_lanes) {
+      room.h = call.state + (b * call.heads + start) * states();
+      if (call.before) std::memcpy(room.h, call.before + (room.h - call.state), 4 * (end - start) * states());
+    }
+    for (int64_t head = start; head < end; ++head) move(room, head - start, b, head, true);
     const int64_t first = call.live.first(b), last = call.live.last(b);
     for (int64_t t = 0; t < call.length; ++t)
       if (t < first || t >= last) std::memset(out(b, t, start), 0, (end - start) * call.p * sizeof(T));
-    for (int64_t from = first; from < last; from += kChunk) {
-      const int64_t to = std::min(last, from + kChunk);
+    for (int64_t from = first; from < last; from += chunk()) {
+      const int64_t to = std::min(last, from + chunk());
       gather(room, b, group, from, to);
       for (int64_t head = start; head < end; ++head)
-        chunk(room, room.h + (head - start) * states(), b, head, from, to);
+        positions(room, room.h + (head - start) * states(), b, head, from, to);
     }
-    for (int64_t head = start; head < end; ++head) move(room.h + (head - start) * states(), b, head, false);
+    for (int64_t head = start; head < end; ++head) move(room, head - start, b, head, false);
     return kOk;
   }
 
   // The state of a head to [n][p], or back.
-  void move(float* h, int64_t b, int64_t head, bool into) const {
+  void move(const Room& room, int64_t index, int64_t b, int64_t head, bool into) const {
+    if (call.in_lanes) return;
+    float* h = room.h + index * states();
     float* state = call.state + (b * call.heads + head) * call.p * call.n;
     for (int64_t i = 0; i < call.p; ++i)
       for (int64_t j = 0; j < call.n; ++j)
@@ -144,19 +138,19 @@ struct Ssd {
     for (int64_t t = from; t < to; ++t) {
       const T *own_b = call.b.row<T>(b, t) + group * call.n, *own_c = call.c.row<T>(b, t) + group * call.n;
       for (int64_t i = 0; i < call.n; ++i) {
-        float* pair = room.bc + ((i / kStates) * kChunk + t - from) * 2 * kStates + i % kStates;
+        float* pair = room.bc + ((i / kStates) * chunk() + t - from) * 2 * kStates + i % kStates;
         pair[0] = number(own_b[i]);
         pair[kStates] = number(own_c[i]);
       }
     }
   }
 
-  void chunk(Room& room, float* h, int64_t b, int64_t head, int64_t from, int64_t to) const {
+  void positions(Room& room, float* h, int64_t b, int64_t head, int64_t from, int64_t to) const {
     for (int64_t t = from; t < to; ++t) prepare(room, b, head, t, t - from);
     for (int64_t i = 0; i < tiles(); ++i)
       for (int64_t lane = 0; lane < width(); lane += 16 * kLanes) {
         const int64_t wide = std::min<int64_t>(kLanes, (width() - lane) / 16);
-        kTiles[wide](room.decay, room.input + lane, room.bc + i * kChunk * 2 * kStates,
+        kTiles[wide](room.decay, room.input + lane, room.bc + i * chunk() * 2 * kStates,
                      h + i * kStates * width() + lane, room.y + lane, to - from, width());
       }
     for (int64_t t = from; t < to; ++t)
@@ -216,6 +210,7 @@ int32_t EFFC_AT_LEVEL(ssd_scan)(const SsdScanCall& call) {
   const Ssd<float> wide{call};
   const Ssd<uint16_t> narrow{call};
   const int64_t count = call.batches * call.groups * wide.parts();
+  if (call.parts) return share_of(call.part, call.parts, count, wide);
   return call.is_float ? share(count, call.threads, wide) : share(count, call.threads, narrow);
 }
 
@@ -245,7 +240,7 @@ EFFC_API int32_t effc_ssd_scan(int32_t level, const void* x, int64_t x_batch, in
     return kArguments;
   return body(SsdScanCall{{x, x_batch, x_step}, {dt, dt_batch, dt_step}, {b, b_batch, b_step},
                           {c, c_batch, c_step}, a, d, bias, y, state, live, batches, length, heads, p, groups,
-                          n, least, most, is_float, softplus, threads});
+                          n, least, most, is_float, softplus, threads, 0, 0, 0, nullptr});
 }
 
 EFFC_API int32_t effc_ssd_step(int32_t level, const void* x, int64_t x_batch, const void* dt,

@@ -9,7 +9,7 @@ from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
 from ...compiler.search.branches import Branches, Layers
 from ...compiler.search.candidate import Pool
-from ...compiler.search.goals import budget
+from ...compiler.search.goals import budget, refuse_unreached
 from ...compiler.search.loop import Budget
 from ...compiler.search.saving import Ledger
 from ...compiler.search.single import cut_until_met, foreseen
@@ -66,9 +66,10 @@ class Blocks(Pass):
         return self._likely(skeleton)[1]
 
     def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
-        ledger = Ledger(skeleton)
+        ledger, goal = Ledger(skeleton), self._goal(skeleton)
+        refuse_unreached(self._most(skeleton, goal.of), goal)
         sites = [b.site for b in sorted(mixers(skeleton, self.on), key=lambda b: ledger.branch(b.site, "params"))]
-        return foreseen(skeleton, self._goal(skeleton), sites, lambda now, site: shrink.without_branch(
+        return foreseen(skeleton, goal, sites, lambda now, site: shrink.without_branch(
             now, next(b for b in now.branches if b.site == site)))
 
 

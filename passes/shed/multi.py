@@ -83,6 +83,7 @@ class Multi(Pass):
     on: Selector | None = param("Which blocks may be cut, whole or inside.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
+        self._refuse_absent(program.skeleton)
         search = Search(program, ctx)
         latency = self._latency(program, search)
         goal = self._goal(program.skeleton, latency and latency.total)
@@ -158,13 +159,17 @@ class Multi(Pass):
         if "scans" in self.order and of in OF_MODEL:
             free = [s for s in self._scans(ledger.skeleton) if not any(s.site in b.parts for b in chosen)]
             most += sum(ledger.scan(s, of) for s in free)
-        if not chosen and not sites and "scans" not in self.order:
+        return most
+
+    def _refuse_absent(self, skeleton: Skeleton) -> None:
+        found = {"blocks": branches(skeleton, self.on), "scans": self._scans(skeleton)}
+        if not any(found[kind] if kind in found else self._groups(skeleton, kind) for kind in self.order):
             raise Reject(nothing_to_shed(f"the model has none of {', '.join(self.order)}",
                                          help="name other kinds in `order`, or let it choose among all"))
-        return most
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """As if MLP channels or heads of scans went evenly, and blocks where they don't suffice."""
+        self._refuse_absent(skeleton)
         if isinstance(self.remove, int):
             return skeleton
         goal = self._foreseen(skeleton)

@@ -7,10 +7,10 @@ from ...compiler.amount import Amount
 from ...compiler.context import Context
 from ...compiler.kinds import Lossy, Pass, param
 from ...compiler.program import Program
-from ...compiler.search.goals import budget
+from ...compiler.search.goals import budget, refuse_unreached
 from ...compiler.search.loop import Budget
 from ...compiler.search.saving import Ledger
-from ...compiler.search.scans import Scans
+from ...compiler.search.scans import Scans, all_but_the_last, saved
 from ...compiler.search.single import cut_until_met, foreseen
 from ...compiler.select import scans
 from ...dsl.skeleton import Skeleton
@@ -62,8 +62,12 @@ class Ssm(Pass):
         return self._likely(skeleton)[1]
 
     def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
+        goal, chosen = self._goal(skeleton), scans(skeleton, self.on)
+        most = all_but_the_last([saved(skeleton, s, goal.of) for s in chosen], len(skeleton.scans))
+        refuse_unreached(most, goal)
+
         def without(now: Skeleton, site: str) -> Skeleton | None:
             scan = next(s for s in now.scans if s.site == site)
             return shrink.without_scan(now, scan) if len(now.scans) > 1 else None
 
-        return foreseen(skeleton, self._goal(skeleton), [s.site for s in scans(skeleton, self.on)], without)
+        return foreseen(skeleton, goal, [s.site for s in chosen], without)

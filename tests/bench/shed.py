@@ -4,12 +4,14 @@
 
 Searches are racing ones, scored on rows of calib.txt; perplexity is measured on rows of heldout.txt, which nothing
 learns from or decides by. The cost of a search is told in forwards of layers, and as a share of those that whole
-models for every candidate would take. Latency is the median of a prefill of 256 tokens and of a decoded token, batch 1, one
-thread, original and result taking turns step by step. `--heal` trains each result for some steps, to compare parts of
-about equal latency after that. Seed 0.
+models for every candidate would take. Latency is the median of a prefill of 256 tokens and of a decoded token, batch 1,
+one thread, scans on effc's kernels as `effc.load` runs them, original and result taking turns step by step. `--heal`
+trains all weights of each result for some steps on calib.txt, half of the loss by the original's predictions. A second
+table reads each kind's points, joined by lines, at equal latency and at equal size. Seed 0.
 """
 
 import argparse
+import itertools
 import math
 import tempfile
 import time
@@ -29,6 +31,7 @@ STEPS = {
     "all kinds": [f"shed.multi(remove: {what}, {SCORED})" for what in (
         "5% of params", "10% of params", "20% of params", "20% of flops", "8")],
 }
+SHARES = {"prefill": (0.9, 0.75, 0.6, 0.5), "params": (0.95, 0.9, 0.8, 0.7)}
 RECIPE = """effspec 1
 model base    = zoo("{model}")
 data  calib   = text("{texts}/calib.txt", length: 128)
@@ -61,7 +64,7 @@ def build_of(folder: Path, model: str, step: str, heal: int):
     from effc.compiler.pipeline import Build
 
     recipe = folder / "shed.effspec"
-    fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4)\n" if heal else ""
+    fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4, distill: 50%)\n" if heal else ""
     recipe.write_text(RECIPE.format(model=model, texts=TEXTS, step=step, heal=fit))
     session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
     (plan,) = api.plans(session)
@@ -91,6 +94,7 @@ def in_turns(metric, models) -> list[float]:
 
 def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
     from effc.compiler.progress import Recorded
+    from effc.compiler.scans.quick import quicken
     from effc.dsl.values import MetricRef
 
     build = build_of(folder, model, step, heal)
@@ -101,6 +105,7 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     build.step(build.plan.stages[0])
     seconds = time.perf_counter() - started
     program = build.reach(build.plan.stages[0].key)
+    quicken(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
     times = [in_turns(build.ctx.metric(ref), (original, program.model))
              for ref in (MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50"))]
@@ -135,8 +140,31 @@ def plotted(points: list[Point], base: float, width: int = 60, height: int = 14)
                       f"  {legend}"])
 
 
+def at_equal(points: list[Point], base: float, axis: str, shares: tuple[float, ...]) -> str:
+    """Perplexity after shedding and after healing, of each kind where it reaches a share of the original's `axis`."""
+    rows = [f"  perplexity at equal {axis:<12}" + "".join(f"{share:>18.0%}" for share in shares)]
+    for kind in STEPS:
+        own = [p for p in points if p.kind == kind]
+        if own:
+            told = [_read(own, base, axis, share) for share in shares]
+            rows.append(f"  {kind:<32}" + "".join(f"{cell:>18}" for cell in told))
+    return "\n".join(rows)
+
+
+def _read(points: list[Point], base: float, axis: str, share: float) -> str:
+    known = sorted([(1.0, math.log(base), math.log(base)), *(
+        (getattr(p, axis), math.log(p.perplexity), math.log(p.healed or math.nan)) for p in points)])
+    for low, high in itertools.pairwise(known):
+        if low[0] <= share <= high[0] and low[0] < high[0]:
+            part = (share - low[0]) / (high[0] - low[0])
+            shed, healed = (math.exp(a + part * (b - a)) for a, b in zip(low[1:], high[1:], strict=True))
+            return f"{shed:.1f}" if math.isnan(healed) else f"{shed:.1f} -> {healed:.1f}"
+    return "-"
+
+
 def main() -> None:
     from effc.compiler.fingerprint import machine
+    from effc.compiler.scans.quick import quicken
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["tiny-mamba2", "tiny-hybrid"])
@@ -150,6 +178,7 @@ def main() -> None:
         for model in args.models:
             build = build_of(Path(folder), model, STEPS["scans"][0], 0)
             original = build.reach(build.plan.identity).model
+            quicken(original)
             base, points = perplexity(original, build.ctx), []
             print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")
             print(line.format("step", "params", "prefill", "decode", "perplexity", "healed", "s", "forwards", "of naive"))
@@ -161,6 +190,8 @@ def main() -> None:
                                       f"{p.decode:.0%}", f"{p.perplexity:.2f}", f"{p.healed:.2f}" if p.healed else "",
                                       f"{p.seconds:.0f}", f"{p.forwards:.0f}", f"{p.forwards / p.naive:.0%}"), flush=True)
             print(plotted(points, base))
+            for axis, shares in SHARES.items():
+                print(at_equal(points, base, axis, shares))
 
 
 if __name__ == "__main__":

@@ -140,6 +140,26 @@ BAD = {
 }
 
 
+CUDA_ONLY = """import effc_test_cuda_scan
+from transformers import PretrainedConfig, PreTrainedModel
+class Config(PretrainedConfig):
+    model_type = "mine"
+class Model(PreTrainedModel):
+    config_class = Config
+"""
+
+
+def test_code_that_needs_a_package_which_is_not_here_is_the_environments(effc, here):
+    reconfigured(here, **CUSTOM)
+    (here / "model" / "mine.py").write_text(CUDA_ONLY)
+    run = effc("compile", "r.effspec", "--no-progress", "--trust-remote-code")
+    assert (run.code, run.out) == (5, "") and run.err.startswith("error[model-code]: "), run.err
+    assert "effc_test_cuda_scan" in run.err and "on CUDA alone" in run.err and PLACES["model"] in run.err
+    (here / "model" / "mine.py").write_text(CUDA_ONLY.replace("import effc_test_cuda_scan", "1 / 0"))
+    run = effc("compile", "r.effspec", "--no-progress", "--trust-remote-code")
+    assert run.code == 5 and "raises ZeroDivisionError" in run.err and "--debug" in run.err
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_with_a_model_or_a_text_is_told_at_its_place(effc, here, name):
     damage, code, place, slug, fact, remedy = BAD[name]

@@ -1,10 +1,16 @@
 """An edited model is one that torch can compile and export."""
 
+import pytest
 import torch
+from effc.compiler.artifacts.exported import read
+from effc.compiler.artifacts.verify import verify
 from effc.compiler.rewrite import Rewriter
+from effc.compiler.targets.pt2 import Pt2
 from effc.compiler.tracing.capture import capture
+from effc.dsl.diagnostics import Reject
 
-from tests import tiny
+from tests import mixers, tiny
+from tests.recipes_in_memory import context_of, recipe_of
 
 ROUNDING = 1e-4     # sums in another order, logits of size about 5, float32
 
@@ -21,3 +27,31 @@ def test_a_model_with_an_edited_layer_compiles_and_exports():
     assert torch.allclose(exported(**given, use_cache=False).logits, expected, atol=ROUNDING)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(**given, use_cache=False).logits, expected, atol=ROUNDING)
+
+
+def emitted(tmp_path, model):
+    target, folder = Pt2(path="exported"), tmp_path / "exported"
+    folder.mkdir()
+    target.emit(capture(model), folder, context_of(tmp_path, model, recipe_of([])))
+    return folder, target
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_program_of_a_language_model_holds_for_other_lengths_masks_and_positions(tmp_path, name):
+    model = tiny.model(name)
+    folder, target = emitted(tmp_path, model)
+    checks = verify(folder, model, target.forms())
+    assert [c.what.partition(": ")[2] for c in checks] == ["logits of a batch", "logits of a left-padded batch"]
+    ids = torch.arange(3, 33)[None]
+    assert torch.allclose(read(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
+
+
+def test_another_model_than_the_one_in_memory_is_found(tmp_path):
+    folder, target = emitted(tmp_path, tiny.model("llama"))
+    with pytest.raises(Reject, match="logits of a left-padded batch differ by"):
+        verify(folder, tiny.model("llama", seed=1), target.forms())
+
+
+def test_a_model_whose_program_would_hold_for_few_tokens_only_is_refused(tmp_path):
+    with pytest.raises(Reject, match="for prompts of few tokens only"):
+        emitted(tmp_path, mixers.model("mamba2"))

@@ -11,6 +11,7 @@ import torch
 from effc.compiler import api
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.cache import Cache
+from effc.compiler.journal import Journal
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny
@@ -83,23 +84,31 @@ def test_killed_ten_times_anywhere_a_compile_goes_on_to_the_same_bytes(recipe):
     assert compiled(recipe, "killed")[0] == whole
 
 
-def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe):
+def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeypatch):
     session = api.session(recipe, cache_dir=recipe.parent / "cache", threads=1)
     (plan,) = api.plans(session)
     work = Cache(session.settings.cache_dir).work(plan.stages[0].key)
+    computed, remember = [], Journal.remember
+
+    def dying(self, key, compute):
+        value = remember(self, key, compute)
+        if self.path == work / "scores.jsonl" and len(self.known) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    def watched(self, key, compute):
+        return remember(self, key, lambda: computed.append((self.path, key)) or compute())
+
     process = os.fork()
     if process == 0:
+        Journal.remember = dying
         compiled(recipe, "x", cache_dir=recipe.parent / "cache")
         os._exit(0)
-    journal = work / "scores.jsonl"
-    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
-        time.sleep(0.005)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    assert journal.exists(), "the child was killed too late for this test to say anything"
-    known = journal.read_bytes().splitlines(keepends=True)[:3]
-    journal.write_bytes(b"".join(known))
+    assert os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    scored = {(work / "scores.jsonl", key) for key in Journal(work / "scores.jsonl").known}
+    monkeypatch.setattr(Journal, "remember", watched)
     compiled(recipe, "x", cache_dir=recipe.parent / "cache")
+    assert len(scored) == 3 and computed and not scored & set(computed)
     assert not work.exists()                                         # finished: its scratch is gone
 
 

@@ -96,6 +96,50 @@ def gpt2(kernel: str = "dense_linear", layers: int = 2, hidden: int = 40, heads:
     return b
 
 
+def mamba2(hidden: int = 40, heads: int = 6, p: int = 18, groups: int = 2, n: int = 21, vocabulary: int = 60,
+           layers: int = 2, k: int = 4, seed: int = 2) -> Built:
+    """Mamba-2 mixers with heads, channels and states that fill no vector."""
+    b = Built("dense_linear", seed)
+    inner, bc = heads * p, groups * n
+    x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
+    for _ in range(layers):
+        both = b.linear(b.norm(x), 2 * inner + 2 * bc + heads)
+        at, parts = 0, []
+        for width in (inner, inner + 2 * bc, heads):
+            parts.append(b.step("columns", width, x=both, start=at, block=width, stride=0, count=1))
+            at += width
+        mixed = b.step("convolve", inner + 2 * bc, x=parts[1], filters=b.random(k, inner + 2 * bc, scale=0.5),
+                       bias=b.random(inner + 2 * bc, scale=0.1), silu=True)
+        own, left, right = (b.step("columns", width, x=mixed, start=start, block=width, stride=0, count=1)
+                            for start, width in ((0, inner), (inner, bc), (inner + bc, bc)))
+        rates = b.random(heads)
+        b.weights[rates] = -b.weights[rates].exp()
+        y = b.step("ssd", inner, x=own, dt=parts[2], b=left, c=right, heads=heads, head_dim=p, groups=groups, states=n,
+                   rates=rates, skip=b.random(heads), bias=b.random(heads), softplus=True, least=0.001, most=1.5)
+        gate = b.step("act", inner, x=parts[0], kind="silu")
+        x = b.step("add", hidden, x=x, y=b.linear(b.norm(b.step("mul", inner, x=y, y=gate)), hidden))
+    b.linear(b.norm(x), vocabulary)
+    return b
+
+
+def mamba(hidden: int = 40, channels: int = 70, n: int = 5, vocabulary: int = 60, layers: int = 2, k: int = 3,
+          seed: int = 3) -> Built:
+    b = Built("dense_linear", seed)
+    x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
+    for _ in range(layers):
+        inner = b.norm(x)
+        mixed = b.step("convolve", channels, x=b.linear(inner, channels), filters=b.random(k, channels), bias=None,
+                       silu=False)
+        rates = b.random(channels, n)
+        b.weights[rates] = -b.weights[rates].exp()
+        y = b.step("selective", channels, x=mixed, dt=b.linear(mixed, channels), b=b.linear(mixed, n),
+                   c=b.linear(mixed, n), gate=b.linear(inner, channels), states=n, rates=rates,
+                   skip=b.random(channels), bias=b.random(channels), softplus=True)
+        x = b.step("add", hidden, x=x, y=b.linear(y, hidden))
+    b.linear(b.norm(x), vocabulary)
+    return b
+
+
 def wanted_logits(built: Built, ids: list[int]) -> torch.Tensor:
     """The logits [tokens, vocabulary] of one sequence, all tokens at once."""
     found: dict[int, torch.Tensor] = {}
@@ -168,9 +212,45 @@ def _attention(step, found, weights, ids):
     return weighted.transpose(0, 1).flatten(-2)
 
 
+def _convolve(step, found, weights, ids):
+    x, filters = found[step["x"]], weights[step["filters"]]
+    seen = F.pad(x, (0, 0, len(filters) - 1, 0))
+    y = sum(seen[i:i + len(x)] * row for i, row in enumerate(filters))
+    y = y if step["bias"] is None else y + weights[step["bias"]]
+    return F.silu(y) if step["silu"] else y
+
+
+def _time_steps(step, found, weights):
+    dt = found[step["dt"]] if step["bias"] is None else found[step["dt"]] + weights[step["bias"]]
+    return F.softplus(dt) if step["softplus"] else dt
+
+
+def _ssd(step, found, weights, ids):
+    heads, groups = step["heads"], step["groups"]
+    dt = _time_steps(step, found, weights).clamp(step["least"], step["most"])[..., None]             # [t, h, 1]
+    x = found[step["x"]].unflatten(-1, (heads, -1))
+    b, c = (found[step[key]].unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, 1) for key in "bc")
+    h, out = torch.zeros(*x.shape[1:], step["states"]), []
+    for t in range(len(ids)):
+        h = (dt[t] * weights[step["rates"]][:, None]).exp()[..., None] * h + (dt[t] * x[t])[..., None] * b[t][:, None]
+        out.append((h * c[t][:, None]).sum(-1))
+    skipped = 0 if step["skip"] is None else weights[step["skip"]][:, None] * x
+    return (torch.stack(out) + skipped).flatten(1)
+
+
+def _selective(step, found, weights, ids):
+    x, b, c = (found[step[key]] for key in ("x", "b", "c"))
+    dt, h, out = _time_steps(step, found, weights), torch.zeros(x.shape[1], step["states"]), []
+    for t in range(len(ids)):
+        h = (dt[t][:, None] * weights[step["rates"]]).exp() * h + (dt[t] * x[t])[:, None] * b[t]
+        out.append(h @ c[t])
+    y = torch.stack(out) + (0 if step["skip"] is None else weights[step["skip"]] * x)
+    return y if step["gate"] is None else y * F.silu(found[step["gate"]])
+
+
 _BY_OP = {
     "embedding": _embedding, "norm": _norm, "linear": _linear, "columns": _columns, "rotary": _rotary,
-    "attention": _attention,
+    "attention": _attention, "convolve": _convolve, "ssd": _ssd, "selective": _selective,
     "positions": lambda s, f, w, ids: w[s["table"]].float()[:len(ids)],
     "join": lambda s, f, w, ids: torch.cat([f[r] for r in s["from"]], -1),
     "act": lambda s, f, w, ids: ACTS[s["kind"]](f[s["x"]]),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from effc.kernels import levels
 from effc.kernels.native import KernelError
 from effc.kernels.sampling import Sampler
 from hypothesis import given, settings
@@ -39,6 +40,32 @@ def test_only_tokens_that_transformers_keeps_are_drawn_and_all_of_them(seed, tem
     assert not counts[kept == 0].any()
     spread = (kept * (1 - kept) / 600).sqrt()
     assert ((counts / 600 - kept).abs() <= 5 * spread + 2 / 600).all()     # five deviations: 1 in 10**6 draws
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), spread=st.sampled_from([0.01, 1.0, 6.0]), top_k=st.sampled_from([0, 3, 300]),
+       top_p=st.sampled_from([0.05, 0.9, 1.0]), coarse=st.booleans())
+def test_of_a_wide_vocabulary_the_same_tokens_are_drawn_at_every_level(seed, spread, top_k, top_p, coarse):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3001, generator=generator) * spread
+    logits = logits.bfloat16().float() if coarse else logits           # many are equal
+    tokens = torch.randint(0, 3001, (9,), generator=generator)
+    kept = filtered(logits, tokens, 0.9, top_k, top_p, 1.2)
+    drawn = set()
+    for name in levels.available():
+        sampler = Sampler(0.9, top_k, top_p, 1.2, seed)
+        with levels.forced(name):
+            drawn.add(tuple(sampler.choose(logits, tokens) for _ in range(20)))
+            assert Sampler(0.0).choose(logits) == int(logits.argmax())
+    (row,) = drawn
+    # Of equals at the border of top_p transformers keeps others: as likely, and as many.
+    assert kept[list(row)].all() or coarse
+    assert logits_of(row, logits, tokens).min() >= logits_of(kept.nonzero()[:, 0], logits, tokens).min() - 1e-6
+
+
+def logits_of(chosen, logits, tokens):
+    penalised = RepetitionPenaltyLogitsProcessor(1.2)(tokens[None], logits[None].clone())[0]
+    return penalised[torch.as_tensor(chosen)]
 
 
 def test_temperature_zero_takes_the_first_of_the_most_likely():

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("test_packed.py", "test_linear.py", "test_attention.py", "test_scan.py", "test_engine.py",
-         "test_engine_input.py", "test_sampling.py")
+         "test_engine_input.py", "test_engine_states.py", "test_sampling.py")
 
 
 def runtime(name: str) -> str:

@@ -27,6 +27,8 @@ class Naive:
         self.plan, self.rounded = plan, rounded
         self.weights = {n: unpacked(w) if w.dtype == torch.uint8 else w.float() for n, w in weights.items()}
         self.caches: dict[int, dict[int, list[tuple[Tensor, Tensor]]]] = {}
+        self.lengths: dict[int, int] = {}
+        self.states: dict[tuple[int, int], Tensor] = {}
 
     def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[bool]) -> Tensor:
         """Logits [wanted, vocabulary]; each token extends its sequence by one position."""
@@ -34,12 +36,14 @@ class Naive:
         return torch.stack([row for row, asked in zip(found, wanted, strict=True) if asked])
 
     def length(self, sequence: int) -> int:
-        slots = self.caches.get(sequence, {})
-        return len(slots[0]) if slots else 0
+        return self.lengths.get(sequence, 0)
 
     def forget(self, sequence: int, length: int) -> None:
+        assert length in (0, self.length(sequence)) or not self.states, "a state can't be cut back"
         for slot in self.caches.get(sequence, {}).values():
             del slot[length:]
+        self.lengths[sequence] = length
+        self.states = {key: state for key, state in self.states.items() if length or key[0] != sequence}
 
     def _token(self, token: int, sequence: int) -> Tensor:
         position = self.length(sequence)
@@ -49,6 +53,7 @@ class Naive:
             out = getattr(self, f"_{step['op']}")(step, x, registers, token, position, sequence)
             assert out.shape == (self.plan["registers"][step["to"]],), f"{step} made {tuple(out.shape)}"
             registers[step["to"]] = out
+        self.lengths[sequence] = position + 1
         return registers[self.plan["logits"]]
 
     def _embedding(self, step, x, registers, token, position, sequence):
@@ -106,6 +111,39 @@ class Naive:
             sink = torch.tensor([]) if step["sinks"] is None else self.weights[step["sinks"]][head : head + 1]
             out.append(torch.cat([scores, sink]).softmax(0)[: len(scores)] @ v[:, head // group])
         return torch.cat(out)
+
+    def _convolve(self, step, x, registers, token, position, sequence):
+        filters = self.weights[step["filters"]]
+        seen = torch.cat([self._state(step, sequence, len(filters) - 1, len(x)), x[None]])
+        self.states[sequence, step["to"]] = seen[1:]
+        y = (seen * filters).sum(0) + (0 if step["bias"] is None else self.weights[step["bias"]])
+        return F.silu(y) if step["silu"] else y
+
+    def _ssd(self, step, x, registers, token, position, sequence):
+        heads, groups = step["heads"], step["groups"]
+        dt = self._time_steps(step, registers).clamp(step["least"], step["most"])
+        x = x.view(heads, -1)
+        b, c = (registers[step[key]].view(groups, -1).repeat_interleave(heads // groups, 0) for key in "bc")
+        h = self._state(step, sequence, *x.shape, step["states"])
+        h = (dt * self.weights[step["rates"]]).exp()[:, None, None] * h + (dt[:, None] * x)[..., None] * b[:, None]
+        self.states[sequence, step["to"]] = h
+        y = (h * c[:, None]).sum(-1)
+        return (y if step["skip"] is None else y + self.weights[step["skip"]][:, None] * x).reshape(-1)
+
+    def _selective(self, step, x, registers, token, position, sequence):
+        dt, b, c = self._time_steps(step, registers), registers[step["b"]], registers[step["c"]]
+        h = self._state(step, sequence, len(x), step["states"])
+        h = (dt[:, None] * self.weights[step["rates"]]).exp() * h + (dt * x)[:, None] * b
+        self.states[sequence, step["to"]] = h
+        y = h @ c + (0 if step["skip"] is None else self.weights[step["skip"]] * x)
+        return y if step["gate"] is None else y * F.silu(registers[step["gate"]])
+
+    def _state(self, step, sequence, *shape):
+        return self.states.get((sequence, step["to"]), torch.zeros(shape))
+
+    def _time_steps(self, step, registers):
+        dt = registers[step["dt"]] + (0 if step["bias"] is None else self.weights[step["bias"]])
+        return F.softplus(dt) if step["softplus"] else dt
 
     def _act(self, step, x, registers, token, position, sequence):
         return ACTS[step["kind"]](x)

@@ -11,7 +11,7 @@ from effc.compiler.tracing.capture import capture
 from effc.kernels.engine import Engine
 
 from tests import tiny
-from tests.native.test_plans import NATIVE, halved, rows_of
+from tests.native.test_plans import NATIVE, STATEFUL, halved, made, rows_of
 
 torch.set_num_threads(1)
 SHARE = 2**-4            # of the largest logit
@@ -30,9 +30,9 @@ def assert_near(found, wanted, share=SHARE):
     assert float((found - wanted).abs().max()) <= share * float(wanted.abs().max())
 
 
-@pytest.fixture(scope="module", params=NATIVE)
+@pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL))
 def pair(request):
-    model = halved(tiny.model(request.param))
+    model = made(request.param)
     return model, native_of(model)
 
 

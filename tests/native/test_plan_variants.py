@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from effc.compiler.lowering.lowered import KernelLinear
+from effc.compiler.lowering.lowered import KernelLinear, params
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import write
+from effc.compiler.rewrite import Rewriter
+from effc.compiler.scans.scanless import drop_scan
 from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 from effc.kernels.native import KernelError
 from effc.kernels.packed_linear import unpacked
 
-from tests import tiny
-from tests.native.test_plans import ATOL, halved, naive, rows_of
+from tests import mixers, tiny
+from tests.native.test_plans import ATOL, halved, made, naive, rows_of
 from tests.passes.test_prune import SCORE, pruned
 
 torch.set_num_threads(1)
@@ -77,12 +79,31 @@ def _without_blocks(tmp_path, name):
 
 
 def _without_layer(name):
-    from effc.compiler.rewrite import Rewriter
-
     program = capture(tiny.model(name))
     with Rewriter(program) as rewriter:
         rewriter.drop_layer(list(program.units)[1])
     return program
+
+
+@pytest.mark.parametrize("name", ["mamba2", "mamba", "bamba"])
+def test_a_mixer_without_its_scan_convolves_and_that_is_all(name):
+    model = made(name)
+    program = capture(model)
+    with Rewriter(program) as rewrite:
+        drop_scan(program, rewrite, program.skeleton.scans[0])
+    engine = naive(program)
+    ops = [s["op"] for s in engine.plan["steps"]]
+    assert ops.count("convolve") == ops.count("ssd") + ops.count("selective") + 1
+    assert_same(model, engine)
+
+
+def test_a_hybrid_whose_experts_are_one_mlp_runs():
+    assert_same(*_pair(mixers.model("granitemoehybrid", num_local_experts=0)))
+
+
+def _pair(model):
+    model = halved(model)
+    return model, naive(capture(model))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
@@ -120,6 +141,26 @@ def test_lowered_layers_keep_their_packed_weights():
         if isinstance(module, KernelLinear):
             assert tensor.data_ptr() == module.packed.data_ptr()
     assert sum(isinstance(m, KernelLinear) for m in own.values()) == 12
+
+
+def test_a_tied_head_that_was_lowered_is_counted_once_and_holds_the_embedding_too():
+    model, same = (halved(tiny.model("llama", tie_word_embeddings=True)) for _ in range(2))
+    whole = params(model)
+    model.lm_head = KernelLinear.of(model.lm_head, "dense_linear")
+    assert params(model) == whole
+    plan = Reader(capture(model), "bf16").read()
+    (embedding,) = [s for s in plan.steps if s["op"] == "embedding"]
+    assert embedding["table"] == "lm_head.weight"
+    assert_same(same, naive(capture(model)))
+    model.lm_head = KernelLinear.of(halved(tiny.model("llama", seed=1)).lm_head, "dense_linear")     # other numbers
+    (embedding,) = [s for s in Reader(capture(model), "bf16").read().steps if s["op"] == "embedding"]
+    assert embedding["table"] != "lm_head.weight"
+
+
+def test_int8_changes_weights_and_no_step():
+    program = capture(halved(tiny.model("gemma2", tie_word_embeddings=False)))
+    plans = [Reader(program, weights).read().to_json() for weights in ("bf16", "int8")]
+    assert plans[0] == plans[1]
 
 
 def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():

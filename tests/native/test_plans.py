@@ -2,17 +2,23 @@
 
 import pytest
 import torch
+from effc.compiler.artifacts.verify_child import own_positions
 from effc.compiler.native.reader import Reader
 from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 
-from tests import tiny
+from tests import mixers, tiny
 from tests.native.naive import Naive
 
 torch.set_num_threads(1)
 ATOL = 2e-4      # of logits of a few units: float32 sums in other orders, over three layers
 NATIVE = (*tiny.NAMES, "smollm3", "olmo2", "cohere", "granite", "glm4", "nemotron", "ministral", "stablelm",
           "starcoder2", "phi", "exaone4")
+STATEFUL = ("mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "falcon_h1", "nemotron_h")
+
+
+def made(name):
+    return halved(mixers.model(name))
 
 
 def halved(model):
@@ -25,15 +31,15 @@ def naive(program, **options):
     return Naive(plan.to_json(), {name: entry.make() for name, entry in plan.used().items()}, **options)
 
 
-@pytest.fixture(scope="module", params=NATIVE)
+@pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL))
 def pair(request):
-    model = halved(tiny.model(request.param))
+    model = made(request.param)
     return model, naive(capture(model))
 
 
 def rows_of(model, ids, mask):
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+        return model(input_ids=ids, attention_mask=mask, **own_positions(model, mask)).logits
 
 
 def test_a_plan_computes_the_logits_of_its_model_for_sequences_of_different_lengths(pair):
@@ -49,7 +55,7 @@ def test_a_plan_computes_the_logits_of_its_model_for_sequences_of_different_leng
         assert torch.allclose(found, wanted[rows, column], atol=ATOL, rtol=1e-4)
 
 
-REFUSED = {"mixtral": "MixtralTopKRouter", "mamba": "MambaMixer", "bloom": "BloomAttention", "gpt_neo": "GPTNeoSelfAttention"}
+REFUSED = {"mixtral": "MixtralTopKRouter", "bloom": "BloomAttention", "gpt_neo": "GPTNeoSelfAttention"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -10,7 +10,7 @@ from effc.compiler.edits import Edits, load_weights, replay, weights_of
 from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.opened import origin_of
 from effc.compiler.rewrite import Rewriter
-from effc.compiler.scans import quick, steps
+from effc.compiler.scans import pieces, quick, steps
 from effc.compiler.scans.quick import MARK, as_library, is_quick, quicken, scans, slowed
 from effc.compiler.scans.scanless import drop_scan
 from effc.compiler.search.widths import slice_out
@@ -71,6 +71,61 @@ def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
     quicken(model)
     generated(model)
     assert {steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
+
+
+PIECES = {name: step and {steps.selective: pieces.selective, steps.ssd: pieces.ssd}[step] for name, step in STEPS.items()}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_long_padded_prefill_goes_by_pieces_and_is_decoded_from(name, monkeypatch):
+    model = mixers.model(name)
+    quick = copy.deepcopy(model)
+    quicken(quick)
+    sizes = []
+    monkeypatch.setattr(pieces, "ROWS", 120)
+    monkeypatch.setattr(pieces, "over", recorded(pieces.over, sizes))
+    ids = torch.randint(3, 128, (3, 101), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[0, :70] = mask[2, :3] = 0
+    with torch.no_grad():
+        for rows in (ids, ids[:1]):
+            a, b = (each(rows, attention_mask=mask[: len(rows)], use_cache=True) for each in (model, quick))
+            assert close(a.logits[mask[: len(rows)] > 0], b.logits[mask[: len(rows)] > 0])
+            longer = torch.cat([mask[: len(rows)], mask[: len(rows), :1] * 0 + 1], 1)
+            a, b = (each(rows[:, :1], attention_mask=longer, cache=out.cache, use_cache=True).logits
+                    for each, out in ((model, a), (quick, b)))
+            assert close(a, b)
+    assert {pieces._proven[quick.get_submodule(path)] for path in scans(quick)} == {PIECES[name]}
+    assert PIECES[name] is None or {34, 101} <= set(sizes)     # three rows of 34 positions; one row at once
+
+
+def recorded(over, sizes: list[int]):
+    def told(family, mixer, hidden, mask, size):
+        sizes.append(size)
+        return over(family, mixer, hidden, mask, size)
+    return told
+
+
+def close(a, b) -> bool:
+    return float((a - b).abs().max()) <= TOLERANCE * max(1.0, float(a.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_a_short_and_a_second_stretch_and_a_listener_get_the_whole_at_once(name):
+    model = mixers.model(name)
+    quick = copy.deepcopy(model)
+    quicken(quick)
+    ids = torch.randint(3, 128, (1, 80), generator=torch.Generator().manual_seed(2))
+    lengths = []
+    (path, *_) = scans(quick)
+    with torch.no_grad():
+        caches = [each(ids[:, :40], use_cache=True).cache for each in (model, quick)]
+        assert close(*(each(ids[:, 40:], cache=c, use_cache=True).logits
+                       for each, c in zip((model, quick), caches, strict=True)))
+        quick.get_submodule(path).in_proj.register_forward_hook(lambda _, given, out: lengths.append(given[0].shape[1]))
+        wanted = model(ids, use_cache=False).logits
+        assert close(wanted, quick(ids, use_cache=False).logits)
+    assert lengths == [80]
 
 
 @pytest.mark.parametrize("name", ["falcon_h1", "zamba"])

@@ -4,10 +4,7 @@ import copy
 import hashlib
 import json
 import math
-import os
-import random
 import shutil
-import signal
 import sys
 import time
 
@@ -26,6 +23,7 @@ from effc.dsl.values import DataRef, Ratio, Selector
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.killing import kill_often
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 from tests.worlds import defaults
 
@@ -331,16 +329,9 @@ def test_killed_many_times_a_compile_goes_on_to_the_same_bytes(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 60, lr: 1e-2, save: 3)")
     started = time.monotonic()
     whole = stepped(recipe, "whole")
-    span, moments, kills = time.monotonic() - started, random.Random(4), 0
-    for _ in range(6):
-        process = os.fork()
-        if process == 0:
-            stepped(recipe, "killed")
-            os._exit(0)
-        time.sleep(moments.uniform(0.2, 0.8) * span)
-        os.kill(process, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
-    assert kills >= 2 and stepped(recipe, "killed") == whole
+    kill_often(lambda: stepped(recipe, "killed"), lambda: shutil.rmtree(tmp_path / "killed"),
+               time.monotonic() - started, seed=4, times=2)
+    assert stepped(recipe, "killed") == whole
 
 
 def test_plan_tells_what_training_takes(tmp_path):

@@ -1,9 +1,7 @@
 """What `tune.heal` trains with: the loss, the schedule, adapters on and off, and a loop that survives kills."""
 
 import copy
-import os
-import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
+from tests.killing import kill_often
 from tests.recipes_in_memory import context_of, recipe_of
 
 ROWS = torch.randint(3, 128, (6, 10), generator=torch.Generator().manual_seed(1))
@@ -273,17 +272,10 @@ def killed_anywhere(folder: Path) -> None:
     started = time.monotonic()
     facts = {"steps": 60, "every": 7, "save": 2}
     whole, course = trained(folder / "whole", **facts)
-    span, moments, kills = time.monotonic() - started, random.Random(3), 0
-    for _ in range(8):
-        process = os.fork()
-        if process == 0:
-            trained(folder / "killed", **facts)
-            os._exit(0)
-        time.sleep(moments.uniform(0.1, 0.6) * span)
-        os.kill(process, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
-    weights, again = trained(folder / "killed", **facts)
-    assert kills >= 3 and equal(weights, whole) and again == course
+    place = folder / "killed"
+    kill_often(lambda: trained(place, **facts), lambda: shutil.rmtree(place), time.monotonic() - started, seed=3)
+    weights, again = trained(place, **facts)
+    assert equal(weights, whole) and again == course
 
 
 def test_killed_anywhere_a_run_goes_on_to_the_same_bits(tmp_path):

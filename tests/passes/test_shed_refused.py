@@ -46,18 +46,27 @@ def test_what_is_impossible_is_refused_by_check_with_a_caret(tmp_path, name, ste
     assert said in f"{found.message} {found.help} {found.note}"
 
 
-def test_a_budget_that_scans_can_not_meet_is_refused_by_plan(tmp_path):
-    made = mixers.model("mamba2")
-    config = {**json.loads(made.config.to_json_string()), "architectures": [type(made).__name__]}
-    (tmp_path / "m.json").write_text(json.dumps(config))
-    save_file({"rows": mixers.rows()}, tmp_path / "rows.safetensors")
-    path = tmp_path / "r.effspec"
-    path.write_text(f'{HEAD}pipeline lean(base) {{\n  s = shed.ssm(remove: 50% of params, {SCORED})\n}}\n'
-                    'emit lean {\n  hf("out")\n}\n')
+def test_more_cuts_than_blocks_are_none_of_the_checks_business(tmp_path):
+    """A cut may be a scan, some heads or some states of one of them."""
+    step = f"shed.multi(remove: 8, {SCORED})"
+    assert checked(tmp_path, "mamba2", step) == []
+    (plan,) = api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
+    assert len(plan.stages) == 1
+
+
+@pytest.mark.parametrize(("name", "step", "slug", "said"), [
+    ("mamba2", f"shed.ssm(remove: 50% of params, {SCORED})", "out-of-reach", "at most 5.4%"),
+    ("mamba2", f"shed.blocks(remove: 90% of params, {SCORED})", "out-of-reach", "at most 55.7%"),
+    ("llama", f"shed.multi(remove: 10% of params, order: [scans], {SCORED})", "nothing-to-shed", "none of scans"),
+    ("llama", f"shed.multi(remove: 3, order: [scans, states], {SCORED})", "nothing-to-shed", "none of scans, states"),
+    ("mamba", f"shed.multi(remove: 10% of flops, order: [scan_heads], {SCORED})", "nothing-to-shed", "scan_heads"),
+])
+def test_what_can_not_be_met_is_refused_by_plan_with_a_caret(tmp_path, name, step, slug, said):
+    assert checked(tmp_path, name, step) == []
     with pytest.raises(Reject) as caught:
-        api.compile(path, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+        api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
     (found,) = caught.value.diagnostics
-    assert found.slug == "out-of-reach" and "at most" in found.message
+    assert found.slug == slug and said in found.message and found.span.text in step
 
 
 def test_items_with_an_entry_in_a_buffer_are_ranked_by_weights_and_take_it_along():

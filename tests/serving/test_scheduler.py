@@ -36,18 +36,21 @@ def tokenizer(folder):
 
 
 class Seen(CachedModel):
-    """Remembers its calls: how many tokens of each sequence. `breaks`: the next call does."""
+    """Remembers its calls: how many tokens of each sequence. `breaks`: the next call does. `odd`: a sequence whose
+    logits are no numbers."""
 
     def __init__(self, model, sequences):
         super().__init__(model, sequences)
-        self.calls, self.breaks = [], False
+        self.calls, self.breaks, self.odd = [], False, None
 
     def run(self, ids, sequences, wanted):
         if self.breaks:
             self.breaks = False
             raise MemoryError("no room")
         self.calls.append({s: sequences.count(s) for s in sequences})
-        return super().run(ids, sequences, wanted)
+        logits = super().run(ids, sequences, wanted)
+        odd = torch.tensor([sequences[at] == self.odd for at in wanted], dtype=torch.bool)
+        return torch.where(odd[:, None], float("nan"), logits) if len(wanted) else logits
 
 
 class Answer(queue.Queue):
@@ -140,6 +143,17 @@ def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):
     last = ask(scheduler, [5, 6, 7], 5)[0].whole()[1]
     assert last.finish == "failed" and last.error == "MemoryError: no room"
     assert ask(scheduler, [5, 6, 7], 5)[0].whole()[0] == wanted and scheduler.alive
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_numbers_end_their_request_and_no_other(scheduler, temperature):
+    first, job = ask(scheduler, [5, 6, 7], 300)
+    first.get(timeout=30)                                        # it has its sequence
+    scheduler._runner.odd = 1 - job.sequence
+    other, _ = ask(scheduler, [8, 9], 5, temperature=temperature)
+    last = other.whole()[1]
+    assert last.finish == "failed" and "NaN" in last.error
+    assert first.whole()[1].count == 300 and scheduler.alive
 
 
 def test_one_that_stops_does_not_wait_for_its_call(model, tokenizer):

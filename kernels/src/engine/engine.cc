@@ -13,6 +13,9 @@ EFFC_TABLE(sparse_linear_part, LinearPart)
 EFFC_TABLE(dense_linear_int8_part, LinearPart)
 EFFC_TABLE(sparse_linear_int8_part, LinearPart)
 EFFC_TABLE(block_sparse_linear_part, LinearPart)
+EFFC_TABLE(causal_conv, CausalConvCall)
+EFFC_TABLE(ssd_scan, SsdScanCall)
+EFFC_TABLE(selective_scan, SelectiveScanCall)
 
 namespace engine {
 
@@ -38,6 +41,9 @@ Engine::Engine(const Plan& plan)
   linear_at_[kDenseInt8] = dense_linear_int8_part_at(plan.level);
   linear_at_[kSparseInt8] = sparse_linear_int8_part_at(plan.level);
   linear_at_[kBlockBf16] = block_sparse_linear_part_at(plan.level);
+  convolve_at_ = causal_conv_at(plan.level);
+  ssd_at_ = ssd_scan_at(plan.level);
+  selective_at_ = selective_scan_at(plan.level);
   few_ = Schedule(plan_, true);
   many_ = Schedule(plan_, false);
   reserve();
@@ -45,7 +51,7 @@ Engine::Engine(const Plan& plan)
 }
 
 void Engine::reserve() {
-  if (!cache_.reserve(plan_)) throw std::bad_alloc();
+  if (!cache_.reserve(plan_) || !states_.reserve(plan_)) throw std::bad_alloc();
   for (int32_t slot = 0; slot < plan_.slot_count; ++slot) {
     rooms_.emplace_back();
     for (int64_t i = 0; i < cache_.sequences(); ++i) rooms_.back().push_back(cache_.slot(i, slot));
@@ -57,6 +63,7 @@ void Engine::reserve() {
     for (int part = 0; part <= plan_.threads; ++part)
       bounds_.back().push_back(Share::bound(packed, part, plan_.threads));
   }
+  turn_rates();
   look_ahead(few_, few_soon_);
   look_ahead(many_, many_soon_);
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
@@ -129,15 +136,19 @@ int32_t Engine::run(const Tokens& tokens, float* logits) {
   for (int64_t i = 0; i < plan_.sequences; ++i) before[i] = cache_.length(i);
   const int32_t status = all_chunks(tokens, logits);
   for (int64_t i = 0; status && i < plan_.sequences; ++i) cache_.forget(i, before[i]);
+  states_.settle(status == kOk);
   return status;
 }
 
 int32_t Engine::forget(int64_t sequence, int64_t length) {
   if (sequence < 0 || sequence >= cache_.sequences() || length < 0) return kArguments;
   if (busy_.exchange(true)) return kBusy;
-  cache_.forget(sequence, length);
+  int32_t status = kOk;
+  if (length > 0 && length < cache_.length(sequence) && states_.any()) status = kNoWayBack;
+  if (length == 0) states_.forget(sequence);
+  if (!status) cache_.forget(sequence, length);
   busy_.store(false);
-  return kOk;
+  return status;
 }
 
 void Engine::profile(int64_t (&spent)[kSpents], bool on) {
@@ -156,7 +167,7 @@ void Engine::load(const Tokens& tokens, int64_t from, int64_t until, int64_t& ne
   for (int64_t i = from; i < until; ++i) {
     const int64_t sequence = tokens.sequences[i], position = cache_.length(sequence);
     if (i == from || tokens.sequences[i - 1] != sequence)
-      all_.runs.push_back({i - from, 0, position, sequence});
+      all_.runs.push_back({i - from, 0, position, sequence, states_.move_on(sequence)});
     ++all_.runs.back().count;
     all_.ids.push_back(tokens.ids[i]);
     all_.positions.push_back(position);

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "../linear_call.h"
+#include "../scan_calls.h"
 #include "cache.h"
 #include "schedule.h"
+#include "states.h"
 #include "steps.h"
 #include "threads.h"
 
@@ -49,7 +51,7 @@ class Room {
 };
 
 // What the time of a thread goes into, in nanoseconds.
-enum Spent { kInRows, kInPrepare, kInMultiply, kInAppend, kInAttend, kInWaiting, kSpents };
+enum Spent { kInRows, kInPrepare, kInMultiply, kInAppend, kInAttend, kInScan, kInWaiting, kSpents };
 
 // Lines of memory that a thread will read next, fetched while it waits for the others.
 struct Soon {
@@ -84,6 +86,7 @@ class Engine {
   struct Job;
   struct Turn;
   void reserve();
+  void turn_rates();
   int32_t check(const Tokens& tokens) const;
   int32_t all_chunks(const Tokens& tokens, float* logits);
   void load(const Tokens& tokens, int64_t from, int64_t until, int64_t& next_wanted);
@@ -95,6 +98,12 @@ class Engine {
   void rows(const Turn& turn, const Step& step) const;
   void linear(const Turn& turn, const Task& task) const;
   void attention(const Turn& turn, const Task& task) const;
+  void scan(const Turn& turn, const Step& step) const;
+  void convolve(const Turn& turn, const Step& step, const Run& run, int part) const;
+  void ssd(const Turn& turn, const Step& step, const Run& run, int part) const;
+  void selective(const Turn& turn, const Step& step, const Run& run, int part) const;
+  Rows rows_of(const Turn& turn, int32_t number, const Run& run) const;
+  const float* vector(int32_t weight) const;
   void embed(const Turn& turn, const Step& step) const;
   void carry(const Turn& turn) const;
 
@@ -108,6 +117,8 @@ class Engine {
   std::vector<std::vector<int64_t>> bounds_;  // of each packed weight: the blocks of each thread
   std::vector<std::vector<uint8_t*>> rooms_;  // of each slot: the cache of each sequence
   Cache cache_;
+  States states_;
+  std::vector<std::vector<float>> rates_;  // of each state: A, if a selective scan has it
   int64_t chunk_;
   Room shared_, own_, panels_, pieces_;
   int64_t own_bytes_;
@@ -115,6 +126,9 @@ class Engine {
   int32_t (*rows_at_)(const RowsCall&);
   int32_t (*attend_at_)(const AttendCall&);
   int32_t (*linear_at_[kBlockBf16 + 1])(const LinearPart&);
+  int32_t (*convolve_at_)(const CausalConvCall&);
+  int32_t (*ssd_at_)(const SsdScanCall&);
+  int32_t (*selective_at_)(const SelectiveScanCall&);
   std::unique_ptr<Pool> pool_;
   Batch all_, wanted_;
   std::atomic<bool> busy_{false}, cancelled_{false};

@@ -7,7 +7,7 @@
 
 enum Op : int32_t {
   kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kAct, kAdd, kMul,
-  kScale, kShift, kSoftcap, kAddVector, kMulVector
+  kScale, kShift, kSoftcap, kAddVector, kMulVector, kConvolve, kSsd, kSelective
 };
 enum Norm : int32_t { kRms, kLayer };
 enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu };
@@ -21,19 +21,25 @@ struct Weight {
 
 // What a step does not use is -1 (registers, weights) or 0.
 struct Step {
-  int32_t op, kind;              // kind: a Norm or an Act
-  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles
-  int32_t weight, bias;          // embedding, positions, angles: weight is the table; attention: the sinks
+  int32_t op, kind;              // kind: a Norm or an Act; of scans whether time steps go through softplus
+  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles; scans: y dt, z B
+  int32_t c, gate;               // registers of scans
+  int32_t weight, bias, skip;    // embedding, positions, angles: weight is the table; attention: the sinks;
+                                 // convolve: the filters; scans: A, and as skip D
   int32_t slot, heads, kv_heads, head_dim, value_dim, window;  // window 0: none
   int32_t start, block, stride, count;                         // columns and place
-  int32_t group, rotary_dim, interleaved, zero;
-  float number, scale, softcap, zeros;  // number: eps, by, at; softcap 0: none
+  int32_t group, rotary_dim, interleaved;
+  int32_t state, states;         // number of the state; of scans how many a channel has. ssd: kv_heads groups
+  float number, scale, softcap, most;  // number: eps, by, at, the least time step; softcap 0: none
 };
-static_assert(sizeof(Step) == 104, "engine_plan.py writes it");
+static_assert(sizeof(Step) == 120, "engine_plan.py writes it");
 
 struct Slot {
   int32_t kv_heads, head_dim, value_dim, zero;
 };
+
+// Steps that keep a state of each sequence, which stands for all tokens before.
+inline bool has_state(const Step& step) { return step.op >= kConvolve; }
 
 struct Plan {
   const Step* steps;

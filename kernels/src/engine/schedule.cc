@@ -13,9 +13,9 @@ Schedule::Schedule(const Plan& plan, bool mirrored) : mirrored(mirrored) {
   lay_views(plan);
   const auto fresh = buffers;
   tail = 0;
-  order(plan);  // once to learn where the last attention is
+  order(plan);  // once to learn where the last attention or scan is
   const auto attends = [](const std::vector<Task>& level) {
-    return std::any_of(level.begin(), level.end(), [](const Task& t) { return t.work == Work::kAttend; });
+    return std::any_of(level.begin(), level.end(), [](const Task& t) { return t.work >= Work::kAttend; });
   };
   const auto last = std::find_if(levels.rbegin(), levels.rend(), attends);
   tail = static_cast<int32_t>(levels.rend() - last);
@@ -54,6 +54,8 @@ void Schedule::order(const Plan& plan) {
       add_linear(plan, i);
     } else if (step.op == kAttention) {
       add_attention(plan, i);
+    } else if (has_state(step)) {
+      add_scan(plan, i);
     } else {
       int32_t level = 0;
       for (int32_t from : {step.x, step.y}) level = std::max(level, ready(from, true));
@@ -133,6 +135,17 @@ void Schedule::add_attention(const Plan& plan, int32_t number) {
   use(step.y, appended);
   use(step.z, appended);
   add(Work::kAttend, number, -1, level);
+  make(step.to, level, false);
+}
+
+// All threads take some channels or heads of all rows.
+void Schedule::add_scan(const Plan& plan, int32_t number) {
+  const Step& step = plan.steps[number];
+  const int32_t registers[] = {step.x, step.y, step.z, step.c, step.gate};
+  int32_t level = 0;
+  for (int32_t from : registers) level = std::max(level, ready(from, false));
+  for (int32_t from : registers) use(from, level);
+  add(Work::kScan, number, -1, level);
   make(step.to, level, false);
 }
 

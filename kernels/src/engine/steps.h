@@ -20,6 +20,7 @@ struct RowsCall {
 struct Run {
   int64_t first, count;       // rows
   int64_t position, sequence; // of the first
+  int64_t continued;          // states that this call has moved on already are moved on further
 };
 
 // A piece of an item of attention that several threads share, and how many of them are done.

@@ -4,6 +4,7 @@
 #include <climits>
 
 #include "engine.h"
+#include "turn.h"
 
 namespace engine {
 namespace {
@@ -50,15 +51,6 @@ struct Engine::Job {
   bool alone;                             // thread 0 does the parts of all
   std::atomic<int32_t> stop{INT_MAX};     // the level before which all stop; only thread 0 sets it
   int64_t long_waits = 0, levels = 0;     // of thread 0
-};
-
-// What one thread does in a level. Parts are cut for all threads, whoever does them: the sums are the same.
-struct Engine::Turn {
-  const Schedule& schedule;
-  const Batch& batch;
-  int thread, first_part, last_part;
-  float* logits;
-  int64_t capacity;  // rows that there is memory for
 };
 
 int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
@@ -121,6 +113,7 @@ void Engine::level(const Turn& turn, int32_t number, int64_t* spent) const {
     if (task.work == Work::kRows) rows(turn, steps_[task.step]);
     if (task.work == Work::kPrepare || task.work == Work::kMultiply) linear(turn, task);
     if (task.work == Work::kAppend || task.work == Work::kAttend) attention(turn, task);
+    if (task.work == Work::kScan) scan(turn, steps_[task.step]);
   }
 }
 

@@ -1,0 +1,50 @@
+"""A program's flat graph with its state-space mixers opened: what was one node is the graph of its prefill.
+
+With a cache such a mixer branches on the state that it finds there, so capture keeps it whole. The engine has the
+state in its steps, and reads the mixer as it is without one.
+"""
+
+from typing import Any
+
+from torch import fx
+
+from ..program import Program, argument_names
+from ..scans.opening import Opened, opened
+
+
+def with_mixers_open(program: Program) -> fx.Graph:
+    """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
+    found = opened(program) if program.opaque else {}
+    graph, made = fx.Graph(), {}
+    for node in program.flat.graph.nodes:
+        mixer = found.get(node.target) if node.op == "call_module" else None
+        if mixer is None or mixer.graph is None:
+            made[node] = graph.node_copy(node, made.__getitem__)
+        else:
+            made[node] = _inlined(graph, node, mixer, program, made)
+    return graph
+
+
+def _inlined(graph: fx.Graph, node: fx.Node, mixer: Opened, program: Program, outer: dict[fx.Node, Any]) -> Any:
+    """The mixer's nodes at the end of the graph, on what the one node was given; their value."""
+    names = argument_names(type(program.model.get_submodule(mixer.path)))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    made: dict[fx.Node, Any] = {}
+    for old in mixer.graph.nodes:
+        if old.op == "placeholder":
+            made[old] = given.get(old.target)
+        elif old.op == "output":
+            return fx.map_arg(old.args[0], made.__getitem__)
+        else:
+            made[old] = _copied(graph, old, made, mixer.path)
+    raise AssertionError(f"the graph of {mixer.path} has no output")
+
+
+def _copied(graph: fx.Graph, old: fx.Node, made: dict[fx.Node, Any], path: str) -> fx.Node:
+    new = graph.node_copy(old, made.__getitem__)
+    if new.op in ("call_module", "get_attr"):
+        new.target = f"{path}.{old.target}"
+    new.meta = dict(old.meta)
+    new.meta["scope"] = (path, *(f"{path}.{below}" for below in old.meta.get("scope", ()) if below))
+    return new

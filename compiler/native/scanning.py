@@ -1,0 +1,117 @@
+"""Steps that keep a state of each sequence: convolutions along it, scans of Mamba-1 and Mamba-2, gated norms."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+from transformers.activations import ACT2FN
+
+from . import calls, linears, norms
+from .values import Pending, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+_SILU = ("silu", "swish")
+
+
+class Scanning:
+    """The part of a `Reader` that knows leaf functions of state-space mixers."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def scan(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
+        known = {"mamba2_chunk_scan": self._ssd, "mamba_selective_scan": self._selective}
+        name = calls.name_of(node)
+        if node.op != "call_function" or name not in known:
+            module = node.target if node.op == "call_module" else name
+            raise self.reader.refuse(node, f"`{module}` keeps a state that is none of the engine's")
+        return known[name](node, *args, **kwargs)
+
+    # -- convolutions ----------------------------------------------------------------------------------------
+
+    def convolution(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
+        if calls.name_of(node) == "causal_conv":
+            _, x, weight, bias, activation, _ = args
+            return self._convolution(node, x, weight, bias, activation)
+        return self._convolution(node, *args, **kwargs)
+
+    def _convolution(self, node: fx.Node, x: Any, weight: Any, bias: Any = None, activation: str | None = None,
+                     **_: Any) -> Rows:
+        plain = isinstance(x, Rows) and x.index.dim() == 3 and isinstance(weight, Tensor) and weight.dim() == 2
+        if not plain or weight.shape[0] != x.index.shape[1]:
+            raise self.reader.refuse(node, "a convolution of another form than one filter for each channel")
+        plan, (register, lane) = self.reader.plan, self.reader.register(x)
+        filters = plan.vector(f"{node.name}.filters", weight.mT)
+        shift = None if bias is None else plan.vector(f"{node.name}.bias", bias)
+        silu = activation in _SILU
+        made = self.reader.written("convolve", x.index.shape, lane, x=register, filters=filters, bias=shift,
+                                   silu=silu)
+        return made if silu or activation is None else Rows(made.index, Pending(ACT2FN[activation], (None,)))
+
+    # -- scans -----------------------------------------------------------------------------------------------
+
+    def _ssd(self, node: fx.Node, x: Any, dt: Any, A: Any, B: Any, C: Any, *, D: Any = None, z: Any = None,
+             dt_bias: Any = None, dt_softplus: bool = False, initial_states: Any = None,
+             dt_limit: tuple[float, float] = (0.0, float("inf")), return_final_states: bool = False,
+             **_: Any) -> Rows:
+        rows = all(isinstance(part, Rows) for part in (x, dt, B, C)) and x.index.dim() == B.index.dim() == 4
+        if not rows or z is not None or initial_states is not None or return_final_states or A.dim() != 1:
+            raise self.reader.refuse(node, "a scan of another form than one decay for each head")
+        heads, head_dim = x.index.shape[2:]
+        groups, states = B.index.shape[2:]
+        least, most = map(float, dt_limit)
+        plan, (register, lane) = self.reader.plan, self.reader.register(x)
+        return self.reader.written(
+            "ssd", x.index.shape, lane, x=register, **self._registers(dt=dt, b=B, c=C), heads=heads,
+            head_dim=head_dim, groups=groups, states=states, rates=plan.vector(f"{node.name}.rates", A),
+            **self._vectors(node, skip=D, bias=dt_bias), softplus=bool(dt_softplus), least=max(least, 0.0),
+            most=most if most < float("inf") else None)
+
+    def _selective(self, node: fx.Node, x: Any, dt: Any, A: Any, B: Any, C: Any, *, D: Any = None, z: Any = None,
+                   delta_bias: Any = None, delta_softplus: bool = False, return_last_state: bool = False,
+                   **_: Any) -> Rows:
+        rows = all(isinstance(part, Rows) and part.index.dim() == 3 for part in (x, dt, B, C))
+        if not rows or not (z is None or isinstance(z, Rows)) or return_last_state or A.dim() != 2:
+            raise self.reader.refuse(node, "a scan of another form than a decay for each channel and state")
+        plan, (register, lane) = self.reader.plan, self.reader.register(x)
+        gate = {"gate": None} if z is None else self._registers(gate=z)
+        return self.reader.written(
+            "selective", x.index.shape, lane, x=register, **self._registers(dt=dt, b=B, c=C), **gate,
+            states=A.shape[1], rates=plan.vector(f"{node.name}.rates", A),
+            **self._vectors(node, skip=D, bias=delta_bias), softplus=bool(delta_softplus))
+
+    def _registers(self, **values: Rows) -> dict[str, int]:
+        return {name: self.reader.register(value)[0] for name, value in values.items()}
+
+    def _vectors(self, node: fx.Node, **values: Tensor | None) -> dict[str, str | None]:
+        return {name: None if value is None else self.reader.plan.vector(f"{node.name}.{name}", value)
+                for name, value in values.items()}
+
+    # -- what is around them ---------------------------------------------------------------------------------
+
+    def gated_norm(self, node: fx.Node, module: nn.Module, x: Rows, gate: Rows) -> Rows:
+        found = norms.recognise_gated(module, x.index.shape)
+        if found is None:
+            raise self.reader.refuse(node, f"a {type(module).__name__} is no gated norm that the engine has")
+        opened = Rows(gate.index, Pending(nn.functional.silu, (gate.pending,)))
+        if found.gate_first:
+            x = self.reader.product(node, x, opened)
+        register, lane = self.reader.register(x)
+        gain = self.reader.plan.vector(f"{node.target}.weight", found.gain)
+        made = self.reader.written("norm", x.index.shape, lane, x=register, kind="rms", eps=found.eps,
+                                   group=found.group, weight=gain, bias=None)
+        return made if found.gate_first else self.reader.product(node, made, opened)
+
+    def product(self, node: fx.Node, a: Any, b: Any) -> Rows:
+        """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]."""
+        turned = isinstance(b, Rows)
+        x, matrix = (b, a) if turned else (a, b)
+        if not (isinstance(matrix, Tensor) and matrix.dim() == 2 and isinstance(x, Rows)) or x.index.dim() != 3:
+            raise self.reader.refuse(node, "a product of two values is not among the engine's steps")
+        weight = matrix if turned else matrix.T
+        given = Rows(x.index.mT if turned else x.index, x.pending)
+        # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
+        found = linears.Linear(tuple(weight.shape), None, weight=weight.detach())
+        made = self.reader.linear(node, given, node.name, found, weights="bf16")
+        return Rows(made.index.mT) if turned else made
