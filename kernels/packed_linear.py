@@ -50,9 +50,14 @@ class PackedLinear(Kernel):
     @classmethod
     def native(cls, x, packed, bias, n):
         packing.check(cls.name, packed, n)
-        shape, dtype, k = x.shape, x.dtype, x.shape[-1]
+        shape, dtype = x.shape, x.dtype
+        if not shape:
+            raise native.KernelError("a single number can't be a layer's input")
+        k = shape[-1]
         if dtype not in _FLOATS:
-            x, dtype = x.float(), torch.float32
+            if not dtype.is_floating_point:
+                raise native.KernelError(f"an input of {dtype} is no floating point numbers")
+            return cls.native(x.float(), packed, bias, n).to(dtype)
         stride = k
         if not x.is_contiguous():
             x = x.reshape(-1, k)
@@ -120,6 +125,8 @@ class PackedLinearInt8(PackedLinear):
 def _fit(bias: Tensor, n: int) -> Tensor:
     if bias.shape != (n,):
         raise native.KernelError(f"a bias of shape {list(bias.shape)} does not fit {n} outputs")
+    if not bias.is_cpu:
+        raise native.KernelError(f"the bias lies on {bias.device}, and the kernel runs on the CPU")
     return (bias if bias.dtype in _FLOATS else bias.float()).contiguous()
 
 
