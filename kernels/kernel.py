@@ -10,9 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 OPS = torch.library.Library("effc", "DEF")
 KERNELS: dict[str, type["Kernel"]] = {}
+_compiling, _records, _profiles = torch.compiler.is_compiling, torch.is_grad_enabled, torch.autograd._profiler_enabled
+_functions, _modes, _transform = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack,
+                                  torch._C._functorch.peek_interpreter_stack)
+_traces = torch._C._get_tracing_state
+
+
+def unobserved(x: Tensor) -> bool:
+    """Whether a call on x is nobody's but the caller's: x is plain and on the CPU, and no gradient, mode,
+    transform, trace, compiler or profiler is to learn of it."""
+    return not (_compiling() or _records() or type(x) is not Tensor or not x.is_cpu or _modes() or _functions()
+                or _transform() or _traces() or _profiles())
 
 
 class Kernel(ABC):

@@ -13,6 +13,7 @@ from ...kernels.ops import KERNELS
 from .racing import Contender, copies
 
 EAGER, PREPACKED, DYNAMIC = "torch", "torch pre-packed", "torch int8 dynamic"
+GROUPED = "torch grouped rows"
 
 
 def ours(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
@@ -26,8 +27,8 @@ def ours(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
         return own
 
     held = copies(again, first.numel())
-    op = getattr(torch.ops.effc, kernel).default
-    return Contender(label or kernel, [lambda p=p: op(x, p, None, len(w)) for p in held], first.numel())
+    call, n = KERNELS[kernel].call, len(w)
+    return Contender(label or kernel, [lambda p=p: call(x, p, None, n) for p in held], first.numel())
 
 
 def eager(w: Tensor, x: Tensor) -> Contender:
@@ -81,7 +82,7 @@ def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
     """What a torch user may write for one token: the query heads of a key head as rows."""
     rows = q.view(1, k.shape[1], -1, k.shape[3])
     held = copies(lambda: (k.clone(), v.clone()), 2 * k.nbytes)
-    return Contender("torch grouped rows", [lambda p=p: scaled_dot_product_attention(rows, *p) for p in held],
+    return Contender(GROUPED, [lambda p=p: scaled_dot_product_attention(rows, *p) for p in held],
                      2 * k.nbytes)
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
-from ...kernels import ops as _registered  # noqa: F401 (makes torch.ops.effc.NAME)
 from ...kernels import packed as packing
 from ...kernels.native import KernelError
+from ...kernels.ops import KERNELS
 
 packed_damaged = Fault(
     "packed-damaged",
@@ -47,7 +47,7 @@ class KernelLinear(nn.Module):
         return cls(kernel, weight.shape[1], weight.shape[0], packed, module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return getattr(torch.ops.effc, self.kernel)(x, self.packed, self.bias, self.out_features)
+        return KERNELS[self.kernel].call(x, self.packed, self.bias, self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.kernel}, in_features={self.in_features}, out_features={self.out_features}"

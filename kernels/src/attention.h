@@ -29,6 +29,14 @@ constexpr int64_t kTokens = 32;    // of a block
 constexpr int64_t kPiece = 16;     // blocks of one piece of work
 constexpr int64_t kSlack = 2048;   // bytes behind the last block: a tile is read before its end is looked at
 
+// Chains for so many rows: a sum is ready for its next product only after several others.
+constexpr int chains_of(int rows) {
+  const int registers = EFFC_LEVEL >= 2 ? 16 : 8;
+  int chains = 1;
+  while (chains < 8 && 2 * chains * rows <= registers) chains *= 2;
+  return chains;
+}
+
 struct DenseTiles {
   const uint8_t* at;
   void begin() {}
@@ -59,39 +67,49 @@ struct SparseTiles {
 // What a piece of a head's tokens comes to: running maximum, sum of exponentials, weighted values.
 template <int M>
 struct Running {
-  float most[M], sum[M];
-  float* values;   // [ceil(d / 16)][M][16]
-  int64_t lanes;   // ceil(d / 16)
+  float most[M], sum[M];   // sum: after `close`
+  float* values;           // [ceil(d / 16)][M][16]
+  int64_t lanes;           // ceil(d / 16)
 
   Running(float* memory, int64_t lanes) : values(memory), lanes(lanes) {
-    for (int m = 0; m < M; ++m) most[m] = -INFINITY, sum[m] = 0;
+    for (int m = 0; m < M; ++m) most[m] = -INFINITY, sums[m] = no_floats();
     std::memset(values, 0, lanes * M * 64);
   }
 
   // Takes 32 scores of each row; `scores` become their weights.
   void take(Floats (&scores)[2][M]) {
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const float highest = std::max(most[m], top(greater(scores[0][m], scores[1][m])));
-      if (highest > most[m]) {
-        const Floats shrink = all(most[m] == -INFINITY ? 0.0f : std::exp(most[m] - highest));
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          float* own = values + (lane * M + m) * 16;
-          store(own, times(load_floats(own), shrink));
-        }
-        sum[m] = sum[m] > 0 ? sum[m] * std::exp(most[m] - highest) : 0.0f;
-        most[m] = highest;
-      }
-      const Floats base = all(highest == -INFINITY ? 0.0f : -highest);
+      const Floats highest = greater(scores[0][m], scores[1][m]);
+      if (any_above(highest, most[m])) raise(m, top(highest));  // seldom, after the first blocks
+      const Floats base = all(most[m] == -INFINITY ? 0.0f : -most[m]);
       for (int half = 0; half < 2; ++half) scores[half][m] = exponentials(plus(scores[half][m], base));
-      sum[m] += total(plus(scores[0][m], scores[1][m]));
+      sums[m] = plus(sums[m], plus(scores[0][m], scores[1][m]));
     }
+  }
+
+  void close() {
+    for (int m = 0; m < M; ++m) sum[m] = total(sums[m]);
+  }
+
+ private:
+  Floats sums[M];
+
+  void raise(int m, float highest) {
+    const Floats shrink = all(most[m] == -INFINITY ? 0.0f : std::exp(most[m] - highest));
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      float* own = values + (lane * M + m) * 16;
+      store(own, times(load_floats(own), shrink));
+    }
+    sums[m] = times(sums[m], shrink);
+    most[m] = highest;
   }
 };
 
 template <class Tiles, int M>
 struct Attention {
   const AttentionCall& call;
-  const uint32_t* words;   // [heads][groups of d][M]
+  const uint32_t* words;   // [heads][tiles of d][M][16]
   float* partial;          // [pieces][lanes * M * 16 + 2 * M]
   int32_t* status;         // [parts]
 
@@ -109,24 +127,33 @@ struct Attention {
     const uint8_t* base = call.stream + head * call.capacity;
     Tiles tiles{base + from};
     Floats scores[2][M];
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t* q = words + head * key_tiles() * 16 * M;
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) scores[half][m] = no_floats();
-      for (int64_t tile = 0; tile < key_tiles(); ++tile, q += 16 * M) {
-        product(tiles, q, scores[half]);
-        if (tiles.at > base + to) return false;
-      }
+    if (!score(tiles, base + to, words + head * key_tiles() * 16 * M, key_tiles(), scores)) return false;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) scores[half][m] = times(scores[half][m], all(call.scale));
-    }
     running.take(scores);
     return add_values(scores, tiles, base + to, running);
   }
 
-  // sums += a tile times its 16 words of each row, in several chains where there are few rows.
+  // The products of 32 keys with the queries, 16 words of each row a tile; false where they pass the end.
+  static bool score(Tiles& tiles, const uint8_t* end, const uint32_t* queries, int64_t key_tiles,
+                    Floats (&scores)[2][M]) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) scores[half][m] = no_floats();
+    for (int half = 0; half < 2; ++half)
+      for (int64_t tile = 0; tile < key_tiles; ++tile) {
+        product(tiles, queries + tile * 16 * M, scores[half]);
+        if (tiles.at > end) return false;
+      }
+    return true;
+  }
+
+  // sums += a tile times its 16 words of each row, [M][16].
   static void product(Tiles& tiles, const uint32_t* own, Floats (&sums)[M]) {
-    constexpr int kChains = M == 1 ? 8 : M == 2 ? 4 : M <= 4 ? 2 : 1;
+    constexpr int kChains = chains_of(M);
     Floats chains[kChains][M];
 #pragma GCC unroll 8
     for (int c = 0; c < kChains; ++c)
@@ -138,7 +165,7 @@ struct Attention {
       for (int c = 0; c < kChains; ++c) {
         const Vec w = tiles.next(row + c);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) dot2(chains[c][m], w, own[(row + c) * M + m]);
+        for (int m = 0; m < M; ++m) dot2(chains[c][m], w, own[m * 16 + row + c]);
       }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
@@ -150,14 +177,13 @@ struct Attention {
 
   bool add_values(const Floats (&weights)[2][M], Tiles& tiles, const uint8_t* end,
                   Running<M>& running) const {
-    alignas(64) uint16_t halves[M][kTokens];
-    uint32_t pairs[16 * M];
+    alignas(64) uint32_t pairs[M * 16];
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      store_halves(halves[m], weights[0][m]);
-      store_halves(halves[m] + 16, weights[1][m]);
+      auto* halves = reinterpret_cast<uint16_t*>(pairs + 16 * m);
+      store_halves(halves, weights[0][m]);
+      store_halves(halves + 16, weights[1][m]);
     }
-    for (int pair = 0; pair < 16; ++pair)
-      for (int m = 0; m < M; ++m) pairs[pair * M + m] = word(halves[m] + 2 * pair);
     for (int64_t lane = 0; lane < lanes(); ++lane) {
       float* values = running.values + lane * M * 16;
       Floats sums[M];
@@ -185,7 +211,7 @@ struct Attention {
     const uint32_t* q = words + head * key_tiles() * 16 * M;
     for (int64_t i = 0; i < 8 * lanes(); ++i)
       for (int m = 0; m < M; ++m) {
-        const uint32_t pair = q[i * M + m];
+        const uint32_t pair = q[(i / 16 * M + m) * 16 + i % 16];
         rows[m * 16 * lanes() + 2 * i] = from_bf16(static_cast<uint16_t>(pair));
         rows[m * 16 * lanes() + 2 * i + 1] = from_bf16(static_cast<uint16_t>(pair >> 16));
       }
@@ -195,6 +221,10 @@ struct Attention {
   void recent(int64_t head, int64_t from, const float* rows, Running<M>& running) const {
     const int64_t count = std::min(kTokens, call.recent - from);
     const int64_t start = (head * call.recent_stride + from) * call.d;
+    for (int64_t at = 0; at < count * call.d; at += 32) {  // one miss after the other, else
+      ahead(reinterpret_cast<const uint8_t*>(call.keys + start + at));
+      ahead(reinterpret_cast<const uint8_t*>(call.values + start + at));
+    }
     Row row(call.d);
     alignas(64) float scores[M][kTokens];
     for (int64_t token = 0; token < kTokens; ++token) {
@@ -235,6 +265,7 @@ struct Attention {
       for (int64_t b = part * kPiece; sound && b < std::min(call.blocks, (part + 1) * kPiece); ++b)
         sound = block(head, b, running);
     }
+    running.close();
     std::memcpy(memory, running.most, sizeof running.most);
     std::memcpy(memory + M, running.sum, sizeof running.sum);
     return sound;
@@ -276,21 +307,23 @@ int32_t attend(const AttentionCall& call) {
   Attention<Tiles, M> job{call, nullptr, nullptr, nullptr};
   const int64_t row_bytes = job.key_tiles() * 64;
   auto* words = static_cast<uint32_t*>(effc_scratch(0, call.heads * M * row_bytes));
-  auto* rows = static_cast<uint8_t*>(effc_scratch(2, M * row_bytes));
+  auto* row = static_cast<uint8_t*>(effc_scratch(2, row_bytes));
   auto* partial = static_cast<float*>(effc_scratch(3, call.heads * job.pieces() * job.result_floats() * 4));
-  if (!words || !rows || !partial) return kNoMemory;
+  if (!words || !row || !partial) return kNoMemory;
   int32_t status[64] = {};
   const int parts = std::max(1, std::min({call.threads, 64, static_cast<int>(call.heads * job.pieces())}));
   for (int64_t first = 0; first < call.group; first += M) {
     const int64_t count = std::min<int64_t>(M, call.group - first);
     for (int64_t head = 0; head < call.heads; ++head) {
-      for (int64_t m = 0; m < count; ++m)
-        Bf16::prepare(call.q, call.q_float, (head * call.group + first + m) * call.d, call.d,
-                      rows + m * row_bytes, row_bytes);
-      for (int64_t group = 0; group < row_bytes / 4; ++group)
-        for (int64_t m = 0; m < M; ++m)
-          words[(head * row_bytes / 4 + group) * M + m] =
-              m < count ? word(rows + m * row_bytes + 4 * group) : 0;
+      for (int64_t m = 0; m < M; ++m) {
+        if (m < count)
+          Bf16::prepare(call.q, call.q_float, (head * call.group + first + m) * call.d, call.d, row,
+                        row_bytes);
+        else
+          std::memset(row, 0, row_bytes);
+        for (int64_t tile = 0; tile < job.key_tiles(); ++tile)
+          std::memcpy(words + ((head * job.key_tiles() + tile) * M + m) * 16, row + 64 * tile, 64);
+      }
     }
     Attention<Tiles, M> own{call, words, partial, status};
     effc_parallel(parts, Attention<Tiles, M>::part, &own);

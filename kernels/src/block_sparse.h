@@ -32,35 +32,22 @@ struct Blocks : Bf16 {
 
   template <int M>
   static void rows(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
-    constexpr int kChains = chains_for(M);
-    Sum chains[kChains][M];
-#pragma GCC unroll 8
-    for (int c = 0; c < kChains; ++c)
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) chains[c][m] = none();
+    Chains<Bf16, M> chains;
     const Cursor cursor(packed, block);
-    const uint8_t* at = cursor.at;
-    uint16_t numbers[kChains];
-    int64_t i = 0;
-    for (; i + kChains <= cursor.left; i += kChains) {
-      std::memcpy(numbers, cursor.numbers + 2 * i, sizeof numbers);
+    const uint8_t *at = cursor.at, *numbers = cursor.numbers;
+    const auto take = [&](int c) {
+      uint16_t number;
+      std::memcpy(&number, numbers, 2);
+      ahead(at + kAhead);
+      chains.take(c, load(at), words + number * M);
+      at += 64, numbers += 2;
+    };
+    int64_t left = cursor.left;
+    for (; left >= chains.kCount; left -= chains.kCount)
 #pragma GCC unroll 8
-      for (int c = 0; c < kChains; ++c, at += 64) {
-        ahead(at + kAhead);
-        const Vec w = load(at);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) dot(chains[c][m], w, words[numbers[c] * M + m]);
-      }
-    }
-    for (; i < cursor.left; ++i, at += 64) {
-      std::memcpy(numbers, cursor.numbers + 2 * i, 2);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) dot(chains[0][m], load(at), words[numbers[0] * M + m]);
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
+      for (int c = 0; c < chains.kCount; ++c) take(c);
+    for (; left > 0; --left) take(0);
+    chains.add_to(sums);
   }
 };
 

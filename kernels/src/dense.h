@@ -22,26 +22,15 @@ struct Dense : Number {
 
   template <int M>
   static void rows(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
-    constexpr int kChains = chains_for(M);
-    Sum chains[kChains][M];
-#pragma GCC unroll 8
-    for (int c = 0; c < kChains; ++c)
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) chains[c][m] = Number::none();
+    Chains<Number, M> chains;
     const uint8_t* at = packed.stream(block);
-    for (int64_t group = 0; group < packed.head.tiles * 16; group += kChains)
+    for (int64_t group = 0; group < packed.head.tiles * 16; group += chains.kCount)
 #pragma GCC unroll 8
-      for (int c = 0; c < kChains; ++c) {
+      for (int c = 0; c < chains.kCount; ++c, at += 64) {
         ahead(at + kAhead);
-        const Vec w = load(at);
-        at += 64;
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) Number::dot(chains[c][m], w, words[(group + c) * M + m]);
+        chains.take(c, load(at), words + (group + c) * M);
       }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
+    chains.add_to(sums);
   }
 };
 

@@ -17,8 +17,36 @@ namespace {
 constexpr int kFewRows =
     EFFC_LEVEL == 3 || EFFC_LEVEL == 4 ? 16 : 8;  // the lower levels lack registers for more
 
-// Few rows alone would wait for each sum to be ready again, so they take several chains of sums.
-constexpr int chains_for(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1; }
+// A sum is ready for its next product only after several others, so few rows take several chains of sums.
+// AVX-512 has two products a cycle; one of bfloat16 takes six cycles, one of int8 four.
+template <class Number>
+constexpr int chains_for(int rows) {
+  constexpr bool slow = (EFFC_LEVEL == 3 || EFFC_LEVEL == 4) && Number::kWidth == 2;
+  return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? (slow ? 4 : 2) : rows == 8 && slow ? 2 : 1;
+}
+
+template <class Number, int M>
+struct Chains {
+  static constexpr int kCount = chains_for<Number>(M);
+  typename Number::Sum chains[kCount][M];
+  Chains() {
+#pragma GCC unroll 8
+    for (int c = 0; c < kCount; ++c)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) chains[c][m] = Number::none();
+  }
+  // A vector of weights meets the words of its group, one of each row.
+  void take(int c, Vec w, const uint32_t* words) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) Number::dot(chains[c][m], w, words[m]);
+  }
+  void add_to(typename Number::Sum (&sums)[M]) const {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int c = 0; c < kCount; ++c) sums[m] = plus(sums[m], chains[c][m]);
+  }
+};
 
 enum Scratch { kWords, kScales, kRows, kPanels };
 
@@ -65,6 +93,9 @@ struct FewRows {
   static void part(int part, int parts, void* context) {
     const FewRows& job = *static_cast<const FewRows*>(context);
     const Share share(job.packed, part, parts, job.call.bounds);
+    // Where a vector begins is known only after the masks before it: without this the first misses, before
+    // the prefetches of the loop reach anything, would come one after the other.
+    for (int64_t at = 0; at < Format::kAhead; at += 64) ahead(job.packed.stream(share.from) + at);
     for (int64_t block = share.from; block < share.to; ++block) {
       typename Format::Sum sums[M];
       ahead(job.packed.at + job.packed.head.offsets_at + 8 * (block + 16));
@@ -114,19 +145,20 @@ struct Rows {
   static constexpr int kCount = M;
 };
 
-// few(Rows<M>) with the least M that holds these rows, many() if there is none.
-template <class Few, class Many>
-int32_t by_rows(int64_t rows, Few few, Many many) {
+// few(Rows<M>) with the least M that holds these rows, many() if there is none. Steady: the sums of a row run
+// in one chain, few or many, so they do not depend on how many rows there are.
+template <class Format, class Few, class Many>
+int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
 #if EFFC_LEVEL >= 4
-  if (rows >= kFewRows) return many();
+  if (rows >= kFewRows || steady) return many();
 #endif
-  if (rows == 1) return few(Rows<1>());
-  if (rows == 2) return few(Rows<2>());
-  if (rows <= 4) return few(Rows<4>());
+  if (rows == 1 && !steady) return few(Rows<1>());
+  if (rows == 2 && !steady) return few(Rows<2>());
+  if (rows <= 4 && !steady) return few(Rows<4>());
 #if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
-  if (rows <= 6) return few(Rows<6>());
+  if (rows <= 6 && steady) return few(Rows<6>());
 #endif
-  if (rows <= 8) return few(Rows<8>());
+  if (rows <= 8 && (!steady || chains_for<Format>(8) == 1)) return few(Rows<8>());
 #if EFFC_LEVEL == 3 || EFFC_LEVEL == 4
   if (rows <= 12) return few(Rows<12>());
   if (rows <= kFewRows) return few(Rows<kFewRows>());
@@ -138,8 +170,8 @@ template <class Format>
 int32_t linear(const LinearCall& call) {
   const Packed packed(call.packed);
   if (call.rows == 0) return kOk;
-  return by_rows(
-      call.rows, [&](auto rows) { return few_rows<Format, decltype(rows)::kCount>(call, packed); },
+  return by_rows<Format>(
+      call.rows, false, [&](auto rows) { return few_rows<Format, decltype(rows)::kCount>(call, packed); },
       [&] { return many_rows<Format>(call, packed); });
 }
 
@@ -198,15 +230,12 @@ int32_t read_row(const LinearPart& own, const Packed& packed) {
   return kOk;
 }
 
-// From so many rows on the sums of a row run in one chain, few or many.
-constexpr int64_t kSteadyRows = EFFC_LEVEL >= 4 ? kFewRows : EFFC_LEVEL == 3 ? 6 : 8;
-
 template <class Format>
 int32_t linear_part(const LinearPart& own) {
   const Packed packed(own.call.packed);
   if (own.stage == kReadRow) return read_row<Format>(own, packed);
-  return by_rows(
-      own.steady ? std::max(own.call.rows, kSteadyRows) : own.call.rows,
+  return by_rows<Format>(
+      own.call.rows, own.steady != 0,
       [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },
       [&] { return many_part<Format>(own, packed); });
 }

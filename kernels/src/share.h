@@ -13,7 +13,7 @@ struct Share {
         to(bounds ? bounds[part + 1] : bound(packed, part + 1, parts)) {}
   static int64_t bound(const Packed& packed, int part, int parts) {
     const int64_t blocks = packed.head.blocks;
-    if (part == parts) return blocks;
+    if (part == 0 || part == parts) return part ? blocks : 0;
     const double wanted = double(packed.offset(blocks)) * part / parts;
     int64_t low = 0, high = blocks;
     while (low < high) {

@@ -34,6 +34,15 @@ struct Sparse : Number {
     return w;
   }
 
+  // Weights of a tile. Where few are left it is expanding that takes the time, not memory, and a tile that
+  // need not wait for sixteen steps through the one before made it a sixth faster.
+  static int64_t kept(const uint8_t* masks) {
+    int64_t sums[4] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * Mask::kBytes; ++i) sums[i % 4] += __builtin_popcountll(wide(masks + 8 * i));
+    return sums[0] + sums[1] + (sums[2] + sums[3]);
+  }
+
   static constexpr int64_t kAhead = 8192;
 
   struct Cursor {
@@ -59,32 +68,25 @@ struct Sparse : Number {
   // hides a cache miss behind the expansion; 1 or 2 KiB left a quarter of the bandwidth unused.
   template <int M, int Step>
   static void stream(const Packed& packed, int64_t block, const uint32_t* words, Sum (&sums)[M]) {
-    constexpr int kChains = chains_for(M);
     constexpr int64_t kAhead = Step >= 4 ? 4096 : Sparse::kAhead;
-    Sum chains[kChains][M];
-#pragma GCC unroll 8
-    for (int c = 0; c < kChains; ++c)
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) chains[c][m] = Number::none();
+    Chains<Number, M> chains;
     const uint8_t* at = packed.stream(block);
     for (int64_t tile = 0; tile < packed.head.tiles; ++tile, words += 16 * M) {
       const uint8_t* masks = at;
       ahead(masks + kAhead);
       if (Mask::kBytes == 8) ahead(masks + kAhead + 64);
-      at += 16 * Mask::kBytes;
-      for (int row = 0; row < 16; row += kChains)
+      const uint8_t* values = at + 16 * Mask::kBytes;
+      if (Step >= 4) at = values + Number::kWidth * kept(masks);
+      for (int row = 0; row < 16; row += chains.kCount)
 #pragma GCC unroll 8
-        for (int c = 0; c < kChains; ++c) {
-          if ((row + c) % Step == 0) ahead(at + kAhead);
-          const Vec w = next(masks, row + c, at);
-#pragma GCC unroll 16
-          for (int m = 0; m < M; ++m) Number::dot(chains[c][m], w, words[(row + c) * M + m]);
+        for (int c = 0; c < chains.kCount; ++c) {
+          if ((row + c) % Step == 0) ahead(values + kAhead);
+          const Vec w = next(masks, row + c, values);
+          chains.take(c, w, words + (row + c) * M);
         }
+      if (Step < 4) at = values;
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int c = 0; c < kChains; ++c) sums[m] = plus(sums[m], chains[c][m]);
+    chains.add_to(sums);
   }
 
   template <int M>

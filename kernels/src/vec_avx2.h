@@ -134,6 +134,11 @@ inline Floats times(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm25
 inline Floats all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline Floats greater(Floats x, Floats y) { return {_mm256_max_ps(y.a, x.a), _mm256_max_ps(y.b, x.b)}; }
+inline bool any_above(Floats x, float bound) {
+  const __m256 many = _mm256_set1_ps(bound);
+  return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, many, _CMP_GT_OQ),
+                                         _mm256_cmp_ps(x.b, many, _CMP_GT_OQ))) != 0;
+}
 inline float top(Floats x) {
   float each[8];
   _mm256_storeu_ps(each, _mm256_max_ps(x.a, x.b));

@@ -56,6 +56,9 @@ inline Floats times(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Floats all(float value) { return {_mm512_set1_ps(value)}; }
 inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Floats greater(Floats a, Floats b) { return {_mm512_max_ps(b.v, a.v)}; }  // a where it is NaN
+inline bool any_above(Floats a, float bound) {
+  return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+}
 inline float top(Floats a) { return _mm512_reduce_max_ps(a.v); }
 inline float total(Floats a) { return _mm512_reduce_add_ps(a.v); }
 inline Floats power2(Floats whole) {

@@ -89,6 +89,11 @@ inline Floats greater(Floats a, const Floats& b) {  // a where it is NaN
   for (int i = 0; i < 16; ++i) a.v[i] = b.v[i] > a.v[i] ? b.v[i] : a.v[i];
   return a;
 }
+inline bool any_above(const Floats& a, float bound) {
+  for (float v : a.v)
+    if (v > bound) return true;
+  return false;
+}
 inline float top(const Floats& a) {
   float found = a.v[0];
   for (float v : a.v) found = v > found ? v : found;

@@ -52,7 +52,10 @@ class SparseCpu(Pass):
              "tune.heal": "packed weights are not trained",
              "prune.multi": "packed weights can't be cut", "prune.channels": "packed weights can't be cut",
              "prune.heads": "packed weights can't be cut", "prune.experts": "packed weights can't be cut",
-             "prune.apply": "packed weights can't be cut", "clean.dead": "packed weights can't be cut"}
+             "prune.apply": "packed weights can't be cut", "clean.dead": "packed weights can't be cut",
+             "shed.multi": "packed weights can't be cut", "shed.ssm": "packed weights can't be cut",
+             "shed.state": "packed weights can't be cut", "shed.heads": "packed weights can't be cut",
+             "shed.channels": "packed weights can't be cut"}
     elsewhere: ClassVar[bool] = True
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from effc.compiler.lowering import racing
-from effc.compiler.lowering.kernel_table import Table
+from effc.compiler.lowering.kernel_table import Line, Table, summary
 from effc.compiler.lowering.racing import Contender, race
 
 
@@ -75,3 +75,25 @@ def test_a_table_frees_the_copies_of_a_line(monkeypatch):
     table = Table(0.001, 1)
     found = table.line("nothing", [Contender("a", [lambda: None], 1)], bound=64)
     assert all(not c.calls for c in found.contenders) and found.of_read("read") == pytest.approx(1)
+
+
+def test_a_missed_target_says_what_memory_allows_and_whether_that_was_enough():
+    """Reading takes 1 us for 1000 bytes; torch takes 4 us for 2000, our kernel 3 us for 1000."""
+    times = {"torch": (4e-6, 2000), "ours": (3e-6, 1000), "read": (1e-6, 1000)}
+    line = Line("a race", tuple(Contender(name, [], size, [s]) for name, (s, size) in times.items()), 1e9)
+    table = Table()
+    for wanted in (1.2, 2.5, 4.5):
+        table.ratio(f"at least {wanted}", line, "torch", "ours", wanted)
+    met, reachable, beyond = summary(table.targets).splitlines()[1:4]
+    assert "met " in met and "1.33 of 1.2" in met and "memory" not in met
+    assert "MISSED" in reachable and reachable.endswith("memory allows 4.00")
+    assert "MISSED" in beyond and beyond.endswith("memory allows 4.00, less than the target")
+    assert summary(table.targets).endswith("1 of 3 targets met; 1 of the 2 missed ask for more than memory allows here")
+    assert [t.to_json()["memory_allows"] for t in table.targets] == [4, 4, 4]
+
+
+def test_without_a_race_against_reading_nothing_is_said_of_memory():
+    line = Line("a race", (Contender("torch", [], 1, [1.0]), Contender("ours", [], 1, [1.0])), 0.0)
+    table = Table()
+    table.ratio("twice", line, "torch", "ours", 2)
+    assert "memory" not in summary(table.targets) and table.targets[0].to_json()["memory_allows"] is None

@@ -104,6 +104,32 @@ def test_threads_do_not_change_a_bit(kernel):
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_floating_point_numbers_go_through_float32_and_come_back_as_they_were(kernel, dtype):
+    w, x = weight(20, 40, 0.5), torch.randn(3, 40, generator=torch.Generator().manual_seed(2)).to(dtype)
+    own = KERNELS[kernel].pack(w)
+    found = run(kernel, x, own, None, 20)
+    assert found.dtype == dtype == KERNELS[kernel].fake(x, own, None, 20).dtype
+    assert torch.equal(found, run(kernel, x.float(), own, None, 20).to(dtype))
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 40, dtype=torch.int32), torch.tensor(1.0), torch.ones(2, 39),
+                               torch.ones(2, 0)])
+def test_what_is_no_input_of_the_layer_is_refused(x):
+    own = KERNELS["sparse_linear"].pack(weight(20, 40, 0.5))
+    with pytest.raises(KernelError, match=r"input|arguments do not fit"):
+        run("sparse_linear", x, own, None, 20)
+
+
+@pytest.mark.parametrize(("bias", "said"), [(torch.ones(3), r"\[3\] does not fit 20"),
+                                            (torch.ones(20, device="meta"), "lies on meta")])
+def test_a_bias_that_the_kernel_can_not_read_is_refused(bias, said):
+    own = KERNELS["sparse_linear"].pack(weight(20, 40, 0.5))
+    with torch.no_grad(), pytest.raises(KernelError, match=said):
+        KERNELS["sparse_linear"].call(torch.ones(2, 40), own, bias, 20)
+
+
+@pytest.mark.parametrize("kernel", LINEAR)
 def test_leading_dimensions_and_strides_are_read_as_torch_reads_them(kernel):
     own = KERNELS[kernel].pack(weight(20, 40, 0.5))
     wide = torch.randn(6, 100)

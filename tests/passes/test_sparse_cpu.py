@@ -12,6 +12,7 @@ from effc.compiler.lowering.contenders import EAGER
 from effc.compiler.lowering.lowered import lowered
 from effc.compiler.lowering.speed import Case, reckoned
 from effc.compiler.profiled import refuse_others
+from effc.compiler.shelf import Shelf
 from effc.compiler.tracing.capture import capture
 from effc.dsl.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
@@ -77,6 +78,13 @@ ALL = tuple(choice.FORMATS.values())
 
 def timed(**seconds):
     return {EAGER: 1.0, **seconds}
+
+
+def test_every_pass_that_changes_a_weight_comes_before_it():
+    """All but those that take whole layers and branches, which are as easily taken once they are packed."""
+    passes = Shelf().vocabulary
+    changing = {name for name in passes.words("pass") if not name.startswith("lower.")}
+    assert set(passes.word("pass", "lower.sparse_cpu").facts["after"]) == changing - {"prune.blocks", "shed.blocks"}
 
 
 def test_the_fastest_kernel_wins_and_says_by_how_much():

@@ -47,7 +47,7 @@ struct Attend {
   const AttendCall& call;
   const Item& item;
   int64_t group, d, value_lanes, key_tiles;
-  uint32_t words[16 * M * (engine::kMostHead / 32)];  // [tile][pair][M]
+  uint32_t words[16 * M * (engine::kMostHead / 32)];  // [tile][M][pair]
   int64_t low[M], high[M];                            // tokens that a row sees: low..high-1
   alignas(64) float values[M * engine::kMostHead];
 
@@ -62,7 +62,8 @@ struct Attend {
       low[m] = call.step->window ? std::max<int64_t>(0, high[m] - call.step->window) : 0;
       const int64_t row = item.run->first + own / group, head = item.head * group + own % group;
       Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);
-      for (int64_t pair = 0; pair < 16 * key_tiles; ++pair) words[pair * M + m] = word(halves + 4 * pair);
+      for (int64_t tile = 0; tile < key_tiles; ++tile)
+        std::memcpy(words + (tile * M + m) * 16, halves + 64 * tile, 64);
     }
   }
 
@@ -90,17 +91,13 @@ struct Attend {
     const Attention<DenseTiles, M> body{shape, nullptr, nullptr, nullptr};
     const uint8_t* room = call.rooms[item.run->sequence] + item.head * call.head_bytes;
     for (int64_t block = from; block < until; ++block) {
+      const uint8_t* end = room + (block + 1) * call.block_bytes;
       DenseTiles tiles{room + block * call.block_bytes};
       Floats scores[2][M];
-      for (int half = 0; half < 2; ++half) {
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) scores[half][m] = no_floats();
-        for (int64_t tile = 0; tile < key_tiles; ++tile)
-          Attention<DenseTiles, M>::product(tiles, words + tile * 16 * M, scores[half]);
-      }
+      Attention<DenseTiles, M>::score(tiles, end, words, key_tiles, scores);
       finish(block * kTokens, scores);
       running.take(scores);
-      body.add_values(scores, tiles, room + (block + 1) * call.block_bytes, running);
+      body.add_values(scores, tiles, end, running);
     }
   }
 
@@ -126,6 +123,7 @@ struct Attend {
   void run(int64_t from, int64_t until, int64_t first, int64_t last) {
     Running<M> running(values, value_lanes);
     blocks(from, until, running);
+    running.close();
     if (first == last) return write(running.most, running.sum, values);
     float* own = piece(call.part, call.part == first);
     std::copy(running.most, running.most + M, own);
