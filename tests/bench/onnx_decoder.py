@@ -56,6 +56,7 @@ class Onnx:
 
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")      # else it slows whoever is next
         self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.bytes = sum(f.stat().st_size for f in file.parent.iterdir())
         self.short, self.long = short, long
