@@ -21,7 +21,8 @@ class Change:
 def describe(before: Skeleton, after: Skeleton) -> Change:
     """Layers and branches that are gone, groups that are narrower, parameters that went."""
     rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
-    lost = shrink.params(before) - shrink.params(after)
+    # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
+    lost = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
     parts = [p for p in (_counted(before, after), f"{-lost / 1e6:+.2f} M params" if lost else "") if p]
     return Change(", ".join(parts) or "values only", tuple(rows))
 

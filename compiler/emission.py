@@ -18,7 +18,7 @@ from .fingerprint import machine
 from .measuring.comparison import compare
 from .measuring.gate import Outcome, bound_text, misses
 from .plan import Plan
-from .profile import profile
+from .profile import packed_widths, profile
 from .program import Program
 from .quantity import counted, size
 
@@ -68,7 +68,8 @@ def described(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Con
         lock={"inputs": inputs(plan, ctx), "versions": keys.versions(), "seed": ctx.seed,
               "threads": ctx.settings.threads, "device": ctx.settings.device},
         steps=tuple(steps(plan, cache, target.source)), edits=program.edits.to_json(),
-        profile={"before": profile(plan.skeleton), "after": profile(program.skeleton, program.edits.layers)})
+        profile={"before": profile(plan.skeleton), "after": packed_widths(
+            plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers)})
 
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ A profile is plain data: one entry per layer under its original path, with its b
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..dsl.skeleton import Skeleton
+from ..dsl.skeleton import Branch, Group, Skeleton
 from .select import is_inside
 
 Profile = dict[str, dict[str, dict[str, Any]]]
@@ -26,10 +26,48 @@ def profile(skeleton: Skeleton, kept: Mapping[str, Sequence[int]] | None = None)
         for branch in skeleton.branches:
             if branch.unit == unit:
                 inside = [g for g in skeleton.groups if is_inside(g, branch)]
-                name = branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
-                branches[name] = {"role": branch.role} | {g.kind: g.count for g in inside}
+                branches[_name(branch, unit)] = {"role": branch.role} | {g.kind: g.count for g in inside}
         found[original(unit, kept or {})] = branches
     return found
+
+
+def packed_widths(before: Skeleton, after: Skeleton, swapped: Mapping[str, Any],
+                  kept: Mapping[str, Sequence[int]] | None = None) -> Profile:
+    """The profile of a model whose linear modules are packed: they tell no groups, but their own sizes do.
+
+    before    with the groups of the original
+    swapped   path -> {"spec": {"in_features", "out_features"}}, as edits have it
+    """
+    found = profile(after, kept)
+    for unit in after.units:
+        old = original(unit, kept or {})
+        for branch in (b for b in before.branches if b.unit == old):
+            widths = found[old].get(_name(branch, old))
+            if widths is not None:
+                groups = [g for g in before.groups if is_inside(g, branch) and g.kind not in widths]
+                counts = {g.kind: _packed_count(before, g, swapped, old, unit) for g in groups}
+                widths |= {kind: count for kind, count in counts.items() if count is not None}
+    return found
+
+
+def _packed_count(before: Skeleton, group: Group, swapped: Mapping[str, Any], old: str, unit: str) -> int | None:
+    """How many items a group has left, from a packed module whose whole side it is; None without one."""
+    shapes, kinds = before.shapes(), {part.path: part.kind for part in before.parts}
+    for member in group.members:
+        path = member.tensor.rpartition(".")[0]
+        entry = swapped.get(unit + path.removeprefix(old)) if path.startswith(f"{old}.") else None
+        if entry is None or len(member.segments) != 1:
+            continue
+        size = member.segments[0][1]
+        if size * group.count != shapes[member.tensor][member.axis]:
+            continue
+        outputs = (member.axis == 0) != (kinds[path] == "Conv1D")       # whose weight lies the other way round
+        return entry["spec"]["out_features" if outputs else "in_features"] // size
+    return None
+
+
+def _name(branch: Branch, unit: str) -> str:
+    return branch.site.removeprefix(f"{unit}.") if branch.site != unit else branch.role
 
 
 def original(unit: str, kept: Mapping[str, Sequence[int]]) -> str:
@@ -74,6 +112,8 @@ def _cell(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     kind = _kind(was)
     if kind is None:
         return "█" * BAR
+    if kind not in now and "heads" not in now:
+        return "packed"                      # and too fused to tell
     full, left, unit = was[kind], _left(now, kind), ""
     if kind == "kv_heads" and "heads" in now and now["heads"] * full < was.get("heads", 0) * left:
         full, left, unit = was["heads"], now["heads"], " heads"     # these went without their KV heads

@@ -27,6 +27,9 @@ def register(app: typer.Typer) -> None:
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
         shared.check_environment()
+        plan = _plan_folder(model)
+        if plan is not None:
+            return _show_plan(plan, model, graph, shared)
         found = _programs(model, shared) if graph is not None else None
         if found:
             return _show_graph(found, str(graph), shared)
@@ -38,6 +41,32 @@ def register(app: typer.Typer) -> None:
             _draw(pictures, shared)
             _draw_profile(model, shared)
         return None
+
+
+def _plan_folder(place: str) -> Path | None:
+    """The folder of a native artifact."""
+    from ..artifacts.load import locate
+    from ..opened import is_artifact
+
+    path = Path(place)
+    if not (path.is_dir() and is_artifact(path)):
+        return None
+    folder, _ = locate(path)
+    return folder if folder.name == "native" else None
+
+
+def _show_plan(folder: Path, place: str, graph: str | None, shared: Shared) -> None:
+    from ..native.picture import picture
+
+    if graph is not None:
+        raise Reject(unknown_layer(f"{place} holds one plan for the whole model, and no layers",
+                                   help="name the recipe or the model that it was compiled from"))
+    found = picture(folder)
+    if shared.format == "json":
+        return shared.screen.answer_json("inspect", models=[{"label": place, "plan": found.to_json()}])
+    shared.screen.say(shared.screen.styled(place, "bold"))
+    shared.screen.answer(found.draw())
+    return _draw_profile(place, shared)
 
 
 def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:

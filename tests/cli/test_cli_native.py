@@ -54,6 +54,21 @@ def test_it_compiles_is_verified_in_a_fresh_process_and_keeps_its_bounds(artifac
     assert facts["isa"] == "portable" and facts["byte_order"] == sys.byteorder
 
 
+def test_inspect_shows_the_steps_of_a_token_the_packed_weights_and_what_went(effc, artifact):
+    path, _ = artifact
+    told = effc("inspect", path)
+    assert told.code == 0 and "LlamaForCausalLM, 1.54 M parameters, context of 512 tokens" in told.out, told.err
+    assert "57 linear" in told.out and "8 attention" in told.out and "288 -25%" in told.out
+    rows = [line.split() for line in told.out.splitlines() if line.startswith("  dense_linear ")]
+    assert ["dense_linear", "288", "x", "128", "16"] in [row[:5] for row in rows] and "zeros" not in told.out
+    (model,) = json.loads(effc("inspect", path, "--format", "json").out)["models"]
+    size = sum(weights["bytes"] for weights in model["plan"]["weights"])
+    entries = json.loads((path / "native" / "plan.json").read_text())["entries"]
+    assert size == sum(entry["bytes"] for entry in entries.values())
+    layer = effc("inspect", path, "--graph", "0")
+    assert layer.code == 2 and "holds one plan for the whole model" in layer.err
+
+
 def test_run_answers_as_text_and_as_json(effc, artifact):
     path, _ = artifact
     told = effc("run", path, "-p", "In the beginning", "-n", "12")

@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
+from effc.compiler.change import describe
 from effc.compiler.lowering import choice, racing, speed
 from effc.compiler.lowering.choice import Choice, Site, block_zeros, choose
 from effc.compiler.lowering.contenders import EAGER
 from effc.compiler.lowering.lowered import lowered
 from effc.compiler.lowering.speed import Case, reckoned
+from effc.compiler.profile import packed_widths, profile
 from effc.compiler.profiled import refuse_others
 from effc.compiler.shelf import Shelf
 from effc.compiler.tracing.capture import capture
@@ -68,6 +70,20 @@ def run(tmp_path, model, **args):
 def logits(model):
     with torch.no_grad():
         return model(IDS).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_packed_modules_tell_the_widths_that_their_groups_had(tmp_path, name):
+    before = capture(tiny.model(name)).skeleton
+    program, _ = run(tmp_path, tiny.model(name), format="dense_bf16")
+    assert program.skeleton.groups == ()
+    wanted, found = profile(before), packed_widths(before, program.skeleton, program.edits.swapped)
+    for layer, branches in wanted.items():
+        for branch, widths in branches.items():
+            fused = {"heads", "kv_heads"} & (widths.keys() - found[layer][branch].keys())
+            assert found[layer][branch] == {k: v for k, v in widths.items() if k not in fused}
+        assert any("channels" in widths for widths in found[layer].values())
+    assert describe(before, program.skeleton).summary.endswith("linear modules on kernels")
 
 
 # -- decisions -----------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""A native artifact in text: what the engine does for a token, and how the weights are packed."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Reject
+from ...kernels import packed as packing
+from ...kernels.native import KernelError
+from ..quantity import count, counted, size
+from .stored import native_damaged, read, tensors
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Entries of a form and shape: how many, their bytes together, the share of weights that they store."""
+
+    form: str
+    shape: tuple[int, ...]
+    entries: int
+    bytes: int
+    kept: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`steps`: op -> how many a token takes; `weights`: the largest first, vectors as one."""
+
+    facts: Mapping[str, Any]
+    context: int
+    steps: Mapping[str, int]
+    weights: tuple[Weights, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"facts": dict(self.facts), "context": self.context, "steps": dict(self.steps),
+                "weights": [{"form": w.form, "shape": list(w.shape), "entries": w.entries, "bytes": w.bytes,
+                             "kept": round(w.kept, 4)} for w in self.weights]}
+
+    def draw(self) -> str:
+        head = (f"{self.facts['class']}, {count(self.facts['params'])} parameters, "
+                f"context of {counted(self.context, 'token')}")
+        steps = ", ".join(f"{n} {op}" for op, n in self.steps.items())
+        rows = [(w.form, " x ".join(map(str, w.shape)) or "vectors", f"{w.entries}", size(w.bytes),
+                 f"{1 - w.kept:.0%} zeros" if w.kept < 1 else "") for w in self.weights]
+        wide = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [f"  {form:<{wide[0]}}  {shape:>{wide[1]}}  {number:>{wide[2]}}  {bytes:>{wide[3]}}  {zeros}"
+                 for form, shape, number, bytes, zeros in rows]
+        whole = size(sum(w.bytes for w in self.weights))
+        return "\n".join([head, f"a token: {steps}", f"weights: {whole}", *map(str.rstrip, lines)])
+
+
+def picture(folder: Path) -> Picture:
+    """What a folder that the target `native` wrote holds. Raises Reject (native-damaged)."""
+    stored = read(folder)
+    found: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
+    try:
+        for name, tensor in tensors(folder, stored, mapped=True, threads=1).items():
+            form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
+            kept = 1.0
+            if form == "packed":
+                facts = packing.facts(tensor)
+                form = facts.kernel
+                kept = facts.density
+            key = (form, shape if len(shape) > 1 else ())
+            found.setdefault(key, []).append((stored.entries[name]["bytes"], kept))
+        steps = Counter(step["op"] for step in stored.plan["steps"])
+        context = stored.plan["context"]
+    except (KernelError, KeyError, TypeError, ValueError) as error:
+        raise Reject(native_damaged(f"{folder}: {error}",
+                                    help="copy the artifact again, or compile again")) from error
+    weights = [Weights(form, shape, len(held), sum(b for b, _ in held), sum(k for _, k in held) / len(held))
+               for (form, shape), held in found.items()]
+    weights.sort(key=lambda w: -w.bytes)
+    return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights))
