@@ -60,14 +60,15 @@ def picture(folder: Path) -> Picture:
             form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
             kept = 1.0
             if form == "packed":
-                facts = packing.facts(tensor)
-                form = facts.kernel
-                kept = facts.density
+                head = packing.facts(tensor)
+                form, kept = head.kernel, head.density
             key = (form, shape if len(shape) > 1 else ())
             found.setdefault(key, []).append((stored.entries[name]["bytes"], kept))
         steps = Counter(step["op"] for step in stored.plan["steps"])
-        context = stored.plan["context"]
-    except (KernelError, KeyError, TypeError, ValueError) as error:
+        context, facts = stored.plan["context"], stored.facts
+        if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
+            raise TypeError("its class, parameters or context are of another form")
+    except (KernelError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise Reject(native_damaged(f"{folder}: {error}",
                                     help="copy the artifact again, or compile again")) from error
     weights = [Weights(form, shape, len(held), sum(b for b, _ in held), sum(k for _, k in held) / len(held))

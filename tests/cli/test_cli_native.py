@@ -69,6 +69,19 @@ def test_inspect_shows_the_steps_of_a_token_the_packed_weights_and_what_went(eff
     assert layer.code == 2 and "holds one plan for the whole model" in layer.err
 
 
+@pytest.mark.parametrize("harm", [lambda b: b["facts"].pop("class"), lambda b: b["facts"].update(params="many"),
+                                  lambda b: b["plan"].update(context="long"), lambda b: b["plan"].update(steps=3),
+                                  lambda b: b["plan"].pop("steps")])
+def test_inspect_refuses_a_plan_that_somebody_edited(effc, artifact, tmp_path, harm):
+    place = tmp_path / "cpu"
+    shutil.copytree(artifact[0], place)
+    body = json.loads((place / "native" / "plan.json").read_text())
+    harm(body)
+    (place / "native" / "plan.json").write_text(json.dumps(body))
+    run = effc("inspect", place)
+    assert run.code == 5 and "error[native-damaged]" in run.err, run.err
+
+
 def test_run_answers_as_text_and_as_json(effc, artifact):
     path, _ = artifact
     told = effc("run", path, "-p", "In the beginning", "-n", "12")
