@@ -11,17 +11,17 @@ from ..dsl.parse import parse, read_source, unknown_edition
 from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
-from .context import Context, Settings
-from .model import Origin
-from .placing import placed
-from .progress import Warned
-from .shelf import Shelf
+from .checkpoints.origin import Origin
+from .report.progress import Warned
+from .words.context import Context, Settings
+from .words.placing import placed
+from .words.shelf import Shelf
 
 if TYPE_CHECKING:
     from ..dsl.check import Checked
     from ..dsl.overrides import Overrides
-    from .pipeline import Result
-    from .plan import Plan
+    from .planning.plan import Plan
+    from .running.pipeline import Result
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
 
@@ -121,7 +121,7 @@ class Session:
 
     def library(self, name: str) -> Source | None:
         """A module that a recipe uses: `std.name` from the shipped library, else a path."""
-        from .library import MODULES, shipped
+        from .words.library import MODULES, shipped
 
         if name.startswith(f"{MODULES}."):
             found = shipped().get(name)
@@ -151,7 +151,7 @@ def shipped_skeleton(origin: Origin) -> Skeleton | None:
 
 
 def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
-    from . import skeletons
+    from .planning import skeletons
 
     return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
 
@@ -160,7 +160,7 @@ def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
     """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
     known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
     if known is None:
-        from . import skeletons
+        from .planning import skeletons
 
         known = discovered(origin)
         skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), known)
@@ -169,8 +169,8 @@ def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
 
 def discovered(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
-    from .blank import nothing_stored
-    from .tracing.capture import capture
+    from .capture.capture import capture
+    from .checkpoints.blank import nothing_stored
 
     with nothing_stored():
         model = origin.build()
@@ -180,7 +180,7 @@ def discovered(origin: Origin) -> Skeleton:
 def _skeleton_key(origin: Origin) -> str:
     from importlib.metadata import version
 
-    from . import skeletons
+    from .planning import skeletons
 
     return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
 
@@ -226,7 +226,7 @@ def default_cache() -> Path:
 
 
 def plans(session: Session) -> "list[Plan]":
-    from .plan import plan
+    from .planning.plan import plan
 
     recipes, found = session.recipes(resolve=True), []
     _use_threads(session.settings)
@@ -246,11 +246,11 @@ def plans(session: Session) -> "list[Plan]":
 def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
     """Refuse weights of other shapes than the config asks for, by their headers. Tensors that go by another name
     in the file are left to loading, which knows what each architecture renames."""
-    from .folder import INDEX, SINGLE, find_weights
+    from .checkpoints.folder import INDEX, SINGLE, find_weights
 
     if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
         return
-    from .checkpoint import check_names
+    from .checkpoints.checkpoint import check_names
 
     asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
     slots = find_weights(origin.folder, origin.label).slots
@@ -263,9 +263,9 @@ def build(session: Session, out: Path, *, force: bool = False, saved: Any = None
           told: "Callable[[Plan], None]" = lambda plan: None) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
     from .artifacts.artifact import check_free
-    from .cache import Cache
-    from .pipeline import Build
-    from .plan import refuse_drift
+    from .planning.plan import refuse_drift
+    from .running.pipeline import Build
+    from .store.cache import Cache
 
     made = [p for p in plans(session) if p.pipeline.emits]
     if not made:

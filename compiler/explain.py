@@ -13,8 +13,8 @@ from ..dsl.show import plain, show
 from ..dsl.typed import sample, wanted_phrase
 from ..dsl.values import Bytes, Duration, Ratio
 from ..dsl.vocabulary import Param, Word
-from .kinds import Close
-from .shelf import SHELVES, Shelf
+from .words.kinds import Close
+from .words.shelf import SHELVES, Shelf
 
 unknown_page = Fault("unknown-page", "`effc explain` was asked for something that has no page.", exit="usage")
 
@@ -33,7 +33,7 @@ def explain(name: str) -> str:
               if n.startswith(f"{name}.")]
     if family:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
-    from .library import page, shipped
+    from .words.library import page, shipped
 
     known = dict(all_faults())
     if name in known:

@@ -8,8 +8,8 @@ from ..dsl.diagnostics import Fault, Reject
 from ..dsl.recipe import Invocation
 
 if TYPE_CHECKING:
-    from .context import Settings
-    from .model import Origin
+    from .checkpoints.origin import Origin
+    from .words.context import Settings
 
 unknown_place = Fault(
     "unknown-place",
@@ -46,8 +46,8 @@ def is_artifact(path: Path) -> bool:
 
 def origin_of(place: str, settings: "Settings") -> "Origin":
     """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
-    from .context import Context
-    from .shelf import Shelf
+    from .words.context import Context
+    from .words.shelf import Shelf
 
     kind, colon, name = place.partition(":")
     if kind == "zoo" and colon:
@@ -80,6 +80,6 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False) -> Ope
 
 
 def _tokenizer(folder: Path) -> Any:
-    from .folder import load_tokenizer, tokenizer_files
+    from .checkpoints.folder import load_tokenizer, tokenizer_files
 
     return load_tokenizer(folder, str(folder), False) if tokenizer_files(folder) else None

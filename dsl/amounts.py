@@ -192,7 +192,7 @@ def _count(wanted: float) -> str:
 
 
 def _kept(wanted: float, align: int, count: int) -> int:
-    """As `compiler/amount.py` rounds: the nearest multiple of `align`, ties to more."""
+    """As `compiler/planning/amount.py` rounds: the nearest multiple of `align`, ties to more."""
     return min(max(int(wanted / align + 0.5 + 1e-9), 1) * align, count)
 
 

@@ -4,9 +4,9 @@ import copy
 from pathlib import Path
 
 import torch
-from effc.compiler.context import Context, Settings
-from effc.compiler.model import Origin
-from effc.compiler.shelf import Shelf
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Emit, Invocation, Pipeline, Recipe, Step
 from effc.dsl.source import Source
 from effc.dsl.values import Bytes, DataRef, MetricRef

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from effc.compiler.explain import _fault, all_faults, explain
-from effc.compiler.shelf import SHELVES, Shelf
+from effc.compiler.words.shelf import SHELVES, Shelf
 from effc.dsl.diagnostics import Reject
 
 VOCABULARY = Shelf().vocabulary

@@ -4,9 +4,9 @@ import json
 
 import pytest
 from effc.compiler import api
-from effc.compiler.library import shipped
 from effc.compiler.opened import origin_of
 from effc.compiler.sources.zoo import zoo
+from effc.compiler.words.library import shipped
 from effc.dsl import ast
 from effc.dsl.format import format_source
 from effc.dsl.render import render

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
 from effc.dsl.values import DataRef, MetricRef
 
 ROOT = Path(__file__).parents[1]
@@ -104,8 +104,8 @@ def test_it_is_pruned_emitted_and_reloaded_in_fresh_processes(session, tmp_path,
 
 def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
     """One round of candidates, each scored without effc: a hook that silences the branch."""
-    from effc.compiler.cache import Cache
-    from effc.compiler.pipeline import Build
+    from effc.compiler.running.pipeline import Build
+    from effc.compiler.store.cache import Cache
 
     sites = [f"model.layers.{i}.{part}" for part in ("self_attn", "mlp") for i in (2, 14, 27)]
     opened = session('prune.blocks(remove: 1, on: "layers.{2,14,27}.*", score: perplexity(calib))', 99, 1)

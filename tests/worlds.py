@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from effc.compiler.context import Context, Settings
-from effc.compiler.model import Origin
-from effc.compiler.shelf import Shelf
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation, Recipe
 from effc.dsl.source import Source

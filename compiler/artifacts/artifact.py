@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..cache import write_whole
+from ..store.cache import write_whole
 from .card import card
 from .manifest import CARD, MEASURES, NAME, Manifest, artifact_hash, dump, hash_files, verify_files
 

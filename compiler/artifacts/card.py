@@ -150,12 +150,12 @@ def _value(value: float | None, unit: str) -> str:
 
 
 def _bytes(count: float) -> str:
-    from ..quantity import size
+    from ..report.quantity import size
 
     return size(count)
 
 
 def _threads(machine) -> str:
-    from ..quantity import counted
+    from ..report.quantity import counted
 
     return counted(machine["threads"], "thread") if machine.get("threads") else ""

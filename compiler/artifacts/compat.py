@@ -29,16 +29,16 @@ from torch import nn
 
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch, Group, Scan, Skeleton
-from .. import shrink
+from ..capture.capture import capture
+from ..checkpoints.tensors import Piece
 from ..discovery.bypass import staying
-from ..edits import is_below
-from ..program import Program, Unit
-from ..rewrite import Rewriter, sources
-from ..scans.opening import opened
-from ..scans.scanless import drop_scan, scanless, skip_of
-from ..tensors import Piece
-from ..tracing.capture import capture
-from ..tracing.leaves import packed_attention
+from ..discovery.mixers.opening import opened
+from ..editing.rewrite import Rewriter, sources
+from ..editing.scans import drop_scan, scanless, skip_of
+from ..ir.edits import is_below
+from ..ir.leaves import packed_attention
+from ..ir.program import Program, Unit
+from ..planning import shrink
 from .stock import stock_config, stock_model
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")     # a head's width may not change, only their number

@@ -6,8 +6,8 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from ..quantity import measured, size
-from ..safetensors_header import read_header
+from ..checkpoints.safetensors_header import read_header
+from ..report.quantity import measured, size
 from .load import FORMS
 from .manifest import Manifest, read_manifest
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
-from ..progress import Listener, Warned, silent
+from ..report.progress import Listener, Warned, silent
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
 from .sealed import attach, not_sealed, read_record
 
@@ -41,7 +41,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
     tell        hears a sentence where versions differ from those that wrote it
     """
-    from ..lowering.lowered import refuse_elsewhere
+    from ..layers.linear import refuse_elsewhere
 
     folder, manifest = locate(Path(path))
     if manifest:
@@ -64,7 +64,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
     if kernels and folder.name not in ("program", "native"):
-        from ..scans.quick import quicken
+        from ..layers.quick import quicken
 
         quicken(model)
     if device is None:
@@ -103,7 +103,7 @@ def _mark(form: str) -> str:
 
 
 def _native(folder: Path, dtype: "torch.dtype | None", device: Any, own: dict[str, Any]) -> Any:
-    from ..lowering.lowered import cpu_only
+    from ..layers.linear import cpu_only
     from ..native.opening import open_native
 
     if device is not None and str(device).partition(":")[0] != "cpu":
@@ -117,8 +117,8 @@ def _native(folder: Path, dtype: "torch.dtype | None", device: Any, own: dict[st
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
-    from ..checkpoint import check_names, parse_config, quiet
-    from ..folder import read_config
+    from ..checkpoints.checkpoint import check_names, parse_config, quiet
+    from ..checkpoints.folder import read_config
 
     config, kind = parse_config(read_config(folder / "config.json", str(folder)))
     with quiet():
@@ -130,8 +130,8 @@ def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
 
 def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
-    from ..blank import blank, cut_tables
-    from ..edits import Edits, replay
+    from ..checkpoints.blank import blank, cut_tables
+    from ..ir.edits import Edits, replay
 
     model = blank(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
@@ -149,9 +149,9 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
 def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
          dtype: "torch.dtype | None" = None) -> None:
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
-    from ..snapshot import assign, distinct
-    from ..surgery import put
-    from ..tensors import mapped
+    from ..checkpoints.tensors import mapped
+    from ..ir.surgery import put
+    from ..running.snapshot import assign, distinct
 
     wanted = dict(distinct(model)) | tables
     found = dict(mapped(folder))
@@ -181,7 +181,7 @@ def _dress(model: Any, folder: Path) -> None:
 
 def newer_than_here(versions: Mapping[str, str]) -> list[str]:
     """A sentence for each library that is older here than where it was written, or a major version apart."""
-    from ..fingerprint import versions as present
+    from ..machine.fingerprint import versions as present
 
     said = []
     for name, here in present().items():

@@ -84,7 +84,7 @@ class Manifest:
     lock          {"inputs": {label: identity}, "versions": {"python", "torch", ...}}; no paths, no times
     steps         what was removed and why, in order: {"name", "word", "args", "changes": [...], ...}
     edits         `Edits.to_json()`
-    profile       {"before", "after"}: the layers' branches and widths, as in compiler/profile.py
+    profile       {"before", "after"}: the layers' branches and widths, as in compiler/planning/profile.py
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
 

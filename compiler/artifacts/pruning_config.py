@@ -17,9 +17,9 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
-from ..edits import renamed
-from ..profile import original, profile
-from ..select import is_inside
+from ..ir.edits import renamed
+from ..planning.profile import original, profile
+from ..planning.select import is_inside
 
 bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
 no_published_form = Fault("no-published-form",

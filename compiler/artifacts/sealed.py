@@ -26,7 +26,7 @@ not_sealed = Fault("no-effc-config", "A folder's config.json was not written by 
 
 def record(base: Mapping[str, Any], edits: Any, dtype: str) -> dict[str, Any]:
     """What goes under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
-    from ..fingerprint import versions
+    from ..machine.fingerprint import versions
 
     return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": versions()}
 

@@ -16,8 +16,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from ..lowering.lowered import lowered
-from ..scans.quick import is_quick
+from ..layers.linear import lowered
+from ..layers.quick import is_quick
 
 _WIDTHS = re.compile(r"inner|intermediate|ffn|head|state|expand|experts|width|dim|size")
 _FIXED = re.compile(r"layers?$|_layer$|vocab|token|position|max_|window|version|seed")
@@ -117,7 +117,7 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
 
 def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
-    from ..checkpoint import quiet
+    from ..checkpoints.checkpoint import quiet
 
     try:
         with quiet(), torch.device("meta"):

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Fault, Reject
-from ..kinds import Form
-from ..measuring.evaluate import LOOK, not_a_number
-from ..scans.quick import as_library
-from ..tracing.sample import sample
+from ..capture.sample import sample
+from ..layers.quick import as_library
+from ..rows.forward import LOOK, not_a_number
+from ..words.kinds import Form
 from .manifest import Check
 from .verify_child import GENERATION, GIVEN, inputs_for, probe
 

@@ -10,7 +10,7 @@ from ...dsl.diagnostics import EXITS, Reject
 from .flags import Shared, verb
 
 if TYPE_CHECKING:
-    from ..cache import Cache
+    from ..store.cache import Cache
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe; each of its steps is looked up.",
                          show_default=False, readable=False)
@@ -37,7 +37,7 @@ def _listing(group: typer.Typer) -> None:
             return shared.screen.answer_json("cache ls", folder=str(shared.cache_folder), steps=rows)
         if not entries:
             return shared.screen.say(f"{shared.cache_folder} holds no finished step")
-        from ..quantity import counted, seconds, size
+        from ..report.quantity import counted, seconds, size
 
         rows = [("key", "step", "size", "used")]
         now = time.time()
@@ -63,7 +63,7 @@ def _care(group: typer.Typer) -> None:
     @verb(group, shows=("cache",))
     def gc(shared: Shared, older_than: Annotated[float, _age] = 30.0) -> None:
         """Free what was not used for a while, and tensors that no step names."""
-        from ..quantity import size
+        from ..report.quantity import size
 
         freed = _cache(shared).collect(keep_seconds=older_than * 86400)
         if shared.format == "json":
@@ -87,10 +87,10 @@ def _care(group: typer.Typer) -> None:
 
 
 def _told(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
-    from ..quantity import counted
+    from ..report.quantity import counted
 
     if wrong and not deleted:
-        from ..cache import cache_damaged
+        from ..store.cache import cache_damaged
 
         raise Reject(*(cache_damaged(f"{path}: {reason}", help="`effc cache verify --delete` removes it; "
                                      "compile makes it again") for path, reason in wrong))
@@ -100,7 +100,7 @@ def _told(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
 
 
 def _cache(shared: Shared) -> "Cache":
-    from ..cache import Cache
+    from ..store.cache import Cache
 
     return Cache(shared.cache_folder)
 
@@ -109,7 +109,7 @@ def _word(entry) -> str:
     """The step as a recipe would write it, without what has its default."""
     from ...dsl.show import plain
     from ...dsl.values import from_json
-    from ..shelf import Shelf
+    from ..words.shelf import Shelf
 
     step = entry.parts.get("step", {})
     word = Shelf().vocabulary.word("pass", step.get("word", ""))

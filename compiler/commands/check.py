@@ -39,8 +39,8 @@ def look(path: Path, shared: Shared, fix: bool, resolve: bool) -> "tuple[Sequenc
     variants, found = _checked(session, resolve)
     if fix and (sure := [d for d in found if d.fix and d.span and d.span.source.name == str(path)]):
         from ...dsl.render import apply_fixes
-        from ..cache import write_whole
-        from ..quantity import counted
+        from ..report.quantity import counted
+        from ..store.cache import write_whole
 
         write_whole(path, apply_fixes(sure[0].span.source.text, sure).encode())
         shared.screen.say(f"fixed {counted(len(sure), 'mistake')} in {path}")
@@ -77,7 +77,7 @@ def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
 
 def said(row: dict[str, Any]) -> str:
     """`lean: 3 steps, 2 artifacts, 2 bounds, 3 variants`."""
-    from ..quantity import counted
+    from ..report.quantity import counted
 
     parts = [counted(row[f"{noun}s"], noun) for noun in ("step", "artifact", "bound")]
     parts += [counted(row["variants"], "variant")] if row["variants"] > 1 else []

@@ -13,7 +13,7 @@ from .screen import code_of
 
 if TYPE_CHECKING:
     from ..artifacts.manifest import Expectation, Manifest
-    from ..pipeline import Result
+    from ..running.pipeline import Result
     from .screen import Screen
 
 unreadable_plan = Fault(
@@ -69,7 +69,7 @@ def report(results: "Sequence[Result]", shared: Shared) -> int:
                 screen.answer(drawn(a.path, a.manifest, screen) + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
-        from ..quantity import seconds
+        from ..report.quantity import seconds
 
         screen.say(screen.styled("ok", "green") + f": compiled in {seconds(sum(r.seconds for r in results))}")
     return code_of(missed)
@@ -86,7 +86,7 @@ def artifact_json(manifest: "Manifest") -> dict[str, Any]:
 
 def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
-    from ..quantity import size
+    from ..report.quantity import size
 
     title = screen.styled(f"{manifest.name} -> {path}", "bold")
     title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
@@ -107,7 +107,7 @@ def _tinted(line: str, outcome: str, screen: "Screen") -> str:
 
 def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
-    from ..quantity import change, measured
+    from ..report.quantity import change, measured
 
     rows, left = [], list(manifest.expectations)
     for m in manifest.measures:

@@ -47,7 +47,7 @@ def _architectures(shared: Shared) -> int:
     """The matrix that the test run left, and every sentence that refused something."""
     from dataclasses import asdict
 
-    from ..architectures import matrix
+    from ..report.architectures import matrix
 
     found, screen = matrix(), shared.screen
     if shared.format == "json":
@@ -73,14 +73,14 @@ def _draw(found: list[Finding], missing: list[Finding], shared: Shared) -> None:
         screen.answer(f"{state}  {f.topic:<{width}}  {f.fact}")
         if f.remedy and f.state != "ok":
             screen.answer(" " * (width + 11) + screen.styled(f.remedy, "dim"))
-    from ..quantity import counted
+    from ..report.quantity import counted
 
     screen.say("" if not missing else f"{counted(len(missing), 'required thing')} missing")
 
 
 def pythons() -> list[Finding]:
     """Python and every package, with the range that effc states."""
-    from ..environment import packages, python_version
+    from ..machine.environment import packages, python_version
 
     new_enough = sys.version_info >= (3, 11)
     found = [Finding("python", f"{python_version()}, needs >=3.11", "ok" if new_enough else "missing",
@@ -95,7 +95,7 @@ def pythons() -> list[Finding]:
 
 def machine() -> list[Finding]:
     """Processor, instruction sets that our kernels can use, cores."""
-    from ..environment import processor_flags, processor_name
+    from ..machine.environment import processor_flags, processor_name
 
     telling = [f for f in TELLING if f in processor_flags()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,7 +122,7 @@ def kernels() -> Finding:
 
 def storage(cache: Path) -> list[Finding]:
     """The cache, whether it can be written, and what is free on its disk."""
-    from ..quantity import counted, size
+    from ..report.quantity import counted, size
 
     existing = next(p for p in (cache, *cache.absolute().parents) if p.exists())
     files = [f for f in cache.rglob("*") if f.is_file()] if cache.is_dir() else []

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ..api import Session
-    from ..context import Settings
-    from ..progress import Listener
+    from ..report.progress import Listener
+    from ..words.context import Settings
 
 FORMATS = ("text", "json", "github", "junit", "md")
 
@@ -111,7 +111,7 @@ class Shared:
     def check_environment(self) -> None:
         """Before any work: packages in their ranges, the device and the level of the kernels there."""
         from ...kernels.levels import level
-        from ..environment import check_device, check_packages
+        from ..machine.environment import check_device, check_packages
 
         check_packages()
         level()
@@ -125,7 +125,7 @@ class Shared:
 
     def listening(self) -> "AbstractContextManager[Listener]":
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
-        from ..render import listening
+        from ..report.render import listening
 
         live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
         return listening(quiet=self.quiet, progress=not self.no_progress, bars=live,
@@ -133,8 +133,8 @@ class Shared:
 
     def settings(self, tell: "Listener | None" = None) -> "Settings":
         """What the compiler is granted."""
-        from ..context import Settings
-        from ..progress import silent
+        from ..report.progress import silent
+        from ..words.context import Settings
 
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         return Settings(self.cache_folder, self.seed, self.device, self.offline or hub_offline,

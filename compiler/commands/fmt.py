@@ -99,7 +99,7 @@ def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, di
     elif str(path) == "-" and not check:
         shared.screen.write(after)
     elif source.text != after and not check:
-        from ..cache import write_whole
+        from ..store.cache import write_whole
 
         write_whole(path, after.encode())
 
@@ -112,7 +112,7 @@ def _colored(text: str, shared: Shared) -> str:
 
 
 def _end(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
-    from ..quantity import counted
+    from ..report.quantity import counted
 
     if shared.format == "json":
         names = [str(p) for p in changed]

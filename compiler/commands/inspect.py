@@ -72,7 +72,7 @@ def _show_plan(folder: Path, place: str, graph: str | None, shared: Shared) -> N
 def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
     from shutil import get_terminal_size
 
-    from ..drawing import draw
+    from ..planning.drawing import draw
 
     width = min(140, max(60, get_terminal_size((100, 24)).columns))
     for label, skeleton in pictures:
@@ -84,7 +84,7 @@ def _draw_profile(place: str, shared: Shared) -> None:
     """What an artifact lost, layer by layer, where it lost anything."""
     from ..artifacts.manifest import read_manifest
     from ..opened import is_artifact
-    from ..profile import draw
+    from ..planning.profile import draw
 
     if Path(place).is_dir() and is_artifact(Path(place)):
         profile = read_manifest(Path(place)).profile
@@ -123,15 +123,15 @@ def _program(place: str, shared: Shared) -> Any:
 
     if Path(place).is_dir() and is_artifact(Path(place)):
         from ..artifacts.load import load
-        from ..tracing.capture import capture
+        from ..capture.capture import capture
 
         return capture(load(place, check="size"))
     return _captured(origin_of(place, shared.settings()))
 
 
 def _captured(origin: Any) -> Any:
-    from ..blank import nothing_stored
-    from ..tracing.capture import capture
+    from ..capture.capture import capture
+    from ..checkpoints.blank import nothing_stored
 
     with nothing_stored():
         model = origin.build()
@@ -139,13 +139,13 @@ def _captured(origin: Any) -> Any:
 
 
 def _show_graph(program: Any, name: str, shared: Shared) -> None:
-    from ..drawing import dot, graph_text
+    from ..planning.drawing import dot, graph_text
 
     unit = _unit(program, name)
     if shared.format == "dot":
         shared.screen.answer(dot(unit).rstrip("\n"))
     elif shared.format == "json":
-        from ..tracing.graph_json import dump
+        from ..ir.graph_json import dump
 
         shared.screen.answer_json("inspect", unit=unit.path, graph=dump(unit.graph))
     else:

@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
         text = fitting(call, goal, short or "model", path, shared)
-        from ..cache import write_whole
+        from ..store.cache import write_whole
 
         write_whole(path, text.encode())
         if shared.format == "json":

@@ -25,13 +25,13 @@ def register(app: typer.Typer) -> None:
 
         Reads no weights."""
         from .. import api
-        from ..plan import saved_form
+        from ..planning.plan import saved_form
 
         shared.check_environment()
         with shared.listening() as tell:
             plans = api.plans(shared.session(recipe, tell))
         if output:
-            from ..cache import write_whole
+            from ..store.cache import write_whole
 
             write_whole(output, (json.dumps(saved_form(plans), indent=1) + "\n").encode())
         if shared.format == "json":
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def _draw(plans: list, shared: Shared) -> None:
     from shutil import get_terminal_size
 
-    from ..plan import draw
+    from ..planning.plan import draw
 
     width = min(120, max(60, get_terminal_size((100, 24)).columns))
     shared.screen.answer("\n\n".join(draw(p, width).rstrip("\n") for p in plans))

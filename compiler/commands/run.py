@@ -29,8 +29,8 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
-        from ..chat import Talker
         from ..opened import open_model
+        from ..serving.chat import Talker
 
         opened = open_model(model, shared.settings())
         if opened.tokenizer is None:
@@ -116,7 +116,7 @@ def _exchange(talker, line: str, shared: Shared) -> None:
 
 
 def _speed(reply) -> str:
-    from ..quantity import digits, seconds
+    from ..report.quantity import digits, seconds
 
     speed = digits(reply.tokens_per_second, 3)
     return f"{reply.new_tokens} tokens in {seconds(reply.seconds)}, {speed} per second, {reply.stop}"

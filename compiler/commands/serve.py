@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
               port: Annotated[int, _port] = 8000, name: Annotated[str | None, _name] = None,
               parallel: Annotated[int, _parallel] = 16, queue: Annotated[int, _queue] = 64) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
-        from ..environment import check_modules
+        from ..machine.environment import check_modules
 
         shared.check_environment()
         check_modules(["fastapi", "uvicorn"], "serve", "`effc serve`")

@@ -9,7 +9,7 @@ from .flags import Shared, verb
 
 if TYPE_CHECKING:
     from ...dsl.vocabulary import Word
-    from ..library import Shipped
+    from ..words.library import Shipped
 
 unknown_recipe = Fault("unknown-recipe", "The recipe library has no file of that name.", exit="usage")
 
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     @verb(app)
     def passes(shared: Shared, every: Annotated[bool, _all] = False) -> None:
         """List the passes, each with its sentence; `effc explain` has pages."""
-        from ..shelf import Shelf
+        from ..words.shelf import Shelf
 
         vocabulary = Shelf().vocabulary
         found = {kind: [vocabulary.words(kind)[n] for n in vocabulary.words(kind)]
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
     @verb(app)
     def recipes(shared: Shared, name: Annotated[str | None, _name] = None) -> None:
         """List the recipes and modules that come with effc, or print one."""
-        from ..library import shipped
+        from ..words.library import shipped
 
         known = shipped()
         if name is not None:

@@ -10,8 +10,8 @@ from .flags import Shared, verb
 from .screen import code_of
 
 if TYPE_CHECKING:
-    from ..measuring.gate import Outcome
-    from ..measuring.retest import Tested
+    from ..judging.gate import Outcome
+    from ..judging.retest import Tested
 
 _place = typer.Argument(metavar="ARTIFACT|RECIPE", help="An artifact, or a recipe whose artifacts exist.",
                         show_default=False, readable=False)
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
     def test(place: Annotated[Path, _place], shared: Shared, output: Annotated[Path, _out] = Path("out"),
              recipe: Annotated[Path | None, _recipe] = None) -> int:
         """Measure again what `expect` demands; exit 4 on a miss."""
-        from ..measuring.retest import test_artifact, test_recipe
+        from ..judging.retest import test_artifact, test_recipe
 
         shared.check_environment()
         with shared.listening() as tell:
@@ -55,7 +55,7 @@ def report(results: "Sequence[Tested]", shared: Shared) -> None:
 
 
 def _drawn(result: "Tested", shared: Shared) -> str:
-    from ..measuring.gate import bound_text
+    from ..judging.gate import bound_text
 
     screen = shared.screen
     color = {"ok": "green", "missed": "red", "skipped": "yellow"}
@@ -68,7 +68,7 @@ def _drawn(result: "Tested", shared: Shared) -> str:
 
 def said(outcome: "Outcome") -> str:
     """The value, and the baseline's: `5.1 against 4.3`."""
-    from ..quantity import measured
+    from ..report.quantity import measured
 
     if outcome.value is None:
         return "not measured"
@@ -77,7 +77,7 @@ def said(outcome: "Outcome") -> str:
 
 
 def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
-    from ..quantity import counted
+    from ..report.quantity import counted
 
     states = [o.state for r in results for o in r.outcomes]
     parts = [f"{counted(states.count('ok'), 'bound')} kept"] if "ok" in states else []
@@ -90,7 +90,7 @@ def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
 
 def markdown(results: "Sequence[Tested]") -> str:
     """A table for a job summary or a pull request."""
-    from ..measuring.gate import bound_text
+    from ..judging.gate import bound_text
 
     marks = {"ok": "ok", "missed": "**missed**", "skipped": "skipped"}
     lines = []
@@ -107,7 +107,7 @@ def junit(results: "Sequence[Tested]") -> str:
     """One test case per bound."""
     from xml.etree import ElementTree as xml
 
-    from ..measuring.gate import bound_text
+    from ..judging.gate import bound_text
 
     outcomes = [o for r in results for o in r.outcomes]
     count = {s: str(sum(o.state == s for o in outcomes)) for s in ("missed", "skipped")}

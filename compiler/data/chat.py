@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..context import Context
-from ..kinds import Data, param
-from ..records import Record, bad_record, check_field, read_records, text_of
-from ..windows import content_identity, cut, encode, find_files, need_tokenizer
+from ..rows.records import Record, bad_record, check_field, read_records, text_of
+from ..rows.windows import content_identity, cut, encode, find_files, need_tokenizer
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
 

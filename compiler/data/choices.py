@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...dsl.diagnostics import Reject
-from ..context import Context
-from ..kinds import Data, param
-from ..records import Record, bad_record, check_field, read_records, text_of
-from ..windows import content_identity, cut, encode, find_files, need_tokenizer, start_token
+from ..rows.records import Record, bad_record, check_field, read_records, text_of
+from ..rows.windows import content_identity, cut, encode, find_files, need_tokenizer, start_token
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
-from ..cache import Cache, digest
-from ..context import Context
-from ..keys import versions
-from ..kinds import Data, param
-from ..measuring.evaluate import not_a_number
-from ..windows import bad_rows
+from ..planning.keys import versions
+from ..rows.forward import not_a_number
+from ..rows.windows import bad_rows
+from ..store.cache import Cache, digest
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 if TYPE_CHECKING:
     import torch
 
-    from ..model import Origin
+    from ..checkpoints.origin import Origin
 
 AT_ONCE = 32        # rows that are written together: their caches lie in memory beside the model
 

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
-from ..broken import first_line
-from ..cache import digest
-from ..context import Context
-from ..environment import check_modules
-from ..kinds import Data, param
-from ..records import bad_record, no_field
-from ..windows import cut, encode, find_files, need_tokenizer, start_token
+from ..machine.environment import check_modules
+from ..report.broken import first_line
+from ..rows.records import bad_record, no_field
+from ..rows.windows import cut, encode, find_files, need_tokenizer, start_token
+from ..store.cache import digest
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.",
                          exit="network")

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...dsl.diagnostics import Reject
-from ..cache import digest
-from ..context import Context
-from ..kinds import Data, param
-from ..windows import bad_rows
+from ..rows.windows import bad_rows
+from ..store.cache import digest
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 
 class Synthetic(Data):
@@ -42,7 +42,7 @@ class Synthetic(Data):
         """The shape of one row of what a model without a vocabulary takes."""
         import torch
 
-        from ..tracing.sample import sample
+        from ..capture.sample import sample
 
         with torch.device("meta"):
             taken = list(sample(ctx.origin.build()).values())

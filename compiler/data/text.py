@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from ..context import Context
-from ..kinds import Data, param
-from ..windows import content_identity, cut, encode, find_files, need_tokenizer, read_text, start_token
+from ..rows.windows import (
+    content_identity,
+    cut,
+    encode,
+    find_files,
+    need_tokenizer,
+    read_text,
+    start_token,
+)
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 
 class Text(Data):

@@ -6,11 +6,11 @@ from typing import Any
 
 from ...dsl.diagnostics import Reject
 from ...dsl.nearest import suggestion
-from ..context import Context
-from ..kinds import Data, param
-from ..records import bad_record, no_field
-from ..safetensors_header import Header, read_header
-from ..windows import bad_rows, choose_rows, content_identity, find_files
+from ..checkpoints.safetensors_header import Header, read_header
+from ..rows.records import bad_record, no_field
+from ..rows.windows import bad_rows, choose_rows, content_identity, find_files
+from ..words.context import Context
+from ..words.kinds import Data, param
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 

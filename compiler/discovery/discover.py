@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...dsl.skeleton import Branch, Group, Part, Skeleton
-from ..lowering.lowered import KernelLinear
-from ..program import Program
-from ..scans.state_space import state_space
+from ..ir.program import Program
+from ..layers.linear import KernelLinear
 from .coupling import groups_of
 from .experts import WHOLE, expert_groups
 from .following import Baked, attributes_of
 from .labels import label
+from .mixers.state_space import state_space
 from .residual import terms
 from .sharing import joined
 

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.skeleton import Group, Member
-from ..program import argument_names
-from ..surgery import attribute
-from ..tracing.trace import trace
+from ..capture.trace import trace
+from ..ir.program import argument_names
+from ..ir.surgery import attribute
 from .labelling import Labelling
 from .residual import common
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...dsl.skeleton import Group
-from ..tracing.integers import evaluate
+from ..ir.integers import evaluate
 from .labelling import NOTHING, POINTWISE, Labelling, name_of, tensors_in
 
 # What the library's attention functions read from the module they are called with.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..lowering.lowered import KernelLinear
+from ..layers.linear import KernelLinear
 from . import attention_rules, image_rules, packed_rules
 from .experts import has_own_forward, opened
 from .labelling import (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from ..lowering.lowered import KernelLinear
-from ..tracing.leaves import module_role
+from ..ir.leaves import module_role
+from ..layers.linear import KernelLinear
 from .labelling import PRODUCTS, name_of, tensors_in
 
 ADDS = frozenset(("add", "iadd", "add_"))

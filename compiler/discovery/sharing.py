@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ...dsl.skeleton import Group, Member
-from ..edits import is_below
-from ..program import Program
+from ..ir.edits import is_below
+from ..ir.program import Program
 
 Ties = Sequence[tuple[str, ...]]
 Axis = tuple[str, int]

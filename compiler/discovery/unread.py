@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..tracing.refresh import _write
+from ..capture.refresh import _write
 from .following import Baked, Need, _needs
 from .labelling import Labelling, name_of, tensors_in
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..data.generated import Generated
 from ..measuring import reference
-from ..measuring.evaluate import batches, evaluating, finite, logits, nll
+from ..rows.forward import batches, evaluating, finite, logits, nll
 
 if TYPE_CHECKING:
     from ...dsl.values import DataRef
-    from ..context import Context
-    from ..program import Program
+    from ..ir.program import Program
+    from ..words.context import Context
 
 TOKENS = 64               # of each module's inputs that are kept to compare outputs on
 ROWS = 4                  # rows that those come from

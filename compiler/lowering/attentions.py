@@ -9,13 +9,13 @@ from torch import fx
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
-from ..rewrite import Rewriter
-from ..select import branches
-from ..tracing import leaves
-from .decoding import UNKNOWN
+from ..editing.rewrite import Rewriter
+from ..ir import leaves
+from ..layers.attention import UNKNOWN
+from ..planning.select import branches
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 no_attention = Fault("no-attention",
                      "A pass exchanges how layers attend, and none of them attends in a way it knows.")

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
 from ...kernels.ops import KERNELS
-from ..measuring.evaluate import LOOK, evaluating, not_a_number
+from ..layers.linear import KernelLinear, weight_of
 from ..measuring.promise import observed
-from ..quantity import digits, seconds
-from ..sparsity import INPUTS, OUTPUTS, zeros
+from ..report.quantity import digits, seconds
+from ..rows.forward import LOOK, evaluating, not_a_number
+from ..search.sparsity import INPUTS, OUTPUTS, zeros
 from .accuracy import Accuracy, inputs_of, output_error
 from .contenders import DYNAMIC, EAGER, PREPACKED
-from .lowered import KernelLinear, weight_of
 from .speed import INT8, Case
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 FORMATS = {"dense_bf16": "dense_linear", "sparse_bf16": "sparse_linear", "block": "block_sparse_linear",
            "dense_int8": "dense_linear_int8", "sparse_int8": "sparse_linear_int8"}

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
-from ..measuring.evaluate import evaluating, finite, losses, output_logits
 from ..measuring.timing import cache_of
-from ..windows import bad_rows
+from ..rows.forward import evaluating, finite, losses, output_logits
+from ..rows.windows import bad_rows
 from .accuracy import Accuracy
 
 if TYPE_CHECKING:
-    from ..context import Context
+    from ..words.context import Context
 
 ROWS = 8                  # that are decoded
 STEPS = 64                # tokens that are fed one by one, at most

@@ -9,7 +9,7 @@ import torch
 
 from ...kernels import levels, packed
 from ...kernels.ops import KERNELS
-from ..fingerprint import machine
+from ..machine.fingerprint import machine
 from .contenders import (
     DYNAMIC,
     EAGER,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..tracing.sample import BATCH, LENGTH, PADDING, evaluating, sample, tokens
+from ..capture.sample import BATCH, LENGTH, PADDING, evaluating, sample, tokens
 
 _STEPS = 2
 _OTHER_BATCH = 3

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...dsl.diagnostics import Fault, Reject
-from ..kinds import Close
-from ..tracing.sample import evaluating, knows_inputs
+from ..capture.sample import evaluating, knows_inputs
+from ..words.kinds import Close
 from .equivalence import distance, main_output, observe
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 promise_broken = Fault("promise-broken", "A pass that promises to keep outputs changed them.", exit="failure")
 

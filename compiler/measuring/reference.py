@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import DataRef
-from .. import keys
-from ..cache import digest
-from ..context import Context
-from ..quantity import size
-from .evaluate import batches, evaluating, finite, logits, positions
+from ..planning import keys
+from ..report.quantity import size
+from ..rows.forward import batches, evaluating, finite, logits, positions
+from ..store.cache import digest
+from ..words.context import Context
 
 no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
 other_vocabulary = Fault("other-vocabulary",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
-from .evaluate import device_of, evaluating, output_logits, vocabulary
+from ..rows.forward import device_of, evaluating, output_logits, vocabulary
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 

@@ -5,10 +5,10 @@ from typing import ClassVar
 from torch import nn
 
 from ...dsl.values import DataRef
-from ..context import Context
-from ..kinds import Metric, param
-from ..measuring.evaluate import batches, evaluating, finite, logits
 from ..measuring.reference import load
+from ..rows.forward import batches, evaluating, finite, logits
+from ..words.context import Context
+from ..words.kinds import Metric, param
 
 
 class Agreement(Metric):

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..context import Context
-from ..kinds import Metric
+from ..words.context import Context
+from ..words.kinds import Metric
 
 
 class Bytes(Metric):

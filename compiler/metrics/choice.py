@@ -6,10 +6,10 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import DataRef
-from ..context import Context
 from ..data.choices import Choices
-from ..kinds import Metric, param
-from ..measuring.evaluate import continuations, finite
+from ..rows.forward import continuations, finite
+from ..words.context import Context
+from ..words.kinds import Metric, param
 
 no_choices = Fault("no-choices",
                    "Accuracy is measured on data made by `choices`, which has questions with options.")

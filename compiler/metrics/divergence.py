@@ -5,9 +5,9 @@ from typing import ClassVar
 from torch import nn
 
 from ...dsl.values import DataRef
-from ..context import Context
-from ..kinds import Metric, param
 from ..measuring.reference import divergence, load
+from ..words.context import Context
+from ..words.kinds import Metric, param
 
 
 class Divergence(Metric):

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..context import Context
-from ..kinds import Metric, param
-from ..shrink import flops_per_token
-from ..tracing.capture import capture
+from ..capture.capture import capture
+from ..planning.shrink import flops_per_token
+from ..words.context import Context
+from ..words.kinds import Metric, param
 
 
 class Flops(Metric):

@@ -8,14 +8,14 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
-from ..broken import first_line
-from ..checkpoint import quiet
-from ..context import Context
-from ..environment import check_modules
-from ..folder import remote_code
-from ..kinds import Metric, param
-from ..measuring.evaluate import evaluating, finite
-from ..windows import need_tokenizer
+from ..checkpoints.checkpoint import quiet
+from ..checkpoints.folder import remote_code
+from ..machine.environment import check_modules
+from ..report.broken import first_line
+from ..rows.forward import evaluating, finite
+from ..rows.windows import need_tokenizer
+from ..words.context import Context
+from ..words.kinds import Metric, param
 
 unknown_task = Fault("unknown-task", "The evaluation harness has no such task, or the task no such score.")
 task_unreachable = Fault("task-unreachable", "The data of an evaluation task can't be had.", exit="network")

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..context import Context
-from ..kinds import Metric
-from ..lowering.lowered import params
+from ..layers.linear import params
 from ..native.model import NativeModel
+from ..words.context import Context
+from ..words.kinds import Metric
 
 
 class Params(Metric):

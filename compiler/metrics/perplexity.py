@@ -5,9 +5,9 @@ import math
 from torch import nn
 
 from ...dsl.values import DataRef
-from ..context import Context
-from ..kinds import Metric, param
-from ..measuring.evaluate import finite, nll
+from ..rows.forward import finite, nll
+from ..words.context import Context
+from ..words.kinds import Metric, param
 
 
 class Perplexity(Metric):

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.native import KernelError
-from ..context import Context
-from ..lowering.lowered import params
-from ..program import Program
+from ..ir.program import Program
+from ..layers.linear import params
 from ..targets.hf import companions
+from ..words.context import Context
 from .reader import Reader
 from .refusal import refused_whole
 from .stored import write

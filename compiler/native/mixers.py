@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from ..program import Program, argument_names
-from ..scans.opening import Opened, opened
+from ..discovery.mixers.opening import Opened, opened
+from ..ir.program import Program, argument_names
 
 
 def with_mixers_open(program: Program) -> fx.Graph:

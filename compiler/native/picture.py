@@ -9,7 +9,7 @@ from typing import Any
 from ...dsl.diagnostics import Reject
 from ...kernels import packed as packing
 from ...kernels.native import KernelError
-from ..quantity import count, counted, size
+from ..report.quantity import count, counted, size
 from .stored import native_damaged, read, tensors
 
 

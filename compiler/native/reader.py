@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..program import Program
+from ..ir.program import Program
 from . import activations, calls, linears, norms
 from .attending import Attending
 from .layout import Lane, Layout, Scattered

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tracing import leaves
+from ..ir import leaves
 
 _SHARE = 3e-5           # tables are float32, angles at their end too
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.show import show
 from ...dsl.values import MetricRef
-from ..progress import Warned
-from ..quantity import counted
+from ..report.progress import Warned
+from ..report.quantity import counted
 
 if TYPE_CHECKING:
     from .loop import Search

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Branch
 from ..discovery.bypass import staying
-from ..rehearsal import layer_needed, weightless
-from ..rewrite import Rewriter
-from ..trial import without_branch, without_layer
+from ..editing.rehearsal import layer_needed, weightless
+from ..editing.rewrite import Rewriter
+from ..editing.trial import without_branch, without_layer
 from .candidate import Candidate, Pool
 from .saving import Ledger
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 
 class Branches(Pool):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 
 class Candidate(ABC):

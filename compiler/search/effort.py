@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef
-from .. import shrink
 from ..data.generated import AT_ONCE, Generated
-from ..kinds import Effort
-from ..memory import room_for
-from ..peak import is_mapped, itemsize
-from ..reconstruct import readers
+from ..machine.memory import room_for
+from ..planning import shrink
+from ..planning.peak import is_mapped, itemsize
+from ..words.kinds import Effort
+from .reconstruct import readers
 
 if TYPE_CHECKING:
-    from ..context import Context
+    from ..words.context import Context
 
 _SOLVED = 3 * 8      # bytes per entry: the float64 factor, what is solved, and the weights that read it
 

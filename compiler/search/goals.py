@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Skeleton
 from ...dsl.values import Shares
-from ..amount import Amount
+from ..planning.amount import Amount
 from .loop import CUTS, Budget, out_of_reach
 from .saving import OF_MODEL, Ledger, steps, whole
 

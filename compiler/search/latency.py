@@ -10,13 +10,13 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..discovery.bypass import bypassed
+from ..editing.scans import without_scan
+from ..ir.program import Unit, code_key
 from ..measuring.timing import WARMUP, Clock, still
-from ..program import Unit, code_key
-from ..scans.scanless import without_scan
 
 if TYPE_CHECKING:
-    from ..journal import Journal
-    from ..program import Program
+    from ..ir.program import Program
+    from ..store.journal import Journal
     from .loop import Search
 
 no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "

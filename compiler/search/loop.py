@@ -13,22 +13,22 @@ from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef
 from ..data.generated import Generated
-from ..journal import Journal
-from ..keys import found
-from ..measuring.evaluate import batches, evaluating, logits, not_a_number
-from ..memory import room_for
-from ..progress import Said, Ticked
-from ..quantity import count, counted, size
-from ..reconstruct import Moments
-from ..rehearsal import layer_needed
+from ..editing.rehearsal import layer_needed
+from ..machine.memory import room_for
+from ..planning.keys import found
+from ..report.progress import Said, Ticked
+from ..report.quantity import count, counted, size
+from ..rows.forward import batches, evaluating, logits, not_a_number
+from ..store.journal import Journal
 from .beside import Beside
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
 from .prefix import Prefix
+from .reconstruct import Moments
 
 if TYPE_CHECKING:
-    from ..context import Context
-    from ..program import Program
+    from ..ir.program import Program
+    from ..words.context import Context
 
 no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
 out_of_reach = Fault(

@@ -11,27 +11,27 @@ from ...dsl.amounts import needs_score
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio
-from .. import importance
-from ..amount import Amount
-from ..estimate import thinned
-from ..importance import ascending
-from ..memory import room_for
-from ..narrowing import again
-from ..reconstruct import Moments, Reconstruction, module_of, readers
-from ..rewrite import Rewriter
-from ..shrink import narrowed
-from ..surgery import tensor_at
+from ..editing.rewrite import Rewriter
+from ..ir.surgery import tensor_at
+from ..machine.memory import room_for
+from ..planning.amount import Amount
+from ..planning.shrink import narrowed
+from . import importance
 from .candidate import Pool
 from .choice import Exact, Racing
+from .estimate import thinned
 from .goals import refuse_unreached
+from .importance import ascending
 from .loop import Budget, Search
+from .narrowing import again
+from .reconstruct import Moments, Reconstruction, module_of, readers
 from .saving import OF_MODEL, Ledger, steps, whole
 from .slices import Slices
 from .widths import Site, Widths, slice_out
 
 if TYPE_CHECKING:
-    from ..context import Context
-    from ..program import Program
+    from ..ir.program import Program
+    from ..words.context import Context
 
 Important = Callable[[Group], torch.Tensor]
 

@@ -7,14 +7,14 @@ import torch
 
 from ...dsl.skeleton import Group
 from ...dsl.values import DataRef, MetricRef
-from .. import importance
-from ..memory import room_for
-from ..reconstruct import Moments, Reconstruction, has_moments, module_of, readers
+from ..machine.memory import room_for
+from . import importance
 from .choice import Choice, Exact, Racing
+from .reconstruct import Moments, Reconstruction, has_moments, module_of, readers
 
 if TYPE_CHECKING:
-    from ..context import Context
-    from ..program import Program
+    from ..ir.program import Program
+    from ..words.context import Context
     from .loop import Search
 
 Important = Callable[[Group], torch.Tensor]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..measuring.evaluate import evaluating, output_logits
+from ..rows.forward import evaluating, output_logits
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 
 # How a forward fails that lacks what an earlier layer would have left.

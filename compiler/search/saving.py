@@ -6,8 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Branch, Group, Part, Scan, Skeleton
-from .. import shrink
-from ..select import is_inside
+from ..planning import shrink
+from ..planning.select import is_inside
 
 if TYPE_CHECKING:
     from .latency import Latency

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Scan, Skeleton
-from .. import shrink
-from ..program import Unit
-from ..rewrite import Rewriter
-from ..scans.scanless import drop_scan, without_scan
+from ..editing.rewrite import Rewriter
+from ..editing.scans import drop_scan, without_scan
+from ..ir.program import Unit
+from ..planning import shrink
 from .candidate import Candidate, Pool
 from .latency import SCAN
 from .saving import OF_MODEL, SCANS, Ledger
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 
 class Scans(Pool):

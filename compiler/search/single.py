@@ -12,8 +12,8 @@ from .ordering import choice_of
 from .saving import OF_MODEL
 
 if TYPE_CHECKING:
-    from ..context import Context
-    from ..program import Program
+    from ..ir.program import Program
+    from ..words.context import Context
 
 T = TypeVar("T")
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...dsl.skeleton import Group
-from .. import shrink, surgery
-from ..importance import ascending
-from ..rewrite import Rewriter
+from ..editing.rewrite import Rewriter
+from ..ir import surgery
+from ..planning import shrink
 from .candidate import Candidate, Pool
+from .importance import ascending
 from .saving import OF_MODEL, Ledger, steps
 from .widths import slice_out, unit_of
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 
 @dataclass

@@ -14,16 +14,16 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
-from ..importance import ascending
-from ..reconstruct import Reconstruction, silenced
-from ..rewrite import Rewriter
-from ..surgery import attribute, tensor_at
-from ..tracing.leaves import module_role
+from ..editing.rewrite import Rewriter
+from ..ir.leaves import module_role
+from ..ir.surgery import attribute, tensor_at
 from .candidate import Candidate, Pool
+from .importance import ascending
+from .reconstruct import Reconstruction, silenced
 from .saving import Ledger, steps
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from ..ir.program import Program
 
 odd_experts = Fault(
     "odd-experts",

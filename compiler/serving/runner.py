@@ -90,8 +90,8 @@ class CachedModel:
 
 def runner_of(model: Any, label: str) -> Runner:
     """The native engine of an artifact that has one, else the model; Reject where that can't be served."""
+    from ..ir.leaves import is_state_space
     from ..native.model import NativeModel
-    from ..tracing.leaves import is_state_space
 
     if isinstance(model, NativeModel):
         return model.engine

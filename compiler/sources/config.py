@@ -4,12 +4,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
-from ..cache import digest
-from ..context import Context
-from ..folder import check_code, load_tokenizer, nothing, read_config, tokenizer_files
-from ..hashes import files_hash
-from ..kinds import Source, param
-from ..model import Origin
+from ..checkpoints.folder import check_code, load_tokenizer, nothing, read_config, tokenizer_files
+from ..checkpoints.origin import Origin
+from ..store.cache import digest
+from ..store.hashes import files_hash
+from ..words.context import Context
+from ..words.kinds import Source, param
 
 
 class Config(Source):
@@ -51,12 +51,12 @@ class Config(Source):
 
 
 def _build(config: dict, dtype: str):
-    from ..checkpoint import build
+    from ..checkpoints.checkpoint import build
 
     return build(config, dtype)
 
 
 def _random(config: dict, seed: int, dtype: str):
-    from ..checkpoint import random
+    from ..checkpoints.checkpoint import random
 
     return random(config, seed, dtype)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
-from ..broken import first_line
-from ..cache import digest, write_whole
-from ..context import Context
-from ..environment import check_modules
-from ..folder import WIDTHS, find_weights, no_model
-from ..hashes import file_hash
-from ..kinds import Source, param
-from ..model import Origin
+from ..checkpoints.folder import WIDTHS, find_weights, no_model
+from ..checkpoints.origin import Origin
+from ..machine.environment import check_modules
+from ..report.broken import first_line
+from ..store.cache import digest, write_whole
+from ..store.hashes import file_hash
+from ..words.context import Context
+from ..words.kinds import Source, param
 
 bad_gguf = Fault("bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.",
                  exit="environment")
@@ -69,7 +69,7 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from ..checkpoint import quiet
+    from ..checkpoints.checkpoint import quiet
 
     try:
         with quiet():
@@ -126,7 +126,7 @@ def _convert(path: Path, into: Path, label: str) -> None:
     from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ..checkpoint import check_finite, check_names, quiet
+    from ..checkpoints.checkpoint import check_finite, check_names, quiet
 
     with quiet(), redirect_stderr(io.StringIO()):          # a progress bar of its own that nothing turns off
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -139,18 +139,18 @@ def _convert(path: Path, into: Path, label: str) -> None:
 
 
 def _build(config: dict[str, Any], dtype: str):
-    from ..checkpoint import build
+    from ..checkpoints.checkpoint import build
 
     return build(config, dtype)
 
 
 def _load(converted, config: dict[str, Any], dtype: str, label: str):
-    from ..checkpoint import load
+    from ..checkpoints.checkpoint import load
 
     return load(converted(), config, dtype, label)
 
 
 def _tokenizer(converted, label: str):
-    from ..checkpoint import tokenizer
+    from ..checkpoints.checkpoint import tokenizer
 
     return tokenizer(converted(), label)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 from ...dsl.diagnostics import Fault, Reject
-from ..context import Context, Settings
-from ..folder import open_folder
-from ..kinds import Source, param
-from ..model import Origin
+from ..checkpoints.folder import open_folder
+from ..checkpoints.origin import Origin
+from ..words.context import Context, Settings
+from ..words.kinds import Source, param
 
 hub_unreachable = Fault("hub-unreachable", "A file of the model hub is needed and the hub can't be reached.",
                         exit="network")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..broken import first_line, place
-from ..cache import digest
-from ..context import Context
-from ..folder import nothing, remote_code
-from ..hashes import file_hash
-from ..kinds import Source, param
-from ..model import Origin
+from ..checkpoints.folder import nothing, remote_code
+from ..checkpoints.origin import Origin
+from ..report.broken import first_line, place
+from ..store.cache import digest
+from ..store.hashes import file_hash
+from ..words.context import Context
+from ..words.kinds import Source, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +95,7 @@ def _make(file: Path, function: str, config: dict | None, seed: int, label: str)
 
 
 def _load(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
-    from ..checkpoint import check_finite
+    from ..checkpoints.checkpoint import check_finite
 
     module = make()
     check_finite(module, label)

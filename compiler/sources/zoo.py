@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
-from ..context import Context
-from ..folder import open_folder
-from ..kinds import Source, param
-from ..model import Origin
+from ..checkpoints.folder import open_folder
+from ..checkpoints.origin import Origin
+from ..words.context import Context
+from ..words.kinds import Source, param
 
 unknown_model = Fault("unknown-model", "The zoo has no model of that name.")
 

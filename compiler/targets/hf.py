@@ -12,14 +12,14 @@ from ..artifacts.artifact import NOTES
 from ..artifacts.compat import Padding, padding
 from ..artifacts.sealed import KEY, record, seal
 from ..artifacts.stock import stock_config
-from ..blank import cut_tables
-from ..context import Context
-from ..folder import TOKENIZER_FILES
-from ..kinds import Form, Target, param
-from ..program import Program
-from ..rescaled import NOTE, as_stored, rescales
-from ..snapshot import distinct
-from ..tensors import Piece, write_tensors
+from ..checkpoints.blank import cut_tables
+from ..checkpoints.folder import TOKENIZER_FILES
+from ..checkpoints.rescaled import NOTE, as_stored, rescales
+from ..checkpoints.tensors import Piece, write_tensors
+from ..ir.program import Program
+from ..running.snapshot import distinct
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..context import Context
-from ..kinds import Form, Target, param
-from ..program import Program
+from ..ir.program import Program
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ _REASON = "root mean squares: weights, what linear layers read, keys and values 
 
 def share_of(weights: str, model: "nn.Module") -> float:
     """For int8 wherever it is: as the target's weights, or in layers that a pass lowered to it."""
-    from ..lowering.lowered import lowered
+    from ..layers.linear import lowered
 
     return SHARES["int8" if any("int8" in m.kernel for _, m in lowered(model)) else weights]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from ..artifacts.pruning_config import written
-from ..context import Context
-from ..kinds import Target
-from ..program import Program
-from ..tracing.capture import capture
+from ..capture.capture import capture
+from ..ir.program import Program
+from ..words.context import Context
+from ..words.kinds import Target
 
 
 class PruningConfig(Target):

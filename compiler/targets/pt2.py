@@ -6,10 +6,10 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
-from ..broken import first_line
-from ..context import Context
-from ..kinds import Form, Target
-from ..program import Program
+from ..ir.program import Program
+from ..report.broken import first_line
+from ..words.context import Context
+from ..words.kinds import Form, Target
 
 cannot_export = Fault(
     "cannot-export", "torch.export can't make a program of a model.\n\n"
@@ -35,7 +35,7 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
-        from ..tracing.sample import evaluating
+        from ..capture.sample import evaluating
 
         folder = into / FOLDER
         folder.mkdir()
@@ -95,7 +95,7 @@ def _first_result_of(model: Any) -> Any:
     from transformers import PreTrainedModel
 
     from ..measuring.equivalence import main_output
-    from ..measuring.evaluate import without_cache
+    from ..rows.forward import without_cache
 
     if not isinstance(model, PreTrainedModel):
         return model

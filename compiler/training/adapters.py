@@ -15,11 +15,11 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
-from ..edits import is_below
-from ..measuring.evaluate import evaluating
-from ..program import Program
-from ..select import parts
-from ..surgery import split
+from ..ir.edits import is_below
+from ..ir.program import Program
+from ..ir.surgery import split
+from ..planning.select import parts
+from ..rows.forward import evaluating
 
 nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
 tied_adapter = Fault("tied-adapter", "An adapter is asked for on a weight that two modules share.\n\n"

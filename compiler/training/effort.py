@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import prod
 
 from ...dsl.skeleton import Part, Skeleton
-from ..kinds import Effort
+from ..words.kinds import Effort
 
 # Per parameter: itself, as what is mapped from disk is copied when it changes; gradient and AdamW's two
 # moments in float32; a narrow one has a float32 copy as well.

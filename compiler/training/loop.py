@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
-from ..cache import digest
-from ..context import Context
 from ..measuring.reference import no_space
-from ..progress import Ticked
-from ..quantity import size
+from ..report.progress import Ticked
+from ..report.quantity import size
+from ..store.cache import digest
+from ..words.context import Context
 from .saved import Saved
 from .schedule import RowOrder, factor, seed_of
 from .trained import Trained

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
-from ..measuring.evaluate import logits, positions
 from ..measuring.reference import Reference, other_vocabulary
+from ..rows.forward import logits, positions
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..cache import canonical, write_whole
-from ..tensors import Piece, mapped, write_tensors
+from ..checkpoints.tensors import Piece, mapped, write_tensors
+from ..store.cache import canonical, write_whole
 
 MANIFEST = "training.json"
 

@@ -6,19 +6,19 @@ import torch
 from torch import fx, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...compiler.context import Context
 from ...compiler.discovery.bypass import node_named, staying
 from ...compiler.discovery.labelling import MOVES, name_of
+from ...compiler.discovery.mixers.opening import opened
 from ...compiler.discovery.residual import through
-from ...compiler.kinds import Close, Pass, param
+from ...compiler.editing.rewrite import Rewriter
+from ...compiler.editing.trial import without_branch, without_layer
+from ...compiler.ir.leaves import module_role
+from ...compiler.ir.program import Program
+from ...compiler.ir.surgery import tensor_at
 from ...compiler.measuring.promise import outputs
-from ...compiler.program import Program
-from ...compiler.rewrite import Rewriter
-from ...compiler.scans.opening import opened
 from ...compiler.search.widths import slice_all
-from ...compiler.surgery import tensor_at
-from ...compiler.tracing.leaves import module_role
-from ...compiler.trial import without_branch, without_layer
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Close, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Branch, Group, Member
 

@@ -1,10 +1,10 @@
 """Run the scans and convolutions of state-space mixers on effc's kernels."""
 
-from ...compiler.context import Context
-from ...compiler.kinds import Close, Pass
-from ...compiler.program import Program
-from ...compiler.rewrite import Rewriter
-from ...compiler.scans import quick
+from ...compiler.editing.rewrite import Rewriter
+from ...compiler.ir.program import Program
+from ...compiler.layers import quick
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Close, Pass
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...kernels import levels

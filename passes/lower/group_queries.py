@@ -2,11 +2,11 @@
 
 from torch import fx
 
-from ...compiler.context import Context
-from ...compiler.kinds import Close, Pass, param
+from ...compiler.ir import leaves
+from ...compiler.ir.program import Program
 from ...compiler.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced
-from ...compiler.program import Program
-from ...compiler.tracing import leaves
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Close, Pass, param
 from ...dsl.values import Selector
 
 

@@ -3,19 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from ...compiler.context import Context
-from ...compiler.journal import Journal
-from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.editing.rewrite import Rewriter
+from ...compiler.ir.program import Program
+from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import accuracy, choice
 from ...compiler.lowering.choice import Choice, Site
-from ...compiler.lowering.lowered import cpu_only
 from ...compiler.lowering.speed import Case, raced, reckoned, recorded
-from ...compiler.profiled import differs
-from ...compiler.program import Program
-from ...compiler.progress import Said
-from ...compiler.rewrite import Rewriter
-from ...compiler.select import parts
-from ...compiler.sparsity import no_linear
+from ...compiler.planning.profiled import differs
+from ...compiler.planning.select import parts
+from ...compiler.report.progress import Said
+from ...compiler.search.sparsity import no_linear
+from ...compiler.store.journal import Journal
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Reject
 from ...dsl.values import DataRef, ProfileRef, Selector
 from ...kernels import levels

@@ -5,16 +5,16 @@ from functools import partial
 
 from torch import fx
 
-from ...compiler.context import Context
-from ...compiler.kinds import Lossy, Pass, param
+from ...compiler.ir import leaves
+from ...compiler.ir.program import Program
+from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import decoding_accuracy
 from ...compiler.lowering.accuracy import Accuracy, rows_for
 from ...compiler.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced, updated
 from ...compiler.lowering.choice import lowering_inaccurate
-from ...compiler.lowering.lowered import cpu_only
-from ...compiler.program import Program
-from ...compiler.quantity import digits
-from ...compiler.tracing import leaves
+from ...compiler.report.quantity import digits
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import DataRef, Ratio, Selector
 from ...kernels.cache import TOKENS

@@ -3,13 +3,13 @@
 from typing import Literal
 
 from ...compiler.artifacts.pruning_config import Layer, layers_of, read
-from ...compiler.context import Context
 from ...compiler.discovery.bypass import staying
-from ...compiler.importance import ascending, l1
-from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.program import Program
-from ...compiler.rewrite import Rewriter
+from ...compiler.editing.rewrite import Rewriter
+from ...compiler.ir.program import Program
+from ...compiler.search.importance import ascending, l1
 from ...compiler.search.widths import slice_out
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Group
 
 

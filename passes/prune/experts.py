@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...compiler import routing
-from ...compiler.amount import Amount
-from ...compiler.context import Context
-from ...compiler.importance import ascending
-from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.narrowing import forecast
-from ...compiler.program import Program
-from ...compiler.rehearsal import rehearse
-from ...compiler.rewrite import Rewriter
+from ...compiler.editing.rehearsal import rehearse
+from ...compiler.editing.rewrite import Rewriter
+from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
+from ...compiler.planning.select import groups, required
+from ...compiler.search import routing
+from ...compiler.search.importance import ascending
+from ...compiler.search.narrowing import forecast
 from ...compiler.search.saving import steps
 from ...compiler.search.widths import Site, slice_all
-from ...compiler.select import groups, required
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector

@@ -2,18 +2,18 @@
 
 from typing import Literal
 
-from ...compiler.amount import Amount
-from ...compiler.context import Context
-from ...compiler.kinds import Effort, Lossy, Pass, param
-from ...compiler.narrowing import forecast, forwards, narrow_evenly
-from ...compiler.program import Program
+from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
+from ...compiler.planning.select import groups, required
 from ...compiler.search.effort import of_fitting
 from ...compiler.search.goals import budget, reach, refuse_unreached
 from ...compiler.search.loop import Search
+from ...compiler.search.narrowing import forecast, forwards, narrow_evenly
 from ...compiler.search.ordering import choice_of, ordering
 from ...compiler.search.saving import Ledger, steps
 from ...compiler.search.widths import Widths
-from ...compiler.select import groups, required
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 

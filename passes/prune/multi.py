@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from ...compiler.amount import Amount
-from ...compiler.context import Context
-from ...compiler.estimate import thinned
-from ...compiler.kinds import Effort, Lossy, Pass, param
-from ...compiler.program import Program
+from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
+from ...compiler.planning.select import branches, competing
 from ...compiler.search.beside import Beside
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
 from ...compiler.search.choice import Choice
 from ...compiler.search.effort import of_fitting
+from ...compiler.search.estimate import thinned
 from ...compiler.search.goals import budget, reach, refuse_coarse, refuse_unreached, turns
 from ...compiler.search.latency import Latency, latency_of, no_clock
 from ...compiler.search.loop import Budget, Search
 from ...compiler.search.ordering import Order, choice_of, ordering
 from ...compiler.search.saving import Ledger
 from ...compiler.search.widths import Widths
-from ...compiler.select import branches, competing
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Selector, Shares

@@ -2,18 +2,18 @@
 
 from typing import Literal
 
-from ...compiler import shrink
-from ...compiler.amount import Amount
-from ...compiler.context import Context
-from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.program import Program
+from ...compiler.ir.program import Program
+from ...compiler.planning import shrink
+from ...compiler.planning.amount import Amount
+from ...compiler.planning.select import mixers
 from ...compiler.search.branches import Branches, Layers
 from ...compiler.search.candidate import Pool
 from ...compiler.search.goals import budget, refuse_unreached
 from ...compiler.search.loop import Budget
 from ...compiler.search.saving import Ledger
 from ...compiler.search.single import cut_until_met, foreseen
-from ...compiler.select import mixers
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Branch, Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
 

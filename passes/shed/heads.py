@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from ...compiler.context import Context
-from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.program import Program
+from ...compiler.ir.program import Program
+from ...compiler.planning.select import groups
 from ...compiler.search.mixers import Shed
-from ...compiler.select import groups
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 

@@ -5,24 +5,24 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...compiler.amount import Amount
-from ...compiler.context import Context
-from ...compiler.estimate import thinned
-from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.program import Program
-from ...compiler.routing import least_experts, magnitude, trusted
+from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
+from ...compiler.planning.select import branches, competing
 from ...compiler.search.branches import Branches
 from ...compiler.search.candidate import Pool
+from ...compiler.search.estimate import thinned
 from ...compiler.search.goals import budget, reach, refuse_unreached, turns
 from ...compiler.search.latency import latency_of
 from ...compiler.search.loop import CUTS, Budget, Search
 from ...compiler.search.mixers import ranking
 from ...compiler.search.ordering import choice_of, ordering
+from ...compiler.search.routing import least_experts, magnitude, trusted
 from ...compiler.search.saving import OF_MODEL, Ledger
 from ...compiler.search.scans import Scans
 from ...compiler.search.slices import Slices
 from ...compiler.search.widths import Widths
-from ...compiler.select import branches, competing
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Scan, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares

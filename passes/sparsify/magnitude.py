@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from ...compiler.context import Context
-from ...compiler.kinds import Lossy, Pass, param
-from ...compiler.program import Program
-from ...compiler.sparsity import chosen_parts, finite_weight, keep_mask, mask, note
+from ...compiler.ir.program import Program
+from ...compiler.search.sparsity import chosen_parts, finite_weight, keep_mask, mask, note
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.values import Ratio, Selector
 
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...compiler.context import Context
-from ...compiler.edits import is_below
-from ...compiler.journal import Journal
-from ...compiler.kinds import Effort, Lossy, Pass, param
-from ...compiler.measuring.evaluate import batches, evaluating, finite, logits
-from ...compiler.program import Program
-from ...compiler.sparsity import chosen_parts, finite_weight, keep_mask, mask, note
+from ...compiler.ir.edits import is_below
+from ...compiler.ir.program import Program
+from ...compiler.rows.forward import batches, evaluating, finite, logits
+from ...compiler.search.sparsity import chosen_parts, finite_weight, keep_mask, mask, note
+from ...compiler.store.journal import Journal
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 

@@ -6,21 +6,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from ...compiler import keys, shrink
-from ...compiler.context import Context
 from ...compiler.data.chat import no_speakers
-from ...compiler.environment import check_modules
-from ...compiler.kinds import Effort, Lossy, Pass, param
+from ...compiler.ir.program import Program
+from ...compiler.machine.environment import check_modules
 from ...compiler.measuring import reference
-from ...compiler.measuring.evaluate import nll
-from ...compiler.program import Program
-from ...compiler.select import parts
+from ...compiler.planning import keys, shrink
+from ...compiler.planning.select import parts
+from ...compiler.rows.forward import nll
 from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.effort import adapter_size, effort, whole_size
 from ...compiler.training.loop import Course, Regime, Run
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.training.trained import Trained, recomputing, training
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from effc.compiler.api import discovered
-from effc.compiler.context import Context, Settings
-from effc.compiler.shelf import Shelf
 from effc.compiler.sources.zoo import zoo
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
 
 

@@ -1,7 +1,7 @@
 """Architectures against passes: what works, and what is refused with which sentence.
 
     python -m tests.architectures.matrix [NAME ...]             print the table
-    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/architectures.json, which ships,
+    python -m tests.architectures.matrix --write [NAME ...]     and write compiler/report/architectures.json, which ships,
                                                                 and the table in the README
     python -m tests.architectures.matrix --keep FOLDER [...]    put rows there as they are done, and take those that
                                                                 are: what ended early goes on, several may share it
@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from effc.compiler.architectures import matrix, put_into
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.verify import compare, inputs_of
 from effc.compiler.artifacts.verify_child import probe
-from effc.compiler.context import Context, Settings
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
-from effc.compiler.model import Origin
-from effc.compiler.program import Program
-from effc.compiler.shelf import Shelf
-from effc.compiler.tracing.capture import capture
+from effc.compiler.report.architectures import matrix, put_into
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation, Recipe
 from effc.dsl.source import Source
@@ -43,7 +43,7 @@ from transformers import PreTrainedModel
 from tests.architectures import table
 
 ROOT = Path(__file__).parents[2]
-SHIPPED, README = ROOT / "compiler" / "architectures.json", ROOT / "README.md"
+SHIPPED, README = ROOT / "compiler/report/architectures.json", ROOT / "README.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 STEPS = ("prune", "emit", "reload")
 AT_ONCE = 6                                 # architectures whose artifacts one fresh process reopens

@@ -11,11 +11,11 @@ import random
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
-from effc.compiler.program import Program
-from effc.compiler.rewrite import Rewriter
 from effc.compiler.search.widths import slice_all
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.skeleton import Group
 from hypothesis import given, settings

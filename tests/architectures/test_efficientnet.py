@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.importance import ascending, l1
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.measuring import equivalence
-from effc.compiler.rewrite import Rewriter
+from effc.compiler.search.importance import ascending, l1
 from effc.compiler.search.widths import slice_all
-from effc.compiler.tracing.capture import capture
 
 from tests.architectures.test_closure import SHARE, silence
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.architectures import FILE, markdown, matrix
+from effc.compiler.report.architectures import FILE, markdown, matrix
 
 from tests.architectures.matrix import LOOKS, PASSES, body, run
 from tests.architectures.more import MORE

@@ -3,11 +3,11 @@
 
 import torch
 from effc.compiler.artifacts.compat import padding
+from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
+from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.measuring import equivalence
-from effc.compiler.rewrite import Rewriter
 from effc.compiler.search.widths import slice_all
-from effc.compiler.tracing.capture import capture
 
 from tests.architectures import table
 from tests.architectures.test_closure import SHARE, silence

@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.verify import inputs_of
 from effc.compiler.artifacts.verify_child import probe
-from effc.compiler.blank import nothing_stored
-from effc.compiler.context import Context, Settings
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.blank import nothing_stored
+from effc.compiler.checkpoints.folder import open_folder
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.checkpoints.rescaled import NOTE
 from effc.compiler.discovery.bypass import staying
-from effc.compiler.edits import Edits, replay
-from effc.compiler.folder import open_folder
+from effc.compiler.editing.rehearsal import layer_needed
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
-from effc.compiler.measuring.evaluate import output_logits
-from effc.compiler.model import Origin
-from effc.compiler.program import Program
-from effc.compiler.rehearsal import layer_needed
-from effc.compiler.rescaled import NOTE
-from effc.compiler.rewrite import Rewriter
+from effc.compiler.planning.select import required
+from effc.compiler.rows.forward import output_logits
 from effc.compiler.search.widths import slice_all
-from effc.compiler.select import required
-from effc.compiler.shelf import Shelf
 from effc.compiler.targets.hf import Hf
-from effc.compiler.tracing.capture import capture
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Recipe
 from effc.dsl.source import Source

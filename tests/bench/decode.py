@@ -22,17 +22,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from effc.compiler import sparsity
-from effc.compiler.context import Context, Settings
-from effc.compiler.lowering import lowered
+from effc.compiler.capture.capture import capture
+from effc.compiler.layers import linear as lowered
 from effc.compiler.lowering.contenders import roof
 from effc.compiler.lowering.racing import Contender, race, real_time
-from effc.compiler.measuring.evaluate import losses
 from effc.compiler.native import stored
 from effc.compiler.native.opening import open_native
 from effc.compiler.native.reader import Reader
-from effc.compiler.shelf import Shelf
-from effc.compiler.tracing.capture import capture
+from effc.compiler.rows.forward import losses
+from effc.compiler.search import sparsity
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
 from torch import nn
 

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from effc.compiler.fingerprint import machine, versions
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.machine.fingerprint import machine, versions
 
 from tests.architectures import table
 

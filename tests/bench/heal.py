@@ -44,7 +44,7 @@ emit lean {{ hf("lean", form: compact) }}
 
 def perplexity(program, ctx) -> float:
     """On all of heldout.txt."""
-    from effc.compiler.measuring.evaluate import nll
+    from effc.compiler.rows.forward import nll
     from effc.dsl.values import DataRef
 
     nats, tokens = nll(program.model, ctx.rows(DataRef("heldout")))
@@ -66,8 +66,8 @@ def healed(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[fl
 def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
     """The build of a recipe; one cache for all, so that the same pruning is done once a seed."""
     from effc.compiler import api
-    from effc.compiler.cache import Cache
-    from effc.compiler.pipeline import Build
+    from effc.compiler.running.pipeline import Build
+    from effc.compiler.store.cache import Cache
 
     recipe = folder / "heal.effspec"
     recipe.write_text(RECIPE.format(zoo=ZOO, cut=CUTS[cut], heal=HEALS[heal], steps=steps))
@@ -77,7 +77,7 @@ def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
 
 
 def main() -> None:
-    from effc.compiler.fingerprint import machine
+    from effc.compiler.machine.fingerprint import machine
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)

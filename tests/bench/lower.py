@@ -53,8 +53,8 @@ def source(name: str) -> str:
 
 def build_of(folder: Path, model: str, steps: list[str], threads: int):
     from effc.compiler import api
-    from effc.compiler.cache import Cache
-    from effc.compiler.pipeline import Build
+    from effc.compiler.running.pipeline import Build
+    from effc.compiler.store.cache import Cache
 
     recipe = folder / "lower.effspec"
     recipe.write_text(RECIPE.format(model=source(model), texts=TEXTS, steps="\n  ".join(steps)))
@@ -81,7 +81,7 @@ def formats(note: dict) -> str:
 
 
 def main() -> None:
-    from effc.compiler.fingerprint import machine
+    from effc.compiler.machine.fingerprint import machine
     from effc.compiler.measuring.timing import interleaved
     from effc.compiler.metrics.bytes import Bytes
     from effc.compiler.metrics.throughput import Throughput

@@ -30,14 +30,14 @@ from statistics import mean, stdev
 import effc
 import torch
 from effc.compiler.api import plans, session
-from effc.compiler.cache import Cache
-from effc.compiler.fingerprint import machine
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.machine.fingerprint import machine
 from effc.compiler.measuring.timing import interleaved
-from effc.compiler.pipeline import Build
-from effc.compiler.progress import Recorded
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.shrink import params
-from effc.compiler.tracing.capture import capture
+from effc.compiler.planning.shrink import params
+from effc.compiler.report.progress import Recorded
+from effc.compiler.running.pipeline import Build
+from effc.compiler.store.cache import Cache
 from effc.dsl.values import DataRef, MetricRef
 
 ROOT = Path(__file__).parents[2]
@@ -151,8 +151,8 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
 
 def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Module:
     """Cuts of the default search's pools in an order that a seed decides."""
-    from effc.compiler.importance import l1
     from effc.compiler.search.branches import Branches
+    from effc.compiler.search.importance import l1
     from effc.compiler.search.saving import Ledger
     from effc.compiler.search.widths import Widths
 

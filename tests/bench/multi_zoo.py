@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from effc.compiler.api import plans, session
-from effc.compiler.cache import Cache
-from effc.compiler.fingerprint import machine
-from effc.compiler.pipeline import Build
-from effc.compiler.progress import Recorded
+from effc.compiler.machine.fingerprint import machine
+from effc.compiler.report.progress import Recorded
+from effc.compiler.running.pipeline import Build
+from effc.compiler.store.cache import Cache
 
 ZOO = Path(__file__).parents[2] / "recipes/zoo/tiny-llama"
 SEEDS = (0, 1, 2)

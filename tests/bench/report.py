@@ -84,7 +84,7 @@ def check_and_capture() -> None:
 import json, sys, time, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.set_num_threads(1)
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
 config = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
                      intermediate_size=1536, vocab_size=49152, tie_word_embeddings=True)
 with torch.device("meta"):
@@ -153,7 +153,7 @@ def prune(again: bool) -> None:
 
 
 if __name__ == "__main__":
-    from effc.compiler.fingerprint import machine
+    from effc.compiler.machine.fingerprint import machine
 
     wanted = sys.argv[1:] or ["capture", "plan", "prune", "resume"]
     print(", ".join(f"{k} {v}" for k, v in machine().items()))

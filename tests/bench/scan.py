@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from effc.compiler.environment import processor_name
-from effc.compiler.scans.quick import quicken
+from effc.compiler.layers.quick import quicken
+from effc.compiler.machine.environment import processor_name
 from effc.kernels import levels
 from torch import nn
 from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 from effc.compiler.api import plans, session
-from effc.compiler.cache import Cache
-from effc.compiler.fingerprint import machine
-from effc.compiler.pipeline import Build
-from effc.compiler.progress import Recorded
+from effc.compiler.machine.fingerprint import machine
+from effc.compiler.report.progress import Recorded
+from effc.compiler.running.pipeline import Build
+from effc.compiler.store.cache import Cache
 
 WHOLE = "layer forwards, were every candidate scored by the whole model"
 RECIPE = """effspec 1

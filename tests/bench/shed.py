@@ -61,8 +61,8 @@ class Point:
 
 def build_of(folder: Path, model: str, step: str, heal: int):
     from effc.compiler import api
-    from effc.compiler.cache import Cache
-    from effc.compiler.pipeline import Build
+    from effc.compiler.running.pipeline import Build
+    from effc.compiler.store.cache import Cache
 
     recipe = folder / "shed.effspec"
     fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4, distill: 50%)\n" if heal else ""
@@ -73,7 +73,7 @@ def build_of(folder: Path, model: str, step: str, heal: int):
 
 
 def perplexity(model, ctx) -> float:
-    from effc.compiler.measuring.evaluate import nll
+    from effc.compiler.rows.forward import nll
     from effc.dsl.values import DataRef
 
     nats, tokens = nll(model, ctx.rows(DataRef("heldout")))
@@ -103,8 +103,8 @@ def share_of_time(metric, original, result, times: int = 5) -> float:
 
 
 def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
-    from effc.compiler.progress import Recorded
-    from effc.compiler.scans.quick import quicken
+    from effc.compiler.layers.quick import quicken
+    from effc.compiler.report.progress import Recorded
     from effc.dsl.values import MetricRef
 
     build = build_of(folder, model, step, heal)
@@ -173,8 +173,8 @@ def _read(points: list[Point], base: float, axis: str, share: float) -> str:
 
 
 def main() -> None:
-    from effc.compiler.fingerprint import machine
-    from effc.compiler.scans.quick import quicken
+    from effc.compiler.layers.quick import quicken
+    from effc.compiler.machine.fingerprint import machine
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["tiny-mamba2", "tiny-hybrid"])

@@ -4,8 +4,8 @@ import io
 import json
 import time
 
-from effc.compiler.progress import Recorded, StageBegan, StageEnded, Ticked, Warned
-from effc.compiler.render import Bars, Lines, Plain, listening
+from effc.compiler.report.progress import Recorded, StageBegan, StageEnded, Ticked, Warned
+from effc.compiler.report.render import Bars, Lines, Plain, listening
 
 MIB = 1 << 20
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.library import shipped
 from effc.compiler.sources.zoo import zoo
+from effc.compiler.words.library import shipped
 
 
 @pytest.fixture

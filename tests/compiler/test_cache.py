@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.cache import Cache, digest, tensor_hash
+from effc.compiler.store.cache import Cache, digest, tensor_hash
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,12 +5,12 @@ import gc
 
 import pytest
 import torch
+from effc.compiler.capture import patches
+from effc.compiler.capture.calls import other_calls, record
+from effc.compiler.capture.capture import capture, capture_inside
+from effc.compiler.capture.sample import sample, tokens
+from effc.compiler.ir.integers import Sourced, evaluate
 from effc.compiler.measuring.equivalence import compare, observe
-from effc.compiler.tracing import patches
-from effc.compiler.tracing.calls import other_calls, record
-from effc.compiler.tracing.capture import capture, capture_inside
-from effc.compiler.tracing.integers import Sourced, evaluate
-from effc.compiler.tracing.sample import sample, tokens
 from effc.dsl.diagnostics import Reject
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM

@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from effc.compiler import api, snapshot
-from effc.compiler.cache import Cache
-from effc.compiler.measuring.gate import baseline_origin
+from effc.compiler import api
+from effc.compiler.judging.gate import baseline_origin
+from effc.compiler.running import snapshot
+from effc.compiler.store.cache import Cache
 
 from tests import tiny
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.discover import discover
-from effc.compiler.tracing.capture import capture
 from effc.dsl.skeleton import Group, Skeleton
 from torch import nn
 from transformers import AutoModelForCausalLM

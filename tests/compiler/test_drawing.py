@@ -3,9 +3,9 @@ import functools
 
 import pytest
 import torch
-from effc.compiler.drawing import dot, draw, graph_text, human
-from effc.compiler.shrink import narrowed, params, without_branch
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.planning.drawing import dot, draw, graph_text, human
+from effc.compiler.planning.shrink import narrowed, params, without_branch
 from effc.dsl.skeleton import Part, Skeleton
 from hypothesis import given, settings
 from hypothesis import strategies as st

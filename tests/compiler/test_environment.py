@@ -3,8 +3,8 @@
 from importlib import metadata
 
 import pytest
-from effc.compiler import environment
-from effc.compiler.environment import Package, check_modules, check_packages, packages
+from effc.compiler.machine import environment
+from effc.compiler.machine.environment import Package, check_modules, check_packages, packages
 from effc.dsl.diagnostics import Reject
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from effc.compiler.artifacts.exported import read
 from effc.compiler.artifacts.verify import verify
-from effc.compiler.rewrite import Rewriter
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.targets.pt2 import Pt2
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from effc.compiler.measuring.gate import judge, measure_bounds, misses
-from effc.compiler.model import Origin
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.judging.gate import judge, measure_bounds, misses
 from effc.dsl.recipe import Bound, Invocation, Pipeline
 from effc.dsl.source import Source, Span
 from effc.dsl.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio

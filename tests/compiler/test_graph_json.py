@@ -6,9 +6,9 @@ import operator
 
 import pytest
 import torch
-from effc.compiler.program import code_key
-from effc.compiler.tracing import graph_json, operations
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.ir import graph_json, operations
+from effc.compiler.ir.program import code_key
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -17,14 +17,14 @@ from effc.compiler.artifacts.manifest import Manifest, read_manifest
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.artifacts.verify import attention_of, compare, verify
 from effc.compiler.artifacts.verify_child import inputs_for, probe
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.discovery.bypass import staying
-from effc.compiler.kinds import Form
-from effc.compiler.model import Origin
-from effc.compiler.program import Program
-from effc.compiler.rewrite import Rewriter
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.program import Program
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.targets.hf import FORMS, Hf
-from effc.compiler.tracing.capture import capture
+from effc.compiler.words.kinds import Form
 from effc.dsl.skeleton import Group
 from effc.dsl.values import Bytes
 from safetensors import safe_open
@@ -286,7 +286,7 @@ def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
 
 
 def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
-    from effc.compiler.folder import open_folder
+    from effc.compiler.checkpoints.folder import open_folder
 
     ctx = context(tmp_path)
     ctx.origin = open_folder(zoo()["tiny-llama"], "zoo", "auto", ctx.settings)

@@ -2,7 +2,7 @@
 
 import math
 
-from effc.compiler.journal import Journal
+from effc.compiler.store.journal import Journal
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,9 +9,9 @@ from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest, file_sha256
 from effc.compiler.artifacts.verify_child import inputs_for, probe
-from effc.compiler.progress import Warned
+from effc.compiler.capture.capture import capture
+from effc.compiler.report.progress import Warned
 from effc.compiler.targets.hf import Hf
-from effc.compiler.tracing.capture import capture
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
@@ -55,7 +55,7 @@ def test_a_loaded_artifact_is_the_model_it_was_written_from(tmp_path, change):
 
 def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
     """Mamba-2 limits its time step by infinity, which is no number of JSON."""
-    from effc.compiler.folder import open_folder, read_config
+    from effc.compiler.checkpoints.folder import open_folder, read_config
 
     torch.manual_seed(0)
     source = tiny.model("mamba2")
@@ -78,7 +78,7 @@ def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
 
 
 def config_of(config):
-    from effc.compiler.checkpoint import parse_config
+    from effc.compiler.checkpoints.checkpoint import parse_config
 
     return parse_config(config)[0]
 
@@ -117,7 +117,7 @@ def test_weights_are_mapped_not_read(tmp_path):
 
 
 def anonymous() -> int:
-    from effc.compiler.memory import held
+    from effc.compiler.machine.memory import held
 
     return held()
 

@@ -12,17 +12,17 @@ from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
+from effc.compiler.capture.capture import capture
 from effc.compiler.commands.exits import explained
-from effc.compiler.edits import Edits, load_weights, replay, weights_of
-from effc.compiler.lowering.lowered import KernelLinear, lowered, settle
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.graph_json import dump
+from effc.compiler.ir.program import Program
+from effc.compiler.layers.linear import KernelLinear, lowered, settle
 from effc.compiler.metrics.params import Params
-from effc.compiler.program import Program
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.snapshot import restore, save
+from effc.compiler.running.snapshot import restore, save
 from effc.compiler.targets.hf import Hf
 from effc.compiler.targets.pt2 import Pt2
-from effc.compiler.tracing.capture import capture
-from effc.compiler.tracing.graph_json import dump
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Bytes
 from effc.kernels.native import KernelError
@@ -139,7 +139,7 @@ def test_a_stored_module_of_another_form_is_refused(change):
 
 
 def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
-    from effc.compiler.cache import Cache
+    from effc.compiler.store.cache import Cache
 
     program, cache, origin = made(), Cache(tmp_path), origin_of(tiny.model("llama"))
     save(program, cache, "k" * 64, {}, origin, {"program": [], "summary": ""})
@@ -185,7 +185,7 @@ def test_pt2_writes_a_program_that_calls_the_kernels(tmp_path):
 @pytest.mark.parametrize(("at", "said"), [(0, "does not begin"), (12, "another version"), (8, "other byte order"),
                                           (-70, "checksum")])
 def test_a_flipped_bit_of_a_packed_weight_is_refused_with_the_modules_name(tmp_path, at, said):
-    from effc.compiler.safetensors_header import read_header
+    from effc.compiler.checkpoints.safetensors_header import read_header
 
     out = written(made(only="up_proj"), tmp_path, hf(), checked=False)
     file = out / "compact/model.safetensors"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.kinds import Metric
-from effc.compiler.measuring import evaluate, reference, timing
+from effc.compiler.measuring import reference, timing
+from effc.compiler.rows import forward as evaluate
 from effc.compiler.sources.config import Config
 from effc.compiler.sources.hf import Hf
 from effc.compiler.sources.zoo import zoo
+from effc.compiler.words.kinds import Metric
 from effc.dsl.values import DataRef
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,8 +10,8 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.artifacts.artifact import artifact_hash
-from effc.compiler.cache import Cache
-from effc.compiler.journal import Journal
+from effc.compiler.store.cache import Cache
+from effc.compiler.store.journal import Journal
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny
@@ -136,7 +136,7 @@ def test_the_bound_on_memory_is_kept(recipe):
 
 
 def test_a_saved_plan_is_followed_and_its_drift_refused(recipe):
-    from effc.compiler.plan import saved_form
+    from effc.compiler.planning.plan import saved_form
 
     options = {"cache_dir": recipe.parent / "cache", "threads": 1}
     saved = json.loads(json.dumps(saved_form(api.plan(recipe, **options))))

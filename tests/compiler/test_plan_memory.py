@@ -29,8 +29,8 @@ STEPS = """
 import sys
 from pathlib import Path
 from effc.compiler import api
-from effc.compiler.cache import Cache
-from effc.compiler.pipeline import Build
+from effc.compiler.store.cache import Cache
+from effc.compiler.running.pipeline import Build
 
 seen = []
 session = api.session("r.effspec", cache_dir=Path("cache"), threads=1, tell=seen.append)

@@ -6,8 +6,8 @@ import platform
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.cache import Cache
 from effc.compiler.metrics.decode.p50 import P50
+from effc.compiler.store.cache import Cache
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny
@@ -63,7 +63,7 @@ def test_latency_is_measured_with_the_threads_of_the_machine(recipe, monkeypatch
     path = recipe(f"threads: {before + 1}")
     opened = api.session(path, cache_dir=path.parent / "cache", threads=before)
     (plan,) = api.plans(opened)
-    from effc.compiler.pipeline import Build
+    from effc.compiler.running.pipeline import Build
 
     Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(path.parent / "cache")).step(plan.stages[0])
     assert seen == {before + 1} and torch.get_num_threads() == before

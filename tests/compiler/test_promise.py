@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from effc.compiler.kinds import Close
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.measuring.promise import Promise
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.tracing.capture import capture
+from effc.compiler.words.kinds import Close
 from torch import nn
 
 from tests import tiny

@@ -1,7 +1,7 @@
 """Numbers read as a person would write them."""
 
 import pytest
-from effc.compiler import quantity
+from effc.compiler.report import quantity
 
 
 @pytest.mark.parametrize(("value", "unit", "text"), [

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from effc.compiler import importance
-from effc.compiler.reconstruct import Moments, Reconstruction, readers, repaired, silenced
-from effc.compiler.rehearsal import weightless
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rehearsal import weightless
+from effc.compiler.search import importance
+from effc.compiler.search.reconstruct import Moments, Reconstruction, readers, repaired, silenced
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

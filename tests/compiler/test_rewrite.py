@@ -8,11 +8,11 @@ import types
 
 import pytest
 import torch
-from effc.compiler.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter, sources
+from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.slots import assign
 from effc.compiler.measuring.equivalence import compare, distance, observe
-from effc.compiler.rewrite import Rewriter, sources
-from effc.compiler.tracing.capture import capture
-from effc.compiler.tracing.slots import assign
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -294,7 +294,7 @@ def test_tied_weights_are_narrowed_together():
 
 
 def test_a_depthwise_convolution_keeps_one_group_per_channel():
-    from effc.compiler.surgery import narrow
+    from effc.compiler.ir.surgery import narrow
     net = nn.Sequential(nn.Conv1d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 6, 3, groups=2, bias=False))
     narrow(net, "0.weight", 0, torch.tensor([0, 3, 5]))
     assert (net[0].in_channels, net[0].out_channels, net[0].groups) == (3, 3, 3)
@@ -326,7 +326,7 @@ def test_an_edit_raises_the_version_and_no_edit_does_not():
     {"shapes": {"model.nothing.weight": [3]}}, {"attributes": {"model.layers.0.__class__": 3}},
     {"attributes": {"model.nothing.x": 3}}, {"slots": {"model": -1}},
     {"swapped": {"model.norm": {"class": "os:system", "spec": {}}}},
-    {"swapped": {"model.norm": {"class": "compiler.program:Program", "spec": {}}}},
+    {"swapped": {"model.norm": {"class": "compiler.ir.program:Program", "spec": {}}}},
     {"graphs": {"model.layers.0": {"graph": {}, "placeholders": [], "statics": {}}}}, {"extra": 1}],
     ids=lambda damage: json.dumps(damage)[:60])
 def test_edits_that_do_not_fit_are_refused(damage):

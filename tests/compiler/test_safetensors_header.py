@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from effc.compiler import hashes
-from effc.compiler.safetensors_header import FLOATS, read_header
+from effc.compiler.checkpoints.safetensors_header import FLOATS, read_header
+from effc.compiler.store import hashes
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.trial import without_branch
 from effc.compiler.search.choice import Exact, Racing, Round
 from effc.compiler.search.prefix import Prefix
-from effc.compiler.tracing.capture import capture
-from effc.compiler.trial import without_branch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler import shrink, skeletons
+from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
 from effc.compiler.discovery.discover import discover
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.tracing.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.planning import shrink, skeletons
 from effc.dsl.skeleton import Group, Member, Part, Skeleton
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,10 +1,10 @@
 """Which config, if any, makes the stock model that a changed one is."""
 
-from effc.compiler.amount import Amount
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.narrowing import narrow_evenly
-from effc.compiler.select import groups
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.planning.amount import Amount
+from effc.compiler.planning.select import groups
+from effc.compiler.search.narrowing import narrow_evenly
 from effc.dsl.values import Ratio
 
 from tests import tiny

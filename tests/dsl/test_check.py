@@ -281,7 +281,7 @@ def test_checking_imports_no_torch_and_takes_little_time():
                         bounds="", emits="").replace("loss(calib)", "perplexity(calib)").replace("files", "hf")
     text = text.replace('text("calib.txt")', 'text("calib.txt", length: 8)')
     code = ("import sys; from effc.dsl.source import Source; from effc.dsl.parse import parse; "
-            "from effc.compiler.shelf import Shelf; from effc.dsl.check import check; "
+            "from effc.compiler.words.shelf import Shelf; from effc.dsl.check import check; "
             f"found = check(parse(Source('a', {text!r})).file, Shelf().vocabulary); "
             "assert found.recipes, found.diagnostics; sys.exit('torch' in sys.modules)")
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

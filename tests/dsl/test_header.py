@@ -8,8 +8,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from effc.compiler.header import BASES, inherited, read_header
-from effc.compiler.shelf import SHELVES, Shelf
+from effc.compiler.words.header import BASES, inherited, read_header
+from effc.compiler.words.shelf import SHELVES, Shelf
 from effc.dsl.vocabulary import REQUIRED
 
 SHELF = Shelf()
@@ -101,7 +101,7 @@ def test_targets_have_a_path_first():
 
 
 def test_reading_all_headers_imports_no_torch():
-    code = ("import sys; from effc.compiler.shelf import Shelf, SHELVES; v = Shelf().vocabulary; "
+    code = ("import sys; from effc.compiler.words.shelf import Shelf, SHELVES; v = Shelf().vocabulary; "
             "[v.word(k, n) for k in SHELVES for n in v.words(k)]; "
             "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from effc.compiler.shelf import Shelf
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.check import check
 from effc.dsl.diagnostics import Reject
 from effc.dsl.format import format_file

@@ -5,7 +5,7 @@ from math import isclose
 
 import pytest
 from effc.compiler.explain import explain
-from effc.compiler.header import read_header
+from effc.compiler.words.header import read_header
 from effc.dsl.check import check
 from effc.dsl.format import format_source
 from effc.dsl.json_form import file_from_json, file_to_json

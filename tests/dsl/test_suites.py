@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.shelf import Shelf
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.check import check
 from effc.dsl.overrides import read_overrides
 from effc.dsl.parse import parse

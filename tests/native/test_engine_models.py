@@ -5,9 +5,9 @@ Linear layers read activations as bfloat16 and the cache holds keys and values s
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.native.model import NativeModel
 from effc.compiler.native.reader import Reader
-from effc.compiler.tracing.capture import capture
 from effc.kernels.engine import Engine
 
 from tests import tiny

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.native.model import NativeModel
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.sampling import Chooser, Sampling
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

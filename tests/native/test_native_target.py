@@ -7,8 +7,8 @@ import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
+from effc.compiler.capture.capture import capture
 from effc.compiler.targets.native import Native
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny

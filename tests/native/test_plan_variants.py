@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from effc.compiler.lowering.lowered import KernelLinear, params
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.editing.scans import drop_scan
+from effc.compiler.layers.linear import KernelLinear, params
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import write
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.scans.scanless import drop_scan
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 from effc.kernels.native import KernelError

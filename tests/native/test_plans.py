@@ -3,8 +3,8 @@
 import pytest
 import torch
 from effc.compiler.artifacts.verify_child import own_positions
+from effc.compiler.capture.capture import capture
 from effc.compiler.native.reader import Reader
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny

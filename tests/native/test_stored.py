@@ -10,11 +10,11 @@ import threading
 
 import pytest
 import torch
-from effc.compiler.lowering.lowered import KernelLinear
+from effc.compiler.capture.capture import capture
+from effc.compiler.layers.linear import KernelLinear
 from effc.compiler.native.opening import open_native
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import PLAN, WEIGHTS, read, write
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.kernels import levels
 from hypothesis import HealthCheck, given, settings

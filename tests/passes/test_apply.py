@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.artifacts.pruning_config import layers_of, written
-from effc.compiler.profile import draw, profile
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.planning.profile import draw, profile
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
 from effc.dsl.values import Ratio, Selector

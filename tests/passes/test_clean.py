@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.kinds import Close
+from effc.compiler.capture.capture import capture
 from effc.compiler.measuring.promise import Promise
-from effc.compiler.plan import draw
-from effc.compiler.shelf import Shelf
-from effc.compiler.tracing.capture import capture
+from effc.compiler.planning.plan import draw
+from effc.compiler.words.kinds import Close
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny

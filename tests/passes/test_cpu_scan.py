@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.editing.scans import drop_scan
+from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.layers import pieces, quick, steps
+from effc.compiler.layers.quick import MARK, as_library, is_quick, quicken, scans, slowed
 from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.opened import origin_of
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.scans import pieces, quick, steps
-from effc.compiler.scans.quick import MARK, as_library, is_quick, quicken, scans, slowed
-from effc.compiler.scans.scanless import drop_scan
 from effc.compiler.search.widths import slice_out
-from effc.compiler.tracing.capture import capture
 from effc.dsl.render import render
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM

@@ -9,13 +9,13 @@ from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
-from effc.compiler.kinds import Close
-from effc.compiler.lowering.decoding import PackedLayer
+from effc.compiler.capture.capture import capture
+from effc.compiler.ir import leaves
+from effc.compiler.layers.attention import PackedLayer
 from effc.compiler.measuring.equivalence import compare
 from effc.compiler.measuring.promise import Promise
 from effc.compiler.targets.hf import Hf
-from effc.compiler.tracing import leaves
-from effc.compiler.tracing.capture import capture
+from effc.compiler.words.kinds import Close
 from effc.dsl.values import Bytes, DataRef, Ratio
 from effc.kernels.native import KernelError
 from transformers import DynamicCache, StaticCache
@@ -77,7 +77,7 @@ def test_grouped_queries_compute_the_same_in_every_situation(tmp_path, name):
 
 
 def test_a_decoded_token_takes_the_rows_and_a_prompt_does_not(tmp_path, monkeypatch):
-    from effc.compiler.lowering import decoding
+    from effc.compiler.layers import attention as decoding
 
     seen = []
     plain = decoding.scaled_dot_product_attention
@@ -142,7 +142,7 @@ def test_a_forgetful_cache_grows_and_differs_from_a_whole_one_only_where_it_forg
 
 
 def test_a_store_that_is_full_grows(tmp_path):
-    from effc.compiler.lowering import decoding
+    from effc.compiler.layers import attention as decoding
 
     model = tiny.model("llama", **LONG)
     program, _ = pruned(tmp_path, model, **WHOLE)
@@ -230,7 +230,7 @@ def test_what_a_forgetful_cache_can_not_do_is_a_sentence(tmp_path):
 
 
 def test_the_leaves_that_decode_are_on_the_list_of_stored_operations():
-    from effc.compiler.tracing.operations import function_called, function_name
+    from effc.compiler.ir.operations import function_called, function_name
 
     for found in (leaves.grouped_attention, leaves.packed_attention):
         assert function_called(function_name(found)) is found

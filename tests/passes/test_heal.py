@@ -11,12 +11,12 @@ import time
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.cache import Cache
-from effc.compiler.measuring.evaluate import nll
-from effc.compiler.pipeline import Build
-from effc.compiler.shelf import Shelf
+from effc.compiler.capture.capture import capture
+from effc.compiler.rows.forward import nll
+from effc.compiler.running.pipeline import Build
 from effc.compiler.sources.zoo import zoo
-from effc.compiler.tracing.capture import capture
+from effc.compiler.store.cache import Cache
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
 from effc.dsl.values import DataRef, Ratio, Selector

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.measuring.evaluate import nll
+from effc.compiler.capture.capture import capture
 from effc.compiler.measuring.reference import Reference
-from effc.compiler.tracing.capture import capture
+from effc.compiler.rows.forward import nll
 from effc.compiler.training.adapters import Shape, adaptable, adapted
 from effc.compiler.training.loop import Regime, Run
 from effc.compiler.training.objective import Objective

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.progress import Recorded
-from effc.compiler.shrink import flops_per_token
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.planning.shrink import flops_per_token
+from effc.compiler.report.progress import Recorded
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
 from safetensors.torch import save_file
@@ -231,8 +231,8 @@ def test_what_can_not_be_reached_is_refused_before_anything_is_scored(tmp_path):
 
 def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypatch):
     """A layer that overflows without another one: its score is no number, and the result can be kept."""
-    from effc.compiler.cache import canonical
     from effc.compiler.search.loop import Search
+    from effc.compiler.store.cache import canonical
 
     real = Search._run
     monkeypatch.setattr(Search, "_run", lambda self, metric: refuse_one(self, real(self, metric)))
@@ -244,7 +244,7 @@ def test_a_candidate_without_a_score_costs_the_search_nothing(tmp_path, monkeypa
 
 def refuse_one(search, value):
     """NaN for the third score, as a metric reports it."""
-    from effc.compiler.measuring.evaluate import finite
+    from effc.compiler.rows.forward import finite
 
     search.scored_here = getattr(search, "scored_here", 0) + 1
     return finite(float("nan"), "perplexity") if search.scored_here == 3 else value

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.search.saving import whole
-from effc.compiler.tracing.capture import capture
 from effc.dsl.values import DataRef, MetricRef, Ratio, Selector
 
 from tests import mixers

@@ -5,11 +5,11 @@ import dataclasses
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.search.branches import Layers
 from effc.compiler.search.latency import running
 from effc.compiler.search.saving import Ledger
 from effc.compiler.search.widths import swapped
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 

@@ -5,15 +5,15 @@ import json
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
-from effc.compiler.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.editing.scans import drop_scan
+from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
 from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.scans.scanless import drop_scan
+from effc.compiler.planning.shrink import narrowed, params, without_scan
 from effc.compiler.search.slices import sliced
 from effc.compiler.search.widths import slice_out
-from effc.compiler.shrink import narrowed, params, without_scan
-from effc.compiler.tracing.capture import capture
 from effc.dsl.values import Ratio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st

@@ -7,13 +7,13 @@ import pytest
 import torch
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.artifacts.stock import stock_config
+from effc.compiler.capture.capture import capture
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.editing.scans import drop_scan
 from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.progress import Recorded
-from effc.compiler.rewrite import Rewriter
-from effc.compiler.scans.scanless import drop_scan
+from effc.compiler.report.progress import Recorded
 from effc.compiler.search.saving import whole
 from effc.compiler.search.widths import slice_out
-from effc.compiler.tracing.capture import capture
 from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
-from effc.compiler.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
 from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.rewrite import Rewriter
 from effc.compiler.search.saving import Ledger
-from effc.compiler.tracing.capture import capture
 
 from tests import hymba
 from tests.architectures.table import randomized

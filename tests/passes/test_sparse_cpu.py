@@ -6,16 +6,16 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.change import describe
+from effc.compiler.capture.capture import capture
+from effc.compiler.layers.linear import lowered
 from effc.compiler.lowering import choice, racing, speed
 from effc.compiler.lowering.choice import Choice, Site, block_zeros, choose
 from effc.compiler.lowering.contenders import EAGER
-from effc.compiler.lowering.lowered import lowered
 from effc.compiler.lowering.speed import Case, reckoned
-from effc.compiler.profile import packed_widths, profile
-from effc.compiler.profiled import refuse_others
-from effc.compiler.shelf import Shelf
-from effc.compiler.tracing.capture import capture
+from effc.compiler.planning.change import describe
+from effc.compiler.planning.profile import packed_widths, profile
+from effc.compiler.planning.profiled import refuse_others
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from effc.compiler.sparsity import keep_mask
-from effc.compiler.tracing.capture import capture
+from effc.compiler.capture.capture import capture
+from effc.compiler.search.sparsity import keep_mask
 from effc.dsl.values import DataRef, Ratio, Selector
 from hypothesis import given
 from hypothesis import strategies as st

@@ -13,11 +13,11 @@ import openai
 import pytest
 from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.context import Settings
+from effc.compiler.capture.capture import capture
 from effc.compiler.opened import origin_of
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.targets.native import Native
-from effc.compiler.tracing.capture import capture
+from effc.compiler.words.context import Settings
 
 from tests.worlds import context
 

@@ -5,11 +5,11 @@ import threading
 
 import pytest
 import torch
+from effc.compiler.capture.capture import capture
 from effc.compiler.native.reader import Reader
 from effc.compiler.serving.request import Request
 from effc.compiler.serving.runner import CachedModel
 from effc.compiler.serving.scheduler import SHARED_PROMPT_TOKENS, Full, Scheduler, Stopped
-from effc.compiler.tracing.capture import capture
 from effc.kernels.engine import Engine
 from transformers import LlamaForCausalLM
 

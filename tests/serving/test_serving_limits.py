@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
-from effc.compiler import environment
+from effc.compiler.machine import environment
 
 from tests import tiny
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from ...context import Context
-from ...kinds import Metric, param
 from ...measuring.timing import Clock, percentile, prefill_step
+from ...words.context import Context
+from ...words.kinds import Metric, param
 
 
 class P95(Metric):

@@ -1,0 +1,127 @@
+"""What is exchanged in torch, transformers and model source while a trace runs, and put back after."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from ..ir import leaves
+from .proxy import Value
+
+# Torch functions without a tensor argument: an int proxy would not reach `__torch_function__`.
+_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "eye",
+              "linspace", "rand", "randn", "randint", "cat", "stack", "einsum", "full_like", "zeros_like",
+              "ones_like",
+              "empty_like")
+_MISSING = object()
+
+
+@contextmanager
+def patched(tracer: Any) -> Iterator[None]:
+    """Calls of modules, reads of parameters, factories, attention and leaf functions report to `tracer`."""
+    with ExitStack() as undo:
+        _module_calls(tracer, undo)
+        for name in _FACTORIES:
+            _exchange(undo, torch, name, _recorded(tracer, getattr(torch, name)))
+        _exchange(undo, torch, "is_tensor", lambda x: isinstance(_held(x), torch.Tensor))
+        _attention(tracer, undo)
+        for source in modeling_files(tracer.paths, tracer.family):
+            _source_file(tracer, source, undo)
+        for module in tracer.paths:
+            _bound_graph(tracer, module, undo)
+        yield
+
+
+def modeling_files(modules: Any, family: str) -> list[Any]:
+    """The Python modules in which the classes of these nn modules, and their bases, are written."""
+    names = {base.__module__: None for module in modules for base in type(module).__mro__
+             if leaves.is_modeling(base.__module__, family)}
+    return [sys.modules[name] for name in names if name in sys.modules]
+
+
+def _exchange(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    before = vars(owner).get(name, _MISSING)
+    undo.callback(delattr, owner, name) if before is _MISSING else undo.callback(setattr, owner, name, before)
+    setattr(owner, name, value)
+
+
+def _module_calls(tracer: Any, undo: ExitStack) -> None:
+    call, read = nn.Module.__call__, nn.Module.__getattr__
+
+    def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not tracer.on:
+            return call(module, *args, **kwargs)
+        return tracer.call_module(module, args, kwargs, call)
+
+    def traced_read(module: nn.Module, name: str) -> Any:
+        found = read(module, name)
+        if not tracer.on or not isinstance(found, torch.Tensor) or module not in tracer.paths:
+            return found
+        path = tracer.paths[module]
+        return tracer.attribute(f"{path}.{name}" if path else name, found)
+
+    _exchange(undo, nn.Module, "__call__", traced_call)
+    _exchange(undo, nn.Module, "__getattr__", traced_read)
+
+
+def _recorded(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
+    @functools.wraps(function)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.on:
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", target or function, args, kwargs)
+    record.__effc_original__ = function
+    return record
+
+
+def _attention(tracer: Any, undo: ExitStack) -> None:
+    find = AttentionInterface.get_interface
+
+    def traced_find(self: Any, implementation: str, default: Any) -> Any:
+        return _attention_by_name if tracer.on else find(self, implementation, default)
+
+    _exchange(undo, AttentionInterface, "get_interface", traced_find)
+
+
+def _attention_by_name(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None,
+                       **options: Any) -> Any:
+    """The leaf, under the library's names for what it is given."""
+    return leaves.attention(module, query, key, value, attention_mask, **options)
+
+
+def _source_file(tracer: Any, source: Any, undo: ExitStack) -> None:
+    # Proxies must not claim to be tensors to torch's C++ (it would read them as such), only to model source.
+    _exchange(undo, source, "isinstance", lambda x, kind: isinstance(_held(x), kind))
+    for name, found in list(vars(source).items()):
+        if name == leaves.ROTARY:
+            _exchange(undo, source, name, _rotary(tracer, found))
+        elif leaves.is_library_leaf(found) and not name.startswith("__"):
+            _exchange(undo, source, name, _recorded(tracer, found))
+
+
+def _bound_graph(tracer: Any, module: nn.Module, undo: ExitStack) -> None:
+    """A layer that runs a graph already calls leaf functions by the names in that graph's code."""
+    names = getattr(vars(module).get("forward"), "effc_names", {})
+    for name, found in list(names.items()):
+        if leaves.is_library_leaf(found) and not hasattr(found, "__effc_original__"):
+            undo.callback(names.__setitem__, name, found)
+            names[name] = _recorded(tracer, found)
+
+
+def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.on:
+            return function(*args, **kwargs)
+        return leaves.rotary(tracer.stack[-1], *args, **kwargs)
+    record.__effc_original__ = function
+    return record
+
+
+def _held(x: Any) -> Any:
+    return x.held if type(x) is Value else x

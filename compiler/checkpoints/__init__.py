@@ -1,0 +1,1 @@
+"""Model folders and files on disk, read as untrusted input, and models built from them."""

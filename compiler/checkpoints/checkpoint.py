@@ -1,0 +1,218 @@
+"""Modules from configs and checkpoints: the side of model sources that needs torch.
+
+transformers reads the weights (it knows renamed and fused tensors of every architecture); effc makes it quiet,
+strict and safe: no pickle, no download, no silent re-initialisation, no value that is not finite.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from ...dsl.diagnostics import Fault, Reject
+from ..report.broken import first_line
+from ..report.quantity import counted
+from .folder import bad_config
+from .rescaled import as_stored
+
+other_weights = Fault(
+    "other-weights",
+    "The tensors of a checkpoint are not those that its config asks for.\n\n"
+    "Names or shapes differ: config.json and the weights come from different models or revisions.",
+    exit="environment")
+not_finite = Fault(
+    "not-finite",
+    "A checkpoint holds NaN or infinite weights.\n\n"
+    "Training diverged, or the values overflowed when they were cast to float16.",
+    exit="environment")
+unknown_architecture = Fault("unknown-architecture", "transformers does not know a model's architecture.",
+                             exit="environment")
+model_code = Fault(
+    "model-code",
+    "The code that came with a model does not make it.\n\n"
+    "It may need a package that is not here, often one for CUDA alone, or another version of transformers.",
+    exit="environment")
+bad_tokenizer = Fault("bad-tokenizer", "A model's tokenizer files can't be read.", exit="environment")
+
+# Tensors that stock checkpoints carry and modules make for themselves.
+_HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
+
+
+def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
+    """The module of a config, initialised at random; under `torch.device("meta")` without storage.
+
+    `code` is the folder whose own modeling code may run; None: transformers' classes only.
+    """
+    if code is not None:
+        with quiet(), code_of(code):
+            made = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
+            return transformers.AutoModelForCausalLM.from_config(
+                made, dtype=getattr(torch, dtype), trust_remote_code=True)
+    made, kind = parse_config(config)
+    with quiet():
+        module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind))
+    return module.eval()
+
+
+@contextmanager
+def code_of(folder: Path) -> Iterator[None]:
+    """Say of whatever a model's own code raises that it was that code."""
+    try:
+        yield
+    except Exception as error:   # anyone wrote it
+        lacks = isinstance(error, ImportError)
+        raise Reject(model_code(
+            f"the code in {folder.name} raises {type(error).__name__}", note=first_line(error),
+            help="install what it asks for; where that runs on CUDA alone, take a model that transformers itself knows"
+            if lacks else "--debug shows where")) from error
+
+
+def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConfig, type]:
+    """The config object and the model class; causal language models where `architectures` is silent."""
+    from ...dsl.nearest import nearest
+
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    model_type = config["model_type"]
+    if model_type not in known:
+        near = nearest(model_type, list(known))
+        raise Reject(unknown_architecture(
+            f"transformers {transformers.__version__} does not know the model type `{model_type}`",
+            help=f"nearest is `{near}`" if near else "a newer transformers may know it"))
+    try:
+        with quiet():
+            made = known[model_type].from_dict(_numbers(dict(config)))
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise Reject(bad_config(f"the config has values that a `{model_type}` can't have",
+                                note=first_line(error))) from error
+    names = config.get("architectures") or ()
+    kind = next((found for n in names if (found := getattr(transformers, str(n), None))), None)
+    if kind is None:
+        classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(made) not in classes:
+            raise Reject(unknown_architecture(
+                f"{', '.join(map(str, names)) or model_type} is no model class of transformers "
+                f"{transformers.__version__}", help="name one in `architectures` of config.json"))
+        kind = classes[type(made)]
+    return made, kind
+
+
+def _numbers(value: Any) -> Any:
+    """A config with infinity as a number, which config.json spells {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return float(value["__float__"]) if set(value) == {"__float__"} else {k: _numbers(v) for k, v in value.items()}
+
+
+def attention(kind: type) -> str:
+    """Which attention a class runs with: torch's fused one wherever the class supports it."""
+    return "sdpa" if kind._supports_sdpa else "eager"
+
+
+def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, trusted: bool = False) -> nn.Module:
+    """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise."""
+    module, info = _read(folder, config, dtype, trusted)
+    check_names(info, label)
+    check_finite(module, label)
+    return module.eval()
+
+
+def _read(folder: Path, config: Mapping[str, Any], dtype: str, trusted: bool):
+    options = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True,
+               "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if trusted:
+        with quiet(), code_of(folder):
+            return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
+    made, kind = parse_config(config)
+    as_stored(made)
+    with quiet():
+        return kind.from_pretrained(folder, config=made, attn_implementation=attention(kind), **options)
+
+
+def check_names(info: Mapping[str, Any], label: str) -> None:
+    """Everything that `from_pretrained` would have papered over, as one diagnostic each kind."""
+    found = []
+    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
+    if shapes:
+        name, stored, asked = shapes[0]
+        found.append(other_weights(f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(asked)} by "
+                                   f"the config{_more(shapes)}", help="take config.json from the same revision"))
+    missing = sorted(info["missing_keys"])
+    if missing:
+        found.append(other_weights(f"{label}: the weights have no `{missing[0]}`{_more(missing)}",
+                                   help="fetch the weights again, or take the config they were saved with"))
+    extra = sorted(n for n in info["unexpected_keys"] if not n.endswith(_HARMLESS))
+    if extra:
+        found.append(other_weights(f"{label}: the config has no place for `{extra[0]}`{_more(extra)}",
+                                   help="take config.json from the same revision"))
+    if found:
+        raise Reject(*found)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _more(items: list) -> str:
+    return f", and {len(items) - 1} more" if len(items) > 1 else ""
+
+
+@torch.no_grad()
+def check_finite(module: nn.Module, label: str) -> None:
+    """One pass over the weights without a temporary: the extremes of a tensor show NaN and infinity."""
+    wrong = [name for name, p in module.named_parameters()
+             if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())]
+    if wrong:
+        count = int((~module.get_parameter(wrong[0]).isfinite()).sum())
+        raise Reject(not_finite(f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite"
+                                f"{_more(wrong)}",
+                                help="take another revision, or one stored in float32 or bfloat16"))
+
+
+def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True,
+                                                              trust_remote_code=trusted)
+    except Exception as error:                    # the tokenizers library raises bare Exception
+        if isinstance(error, (MemoryError, RecursionError)):
+            raise
+        raise Reject(bad_tokenizer(f"{label}: the tokenizer files in {folder} can't be read",
+                                   help="fetch them again", note=first_line(error))) from error
+
+
+def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
+    """The module of a config with the weights that a seed decides; leaves torch's own generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config, dtype)
+
+
+_LOGGERS = ("huggingface_hub", "datasets", "lm_eval", "accelerate", "httpx")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries without progress bars and log lines: effc tells what happens by its own events."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    others = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    for logger in others:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+        for logger, known in others.items():
+            logger.setLevel(known)

@@ -1,0 +1,1 @@
+"""State-space mixers found on the graph: their groups, heads and state."""

@@ -1,0 +1,194 @@
+"""Labels through a state-space mixer: which of its channels, heads and states belong together.
+
+Rules beside those of `labels`: a causal convolution keeps channels apart, a scan couples what is one head, or one
+channel, with its time step, decay and skip, and B with C, state by state. Scans are known by the names of their
+arguments (dt, A, B, C), which the kernels of the field share.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..labels import NOTHING, Labelling, _Step, tensors_in
+
+_SCANNED = ("dt", "A", "B", "C")
+_BIASES = ("dt_bias", "delta_bias")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan: labels of its heads [h], or of its channels [d], and of its states [groups, n].
+
+    heads    x has an axis of heads, whose channels share one time step; else every channel has its own
+    """
+
+    node: fx.Node
+    heads: bool
+    items: np.ndarray
+    states: np.ndarray
+
+
+@dataclass(frozen=True)
+class Span:
+    """A norm behind the scan whose statistics run over `size` channels at a time, as its `attribute` says."""
+
+    module: str
+    attribute: str
+    size: int
+    channels: int
+
+
+@dataclass
+class ScanLabelling(Labelling):
+    scans: list[Scan] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)          # why a scan is not understood
+
+
+def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
+    """Run a mixer's graph on labels; its first placeholder is what it is given."""
+    out = ScanLabelling()
+    stream = next(node.name for node in graph.nodes if node.op == "placeholder")
+    for node in graph.nodes:
+        if node.op != "output":
+            step = _ScanStep(out, mixer, node)
+            try:
+                out.values[node] = step.value(stream)
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
+                out.values[node] = step.unknown(f"`{node.name}`")
+    return out
+
+
+class _ScanStep(_Step):
+    """One node of a mixer; parameters of more axes than one are labelled along the first."""
+
+    out: ScanLabelling
+
+    def attribute(self) -> Any:
+        found = self.root
+        for name in self.node.target.split("."):
+            found = getattr(found, name)
+        if isinstance(found, nn.Parameter) and found.ndim > 1:
+            labels = self.claim("", 0, self.out.fresh(len(found)))
+            return labels.view(-1, *[1] * (found.ndim - 1)).expand(found.shape)
+        return super().attribute()
+
+    def function(self, name: str) -> Any:
+        role = self.node.meta.get("role")
+        if role == "ssm_conv":
+            return self.convolution()
+        if role == "padding":
+            return self.args[0]
+        if role == "ssm_scan":
+            return self.scan()
+        if name == "matmul" and parameter_behind(self.node.args[0]) is not None:
+            return self.parameter_product()
+        return super().function(name)
+
+    def module(self, module: nn.Module) -> Any:
+        if self.node.meta.get("role") == "norm":
+            return self.norm_within(module)
+        return super().module(module)
+
+    def convolution(self) -> Tensor:
+        """x [b, c, t] and a filter per channel: channels stay apart."""
+        x = self.args[0]
+        for weight in tensors_in((self.args[1:], self.kwargs)):
+            self.out.couple(x, weight.flatten(1).amax(1).view(1, -1, 1) if weight.ndim > 1 else weight.view(1, -1, 1))
+        return x
+
+    def parameter_product(self) -> Tensor:
+        """A parameter [n, k] times [b, k, t]: reads k channels, gives n."""
+        rows, x = self.args
+        self.claim_at(parameter_behind(self.node.args[0]), 1, x.amax((0, 2)), reads=True)
+        return rows[:, :1].expand(x.shape[0], -1, x.shape[-1])
+
+    def claim_at(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> None:
+        here, self.node = self.node, next(n for n in self.node.graph.nodes if n.target == tensor)
+        try:
+            self.claim("", axis, labels, reads)
+        finally:
+            self.node = here
+
+    # -- scans -----------------------------------------------------------------------------------------------
+
+    def scan(self) -> Any:
+        given, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
+        if not all(isinstance(given.get(name), Tensor) for name in _SCANNED):
+            self.out.odd.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
+            return self.unknown(f"`{self.node.target.__name__}`")
+        x = next(iter(given.values()))
+        for bias in _BIASES:
+            given["bias"] = given.pop(bias, None) if given.get(bias) is not None else given.get("bias")
+        return self.scan_of_heads(x, given) if x.ndim == 4 else self.scan_of_channels(x, given, nodes)
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        target = getattr(self.node.target, "__effc_original__", self.node.target)
+        names = list(inspect.signature(inspect.unwrap(target)).parameters)
+        return dict(zip(names, args, strict=False)) | kwargs
+
+    def scan_of_heads(self, x: Tensor, given: dict[str, Any]) -> Tensor:
+        """x [b, t, h, p], dt [b, t, h], A, D and the bias [h], B and C [b, t, groups, n]."""
+        self.out.couple_along(x.permute(2, 0, 1, 3).flatten(1), 1)
+        heads = x.amax((0, 1, 3))
+        self.out.couple(given["dt"].amax((0, 1)), heads)
+        for name in ("A", "D", "bias"):
+            if isinstance(given.get(name), Tensor):
+                self.out.couple(given[name].reshape(len(heads), -1).amax(1), heads)
+        self.gate(x, given)
+        states = given["B"].amax((0, 1))
+        self.out.couple(given["C"].amax((0, 1)), states)
+        self.out.scans.append(Scan(self.node, True, heads.numpy(), states.numpy()))
+        return x
+
+    def scan_of_channels(self, x: Tensor, given: dict[str, Any], nodes: dict[str, Any]) -> Tensor:
+        """x and dt [b, d, t], A [d, n], D and the bias [d], B and C [b, n, t]."""
+        channels = x.amax((0, 2))
+        self.out.couple(given["dt"], x)
+        for name in ("A", "D", "bias"):
+            if isinstance(given.get(name), Tensor):
+                self.out.couple(given[name].reshape(len(channels), -1).amax(1), channels)
+        self.gate(x, given)
+        states = given["B"].amax((0, 2))
+        self.out.couple(given["C"].amax((0, 2)), states)
+        decay = parameter_behind(nodes["A"])
+        if decay is None:
+            self.out.block(states, "the decay of its states is computed")
+        else:
+            self.claim_at(decay, 1, states)
+        self.out.scans.append(Scan(self.node, False, channels.numpy(), states[None].numpy()))
+        return x
+
+    def gate(self, x: Tensor, given: dict[str, Any]) -> None:
+        if isinstance(given.get("z"), Tensor):
+            self.out.couple(given["z"], x)
+
+    # -- norms -----------------------------------------------------------------------------------------------
+
+    def norm_within(self, module: nn.Module) -> Tensor:
+        """Its statistics run over the channels or states that are left: what goes changes the scale of the others."""
+        x, *others = tensors_in((self.args, self.kwargs))
+        for other in others:
+            self.out.couple(x, other)
+        channels = x.reshape(-1, x.shape[-1]).amax(0)
+        for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if parameter.ndim == 1 and len(parameter) == len(channels):
+                self.claim(name, 0, channels)
+        sizes = {name: value for name, value in vars(module).items() if type(value) is int and value > 1
+                 and name != "training" and len(channels) % value == 0}
+        for name, size in sizes.items():
+            self.out.spans.append(Span(self.node.target, name, size, len(channels)))
+        return torch.where(x == NOTHING, others[0], x) if others else x
+
+
+def parameter_behind(node: Any) -> str | None:
+    """The parameter that a value is made of by functions of one argument: `-exp(A_log.float())`."""
+    while isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
+        if len(node.all_input_nodes) != 1:
+            return None
+        node = node.all_input_nodes[0]
+    return node.target if isinstance(node, fx.Node) and node.op == "get_attr" else None

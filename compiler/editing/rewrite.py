@@ -1,0 +1,317 @@
+"""The few edits that a pass may make, each of which leaves model, graphs, config and record consistent."""
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from transformers import PreTrainedModel
+
+from ..capture.capture import recapture
+from ..capture.refresh import with_current_ints
+from ..capture.trace import is_impure
+from ..discovery.following import Baked
+from ..discovery.unread import kept, lost_readers, rewritten, unread
+from ..ir import graph_json, slots, surgery
+from ..ir.edits import class_name, is_below, renamed
+from ..ir.leaves import packed_attention
+from ..ir.program import Program, Unit, code_key
+from .rehearsal import rehearse
+
+_ADDS = (operator.add, operator.iadd, torch.add)
+_LAYER_TYPES = "layer_types"
+_STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
+
+
+class Rewriter:
+    """Edits a program. As a context manager it re-captures the touched units at the end:
+
+        with Rewriter(program) as rewrite:
+            rewrite.narrow("model.layers.3.mlp.up_proj.weight", 0, keep)
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.touched: set[str] = set()
+        self.dirty = False
+
+    def __enter__(self) -> "Rewriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            self.commit()
+
+    def commit(self) -> None:
+        """Re-capture the touched units and raise the program's version; nothing if nothing was edited."""
+        if not self.dirty:
+            return
+        for unit in [unit for unit in self.program.units.values() if unit.edited]:
+            fresh = with_current_ints(unit.graph, unit.module(self.program.model))
+            if fresh is not None:
+                unit.graph, unit.key = fresh, code_key(fresh)
+                self.store(unit)
+        recapture(self.program, self.touched)
+        self.touched, self.dirty = set(), False
+
+    # -- edits of the tree -----------------------------------------------------------------------------------
+
+    def narrow(self, path: str, axis: int, keep: torch.Tensor | Sequence[int]) -> None:
+        """Keep some indices along an axis of one parameter or buffer, in the order given.
+
+        Tied tensors, `in/out_features`, a Conv1D's `nf`, convolution groups and normalised shapes follow. A
+        bias is a tensor of its own: narrow it, too. Asserts that indices are distinct, in range and not none.
+        """
+        keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
+        for place in surgery.narrow(self.program.model, path, axis, keep):
+            self.program.edits.shapes[place] = list(surgery.tensor_at(self.program.model, place).shape)
+            self._touch(place)
+
+    def set_attr(self, path: str, value: Any) -> None:
+        """Set an attribute of a module or config; `value` is plain data.
+
+        `config.x` is the whole model's; `model.layers.3.self_attn.config.x` gives that module its own config.
+        """
+        surgery.set_attribute(self.program.model, path, value)
+        self.program.edits.attributes[path] = value
+        self._touch(path)
+
+    def swap_module(self, path: str, new: nn.Module) -> None:
+        """Put a module of effc (see `edits.Swappable`) in a module's place."""
+        entry = {"class": class_name(new), "spec": new.spec()}
+        surgery.swap(self.program.model, path, new)
+        self.program.edits.forget(path)
+        self.program.edits.swapped[path] = entry
+        self._touch(path)
+
+    def drop_layer(self, path: str) -> None:
+        """Remove a whole unit. The units behind it move up, so drop from the last to the first.
+
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without it.
+        """
+        rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
+        self._take_layer(path)
+
+    def _take_layer(self, path: str) -> None:
+        program, edits = self.program, self.program.edits
+        kinds = self._kinds()
+        owner, place = surgery.split(path)
+        moved = surgery.drop_layer(program.model, path)
+        left = edits.layers.setdefault(owner, list(range(len(program.model.get_submodule(owner)) + 1)))
+        del left[int(place)]
+        edits.forget(path)
+        edits.rename(moved)
+        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items()
+                          if not is_below(p, path)}
+        self.touched = {renamed(p, moved) for p in self.touched if p != path}
+        program.units = {u.path: u for u in self._moved_units(path, moved)}
+        self._shorten_config(owner, int(place))
+        self._assign_slots({renamed(p, moved): kind for p, kind in kinds.items() if p != path})
+        self.dirty = True
+
+    def _moved_units(self, dropped: str, moved: dict[str, str]) -> Iterable[Unit]:
+        for unit in self.program.units.values():
+            if unit.path != dropped:
+                unit.path = renamed(unit.path, moved)
+                if unit.edited:
+                    unit.bind(self.program.model)
+                yield unit
+
+    def _shorten_config(self, owner: str, place: int) -> None:
+        where = surgery.config_path(self.program.model, owner)
+        config = surgery.attribute(self.program.model, where)
+        count = config.num_hidden_layers
+        # Both before either is set: a list that was shortened looks like one that names layers by number.
+        shorter = {name: slots.without_entry(value, place)
+                   for name, value in slots.per_layer_values(config, count).items()}
+        shorter |= {name: slots.renumbered(value, place)
+                    for name, value in slots.index_lists(config, count).items()}
+        for name, value in shorter.items():
+            self.set_attr(f"{where}.{name}", value)
+        self.set_attr(f"{where}.num_hidden_layers", count - 1)
+
+    def delete(self, path: str) -> None:
+        """Take away a module or a parameter that no graph reads any more."""
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self.program.edits.deleted.append(path)
+        self._touch(path)
+
+    # -- edits of the data flow ------------------------------------------------------------------------------
+
+    def drop_branch(self, path: str, join: str, keep: str | None = None) -> None:
+        """Remove one residual branch of a unit: its add gives what came in.
+
+        join   name of the residual add in the unit's graph
+        keep   name of the operand that stays; by default the one that the other is computed from
+        Modules that nothing calls any more are deleted; cache slots are assigned anew.
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without them.
+        """
+        rehearse(self.program, f"what {join} adds in {path}", lambda trial: Rewriter(trial)._take_branch(
+            path, join, keep))
+        self._take_branch(path, join, keep)
+
+    def _take_branch(self, path: str, join: str, keep: str | None) -> None:
+        program = self.program
+        kinds = self._kinds()
+        unit = program.units[path]
+        before = referenced(unit.graph)
+        graph = copy.deepcopy(unit.graph)
+        add = next((node for node in graph.nodes if node.name == join), None)
+        assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
+        add.replace_all_uses_with(_stays(add, keep))
+        graph.erase_node(add)
+        graph.eliminate_dead_code(is_impure_without_readers)
+        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        program.units[path] = edited
+        self._delete_unused(edited, before)
+        if any(lost_readers(unit.graph, edited.graph)):
+            self._drop_unread(edited)
+        self.store(edited)
+        self._assign_slots(kinds)
+
+    def _drop_unread(self, unit: Unit) -> None:
+        """Take away rows that only a part read which is gone: branches may hang on one projection.
+
+        Where what is left divides them in a way that can't be told, they stay.
+        """
+        from ..discovery.discover import stream_of
+        from ..discovery.labels import label
+
+        layer, stream = unit.module(self.program.model), stream_of(unit.graph)
+        labelling = label(unit.graph, layer, stream.name if stream else None)
+        gone = unread(labelling, labelling.output)
+        try:
+            graph = rewritten(unit.graph, labelling, gone, layer)
+        except Baked:
+            return
+        unit.graph, unit.key = graph, code_key(graph)
+        for (tensor, axis), keep in kept(labelling, gone).items():
+            self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
+
+    def exchange_graph(self, path: str, graph: fx.Graph) -> None:
+        """Let a unit run another graph over the same modules."""
+        graph.eliminate_dead_code(is_impure_without_readers)
+        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
+        unit = self.program.units[path]
+        edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
+        self.program.units[path] = edited
+        self.store(edited)
+
+    def store(self, unit: Unit) -> None:
+        """Bind a unit whose graph was edited, and record the graph."""
+        unit.bind(self.program.model)
+        plain = {name: _as_list(value) for name, value in unit.statics.items() if _is_plain(value)}
+        self.program.edits.graphs[unit.path] = {
+            "graph": graph_json.dump(unit.graph), "placeholders": list(unit.placeholders), "statics": plain}
+        self.dirty = True
+
+    def _delete_unused(self, unit: Unit, before: set[str]) -> None:
+        now = referenced(unit.graph)
+        layer = unit.module(self.program.model)
+        dead: list[str] = []
+        for below, _ in layer.named_modules():
+            if below and not any(is_below(below, gone) for gone in dead):
+                used_before = any(is_below(p, below) or is_below(below, p) for p in before)
+                used_now = any(is_below(p, below) or is_below(below, p) for p in now)
+                if used_before and not used_now:
+                    dead.append(below)
+        for below in dead:
+            self.delete(f"{unit.path}.{below}" if unit.path else below)
+
+    # -- cache slots -----------------------------------------------------------------------------------------
+
+    def _kinds(self) -> dict[str, str]:
+        """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
+        program = self.program
+        if not isinstance(program.model, PreTrainedModel):
+            return dict.fromkeys(program.units, slots.UNIFORM)
+        if not program.edits.kinds:
+            first = next(iter(program.units), "")
+            config = surgery.attribute(program.model, surgery.config_path(program.model, first))
+            kinds = getattr(config, _LAYER_TYPES, None) or ()
+            if len(kinds) != len(program.units):
+                kinds = [slots.UNIFORM] * len(program.units)
+            program.edits.kinds = dict(zip(program.units, kinds, strict=True))
+        return program.edits.kinds
+
+    def _assign_slots(self, kinds: dict[str, str]) -> None:
+        program, paths = self.program, list(self.program.units)
+        program.edits.kinds = kinds
+        live = tuple(uses_cache(program.units[path].graph) for path in paths)
+        attend = tuple(attends(program.units[path].graph) for path in paths)
+        found = slots.assign(tuple(kinds[path] for path in paths), live, attend)
+        numbers = dict(zip(paths, found.slots, strict=True))
+        program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
+        surgery.number_layers(program.model, numbers)
+        if not paths or not isinstance(program.model, PreTrainedModel):
+            return
+        where = surgery.config_path(program.model, paths[0])
+        config = surgery.attribute(program.model, where)
+        if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
+            self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))
+
+    def _touch(self, path: str) -> None:
+        unit = next((unit for unit in self.program.units if is_below(path, unit)), None)
+        # An edit outside the units (embedding, head, config) can change what any of them sees.
+        self.touched |= {unit} if unit else set(self.program.units)
+        self.dirty = True
+
+
+def _stays(add: fx.Node, keep: str | None) -> fx.Node:
+    operands = [node for node in add.args[:2] if isinstance(node, fx.Node)]
+    assert len(operands) == 2, f"{add.name} adds other things than two values"
+    if keep is not None:
+        assert keep in {node.name for node in operands}, f"{keep} is no operand of {add.name}"
+        return next(node for node in operands if node.name == keep)
+    for entry, branch in (operands, operands[::-1]):
+        if entry in sources(branch):
+            return entry
+    raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
+
+
+def sources(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node is computed from."""
+    found: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        for used in todo.pop().all_input_nodes:
+            if used not in found:
+                found.add(used)
+                todo.append(used)
+    return found
+
+
+def is_impure_without_readers(node: fx.Node) -> bool:
+    """What must stay after an edit: what only keeps a state of its own, and is read by nobody, went with its branch."""
+    return is_impure(node) and node.meta.get("role") not in _STATEFUL
+
+
+def uses_cache(graph: fx.Graph) -> bool:
+    """Whether anything in a unit's graph reads or writes the cache."""
+    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
+               for node in graph.nodes)
+
+
+def attends(graph: fx.Graph) -> bool:
+    """Whether a unit's graph keeps keys and values."""
+    return any(node.meta.get("role") == "cache_update" or node.target is packed_attention for node in graph.nodes)
+
+
+def referenced(graph: fx.Graph) -> set[str]:
+    """Paths of modules and attributes that a graph calls or reads."""
+    return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a baked argument can be stored: numbers, texts, and sizes made of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,45 @@
+"""The model as it would be after a cut, for as long as a `with` block lasts. Nothing is sliced or copied."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...dsl.skeleton import Branch
+from ..discovery.bypass import bypassed
+from ..ir.program import code_key
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+
+
+@contextmanager
+def without_branch(program: "Program", branch: Branch) -> Iterator[None]:
+    """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
+    unit = program.units[branch.unit]
+    graph = bypassed(unit.graph, branch)
+    trial = replace(unit, graph=graph, key=code_key(graph), edited=True)
+    try:
+        trial.bind(program.model)
+        yield
+    finally:
+        if unit.edited:
+            unit.bind(program.model)
+        else:
+            unit.unbind(program.model)
+
+
+@contextmanager
+def without_layer(program: "Program", unit: str) -> Iterator[None]:
+    """The unit returns the hidden states that it was given."""
+    module = program.model.get_submodule(unit)
+
+    def skip(_module, args, kwargs, output):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = module.register_forward_hook(skip, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+"""The intermediate representation: programs, units, graphs, edits, and their plain-data forms."""

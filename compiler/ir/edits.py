@@ -1,0 +1,267 @@
+"""What was changed since the base config, as plain data, and its replay on a fresh skeleton."""
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ...dsl.diagnostics import Fault, Reject
+from ..layers import quick
+from . import graph_json, surgery
+from .operations import Unlisted, check_path
+
+refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.",
+                      exit="environment")
+
+FORMAT = 1
+_PACKAGE = __name__.split(".")[0]
+_CLASS = re.compile(r"(passes|kernels|compiler)(\.[A-Za-z]\w*)*:[A-Za-z]\w*")
+_DEEPEST = 12
+
+
+class Swappable(Protocol):
+    """A module that can take another's place: it can say in plain data how it is made again."""
+
+    def spec(self) -> dict[str, Any]:
+        """All that `from_spec` needs besides the module it replaces; sizes included, weights not."""
+
+    @classmethod
+    def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> nn.Module:
+        """The module with empty weights, on the device of `old`."""
+
+
+@dataclass
+class Edits:
+    """All paths are those after the edits; whole values, not steps, so that replaying needs no order.
+
+    layers      module list -> base numbers of the layers that are left
+    deleted     modules that no graph calls any more
+    swapped     path -> {"class": "passes.x:Y", "spec": ...} for `from_spec`
+    shapes      parameter or buffer -> final shape
+    attributes  attribute path -> plain value; configs included (`config.num_hidden_layers`)
+    slots       unit -> cache slot, where it differs from the unit's position
+    kinds       unit -> kind of its cache, as the base config says ("full_attention", ...)
+    graphs      unit -> {"graph", "placeholders", "statics"}, for units whose data flow was edited
+    """
+
+    layers: dict[str, list[int]] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+    swapped: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    graphs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: Any) -> "Edits":
+        """Raises Reject (refused-edits) on data of another form; graphs are checked when replayed."""
+        try:
+            return _checked(data)
+        except Unlisted as error:
+            raise _refusal(str(error)) from error
+
+    def rename(self, moved: dict[str, str]) -> None:
+        """Follow layers that moved: old path -> new path."""
+        for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
+            setattr(self, name, {renamed(path, moved): value for path, value in getattr(self, name).items()})
+        self.deleted = [renamed(path, moved) for path in self.deleted]
+
+    def forget(self, path: str) -> None:
+        """Drop what is said of a module and of everything below it."""
+        for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
+            kept = {p: value for p, value in getattr(self, name).items() if not is_below(p, path)}
+            setattr(self, name, kept)
+        self.deleted = [p for p in self.deleted if not is_below(p, path)]
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether `path` is `root` or lies below it."""
+    return not root or path == root or path.startswith(f"{root}.")
+
+
+def renamed(path: str, moved: dict[str, str]) -> str:
+    """A path after the modules in `moved` took new places."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        new = moved.get(".".join(parts[:length]))
+        if new is not None:
+            return ".".join([new, *parts[length:]])
+    return path
+
+
+def class_name(module: nn.Module) -> str:
+    """How stored edits name the class of a module that was put in: `passes.lower.sparse_cpu:SparseLinear`."""
+    name = f"{type(module).__module__.removeprefix(f'{_PACKAGE}.')}:{type(module).__name__}"
+    assert _CLASS.fullmatch(name), f"{name} lies outside effc, so a stored artifact could not name it"
+    return name
+
+
+# -- replay --------------------------------------------------------------------------------------------------
+
+def replay(model: nn.Module, edits: Edits) -> None:
+    """Bring a fresh model, built from the base config, into the form that the edits describe.
+
+    Works on the meta device; afterwards `load_weights` fills it. Raises Reject (refused-edits).
+    """
+    try:
+        _replay(model, edits)
+    except (AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
+        raise _refusal(f"what the skeleton doesn't have: {error}") from error
+
+
+def _replay(model: nn.Module, edits: Edits) -> None:
+    surgery.own_config(model)
+    for owner, left in edits.layers.items():
+        layers = model.get_submodule(owner)
+        assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"
+        assert left == sorted(set(left)) and set(left) <= set(range(len(layers))), f"layers {left} of {owner}"
+        for place in reversed(range(len(layers))):
+            if place not in left:
+                surgery.drop_layer(model, f"{owner}.{place}")
+    surgery.number_layers(model, _positions(model, edits) | edits.slots)
+    for path in edits.deleted:
+        surgery.delete(model, path)
+    for path, entry in edits.swapped.items():
+        surgery.swap(model, path, _class(entry["class"]).from_spec(model.get_submodule(path), entry["spec"]))
+    for path, shape in edits.shapes.items():
+        _resize(model, path, shape)
+    for path, value in edits.attributes.items():
+        surgery.set_attribute(model, path, value)
+    for path, entry in edits.graphs.items():
+        _bind(model, path, entry)
+    if any(surgery.split(path)[1] == quick.MARK for path in edits.attributes):
+        quick.quicken(model, marked=True)
+
+
+def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
+    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(model.get_submodule(owner)))}
+
+
+def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
+    old = surgery.tensor_at(model, path)
+    if list(old.shape) != shape:
+        assert len(shape) == old.dim() and all(0 < n <= m for n, m in zip(shape, old.shape, strict=True)), (
+            f"{path} with shape {shape}")
+        surgery.put(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
+
+
+def _class(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute, None)
+    except ImportError as error:
+        raise Unlisted(f"the class {name}") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and "from_spec" in dir(found)):
+        raise Unlisted(f"the class {name}")
+    return found
+
+
+def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
+    from .program import Unit, code_key  # program.py holds an Edits, so it imports this file first
+    graph = graph_json.load(entry["graph"])
+    unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
+    unit.bind(model)
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All that a skeleton lacks: parameters (tied ones once) and buffers, also what checkpoints leave out."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[path] = tensor.detach()
+    return found
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Fill a skeleton with what `weights_of` gave; ties stay. Raises Reject when shapes or names differ."""
+    expected = weights_of(model)
+    odd = sorted(set(expected) ^ set(weights)) or [
+        path for path, tensor in weights.items() if tensor.shape != expected[path].shape]
+    if odd:
+        raise _refusal(f"other weights than the skeleton has: {', '.join(odd[:3])}")
+    for path, tensor in weights.items():
+        surgery.put(model, path, tensor)
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+def _refusal(what: str) -> Reject:
+    return Reject(refused_edits(f"stored edits hold {what}"))
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Unlisted(what)
+
+
+def _checked(data: Any) -> Edits:
+    _need(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
+    known = {f.name for f in fields(Edits)}
+    _need(set(data) == known | {"format"}, "other fields than these: " + ", ".join(sorted(known)))
+    _need(isinstance(data["deleted"], list), "a list of deleted modules of another form")
+    for path in data["deleted"]:
+        _path(path)
+    readers: dict[str, Callable[[Any], Any]] = {
+        "layers": _numbers, "shapes": _numbers, "swapped": _swap,
+        "attributes": lambda value: _plain(value, 0), "slots": _number, "kinds": _text, "graphs": _graph}
+    tables = {}
+    for name, read in readers.items():
+        _need(isinstance(data[name], dict), f"{name} of another form")
+        tables[name] = {_path(path): read(value) for path, value in data[name].items()}
+    return Edits(deleted=list(data["deleted"]), **tables)
+
+
+def _path(path: Any) -> str:
+    _need(isinstance(path, str), "a path that is no text")
+    return check_path(path)
+
+
+def _text(value: Any) -> str:
+    _need(isinstance(value, str) and len(value) < 200, "something else where a short text belongs")
+    return value
+
+
+def _number(value: Any) -> int:
+    _need(type(value) is int and 0 <= value < 2**40, "something else where a number belongs")
+    return value
+
+
+def _numbers(value: Any) -> list[int]:
+    _need(isinstance(value, list), "something else where numbers belong")
+    return [_number(item) for item in value]
+
+
+def _plain(value: Any, depth: int) -> Any:
+    _need(depth < _DEEPEST, "a value nested too deep")
+    if isinstance(value, list):
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        _need(all(isinstance(key, str) for key in value), "a key that is no text")
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
+    _need(value is None or isinstance(value, (bool, int, float, str)), "a value that is no plain data")
+    return value
+
+
+def _swap(value: Any) -> dict[str, Any]:
+    _need(isinstance(value, dict) and set(value) == {"class", "spec"} and isinstance(value["spec"], dict)
+          and isinstance(value["class"], str) and _CLASS.fullmatch(value["class"]) is not None,
+          "a module of another form")
+    return {"class": value["class"], "spec": _plain(value["spec"], 0)}
+
+
+def _graph(value: Any) -> dict[str, Any]:
+    _need(isinstance(value, dict) and set(value) == {"graph", "placeholders", "statics"}
+          and isinstance(value["placeholders"], list) and isinstance(value["statics"], dict),
+          "a unit graph of another form")
+    return {"graph": value["graph"], "placeholders": [_text(name) for name in value["placeholders"]],
+            "statics": _plain(value["statics"], 0)}

@@ -1,0 +1,190 @@
+"""Edits of a module tree, used by the rewriter and again when an artifact replays them.
+
+Each keeps what belongs together: tied tensors, the sizes that a module states beside its weight, the layer
+numbers below a module list.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
+
+from .integers import LAYER_INDICES
+
+_STATISTICS = frozenset({"running_mean", "running_var"})
+
+
+def split(path: str) -> tuple[str, str]:
+    """(path of the owner, last name)."""
+    owner, _, name = path.rpartition(".")
+    return owner, name
+
+
+def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
+    """A parameter or buffer by path. Asserts that there is one."""
+    owner, name = split(path)
+    module = model.get_submodule(owner)
+    found = module._parameters.get(name, module._buffers.get(name))
+    assert found is not None, f"{path} is no parameter or buffer"
+    return found
+
+
+def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Module, str]]:
+    """(module path, module, name) of every place that holds this very tensor: several if it is tied."""
+    for path, module in model.named_modules():
+        for name, held in (*module._parameters.items(), *module._buffers.items()):
+            if held is tensor:
+                yield path, module, name
+
+
+def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
+    """Exchange a tensor wherever it is held, with the sizes stated beside it; returns the paths."""
+    old = tensor_at(model, path)
+    if isinstance(old, nn.Parameter):
+        tensor = nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
+    places = list(owners(model, old))
+    for _, module, name in places:
+        (module._parameters if name in module._parameters else module._buffers)[name] = tensor
+        module._non_persistent_buffers_set.discard(name)       # a constructor makes it in its old size
+        if name == "weight":
+            fit(module)
+    return [f"{owner}.{name}" if owner else name for owner, _, name in places]
+
+
+def fit(module: nn.Module) -> None:
+    """Make the sizes that a module states follow its weight."""
+    shape = tuple(module.weight.shape)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, Conv1D):
+        module.nx, module.nf = shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = shape
+    elif isinstance(module, _BatchNorm):
+        module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        # What is taken out are whole groups of channels.
+        module.num_groups = _groups_left(module.num_groups, module.num_channels, shape[0])
+        module.num_channels = shape[0]
+    elif isinstance(module, _ConvNd):
+        _fit_convolution(module, shape)
+
+
+def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
+    if module.groups > 1 and shape[1] == module.in_channels // module.groups:
+        module.groups = _groups_left(module.groups, module.out_channels, shape[0])
+    assert shape[0] % module.groups == 0, f"{shape[0]} channels don't divide into {module.groups} groups"
+    module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+
+
+def _groups_left(groups: int, channels: int, left: int) -> int:
+    """How many groups `left` of the channels are, if whole ones went; else as many as before."""
+    each = channels // groups
+    return left // each if left % each == 0 else groups
+
+
+def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
+    """Keep some indices along one axis of a tensor, wherever it is tied; returns the paths that changed.
+
+    keep   [n] int64, distinct, in the order in which they shall lie afterwards
+    A batch norm's statistics follow its weight.
+    """
+    paths = _cut(model, path, axis, keep)
+    owner, name = split(path)
+    if name == "weight" and isinstance(model.get_submodule(owner), _BatchNorm):
+        for kept in _STATISTICS & {n for n, t in model.get_submodule(owner)._buffers.items() if t is not None}:
+            paths += _cut(model, f"{owner}.{kept}", 0, keep)
+    return paths
+
+
+def _cut(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
+    tensor = tensor_at(model, path)
+    assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices repeat, or are none"
+    assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
+    with torch.no_grad():
+        return put(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
+
+
+def set_attribute(model: nn.Module, path: str, value: Any) -> None:
+    """Set an attribute of a module, or of its config (`...self_attn.config.num_attention_heads`).
+
+    What starts with `config.` is the root's config, one for all; a module below gets a copy of its own first,
+    so that its neighbours keep theirs.
+    """
+    owner, name = split(path)
+    if owner == "config" or owner.startswith("config."):
+        setattr(attribute(model, owner), name, value)
+        return
+    if not owner.endswith(".config"):
+        setattr(model.get_submodule(owner), name, value)
+        return
+    module = model.get_submodule(owner.removesuffix(".config"))
+    if any(other is not module and vars(other).get("config") is module.config for other in model.modules()):
+        module.config = copy.copy(module.config)
+    setattr(module.config, name, value)
+
+
+def own_config(model: nn.Module) -> None:
+    """Give a model configs of its own: a builder may have handed the same object to several models."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        config = vars(module).get("config")
+        if config is not None:
+            module.config = copy.deepcopy(config, copies)   # what is shared within the model stays shared
+
+
+def config_path(model: nn.Module, path: str) -> str:
+    """Where the config that governs a module lies, from the root: `config` or `config.text_config`."""
+    while True:
+        path = split(path)[0]
+        config = vars(model.get_submodule(path)).get("config")
+        if config is not None or not path:
+            break
+    if config is model.config:
+        return "config"
+    name = next((name for name, held in vars(model.config).items() if held is config), None)
+    assert name is not None, "the layers' config is neither the model's nor a part of it"
+    return f"config.{name}"
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """An attribute by a path below a module, configs included."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def drop_layer(model: nn.Module, path: str) -> dict[str, str]:
+    """Take a layer out of its module list; returns old path -> new path of the layers behind it."""
+    owner, name = split(path)
+    layers = model.get_submodule(owner)
+    assert type(layers) is nn.ModuleList, f"{path} is no element of a module list"
+    del layers[int(name)]
+    return {f"{owner}.{i + 1}": f"{owner}.{i}" for i in range(int(name), len(layers))}
+
+
+def number_layers(model: nn.Module, slots: dict[str, int]) -> None:
+    """Write every unit's cache slot into the layer indices below it."""
+    for path, slot in slots.items():
+        for module in model.get_submodule(path).modules():
+            for name in LAYER_INDICES & vars(module).keys():
+                setattr(module, name, slot)
+
+
+def delete(model: nn.Module, path: str) -> None:
+    """Remove a module that nothing calls any more."""
+    owner, name = split(path)
+    delattr(model.get_submodule(owner), name)
+
+
+def swap(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put another module in a module's place."""
+    owner, name = split(path)
+    setattr(model.get_submodule(owner), name, new)

@@ -1,0 +1,133 @@
+"""Measure again what `expect` demands, on artifacts that exist."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
+
+if TYPE_CHECKING:
+    from ..api import Session
+    from ..artifacts.manifest import Manifest
+    from ..planning.plan import Plan
+    from ..words.context import Settings
+    from .gate import Outcome
+
+not_compiled = Fault(
+    "not-compiled",
+    "No artifact of the recipe is where it should be.\n\n"
+    "Compile the recipe, or say with `-o` where its artifacts are.",
+    exit="usage")
+recipe_lost = Fault(
+    "recipe-lost",
+    "The recipe that an artifact was compiled from is not beside it.\n\n"
+    "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
+    exit="usage")
+nothing_expected = Fault("nothing-expected", "A recipe without `expect` was tested.", exit="usage")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One artifact and what came of every bound; `diagnostics` has a place in the recipe for each miss."""
+
+    path: Path
+    pipeline: str
+    outcomes: "tuple[Outcome, ...]"
+    diagnostics: tuple[Diagnostic, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(o.holds for o in self.outcomes)
+
+
+def test_recipe(session: "Session", out: Path) -> list[Tested]:
+    """Every artifact below `out` that the recipe emits, against the bounds that it has now."""
+    from .. import api
+    from ..artifacts.load import holds_model
+    from ..artifacts.manifest import NAME, read_manifest
+
+    found = []
+    for plan in api.plans(session):
+        where = api.place(plan, out)
+        paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
+        found += [(path, plan) for path in paths if (path / NAME).is_file() and holds_model(read_manifest(path))]
+    if not found:
+        raise Reject(not_compiled(f"{out} holds no artifact of {session.path}",
+                                  help=f"effc compile {session.path}, or name their folder with -o"))
+    return _all_tested(found, session)
+
+
+def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list[Tested]:
+    """One artifact, against the bounds of the recipe that it was compiled from."""
+    from .. import api
+    from ..artifacts.load import holds_model, other_kind
+    from ..artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    if not holds_model(manifest):
+        raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
+                                help="test the artifact of another target of the same recipe"))
+    file = recipe or beside(path, manifest)
+    if file is None:
+        name = manifest.recipe.get("name", "its recipe")
+        raise Reject(recipe_lost(f"{name}, which {path} was compiled from, is not beside it",
+                                 help="name it with --recipe"))
+    session = api.session(file, settings=settings, set=given(manifest))
+    variant = manifest.recipe.get("variant", "")
+    plans = [p for p in api.plans(session)
+             if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
+    if not plans:
+        raise Reject(recipe_lost(f"{file} has no pipeline `{manifest.name}` any more",
+                                 help="name the recipe of the artifact with --recipe"))
+    return _all_tested([(path, plans[0])], session)
+
+
+def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Tested]:
+    if not any(plan.pipeline.expects for _, plan in found):
+        raise Reject(nothing_expected(f"{session.path} expects nothing",
+                                      help="add `expect NAME { params <= 0.9 * base }`"))
+    return [_tested(path, plan, session) for path, plan in found if plan.pipeline.expects]
+
+
+def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
+    from ..artifacts.manifest import verify_files
+    from ..report.progress import StageBegan, StageEnded
+    from ..store.cache import Cache
+    from .comparison import compare
+    from .gate import misses
+
+    tell = session.settings.tell
+    tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
+    verify_files(path)
+    ctx = session.context(plan.recipe, plan.pipeline)
+    compared = compare(path, plan, Cache(session.settings.cache_dir), ctx)
+    tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
+    return Tested(path, plan.pipeline.name, compared.outcomes, tuple(misses(compared.outcomes)))
+
+
+def beside(path: Path, manifest: "Manifest") -> Path | None:
+    """The recipe's file in a folder above the artifact or in the working folder, with the same text."""
+    name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
+    for folder in _around(path):
+        file = folder / str(name)
+        if name and file.is_file() and file.read_text(encoding="utf-8", errors="replace") == text:
+            return file
+    return None
+
+
+def _around(path: Path) -> Iterator[Path]:
+    yield from path.absolute().parents
+    here = Path.cwd()
+    yield here
+    yield from sorted(f for f in here.glob("*/") if not f.name.startswith("."))
+
+
+def given(manifest: "Manifest") -> dict[str, Any]:
+    """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
+    from ...dsl.show import plain
+    from ...dsl.values import from_json
+
+    swept = {pair.partition("=")[0].strip() for pair in str(manifest.recipe.get("variant", "")).split(",")}
+    params = manifest.recipe.get("params", {})
+    return {name: plain(from_json(value)) for name, value in params.items() if name not in swept}

@@ -1,0 +1,1 @@
+"""Modules and functions that effc puts into a model."""

@@ -1,0 +1,72 @@
+"""The machine on which something was measured. Torch is asked only if it runs already."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "transformers")
+
+
+def machine() -> dict[str, Any]:
+    """Plain JSON, the same on every call within a process.
+
+    cpu, isa (level of our kernels), cores (physical), cpus (that this process may use), threads (of torch),
+    memory_bytes, os, python, torch, transformers; a fact that the system doesn't tell is left out
+    """
+    from .environment import processor_name, python_version
+
+    facts = {
+        "cpu": processor_name(), "isa": _isa(), "cores": _cores(), "cpus": _cpus(), "threads": _threads(),
+        "memory_bytes": _memory(), "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": python_version(), **versions(),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide results, and of effc."""
+    found = {}
+    for name in (*_LIBRARIES, "effc"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _isa() -> str:
+    from ...kernels.levels import level
+
+    return level()
+
+
+def _cpus() -> int | None:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+
+
+def _cores() -> int | None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return None
+    blocks = [dict(_pair(line) for line in block.splitlines() if ":" in line)
+              for block in info.read_text(errors="replace").split("\n\n") if block.strip()]
+    return len({(b.get("physical id", "0"), b.get("core id", b.get("processor"))) for b in blocks}) or None
+
+
+def _pair(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def _threads() -> int | None:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else None
+
+
+def _memory() -> int | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,1 @@
+"""What a recipe will do, from shapes alone: keys, forecasts, peaks, skeletons."""

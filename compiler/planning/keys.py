@@ -1,0 +1,111 @@
+"""What a step's result depends on, part by part: the cache key and the reason why it misses."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from ...dsl.recipe import Invocation, Recipe
+from ...dsl.values import DataRef, MetricRef, ProfileRef, to_json
+from ..machine.fingerprint import machine
+from ..store.cache import digest
+from ..store.closure import fingerprint
+from ..store.hashes import file_hash
+from ..words.context import Context
+from ..words.placing import placed
+
+FORMAT = 1
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
+    """The parts of a step's key, the most telling first.
+
+    source    key of the result that it works on, or the identity of the model
+    """
+    words = [("pass", call.word), *(("metric", m.name) for m in found(call.args, MetricRef))]
+    data = {ref.name: data_identity(ref, ctx) for ref in found(call.args, DataRef)}
+    words += [("data", ctx.recipe.data[name].word) for name in data]
+    return {
+        "step": {"word": call.word, "args": to_jsonable(call.args)},
+        "input": source,
+        "data": data,
+        "files": files(call, ctx),
+        "seed": ctx.settings.seed,
+        "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
+        "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
+        "device": ctx.settings.device,
+        "threads": ctx.settings.threads,
+        "format": FORMAT,
+    } | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+
+
+def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
+    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in found(call.args, ProfileRef)}
+    return {"machine": machine()} | ({"profiles": profiles} if profiles else {})
+
+
+def files(call: Invocation, ctx: Context) -> dict[str, str]:
+    """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
+    named = ctx.shelf.make("pass", call).files()
+    folder = ctx.beside(call).folder
+    return {n: file_hash(folder / n, ctx.settings.cache_dir) if (folder / n).is_file() else "" for n in named}
+
+
+def data_identity(ref: DataRef, ctx: Context) -> str:
+    """Hash of a data set's content, parameters and tokenizer."""
+    call = ctx.recipe.data[ref.name]
+    with placed(call.span):
+        return ctx.data(ref).identity(ctx.beside(call))
+
+
+def word_source(kind: str, name: str, ctx: Context) -> str:
+    word = ctx.shelf.vocabulary.word(kind, name)
+    assert word, f"no {kind} {name}"
+    from pathlib import Path
+
+    return fingerprint(Path(word.path))
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of the libraries that every result depends on, and of others; "" where one is missing."""
+    return {name: metadata.version(name) for name in LIBRARIES} | {name: installed(name) for name in more}
+
+
+def installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: to_json(value) for name, value in sorted(args.items())}
+
+
+def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
+    """The parts of a measured value's key; `origin` is the identity of the model measured."""
+    data = {ref.name: data_identity(ref, ctx) for ref in found(dict(metric.args), DataRef)}
+    return {"metric": to_json(metric), "model": origin, "data": data, "source": word_source("metric", metric.name, ctx),
+            "libraries": versions(), "device": ctx.settings.device, "threads": ctx.settings.threads}
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    return digest(parts)
+
+
+def found(value: Any, kind: type) -> list[Any]:
+    """Every handle of a kind inside an argument, in order, metrics' own arguments included."""
+    if isinstance(value, kind):
+        inner = found(dict(value.args), kind) if isinstance(value, MetricRef) else []
+        return [value, *inner]
+    if isinstance(value, MetricRef):
+        return found(dict(value.args), kind)
+    if isinstance(value, Mapping):
+        return [f for v in value.values() for f in found(v, kind)]
+    if isinstance(value, (list, tuple)):
+        return [f for v in value for f in found(v, kind)]
+    return []
+
+
+def data_named(recipe: Recipe, value: Any) -> list[str]:
+    return [ref.name for ref in found(value, DataRef)]

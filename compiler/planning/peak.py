@@ -1,0 +1,73 @@
+"""How much memory a step will hold at most: told by `plan` from shapes, held to measured peaks by a test.
+
+Anonymous memory counts, as `memory.held` measures it: weights that are mapped from disk come and go. What a
+pass keeps beside its scores, it says by `effort`.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import MetricRef
+from ..machine.memory import held, room_for
+from . import keys, shrink
+
+if TYPE_CHECKING:
+    from ...dsl.recipe import Invocation
+    from ..checkpoints.origin import Origin
+    from ..words.context import Context
+
+CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16     # as compiler/rows/forward.py runs a model
+MARGIN = 1.05                        # what allocators and libraries keep for themselves
+PROCESS = 280 << 20                  # Python with torch and transformers, where the system doesn't tell
+
+
+def itemsize(skeleton: Skeleton) -> int:
+    return shrink.bytes_(skeleton) // max(1, shrink.params(skeleton))
+
+
+def peak_bytes(call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context",
+               apart: int = 0) -> int:
+    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it.
+
+    apart   what it holds besides the weights before it scores
+    """
+    mapped, then = is_mapped(ctx.origin), before.shapes()
+    weights = 0 if first and mapped else shrink.bytes_(before)
+    # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
+    storing = _largest(after) + (shrink.bytes_(before) if first and not mapped else 0)
+    if mapped:
+        storing += _bytes(after, {n: shape for n, shape in after.shapes().items() if then.get(n) != shape})
+    return int(MARGIN * ((held() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
+
+
+def is_mapped(origin: "Origin") -> bool:
+    """Whether weights stay on disk until they are touched: they are files of the type that is computed in."""
+    stored = origin.config.get("dtype") or origin.config.get("torch_dtype") or origin.dtype
+    return origin.folder is not None and stored == origin.dtype
+
+
+def _bytes(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
+    copies = {name for same in skeleton.tied for name in same[1:]}
+    return itemsize(skeleton) * sum(math.prod(shape) for name, shape in shapes.items() if name not in copies)
+
+
+def _largest(skeleton: Skeleton) -> int:
+    return itemsize(skeleton) * max(map(math.prod, skeleton.shapes().values()), default=0)
+
+
+def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
+    """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
+    scores = keys.found(call.args, MetricRef)
+    item, vocab = itemsize(skeleton), skeleton.facts.get("vocab") or 0
+    hidden, most = skeleton.facts.get("hidden") or 0, 0
+    wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)
+    for name in keys.data_named(ctx.recipe, scores):
+        given = ctx.rows_by_name(name)
+        rows, length = len(given), given[0].numel()
+        batch = length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
+        kept = min(item * hidden * rows * length * len(skeleton.units), room_for(ctx.settings.max_memory))
+        most = max(most, 3 * item * vocab * batch + kept + 4 * item * wide * batch)
+    # Some are measured against the original's logits, made again in float32 as those of narrower types are.
+    float32 = item < 4 or any(ctx.metric(ref).needs_original for ref in scores)
+    return most + (2 * min(CHUNK_BYTES, most) if float32 else 0)

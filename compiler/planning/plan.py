@@ -1,0 +1,258 @@
+"""What a compile will do: matched modules, sizes before and after, cost, and what the cache already has.
+
+Reads configs and skeletons, never weights.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.recipe import Invocation, Pipeline, Recipe
+from ...dsl.skeleton import Skeleton
+from ...dsl.source import Span
+from ..report.quantity import change, count, seconds, size
+from ..store.cache import Cache
+from ..words.context import Context
+from ..words.kinds import Pass
+from ..words.placing import placed
+from . import keys, shrink
+from .drawing import left_alone
+from .peak import peak_bytes
+from .select import branches, groups, layers, mixers, parts, scans
+
+plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """`flops` per token at a context of 512 tokens; `bytes` of the weights as they are stored."""
+
+    params: int
+    flops: int
+    bytes: int
+
+    @staticmethod
+    def of(skeleton: Skeleton) -> "Size":
+        return Size(shrink.params(skeleton), shrink.flops_per_token(skeleton, 512), shrink.bytes_(skeleton))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step.
+
+    key, parts   what its result is kept under, and what that is made of
+    source       the key of the result that it works on
+    matched      what it may touch
+    exact        whether `after` is known, or the likely outcome of a search
+    seconds      an estimate from this machine's speed; peak_bytes likewise from shapes
+    cached, why  whether the result is kept; if not, the first part of the key that differs
+    """
+
+    name: str
+    call: Invocation
+    key: str
+    parts: Mapping[str, Any]
+    source: str
+    matched: tuple[str, ...]
+    before: Size
+    after: Size
+    told: tuple[str, str]
+    forwards: int
+    seconds: float
+    peak_bytes: int
+    cached: bool
+    why: str
+
+    @property
+    def span(self) -> Span | None:
+        return self.call.span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one pipeline of one variant, each after those that it works on."""
+
+    recipe: Recipe
+    pipeline: Pipeline
+    model: str                      # label of the source
+    identity: str                   # hash of what decides the weights
+    stages: tuple[Stage, ...]
+    skeleton: Skeleton = field(repr=False)
+
+    @property
+    def has_work(self) -> bool:
+        return not all(stage.cached for stage in self.stages)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max((s.peak_bytes for s in self.stages if not s.cached), default=0)
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds for s in self.stages if not s.cached)
+
+    def key_of(self, name: str) -> str:
+        """The key of a step's result; of the model itself, its identity."""
+        return next((s.key for s in self.stages if s.name == name), self.identity)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
+        stages = [{"name": s.name, "word": s.call.word, "args": keys.to_jsonable(s.call.args), "key": s.key,
+                   "parts": s.parts, "matched": list(s.matched), "before": vars(s.before), "after": vars(s.after),
+                   "told": list(s.told), "forwards": s.forwards, "seconds": round(s.seconds, 1),
+                   "peak_bytes": s.peak_bytes, "cached": s.cached, "why": s.why} for s in self.stages]
+        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source}
+                 for e in self.pipeline.emits]
+        return {"pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
+                "identity": self.identity, "stages": stages, "emits": emits}
+
+
+def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
+    """The plan of a pipeline; `skeleton` is that of its model."""
+    store = Cache(ctx.settings.cache_dir)
+    done: dict[str, tuple[str, Skeleton, str]] = {pipeline.model: (ctx.origin.identity, skeleton, "")}
+    stages = []
+    for step in pipeline.steps:
+        first = step.source == pipeline.model
+        with placed(step.call.span):
+            stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store)
+        done[step.name] = (stage.key, after, stage.told[1])
+        stages.append(stage)
+    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
+
+
+def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, first: bool,
+           ctx: Context, store: Cache) -> tuple[Stage, Skeleton]:
+    pass_ = ctx.shelf.make("pass", call)
+    after = pass_.forecast(before)
+    parts = keys.step_parts(call, source, ctx)
+    forwards = pass_.forwards(before)
+    effort = pass_.effort(before, ctx)
+    tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)
+    key = keys.key(parts)
+    cached = store.has(key)
+    stage = Stage(
+        name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
+        told=(told, _told(pass_, forwards, told)), forwards=forwards,
+        seconds=tokens * Size.of(before).flops / flops_per_second(),
+        peak_bytes=peak_bytes(call, before, after, first, ctx, effort.apart) + effort.bytes,
+        cached=cached, why="" if cached else store.why(parts))
+    return stage, after
+
+
+def _told(pass_: Pass, forwards: int, before: str) -> str:
+    """How the size after a step is told, given how that before it is."""
+    return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
+
+
+def matched(skeleton: Skeleton, acts_on: str, call: Invocation) -> tuple[str, ...]:
+    """Paths of what a step may touch."""
+    on = call.args.get("on")
+    if acts_on == "branches":
+        whole = call.args.get("unit") == "layer"
+        return layers(skeleton, on) if whole else tuple(b.site for b in branches(skeleton, on))
+    if acts_on == "layers":
+        return layers(skeleton, on)
+    if acts_on == "ssm":
+        return tuple(b.site for b in mixers(skeleton, on))
+    if acts_on == "scans":
+        return tuple(s.site for s in scans(skeleton, on))
+    if acts_on in ("channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state"):
+        return tuple(g.site for g in groups(skeleton, acts_on, on))
+    if acts_on == "linear":
+        return tuple(p.path for p in parts(skeleton, on))
+    return ()
+
+
+def _tokens(call: Invocation, ctx: Context) -> int:
+    """How many tokens one score reads."""
+    names = keys.data_named(ctx.recipe, call.args)
+    rows = [ctx.rows_by_name(name) for name in names]
+    return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
+
+
+@cache
+def flops_per_second() -> float:
+    """What this machine does in a matrix product right now, with the threads that torch has."""
+    import torch
+
+    a, best = torch.ones(512, 512), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 512**3 / best
+
+
+def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
+    """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
+    if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
+        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}",
+                                help="make it again with `effc plan -o`"))
+    _same("the number of pipelines", len(saved["plans"]), len(now))
+    for old, plan in zip(saved["plans"], now, strict=True):
+        fresh = plan.to_json()
+        for name in ("pipeline", "variant", "model", "identity", "emits"):
+            _same(name, old.get(name), fresh[name])
+        _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
+        for then, today in zip(old["stages"], fresh["stages"], strict=True):
+            for part, value in today["parts"].items():
+                _same(f"`{part}` of step {today['name']}", then.get("parts", {}).get(part), value)
+
+
+def _same(what: str, then: Any, today: Any) -> None:
+    if then != today:
+        raise Reject(plan_drift(f"{what} was {_brief(then)} when the plan was made and is {_brief(today)} now",
+                                help="look at `effc plan` again, and save it with -o if it is what you want"))
+
+
+def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
+    """What `plan -o` writes."""
+    return {"format": FORMAT, "plans": [p.to_json() for p in plans]}
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def draw(plan: Plan, width: int = 100) -> str:
+    """The plan as text: a block per step and a line for the whole."""
+    title = plan.pipeline.name + (f" [{plan.recipe.variant}]" if plan.recipe.variant else "")
+    first = plan.stages[0].before if plan.stages else Size.of(plan.skeleton)
+    lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
+    for index, stage in enumerate(plan.stages, 1):
+        lines += _draw_stage(index, stage, width)
+    lines += [f"  note: {remark}" for remark in left_alone(plan.skeleton)]
+    for emit in plan.pipeline.emits:
+        lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
+    work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
+    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}" if plan.has_work else ""
+    return "\n".join([*lines, "", f"{work}{cost}"])
+
+
+def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
+    before, after = (f"{told} ".lstrip() for told in stage.told)
+    state = "cached" if stage.cached else f"to run: {stage.why}"
+    moved = f"({change(stage.before.params, stage.after.params)})"
+    if stage.before == stage.after and after == "at most ":
+        moved = "(the weights decide)"
+    lines = [f"  {index}. {stage.name} = {stage.call.word}",
+             f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
+             f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {moved}",
+             f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
+             f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}"]
+    if stage.forwards:
+        lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
+    elif stage.seconds:
+        lines.append(f"     training  about {seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
+    return [*filter(None, lines), f"     cache     {state}", ""]
+
+
+def _paths(paths: tuple[str, ...], width: int) -> str:
+    text = f"{len(paths)}: " + ", ".join(paths)
+    return text if len(text) <= width else f"{len(paths)}: {paths[0]} … {paths[-1]}"

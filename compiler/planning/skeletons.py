@@ -1,0 +1,34 @@
+"""The shelf of skeletons: one JSON file per config, so that `check` and `plan` don't need torch again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...dsl.skeleton import FORMAT, Skeleton
+from ..store.cache import digest, write_whole
+from ..store.closure import fingerprint as source_hash
+
+
+def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
+    """The key of a config's skeleton.
+
+    Two things besides the config decide what is found: the library that builds the model, and the source of
+    capture and discovery.
+    """
+    folder = Path(__file__).parents[1]
+    sources = [source_hash(folder / name) for name in ("capture/capture.py", "discovery/discover.py")]
+    return digest([FORMAT, dict(config), transformers_version, sources])
+
+
+def store(folder: Path, key: str, skeleton: Skeleton) -> None:
+    """Keep a skeleton; a reader sees all of it or nothing."""
+    write_whole(folder / f"{key}.json", json.dumps(skeleton.to_json(), separators=(",", ":")).encode())
+
+
+def load(folder: Path, key: str) -> Skeleton | None:
+    """The skeleton kept under a key; None where there is none, or its file is damaged or of another form."""
+    try:
+        return Skeleton.from_json(json.loads((folder / f"{key}.json").read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

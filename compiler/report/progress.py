@@ -1,0 +1,98 @@
+"""What happens during a compile, as frozen records given to one callable.
+
+Renderers (bars on a terminal, plain lines, JSON lines) live in compiler/report/render.py; nothing below the command
+line prints.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Event:
+    """`at` is seconds since the epoch."""
+
+    at: float = field(default_factory=time.time, kw_only=True)
+
+    def to_json(self) -> dict:
+        return {"event": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class StageBegan(Event):
+    """A stage: capture, a step of the recipe, emit, verify. `index` of `total` stages of the compile."""
+
+    stage: str
+    about: str = ""
+    index: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Ticked(Event):
+    """`done` of `total` items of the running stage; `note` is what is best so far, in a few words."""
+
+    label: str
+    done: int
+    total: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Recorded(Event):
+    """A measured value: before and after lines, losses, scores."""
+
+    name: str
+    value: float
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class StageEnded(Event):
+    """`change` is the measured change as a person would say it: `-4 branches, -12.3 M params`; `dump` the shape
+    diff, where it was asked for."""
+
+    stage: str
+    seconds: float
+    cached: bool = False
+    change: str = ""
+    peak_bytes: int = 0
+    dump: str = ""
+
+
+@dataclass(frozen=True)
+class Said(Event):
+    """What a stage found worth saying, in one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """A diagnostic of lower severity, already rendered as one line."""
+
+    message: str
+
+
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener of library calls: says nothing."""
+
+
+def each(items: Iterable[T], label: str, tell: Listener, total: int | None = None) -> Iterator[T]:
+    """Iterate and tell how far it is, at most ten times a second."""
+    items = list(items) if total is None else items
+    total = len(items) if total is None else total  # type: ignore[arg-type]
+    last = 0.0
+    for done, item in enumerate(items):
+        if time.monotonic() - last > 0.1:
+            tell(Ticked(label, done, total))
+            last = time.monotonic()
+        yield item
+    tell(Ticked(label, total, total))

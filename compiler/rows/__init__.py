@@ -1,0 +1,1 @@
+"""A model over rows of tokens."""

@@ -1,0 +1,1 @@
+"""Run what the cache lacks, keep it, emit it."""

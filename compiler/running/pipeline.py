@@ -1,0 +1,161 @@
+"""The one loop: run what the cache lacks, check it, keep it, emit, verify, measure."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.recipe import Emit
+from ...dsl.values import DataRef, MetricRef
+from ..capture.capture import capture
+from ..ir.program import Program
+from ..machine.memory import Watch
+from ..measuring import reference
+from ..measuring.promise import Promise
+from ..planning import keys
+from ..planning.change import describe
+from ..planning.plan import Plan, Stage
+from ..planning.profiled import as_profiled, named, refuse_others
+from ..report.progress import StageBegan, StageEnded
+from ..store.cache import Cache
+from ..words.context import Context
+from ..words.kinds import Close, Pass
+from ..words.placing import placed
+from . import snapshot
+from .emission import Artifact, emit
+
+no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
+
+
+@dataclass
+class Result:
+    """What a compile of one pipeline gave: its artifacts, and the plan that led to them."""
+
+    plan: Plan
+    artifacts: list[Artifact] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def missed(self) -> list[Any]:
+        """Diagnostics of the bounds that were missed."""
+        return [d for artifact in self.artifacts for d in artifact.missed]
+
+
+@dataclass
+class Build:
+    """One compile: the program as far as it is, and the key of the step that it is the result of."""
+
+    plan: Plan
+    ctx: Context
+    cache: Cache
+    dump: str = ""                     # "", "changed", "before", "after": what to say of the program at each step
+    program: Program | None = None
+    at: str = ""
+    total: int = 0
+    index: int = 0
+
+    def run(self, out: Path, force: bool) -> Result:
+        started = time.monotonic()
+        self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
+        result = Result(self.plan)
+        refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
+        for stage in self.plan.stages:
+            self.step(stage)
+        for target in self.plan.pipeline.emits:
+            about = str(target.call.args["path"])
+            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call.span):
+                result.artifacts.append(self.emit(target, out, force))
+                done.change = result.artifacts[-1].summary
+        result.seconds = time.monotonic() - started
+        return result
+
+    def step(self, stage: Stage) -> None:
+        """Run one step unless its result is kept; nothing is loaded for one that is."""
+        if self.cache.has(stage.key):
+            self.index += 1
+            self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
+            return
+        with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
+            program = self.reach(stage.source)
+            self.at = ""                                   # from here until it is kept, the program is between steps
+            ctx = self.context(stage)
+            before, version = program.skeleton, program.version
+            pass_: Pass = ctx.shelf.make("pass", stage.call)
+            promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
+            notes = len(program.notes)
+            with as_profiled(named(stage.call), ctx):
+                pass_.run(program, ctx)
+            if program.version == version:
+                raise Reject(no_change(f"`{stage.call.word}` changed nothing",
+                                       help="ask more of it, or leave the step out"))
+            if promise:
+                promise.check(program, pass_.keeps)
+            lines = describe(before, program.skeleton)
+            done.change = lines.summary
+            done.dump = lines.text if self.dump else ""
+            decisions = program.notes[notes:]
+            snapshot.save(program, self.cache, stage.key, stage.parts, self.ctx.origin,
+                          {"program": program.notes, "step": decisions, "changes": lines.rows,
+                           "summary": lines.summary})
+            self.at = stage.key
+
+    def reach(self, key: str) -> Program:
+        """The program with that result: what we have, a kept one, or the original captured."""
+        if self.program is None or self.at != key:
+            self.program = None                            # frees the one we have before another is loaded
+            if key == self.plan.identity:
+                self.program = capture(self.ctx.origin.load())
+                self.keep_references(self.program)
+            else:
+                self.program = snapshot.restore(self.cache, key, self.ctx.origin)
+            self.at = key
+        return self.program
+
+    def keep_references(self, program: Program) -> None:
+        """Keep what the original says on the data that it is compared on, while it is still the original."""
+        asked = [metric for step in self.plan.pipeline.steps for metric in keys.found(step.call.args, MetricRef)]
+        asked += [bound.metric for bound in self.plan.pipeline.expects]
+        for ref in asked:
+            if self.ctx.metric(ref).needs_original:
+                for data in keys.found(dict(ref.args), DataRef):
+                    reference.prepare(self.ctx, program.model, data)
+        for step in self.plan.pipeline.steps:
+            for data in self.ctx.shelf.make("pass", step.call).originals():
+                reference.prepare(self.ctx, program.model, data)
+
+    def emit(self, target: Emit, out: Path, force: bool) -> Artifact:
+        key = self.plan.key_of(target.source)
+        program = self.reach(key)
+        program.model.to("cpu")                # files are written, and computed again, from there
+        artifact = emit(program, target, self.plan, self.cache, self.ctx, out, force)
+        self.program, self.at = None, ""
+        return artifact
+
+    def context(self, stage: Stage) -> Context:
+        work = self.cache.work(stage.key)
+        work.mkdir(parents=True, exist_ok=True)
+        return replace(self.ctx.beside(stage.call), workdir=work)
+
+    @contextmanager
+    def stage(self, name: str, about: str) -> "Iterator[Done]":
+        """Tell that a stage begins and ends, how long it took and the most memory it held."""
+        self.index += 1
+        self.ctx.tell(StageBegan(name, about, self.index, self.total))
+        started, done = time.monotonic(), Done()
+        with Watch(self.ctx.settings.max_memory) as watch:
+            self.ctx.settings.watch = watch
+            yield done
+        watch.check()
+        self.ctx.tell(StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak,
+                                 dump=done.dump))
+
+
+@dataclass
+class Done:
+    """What a stage has to say when it ends."""
+
+    change: str = ""
+    dump: str = ""

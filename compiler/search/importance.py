@@ -1,0 +1,98 @@
+"""How much each item of a group matters: its weights, and what flows through them.
+
+Large sums run on the device of the weights; scores of items are on the CPU.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ...dsl.skeleton import Group, Member
+from ..ir.surgery import tensor_at
+from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_place, factor, has_moments, module_of, readers
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+
+
+def l1(program: "Program", group: Group) -> torch.Tensor:
+    """Sum of magnitudes of the weights that make an item's channels; [count] float64.
+
+    The weights that read them are left out.
+    Source: MultiPruner's weight reorder (Munoz et al. 2025), gate and up rows per channel, q, k and v rows per head.
+    """
+    total = torch.zeros(group.count, dtype=torch.float64)
+    for member in group.members[:-group.readers]:
+        tensor = tensor_at(program.model, member.tensor)
+        if isinstance(tensor, nn.Parameter):               # a buffer only follows
+            total += _per_item(_per_index(tensor.detach().abs(), member.axis), member, group.count)
+    return total
+
+
+def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
+    """Magnitudes of the weights that read an item, each times the norm of what it reads; [count] float64.
+
+    Where only grouped convolutions or experts read it, by weights alone, as `l1`.
+    Source: Wanda (Sun et al. 2023, arXiv 2306.11695), section 3, summed per input channel.
+    """
+    total = torch.zeros(group.count, dtype=torch.float64)
+    if not any(has_moments(program.model, member) for member in readers(group)):
+        return l1(program, group)
+    for member in readers(group):
+        norms = moments.norms(module_of(member))
+        if norms is not None:
+            tensor = as_matrix(program.model.get_parameter(member.tensor).detach(), member)
+            seen = tensor.abs().sum(0).cpu().double() * norms
+            total += _per_item(seen.view(-1, len(norms) // _size(program, member)).sum(1), member, group.count)
+    return total
+
+
+def obs(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
+    """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
+
+    Where only grouped convolutions or experts read it, by weights alone, as `l1`.
+    With P the inverse of the damped second moments and D an item's channels: the trace of W_D P_DD^-1 W_D^T.
+    Source: Optimal Brain Surgeon (Hassibi and Stork 1993) in groups, as in ZipLM (Kurtic et al. 2023,
+    arXiv 2302.04089), section 3.1.
+    """
+    total = torch.zeros(group.count, dtype=torch.float64)
+    if not any(has_moments(program.model, member) for member in readers(group)):
+        return l1(program, group)
+    for member in readers(group):
+        moment = moments.of(module_of(member))
+        if moment is None:
+            continue
+        weight = program.model.get_parameter(member.tensor).detach()
+        place = exact_place(weight)
+        weight = weight.to(place).double()
+        across = as_matrix(weight, member)                                           # [out, in]
+        lower = factor(moment.to(place), range(len(moment)), damping)
+        inverse = torch.cholesky_inverse(lower, out=lower)
+        rows = torch.tensor([columns(weight, member, [i]) for i in range(group.count)], device=place)   # [count, size]
+        blocks = inverse[rows[:, :, None], rows[:, None, :]]                         # [count, size, size]
+        taken = across[:, rows].permute(1, 2, 0)                                     # [count, size, out]
+        total += (taken * torch.linalg.solve(blocks, taken)).sum((1, 2)).cpu()
+    return total
+
+
+def _size(program: "Program", member: Member) -> int:
+    return program.model.get_parameter(member.tensor).shape[member.axis]
+
+
+def ascending(scores: torch.Tensor) -> list[int]:
+    """Items from the least to the most important; equal ones by index."""
+    return torch.sort(scores, stable=True).indices.tolist()
+
+
+def _per_index(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Sums over all other axes, [tensor.shape[axis]] float64 on the CPU."""
+    return tensor.transpose(0, axis).reshape(tensor.shape[axis], -1).sum(1).cpu().double()
+
+
+def _per_item(sums: torch.Tensor, member: Member, count: int) -> torch.Tensor:
+    """[count]: what the indices of each item add up to."""
+    total = torch.zeros(count, dtype=torch.float64)
+    for start, size in member.segments:
+        total += sums[start : start + count * size].reshape(count, size).sum(1)
+    return total

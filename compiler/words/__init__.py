@@ -1,0 +1,1 @@
+"""What a recipe can name: kinds of words, their headers, the shelves."""

@@ -1,0 +1,117 @@
+"""All that a pass, metric, target or data file may know of the outside."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ...dsl.recipe import Invocation, Recipe
+from ...dsl.values import DataRef, MetricRef
+from ..report.progress import Listener, Recorded, Ticked, each, silent
+from .placing import placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..checkpoints.origin import Origin
+    from ..machine.memory import Watch
+    from .kinds import Data
+    from .shelf import Shelf
+
+T = TypeVar("T")
+
+
+@dataclass
+class Settings:
+    """What the command line grants; the same for every recipe of a run."""
+
+    cache_dir: Path
+    seed: int = 0
+    device: str = "cpu"
+    offline: bool = False
+    trust_remote_code: bool = False
+    max_memory: int | None = None          # bytes
+    threads: int | None = None
+    tell: Listener = silent
+    watch: "Watch | None" = None           # of the running stage; `each` asks it whether the bound is passed
+
+
+@dataclass
+class Context:
+    """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
+    step, kept until the step's result is in the cache, so that a killed step can go on."""
+
+    settings: Settings
+    recipe: Recipe
+    folder: Path
+    shelf: "Shelf"
+    origin: "Origin"
+    workdir: Path
+    _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
+    _references: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def tell(self) -> Listener:
+        return self.settings.tell
+
+    @property
+    def tokenizer(self):
+        return self.origin.tokenizer()
+
+    def data(self, ref: DataRef) -> "Data":
+        """A declared data set."""
+        return self.shelf.make("data", self.recipe.data[ref.name])
+
+    def beside(self, call: Invocation) -> "Context":
+        """The same, with paths relative to the file that a call stands in: a module's lie beside the module."""
+        return self if call.folder is None else replace(self, folder=Path(call.folder))
+
+    def rows(self, ref: DataRef) -> "torch.Tensor":
+        """Token rows of a declared data set, [rows, length] int64, the same object every time."""
+        return self.rows_by_name(ref.name)
+
+    def rows_by_name(self, name: str) -> "torch.Tensor":
+        if name not in self._rows:
+            import torch
+
+            from ..rows.windows import check_rows
+
+            call = self.recipe.data[name]
+            with placed(call.span):
+                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.beside(call))))
+                check_rows(rows, name, self.origin)
+            self._rows[name] = rows
+        return self._rows[name]
+
+    def said(self, ref: DataRef) -> "torch.Tensor | None":
+        """Which tokens of the rows an assistant says, [rows, length] bool; None where nobody speaks."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            said = self.data(ref).said(self.tokenizer, self.beside(call))
+            return None if said is None else torch.stack(list(said)).bool()
+
+    def metric(self, ref: MetricRef) -> Any:
+        """The metric that a recipe names, with its arguments."""
+        return self.shelf.metric(ref)
+
+    def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
+        for item in each(items, label, self.tell, total):
+            if self.settings.watch:
+                self.settings.watch.check()
+            yield item
+
+    def tick(self, event: Ticked) -> None:
+        """Tell how far it is where `each` doesn't fit; raises as `each` does."""
+        self.tell(event)
+        if self.settings.watch:
+            self.settings.watch.check()
+
+    def record(self, name: str, value: float, unit: str = "") -> None:
+        self.tell(Recorded(name, value, unit))

@@ -1,0 +1,215 @@
+"""The five small abstract classes that files of the shelves hold, and `param`.
+
+A file in passes/, compiler/targets, compiler/metrics, compiler/data or compiler/sources holds one final
+subclass. Its header (docstring, class-level literals, `param` fields) is literal: `effc check` reads it from
+the source without importing the file (compiler/words/header.py), a test holds both readings equal.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...dsl.skeleton import Skeleton
+    from ...dsl.values import DataRef
+    from ..ir.program import Program
+    from ..measuring.timing import Clock
+    from .context import Context
+
+_MISSING = object()
+
+
+def param(doc: str, *, default: Any = _MISSING, ge: float | None = None, gt: float | None = None,
+          le: float | None = None, lt: float | None = None, of: tuple[str, ...] = (), unit: str = "",
+          positional: bool = False) -> Any:
+    """A parameter of a recipe word: a field with a sentence, a default, bounds, a unit, and what shares are `of`."""
+    about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "positional": positional}
+    if default is _MISSING:
+        return field(kw_only=True, metadata=about)
+    return field(kw_only=True, default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Close:
+    """Promise: float32 logits are kept within `atol`, narrower ones within their rounding; checked after every
+    run. 0 means bit for bit."""
+
+    atol: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Promise of nothing but a legal program; the report measures what it cost."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
+class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
+    """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses."""
+
+    extra: ClassVar[str] = ""            # the optional dependency group it needs, e.g. "gguf"
+    requires: ClassVar[tuple[str, ...]] = ()   # modules that must import, e.g. ("gguf", "accelerate")
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a pass takes besides its scores, for `plan`.
+
+    tokens   that go through the whole model, once for a measure and three times to learn from them
+    bytes    held besides the weights while it scores or learns
+    apart    held besides the weights before it scores
+    """
+
+    tokens: int = 0
+    bytes: int = 0
+    apart: int = 0
+
+
+class Pass(Word):
+    """Changes a program. May assume a legal one, must leave a legal one, owes nothing in between.
+
+    keeps          Close(atol) or Lossy()
+    acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
+                   ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
+    after          {pass: reason}: if both occur in a line, this one must come later
+    makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
+                   the condition "" always holds
+    determinism    "deterministic", "seeded" or "nondeterministic"
+    foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
+                   is only the most that is left
+    elsewhere      a profile that it names may be of another machine: it decides by reckoning then
+    """
+
+    keeps: ClassVar[Close | Lossy] = Lossy()
+    acts_on: ClassVar[str] = ""
+    after: ClassVar[dict[str, str]] = {}
+    makes: ClassVar[dict[str, str]] = {}
+    determinism: ClassVar[str] = "seeded"
+    foreseeable: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, program: "Program", ctx: "Context") -> None:
+        """Change the program in place."""
+
+    def originals(self) -> "tuple[DataRef, ...]":
+        """Data on which it compares with the original, whose words compiler/measuring/reference.py keeps."""
+        return ()
+
+    def reads_clock(self) -> bool:
+        """Whether what it decides depends on how fast this machine is: then the machine is part of the key."""
+        return False
+
+    def files(self) -> tuple[str, ...]:
+        """Paths, as the recipe has them, of files that it reads: their content is part of its result's key."""
+        return ()
+
+    def forecast(self, skeleton: "Skeleton") -> "Skeleton":
+        """The skeleton after this pass, as far as shapes are known without weights (`plan`)."""
+        return skeleton
+
+    def forwards(self, skeleton: "Skeleton") -> int:
+        """How many times it evaluates its score (whole-model forwards over its data), for time estimates."""
+        return 0
+
+    def effort(self, skeleton: "Skeleton", ctx: "Context") -> Effort:
+        """What it takes besides scores; nothing where it neither trains nor refits."""
+        return Effort()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
+
+    folder      below the artifact; where there is none nothing is checked
+    opens       "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
+    padded      zeros fill it up, which changes the order of sums
+    rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
+                squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
+    reason      for that share
+    generates   whether it continues prompts, where the model does
+    """
+
+    folder: str
+    opens: str
+    padded: bool = False
+    rounds: "Callable[[torch.nn.Module], float] | None" = None
+    reason: str = ""
+    generates: bool = True
+
+
+class Target(Word):
+    """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
+
+    cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
+                   {"form: stock": {"uneven widths": "the config has one width for all layers"}}
+    """
+
+    cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
+
+    path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
+
+    @abstractmethod
+    def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
+        """Write the artifact's files into an empty folder."""
+
+    def forms(self) -> tuple[Form, ...]:
+        """The folders that it may have written and that load as models."""
+        return ()
+
+
+class Metric(Word):
+    """Measures a model.
+
+    unit             as printed: "nats/token", "ms", "B"
+    better           "lower" or "higher"
+    exact            it counts shapes and needs no weights: also right on the meta device
+    timed            it reads a clock: differs between runs and machines, is never taken from a cache
+    needs_original   it compares with the original's outputs on its `data`, which compiler/measuring/reference.py keeps
+                     before the first pass
+    """
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    exact: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    needs_original: ClassVar[bool] = False
+
+    def clock(self, model: "torch.nn.Module") -> "Clock":
+        """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
+        raise AssertionError(f"{type(self).__name__} reads no clock")
+
+    @abstractmethod
+    def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
+        """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
+
+
+class Data(Word):
+    """Rows of tokens from somewhere."""
+
+    @abstractmethod
+    def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
+        """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
+
+    def said(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
+        """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
+        return None
+
+    @abstractmethod
+    def identity(self, ctx: "Context") -> str:
+        """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""
+
+
+class Source(Word):
+    """Where a model comes from: resolves to a config now and to weights later."""
+
+    @abstractmethod
+    def resolve(self, ctx: "Context") -> Any:
+        """A `compiler.checkpoints.origin.Origin`: config, tokenizer files, identity hash; reads no weights."""
