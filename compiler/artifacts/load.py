@@ -1,6 +1,6 @@
 """Artifacts of kind `hf`, and folders that such models saved again, to ordinary transformers models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
          check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
          sequences: int | None = None, steady: bool = False, kernels: bool = True,
-         tell: Listener = silent) -> "PreTrainedModel":
+         signed_by: Sequence[str] = (), tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
@@ -39,13 +39,21 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     sequences   that the native engine keeps at once; 16 by default
     steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
+    signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every
+                hash is then compared
     tell        hears a sentence where versions differ from those that wrote it
     """
     from ..layers.linear import refuse_elsewhere
 
     folder, manifest = locate(Path(path))
+    if signed_by:
+        from .signature import check_signature, unsigned
+
+        if not manifest:
+            raise Reject(unsigned(f"{path} belongs to no artifact, and artifacts alone are signed"))
+        check_signature(manifest[0], signed_by)
     if manifest:
-        hashes = check == "sha256" or (check == "auto" and folder.name != "native")
+        hashes = bool(signed_by) or check == "sha256" or (check == "auto" and folder.name != "native")
         verify_files(*manifest, hashes=hashes, under=folder.name)
     if folder.name == "program":
         from .exported import read

@@ -67,6 +67,9 @@ _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", met
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
 
+required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
+                            help="Use the artifact only if this public key signed it; repeatable, one of them must.")
+
 
 @dataclass(frozen=True)
 class Shared:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from .exits import interrupted
-from .flags import Shared, size, verb
+from .flags import Shared, required_key, size, verb
 from .run import no_words
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
@@ -48,7 +49,8 @@ def register(app: typer.Typer) -> None:
               allow_host: Annotated[list[str], _hosts] = (), cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
               max_body: Annotated[int | None, _body] = None,
               connections: Annotated[int, _connections] = 256, timeout: Annotated[float, _timeout] = 15.0,
-              access_log: Annotated[str, _log] = "-") -> None:
+              access_log: Annotated[str, _log] = "-",
+              require_signature: Annotated[list[str], required_key] = ()) -> None:  # type: ignore[assignment]
         """Answer OpenAI's chat and completions API, many requests at once."""
         from ..machine.environment import check_modules
 
@@ -68,7 +70,7 @@ def register(app: typer.Typer) -> None:
                             tls_cert, tls_key, tuple(cors))
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
-        service = _service(model, name or _called(model), shared, parallel, queue)
+        service = _service(model, name or _called(model), shared, parallel, queue, require_signature)
         url = url_of(listener, secure=tls_cert is not None)
         try:
             answer(service, listener, entrance, lambda: _tell(shared, service.name, url))
@@ -91,7 +93,7 @@ def _called(place: str) -> str:
     return path.parent.name if path.name in FORMS else path.name
 
 
-def _service(place: str, name: str, shared: Shared, parallel: int, queue: int):
+def _service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]):
     import torch
 
     from ..native.sampling import as_tokens
@@ -102,7 +104,7 @@ def _service(place: str, name: str, shared: Shared, parallel: int, queue: int):
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
-    opened = open_model(place, shared.settings(), steady=True)
+    opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer",
                               help="copy the tokenizer files beside the weights"))
