@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from ..ir import leaves
 from ..ir.integers import LayerIndex, Sourced, sourced
+from ..ir.liveness import is_impure
 from .patches import patched
 from .proxy import Method, Value
 
@@ -264,19 +265,6 @@ def describe(held: Any) -> tuple[Any, Any]:
     if isinstance(held, Cache):
         return None, "cache"
     return None, type(held).__name__
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node must stay though nobody uses its result."""
-    if node.op in ("placeholder", "output") or node.target is operator.setitem:
-        return True
-    if node.meta.get("role") == "cache_update":
-        return True
-    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-        return True
-    # An opaque module or a method that is handed the cache may write to it.
-    return node.op in ("call_method", "call_module") and any(
-        used.meta.get("dtype") == "cache" for used in node.all_input_nodes)
 
 
 def _objects(paths: dict[nn.Module, str]) -> dict[int, str]:

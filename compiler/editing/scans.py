@@ -21,8 +21,9 @@ from ..discovery.mixers.opening import CACHE, CONV, SCAN, Opened, opened, scans_
 from ..discovery.unread import kept, rewritten, unread
 from ..ir import leaves
 from ..ir.integers import LAYER_INDICES
+from ..ir.liveness import sweep
 from ..ir.program import Program, Unit, argument_names, code_key
-from .rewrite import Rewriter, is_impure_without_readers, referenced
+from .rewrite import Rewriter, referenced
 
 if TYPE_CHECKING:
     from ...dsl.skeleton import Scan
@@ -52,7 +53,7 @@ def scanless(found: Opened, mixer: nn.Module) -> Scanless:
     graph = copy.deepcopy(found.graph)
     (scan,) = scans_in(graph)
     scan.replace_all_uses_with(_identity(graph, scan))
-    graph.eliminate_dead_code(is_impure_without_readers)
+    sweep(graph)
     labelling = label_mixer(graph, mixer)
     *_, last = labelling.values.values()
     gone = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
@@ -137,7 +138,7 @@ def _spliced(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
                 made[old] = _copied(graph, old, made, below, node)
         _share_state(graph, mixer, below, given.get(CACHE), node)
     graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_without_readers)
+    sweep(graph)
     return replace(unit, graph=graph, key=code_key(graph), edited=True)
 
 

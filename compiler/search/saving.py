@@ -51,6 +51,8 @@ class Ledger:
 
     def __init__(self, skeleton: Skeleton, norms: bool = True, latency: "Latency | None" = None):
         self.skeleton, self.norms, self.latency = skeleton, norms, latency
+        self.now = skeleton            # narrower by what shares tensors with other groups, as in convolutional nets
+        self.shared = _sharing(skeleton)
         self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
         self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
                        for b in skeleton.branches}
@@ -76,9 +78,12 @@ class Ledger:
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
-        """Note that `count` steps of a group are gone, counted from the beginning."""
-        for of in self.counted:
-            self.lost[site, kind, of] = count * self.of_step(site, kind, of)
+        """Note that `count` more steps of a group are gone."""
+        self.lost_at(site, kind, {of: count * self.of_step(site, kind, of) for of in self.counted})
+        if (site, kind) in self.shared:
+            group = _group(self.now, site, kind)
+            self.now = shrink.narrowed(self.now, group, group.count - count * group.count // steps(group))
+            self.of_step.cache_clear()
 
     def lost_at(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
         """Note what cuts that are real at once have saved of a part so far."""
@@ -105,7 +110,6 @@ class Ledger:
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
 
     def _of_step(self, site: str, kind: str, of: str) -> float:
-        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
         if of == kind:
             return 1
         if of == "latency":
@@ -115,11 +119,28 @@ class Ledger:
             return self.of_branch(home, of) * self.of_step(site, kind, "params") / self.of_branch(home, "params")
         if of not in OF_MODEL:
             return 0
+        skeleton = self.now if (site, kind) in self.shared else self.skeleton
+        group = _group(skeleton, site, kind)
         size = steps(group)
         if size == 1:
             return 0
-        less = shrink.narrowed(self.skeleton, group, group.count - group.count // size)
-        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
+        less = shrink.narrowed(skeleton, group, group.count - group.count // size)
+        return OF_MODEL[of](skeleton) - OF_MODEL[of](less)
+
+
+def _group(skeleton: Skeleton, site: str, kind: str) -> Group:
+    return next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
+
+
+def _sharing(skeleton: Skeleton) -> set[tuple[str, str]]:
+    """(site, kind) of the groups that cut a tensor which a group of another module cuts along another axis."""
+    axes: dict[str, set[tuple[str, int]]] = {}
+    for group in skeleton.groups:
+        for member in group.members:
+            axes.setdefault(member.tensor, set()).add((group.site, member.axis))
+    crossed = {tensor for tensor, found in axes.items()
+               if len({site for site, _ in found}) > 1 and len({axis for _, axis in found}) > 1}
+    return {(g.site, g.kind) for g in skeleton.groups if any(m.tensor in crossed for m in g.members)}
 
 
 def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:

@@ -121,7 +121,7 @@ class Narrowing(Candidate):
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
-        pool.ledger.narrowed(site.group.site, site.group.kind, site.size - site.left)
+        pool.ledger.narrowed(site.group.site, site.group.kind, pool.step)
         pool.program.changed()
 
     def saves(self, of: str) -> float:
