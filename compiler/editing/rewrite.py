@@ -16,9 +16,10 @@ from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
 from ..ir.edits import class_name, is_below, renamed
-from ..ir.leaves import packed_attention
+from ..ir.graphs import attends, referenced, sources, uses_cache
 from ..ir.liveness import sweep
-from ..ir.program import Program, Unit, code_key
+from ..ir.program import Program
+from ..ir.unit import Unit, code_key
 from .rehearsal import frees_nothing, rehearse, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -299,34 +300,6 @@ def _stays(add: fx.Node, keep: str | None) -> fx.Node:
         if entry in sources(branch):
             return entry
     raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
-
-
-def sources(node: fx.Node) -> set[fx.Node]:
-    """All nodes that a node is computed from."""
-    found: set[fx.Node] = set()
-    todo = [node]
-    while todo:
-        for used in todo.pop().all_input_nodes:
-            if used not in found:
-                found.add(used)
-                todo.append(used)
-    return found
-
-
-def uses_cache(graph: fx.Graph) -> bool:
-    """Whether anything in a unit's graph reads or writes the cache."""
-    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
-               for node in graph.nodes)
-
-
-def attends(graph: fx.Graph) -> bool:
-    """Whether a unit's graph keeps keys and values."""
-    return any(node.meta.get("role") == "cache_update" or node.target is packed_attention for node in graph.nodes)
-
-
-def referenced(graph: fx.Graph) -> set[str]:
-    """Paths of modules and attributes that a graph calls or reads."""
-    return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
 def _is_plain(value: Any) -> bool:

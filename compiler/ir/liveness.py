@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from .graphs import is_impure
+
 _STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
 _WRITERS = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
 # What makes a new tensor whatever it is given. All else may hand on the memory of what it reads.
@@ -16,19 +18,6 @@ _NEW = frozenset((
     "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge"))
 _NEW_ROLES = frozenset(("linear", "conv", "embedding", "norm", "experts"))
 _NUMBERS = ("size", "dim", "numel")
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node must stay though nobody uses its result."""
-    if node.op in ("placeholder", "output") or node.target is operator.setitem:
-        return True
-    if node.meta.get("role") == "cache_update":
-        return True
-    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-        return True
-    # An opaque module or a method that is handed the cache may write to it.
-    return node.op in ("call_method", "call_module") and any(
-        used.meta.get("dtype") == "cache" for used in node.all_input_nodes)
 
 
 def writes(node: fx.Node) -> bool:

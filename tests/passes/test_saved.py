@@ -9,7 +9,7 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.search.choice import Exact
 from effc.compiler.search.loop import Budget, Search
 from effc.dsl.diagnostics import Reject
-from effc.dsl.values import Ratio, Selector
+from effc.dsl.values import Selector
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
@@ -58,7 +58,6 @@ def weigh(model, *modules):
     ("gpt_neox_japanese", "gpt_neox_japanese.layers.1.attention",                            # weights are handed out
      ("gpt_neox_japanese.layers.1.attention",))])
 def test_a_branch_that_goes_takes_its_weights_along(tmp_path, name, site, modules):
-
     model = model_of(name)
     branches = [b.site for b in capture(model).skeleton.branches]
     assert site in branches
