@@ -1,11 +1,10 @@
 """Clients that hold parts: counted coverage, budgets and the sandwich."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-
 from effc.compiler.federation.coverage import coverage_mean, heads_prefix, largest, part_of, sandwich
 from effc.compiler.federation.state import mean, size_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 WHOLE = {"up": np.arange(24.0).reshape(6, 4), "down": np.arange(24.0).reshape(4, 6) + 100, "norm": np.arange(4.0)}
 

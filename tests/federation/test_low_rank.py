@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from effc.compiler.federation.low_rank import padded_mean, resized, stacked, truncated, update, useful_rank
 from effc.compiler.federation.state import mean, normal
 

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from effc.compiler.federation.median import geometric_median, gram
 from effc.compiler.federation.mixing import adaptive, mix
 from effc.compiler.federation.others import shares_of_others
 from effc.compiler.federation.state import mean, total
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def states(points):
@@ -16,7 +15,7 @@ def states(points):
 
 
 def ones(points):
-    return {k: 1.0 for k in range(len(points))}
+    return dict.fromkeys(range(len(points)), 1.0)
 
 
 def median(points, weights=None):

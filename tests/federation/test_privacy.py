@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from effc.compiler.federation.masks import Keys, fixed, opened, others_mean
 from effc.compiler.federation.noise import clipped, epsilon, noisy_mean
 from effc.compiler.federation.state import mean, shapes, vector
@@ -66,7 +65,7 @@ def test_one_client_moves_the_mean_by_no_more_than_its_share_of_the_norm():
 
 def test_noise_has_the_stated_deviation():
     before = {"x": np.zeros(200_000)}
-    made = noisy_mean({k: before for k in range(5)}, before, 2.0, 1.5, seed=0)["x"]
+    made = noisy_mean(dict.fromkeys(range(5), before), before, 2.0, 1.5, seed=0)["x"]
     assert made.std() == pytest.approx(1.5 * 2.0 / 5, rel=0.01)
     assert (noisy_mean({0: before}, before, 1.0, 1.0)["x"] != noisy_mean({0: before}, before, 1.0, 1.0)["x"]).any()
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from effc.compiler.federation.median import median_shares
 from effc.compiler.federation.mixing import mix
 from effc.compiler.federation.rotations import aligned, combined, function_gram, polar
