@@ -6,13 +6,14 @@ the ranks; the mean of the factors (FedIT) is another thing: for three random cl
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from .state import State, normal
 
 
-def modules(state: State) -> list[str]:
+def modules(state: Mapping[str, Any]) -> list[str]:
     """Paths that have both factors."""
     return sorted(name[:-2] for name in state if name.endswith(".A") and f"{name[:-2]}.B" in state)
 
@@ -119,3 +120,13 @@ def useful_rank(state: State, share: float) -> int:
     if kept[-1] == 0:
         return 1
     return int(np.searchsorted(kept, (1 - share) * kept[-1]) + 1)
+
+
+def joined(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
+    """One adapter, scaled as adapters are, whose update is the sum of the stacks' plain products."""
+    made = {}
+    for path in modules(stacks[0]):
+        A = np.concatenate([s[f"{path}.A"] for s in stacks])
+        B = np.concatenate([s[f"{path}.B"] for s in stacks], axis=1)
+        made[f"{path}.A"], made[f"{path}.B"] = A, (B * (len(A) / alpha)).astype(B.dtype)
+    return made

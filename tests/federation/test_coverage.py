@@ -47,7 +47,7 @@ def test_clients_of_equal_size_are_averaged_as_always():
     draw = np.random.default_rng(0)
     parts = {k: {n: draw.standard_normal(a.shape) for n, a in WHOLE.items()} for k in range(3)}
     weights = {0: 1.0, 1: 4.0, 2: 2.0}
-    made, want = coverage_mean(WHOLE, parts, dict.fromkeys(parts, {}), weights), mean(parts, weights)
+    made, want = coverage_mean(WHOLE, parts, {k: {} for k in parts}, weights), mean(parts, weights)
     for name in WHOLE:
         np.testing.assert_allclose(made[name], want[name])
 
