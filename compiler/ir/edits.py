@@ -165,7 +165,7 @@ def _class(name: str) -> Any:
 
 
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
-    from .program import Unit, code_key  # program.py holds an Edits, so it imports this file first
+    from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
     graph = graph_json.load(entry["graph"])
     unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
     unit.bind(model)
