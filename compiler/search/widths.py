@@ -125,7 +125,7 @@ class Narrowing(Candidate):
         pool.program.changed()
 
     def saves(self, of: str) -> float:
-        return self.pool.step * self.pool.ledger.of_step(self.site.group.site, self.site.group.kind, of)
+        return self.pool.ledger.next(self.site.group.site, self.site.group.kind, self.pool.step, of)
 
 
 @contextmanager
