@@ -15,9 +15,10 @@ from ..capture.trace import is_impure
 from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
-from ..ir.edits import class_name, is_below, renamed
+from ..ir.edits import is_below, renamed
 from ..ir.leaves import packed_attention
 from ..ir.program import Program, Unit, code_key
+from ..layers import swaps
 from .rehearsal import rehearse
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -80,7 +81,7 @@ class Rewriter:
 
     def swap_module(self, path: str, new: nn.Module) -> None:
         """Put a module of effc (see `edits.Swappable`) in a module's place."""
-        entry = {"class": class_name(new), "spec": new.spec()}
+        entry = {"class": swaps.name_of(new), "spec": new.spec()}
         surgery.swap(self.program.model, path, new)
         self.program.edits.forget(path)
         self.program.edits.swapped[path] = entry

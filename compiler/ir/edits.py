@@ -1,7 +1,5 @@
 """What was changed since the base config, as plain data, and its replay on a fresh skeleton."""
 
-import importlib
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
@@ -10,7 +8,7 @@ import torch
 from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..layers import quick
+from ..layers import quick, swaps
 from . import graph_json, surgery
 from .operations import Unlisted, check_path
 
@@ -18,8 +16,6 @@ refused_edits = Fault("refused-edits", "Stored edits don't fit the model they ar
                       exit="environment")
 
 FORMAT = 1
-_PACKAGE = __name__.split(".")[0]
-_CLASS = re.compile(r"(passes|kernels|compiler)(\.[A-Za-z]\w*)*:[A-Za-z]\w*")
 _DEEPEST = 12
 
 
@@ -40,7 +36,7 @@ class Edits:
 
     layers      module list -> base numbers of the layers that are left
     deleted     modules that no graph calls any more
-    swapped     path -> {"class": "passes.x:Y", "spec": ...} for `from_spec`
+    swapped     path -> {"class": a name of `layers.swaps`, "spec": ...} for `from_spec`
     shapes      parameter or buffer -> final shape
     attributes  attribute path -> plain value; configs included (`config.num_hidden_layers`)
     slots       unit -> cache slot, where it differs from the unit's position
@@ -97,13 +93,6 @@ def renamed(path: str, moved: dict[str, str]) -> str:
     return path
 
 
-def class_name(module: nn.Module) -> str:
-    """How stored edits name the class of a module that was put in: `passes.lower.sparse_cpu:SparseLinear`."""
-    name = f"{type(module).__module__.removeprefix(f'{_PACKAGE}.')}:{type(module).__name__}"
-    assert _CLASS.fullmatch(name), f"{name} lies outside effc, so a stored artifact could not name it"
-    return name
-
-
 # -- replay --------------------------------------------------------------------------------------------------
 
 def replay(model: nn.Module, edits: Edits) -> None:
@@ -130,7 +119,7 @@ def _replay(model: nn.Module, edits: Edits) -> None:
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        surgery.swap(model, path, _class(entry["class"]).from_spec(model.get_submodule(path), entry["spec"]))
+        surgery.swap(model, path, swaps.CLASSES[entry["class"]].from_spec(model.get_submodule(path), entry["spec"]))
     for path, shape in edits.shapes.items():
         _resize(model, path, shape)
     for path, value in edits.attributes.items():
@@ -151,17 +140,6 @@ def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
         assert len(shape) == old.dim() and all(0 < n <= m for n, m in zip(shape, old.shape, strict=True)), (
             f"{path} with shape {shape}")
         surgery.put(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
-
-
-def _class(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute, None)
-    except ImportError as error:
-        raise Unlisted(f"the class {name}") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and "from_spec" in dir(found)):
-        raise Unlisted(f"the class {name}")
-    return found
 
 
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
@@ -254,9 +232,10 @@ def _plain(value: Any, depth: int) -> Any:
 
 def _swap(value: Any) -> dict[str, Any]:
     _need(isinstance(value, dict) and set(value) == {"class", "spec"} and isinstance(value["spec"], dict)
-          and isinstance(value["class"], str) and _CLASS.fullmatch(value["class"]) is not None,
-          "a module of another form")
-    return {"class": value["class"], "spec": _plain(value["spec"], 0)}
+          and isinstance(value["class"], str), "a module of another form")
+    name = swaps.PLACES.get(value["class"], value["class"])
+    _need(name in swaps.CLASSES, f"the class {name[:80]}")
+    return {"class": name, "spec": _plain(value["spec"], 0)}
 
 
 def _graph(value: Any) -> dict[str, Any]:
