@@ -9,7 +9,8 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..layers import quick, swaps
-from . import graph_json, surgery
+from ..report.broken import first_line
+from . import attributes, graph_json, surgery, targets
 from .operations import Unlisted, check_path
 
 refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.",
@@ -102,36 +103,44 @@ def replay(model: nn.Module, edits: Edits) -> None:
     """
     try:
         _replay(model, edits)
-    except (AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
-        raise _refusal(f"what the skeleton doesn't have: {error}") from error
+    except Unlisted as error:
+        raise _refusal(str(error)) from error
+    except (AttributeError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise _refusal(f"what the skeleton doesn't have: {first_line(error)}") from error
 
 
 def _replay(model: nn.Module, edits: Edits) -> None:
     surgery.own_config(model)
     for owner, left in edits.layers.items():
-        layers = model.get_submodule(owner)
+        layers = surgery.module_at(model, owner)
         assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"
         assert left == sorted(set(left)) and set(left) <= set(range(len(layers))), f"layers {left} of {owner}"
         for place in reversed(range(len(layers))):
             if place not in left:
                 surgery.drop_layer(model, f"{owner}.{place}")
+    units = sum(len(m) for m in model.modules() if isinstance(m, nn.ModuleList))
+    assert all(slot < units for slot in edits.slots.values()), "a cache slot beyond the last layer"
     surgery.number_layers(model, _positions(model, edits) | edits.slots)
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        surgery.swap(model, path, swaps.CLASSES[entry["class"]].from_spec(model.get_submodule(path), entry["spec"]))
+        old = surgery.module_at(model, path)
+        surgery.swap(model, path, swaps.CLASSES[entry["class"]].from_spec(old, entry["spec"]))
     for path, shape in edits.shapes.items():
         _resize(model, path, shape)
     for path, value in edits.attributes.items():
+        attributes.check(model, path, value)
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
+        within = any(is_below(other, path) for other in edits.graphs if other != path)
+        assert not within, f"graphs within that of {path}"
         _bind(model, path, entry)
     if any(surgery.split(path)[1] == quick.MARK for path in edits.attributes):
         quick.quicken(model, marked=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
-    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(model.get_submodule(owner)))}
+    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.module_at(model, owner)))}
 
 
 def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
@@ -145,6 +154,9 @@ def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     from .program import Unit, code_key  # program.py holds an Edits, so it imports this file first
     graph = graph_json.load(entry["graph"])
+    targets.check(graph, surgery.module_at(model, path), type(model).__module__)
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    assert names == entry["placeholders"], f"other arguments than the graph of {path} has"
     unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
     unit.bind(model)
 
