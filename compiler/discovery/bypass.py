@@ -5,7 +5,7 @@ import copy
 from torch import fx
 
 from ...dsl.skeleton import Branch
-from ..editing.rewrite import is_impure_without_readers
+from ..ir.graphs import is_impure_without_readers
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
+from ..ir.graphs import name_of
 from ..ir.leaves import module_role
 from ..layers.linear import KernelLinear
-from .labelling import PRODUCTS, name_of, tensors_in
+from .labelling import PRODUCTS, tensors_in
 
 ADDS = frozenset(("add", "iadd", "add_"))
 KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream

@@ -11,19 +11,18 @@ from transformers import PreTrainedModel
 
 from ..capture.capture import recapture
 from ..capture.refresh import with_current_ints
-from ..capture.trace import is_impure
 from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
 from ..ir.edits import is_below, renamed
-from ..ir.leaves import packed_attention
-from ..ir.program import Program, Unit, code_key
+from ..ir.graphs import attends, is_impure_without_readers, referenced, sources, uses_cache
+from ..ir.program import Program
+from ..ir.unit import Unit, code_key
 from ..layers import swaps
 from .rehearsal import rehearse
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
-_STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
 
 
 class Rewriter:
@@ -272,39 +271,6 @@ def _stays(add: fx.Node, keep: str | None) -> fx.Node:
         if entry in sources(branch):
             return entry
     raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
-
-
-def sources(node: fx.Node) -> set[fx.Node]:
-    """All nodes that a node is computed from."""
-    found: set[fx.Node] = set()
-    todo = [node]
-    while todo:
-        for used in todo.pop().all_input_nodes:
-            if used not in found:
-                found.add(used)
-                todo.append(used)
-    return found
-
-
-def is_impure_without_readers(node: fx.Node) -> bool:
-    """What must stay after an edit: what only keeps a state of its own, and is read by nobody, went with its branch."""
-    return is_impure(node) and node.meta.get("role") not in _STATEFUL
-
-
-def uses_cache(graph: fx.Graph) -> bool:
-    """Whether anything in a unit's graph reads or writes the cache."""
-    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
-               for node in graph.nodes)
-
-
-def attends(graph: fx.Graph) -> bool:
-    """Whether a unit's graph keeps keys and values."""
-    return any(node.meta.get("role") == "cache_update" or node.target is packed_attention for node in graph.nodes)
-
-
-def referenced(graph: fx.Graph) -> set[str]:
-    """Paths of modules and attributes that a graph calls or reads."""
-    return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
 def _is_plain(value: Any) -> bool:

@@ -152,7 +152,7 @@ def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
 
 
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
-    from .program import Unit, code_key  # program.py holds an Edits, so it imports this file first
+    from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
     graph = graph_json.load(entry["graph"])
     targets.check(graph, surgery.module_at(model, path), type(model).__module__)
     names = [node.target for node in graph.nodes if node.op == "placeholder"]

@@ -7,8 +7,9 @@ import operator
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
-from effc.compiler.editing.rewrite import Rewriter, sources
+from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.graphs import sources
 from effc.compiler.ir.slots import assign
 from effc.compiler.layers import swaps
 from effc.compiler.measuring.equivalence import compare, distance, observe
