@@ -15,11 +15,12 @@ from ..capture.refresh import with_current_ints
 from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
-from ..ir.edits import class_name, is_below, renamed
+from ..ir.edits import is_below, renamed
 from ..ir.graphs import attends, referenced, sources, uses_cache
 from ..ir.liveness import sweep
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
+from ..layers import swaps
 from .rehearsal import frees_nothing, rehearse, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -81,7 +82,7 @@ class Rewriter:
 
     def swap_module(self, path: str, new: nn.Module) -> None:
         """Put a module of effc (see `edits.Swappable`) in a module's place."""
-        entry = {"class": class_name(new), "spec": new.spec()}
+        entry = {"class": swaps.name_of(new), "spec": new.spec()}
         surgery.swap(self.program.model, path, new)
         self.program.edits.forget(path)
         self.program.edits.swapped[path] = entry
