@@ -100,7 +100,8 @@ def signs(signature: Signature, path: Path) -> bool:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        Ed25519PublicKey.from_public_bytes(public_key(signature.key)).verify(signature.value, statement(path, signature.note))
+        key = Ed25519PublicKey.from_public_bytes(_bytes_of(signature.key))
+        key.verify(signature.value, statement(path, signature.note))
     except InvalidSignature:
         return False
     return True
