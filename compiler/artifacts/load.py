@@ -47,28 +47,15 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
 
     folder, manifest = locate(Path(path))
     if signed_by:
-        from .signature import check_signature, unsigned
+        from .signature import check_signature
 
-        if not manifest:
-            raise Reject(unsigned(f"{path} belongs to no artifact, and artifacts alone are signed"))
-        check_signature(manifest[0], signed_by)
+        check_signature(manifest[0] if manifest else Path(path), signed_by)
     if manifest:
         hashes = bool(signed_by) or check == "sha256" or (check == "auto" and folder.name != "native")
         verify_files(*manifest, hashes=hashes, under=folder.name)
-    if folder.name == "program":
-        from .exported import read
-
-        model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
-        model = model if dtype is None else model.to(dtype)
-    elif folder.name == "native":
-        own = {"threads": threads, "sequences": sequences, "steady": steady}
-        model = _native(folder, dtype, device, {name: given for name, given in own.items() if given is not None})
-        versions = manifest[1].lock.get("versions", {}) if manifest else {}
-    elif folder.name in ("model", "compat"):
-        model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
-    else:
-        record = read_record(folder)
-        model, versions = rebuild(folder, record, dtype), record.get("versions", {})
+    own = {"threads": threads, "sequences": sequences, "steady": steady}
+    model, recorded = _of_form(folder, dtype, device, {name: value for name, value in own.items() if value is not None})
+    versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
     if kernels and folder.name not in ("program", "native"):
@@ -79,6 +66,22 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         return model
     refuse_elsewhere(model, device)
     return model.to(device)
+
+
+def _of_form(folder: Path, dtype: "torch.dtype | None", device: Any,
+             own: dict[str, Any]) -> "tuple[Any, Mapping[str, str] | None]":
+    """The model of a checkpoint folder, and the versions that wrote it where the folder itself says so."""
+    if folder.name == "program":
+        from .exported import read
+
+        model = read(folder)
+        return (model if dtype is None else model.to(dtype)), None
+    if folder.name == "native":
+        return _native(folder, dtype, device, own), None
+    if folder.name in ("model", "compat"):
+        return _stock(folder, dtype), None
+    record = read_record(folder)
+    return rebuild(folder, record, dtype), record.get("versions", {})
 
 
 def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:

@@ -13,63 +13,65 @@ from .limits import Limits
 _HEADER_BYTES = 64 * 1024
 
 
-def protocol_of(limits: Limits) -> type[H11Protocol]:
-    """The class that uvicorn makes an object of for each connection."""
-    class Connection(H11Protocol):
-        """Closed where headers don't come in time, at once where as many as may are open.
+class Connection(H11Protocol):
+    """Closed where headers don't come in time, at once where as many as may are open.
 
-        The time runs from the first moment, or the first byte of a later request, to the end of the headers:
-        bytes that trickle in don't start it again.
-        """
+    The time runs from the first moment, or the first byte of a later request, to the end of the headers:
+    bytes that trickle in don't start it again.
+    """
 
-        _timer: TimerHandle | None = None
+    limits: Limits                      # of the server
+    _timer: TimerHandle | None = None
 
-        def connection_made(self, transport: Transport) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                transport.write(_plain(503, "as many connections are open as may", "too_many_connections"))
-                transport.close()
-            else:
-                self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            super().data_received(data)
+    def connection_made(self, transport: Transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            transport.write(_plain(503, "as many connections are open as may", "too_many_connections"))
+            transport.close()
+        else:
             self._watch()
 
-        def connection_lost(self, exc: Exception | None) -> None:
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:          # the start of a next request came with this one
+            self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, or has headers without end."""
+        self.transport.write(_plain(400, "the request is not HTTP, or its headers are too long", None))
+        self.transport.close()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
             self._forget()
-            super().connection_lost(exc)
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.limits.seconds, self._late)
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.trailing_data[0]:          # the start of a next request came with this one
-                self._watch()
-
-        def send_400_response(self, msg: str) -> None:
-            """What is no HTTP, or has headers without end."""
-            self.transport.write(_plain(400, "the request is not HTTP, or its headers are too long", None))
+    def _late(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.write(_plain(408, f"no whole request came in {self.limits.seconds:g} s", "timeout"))
             self.transport.close()
 
-        def _watch(self) -> None:
-            if self.conn.their_state is not h11.IDLE:
-                self._forget()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(limits.seconds, self._late)
-
-        def _late(self) -> None:
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
             self._timer = None
-            if not self.transport.is_closing():
-                self.transport.write(_plain(408, f"no whole request came in {limits.seconds:g} s", "timeout"))
-                self.transport.close()
 
-        def _forget(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
-    return Connection
+def protocol_of(limits: Limits) -> type[Connection]:
+    """The class that uvicorn makes an object of for each connection."""
+    return type("Connection", (Connection,), {"limits": limits})
 
 
 def settings(limits: Limits) -> dict[str, Any]:
