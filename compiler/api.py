@@ -65,7 +65,9 @@ class Session:
                 return None
             if known is None:
                 said.append(unseen_model("this model was not looked at yet, so selectors and amounts are not "
-                                         "compared with it", call.span, help="`effc plan` looks at it and finds what is wrong; so does `effc check --resolve`"))
+                                         "compared with it", call.span,
+                                         help="`effc plan` looks at it and finds what is wrong; "
+                                              "so does `effc check --resolve`"))
             return known
 
         checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,

@@ -56,8 +56,7 @@ def _uses(name: str, vocabulary: Vocabulary) -> list[str]:
                 found.append(f"`{name}` is a parameter of `{word.name}`: {param.doc}")
             elif name in param.choices:
                 found.append(f"`{name}` is a value of `{param.name}` of `{word.name}`: {param.doc}")
-    pages = sorted({line.split("`")[-2] for line in found})
-    return [*found, f"\nThe page: {', '.join(f'`effc explain {page}`' for page in pages)}"] if found else []
+    return [*found, "", f"`effc explain {found[0].split('`')[-2]}` prints a whole page"] if found else []
 
 
 def word_page(word: Word) -> str:

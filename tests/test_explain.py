@@ -55,5 +55,5 @@ def test_explaining_imports_no_torch():
 
 def test_a_value_and_a_parameter_name_the_pages_that_have_them():
     page = explain("racing")
-    assert "`racing` is a value of `search` of `prune.multi`" in page and "`effc explain shed.multi`" in page
+    assert "`racing` is a value of `search` of `prune.multi`" in page and "`effc explain prune.blocks`" in page
     assert "`align` is a parameter of `prune.channels`" in explain("align")
