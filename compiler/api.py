@@ -12,7 +12,7 @@ from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .report.progress import Warned
+from .report.progress import Warned, announce
 from .words.context import Context, Settings
 from .words.placing import placed
 from .words.shelf import Shelf
@@ -244,7 +244,8 @@ def plans(session: Session) -> "list[Plan]":
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
-            skeleton = skeleton_of(ctx.origin, session.settings)
+            with announce("finding the model's structure"):
+                skeleton = skeleton_of(ctx.origin, session.settings)
             with placed(recipe.models[pipeline.model].span):
                 refuse_other_shapes(ctx.origin, skeleton)
             found.append(plan(recipe, pipeline, ctx, skeleton))

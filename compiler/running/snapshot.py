@@ -13,6 +13,7 @@ from ..ir import graph_json
 from ..ir.edits import Edits, replay
 from ..ir.program import Program, Unit, code_key
 from ..layers.linear import settle
+from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
 
 
@@ -21,7 +22,7 @@ def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], ori
     """Store a finished step. Tensors that the original has under any name are not stored again."""
     known = original_tensors(origin, cache)
     tensors, borrowed = {}, {}
-    for name, tensor in distinct(program.model):
+    for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
         found = tensor_hash(tensor)
         if found in known:
             borrowed[name] = known[found]
@@ -84,6 +85,8 @@ def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
     parts = {"tensors of": origin.identity, "dtype": origin.dtype}
     known = cache.value(parts)
     if known is None:
-        known = {tensor_hash(t): name for name, t in distinct(origin.load())}
+        model = origin.load()
+        known = {tensor_hash(t): name
+                 for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))}
         cache.keep(parts, known)
     return known
