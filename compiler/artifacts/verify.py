@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.sample import sample
 from ..layers.quick import as_library
-from ..rows.forward import LOOK, not_a_number
 from ..report.progress import announce
+from ..rows.forward import LOOK, not_a_number
 from ..words.kinds import Form
 from .manifest import Check
 from .verify_child import GENERATION, GIVEN, inputs_for, probe
