@@ -86,6 +86,19 @@ class Rewriter:
         self.program.edits.swapped[path] = entry
         self._touch(path)
 
+    def add_module(self, path: str, new: nn.Module) -> None:
+        """Put a new module of effc (see `edits.Swappable`) into a module that has none of that name."""
+        owner, name = surgery.split(path)
+        assert name not in dir(self.program.model.get_submodule(owner)), f"{owner} has a {name}"
+        self.swap_module(path, new)
+
+    def take_module(self, path: str) -> None:
+        """Take out a module that `add_module` put in and that no graph calls any more."""
+        assert path in self.program.edits.swapped, f"{path} was not put in"
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self._touch(path)
+
     def drop_layer(self, path: str) -> None:
         """Remove a whole unit. The units behind it move up, so drop from the last to the first.
 

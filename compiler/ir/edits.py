@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..layers import quick
+from ..layers import quick, reft
 from . import graph_json, surgery
 from .operations import Unlisted, check_path
 
@@ -31,7 +31,7 @@ class Swappable(Protocol):
 
     @classmethod
     def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> nn.Module:
-        """The module with empty weights, on the device of `old`."""
+        """The module with empty weights, on the device of `old`: the module that it replaces, or goes into."""
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Edits:
 
     layers      module list -> base numbers of the layers that are left
     deleted     modules that no graph calls any more
-    swapped     path -> {"class": "passes.x:Y", "spec": ...} for `from_spec`
+    swapped     path -> {"class": "passes.x:Y", "spec": ...} for `from_spec`; a path that the base lacks
+                is that of a new module
     shapes      parameter or buffer -> final shape
     attributes  attribute path -> plain value; configs included (`config.num_hidden_layers`)
     slots       unit -> cache slot, where it differs from the unit's position
@@ -130,7 +131,8 @@ def _replay(model: nn.Module, edits: Edits) -> None:
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        surgery.swap(model, path, _class(entry["class"]).from_spec(model.get_submodule(path), entry["spec"]))
+        surgery.swap(model, path, _class(entry["class"]).from_spec(_old(model, path), entry["spec"]))
+    reft.connect(model)
     for path, shape in edits.shapes.items():
         _resize(model, path, shape)
     for path, value in edits.attributes.items():
@@ -143,6 +145,12 @@ def _replay(model: nn.Module, edits: Edits) -> None:
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
     return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(model.get_submodule(owner)))}
+
+
+def _old(model: nn.Module, path: str) -> nn.Module:
+    """The module that another one takes the place of; where it is a new one, the module that it goes into."""
+    owner, name = surgery.split(path)
+    return model.get_submodule(path if name in model.get_submodule(owner)._modules else owner)
 
 
 def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
