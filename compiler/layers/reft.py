@@ -127,7 +127,7 @@ def orthonormal(rows: Tensor) -> Tensor:
     for _ in range(2):
         factor = torch.linalg.cholesky(rows @ rows.T)
         rows = torch.linalg.solve_triangular(factor, rows, upper=False)
-    return rows
+    return rows.contiguous()      # as parameters lie: products with equal rows are then equal to the bit
 
 
 class Reft(nn.Module):
