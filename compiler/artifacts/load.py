@@ -151,7 +151,7 @@ def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
     from ..checkpoints.tensors import mapped
     from ..ir.surgery import put
-    from ..running.snapshot import assign, distinct
+    from ..ir.weights import assign, distinct
 
     wanted = dict(distinct(model)) | tables
     found = dict(mapped(folder))

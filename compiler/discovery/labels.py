@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..ir.graphs import name_of
 from ..layers.linear import KernelLinear
 from ..layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
@@ -34,7 +35,6 @@ from .labelling import (
     STREAM,
     Labelling,
     blank,
-    name_of,
     tensors_in,
 )
 
@@ -62,7 +62,7 @@ class Run:
         for node in graph.nodes:
             if node.op == "output":
                 return fx.map_arg(node.args[0], self.out.values.__getitem__)
-            step = _Step(self.out, self.root, node, self)
+            step = Step(self.out, self.root, node, self)
             try:
                 self.out.values[node] = step.value(self.stream)
             except _MISFITS:
@@ -77,7 +77,7 @@ class Run:
         return Run(self.out, module, given, path).through(graph)
 
 
-class _Step:
+class Step:
     """One node of a run: its arguments as labels, and the rules."""
 
     def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: Run | None = None):
@@ -268,7 +268,6 @@ class _Step:
         self.out.couple_along(left, -1)
         self.out.couple_along(right, -2)
         return self.pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
-
 
 
 _LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}

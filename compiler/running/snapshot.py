@@ -1,18 +1,16 @@
 """A program in the cache and back: its edits as data, its changed tensors as blobs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import nn
 
 from ..capture.capture import recapture
 from ..capture.sample import sample
 from ..checkpoints.origin import Origin
 from ..ir import graph_json
 from ..ir.edits import Edits, replay
-from ..ir.program import Program, Unit, code_key
-from ..layers.linear import settle
+from ..ir.program import Program
+from ..ir.unit import Unit, code_key
+from ..ir.weights import assign, distinct
 from ..store.cache import Cache, tensor_hash
 
 
@@ -52,31 +50,6 @@ def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
     """A unit whose graph was edited, from what `Edits.graphs` says of it."""
     graph = graph_json.load(entry["graph"])
     return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
-
-
-def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers, each storage once, in order of registration."""
-    seen = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
-
-
-def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors in place of parameters and buffers by name, and of everything that is tied to them."""
-    old = dict(model.state_dict(keep_vars=True))
-    new = {id(old[name]): _like(old[name], value) for name, value in values.items()}
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for key, tensor in store.items():
-                if id(tensor) in new:
-                    store[key] = new[id(tensor)]
-    settle(model)
-
-
-def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 
 def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
