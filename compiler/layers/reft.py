@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-from .prompts import Cells, Prompts, listen
+from ..rows.prompts import Cells, Prompts, listen
 
 
 @dataclass(frozen=True)

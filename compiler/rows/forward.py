@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..layers.prompts import prompts
+from .prompts import prompts
 
 not_a_number = Fault(
     "not-a-number",

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ...compiler.ir.program import Program
-from ...compiler.layers.prompts import prompts
 from ...compiler.layers.reft import Reft as Edits
 from ...compiler.layers.reft import interventions
 from ...compiler.rows.forward import nll
+from ...compiler.rows.prompts import prompts
 from ...compiler.training.effort import effort
 from ...compiler.training.gains import no_gain, refuse_same_rows
 from ...compiler.training.loop import Course, Regime, Run

@@ -8,8 +8,8 @@ import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.interventions import insert, made_for, remove
 from effc.compiler.editing.positions import edges
-from effc.compiler.layers.prompts import prompts, spans, without_interventions
 from effc.compiler.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
+from effc.compiler.rows.prompts import prompts, spans, without_interventions
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

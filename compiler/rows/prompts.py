@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ..ir.leaves import is_tracing
-
 _STATES = ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past", "state")
 _ROWS = ("input_ids", "inputs_embeds")
 
@@ -47,10 +45,10 @@ class Prompts:
 
     def listen(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A pre-hook of the forward that is given token ids."""
-        if is_tracing():
-            return
         given = dict(zip(_names(type(model)), args, strict=False)) | kwargs
         rows = next((given[name] for name in _ROWS if given.get(name) is not None), None)
+        if rows is not None and not isinstance(rows, Tensor):
+            return                                 # a trace, whose leaves run on the values of an earlier forward
         self._found.clear()
         self.shape = None if rows is None else tuple(rows.shape[:2])
         self.extent = None if rows is None or _goes_on(given) else self._read(rows, given.get("attention_mask"))
