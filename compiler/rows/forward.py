@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..report.progress import follow
 from .prompts import prompts
 
 not_a_number = Fault(
@@ -100,7 +101,7 @@ def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None, asked: Te
     """
     total, count, first = 0.0, 0, 0
     with evaluating(model):
-        for batch in batches(model, rows):
+        for batch in follow(list(batches(model, rows)), "batches of rows"):
             with prompts(model, None if asked is None else asked[first:first + len(batch)], active):
                 values = logits(model, batch)                                  # [b, t, vocab]
             if values.shape[:2] != batch.shape:
@@ -124,7 +125,7 @@ def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) 
     found = [0.0] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
     with evaluating(model):
-        for group in _groups(model, order, asked):
+        for group in follow(list(_groups(model, order, asked)), "batches of questions"):
             width = len(asked[group[-1]][0])
             ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])   # [b, t]
             with prompts(model, torch.tensor([asked[i][1] for i in group])):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.values import DataRef, MetricRef
-from ..report.progress import Listener, Recorded, Ticked, each, silent
+from ..report.progress import Event, Listener, Recorded, each, silent
 from .placing import placed
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Context:
                 self.settings.watch.check()
             yield item
 
-    def tick(self, event: Ticked) -> None:
+    def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.tell(event)
         if self.settings.watch:
