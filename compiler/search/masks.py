@@ -28,10 +28,16 @@ def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
     if pattern in GROUPS:
         gone, of = GROUPS[pattern]
         assert score.shape[1] % of == 0, f"{score.shape[1]} inputs in groups of {of}"
-        least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :gone]          # [out * in / of, gone]
-        return torch.ones_like(score, dtype=torch.bool).view(-1, of).scatter_(1, least, False).view(score.shape)
+        return spare_groups(score, gone, of)
     flat = score if each == "row" else score.reshape(1, -1)
     return keep_largest(flat, flat.shape[1] - int(share * flat.shape[1])).view(score.shape)
+
+
+def spare_groups(score: Tensor, gone: int, of: int) -> Tensor:
+    """True but for the `gone` least of every `of` neighbours along the inputs, [out, in] bool."""
+    least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :gone]                  # [out * in / of, gone]
+    keep = torch.ones(least.shape[0], of, dtype=torch.bool, device=score.device).scatter_(1, least, False)
+    return keep.view(score.shape)
 
 
 def keep_largest(score: Tensor, kept: int) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .masks import GROUPS, keep_largest, keep_mask
+from .masks import GROUPS, keep_largest, keep_mask, spare_groups
 from .reconstruct import factor
 
 BLOCK = 128                       # columns that are settled together before those behind them follow
@@ -130,8 +130,6 @@ def _growing(size: Tensor, share: float, pattern: str, progress: float) -> Tenso
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in GROUPS:
         gone, of = GROUPS[pattern]
-        few = max(1, round(gone * (1 - (1 - progress) ** 3)))
-        least = size.reshape(-1, of).argsort(dim=1, stable=True)[:, :few]
-        return torch.ones_like(size, dtype=torch.bool).view(-1, of).scatter_(1, least, False).view(size.shape)
+        return spare_groups(size, max(1, round(gone * (1 - (1 - progress) ** 3))), of)
     gone = int(share * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(share * size.shape[1])
     return keep_largest(size, size.shape[1] - gone)

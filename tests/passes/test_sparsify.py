@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.layers.linear import weight_of
 from effc.compiler.search.masks import keep_mask
 from effc.dsl.values import DataRef, Ratio, Selector
 from hypothesis import given
@@ -113,6 +114,15 @@ def published(model, rows, share, pattern):
                     few = torch.topk(metric[:, start:start + of], n, dim=1, largest=False)[1]
                     gone.scatter_(1, start + few, True)
             m.weight.data[gone] = 0
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_two_of_every_four_inputs_of_an_output_stay(tmp_path, name, word):
+    program, note = run(tmp_path, tiny.model(name), word, pattern="2:4")
+    for path in note["zeros"]:
+        weight = weight_of(program.model.get_submodule(path))                                 # [out, in]
+        assert ((weight == 0).reshape(-1, 4).sum(1) == 2).all()
 
 
 @pytest.mark.parametrize(("share", "pattern"), [(0.5, "any"), (0.3, "any"), (0.5, "2:4"), (0.5, "4:8")])
