@@ -33,11 +33,14 @@ from ..capture.capture import capture
 from ..checkpoints.tensors import Piece
 from ..discovery.bypass import staying
 from ..discovery.mixers.opening import opened
-from ..editing.rewrite import Rewriter, sources
-from ..editing.scans import drop_scan, scanless, skip_of
+from ..discovery.mixers.scanless import scanless, skip_of
+from ..editing.rewrite import Rewriter
+from ..editing.scans import drop_scan
 from ..ir.edits import is_below
+from ..ir.graphs import sources
 from ..ir.leaves import packed_attention
-from ..ir.program import Program, Unit
+from ..ir.program import Program
+from ..ir.unit import Unit
 from ..planning import shrink
 from .stock import stock_config, stock_model
 

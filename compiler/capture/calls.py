@@ -17,7 +17,7 @@ from transformers.generation import GenerationMixin
 
 from ...dsl.diagnostics import Fault, Reject
 from ..ir.leaves import is_modeling
-from ..ir.program import argument_names
+from ..ir.unit import argument_names
 from .draws import Drawn, NoDraws
 from .sample import evaluating, knows_inputs, prepared, sample
 from .signature import call_signature, module_signature

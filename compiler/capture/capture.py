@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ...dsl.diagnostics import Reject
-from ..discovery.labelling import name_of
 from ..ir.edits import is_below
-from ..ir.program import Program, Unit, argument_names, code_key
+from ..ir.graphs import name_of
+from ..ir.program import Program
 from ..ir.surgery import own_config
+from ..ir.unit import Unit, argument_names, code_key
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .refresh import describe_again

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..ir.graphs import describe
 from ..ir.integers import evaluate
 from ..ir.surgery import attribute
-from .trace import describe
 
 
 def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
@@ -25,7 +25,7 @@ def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
             changed = True
             node.meta["ints"] = current
             for place, value, _ in current:
-                _write(node, place.split("."), value)
+                write(node, place.split("."), value)
     return fresh if changed else None
 
 
@@ -38,7 +38,7 @@ def _reader(layer: nn.Module, node: fx.Node):
     return read
 
 
-def _write(node: fx.Node, place: list[str], value: int) -> None:
+def write(node: fx.Node, place: list[str], value: int) -> None:
     if place[0] == "args":
         node.args = _with(node.args, place[1:], value)
     else:

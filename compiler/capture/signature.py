@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ir.graphs import describe
 from ..ir.integers import LAYER_INDICES
-from .trace import describe
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from ..ir import leaves
+from ..ir.graphs import describe, is_impure
 from ..ir.integers import LayerIndex, Sourced, sourced
 from .patches import patched
 from .proxy import Method, Value
@@ -250,33 +251,6 @@ def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:
     node.meta["scope"] = ()
     node.meta["shape"], node.meta["dtype"] = describe(held)
     return Value(node, tracer, held)
-
-
-def describe(held: Any) -> tuple[Any, Any]:
-    """(shape, dtype) as plain data: of a tuple, tuples of both; of what is no tensor, (None, a word)."""
-    if isinstance(held, torch.Tensor):
-        return tuple(held.shape), str(held.dtype).removeprefix("torch.")
-    if isinstance(held, torch.Size):
-        return None, "size"
-    if isinstance(held, (tuple, list)):
-        parts = [describe(item) for item in held]
-        return tuple(shape for shape, _ in parts), tuple(dtype for _, dtype in parts)
-    if isinstance(held, Cache):
-        return None, "cache"
-    return None, type(held).__name__
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node must stay though nobody uses its result."""
-    if node.op in ("placeholder", "output") or node.target is operator.setitem:
-        return True
-    if node.meta.get("role") == "cache_update":
-        return True
-    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-        return True
-    # An opaque module or a method that is handed the cache may write to it.
-    return node.op in ("call_method", "call_module") and any(
-        used.meta.get("dtype") == "cache" for used in node.all_input_nodes)
 
 
 def _objects(paths: dict[nn.Module, str]) -> dict[int, str]:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from ..ir.graphs import name_of
 from . import packed_rules
-from .labelling import NOTHING, STREAM, Attention, blank, name_of, tensors_in
+from .labelling import NOTHING, STREAM, Attention, blank, tensors_in
 
 if TYPE_CHECKING:
-    from .labels import _Step as Step
+    from .labels import Step
 
 
 def rotary(step: "Step") -> Any:

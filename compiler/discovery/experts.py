@@ -13,8 +13,8 @@ from transformers.integrations.moe import ExpertsInterface
 
 from ...dsl.skeleton import Group, Member
 from ..capture.trace import trace
-from ..ir.program import argument_names
 from ..ir.surgery import attribute
+from ..ir.unit import argument_names
 from .labelling import Labelling
 from .residual import common
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...dsl.skeleton import Group
+from ..ir.graphs import name_of
 from ..ir.integers import evaluate
-from .labelling import NOTHING, POINTWISE, Labelling, name_of, tensors_in
+from .labelling import NOTHING, POINTWISE, Labelling, tensors_in
 
 # What the library's attention functions read from the module they are called with.
 REPEAT = "num_key_value_groups"
@@ -73,7 +74,7 @@ def attributes_of(group: Group, items: list[frozenset[int]], labelling: Labellin
     probe = range(0, group.count, group.per_block or group.count)
     gone = np.zeros(labelling.count, bool)
     gone[[r for i in probe for r in items[i]]] = True
-    needs = list(_needs(labelling, torch.from_numpy(gone[roots]), root))
+    needs = list(needs_of(labelling, torch.from_numpy(gone[roots]), root))
     share = Fraction(group.count - len(probe), group.count)
     return tuple((*name, read(root, name) / group.count) for name in _fewest(needs, share, root))
 
@@ -104,7 +105,7 @@ def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module)
         return False
 
 
-def _needs(labelling: Labelling, gone: Tensor, root: nn.Module) -> Iterator[Need]:
+def needs_of(labelling: Labelling, gone: Tensor, root: nn.Module) -> Iterator[Need]:
     """Every literal that counts positions. `gone` says for each label whether it vanishes. Raises Baked."""
     for node, value in labelling.values.items():
         name = name_of(node) if node.op in ("call_function", "call_method") else ""

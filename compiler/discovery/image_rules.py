@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 if TYPE_CHECKING:
-    from .labels import _Step as Step
+    from .labels import Step
 
 MOVING = (nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.PixelShuffle, nn.PixelUnshuffle)
 NORMS = (_NormBase, nn.GroupNorm)

@@ -153,8 +153,3 @@ def blank(shape: Any) -> Any:
     if all(isinstance(n, int) for n in shape):
         return torch.zeros(tuple(shape), dtype=torch.int64)
     return tuple(blank(s) for s in shape)
-
-
-def name_of(node: fx.Node) -> str:
-    """What a node calls, as its writer would say it: `view`, `add`, `attention`."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..ir.graphs import name_of
 from ..layers.linear import KernelLinear
+from ..layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
 from .experts import has_own_forward, opened
 from .labelling import (
@@ -33,7 +35,6 @@ from .labelling import (
     STREAM,
     Labelling,
     blank,
-    name_of,
     tensors_in,
 )
 
@@ -61,7 +62,7 @@ class Run:
         for node in graph.nodes:
             if node.op == "output":
                 return fx.map_arg(node.args[0], self.out.values.__getitem__)
-            step = _Step(self.out, self.root, node, self)
+            step = Step(self.out, self.root, node, self)
             try:
                 self.out.values[node] = step.value(self.stream)
             except _MISFITS:
@@ -76,7 +77,7 @@ class Run:
         return Run(self.out, module, given, path).through(graph)
 
 
-class _Step:
+class Step:
     """One node of a run: its arguments as labels, and the rules."""
 
     def __init__(self, out: Labelling, root: nn.Module, node: fx.Node, run: Run | None = None):
@@ -206,6 +207,9 @@ class _Step:
             return image_rules.channel_norm(self, x, module)
         if "Norm" in kind:
             return self.norm(x, module)
+        if isinstance(module, Reft):                  # mixes the channels of a stream, and hands it on
+            self.out.couple_along(x, -1)
+            return x
         if runs is nn.Embedding.forward:
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)
@@ -264,7 +268,6 @@ class _Step:
         self.out.couple_along(left, -1)
         self.out.couple_along(right, -2)
         return self.pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
-
 
 
 _LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}

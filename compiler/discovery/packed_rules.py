@@ -15,7 +15,7 @@ from . import image_rules
 from .labelling import MOVES, NOTHING, POINTWISE, Weight, tensors_in
 
 if TYPE_CHECKING:
-    from .labels import _Step as Step
+    from .labels import Step
 
 _SAME = frozenset(("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"))
 _TURNED = frozenset(("T", "mT", "H", "mH", "data"))            # properties that are the parameter itself

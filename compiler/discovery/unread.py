@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..capture.refresh import _write
-from .following import Baked, Need, _needs
-from .labelling import Labelling, name_of, tensors_in
+from ..capture.refresh import write
+from ..ir.graphs import name_of
+from .following import Baked, Need, needs_of
+from .labelling import Labelling, tensors_in
 
 _UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")     # parts of sizes that no literal says
 
@@ -44,7 +45,7 @@ def kept(labelling: Labelling, gone: np.ndarray) -> dict[tuple[str, int], list[i
 def rewritten(graph: fx.Graph, labelling: Labelling, gone: np.ndarray, root: nn.Module) -> fx.Graph:
     """A copy whose literals have the values that the kept rows need, and follow no attribute any more. Raises Baked."""
     _refuse_uneven(labelling, gone)
-    needs = [need for need in _needs(labelling, torch.from_numpy(gone), root) if need.value != need.needed]
+    needs = [need for need in needs_of(labelling, torch.from_numpy(gone), root) if need.value != need.needed]
     graph = copy.deepcopy(graph)
     nodes = {node.name: node for node in graph.nodes}
     for need in needs:
@@ -53,7 +54,7 @@ def rewritten(graph: fx.Graph, labelling: Labelling, gone: np.ndarray, root: nn.
 
 
 def _set(node: fx.Node, need: Need) -> None:
-    _write(node, need.place.split("."), need.needed)
+    write(node, need.place.split("."), need.needed)
     node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.place)
 
 

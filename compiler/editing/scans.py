@@ -1,102 +1,26 @@
-"""State-space mixers without their scan: the convolved input goes on as it is, gate and norm stay.
-
-Source: Mamba-Shedder (Munoz et al. 2025, arXiv 2501.17088): y = x after convolution and activation. That what only
-fed the scan goes, too, rows of projections and channels of the convolution: own.
-"""
+"""State-space mixers of a program without their scan: see discovery/mixers/scanless.py for what is left of one."""
 
 import copy
-import operator
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch.nn.functional as F
 from torch import fx, nn
 
-from ..discovery.labels import tensors_in
-from ..discovery.mixers.mixer_labels import label_mixer, parameter_behind
-from ..discovery.mixers.opening import CACHE, CONV, SCAN, Opened, opened, scans_in
-from ..discovery.unread import kept, rewritten, unread
+from ..discovery.mixers.opening import CACHE, CONV, opened
+from ..discovery.mixers.scanless import scanless
 from ..ir import leaves
 from ..ir.integers import LAYER_INDICES
-from ..ir.program import Program, Unit, argument_names, code_key
-from .rewrite import Rewriter, is_impure_without_readers, referenced
+from ..ir.liveness import sweep
+from ..ir.program import Program
+from ..ir.unit import Unit, argument_names, code_key
+from .rewrite import Rewriter
 
 if TYPE_CHECKING:
     from ...dsl.skeleton import Scan
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
 
-
-@dataclass(frozen=True)
-class Scanless:
-    """A mixer without its scan, paths below it.
-
-    graph   without a cache, every tensor still as wide as it was
-    narrow  the same with the widths that `keep` leaves
-    keep    (tensor, axis) -> the indices that are still read
-    dead    parameters and modules that nothing reads
-    """
-
-    graph: fx.Graph
-    narrow: fx.Graph
-    keep: dict[tuple[str, int], list[int]]
-    dead: tuple[str, ...]
-
-
-def scanless(found: Opened, mixer: nn.Module) -> Scanless:
-    """Raises Baked where what the scan alone needs can't be told from the rest."""
-    assert found.graph is not None, found.why
-    graph = copy.deepcopy(found.graph)
-    (scan,) = scans_in(graph)
-    scan.replace_all_uses_with(_identity(graph, scan))
-    graph.eliminate_dead_code(is_impure_without_readers)
-    labelling = label_mixer(graph, mixer)
-    *_, last = labelling.values.values()
-    gone = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
-    dead = tuple(_unused(mixer, found.graph, graph))
-    return Scanless(graph, rewritten(graph, labelling, gone, mixer), kept(labelling, gone), dead)
-
-
-def skip_of(found: Opened) -> str | None:
-    """The parameter, below the mixer, by which the scan hands its input on besides."""
-    (scan,) = scans_in(found.graph)
-    return parameter_behind(scan.kwargs.get("D"))
-
-
-def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
-    """What was to be scanned, gated where the scan itself was to do that."""
-    x, gate = scan.args[0], scan.kwargs.get("z")
-    if gate is None:
-        return x
-    with graph.inserting_before(scan):
-        opened_gate = graph.call_function(F.silu, (gate,))
-        gated = graph.call_function(operator.mul, (x, opened_gate))
-    for node in (opened_gate, gated):
-        node.meta |= {key: scan.meta[key] for key in ("scope", "shape", "dtype")}
-    return gated
-
-
-def _unused(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
-    """Modules and parameters that the scan alone used."""
-    then, now = referenced(before), referenced(after)
-    gone: list[str] = []
-    for path in sorted(then - now, key=len):
-        owner = path
-        while owner and not _is_used(owner, now):
-            path, owner = owner, owner.rpartition(".")[0]
-        if not _is_used(path, now) and path not in gone:
-            gone.append(path)
-            yield path
-
-
-def _is_used(path: str, used: set[str]) -> bool:
-    return any(u == path or u.startswith(f"{path}.") or path.startswith(f"{u}.") for u in used)
-
-
-# -- in a program --------------------------------------------------------------------------------------------
 
 def without_scan(program: Program, scan: "Scan") -> Unit:
     """The unit with the mixer opened and the scan left out, all weights as they are; nothing is changed yet."""
@@ -137,7 +61,7 @@ def _spliced(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
                 made[old] = _copied(graph, old, made, below, node)
         _share_state(graph, mixer, below, given.get(CACHE), node)
     graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_without_readers)
+    sweep(graph)
     return replace(unit, graph=graph, key=code_key(graph), edited=True)
 
 
@@ -172,6 +96,3 @@ def _share_state(graph: fx.Graph, mixer: nn.Module, below: str, cache: Any, befo
         kept.meta = dict(conv.meta)
         conv.replace_all_uses_with(kept)
         graph.erase_node(conv)
-
-
-__all__ = ["SCAN", "Scanless", "drop_scan", "scanless", "without_scan"]

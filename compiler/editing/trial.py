@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Branch
 from ..discovery.bypass import bypassed
-from ..ir.program import code_key
+from ..ir.unit import code_key
 
 if TYPE_CHECKING:
     from ..ir.program import Program

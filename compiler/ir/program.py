@@ -4,132 +4,17 @@ The tree owns parameters and leaf modules under their original names. There is o
 (`Unit`; equal layers share one) and, when asked for, one flat graph of the whole model.
 """
 
-import hashlib
-import inspect
-import linecache
-import types
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
-import torch
-from torch import fx, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import nn
 
 from ...dsl.skeleton import Skeleton
 from .edits import Edits
+from .unit import Unit
 
 T = TypeVar("T")
-
-# Arguments that say how a caller wants results, not what a layer computes: any value may be passed.
-_FREE = frozenset({"use_cache", "output_hidden_states", "return_dict", "num_items_in_batch"})
-_CACHES = ("cache", "layer_past", "past_key_values", "past_key_value")
-
-_functions: "weakref.WeakKeyDictionary[fx.Graph, Callable[..., Any]]" = weakref.WeakKeyDictionary()
-
-
-@dataclass
-class Unit:
-    """One layer and its graph.
-
-    path          the layer in the model, "model.layers.7"; "" for the whole model
-    graph         targets are paths below the layer; `node.meta` holds plain data only: `scope` (modules being
-                  run, outermost first), `shape`, `dtype`, `ints` ((place, value, source expression), ...)
-                  and, on leaves, `role`
-    placeholders  names of the forward's arguments that stay free; any of them may be None when it runs
-    statics       arguments that were baked, with their values
-    key           sha256 of the generated code; layers that are equal in shapes, too, share one graph object
-    edited        the graph differs from the layer's own forward, so it must be bound to take effect
-    optional      placeholders that are None for rows without padding
-    """
-
-    path: str
-    graph: fx.Graph
-    placeholders: tuple[str, ...]
-    statics: dict[str, Any]
-    key: str
-    edited: bool = False
-    optional: frozenset[str] = frozenset()
-
-    def module(self, model: nn.Module) -> nn.Module:
-        return model.get_submodule(self.path)
-
-    def function(self) -> Callable[..., Any]:
-        """`f(layer, *placeholders)`, compiled once per graph."""
-        if self.graph not in _functions:
-            _functions[self.graph] = compiled(self.graph, self.key)
-        return _functions[self.graph]
-
-    def bind(self, model: nn.Module) -> None:
-        """Let the layer run its graph: class, hooks, recording and gradient checkpointing stay."""
-        layer = self.module(model)
-        names = argument_names(type(layer))
-        run = bound(self.function(), names, self.placeholders, self.statics, self.path)
-        run.__signature__ = inspect.signature(inspect.unwrap(type(layer).forward))      # what exporters ask for
-        layer.forward = types.MethodType(run, layer)
-
-    def unbind(self, model: nn.Module) -> None:
-        """Let the layer run its class's own forward again."""
-        vars(self.module(model)).pop("forward", None)
-
-
-def argument_names(layer_class: type) -> tuple[str, ...]:
-    """Names of the parameters that a layer's forward takes by position, without `self`."""
-    signature = inspect.signature(inspect.unwrap(layer_class.forward))
-    return tuple(name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
-
-
-def compiled(graph: fx.Graph, key: str) -> Callable[..., Any]:
-    """The graph as a Python function whose first argument is the module that its targets start from."""
-    code = graph.python_code("self")
-    file = f"<effc {key[:12]}>"
-    linecache.cache[file] = (len(code.src), None, code.src.splitlines(True), file)
-    names = dict(code.globals)
-    exec(compile(code.src, file, "exec"), names)
-    return names["forward"]
-
-
-def code_key(graph: fx.Graph) -> str:
-    """sha256 of the generated code, which is equal for equal layers."""
-    return hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
-
-
-def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tuple[str, ...],
-          statics: Mapping[str, Any], path: str) -> Callable[..., Any]:
-    """A `forward` that hands its arguments to `function`.
-
-    Raises TypeError when an argument that the graph has baked comes with another value.
-    """
-    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        values = [given.pop(name, None) for name in placeholders]
-        for name, value in given.items():
-            if not _is_baked(name, value, statics):
-                raise TypeError(f"{path} was compiled without `{name}`, so it can't follow it")
-        return function(self, *values)
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not (isinstance(self, GradientCheckpointingLayer) and self.gradient_checkpointing and self.training
-                and torch.is_grad_enabled()):
-            return run(self, *args, **kwargs)
-        # As the class's own wrapper does: a replay in the backward pass would write to the cache twice.
-        kwargs |= {name: None for name in _CACHES if name in kwargs}
-        return self._gradient_checkpointing_func(partial(run, self, **kwargs), *args)
-
-    forward.effc_names = function.__globals__         # what a later trace exchanges leaf functions in
-    return forward
-
-
-def _is_baked(name: str, value: Any, statics: Mapping[str, Any]) -> bool:
-    baked, value = _as_tuple(statics.get(name)), _as_tuple(value)
-    return name in _FREE or value is None or value is False or (type(value) is type(baked) and value == baked)
-
-
-def _as_tuple(value: Any) -> Any:
-    """Sizes are tuples, and lists where a graph was stored."""
-    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass

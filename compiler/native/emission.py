@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.native import KernelError
+from ..artifacts.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
-from ..targets.hf import companions
 from ..words.context import Context
 from .reader import Reader
 from .refusal import refused_whole

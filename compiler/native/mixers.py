@@ -9,7 +9,8 @@ from typing import Any
 from torch import fx
 
 from ..discovery.mixers.opening import Opened, opened
-from ..ir.program import Program, argument_names
+from ..ir.program import Program
+from ..ir.unit import argument_names
 
 
 def with_mixers_open(program: Program) -> fx.Graph:

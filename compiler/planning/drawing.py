@@ -11,7 +11,7 @@ from .shrink import params
 if TYPE_CHECKING:
     from torch import fx
 
-    from ..ir.program import Unit
+    from ..ir.unit import Unit
 
 _INLINED = ("size", "int")      # nodes of these types are written where they are used
 _TOLD = ("opaque", "experts", "router", "ssm_scan", "ssm_conv")      # roles that a call's name may not show

@@ -1,18 +1,17 @@
 """A program in the cache and back: its edits as data, its changed tensors as blobs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import nn
 
 from ..capture.capture import recapture
 from ..capture.sample import sample
 from ..checkpoints.origin import Origin
 from ..ir import graph_json
 from ..ir.edits import Edits, replay
-from ..ir.program import Program, Unit, code_key
-from ..layers.linear import settle
+from ..ir.program import Program
+from ..ir.unit import Unit, code_key
+from ..ir.weights import assign, distinct
+from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
 
 
@@ -21,7 +20,7 @@ def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], ori
     """Store a finished step. Tensors that the original has under any name are not stored again."""
     known = original_tensors(origin, cache)
     tensors, borrowed = {}, {}
-    for name, tensor in distinct(program.model):
+    for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
         found = tensor_hash(tensor)
         if found in known:
             borrowed[name] = known[found]
@@ -54,36 +53,13 @@ def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
     return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
 
 
-def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers, each storage once, in order of registration."""
-    seen = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
-
-
-def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors in place of parameters and buffers by name, and of everything that is tied to them."""
-    old = dict(model.state_dict(keep_vars=True))
-    new = {id(old[name]): _like(old[name], value) for name, value in values.items()}
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for key, tensor in store.items():
-                if id(tensor) in new:
-                    store[key] = new[id(tensor)]
-    settle(model)
-
-
-def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
-
-
 def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
     """Names of the original model's tensors by the hash of their content; made once per model."""
     parts = {"tensors of": origin.identity, "dtype": origin.dtype}
     known = cache.value(parts)
     if known is None:
-        known = {tensor_hash(t): name for name, t in distinct(origin.load())}
+        model = origin.load()
+        known = {tensor_hash(t): name
+                 for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))}
         cache.keep(parts, known)
     return known

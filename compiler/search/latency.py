@@ -11,7 +11,7 @@ from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..discovery.bypass import bypassed
 from ..editing.scans import without_scan
-from ..ir.program import Unit, code_key
+from ..ir.unit import Unit, code_key
 from ..measuring.timing import WARMUP, Clock, still
 
 if TYPE_CHECKING:

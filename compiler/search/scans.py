@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...dsl.skeleton import Scan, Skeleton
 from ..editing.rewrite import Rewriter
 from ..editing.scans import drop_scan, without_scan
-from ..ir.program import Unit
+from ..ir.unit import Unit
 from ..planning import shrink
 from .candidate import Candidate, Pool
 from .latency import SCAN

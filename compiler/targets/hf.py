@@ -2,32 +2,27 @@
 
 import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
 from ..artifacts.artifact import NOTES
+from ..artifacts.companions import companions
 from ..artifacts.compat import Padding, padding
 from ..artifacts.sealed import KEY, record, seal
 from ..artifacts.stock import stock_config
 from ..checkpoints.blank import cut_tables
-from ..checkpoints.folder import TOKENIZER_FILES
 from ..checkpoints.rescaled import NOTE, as_stored, rescales
 from ..checkpoints.tensors import Piece, write_tensors
 from ..ir.program import Program
-from ..running.snapshot import distinct
+from ..ir.weights import distinct
 from ..words.context import Context
 from ..words.kinds import Form, Target, param
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 
 FORMS = (Form("model", "plain"), Form("compat", "plain", padded=True), Form("compact", "effc"))
-
-# Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
-_COMPANIONS = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json",
-               "processor_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
 class Hf(Target):
@@ -46,9 +41,11 @@ class Hf(Target):
         "form: stock": {"uneven widths": "a config has one width for all layers",
                         "missing branches": "a config has every branch in every layer",
                         "packed weights": "transformers has no kernels that read them",
-                        "pruned caches": "transformers has no cache that forgets"},
+                        "pruned caches": "transformers has no cache that forgets",
+                        "interventions": "transformers has no modules that edit hidden states of the prompt"},
         "form: compat": {"packed weights": "transformers has no kernels that read them",
-                         "pruned caches": "transformers has no cache that forgets"},
+                         "pruned caches": "transformers has no cache that forgets",
+                         "interventions": "transformers has no modules that edit hidden states of the prompt"},
     }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(
@@ -133,21 +130,6 @@ def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = No
     config.save_pretrained(folder)
     if sealed is not None:
         seal(folder)
-
-
-def companions(program: Program, folder: Path, ctx: Context) -> None:
-    """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
-    origin, model = ctx.origin, program.model
-    found = [f for f in (origin.folder / n for n in _COMPANIONS) if f.is_file()] if origin.folder else []
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
-    templates = origin.folder / "additional_chat_templates" if origin.folder else None
-    if templates and templates.is_dir():
-        shutil.copytree(templates, folder / templates.name)
-    if not any(f.name in TOKENIZER_FILES for f in found) and (tokenizer := origin.tokenizer()) is not None:
-        tokenizer.save_pretrained(folder)
-    if not (folder / "generation_config.json").exists() and model.can_generate():
-        model.generation_config.save_pretrained(folder)
 
 
 def _first(reasons: list[str]) -> str:

@@ -7,11 +7,12 @@ from torch import fx, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...compiler.discovery.bypass import node_named, staying
-from ...compiler.discovery.labelling import MOVES, name_of
+from ...compiler.discovery.labelling import MOVES
 from ...compiler.discovery.mixers.opening import opened
 from ...compiler.discovery.residual import through
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.editing.trial import without_branch, without_layer
+from ...compiler.ir.graphs import name_of
 from ...compiler.ir.leaves import module_role
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import tensor_at

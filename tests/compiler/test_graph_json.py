@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.ir import graph_json, operations
-from effc.compiler.ir.program import code_key
+from effc.compiler.ir.unit import code_key
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st

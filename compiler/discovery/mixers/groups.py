@@ -11,7 +11,7 @@ from torch import fx, nn
 from ....dsl.skeleton import Group, Kind, Member
 from ...ir.integers import evaluate
 from ..coupling import Uneven, segments
-from ..following import Baked, Name, Need, _needs, read
+from ..following import Baked, Name, Need, needs_of, read
 from ..labels import NOTHING, STREAM
 from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
 
@@ -93,7 +93,7 @@ class _Mixer:
         probed = items[:: len(items) // blocks]
         gone = np.zeros(self.labelling.count, bool)
         gone[probed] = True
-        needs = list(_needs(self.labelling, torch.from_numpy(gone[self.root]), self.mixer))
+        needs = list(needs_of(self.labelling, torch.from_numpy(gone[self.root]), self.mixer))
         values = _solved(needs, self.mixer)
         found = [(module, name, (read(self.mixer, (module, name)) - value) / len(probed))
                  for (module, name), value in values.items()]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..labels import NOTHING, Labelling, _Step, tensors_in
+from ..labels import NOTHING, Labelling, Step, tensors_in
 
 _SCANNED = ("dt", "A", "B", "C")
 _BIASES = ("dt_bias", "delta_bias")
@@ -63,7 +63,7 @@ def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
     return out
 
 
-class _ScanStep(_Step):
+class _ScanStep(Step):
     """One node of a mixer; parameters of more axes than one are labelled along the first."""
 
     out: ScanLabelling

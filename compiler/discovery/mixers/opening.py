@@ -16,7 +16,7 @@ from ...capture.sample import evaluating, prepared
 from ...capture.signature import call_signature, module_signature
 from ...capture.trace import trace
 from ...ir.leaves import is_state_space
-from ...ir.program import argument_names
+from ...ir.unit import argument_names
 
 if TYPE_CHECKING:
     from ...ir.program import Program

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ....dsl.skeleton import Group, Scan
-from ...editing.scans import Scanless, scanless
 from ..following import Baked
 from .groups import Parts, parts_of_mixer
 from .opening import Opened, opened, scans_in
+from .scanless import Scanless, scanless
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,27 @@
+"""What a checkpoint folder says beside weights and config: tokenizer, chat template, generation config, licence."""
+
+import shutil
+from pathlib import Path
+
+from ..checkpoints.folder import TOKENIZER_FILES
+from ..ir.program import Program
+from ..words.context import Context
+
+# Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
+_COMPANIONS = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json",
+               "processor_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+
+
+def companions(program: Program, folder: Path, ctx: Context) -> None:
+    """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
+    origin, model = ctx.origin, program.model
+    found = [f for f in (origin.folder / n for n in _COMPANIONS) if f.is_file()] if origin.folder else []
+    for file in found:
+        shutil.copyfile(file, folder / file.name)
+    templates = origin.folder / "additional_chat_templates" if origin.folder else None
+    if templates and templates.is_dir():
+        shutil.copytree(templates, folder / templates.name)
+    if not any(f.name in TOKENIZER_FILES for f in found) and (tokenizer := origin.tokenizer()) is not None:
+        tokenizer.save_pretrained(folder)
+    if not (folder / "generation_config.json").exists() and model.can_generate():
+        model.generation_config.save_pretrained(folder)

@@ -1,0 +1,70 @@
+"""What a graph says of itself: names of its calls, what they are computed from, what must stay, what uses the cache."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from transformers.cache_utils import Cache
+
+from .leaves import packed_attention
+
+
+def name_of(node: fx.Node) -> str:
+    """What a node calls, as its writer would say it: `view`, `add`, `attention`."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def sources(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node is computed from."""
+    found: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        for used in todo.pop().all_input_nodes:
+            if used not in found:
+                found.add(used)
+                todo.append(used)
+    return found
+
+
+def uses_cache(graph: fx.Graph) -> bool:
+    """Whether anything in a unit's graph reads or writes the cache."""
+    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
+               for node in graph.nodes)
+
+
+def attends(graph: fx.Graph) -> bool:
+    """Whether a unit's graph keeps keys and values."""
+    return any(node.meta.get("role") == "cache_update" or node.target is packed_attention for node in graph.nodes)
+
+
+def referenced(graph: fx.Graph) -> set[str]:
+    """Paths of modules and attributes that a graph calls or reads."""
+    return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+
+
+def describe(held: Any) -> tuple[Any, Any]:
+    """(shape, dtype) as plain data: of a tuple, tuples of both; of what is no tensor, (None, a word)."""
+    if isinstance(held, torch.Tensor):
+        return tuple(held.shape), str(held.dtype).removeprefix("torch.")
+    if isinstance(held, torch.Size):
+        return None, "size"
+    if isinstance(held, (tuple, list)):
+        parts = [describe(item) for item in held]
+        return tuple(shape for shape, _ in parts), tuple(dtype for _, dtype in parts)
+    if isinstance(held, Cache):
+        return None, "cache"
+    return None, type(held).__name__
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node must stay though nobody uses its result."""
+    if node.op in ("placeholder", "output") or node.target is operator.setitem:
+        return True
+    if node.meta.get("role") == "cache_update":
+        return True
+    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+        return True
+    # An opaque module or a method that is handed the cache may write to it.
+    return node.op in ("call_method", "call_module") and any(
+        used.meta.get("dtype") == "cache" for used in node.all_input_nodes)

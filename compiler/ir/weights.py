@@ -1,0 +1,33 @@
+"""A model's tensors by name: each storage once, and other tensors in their place."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from ..layers.linear import settle
+
+
+def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers, each storage once, in order of registration."""
+    seen = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors in place of parameters and buffers by name, and of everything that is tied to them."""
+    old = dict(model.state_dict(keep_vars=True))
+    new = {id(old[name]): _like(old[name], value) for name, value in values.items()}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for key, tensor in store.items():
+                if id(tensor) in new:
+                    store[key] = new[id(tensor)]
+    settle(model)
+
+
+def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value

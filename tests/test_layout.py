@@ -1,0 +1,149 @@
+"""The house keeps its shape: imports run one way, files stay small, nobody reaches into another's private names.
+
+The lists of exceptions may only shrink.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"dsl": set(), "kernels": set(), "compiler": {"dsl", "kernels"}, "passes": {"compiler", "dsl", "kernels"}}
+LINES, FUNCTION_LINES = 400, 50
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    return tuple(sorted(f for package in PACKAGES for f in (ROOT / package).rglob("*.py")))
+
+
+def shown(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def is_type_only(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Everything that can run: not what stands under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if not is_type_only(child):
+            yield child
+            yield from statements(child)
+
+
+@cache
+def imports(file: Path) -> tuple[tuple[Path, str], ...]:
+    """(file of effc, name) for each name that a file imports, lazy imports included, type-only ones not."""
+    out = []
+    for node in statements(tree(file)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            where = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                candidates = ((where / alias.name).with_suffix(".py"), where.with_suffix(".py"), where / "__init__.py")
+                target = next((c for c in candidates if c.is_file()), None)
+                if target:
+                    out.append((target, alias.name))
+    return tuple(out)
+
+
+def circles() -> list[set[str]]:
+    """Groups of files that import each other, directly or around."""
+    reach: dict[Path, set[Path]] = {}
+
+    def reached(start: Path) -> set[Path]:
+        seen, waiting = set(), [t for t, _ in imports(start)]
+        while waiting:
+            file = waiting.pop()
+            if file not in seen:
+                seen.add(file)
+                waiting += [t for t, _ in imports(file)]
+        return seen
+
+    for file in files():
+        reach[file] = reached(file)
+    groups = {frozenset(f for f in reach[file] if file in reach[f]) for file in files() if file in reach[file]}
+    return [{shown(f) for f in group} for group in groups]
+
+
+def test_packages_import_one_way():
+    wrong = [f"{shown(file)} imports {shown(target)}" for file in files() for target, _ in imports(file)
+             if (mine := shown(file).split("/")[0]) != (other := shown(target).split("/")[0])
+             and other not in PACKAGES[mine]]
+    assert not wrong
+
+
+def test_a_pass_imports_no_pass():
+    wrong = [f"{shown(file)} imports {shown(target)}" for file in files() for target, _ in imports(file)
+             if shown(file).startswith("passes/") and shown(target).startswith("passes/") and target != file]
+    assert not wrong
+
+
+# Folders of compiler/ from the ground up: a file may import from its own floor and from those below it.
+FLOORS = ("report", "machine", "store", "words", "checkpoints", "explain.py", "planning", "rows", "sources", "layers",
+          "ir", "capture", "data", "discovery", "editing", "measuring", "search", "lowering", "training", "native",
+          "artifacts", "metrics", "opened.py", "federation", "serving", "targets", "judging", "running", "api.py", "commands", "cli.py")
+# Imports up the stairs that are left, each with its reason.
+UPWARD = {
+    ("ir/program.py", "capture/capture.py"): "`Program.flat` is made when asked for",
+    ("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for",
+    ("judging/retest.py", "api.py"): "a retest compiles the recipe again",
+    ("native/emission.py", "artifacts/companions.py"): "packed weights travel with the tokenizer",
+    ("layers/functions.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
+    ("layers/quick.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
+    ("words/context.py", "rows/windows.py"): "a recipe's data is rows",
+}
+
+
+def room(file: Path) -> str:
+    return shown(file).split("/")[1]
+
+
+def test_the_compilers_folders_import_downwards():
+    inside = [f for f in files() if shown(f).startswith("compiler/") and room(f) not in ("__init__.py", "_package_init.py")]
+    assert {room(f) for f in inside} == set(FLOORS), "a new folder has a floor of its own"
+    climbs = {(shown(f).removeprefix("compiler/"), shown(t).removeprefix("compiler/")) for f in inside
+              for t, _ in imports(f) if t in inside and FLOORS.index(room(t)) > FLOORS.index(room(f))}
+    assert climbs == set(UPWARD), "climbs that are not on the list, or are no more"
+
+
+def test_files_and_functions_stay_small():
+    long = [f"{shown(f)}: {n} lines" for f in files() if (n := len(f.read_text().splitlines())) > LINES]
+    long += [f"{shown(f)}: {node.name} has {n} lines" for f in files() for node in ast.walk(tree(f))
+             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+             and (n := node.end_lineno - node.lineno + 1) > FUNCTION_LINES]
+    assert not long
+
+
+# Private names that another file imports: none is added.
+PRIVATE: set[tuple[str, str]] = set()
+
+
+def test_private_names_stay_at_home():
+    reached = {(shown(t), name) for f in files() for t, name in imports(f)
+               if name.startswith("_") and not name.startswith("__") and t != f}
+    assert reached == PRIVATE
+
+
+# What reads one grammar together, and the four files behind the two lazy properties of a program.
+CIRCLES = [
+    {"compiler/capture/capture.py", "compiler/discovery/discover.py", "compiler/discovery/sharing.py",
+     "compiler/ir/program.py"},
+    {"compiler/rows/windows.py", "compiler/words/context.py"},
+    {"compiler/checkpoints/checkpoint.py", "compiler/checkpoints/folder.py"},
+    {"dsl/declare.py", "dsl/modules.py"},
+    {"dsl/calls.py", "dsl/shares.py", "dsl/typed.py"},
+    {"dsl/expected.py", "dsl/parse.py", "dsl/scan.py", "dsl/scene.py", "dsl/slip.py", "dsl/slips.py",
+     "dsl/strange.py"},
+]
+
+
+def test_no_files_import_each_other_but_those_named():
+    assert sorted(map(sorted, circles())) == sorted(map(sorted, CIRCLES))
