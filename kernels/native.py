@@ -25,7 +25,8 @@ SENTENCES = {
     "busy": "another thread is running it",
     "cancelled": "it was cancelled",
     "no_threads": "the system starts no more threads",
-    "no_way_back": "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are possible",
+    "no_way_back": "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are "
+                   "possible",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
