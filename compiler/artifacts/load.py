@@ -84,13 +84,29 @@ def _of_form(folder: Path, dtype: "torch.dtype | None", device: Any,
     if folder.name == "native":
         return _native(folder, dtype, device, own), None
     if folder.name == "reft":
-        from .reft import open_reft
-
-        return open_reft(folder, own.get("base"), dtype=dtype), None
+        return _upon(folder, own.get("base"), dtype), None
     if folder.name in ("model", "compat"):
-        return stock(folder, dtype), None
+        return _stock(folder, dtype), None
     record = read_record(folder)
     return rebuild(folder, record, dtype), record.get("versions", {})
+
+
+def _upon(folder: Path, base: Any, dtype: "torch.dtype | None") -> Any:
+    """The base, as it is given or where the folder says, with the folder's interventions."""
+    import json
+
+    from .reft import base_folder, put_on
+    from .sealed import KEY
+
+    if base is None or isinstance(base, (str, Path)):
+        place = base_folder(folder) if base is None else Path(base)
+        if not any((place / name).is_file() for name in (NAME, "config.json")):
+            raise Reject(no_artifact(f"{place} holds no model to put interventions on",
+                                     help="name the folder of the base"))
+        sealed = (place / NAME).is_file() or KEY in json.loads((place / "config.json").read_bytes())
+        base = load(place, kernels=False) if sealed else _stock(place, None)
+    put_on(base, folder)
+    return (base if dtype is None else base.to(dtype)).eval()
 
 
 def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
@@ -135,7 +151,7 @@ def _native(folder: Path, dtype: "torch.dtype | None", device: Any, own: dict[st
     return open_native(folder, **own)
 
 
-def stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
+def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
     from ..checkpoints.checkpoint import check_names, parse_config, quiet
     from ..checkpoints.folder import read_config

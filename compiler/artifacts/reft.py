@@ -17,7 +17,6 @@ from ...dsl.diagnostics import Fault, Reject
 from .sealed import KEY, attach, record
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from ..ir.edits import Edits
@@ -112,21 +111,6 @@ def _with_graphs(edits: Any, graphs: Any) -> Any:
     return {**edits, "graphs": {unit: graphs[n] for unit, n in edits["graphs"].items()}}
 
 
-def open_reft(folder: Path, base: Any = None, *, dtype: "torch.dtype | None" = None, check: bool = True) -> Any:
-    """The base with its interventions, in evaluation mode.
-
-    base    a model, or the folder of one; where it is left out, the one that the folder names
-    check   whether the base's tensors are compared with those that the interventions were trained in
-    """
-    model = base_of(folder) if base is None else _opened(Path(base)) if isinstance(base, (str, Path)) else base
-    put_on(model, folder, check=check)
-    return (model if dtype is None else model.to(dtype)).eval()
-
-
-def base_of(folder: Path) -> Any:
-    return _opened(base_folder(folder))
-
-
 def base_folder(folder: Path) -> Path:
     """Where the base lies. Raises Reject (no-base)."""
     inside = folder.parent / BASE / "compact"
@@ -158,23 +142,16 @@ def _in_hub(name: str) -> Path | None:
         return None
 
 
-def _opened(folder: Path) -> Any:
-    from .load import load, stock
-    from .manifest import NAME
-
-    sealed = (folder / NAME).is_file() or KEY in json.loads((folder / "config.json").read_bytes())
-    return load(folder, kernels=False) if sealed else stock(folder, None)
-
-
 def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     """Put the interventions of a folder onto their base, in place.
 
-    Raises Reject (other-base) where it is another model, or has interventions already; (tensors-differ).
+    Raises Reject (other-base) where it is another model, or has interventions already.
+
+    check   whether the model's tensors are compared with those that the interventions were trained in
     """
     from ..checkpoints.tensors import mapped
     from ..ir.edits import replay
     from ..ir.weights import assign
-    from .load import tensors_differ
 
     base, edits = read(folder)
     if any(_is_ours(name) for name, _ in model.named_parameters()):
@@ -191,7 +168,7 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     replay(model, edits)
     ours, found = {n: t for n, t in model.named_parameters() if _is_ours(n)}, dict(mapped(folder))
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in found.items()}:
-        raise Reject(tensors_differ(f"{folder}: the tensors are not those of its interventions",
+        raise Reject(no_interventions(f"{folder}: the tensors are not those of its interventions",
                                     help=f"weights and {FILE} are of different saves: copy both again"))
     assign(model, found)
     _before[model] = before
