@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ir import leaves
 
 _SHARE = 3e-5           # tables are float32, angles at their end too
+_ROWS = 8192            # positions that are compared at once: contexts are long
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,25 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     An angle at position 1 is the frequency; at every power of two, which a float32 product keeps exact, it is
     known to twice the precision.
     """
-    cos, sin = cos.double(), sin.double()
     count = len(cos)
-    scale = round(float((cos.square() + sin.square()).mean().sqrt()), 7)       # of float32 tables
+    scale = round(float((cos.square() + sin.square()).double().mean().sqrt()), 7)       # of float32 tables
     if count < 2 or scale == 0:
         return None
-    estimate, position = torch.atan2(sin[1], cos[1]), 1
+    estimate, position = torch.atan2(sin[1].double(), cos[1].double()), 1
     while 2 * position < count:
         position *= 2
-        seen = torch.atan2(sin[position], cos[position])
+        seen = torch.atan2(sin[position].double(), cos[position].double())
         turns = ((estimate * position - seen) / (2 * math.pi)).round()
         estimate = (seen + 2 * math.pi * turns) / position
     values = estimate.float()
-    angles = (torch.arange(count)[:, None].float() * values).double()
     share = max(_SHARE, 3e-7 * count)                  # a frequency is rounded at 2**-24 of an angle
-    pairs = ((angles.cos(), cos), (angles.sin(), sin))
-    right = all(torch.allclose(ours * scale, theirs, atol=share * scale, rtol=0) for ours, theirs in pairs)
-    return Frequencies(values, scale) if right else None
+    for start in range(0, count, _ROWS):
+        rows = slice(start, min(start + _ROWS, count))
+        angles = (torch.arange(rows.start, rows.stop)[:, None].float() * values).double()
+        pairs = ((angles.cos(), cos[rows]), (angles.sin(), sin[rows]))
+        if not all(torch.allclose(ours * scale, theirs.double(), atol=share * scale, rtol=0) for ours, theirs in pairs):
+            return None
+    return Frequencies(values, scale)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

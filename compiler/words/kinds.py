@@ -160,6 +160,9 @@ class Target(Word):
     def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder."""
 
+    def foresee(self, ctx: "Context") -> None:
+        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+
     def forms(self) -> tuple[Form, ...]:
         """The folders that it may have written and that load as models."""
         return ()
@@ -200,6 +203,10 @@ class Data(Word):
 
     def said(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
         """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
+        return None
+
+    def prompts(self, tokenizer, ctx: "Context") -> Iterator[int] | None:
+        """For each row how many of its first tokens ask; None where a row is not one prompt and its answer."""
         return None
 
     @abstractmethod
