@@ -70,6 +70,9 @@ _events = _flag("progress", "Write progress as JSON lines to a file.", "--events
 required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
                             help="Use the artifact only if this public key signed it; repeatable, one of them must.")
 
+knowledge_url = typer.Option("--knowledge", metavar="URL", show_default=False,
+                             help="Of a folder of `rttc`: take samples from this server, not from the folder.")
+
 
 @dataclass(frozen=True)
 class Shared:

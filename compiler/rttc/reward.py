@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..rows.forward import continuations, evaluating
+from .prompts import Prompts
 
 no_number = Fault("reward-no-number", "A reward model gave NaN or infinity for an answer.\n\n"
                   "Nothing can be decided by it. While a calibration runs this ends it; while queries are answered, "
@@ -44,12 +45,12 @@ class SelfLikelihood:
 
     name, scale = "self", "nats a token, at most 0"
 
-    def __init__(self, model: Any, tokenizer: Any, prompt: Callable[[str], str]):
-        self._model, self._tokenizer, self._prompt = model, tokenizer, prompt
+    def __init__(self, model: Any, prompts: Prompts):
+        self._model, self._prompts = model, prompts
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
-        head = self._tokenizer(self._prompt(question))["input_ids"] or [self._tokenizer.bos_token_id or 0]
-        tails = [self._tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
+        head = self._prompts.question(question)
+        tails = [self._prompts.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
         told = [(i, tail) for i, tail in enumerate(tails) if tail]
         sums = continuations(self._model, [([*head, *tail], len(head)) for _, tail in told])
         found = [-100.0] * len(answers)                     # an empty answer is a bad one, and a finite number

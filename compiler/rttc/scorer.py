@@ -14,6 +14,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import write_whole
 from .embedder import Embedder
 from .reward import finite
+from .sample import bad_samples
 
 _NAME, _WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
 LEAST_AUC = 0.55          # below, a coin is about as good
@@ -113,3 +114,25 @@ def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[st
         return torch.empty(0, 4 * embedder.width)
     asked, told = embedder.embed(questions), embedder.embed(list(answers))
     return torch.cat([asked, told, asked * told, (asked - told).abs()], dim=1)
+
+
+def read_graded(file: Path) -> list[Graded]:
+    """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
+    found = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Reject(bad_samples(f"{file} can't be read")) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            body = json.loads(line)
+            if not isinstance(body["right"], bool):
+                raise ValueError("`right` is neither true nor false")
+            found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
+    if len({g.question for g in found}) < 4:
+        raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))
+    return found

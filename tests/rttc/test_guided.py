@@ -182,8 +182,8 @@ def test_a_stop_string_ends_an_answer(world, adaptable):
 
 
 def test_the_models_own_likelihood_prefers_what_the_model_says(world, adaptable):
-    reward = SelfLikelihood(world.model, world.tokenizer, lambda text: text)
-    said = world.client(Told(), Policy("direct"), adaptable).ask(asked("a"), Settings(most=8)).text
+    reward = SelfLikelihood(world.model, world.prompts)
+    said = world.client(Told(), Policy("direct"), adaptable).ask(asked("a\n"), Settings(most=8)).text
     own, other, none = reward.score("a", [said, "zebra quartz", ""])
     assert own > other and none == -100.0
 
