@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ...dsl.skeleton import Skeleton
     from ...dsl.values import DataRef
+    from ..ir.outcome import Outcome
     from ..ir.program import Program
     from ..measuring.timing import Clock
     from .context import Context
@@ -85,6 +86,9 @@ class Pass(Word):
     foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
                    is only the most that is left
     elsewhere      a profile that it names may be of another machine: it decides by reckoning then
+    takes          kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
+                   steps that it names
+    gives          {condition: kind} of its result, the last condition that holds counts
     """
 
     keeps: ClassVar[Close | Lossy] = Lossy()
@@ -94,6 +98,13 @@ class Pass(Word):
     determinism: ClassVar[str] = "seeded"
     foreseeable: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
+    takes: ClassVar[tuple[str, ...]] = ("model",)
+    gives: ClassVar[dict[str, str]] = {"": "model"}
+
+    def give(self, outcome: "Outcome", ctx: "Context") -> "Outcome":
+        """What it makes of a result: the same model, changed in place; a pass that gives another kind says how."""
+        self.run(outcome.program, ctx)
+        return outcome
 
     @abstractmethod
     def run(self, program: "Program", ctx: "Context") -> None:
