@@ -1,0 +1,72 @@
+"""Strategies with one state for all: FedAvg and FedIT, FFA-LoRA, and both with clipping and noise."""
+
+from collections.abc import Mapping
+
+from .low_rank import modules
+from .noise import noisy_mean
+from .state import Shapes, State, mean
+from .strategy import Payload, Sent, Strategy
+
+
+class FedAvg(Strategy):
+    """Every client trains the mean of all; over the factors of adapters this is FedIT.
+
+    clip, noise    bound of a client's change and noise over it (noise.py); 0 for none
+    """
+
+    def __init__(self, full: Shapes, clip: float = 0.0, noise: float = 0.0, seed: int | None = None):
+        super().__init__(full)
+        self.clip, self.noise, self.seed = clip, noise, seed
+        self.state: State = {}
+
+    def begin(self, initial: State) -> None:
+        super().begin(initial)
+        self.state = dict(initial)
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        return Payload({"global": self.state})
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        states = {k: s.state for k, s in sent.items()}
+        if self.clip:
+            seed = None if self.seed is None else self.seed + number
+            self.state = noisy_mean(states, self._before(states), self.clip, self.noise, seed)
+        else:
+            self.state = mean(states, {k: s.examples for k, s in sent.items()})
+
+    def _before(self, states: Mapping[int, State]) -> State:
+        return {name: self.state[name] for name in next(iter(states.values()))}
+
+    def results(self) -> dict[str, State]:
+        return {"global": self.state}
+
+    def saved(self) -> dict[str, State]:
+        return {"state": self.state}
+
+    def restore(self, saved: Mapping[str, State]) -> None:
+        self.state = saved["state"]
+
+
+class FrozenA(FedAvg):
+    """FFA-LoRA: A stays as it was drawn, B alone is trained, sent and averaged, which is exact: B A is linear in B.
+
+    A goes to a client once.
+    Source: Sun et al. 2024 (arXiv 2403.12313).
+    """
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        arrays = {"global": {f"{path}.B": self.state[f"{path}.B"] for path in modules(self.full)}}
+        if holds is None:
+            arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in modules(self.full)}
+        return Payload(arrays)
+
+    def wanted(self, client: int) -> Shapes:
+        return {f"{path}.B": self.full[f"{path}.B"] for path in modules(self.full)}
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        super().take(number, sent)
+        self.state = {**self.initial, **self.state}
+
+    def restore(self, saved: Mapping[str, State]) -> None:
+        self.state = saved["state"]
+        self.initial = dict(saved["state"])

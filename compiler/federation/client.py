@@ -1,0 +1,130 @@
+"""A client: takes in what the server sent, trains, and answers; its data stay with it.
+
+What it learned itself lies in the memory of its node. Where the server sends a state of its own ("own"), that wins: the
+node may have been away. Nothing that a client raises or answers holds rows, prompts or their losses one by one.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...dsl.diagnostics import Fault, Reject
+from ..training.schedule import seed_of
+from .grid import Answer, Message
+from .low_rank import modules
+from .mixing import adaptive, mix
+from .state import State, fault_of, shapes
+
+client_refuses = Fault("client-refuses", "A client of a federation can't do what its server asks.", exit="failure")
+
+
+class Learner(ABC):
+    """What a client trains, on its own rows.
+
+    base        sha256 of the model that it holds
+    examples    how many rows it learns from; 0 where it has no data
+    """
+
+    base: str
+    examples: int
+
+    @abstractmethod
+    def drawn(self, seed: int, rank: int | None = None) -> State:
+        """A state to start from; every client draws the same."""
+
+    @abstractmethod
+    def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
+        """The state after training these of its arrays; Reject (client-refuses) where time.monotonic() passes `until`.
+
+        added    what was merged into the base, [out, in] by module
+        """
+
+    @abstractmethod
+    def loss(self, state: State, added: State) -> float:
+        """On its own held-out rows; NaN where it has none."""
+
+
+class Participant:
+    """The client of a partition."""
+
+    def __init__(self, client: int, learner: Learner):
+        self.client, self.learner = client, learner
+
+    def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
+        if message.kind == "join":
+            return Answer(config={"client": self.client, "examples": self.learner.examples, "base": self.learner.base})
+        if message.kind == "initial":
+            return Answer({"own": self.learner.drawn(int(message.config.get("seed", 0)))})
+        if message.kind != "train":
+            raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
+        return self._train(message, memory)
+
+    def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
+        config, started = message.config, time.monotonic()
+        self._check(message)
+        added = self._merged(message, memory)
+        state, mixed = self._start(message, memory, added)
+        before = self.learner.loss(state, added)
+        names = frozenset(message.arrays["global"] if "fixed" in memory else state)
+        seed = seed_of(int(config["seed"]), message.number, self.client)
+        until = started + float(config["deadline"])
+        state = self.learner.trained(state, names, added, seed, until)
+        if why := fault_of(state, shapes(state)):
+            raise Reject(client_refuses(f"training left a state that can't be used: {why}",
+                                        help="lower the learning rate"))
+        memory["own"] = state
+        return Answer({"own": {name: array for name, array in state.items() if name in names}},
+                      {"number": message.number, "examples": self.learner.examples, "before": before, "mix": mixed,
+                       "loss": self.learner.loss(state, added), "seconds": time.monotonic() - started})
+
+    def _check(self, message: Message) -> None:
+        if message.config["base"] != self.learner.base:
+            raise Reject(client_refuses(
+                f"the base model here is {self.learner.base[:12]}, the server's {str(message.config['base'])[:12]}",
+                help="bring the folder of the model that the server has"))
+
+    def _merged(self, message: Message, memory: dict[str, Any]) -> State:
+        """What is merged into the base: the stacks of all rounds so far, each added once, in their order."""
+        added, done = memory.setdefault("added", {}), memory.setdefault("done", set())
+        stacks = {int(name.removeprefix("merge.")): stack for name, stack in message.arrays.items()
+                  if name.startswith("merge.")}
+        for number in sorted(stacks.keys() - done):
+            for path in modules(stacks[number]):
+                product = stacks[number][f"{path}.B"] @ stacks[number][f"{path}.A"]            # [out, in]
+                added[path] = added[path] + product if path in added else product
+            done.add(number)
+        return added
+
+    def _start(self, message: Message, memory: dict[str, Any], added: State) -> tuple[State, float]:
+        """The state to train from, and the share of the others in it (NaN where that is no question)."""
+        arrays, config = message.arrays, message.config
+        if "fixed" in arrays:
+            memory["fixed"] = arrays["fixed"]
+        if "global" in arrays:
+            return {**memory.get("fixed", {}), **arrays["global"]}, math.nan
+        if "mix" not in config:
+            seed = seed_of(int(config["seed"]), message.number)
+            return self.learner.drawn(seed, int(config["rank"])), math.nan
+        own = arrays.get("own") or memory.get("own")
+        if not own:
+            raise Reject(client_refuses("there is no state here, and none was sent",
+                                        help="the server sends a whole one in the next round"))
+        return self._mixed(own, arrays.get("others"), config, added)
+
+    def _mixed(self, own: State, others: State | None, config: Mapping[str, Any], added: State
+               ) -> tuple[State, float]:
+        if not others:
+            return own, 0.0
+        if config["mix"] == "adaptive":
+            share, state = adaptive(own, others, lambda s: _of(self.learner.loss(s, added)), config["way"])
+            return state, share
+        return mix(own, others, float(config["mix"]), config["way"]), float(config["mix"])
+
+
+def _of(loss: float) -> float:
+    """A loss that can be compared: a client without held-out rows stays as it is."""
+    return np.inf if math.isnan(loss) else loss

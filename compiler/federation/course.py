@@ -1,0 +1,80 @@
+"""How a federation went, round by round: plain data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a client did in a round; `faults` of the round say why one is missing here.
+
+    loss        after training, on its own held-out rows, nats per token; NaN where it has none
+    before      the same before training, after it took in what was sent
+    examples    rows that it learns from
+    mix         share of the others that it took in
+    """
+
+    loss: float
+    before: float
+    examples: float
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    mix: float = math.nan
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round: turns of clients whose state was used, and a sentence for each that was not."""
+
+    number: int
+    turns: Mapping[int, Turn]
+    faults: Mapping[int, str]
+    seconds: float
+
+    @property
+    def bytes_up(self) -> int:
+        return sum(turn.bytes_up for turn in self.turns.values())
+
+    @property
+    def bytes_down(self) -> int:
+        return sum(turn.bytes_down for turn in self.turns.values())
+
+    @property
+    def loss(self) -> float:
+        """Mean over the clients that have held-out rows."""
+        known = [t.loss for t in self.turns.values() if not math.isnan(t.loss)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    @property
+    def worst(self) -> float:
+        """The loss of the client that is worst off."""
+        return max((t.loss for t in self.turns.values() if not math.isnan(t.loss)), default=math.nan)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"number": self.number, "seconds": self.seconds,
+                "turns": {str(k): _plain(asdict(t)) for k, t in sorted(self.turns.items())},
+                "faults": {str(k): text for k, text in sorted(self.faults.items())}}
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> "Round":
+        turns = {int(k): Turn(**{n: math.nan if v is None else v for n, v in t.items()})
+                 for k, t in body["turns"].items()}
+        return Round(body["number"], turns, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in values.items()}
+
+
+@dataclass
+class Course:
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Of all rounds, both ways."""
+        return sum(r.bytes_up + r.bytes_down for r in self.rounds)

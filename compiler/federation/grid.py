@@ -1,0 +1,120 @@
+"""Messages between the server and its clients, and a grid that has all clients in this process.
+
+The grid has the methods of Flower's: `get_node_ids`, `push_messages`, `pull_messages`. The round loop knows these three
+and nothing else, so that it runs unchanged here, in Flower's simulation and in its deployment (flower.py).
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .state import State, size_of
+
+Plain = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Message:
+    """From the server to one node. `kind` is "join", "initial" or "train"; `arrays` are states by their use."""
+
+    node: int
+    kind: str
+    number: int                                    # of the round
+    arrays: Mapping[str, State] = field(default_factory=dict)
+    config: Plain = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(size_of(state) for state in self.arrays.values())
+
+
+@dataclass(frozen=True)
+class Reply:
+    """From a node. `to` is the id of the message; `error` a sentence where the node could not do it."""
+
+    to: str
+    node: int
+    arrays: Mapping[str, State] = field(default_factory=dict)
+    config: Plain = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return sum(size_of(state) for state in self.arrays.values())
+
+
+class Grid(Protocol):
+    def get_node_ids(self) -> Iterable[int]: ...
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]: ...
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Reply]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client makes of a message."""
+
+    arrays: Mapping[str, State] = field(default_factory=dict)
+    config: Plain = field(default_factory=dict)
+
+
+# A client: what came, and a dict of its own that lasts as long as its node does.
+Client = Callable[[Message, dict[str, Any]], Answer]
+
+
+class LocalGrid:
+    """Clients in this process; `workers` of them answer at a time.
+
+    A client that raises has answered with an error. One that never returns keeps its worker, which is a daemon: it
+    ends with the process. What waited for a worker past its round's deadline is not begun any more.
+    """
+
+    def __init__(self, clients: Sequence[Client], workers: int = 1):
+        self.clients = dict(enumerate(clients, start=1))
+        self.memories: dict[int, dict[str, Any]] = {node: {} for node in self.clients}
+        self._free = threading.Semaphore(workers)
+        self._turns = {node: threading.Lock() for node in self.clients}        # a node does one thing at a time
+        self._replies: dict[str, Reply] = {}
+        self._count = 0
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.clients)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        names = []
+        for message in messages:
+            self._count += 1
+            names.append(str(self._count))
+            threading.Thread(target=self._answer, args=(names[-1], message), daemon=True).start()
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Reply]:
+        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+
+    def _answer(self, name: str, message: Message) -> None:
+        pushed = time.monotonic()
+        with self._turns[message.node], self._free:
+            if time.monotonic() - pushed > float(message.config.get("deadline", float("inf"))):
+                return
+            try:
+                made = self.clients[message.node](message, self.memories[message.node])
+                self._replies[name] = Reply(name, message.node, made.arrays, made.config)
+            except Exception as error:           # whatever it is: the engine of a deployment tells no more either
+                self._replies[name] = Reply(name, message.node, error=str(error) or type(error).__name__)
+
+
+def exchange(grid: Grid, messages: Sequence[Message], deadline: float, every: float) -> list[Reply]:
+    """The replies that came within `deadline` seconds; it looks every so many seconds."""
+    ids = list(grid.push_messages(messages))
+    waiting, replies, end = {name for name in ids if name}, [], time.monotonic() + deadline
+    while waiting:
+        for reply in grid.pull_messages(sorted(waiting)):
+            waiting.discard(reply.to)
+            replies.append(reply)
+        if not waiting or time.monotonic() >= end:
+            break
+        time.sleep(min(every, max(0.0, end - time.monotonic())))
+    return replies

@@ -1,0 +1,132 @@
+"""Putting together adapters of low rank: the exact mean of their products, and what is cheaper.
+
+A client's adapter of a module is B [out, r] and A [r, in], names `PATH.B` and `PATH.A`; the module's weight changes
+by scale * B A with scale = alpha / r. The mean that everybody is after is sum p scale B A, of rank up to the sum of
+the ranks; the mean of the factors (FedIT) is another thing: for three random clients it is off by .75 of the norm.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .state import State, normal
+
+
+def modules(state: Mapping[str, Any]) -> list[str]:
+    """Paths that have both factors."""
+    return sorted(name[:-2] for name in state if name.endswith(".A") and f"{name[:-2]}.B" in state)
+
+
+def rank_of(state: State) -> int:
+    """The one rank of all modules."""
+    ranks = {state[f"{path}.A"].shape[0] for path in modules(state)}
+    assert len(ranks) == 1, f"ranks {sorted(ranks)} in one state"
+    return ranks.pop()
+
+
+def update(state: State, path: str, alpha: float) -> np.ndarray:
+    """What the adapter of a module adds to its weight, float64 [out, in]."""
+    A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
+    return alpha / A.shape[0] * (B @ A)
+
+
+def stacked(states: Mapping[int, State], weights: Mapping[int, float], alpha: float) -> dict[str, np.ndarray]:
+    """Factors whose plain product B A, scale included, is the exact mean of the clients' updates.
+
+    Only A is scaled, once; ranks may differ, that of the result is their sum.
+    Source: FLoRA, Wang et al. 2024 (arXiv 2409.05976).
+    """
+    shares = normal(weights)
+    first = states[min(shares)]
+    made = {}
+    for path in modules(first):
+        A = [shares[k] * alpha / rank_of(states[k]) * states[k][f"{path}.A"].astype(np.float64) for k in shares]
+        made[f"{path}.A"] = np.concatenate(A).astype(first[f"{path}.A"].dtype)
+        made[f"{path}.B"] = np.concatenate([states[k][f"{path}.B"] for k in shares], axis=1)
+    return made
+
+
+def truncated(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+    """The adapter of that rank whose scaled product is nearest to the stack's plain one.
+
+    Through QR decompositions of the factors, so that the product [out, in] is never formed. A rank above what the
+    product has is filled with zeros.
+    Source: FlexLoRA, Bai et al. 2024 (arXiv 2402.11505).
+    """
+    made = {}
+    for path in modules(stack):
+        A, B = (stack[f"{path}.{side}"].astype(np.float64) for side in "AB")
+        left, up = np.linalg.qr(B)                                               # [out, m], [m, s]
+        right, low = np.linalg.qr(A.T)                                           # [in, n], [n, s]
+        u, size, v = np.linalg.svd(up @ low.T, full_matrices=False)
+        keep = min(rank, len(size))
+        root = np.sqrt(size[:keep] * rank / alpha)                               # divides by alpha / rank, once
+        made[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stack[f"{path}.B"].dtype)
+        made[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(stack[f"{path}.A"].dtype)
+    return made
+
+
+def _filled(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """Zeros added along an axis up to `rank`."""
+    room = [(0, 0), (0, 0)]
+    room[axis] = (0, rank - array.shape[axis])
+    return np.pad(array, room)
+
+
+def resized(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+    """The first components of an adapter, or zeros added, up to a rank; the scale of those that stay is kept.
+
+    Down to a rank and up again gives the same as down alone.
+    """
+    made = {}
+    for path in modules(state):
+        A, B = state[f"{path}.A"], state[f"{path}.B"]
+        keep = min(rank, A.shape[0])
+        factor = rank / A.shape[0]                        # alpha / r was part of what B meant
+        made[f"{path}.A"] = _filled(A[:keep], 0, rank)
+        made[f"{path}.B"] = _filled((factor * B[:, :keep].astype(np.float64)).astype(B.dtype), 1, rank)
+    return made
+
+
+def padded_mean(states: Mapping[int, State], weights: Mapping[int, float], alpha: float) -> dict[str, np.ndarray]:
+    """Factors of different ranks, filled up to the largest and averaged; clients count by the norm of their update.
+
+    Source: HetLoRA, Cho et al. 2024 (arXiv 2401.06432): zero padding and sparsity-weighted aggregation.
+    """
+    from .state import mean
+
+    rank = max(rank_of(states[k]) for k in states if weights[k] > 0)
+    norms = {k: _norm(states[k], alpha) for k in states}
+    by_norm = {k: weights[k] * norms[k] for k in states}
+    chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)          # nobody has learned anything yet
+    return mean({k: resized(s, rank, alpha) for k, s in states.items()}, chosen)
+
+
+def _norm(state: State, alpha: float) -> float:
+    """Frobenius norm of the updates of all modules, from products of the factors with themselves."""
+    squares = 0.0
+    for path in modules(state):
+        A, B = (state[f"{path}.{side}"].astype(np.float64) for side in "AB")
+        squares += float(((B.T @ B) * (A @ A.T)).sum()) * (alpha / A.shape[0]) ** 2
+    return float(np.sqrt(squares))
+
+
+def useful_rank(state: State, share: float) -> int:
+    """The smallest rank whose components hold all but `share` of the factors' norm: HetLoRA's self-pruning."""
+    sizes = sum(np.linalg.norm(state[f"{p}.A"].astype(np.float64), axis=1)
+                * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0) for p in modules(state))
+    kept = np.cumsum(sizes)
+    if kept[-1] == 0:
+        return 1
+    return int(np.searchsorted(kept, (1 - share) * kept[-1]) + 1)
+
+
+def joined(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
+    """One adapter, scaled as adapters are, whose update is the sum of the stacks' plain products."""
+    made = {}
+    for path in modules(stacks[0]):
+        A = np.concatenate([s[f"{path}.A"] for s in stacks])
+        B = np.concatenate([s[f"{path}.B"] for s in stacks], axis=1)
+        made[f"{path}.A"], made[f"{path}.B"] = A, (B * (len(A) / alpha)).astype(B.dtype)
+    return made

@@ -1,0 +1,78 @@
+"""The geometric median, as shares of the points: what a few outliers can't pull away.
+
+Weiszfeld's iterates stay weighted means of the points. So the points themselves are never touched: all that is
+needed is their Gram matrix, and the answer is a share for each of them.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .state import State, normal, vector
+
+STEPS, TOLERANCE = 1000, 1e-12
+
+
+def gram(states: Mapping[int, State]) -> np.ndarray:
+    """Inner products of the states, sorted by client, [k, k], around their median by coordinate.
+
+    Distances are differences of such products; around a point amid most states, an outlier a million times as far
+    away costs the distances of the others no digits.
+    """
+    points = np.stack([vector(states[k]) for k in sorted(states)])                   # [k, d]
+    points -= np.median(points, axis=0)
+    return points @ points.T
+
+
+def median_shares(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Shares [k], sum 1, of the point that minimises the weighted sum of distances to k points.
+
+    products   their Gram matrix [k, k] around any origin
+    weights    [k], at least 0 and not all 0
+
+    Where the point arrives at one of the given ones, Vardi and Zhang's step says whether that is the answer or how
+    to leave it. Two points of equal weight have no unique median; the mean of them is given.
+    Source: Weiszfeld 1937; Vardi and Zhang 2000, "The multivariate L1-median and associated data depth".
+    """
+    weights = weights / weights.sum()
+    shares = weights.copy()
+    norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+    scale = float(np.median(norms)) or float(norms.max())     # of most points, not of an outlier
+    for _ in range(STEPS):
+        distance = _distances(products, shares)
+        near = distance <= 1e-9 * scale                       # coincident with where we are
+        pull = np.where(near, 0.0, weights / np.where(near, 1.0, distance))
+        if not pull.any():
+            return shares                                     # all points that count are here
+        step = pull / pull.sum()
+        if near.any():
+            # The pull of the others, a vector of length |R|, against the weight of what lies here.
+            force = _norm(products, step - shares) * pull.sum()
+            stay = min(1.0, weights[near].sum() / force) if force > 0 else 1.0
+            if stay >= 1.0:
+                return shares
+            step = (1 - stay) * step + stay * shares
+        moved = _norm(products, step - shares)
+        shares = step
+        if moved <= TOLERANCE * scale:
+            break
+    return shares
+
+
+def _distances(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    cross = products @ shares
+    return np.sqrt(np.maximum(np.diag(products) - 2 * cross + shares @ cross, 0.0))
+
+
+def _norm(products: np.ndarray, direction: np.ndarray) -> float:
+    return float(np.sqrt(max(direction @ products @ direction, 0.0)))
+
+
+def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str, np.ndarray]:
+    """The state with the least weighted sum of distances to the given ones, each taken as one vector."""
+    from .state import total
+
+    used = normal(weights)
+    states = {k: states[k] for k in used}
+    shares = median_shares(gram(states), np.array([used[k] for k in sorted(used)]))
+    return total(states, dict(zip(sorted(used), shares.tolist(), strict=True)))

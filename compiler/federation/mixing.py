@@ -1,0 +1,30 @@
+"""How much of the others' aggregate a client takes in: a fixed share, or the one that its validation likes best."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .rotations import Way, combined
+from .state import State
+
+GRID = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
+
+
+def mix(own: State, others: State, share: float, way: Way = "align") -> dict[str, np.ndarray]:
+    """(1 - share) * own + share * others, with R orthonormal: 0 is the client's own state, 1 the others'."""
+    if share == 0:
+        return dict(own)
+    return combined({0: own, 1: others}, {0: 1 - share, 1: share}, own, way)
+
+
+def adaptive(own: State, others: State, loss: Callable[[State], float], way: Way = "align",
+             grid: Sequence[float] = GRID) -> tuple[float, dict[str, np.ndarray]]:
+    """The share of least loss, and the state mixed so; the smallest of equal ones. 0 is always tried, so that
+    no client is worse off, on the rows that `loss` is of, than if it had stayed alone."""
+    best = (loss(own), 0.0, dict(own))
+    for share in sorted(set(grid) - {0.0}):
+        state = mix(own, others, share, way)
+        value = loss(state)
+        if value < best[0]:
+            best = (value, share, state)
+    return best[1], best[2]

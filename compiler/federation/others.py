@@ -1,0 +1,44 @@
+"""All-But-Me: what each client gets is put together from what the others sent.
+
+Source: FedReFT, Siddika et al. 2025 (arXiv 2508.20295); the abstract gives words, the formulas are ours.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from .median import median_shares
+
+Center = Literal["mean", "median"]
+
+
+def shares_of_others(weights: Mapping[int, float], products: np.ndarray | None = None) -> dict[int, dict[int, float]]:
+    """For every client the share of every other one, sum 1; empty for one that has no others.
+
+    weights    of the clients; one of weight 0 has no part in what others get
+    products   their Gram matrix, sorted by client: then the geometric median of the others, else their mean
+    """
+    order = sorted(weights)
+    mass = np.array([weights[k] for k in order], dtype=np.float64)
+    found: dict[int, dict[int, float]] = {}
+    for index, k in enumerate(order):
+        rest = mass.copy()
+        rest[index] = 0.0
+        if rest.sum() <= 0:
+            found[k] = {}
+            continue
+        used = np.flatnonzero(rest)
+        shares = rest[used] / rest.sum()
+        if products is not None and len(used) > 2:
+            shares = median_shares(products[np.ix_(used, used)], rest[used])
+        elif products is not None:
+            shares = _of_few(rest[used])
+        found[k] = {order[i]: float(share) for i, share in zip(used, shares, strict=True)}
+    return found
+
+
+def _of_few(weights: np.ndarray) -> np.ndarray:
+    """The median of one or two points: the heavier, or their mean where neither is."""
+    heavy = weights == weights.max()
+    return heavy / heavy.sum()

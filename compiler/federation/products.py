@@ -1,0 +1,124 @@
+"""Strategies that put together the products of adapters, not their factors: stacking, FlexLoRA and HetLoRA."""
+
+from collections.abc import Mapping
+
+from .low_rank import modules, padded_mean, rank_of, resized, stacked, truncated
+from .state import Shapes, State
+from .strategy import Payload, Sent, Strategy
+
+
+def ranked(full: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of adapters of another rank."""
+    made: dict[str, tuple[int, ...]] = {}
+    for path in modules(full):
+        made[f"{path}.A"] = (rank, full[f"{path}.A"][1])
+        made[f"{path}.B"] = (full[f"{path}.B"][0], rank)
+    return made
+
+
+class Stack(Strategy):
+    """FLoRA: the exact mean. What a round learned is merged into every client's weights, and new adapters begin.
+
+    The server keeps the stacks of all rounds: a client that has been away gets those that it missed, in their order.
+    Source: Wang et al. 2024 (arXiv 2409.05976).
+    """
+
+    starts = False
+
+    def __init__(self, full: Shapes, alpha: float, ranks: Mapping[int, int]):
+        super().__init__(full)
+        self.alpha, self.ranks = alpha, ranks
+        self.rounds: dict[int, State] = {}
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        missed = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if holds is None or n >= holds}
+        return Payload(missed, {"rank": self._rank(client)})
+
+    def wanted(self, client: int) -> Shapes:
+        return ranked(self.full, self._rank(client))
+
+    def _rank(self, client: int) -> int:
+        return self.ranks.get(client) or rank_of_shapes(self.full)
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        self.rounds[number] = stacked({k: s.state for k, s in sent.items()},
+                                      {k: s.examples for k, s in sent.items()}, self.alpha)
+
+    def results(self) -> dict[str, State]:
+        """One adapter with the updates of all rounds: exact, and of the sum of their ranks."""
+        from .low_rank import joined
+
+        if not self.rounds:
+            return {}
+        return {"global": joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha)}
+
+    def saved(self) -> dict[str, State]:
+        return {f"round-{number}": state for number, state in self.rounds.items()}
+
+    def restore(self, saved: Mapping[str, State]) -> None:
+        self.rounds = {int(name.removeprefix("round-")): state for name, state in saved.items()}
+
+
+def rank_of_shapes(full: Shapes) -> int:
+    return max(full[f"{path}.A"][0] for path in modules(full))
+
+
+class Truncate(Strategy):
+    """FlexLoRA: the exact mean, and for every client what of it its rank can hold.
+
+    Source: Bai et al. 2024 (arXiv 2402.11505).
+    """
+
+    def __init__(self, full: Shapes, alpha: float, ranks: Mapping[int, int]):
+        super().__init__(full)
+        self.alpha, self.ranks = alpha, ranks
+        self.whole: State = {}                     # a stack, whose plain product is the mean
+        self._down: dict[int, State] = {}          # by rank, of this round
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        rank = self._rank(client)
+        if not self.whole:
+            return Payload({"global": resized(self.initial, rank, self.alpha)}, {"rank": rank})
+        if rank not in self._down:
+            self._down[rank] = truncated(self.whole, rank, self.alpha)
+        return Payload({"global": self._down[rank]}, {"rank": rank})
+
+    def wanted(self, client: int) -> Shapes:
+        return ranked(self.full, self._rank(client))
+
+    def _rank(self, client: int) -> int:
+        return self.ranks.get(client) or rank_of_shapes(self.full)
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        self.whole = stacked({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()},
+                             self.alpha)
+        self._down.clear()
+
+    def results(self) -> dict[str, State]:
+        return {"global": truncated(self.whole, rank_of_shapes(self.full), self.alpha)} if self.whole else {}
+
+    def saved(self) -> dict[str, State]:
+        return {"initial": self.initial, **({"whole": self.whole} if self.whole else {})}
+
+    def restore(self, saved: Mapping[str, State]) -> None:
+        self.initial, self.whole = dict(saved["initial"]), saved.get("whole", {})
+
+
+class Pad(Truncate):
+    """HetLoRA: factors filled up to the largest rank and averaged by the norms of their updates; every client gets
+    the first components.
+
+    Source: Cho et al. 2024 (arXiv 2401.06432).
+    """
+
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        rank = self._rank(client)
+        return Payload({"global": resized(self.whole or self.initial, rank, self.alpha)}, {"rank": rank})
+
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        made = padded_mean({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha)
+        largest = rank_of_shapes(self.full)
+        self.whole = made if rank_of(made) == largest else resized(made, largest, self.alpha)
+
+    def results(self) -> dict[str, State]:
+        return {"global": self.whole} if self.whole else {}

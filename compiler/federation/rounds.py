@@ -1,0 +1,229 @@
+"""The round loop: who takes part, what each gets, what is made of the replies in time, and going on after a kill.
+
+A client that fails, is late, sends NaN or other shapes, holds another base model or has no data is left out of the
+round with a sentence; the run goes on with the others, or stops with a sentence where fewer than `least` are left.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...dsl.diagnostics import Fault, Reject
+from .checkpoint import Checkpoint
+from .course import Course, Round, Turn
+from .grid import Grid, Message, Reply, exchange
+from .state import State, fault_of
+from .strategy import Sent, Strategy
+
+too_few_clients = Fault("too-few-clients", "Fewer clients came to a federation, or answered in a round, than it needs.",
+                        exit="failure")
+
+_LOOK = 1.0                        # seconds between two counts of the nodes
+
+
+@dataclass(frozen=True)
+class Terms:
+    """
+    rounds      in all
+    clients     that must come before the first round
+    least       usable replies without which a round is a failure
+    share       of the clients that take part in a round, drawn by `seed`
+    deadline    seconds that a round may take
+    patience    seconds to wait for `clients`
+    base        sha256 of the model that all must hold
+    every       seconds between two looks for replies
+    """
+
+    rounds: int
+    clients: int
+    base: str
+    least: int = 1
+    share: float = 1.0
+    deadline: float = 600.0
+    patience: float = 120.0
+    seed: int = 0
+    every: float = 0.1
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that joined, as the client of a partition."""
+
+    client: int
+    node: int
+    examples: int
+
+
+@dataclass
+class Federation:
+    """One run. `tell` hears every round when it is over."""
+
+    grid: Grid
+    strategy: Strategy
+    terms: Terms
+    checkpoint: Checkpoint | None = None
+    tell: Callable[[Round], None] = lambda round_: None
+    members: dict[int, Member] = field(default_factory=dict)          # by client
+    known: dict[int, int | None] = field(default_factory=dict)        # node -> client, None where it can't take part
+    holding: dict[int, int] = field(default_factory=dict)             # client -> last round whose state its node has
+    faults: dict[int, str] = field(default_factory=dict)              # of nodes that can't take part
+    course: Course = field(default_factory=Course)
+
+    def run(self) -> Course:
+        """All rounds that are left; Reject where too few clients are."""
+        self._resume()
+        self._gather()
+        if not self.course.rounds and self.strategy.starts:
+            self.strategy.begin(self._initial())
+        for number in range(len(self.course.rounds) + 1, self.terms.rounds + 1):
+            round_ = self._round(number)
+            self.course.rounds.append(round_)
+            if self.checkpoint:
+                body = {"rounds": [r.to_json() for r in self.course.rounds]}
+                self.checkpoint.write(number, self.strategy.saved(), body)
+            self.tell(round_)
+        return self.course
+
+    def _resume(self) -> None:
+        kept = self.checkpoint.read() if self.checkpoint else None
+        if kept is not None:
+            states, body = kept
+            self.strategy.restore(states)
+            self.course = Course([Round.from_json(r) for r in body["rounds"]])
+
+    # -- who is there ----------------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        """Wait until as many clients have joined as the terms ask for."""
+        end = time.monotonic() + self.terms.patience
+        while True:
+            self._meet()
+            if len(self.members) >= self.terms.clients:
+                return
+            asked_all = len(self.known) >= self.terms.clients
+            if time.monotonic() >= end or (asked_all and self.faults):
+                raise Reject(too_few_clients(
+                    f"{len(self.members)} of {self.terms.clients} clients can take part", note=self._said(self.faults),
+                    help="start the others, or ask for fewer with `wait`"))
+            time.sleep(min(self.terms.every, _LOOK))
+
+    def _meet(self) -> None:
+        """Ask nodes that are new who they are; forget those that are gone."""
+        there = set(self.grid.get_node_ids())
+        for client in [c for c, m in self.members.items() if m.node not in there]:
+            self.known.pop(self.members.pop(client).node)
+            self.holding.pop(client, None)
+        fresh = sorted(there - self.known.keys())
+        asked = [Message(node, "join", 0) for node in fresh]
+        replies = exchange(self.grid, asked, self.terms.deadline, self.terms.every)
+        for reply in sorted(replies, key=lambda r: (int(r.config.get("client", -1)), r.node)):
+            client = self._admit(reply)
+            self.known[reply.node] = client
+            if client is not None:
+                self.members[client] = Member(client, reply.node, int(reply.config["examples"]))
+                self.faults.pop(client, None)
+
+    def _admit(self, reply: Reply) -> int | None:
+        """The client that a node is, or None, with the reason in `faults`."""
+        client = int(reply.config.get("client", -1 - len(self.faults)))
+        if reply.error:
+            why = reply.error
+        elif reply.config["base"] != self.terms.base:
+            why = (f"its base model is {str(reply.config['base'])[:12]}, that of the federation "
+                   f"{self.terms.base[:12]}")
+        elif not int(reply.config["examples"]):
+            why = "it has no data"
+        elif client in self.members:
+            why = f"another node is client {client} already"
+        else:
+            return client
+        self.faults[client] = why
+        return None
+
+    def _initial(self) -> State:
+        """The state that all start from, from the first client that can tell it."""
+        for client, member in sorted(self.members.items()):
+            message = Message(member.node, "initial", 0)
+            for reply in exchange(self.grid, [message], self.terms.deadline, self.terms.every):
+                state = reply.arrays.get("own", {})
+                why = reply.error or fault_of(state, self.strategy.full)
+                if not why:
+                    return state
+                self.faults[client] = why
+        raise Reject(too_few_clients("no client could tell the state to start from", note=self._said(self.faults)))
+
+    # -- a round ---------------------------------------------------------------------------------------------
+
+    def _round(self, number: int) -> Round:
+        started = time.monotonic()
+        self._meet()
+        chosen = self._chosen(number)
+        messages = {c: self._message(c, number) for c in chosen}
+        replies = exchange(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
+        by_node = {reply.node: reply for reply in replies}
+        turns, faults, sent = {}, dict(self.faults), {}
+        for client in chosen:
+            reply = by_node.get(self.members[client].node)
+            why = self._fault(client, number, reply)
+            if why:
+                faults[client] = why
+                self.holding.pop(client, None)                 # its node's memory is not what we think
+                continue
+            assert reply is not None
+            examples = float(reply.config["examples"])
+            sent[client] = Sent(reply.arrays["own"], examples)
+            turns[client] = _turn(reply, messages[client])
+            self.holding[client] = number
+        if len(sent) < max(1, self.terms.least):
+            raise Reject(too_few_clients(
+                f"round {number}: {len(sent)} of {len(chosen)} clients sent a usable state, {self.terms.least} are "
+                "needed", note=self._said(faults), help="run again: it goes on from the last round that was kept"))
+        self.strategy.take(number, sent)
+        return Round(number, turns, faults, time.monotonic() - started)
+
+    def _chosen(self, number: int) -> list[int]:
+        """The clients of a round; who takes part follows from the seed and the round."""
+        there = sorted(self.members)
+        if self.terms.share >= 1:
+            return there
+        count = max(1, round(self.terms.share * len(there)))
+        draw = np.random.default_rng([self.terms.seed, number])
+        return sorted(draw.choice(there, size=count, replace=False).tolist())
+
+    def _message(self, client: int, number: int) -> Message:
+        payload = self.strategy.payload(client, number, self.holding.get(client))
+        config = {"base": self.terms.base, "deadline": self.terms.deadline, "seed": self.terms.seed, **payload.config}
+        return Message(self.members[client].node, "train", number, payload.arrays, config)
+
+    def _fault(self, client: int, number: int, reply: Reply | None) -> str:
+        if reply is None:
+            return f"no reply within {self.terms.deadline:g} s"
+        if reply.error:
+            return reply.error
+        if int(reply.config.get("number", -1)) != number:
+            return f"its reply is of round {reply.config.get('number')}"
+        if not float(reply.config.get("examples", 0)) > 0:
+            return "it has no data"
+        return fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))
+
+    @staticmethod
+    def _said(faults: Mapping[int, str]) -> str:
+        shown = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
+        return "; ".join(_first_line(text) for text in shown[:8])
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else text
+
+
+def _turn(reply: Reply, message: Message) -> Turn:
+    numbers = {name: float(reply.config.get(name, "nan")) for name in ("loss", "before", "examples", "seconds", "mix")}
+    return Turn(**numbers, bytes_up=reply.bytes, bytes_down=message.bytes)
+
+
+def lines(rounds: Sequence[Round]) -> list[str]:
+    """A line for every fault that clients had, with its round."""
+    return [f"round {r.number}, client {client}: {_first_line(text)}" if client >= 0 else f"round {r.number}: {text}"
+            for r in rounds for client, text in sorted(r.faults.items())]

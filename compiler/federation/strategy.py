@@ -1,0 +1,67 @@
+"""What the server of a method keeps, sends each client, and makes of what comes back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .grid import Plain
+from .state import Shapes, State
+
+
+@dataclass(frozen=True)
+class Payload:
+    """For one client in one round: states by their use, and settings."""
+
+    arrays: Mapping[str, State] = field(default_factory=dict)
+    config: Plain = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a client sent in a round: the state that it trained and how many examples it has."""
+
+    state: State
+    examples: float
+
+
+class Strategy(ABC):
+    """Clients are named by the number of their partition, which outlives a node.
+
+    full      shapes of a whole state, that of the largest client
+    personal  every client ends with a state of its own
+    starts    all begin from one state, which the server asks a client for; else clients draw their own
+    """
+
+    personal: bool = False
+    starts: bool = True
+
+    def __init__(self, full: Shapes):
+        self.full = dict(full)
+        self.initial: State = {}
+
+    def begin(self, initial: State) -> None:
+        """Take the state that every client starts from."""
+        self.initial = dict(initial)
+
+    @abstractmethod
+    def payload(self, client: int, number: int, holds: int | None) -> Payload:
+        """What a client gets in a round. `holds` is the last round whose state it has in memory, None for none."""
+
+    def wanted(self, client: int) -> Shapes:
+        """The arrays that a client has to send."""
+        return self.full
+
+    @abstractmethod
+    def take(self, number: int, sent: Mapping[int, Sent]) -> None:
+        """Put a round together."""
+
+    @abstractmethod
+    def results(self) -> dict[str, State]:
+        """The states that a user gets: "global", or "client-3" of each."""
+
+    @abstractmethod
+    def saved(self) -> dict[str, State]:
+        """All that it keeps, by name; `restore` takes it back."""
+
+    @abstractmethod
+    def restore(self, saved: Mapping[str, State]) -> None: ...
