@@ -1,4 +1,4 @@
-"""What a step gives: a model, adapters that belong to one, or a front of models with their measures.
+"""What a step gives: a model, a front of models with their measures, or (training/unmerged.py) adapters.
 
 Everything after the passes (snapshots, emission, judging, `effc pick`) goes by `members`, so that a result of several
 models needs no path of its own.
@@ -6,11 +6,10 @@ models needs no path of its own.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
-
+from ..report.quantity import counted
 from .program import Program
 
 
@@ -18,6 +17,11 @@ class Outcome(ABC):
     """A step's result. `kind` is what headers call it."""
 
     kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What a progress line says of it."""
 
     @abstractmethod
     def members(self) -> Iterator[tuple[str, Program]]:
@@ -31,32 +35,9 @@ class Model(Outcome):
     kind: ClassVar[str] = "model"
     program: Program
 
-    def members(self) -> Iterator[tuple[str, Program]]:
-        yield "", self.program
-
-
-@dataclass
-class Adapters(Outcome):
-    """Low-rank adapters and the program that they were trained on, which is as it was.
-
-    base      key of the program's own result
-    rank, alpha   `alpha / rank` scales the product B A
-    tensors   "PATH.lora_A" [rank, in] and "PATH.lora_B" [out, rank] for the path of each adapted module
-    """
-
-    kind: ClassVar[str] = "adapters"
-    program: Program
-    base: str
-    rank: int
-    alpha: float
-    dropout: float
-    tensors: Mapping[str, Tensor]
-    notes: list[dict[str, Any]] = field(default_factory=list)
-
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Modules that have an adapter, in the order of their names."""
-        return tuple(sorted({name.rpartition(".")[0] for name in self.tensors}))
+    def summary(self) -> str:
+        return ""
 
     def members(self) -> Iterator[tuple[str, Program]]:
         yield "", self.program
@@ -83,6 +64,10 @@ class Front(Outcome):
     kind: ClassVar[str] = "front"
     points: tuple[Point, ...]
     load: Callable[[str], Program]
+
+    @property
+    def summary(self) -> str:
+        return counted(len(self.points), "point")
 
     def members(self) -> Iterator[tuple[str, Program]]:
         for point in self.points:
