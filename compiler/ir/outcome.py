@@ -69,6 +69,10 @@ class Front(Outcome):
     def summary(self) -> str:
         return counted(len(self.points), "point")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(point.name for point in self.points)
+
     def members(self) -> Iterator[tuple[str, Program]]:
         for point in self.points:
             yield point.name, self.load(point.key)

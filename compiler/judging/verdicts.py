@@ -4,7 +4,7 @@ A bound without `in` speaks of the result: it is judged on the first artifact th
 where no target writes a model. A target that rounds computes something else, so there it is judged again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +46,10 @@ class Verdicts:
         return replace(made, outcomes=(*known.outcomes, *made.outcomes), measures=measures), made.outcomes
 
     def on_front(self, front: Front) -> tuple[Comparison, tuple[Verdict, ...]]:
-        """Every point against the bounds that speak of it; one that any point may keep is missed where none does."""
+        """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
         judged = [(name, self._point(name, program.model)) for name, program in front.members()]
-        verdicts = [v for _, made in judged for v in made.outcomes if v.bound.part != "any"]
-        verdicts += self._best([v for _, made in judged for v in made.outcomes if v.bound.part == "any"])
+        said = [replace(v, where=name) for name, made in judged for v in made.outcomes]
+        verdicts = [decisive([v for v in said if v.bound == b]) for b in dict.fromkeys(v.bound for v in said)]
         measures = tuple(replace(m, metric=f"{m.metric} of {name}") for name, made in judged for m in made.measures)
         seconds = sum(made.run["seconds"]["measure"] for _, made in judged)
         run = {**judged[-1][1].run, "seconds": {"measure": round(seconds, 2)}}
@@ -59,12 +59,11 @@ class Verdicts:
         own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
         return compare(model, self._with(own), self.cache, self.ctx)
 
-    def _best(self, verdicts: list[Verdict]) -> Iterator[Verdict]:
-        """Of each bound one verdict: one that holds, else the first."""
-        for bound in dict.fromkeys(v.bound for v in verdicts):
-            same = [v for v in verdicts if v.bound == bound]
-            yield next((v for v in same if v.holds), same[0])
-
     def _with(self, bounds: list[Bound]) -> "Plan":
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))
 
+
+def decisive(verdicts: list[Verdict]) -> Verdict:
+    """Of a bound's verdicts on several points the one that counts: any that holds will do, or all have to."""
+    wanted = verdicts[0].bound.part == "any"
+    return next((v for v in verdicts if v.holds == wanted), verdicts[0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..report.progress import follow
 
 not_a_number = Fault(
     "not-a-number",
@@ -96,7 +97,7 @@ def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None) -> tuple[
     """
     total, count, first = 0.0, 0, 0
     with evaluating(model):
-        for batch in batches(model, rows):
+        for batch in follow(list(batches(model, rows)), "batches of rows"):
             values = logits(model, batch)                                      # [b, t, vocab]
             if values.shape[:2] != batch.shape:
                 raise Reject(no_next_token(f"{type(model).__name__} predicts no next token",
@@ -119,7 +120,7 @@ def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) 
     found = [0.0] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
     with evaluating(model):
-        for group in _groups(model, order, asked):
+        for group in follow(list(_groups(model, order, asked)), "batches of questions"):
             width = len(asked[group[-1]][0])
             ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])   # [b, t]
             values = logits(model, ids)

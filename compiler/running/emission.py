@@ -14,6 +14,7 @@ from ..artifacts.artifact import write
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..ir.outcome import Front, Model, Outcome
+from ..ir.program import Program
 from ..judging.comparison import reopened
 from ..judging.gate import Outcome as Verdict
 from ..judging.gate import bound_text, misses
@@ -22,6 +23,7 @@ from ..machine.fingerprint import machine
 from ..planning import keys
 from ..planning.plan import Plan
 from ..planning.profile import packed_widths, profile
+from ..report.progress import announce
 from ..report.quantity import counted, size
 from ..store.cache import Cache
 from ..words.context import Context
@@ -59,10 +61,13 @@ class Emission:
         writer: Target = self.ctx.shelf.make("target", target.call)
 
         def build(folder: Path) -> Manifest:
-            writer.write(outcome, folder, self.ctx)
+            with announce("writing", "then reopening and measuring"):
+                writer.write(outcome, folder, self.ctx)
             forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
-            checks = reopen(folder, outcome, forms, self.ctx.seed)
-            compared, verdicts = self.judge(outcome, target, folder, forms)
+            with announce("reopening", "then measuring"):
+                checks = reopen(folder, outcome, forms, self.ctx.seed)
+            with announce("measuring"):
+                compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts))
             return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
                 checks=checks, measures=compared.measures, machine=machine(),
@@ -109,9 +114,14 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
 def facts(outcome: Outcome, plan: Plan) -> dict[str, Any]:
     """Edits and widths of a model; of a front the measures of its points, by name."""
     if isinstance(outcome, Front):
-        members = {p.name: {"measures": {name: list(m) for name, m in p.measures.items()}} for p in outcome.points}
-        return {"members": members}
-    program = outcome.program
+        measures = {p.name: {name: list(m) for name, m in p.measures.items()} for p in outcome.points}
+        return {"members": {name: {"measures": measures[name], "steps": sorted(ancestors(plan, name)),
+                                   **changed(program, plan)} for name, program in outcome.members()}}
+    return changed(outcome.program, plan)
+
+
+def changed(program: Program, plan: Plan) -> dict[str, Any]:
+    """What the program's edits are, and the widths of its layers before and after them."""
     return {"edits": program.edits.to_json(), "profile": {"before": profile(plan.skeleton), "after": packed_widths(
         plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers)}}
 

@@ -21,7 +21,7 @@ from ..planning import keys
 from ..planning.change import describe
 from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
-from ..report.progress import StageBegan, StageEnded
+from ..report.progress import StageBegan, StageEnded, announce, hear
 from ..store.cache import Cache
 from ..training.unmerged import Unmerged
 from ..words.context import Context
@@ -93,8 +93,10 @@ class Build:
             given, facts = self.give(pass_, outcome, stage)
             if isinstance(given, Unmerged) and stage.source != self.plan.identity:
                 given.base = stage.source
-            done.change, done.dump = facts["summary"], facts.pop("dump") if self.dump else ""
-            snapshot.save(given, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
+            done.change, dump = facts["summary"], facts.pop("dump")
+            done.dump = dump if self.dump else ""
+            with announce("keeping the result"):
+                snapshot.save(given, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
             self.outcome, self.at = given, stage.key
 
     def give(self, pass_: Pass, outcome: Outcome, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
@@ -113,7 +115,8 @@ class Build:
             raise Reject(no_change(f"`{stage.call.word}` changed nothing",
                                    help="ask more of it, or leave the step out"))
         if promise:
-            promise.check(program, pass_.keeps)
+            with announce("comparing with the model before"):
+                promise.check(program, pass_.keeps)
         lines = describe(before, program.skeleton)
         return made, {"program": program.notes, "step": program.notes[notes:], "changes": lines.rows,
                       "summary": made.summary or lines.summary, "dump": lines.text}
@@ -123,11 +126,13 @@ class Build:
         if self.outcome is None or self.at != key:
             self.outcome = None                            # frees the one we have before another is loaded
             if key == self.plan.identity:
-                program = capture(self.ctx.origin.load())
+                with announce("loading the model"):
+                    program = capture(self.ctx.origin.load())
                 self.keep_references(program)
                 self.outcome = Model(program)
             else:
-                self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of)
+                with announce("loading the result of the step before"):
+                    self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of)
             self.at = key
         return self.outcome
 
@@ -162,7 +167,12 @@ class Build:
         work = self.cache.work(stage.key)
         work.mkdir(parents=True, exist_ok=True)
         return replace(self.ctx.beside(stage.call), workdir=work,
-                       results=lambda name: self.reach(self.plan.key_of(name)))
+                       results=self.result)
+
+    def result(self, name: str) -> tuple[str, Program]:
+        """The key and the program of another step."""
+        key = self.plan.key_of(name)
+        return key, self.program_of(key)
 
     @contextmanager
     def stage(self, name: str, about: str) -> "Iterator[Done]":
@@ -172,7 +182,8 @@ class Build:
         started, done = time.monotonic(), Done()
         with Watch(self.ctx.settings.max_memory) as watch:
             self.ctx.settings.watch = watch
-            yield done
+            with hear(self.ctx.tick):
+                yield done
         watch.check()
         self.ctx.tell(StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak,
                                  dump=done.dump))

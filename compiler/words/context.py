@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.values import DataRef, MetricRef, StepRef
-from ..report.progress import Listener, Recorded, Ticked, each, silent
+from ..report.progress import Event, Listener, Recorded, each, silent
 from .placing import placed
 
 if TYPE_CHECKING:
     import torch
 
     from ..checkpoints.origin import Origin
-    from ..ir.outcome import Outcome
+    from ..ir.program import Program
     from ..machine.memory import Watch
     from .kinds import Data
     from .shelf import Shelf
@@ -51,7 +51,7 @@ class Context:
     workdir: Path
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
-    results: "Callable[[str], Outcome] | None" = None
+    results: "Callable[[str], tuple[str, Program]] | None" = None
 
     @property
     def seed(self) -> int:
@@ -99,8 +99,8 @@ class Context:
             said = self.data(ref).said(self.tokenizer, self.beside(call))
             return None if said is None else torch.stack(list(said)).bool()
 
-    def result(self, ref: StepRef) -> "Outcome":
-        """What another step of the pipeline gave."""
+    def result(self, ref: StepRef) -> "tuple[str, Program]":
+        """The key of another step's result, and the program that it gave."""
         assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
         return self.results(ref.name)
 
@@ -115,7 +115,7 @@ class Context:
                 self.settings.watch.check()
             yield item
 
-    def tick(self, event: Ticked) -> None:
+    def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.tell(event)
         if self.settings.watch:
