@@ -47,7 +47,7 @@ def report_kinds(line: Line) -> None:
             if takes and kind not in takes:
                 line.report(stage, other_kind_of_result(
                     f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}", stage.span,
-                    related=_where(line, name), help=_help(line, takes)))
+                    related=_where(line, name), help=_help(line, takes, stage.name, bool(refs))))
 
 
 def report_held(word: Word, emit: Emit, line: Line) -> None:
@@ -56,7 +56,7 @@ def report_held(word: Word, emit: Emit, line: Line) -> None:
     if kind not in holdable:
         line.scope.report(other_kind_of_result(
             f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}", emit.call.span,
-            related=_where(line, emit.source), help=_help(line, holdable)))
+            related=_where(line, emit.source), help=_help(line, holdable, "", False)))
 
 
 def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> None:
@@ -80,9 +80,13 @@ def _where(line: Line, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {LABELS[kind_after(s)]}") for s in line.stages if s.name == name)
 
 
-def _help(line: Line, wanted: tuple[str, ...]) -> str:
-    """The last result that would do."""
-    fit = [s.name for s in line.stages if kind_after(s) in wanted]
+def _help(line: Line, wanted: tuple[str, ...], until: str, named: bool) -> str:
+    """The last result before the step `until` that would do."""
+    names = [s.name for s in line.stages]
+    earlier = line.stages[:names.index(until)] if until else line.stages
+    fit = [s.name for s in earlier if kind_after(s) in wanted]
+    if named:
+        return f"name steps that give {_either(wanted)}" + (f": {', '.join(fit)}" if fit else "")
     if fit:
         return f"write `from: {fit[-1]}`"
     return f"write `from: {line.input}`" if MODEL in wanted else f"add a step that gives {_either(wanted)}"

@@ -35,10 +35,9 @@ def register(app: typer.Typer) -> None:
         if bool(texts) == bool(point):
             raise typer.BadParameter("say which point: --point NAME, or limits such as --params 1.6M")
         limits = tuple(picking.Limit(*text.rsplit("=", 1)) for text in texts)
-        with shared.listening() as tell:
-            name, manifest = picking.pick(artifact, output or artifact.with_name(f"{artifact.name}-picked"), point=point,
-                                          limits=limits, force=force, tell=tell)
         where = output or artifact.with_name(f"{artifact.name}-picked")
+        with shared.listening() as tell:
+            name, manifest = picking.pick(artifact, where, point=point, limits=limits, force=force, tell=tell)
         if shared.format == "json":
             shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)
         else:

@@ -1,5 +1,6 @@
 """One model out of a front that was emitted: an artifact of its own, without training and without the recipe."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -53,11 +54,8 @@ class Limit:
 
 
 def _value(text: str) -> Any:
-    digits = text.rstrip("%KMBTGiBnusmhdin")
-    try:
-        value = natural(digits, text[len(digits):])
-    except ValueError:
-        value = None
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z%]*)", text)
+    value = natural(*amount.groups()) if amount else None
     if value is None:
         raise Reject(unmeasured_limit(f"`{text}` is no amount", help="write it like 1.6M, 24MiB, 30ms or 85%"))
     return value
@@ -110,7 +108,8 @@ def _copy(source: Path, front: Manifest, name: str) -> Callable[[Path], Manifest
         checks = verify(draft, load(form, check="size", kernels=False), CHECKPOINTS)
         member, own = front.members[name], f" of {name}"
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
-        measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in front.measures if m.metric.endswith(own))
+        rows = [m for m in front.measures if m.metric.endswith(own)]
+        measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in rows)
         return replace(front, kind="hf", steps=steps, edits=member["edits"], profile=member["profile"], members={},
                        notes=(f"Point `{name}` of a front.",), files={}, expectations=()).with_measures(
             measures=measures, checks=checks, machine=machine(), run=front.run, expectations=())

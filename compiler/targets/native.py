@@ -50,6 +50,8 @@ class Native(Target):
     Example: native("cpu")
     """
 
+    cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
+
     weights: Literal["bf16", "int8"] = param(
         "Numbers of linear layers that are not lowered: bfloat16, or int8 with a scale for each output.",
         default="bf16")

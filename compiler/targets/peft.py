@@ -1,15 +1,14 @@
 """Adapters as peft writes them, beside the model that they were trained on."""
 
-import json
 from pathlib import Path
 
 from ...dsl.diagnostics import Fault, Reject
-from ..artifacts.artifact import NOTES
+from ...dsl.values import Bytes
 from ..artifacts.stock import stock_config
 from ..ir.outcome import Outcome
 from ..machine.environment import check_modules
 from ..words.context import Context
-from ..words.kinds import Form, Target
+from ..words.kinds import Form, Target, param
 from . import hf
 
 shaped_base = Fault(
@@ -23,9 +22,9 @@ ADAPTER, BASE = "adapter", "base"
 class Peft(Target):
     """Adapters as peft writes them, beside the model that they were trained on.
 
-    `adapter/` is a stock folder: `PeftModel.from_pretrained(base, "adapter")` opens it, and so does vLLM or a hub that
-    knows peft. `base/` holds the model beneath where earlier steps changed it; otherwise the adapters belong to the
-    recipe's own model, which is not copied. Only a few megabytes differ from one task to the next.
+    `adapter/` is a stock folder: `PeftModel.from_pretrained(base, "adapter")` opens it, and so does whatever else knows
+    peft. `base/` holds the model beneath, as plain transformers loads it; several adapters of one model need it once.
+    A model whose layers have widths of their own has no such folder, so its adapters are merged instead.
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685); the folder is peft's own format.
     Example: peft("adapter")
@@ -35,25 +34,18 @@ class Peft(Target):
     extra = "tune"
     requires = ("peft",)
 
+    shard: Bytes = param("Largest size of one weights file of the base.", default=Bytes(5_000_000_000))
+
     def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `peft`")
         program = outcome.program
-        if outcome.base:
-            _, why = stock_config(program.model)
-            if why:
-                raise Reject(shaped_base(f"no config has the shapes of the model beneath the adapters: {why[0]}",
-                                         help="leave `merge: false` out, and emit `hf`"))
-            folder = into / BASE
-            folder.mkdir()
-            hf.write_checkpoint(program, folder, ctx)
-        elif ctx.origin.folder is None:
-            folder = into / BASE
-            folder.mkdir()
-            hf.write_checkpoint(program, folder, ctx)
-        with outcome.applied():
-            outcome.save(into / ADAPTER, base=f"../{BASE}" if (into / BASE).is_dir() else ctx.origin.label)
-        if not (into / BASE).is_dir():
-            (into / NOTES).write_text(json.dumps([f"The adapters belong to {ctx.origin.label}."]), encoding="utf-8")
+        program.model.to("cpu")
+        _, why = stock_config(program.model)
+        if why:
+            raise Reject(shaped_base(f"no config has the shapes of the model beneath the adapters: {why[0]}",
+                                     help="leave `merge: false` out, and emit `hf`"))
+        hf.write_stock(program, into, ctx, self.shard.value, BASE)
+        outcome.save(into / ADAPTER, BASE)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -49,4 +50,23 @@ class Unmerged(Outcome):
         with adapted(self.program.model, self.paths, self.shape, seed=0) as adapters, torch.no_grad():
             for name, parameter in adapters.parameters().items():
                 parameter.copy_(self.tensors[name])
+            for layer in adapters.layers.values():
+                layer.eval()                    # new modules would drop some of what they are given
             yield
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write peft's own files; `base` is what they call the model beneath."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+        from transformers.pytorch_utils import Conv1D
+
+        model = self.program.model
+        transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in self.paths)
+        shape = self.shape
+        config = LoraConfig(r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
+                            target_modules=list(self.paths), base_model_name_or_path=base, inference_mode=True,
+                            fan_in_fan_out=transposed, task_type="CAUSAL_LM" if model.can_generate() else None)
+        folder.mkdir()
+        config.save_pretrained(folder)
+        save_file({f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in self.tensors.items()},
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -104,6 +104,15 @@ class Context:
         assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
         return self.results(ref.name)
 
+    def prompts(self, ref: DataRef) -> "torch.Tensor | None":
+        """How many of each row's first tokens ask, [rows] int64; None where rows are no prompts with answers."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            lengths = self.data(ref).prompts(self.tokenizer, self.beside(call))
+            return None if lengths is None else torch.tensor(list(lengths))
+
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
         return self.shelf.metric(ref)
