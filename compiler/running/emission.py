@@ -114,9 +114,9 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
 def facts(outcome: Outcome, plan: Plan) -> dict[str, Any]:
     """Edits and widths of a model; of a front the measures of its points, by name."""
     if isinstance(outcome, Front):
-        measures = {p.name: {name: list(m) for name, m in p.measures.items()} for p in outcome.points}
-        return {"members": {name: {"measures": measures[name], "steps": sorted(ancestors(plan, name)),
-                                   **changed(program, plan)} for name, program in outcome.members()}}
+        measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
+        return {"members": tuple({"name": name, "measures": measures[name], "steps": sorted(ancestors(plan, name)),
+                                  **changed(program, plan)} for name, program in outcome.members())}
     return changed(outcome.program, plan)
 
 

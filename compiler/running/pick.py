@@ -74,7 +74,7 @@ def pick(path: Path, into: Path, *, point: str = "", limits: tuple[Limit, ...] =
         raise Reject(no_front(f"{path} was written by the target `{front.kind}`, which holds one model",
                               help='emit a front first: `emit NAME { front("sizes") }`'))
     check_free(into, force)
-    names = list(front.members)
+    names = [str(member["name"]) for member in front.members]
     name = _named(point, names) if point else _fitting(front, limits)
     with hear(tell), announce("reading and checking files"):
         verify_files(path, front, under=f"{POINTS}/{name}")
@@ -90,7 +90,7 @@ def _named(point: str, names: list[str]) -> str:
 
 
 def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
-    measures: dict[str, Measures] = {name: member["measures"] for name, member in front.members.items()}
+    measures = {m["name"]: {metric: tuple(fact) for metric, *fact in m["measures"]} for m in front.members}
     fit = [name for name in measures if all(limit.holds(measures[name]) for limit in limits)]
     if not fit:
         near = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
@@ -106,11 +106,11 @@ def _copy(source: Path, front: Manifest, name: str) -> Callable[[Path], Manifest
         shutil.copytree(source, draft, dirs_exist_ok=True)
         form = next(source / f for f in FORMS if (source / f).is_dir())
         checks = verify(draft, load(form, check="size", kernels=False), CHECKPOINTS)
-        member, own = front.members[name], f" of {name}"
+        member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
         rows = [m for m in front.measures if m.metric.endswith(own)]
         measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in rows)
-        return replace(front, kind="hf", steps=steps, edits=member["edits"], profile=member["profile"], members={},
+        return replace(front, kind="hf", steps=steps, edits=member["edits"], profile=member["profile"], members=(),
                        notes=(f"Point `{name}` of a front.",), files={}, expectations=()).with_measures(
             measures=measures, checks=checks, machine=machine(), run=front.run, expectations=())
 

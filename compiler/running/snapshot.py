@@ -26,7 +26,8 @@ def save(outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], ori
          notes: Mapping[str, Any]) -> None:
     """Store a finished step."""
     if isinstance(outcome, Front):
-        body = {"points": [asdict(point) for point in outcome.points],
+        body = {"points": [{"name": p.name, "key": p.key, "measures": [[name, *m] for name, m in p.measures.items()]}
+                           for p in outcome.points],
                 "needs": [point.key for point in outcome.points]}
     elif isinstance(outcome, Unmerged):
         body = {"adapters": {"base": outcome.base, "shape": asdict(outcome.shape)},
@@ -55,7 +56,7 @@ def restore(cache: Cache, key: str, origin: Origin, reach: Callable[[str], Progr
     body = cache.step(key)
     assert body is not None, f"step {key} is not in the cache"
     if "points" in body:
-        points = (Point(p["name"], p["key"], {n: tuple(m) for n, m in p["measures"].items()}) for p in body["points"])
+        points = (Point(p["name"], p["key"], {n: tuple(m) for n, *m in p["measures"]}) for p in body["points"])
         return Front(tuple(points), reach)
     if "adapters" in body:
         tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
+from ..artifacts.companions import companions
 from ..artifacts.stock import stock_config
 from ..ir.outcome import Outcome
 from ..machine.environment import check_modules
@@ -46,6 +47,7 @@ class Peft(Target):
                                      help="leave `merge: false` out, and emit `hf`"))
         hf.write_stock(program, into, ctx, self.shard.value, BASE)
         outcome.save(into / ADAPTER, BASE)
+        companions(program, into / ADAPTER, ctx)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)
