@@ -182,6 +182,9 @@ class Target(Word):
         """Write a model's files into an empty folder."""
         raise AssertionError(f"{type(self).__name__} holds no model")
 
+    def foresee(self, ctx: "Context") -> None:
+        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+
     def forms(self) -> tuple[Form, ...]:
         """The folders that it may have written and that load as models."""
         return ()
