@@ -5,6 +5,8 @@ from .manifest import Check, Expectation, Manifest, Measure
 _LOADS = {
     "model": "`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(\"model\")`.",
     "compact": "`compact/` has the true shapes: `effc.load(\".\")` (needs `pip install effc`).",
+    "reft": "`reft/` has interventions alone: `effc.load(\".\")` puts them onto their base, "
+            "`effc.load(\".\", base=\"folder\")` onto one that you name (needs `pip install effc`).",
     "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
               "logits, none of the saving.",
 }

@@ -20,6 +20,7 @@ from ..words.kinds import Pass
 from ..words.placing import placed
 from . import keys, shrink
 from .drawing import left_alone
+from .foreseen import refuse_foreseen
 from .peak import peak_bytes
 from .select import branches, groups, layers, mixers, parts, scans
 
@@ -122,6 +123,7 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
             stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store)
         done[step.name] = (stage.key, after, stage.told[1])
         stages.append(stage)
+    refuse_foreseen(pipeline, ctx)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
 
 

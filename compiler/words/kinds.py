@@ -160,6 +160,9 @@ class Target(Word):
     def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder."""
 
+    def foresee(self, ctx: "Context") -> None:
+        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+
     def forms(self) -> tuple[Form, ...]:
         """The folders that it may have written and that load as models."""
         return ()

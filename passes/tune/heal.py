@@ -1,5 +1,6 @@
 """Train a pruned model until it is as well again as it gets."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -16,6 +17,7 @@ from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.effort import adapter_size, effort, whole_size
 from ...compiler.training.gains import no_gain, refuse_same_rows
 from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.masks import masks
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.training.trained import Trained, recomputing, training
@@ -35,8 +37,11 @@ class Heal(Pass):
 
     `method: lora` trains adapters of low rank on linear modules and merges them: names, shapes and ties are
     then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients
-    and two moments as well, three times their bytes. Zeros that a mask made do not stay zero: heal before you
-    sparsify.
+    and two moments as well, three times their bytes.
+
+    Zeros stay zero: where at least 1% of a weight matrix is exactly zero, as `sparsify.*` leaves it, only the
+    others are trained, and an adapter gives nothing where the weight is zero, beside it and merged. `zeros:
+    fill` trains all.
 
     With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run
     ends once nothing has got better for a while; a run that never gets better than its start is refused.
@@ -45,7 +50,8 @@ class Heal(Pass):
     On little text, distill: full training alone learned 139 KB by heart and left a model that had lost three
     branches worse than it was, with `distill: 50%` it gave back 38 % of what was lost (tests/bench/heal.py).
 
-    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); distillation (Hinton et al. 2015, arXiv 1503.02531);
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685), on zeros SparsePEFT (Munoz et al. 2024, arXiv 2410.03750);
+    distillation (Hinton et al. 2015, arXiv 1503.02531);
     defaults of the recovery of MultiPruner (Munoz et al. 2025, arXiv 2501.09949), with a shorter run.
     Example: fit = tune.heal(data: calib, held_out: dev, steps: 400, distill: 50%)
     """
@@ -70,6 +76,7 @@ class Heal(Pass):
     alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0,
                          gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.05, ge=0, lt=1)
+    zeros: Literal["keep", "fill"] = param("Whether zeros of sparse matrices stay zero.", default="keep")
     distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0),
                            ge=0, le=1)
     temperature: float = param("What both predictions are softened by before they are compared.", default=1.0,
@@ -92,11 +99,11 @@ class Heal(Pass):
         self._check(ctx)
         if self.method == "full":
             weights = self._weights(program)
-            course = self._train(program, ctx, weights)
+            course = self._train(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
             paths, seed = adaptable(program, self.on), seed_of("adapters", ctx.seed)
-            with adapted(program.model, paths, shape, seed) as adapters:
+            with adapted(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
                 course = self._train(program, ctx, weights)
                 adapters.merge()
@@ -127,7 +134,8 @@ class Heal(Pass):
         return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks, narrow=narrow,
                       recomputed=self.gradient_checkpointing)
 
-    def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter]) -> Course:
+    def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter],
+               kept: Mapping[str, torch.Tensor] | None = None) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
         model, rows, said = program.model, ctx.rows(self.data), self._said(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
@@ -141,7 +149,7 @@ class Heal(Pass):
             seed=ctx.seed)
         layers = [unit.module(model) for unit in program.units.values()]
         with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(Trained(weights), regime, len(teaching),
+            course = Run(Trained(weights, kept), regime, len(teaching),
                          lambda chosen, weight: lesson.learn(teaching[chosen], weight), judge, ctx).run()
         if self.held_out and course.best == 0:
             raise Reject(no_gain(course.held_out[0][1], course.held_out[1:]))
