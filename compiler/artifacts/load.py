@@ -17,6 +17,8 @@ FORMS = ("compact", "model", "compat", "program", "native", "adapter", "reft")
 MARKS = {"program": "program/model.pt2", "native": "native/plan.json", "adapter": "adapter/adapter_config.json",
          "reft": "reft/reft.json"}
 
+SPARE = 64       # times as large as its stored weights may a model have been before it was edited
+
 tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
                        exit="environment")
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
@@ -168,22 +170,34 @@ def _adapted(folder: Path, dtype: "torch.dtype | None") -> Any:
 
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
-    from ..checkpoints.checkpoint import check_names, parse_config, quiet
-    from ..checkpoints.folder import read_config
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import check_names, stock
+    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
 
-    config, kind = parse_config(read_config(folder / "config.json", str(folder)))
-    with quiet():
-        model, info = kind.from_pretrained(folder, config=config, dtype=dtype or "auto", use_safetensors=True,
-                                           local_files_only=True, output_loading_info=True)
+    config, slots = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder)).slots
+    refuse_adapter(folder, str(folder))
+    check_numbers(config, slots, str(folder))
+    model, info = stock(folder, config, sum(slot.count for slot in slots.values()), dtype=dtype or "auto",
+                        use_safetensors=True, local_files_only=True, output_loading_info=True,
+                        ignore_mismatched_sizes=True)
     check_names(info, str(folder))
     return model.eval()
 
 
 def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
+    import torch
+
     from ..checkpoints.blank import blank, cut_tables
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import build, check_size
+    from ..checkpoints.folder import find_weights
     from ..ir.edits import Edits, replay
 
+    slots = find_weights(folder, str(folder)).slots
+    check_numbers(record["base"], slots, str(folder), spare=SPARE)
+    with torch.device("meta"):
+        check_size(build(record["base"], record["dtype"]), sum(slot.count for slot in slots.values()), spare=SPARE)
     model = blank(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
     try:
