@@ -29,6 +29,9 @@ ASKED = {
     "sparsify.sparsegpt": None,          # moves weights, and may choose others: a mask of its own
     "sparsify.admm": None,
     "tune.heal": {**TRAINED, "lr": 1e-2},
+    "tune.reft": None,                   # trains what reft.insert puts in, no weight
+    "quantize.round": {"group": 32},
+    "quantize.gptq": {"group": 32, "data": ROWS},
     "lower.sparse_cpu": {"format": "sparse_bf16", "divergence": 9.0},
     "lower.sparse_kv": None,             # no weight changes
     "lower.group_queries": None,
