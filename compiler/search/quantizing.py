@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...dsl.skeleton import Part
-from ..training.masks import is_sparse
 from .grid import Grid
+from .masks import is_sparse
 from .sparsity import inputs, sizes
 
 if TYPE_CHECKING:

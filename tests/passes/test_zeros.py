@@ -7,9 +7,10 @@ import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import KernelLinear, weight_of
+from effc.compiler.search.masks import is_sparse
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.training.adapters import Shape, adaptable, adapted
-from effc.compiler.training.masks import MaskedProduct, is_sparse, product
+from effc.compiler.training.masks import MaskedProduct, product
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.values import DataRef, Ratio
 from hypothesis import given
