@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import Listener, Warned, silent
@@ -22,6 +22,20 @@ SPARE = 64       # times as large as its stored weights may a model have been be
 tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
                        exit="environment")
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
+
+
+class LoadOptions(TypedDict, total=False):
+    """What `load` may be told, as its page says."""
+
+    device: Any
+    dtype: "torch.dtype | None"
+    check: Literal["sha256", "size", "auto"]
+    threads: int | None
+    sequences: int | None
+    steady: bool
+    kernels: bool
+    signed_by: Sequence[str]
+    tell: Listener
 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
