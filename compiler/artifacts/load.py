@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import Listener, Warned, silent
@@ -13,12 +13,29 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-FORMS = ("compact", "model", "compat", "program", "native", "reft")
-MARKS = {"program": "program/model.pt2", "native": "native/plan.json", "reft": "reft/reft.json"}
+FORMS = ("compact", "model", "compat", "program", "native", "adapter", "reft")
+MARKS = {"program": "program/model.pt2", "native": "native/plan.json", "adapter": "adapter/adapter_config.json",
+         "reft": "reft/reft.json"}
+
+SPARE = 64       # times as large as its stored weights may a model have been before it was edited
 
 tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
                        exit="environment")
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
+
+
+class LoadOptions(TypedDict, total=False):
+    """What `load` may be told, as its page says."""
+
+    device: Any
+    dtype: "torch.dtype | None"
+    check: Literal["sha256", "size", "auto"]
+    threads: int | None
+    sequences: int | None
+    steady: bool
+    kernels: bool
+    signed_by: Sequence[str]
+    tell: Listener
 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
@@ -87,6 +104,8 @@ def _of_form(folder: Path, dtype: "torch.dtype | None", device: Any,
         return _upon(folder, own.get("base"), dtype), None
     if folder.name in ("model", "compat"):
         return _stock(folder, dtype), None
+    if folder.name == "adapter":
+        return _adapted(folder, dtype), None
     record = read_record(folder)
     return rebuild(folder, record, dtype), record.get("versions", {})
 
@@ -113,7 +132,7 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
-        if manifest.kind not in ("hf", "pt2", "native", "reft", "rttc"):
+        if not holds_model(manifest):
             raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`",
                                     help=f"see {path / 'README.md'} for how it is used"))
         form = next((f for f in FORMS if _mark(f) in manifest.files), None)
@@ -151,24 +170,48 @@ def _native(folder: Path, dtype: "torch.dtype | None", device: Any, own: dict[st
     return open_native(folder, **own)
 
 
+def _adapted(folder: Path, dtype: "torch.dtype | None") -> Any:
+    """The base that lies beside an adapter folder, with the adapters on it; peft reads no code and no pickle here."""
+    from ..machine.environment import check_modules
+
+    check_modules(("peft", "safetensors"), "tune", "an artifact of the target `peft`")
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise Reject(no_artifact(f"{folder} has no adapter_model.safetensors"))
+    return PeftModel.from_pretrained(_stock(folder.parent / "base", dtype), folder, local_files_only=True).eval()
+
+
 def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
-    from ..checkpoints.checkpoint import check_names, parse_config, quiet
-    from ..checkpoints.folder import read_config
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import check_names, stock
+    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
 
-    config, kind = parse_config(read_config(folder / "config.json", str(folder)))
-    with quiet():
-        model, info = kind.from_pretrained(folder, config=config, dtype=dtype or "auto", use_safetensors=True,
-                                           local_files_only=True, output_loading_info=True)
+    config, slots = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder)).slots
+    refuse_adapter(folder, str(folder))
+    check_numbers(config, slots, str(folder))
+    model, info = stock(folder, config, sum(slot.count for slot in slots.values()), dtype=dtype or "auto",
+                        use_safetensors=True, local_files_only=True, output_loading_info=True,
+                        ignore_mismatched_sizes=True)
     check_names(info, str(folder))
     return model.eval()
 
 
 def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
+    import torch
+
     from ..checkpoints.blank import blank, cut_tables
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import build, check_size
+    from ..checkpoints.folder import find_weights
     from ..ir.edits import Edits, replay
 
+    slots = find_weights(folder, str(folder)).slots
+    check_numbers(record["base"], slots, str(folder), spare=SPARE)
+    with torch.device("meta"):
+        check_size(build(record["base"], record["dtype"]), sum(slot.count for slot in slots.values()), spare=SPARE)
     model = blank(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
     try:

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Reject
 from .flags import Shared, knowledge_url, required_key, verb
-
-no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
-                 exit="usage")
+from .services import no_words
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
                         show_default=False)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from .flags import Shared
-from .run import no_words
 
 if TYPE_CHECKING:
     from ..rttc.guided import Guided
     from ..rttc.retrieval import Remote
 
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
+                 exit="usage")
 no_such_role = Fault("no-such-role", "A folder was to be served in a role that it can't have.\n\n"
                      "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
                      exit="usage")

@@ -62,12 +62,30 @@ class Rttc(Target):
     length: int = param("Most tokens of an answer in the calibration.", default=32, ge=1, le=4096)
     force: bool = param("Take a reward that tells right from wrong no better than a coin.", default=False)
 
+    def foresee(self, ctx: Context) -> None:
+        from ..rttc.sample import read_samples
+        from ..rttc.scorer import read_graded
+
+        if self.policy == "sequential" and not self.dev:
+            raise Reject(no_questions("`policy: sequential` has no thresholds without `dev`",
+                                      help="give `dev: \"dev.jsonl\"`, or a fixed policy such as `policy: rag`"))
+        if self.reward == "scorer" and not self.graded:
+            raise Reject(no_graded("`reward: scorer` has nothing to learn from without `graded`",
+                                   help="give `graded: \"graded.jsonl\"`, or `reward: \"self\"`"))
+        for _ in read_samples(ctx.folder / self.knowledge):
+            pass
+        self._questions(ctx)
+        if self.reward == "scorer":
+            read_graded(ctx.folder / self.graded)
+        for _, place, fault in self._folders():
+            if not (ctx.folder / place / "config.json").is_file():
+                raise Reject(fault(f"there is no model folder {ctx.folder / place}"))
+
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         from ..rttc.app import KNOWLEDGE, NAME, App, embedder_of
         from ..rttc.calibration import nearness
         from ..store.cache import write_whole
 
-        self._check()
         Hf(path=self.path).emit(program, into, ctx)
         model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
         app = App(self._policy(), self._regime(ctx), self._kind(), "own" if self.embed == "own" else "folder", {},
@@ -84,14 +102,6 @@ class Rttc(Target):
     def forms(self) -> tuple[Form, ...]:
         return FORMS
 
-    def _check(self) -> None:
-        if self.policy == "sequential" and not self.dev:
-            raise Reject(no_questions("`policy: sequential` has no thresholds without `dev`",
-                                      help="give `dev: \"dev.jsonl\"`, or a fixed policy such as `policy: rag`"))
-        if self.reward == "scorer" and not self.graded:
-            raise Reject(no_graded("`reward: scorer` has nothing to learn from without `graded`",
-                                   help="give `graded: \"graded.jsonl\"`, or `reward: \"self\"`"))
-
     def _kind(self) -> str:
         return self.reward if self.reward in ("self", "scorer") else "judge"
 
@@ -105,17 +115,17 @@ class Rttc(Target):
 
         return Regime(rank=self.rank, alpha=2.0 * self.rank, lr=self.lr, epochs=self.epochs, seed=ctx.seed)
 
-    def _copy(self, into: Path, ctx: Context) -> None:
-        """The embedder and the judge travel with the folder."""
+    def _folders(self) -> list[tuple[str, str, Fault]]:
+        """Models that travel with the folder: where to, where from, and what it is called where there is none."""
         from ..rttc.app import EMBEDDER, REWARD
         from ..rttc.embedder import no_embedder
         from ..rttc.reward import no_judge
 
-        folders = [(EMBEDDER, self.embed, no_embedder)] if self.embed != "own" else []
-        folders += [(REWARD, self.reward, no_judge)] if self._kind() == "judge" else []
-        for name, place, fault in folders:
-            if not (ctx.folder / place / "config.json").is_file():
-                raise Reject(fault(f"there is no model folder {ctx.folder / place}"))
+        embedder = [] if self.embed == "own" else [(EMBEDDER, self.embed, no_embedder)]
+        return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
+
+    def _copy(self, into: Path, ctx: Context) -> None:
+        for name, place, _ in self._folders():
             shutil.copytree(ctx.folder / place, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
 
     def _build(self, folder: Path, embedder: Any, ctx: Context) -> Any:

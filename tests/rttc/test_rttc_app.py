@@ -215,7 +215,7 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
     ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
     ('policy: rag, embed: "absent"', 5, "there is no model folder"),
     ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
-    ('policy: rag, count: 0', 3, "at least 1")])
+    ('policy: rag, count: 0', 3, "the least is 1")])
 def test_recipes_that_could_not_work_are_refused(effc, tmp_path, monkeypatch, more, code, words):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     recipe(tmp_path, more)
