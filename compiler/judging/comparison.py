@@ -3,13 +3,11 @@
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ...dsl.show import show
 from ...dsl.values import MetricRef
-from ..artifacts.load import FORMS, load
 from ..artifacts.manifest import Measure
 from ..measuring.timing import interleaved, no_cache
 from ..planning import keys
@@ -29,12 +27,6 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     measures: tuple[Measure, ...]
     run: dict[str, Any] = field(default_factory=dict)
-
-
-def reopened(folder: Path, ctx: Context) -> Any:
-    """The model that lies in a folder; its weights are mapped from disk, not held."""
-    return load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size",
-                device=ctx.settings.device)
 
 
 def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:

@@ -11,11 +11,11 @@ from ...dsl.diagnostics import Diagnostic
 from ...dsl.recipe import Emit, Recipe
 from ...dsl.values import DataRef, StepRef
 from ..artifacts.artifact import write
+from ..artifacts.load import load
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
-from ..judging.comparison import reopened
 from ..judging.gate import Outcome as Verdict
 from ..judging.gate import bound_text, misses
 from ..judging.verdicts import Verdicts
@@ -82,7 +82,8 @@ class Emission:
             return self.verdicts.on_front(outcome)
         if isinstance(outcome, Model) and forms:
             rounds = any(form.rounds for form in forms)
-            return self.verdicts.on_model(target, lambda: reopened(folder, self.ctx), rounds)
+            return self.verdicts.on_model(target, lambda: load(
+                folder / forms[0].folder, check="size", device=self.ctx.settings.device), rounds)
         with closing(outcome.members()) as members:
             _, program = next(members)
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)

@@ -86,7 +86,8 @@ class Cache:
             body = json.loads(path.read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        if all(self.blob(h).is_file() for h in body["tensors"].values() if h):
+        whole = all(self.blob(h).is_file() for h in body["tensors"].values() if h)
+        if whole and all(self.has(key) for key in body.get("needs", ())):
             os.utime(path)
             return body
         return None
