@@ -40,7 +40,8 @@ _AGAIN = "compile the artifact again"
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of the original and of the compiled model; `ratio` is compiled / original."""
+    """One metric of the original and of the compiled model; `ratio` is compiled / original, `spread` the smallest and
+    largest ratio of a timed one's rounds."""
 
     metric: str                     # as the recipe spells it: "perplexity(heldout)"
     unit: str
@@ -48,11 +49,12 @@ class Measure:
     compiled: float | None
     ratio: float | None = None
     better: str = "lower"
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A bound of the recipe and what came of it: "holds", "fails" or "skipped"."""
+    """A bound of the recipe and what came of it: "holds", "fails", "undecided" or "skipped"."""
 
     text: str
     value: float | None

@@ -108,7 +108,8 @@ def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     model = load(path, check="size", device=ctx.settings.device)
     compared = compare(model, plan, Cache(session.settings.cache_dir), ctx)
     tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
-    return Tested(path, plan.pipeline.name, compared.outcomes, tuple(misses(compared.outcomes)))
+    said = misses(compared.outcomes, session.settings.undecided)
+    return Tested(path, plan.pipeline.name, compared.outcomes, tuple(said))
 
 
 def beside(path: Path, manifest: "Manifest") -> Path | None:

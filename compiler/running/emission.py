@@ -68,7 +68,7 @@ class Emission:
                 checks = reopen(folder, outcome, forms, self.ctx.seed)
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
-            new.extend(misses(verdicts))
+            new.extend(misses(verdicts, self.ctx.settings.undecided))
             return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
                 checks=checks, measures=compared.measures, machine=machine(),
                 expectations=tuple(expectation(v) for v in compared.outcomes), run=compared.run)
@@ -167,7 +167,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def expectation(outcome: Verdict) -> Expectation:
-    state = {"ok": "holds", "missed": "fails", "skipped": "skipped"}[outcome.state]
+    state = {"ok": "holds", "missed": "fails"}.get(outcome.state, outcome.state)
     line = outcome.bound.span.line if outcome.bound.span else 0
-    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line, outcome.skipped)
+    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line,
+                       outcome.skipped or outcome.undecided)
 
