@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import Listener, Warned, silent
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
+
+
+class LoadOptions(TypedDict, total=False):
+    """What `load` may be told, as its page says."""
+
+    device: Any
+    dtype: "torch.dtype | None"
+    check: Literal["sha256", "size", "auto"]
+    threads: int | None
+    sequences: int | None
+    steady: bool
+    kernels: bool
+    signed_by: Sequence[str]
+    tell: Listener
 
 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,

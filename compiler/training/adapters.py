@@ -24,7 +24,8 @@ from ..ir.program import Program
 from ..ir.surgery import split
 from ..planning.select import parts
 from ..rows.forward import evaluating
-from .masks import MaskedProduct, is_sparse, product
+from ..search.masks import is_sparse
+from .masks import MaskedProduct, product
 
 nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
 tied_adapter = Fault("tied-adapter", "An adapter is asked for on a weight that two modules share.\n\n"
