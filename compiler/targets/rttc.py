@@ -32,7 +32,7 @@ class Rttc(Target):
     Example: rttc("client", knowledge: "kb.jsonl", policy: rag)
     """
 
-    extra = "tune"
+    extra = "rttc"
     requires = ("peft",)
     cannot_hold = {"": {"packed weights": "kernels of packed weights can't be trained through",
                         "pruned caches": "adapters are trained through a plain cache",
