@@ -39,7 +39,7 @@ def save(outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], ori
                 "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()}}
     else:
         body = _program(outcome.program, cache, origin)
-    cache.finish(key, parts, {"tensors": {}, **body, "notes": dict(notes)})
+    cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
 
 
 def _program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
