@@ -28,6 +28,7 @@ class LoadOptions(TypedDict, total=False):
     sequences: int | None
     steady: bool
     kernels: bool
+    base: Any
     signed_by: Sequence[str]
     tell: Listener
 

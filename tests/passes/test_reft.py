@@ -196,6 +196,7 @@ def test_the_answer_is_predicted_from_an_edited_prompt_and_never_edited(ctx):
 FIRST = {
     "branch gone": [("prune.blocks", {"remove": 1, "score": MetricRef("perplexity", (("data", DataRef("dev")),))})],
     "narrow": [("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 8})],
+    "quantised": [("quantize.round", {"bits": 4, "group": 16})],
     "sparse": [("sparsify.magnitude", {"on": Selector((("|", "*_proj"),)), "sparsity": Ratio(0.5, "weights")})],
 }
 
