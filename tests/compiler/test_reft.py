@@ -358,3 +358,15 @@ def test_a_stored_spec_of_another_form_is_refused(change):
     assert Reft.from_spec(layer, spec).spec() == spec
     with pytest.raises(ValueError):
         Reft.from_spec(layer, {**spec, **change})
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
+def test_every_architecture_takes_an_identity_and_then_an_edit(name):
+    model, ids = tiny.model(name), ids_of(2, 9)
+    program = intervened(model, start="identity")
+    with torch.no_grad():
+        before = model(ids).logits
+        assert torch.equal(program.model(ids).logits, before)
+        louder(program)
+        assert not torch.allclose(program.model(ids).logits, before, atol=1e-2)
