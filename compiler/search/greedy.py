@@ -7,7 +7,6 @@ narrowed alike.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ...dsl.amounts import needs_score
@@ -15,7 +14,6 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
 from ..planning.amount import Amount
-from ..report.progress import Said
 from ..words.kinds import Effort
 from .beside import Beside
 from .choice import Choice, Exact, Racing
@@ -25,7 +23,7 @@ from .fit import Fit, Fitting
 from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
 from .latency import Latency, latency_of
 from .loop import CUTS, Budget, Search
-from .narrowing import cuttable, forecast, narrow_evenly
+from .narrowing import cuttable, forecast, leave, narrow_evenly
 from .parts import Parts, Wholes
 from .saving import OF_MODEL, Ledger, steps
 
@@ -75,7 +73,7 @@ class Greedy:
     def run(self, program: "Program", ctx: "Context") -> None:
         if self.score is None:
             self._refuse_without_score()
-            narrow_evenly(program, self.groups, self.amount, self.align, partial(_stays, program, ctx))
+            narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell)
             return
         ordered, search = self.turns(), Search(program, ctx)
         latency = latency_of(program, search, self.clock) if self.amount.of == "latency" else None
@@ -98,8 +96,8 @@ class Greedy:
         able = []
         for parts in self.parts:
             groups, refused = cuttable(program, [(g, parts.step) for g in parts.groups])
-            for group, why in refused:
-                search.leave(f"{group.site}:{group.kind}", why)
+            leave(program, refused, search.ctx.tell)
+            search.refused |= {f"{group.site}:{group.kind}": why for group, why in refused}
             able += [parts.only(groups)] if groups or not parts.groups else []
         if not able:
             refuse_unreached(0.0, goal, search.refused)
@@ -209,9 +207,3 @@ class Cutter(ABC):
 def items(groups: Sequence[Group]) -> int:
     """How many steps some groups have, all together."""
     return sum(map(steps, groups))
-
-
-def _stays(program: "Program", ctx: "Context", group: Group, why: str) -> None:
-    """Say of a group that it can't be cut."""
-    program.note(left=f"{group.site}:{group.kind}", why=why)
-    ctx.tell(Said(f"{group.site} stays: {why}"))

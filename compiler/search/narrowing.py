@@ -12,6 +12,7 @@ from ..editing.rehearsal import runs, weightless
 from ..editing.rewrite import Rewriter
 from ..planning import shrink
 from ..planning.amount import Amount
+from ..report.progress import Event, Said
 from .importance import ascending, l1
 from .loop import out_of_reach
 from .saving import steps
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int,
-                  say: Callable[[Group, str], None] | None = None) -> None:
+                  tell: Callable[[Event], None] = lambda event: None) -> None:
     """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
 
-    say   is told of every group that stays, and why
+    tell   is told which groups stay, and why
     Raises Reject (out-of-reach) where none can.
     """
     left = {(g.site, g.kind): g.count for g in forecast(program.skeleton, groups, amount, align).groups}
@@ -33,9 +34,8 @@ def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, a
     gone = {(s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count
             for s in sites}
     able, refused = cuttable(program, [(s.group, gone[s.group.site, s.group.kind]) for s in sites])
-    for group, why in refused if say else ():
-        say(group, why)
-    if refused and not able:
+    leave(program, refused, tell)
+    if refused and not any(gone[g.site, g.kind] for g in able):
         raise Reject(out_of_reach(f"none of the {len(refused)} modules can be narrowed: {refused[0][1]}",
                                   help="cut other kinds of parts, or whole blocks"))
     cuts = [(s.group, set(s.next(gone[s.group.site, s.group.kind]))) for s in sites if s.group in able]
@@ -48,20 +48,31 @@ def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[lis
 
     Tried on a copy without weights; all at once, and where that fails one of each kind of layer by itself.
     """
-    if not cuts or _refusal(program, cuts) is None:
+    tried = [(group, count) for group, count in cuts if 0 < count < steps(group)]
+    if not tried or _refusal(program, tried) is None:
         return [group for group, _ in cuts], []
-    able, refused, known = [], [], {}
-    for group, count in cuts:
+    able, refused, known = [group for group, count in cuts if (group, count) not in tried], [], {}
+    for group, count in tried:
         unit = unit_of(group.site, list(program.units))
         alike = (program.units[unit].key, group.site.removeprefix(unit), group.kind, group.count, count) \
             if unit else (group.site, group.kind)
         if alike not in known:
-            known[alike] = _refusal(program, [(group, count)])
-        if (why := known[alike]) is None:
+            known[alike] = group, _refusal(program, [(group, count)])
+        first, why = known[alike]
+        if why is None:
             able.append(group)
         else:
-            refused.append((group, why))
-    return able, refused
+            refused.append((group, why.replace(first.site, group.site)))
+    return [group for group, _ in cuts if group in able], refused
+
+
+def leave(program: "Program", refused: Sequence[tuple[Group, str]], tell: Callable[[Event], None]) -> None:
+    """Note which groups stay as they are and why, and tell of the first of them."""
+    for group, why in refused:
+        program.note(left=f"{group.site}:{group.kind}", why=why)
+    if refused:
+        (group, why), others = refused[0], f" and {len(refused) - 1} others" if len(refused) > 1 else ""
+        tell(Said(f"{group.site}{others} can't lose {group.kind.replace('_', ' ')}: {why}"))
 
 
 def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
