@@ -3,7 +3,7 @@
 Without a manifest nothing loads, and it is written last. `manifest.json` is deterministic: its sha256 is the
 artifact's hash, and it holds the hash of every other file. Measured values, outcomes, worst differences, the
 machine and the time go into `measures.json`, which no hash covers; neither is `README.md`, so that a person
-may edit the model card.
+may edit the model card, nor `sbom.json` (packages of the machine) and `signatures.json` (which sign the manifest).
 """
 
 import hashlib
@@ -20,7 +20,9 @@ FORMAT = 1
 NAME = "manifest.json"
 MEASURES = "measures.json"
 CARD = "README.md"
-UNHASHED = frozenset({NAME, MEASURES, CARD})
+SBOM = "sbom.json"
+SIGNATURES = "signatures.json"
+UNHASHED = frozenset({NAME, MEASURES, CARD, SBOM, SIGNATURES})
 
 no_artifact = Fault("no-artifact", "A path holds no effc artifact, or one whose manifest was never written.",
                     exit="environment")
@@ -84,6 +86,8 @@ class Manifest:
     lock          {"inputs": {label: identity}, "versions": {"python", "torch", ...}}; no paths, no times
     steps         what was removed and why, in order: {"name", "word", "args", "changes": [...], ...}
     edits         `Edits.to_json()`
+    members       of a front, in the recipe's order: {"name", "measures": [(metric, value, unit, better)],
+                  "steps": names of those that led to it, "edits", "profile"}
     profile       {"before", "after"}: the layers' branches and widths, as in compiler/planning/profile.py
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
@@ -100,6 +104,7 @@ class Manifest:
     steps: tuple[Mapping[str, Any], ...] = ()
     edits: Any = None
     profile: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     measures: tuple[Measure, ...] = ()
@@ -123,11 +128,11 @@ class Manifest:
     @staticmethod
     def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
         """Raises KeyError, TypeError, ValueError or AttributeError on data of another form."""
-        body = {n: data[n] for n in _STEADY}
+        body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         measured = measured or {}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
-        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]),
+        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]), "members": tuple(body["members"]),
                  "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()}}
         return Manifest(**body)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json", "github", "junit", "md")
 
 
-def _bytes(text: str) -> int:
+def size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
     import re
 
@@ -63,9 +63,12 @@ _seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed"
 _device = _flag("machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device",
                 metavar="NAME")
 _threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1)
-_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=_bytes)
+_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
+
+required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
+                            help="Use the artifact only if this public key signed it; repeatable, one of them must.")
 
 
 @dataclass(frozen=True)
@@ -168,10 +171,12 @@ def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] 
     """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech"."""
     def wrap(run: Callable) -> Callable:
         own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        added = [_parameter(f.name, formats, ("speech", *shows)) for f in fields(Shared)]
+        taken = {p.name for p in own}                # a verb's own option goes before a shared one of that name
+        shared_names = [f.name for f in fields(Shared) if f.name not in taken]
+        added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
 
         def command(**given: Any) -> int:
-            shared = Shared(**{f.name: given.pop(f.name) for f in fields(Shared)})
+            shared = Shared(**{name: given.pop(name) for name in shared_names})
             if shared.offline:                  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:

@@ -88,6 +88,19 @@ class Rewriter:
         self.program.edits.swapped[path] = entry
         self._touch(path)
 
+    def add_module(self, path: str, new: nn.Module) -> None:
+        """Put a new module of effc (see `edits.Swappable`) into a module that has none of that name."""
+        surgery.add(self.program.model, path, new)
+        self.program.edits.swapped[path] = {"class": swaps.name_of(new), "spec": new.spec()}
+        self._touch(path)
+
+    def take_module(self, path: str) -> None:
+        """Take out a module that `add_module` put in and that no graph calls any more."""
+        assert path in self.program.edits.swapped, f"{path} was not put in"
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
+        self._touch(path)
+
     def drop_layer(self, path: str) -> None:
         """Remove a whole unit. The units behind it move up, so drop from the last to the first.
 

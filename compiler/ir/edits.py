@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..layers import quick, swaps
+from ..layers import quick, reft, swaps
 from ..report.broken import first_line
 from . import attributes, graph_json, surgery, targets
 from .operations import Unlisted, check_path
@@ -28,7 +28,7 @@ class Swappable(Protocol):
 
     @classmethod
     def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> nn.Module:
-        """The module with empty weights, on the device of `old`."""
+        """The module with empty weights, on the device of `old`: the module that it replaces, or goes into."""
 
 
 @dataclass
@@ -37,7 +37,8 @@ class Edits:
 
     layers      module list -> base numbers of the layers that are left
     deleted     modules that no graph calls any more
-    swapped     path -> {"class": a name of `layers.swaps`, "spec": ...} for `from_spec`
+    swapped     path -> {"class": a name of `layers.swaps`, "spec": ...} for `from_spec`; a path that the base
+                lacks is that of a new module
     shapes      parameter or buffer -> final shape
     attributes  attribute path -> plain value; configs included (`config.num_hidden_layers`)
     slots       unit -> cache slot, where it differs from the unit's position
@@ -124,8 +125,8 @@ def _replay(model: nn.Module, edits: Edits) -> None:
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        old = surgery.module_at(model, path)
-        surgery.swap(model, path, swaps.CLASSES[entry["class"]].from_spec(old, entry["spec"]))
+        _put_in(model, path, swaps.CLASSES[entry["class"]], entry["spec"])
+    reft.connect(model)
     for path, shape in edits.shapes.items():
         _resize(model, path, shape)
     for path, value in edits.attributes.items():
@@ -141,6 +142,15 @@ def _replay(model: nn.Module, edits: Edits) -> None:
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
     return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.module_at(model, owner)))}
+
+
+def _put_in(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
+    """In a module's place, or as a new module of its owner."""
+    owner = surgery.module_at(model, surgery.split(path)[0])
+    if surgery.split(path)[1] in owner._modules:
+        surgery.swap(model, path, kind.from_spec(surgery.module_at(model, path), spec))
+    else:
+        surgery.add(model, path, kind.from_spec(owner, spec))
 
 
 def _resize(model: nn.Module, path: str, shape: list[int]) -> None:

@@ -205,3 +205,11 @@ def swap(model: nn.Module, path: str, new: nn.Module) -> None:
     module = module_at(model, owner)
     assert name in module._modules, f"{path} is no module"
     module._modules[name] = new
+
+
+def add(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a new module into one that has nothing of its name."""
+    owner, name = split(path)
+    module = module_at(model, owner)
+    assert name.isidentifier() and name not in dir(module), f"{path} is taken"
+    module._modules[name] = new

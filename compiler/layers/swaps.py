@@ -7,8 +7,9 @@ that a pass puts into models gets a line here.
 from torch import nn
 
 from .linear import KernelLinear
+from .reft import Reft
 
-CLASSES: dict[str, type[nn.Module]] = {"KernelLinear": KernelLinear}
+CLASSES: dict[str, type[nn.Module]] = {"KernelLinear": KernelLinear, "Reft": Reft}
 
 # Spellings of before names were stored, when an entry said where a class lay. 8d012cb wrote the last of them.
 PLACES = {"compiler.lowering.lowered:KernelLinear": "KernelLinear"}

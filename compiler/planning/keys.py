@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ...dsl.recipe import Invocation, Recipe
-from ...dsl.values import DataRef, MetricRef, ProfileRef, to_json
+from ...dsl.values import DataRef, MetricRef, ProfileRef, StepRef, to_json
 from ..machine.fingerprint import machine
 from ..store.cache import digest
 from ..store.closure import fingerprint
@@ -14,13 +15,15 @@ from ..words.context import Context
 from ..words.placing import placed
 
 FORMAT = 1
+LOADING = Path(__file__).parents[1] / "checkpoints" / "checkpoint.py"      # how weights become a model
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
+def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, str]) -> dict[str, Any]:
     """The parts of a step's key, the most telling first.
 
     source    key of the result that it works on, or the identity of the model
+    steps     keys of the results of the steps before it, by name
     """
     words = [("pass", call.word), *(("metric", m.name) for m in found(call.args, MetricRef))]
     data = {ref.name: data_identity(ref, ctx) for ref in found(call.args, DataRef)}
@@ -36,7 +39,13 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
         "format": FORMAT,
-    } | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+    } | _results(call, steps) | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+
+
+def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
+    """Keys of the results that a call names besides the one it follows; nothing where it names none."""
+    named = {ref.name: steps[ref.name] for ref in found(call.args, StepRef)}
+    return {"results": named} if named else {}
 
 
 def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
@@ -61,8 +70,6 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
 def word_source(kind: str, name: str, ctx: Context) -> str:
     word = ctx.shelf.vocabulary.word(kind, name)
     assert word, f"no {kind} {name}"
-    from pathlib import Path
-
     return fingerprint(Path(word.path))
 
 
@@ -86,7 +93,8 @@ def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
     data = {ref.name: data_identity(ref, ctx) for ref in found(dict(metric.args), DataRef)}
     return {"metric": to_json(metric), "model": origin, "data": data, "source": word_source("metric", metric.name, ctx),
-            "libraries": versions(), "device": ctx.settings.device, "threads": ctx.settings.threads}
+            "loading": fingerprint(LOADING), "libraries": versions(), "device": ctx.settings.device,
+            "threads": ctx.settings.threads}
 
 
 def key(parts: Mapping[str, Any]) -> str:

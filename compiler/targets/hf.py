@@ -41,9 +41,11 @@ class Hf(Target):
         "form: stock": {"uneven widths": "a config has one width for all layers",
                         "missing branches": "a config has every branch in every layer",
                         "packed weights": "transformers has no kernels that read them",
-                        "pruned caches": "transformers has no cache that forgets"},
+                        "pruned caches": "transformers has no cache that forgets",
+                        "interventions": "transformers has no modules that edit hidden states of the prompt"},
         "form: compat": {"packed weights": "transformers has no kernels that read them",
-                         "pruned caches": "transformers has no cache that forgets"},
+                         "pruned caches": "transformers has no cache that forgets",
+                         "interventions": "transformers has no modules that edit hidden states of the prompt"},
     }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(
@@ -88,8 +90,8 @@ class Hf(Target):
                                            help="`form: compact` writes the true shapes"))
 
 
-def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
-    folder, model = into / "model", program.model
+def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int, name: str = "model") -> None:
+    folder, model = into / name, program.model
     folder.mkdir()
     write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
     companions(program, folder, ctx)

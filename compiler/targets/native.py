@@ -50,6 +50,8 @@ class Native(Target):
     Example: native("cpu")
     """
 
+    cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
+
     weights: Literal["bf16", "int8"] = param(
         "Numbers of linear layers that are not lowered: bfloat16, or int8 with a scale for each output.",
         default="bf16")
@@ -60,6 +62,11 @@ class Native(Target):
         folder = into / FOLDER
         folder.mkdir()
         emit(program, folder, ctx, self.weights)
+
+    def foresee(self, ctx: Context) -> None:
+        from ..native.foresight import foresee
+
+        foresee(ctx, self.weights)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), reason=_REASON),)

@@ -1,19 +1,20 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...dsl.recipe import Invocation, Recipe
-from ...dsl.values import DataRef, MetricRef
-from ..report.progress import Listener, Recorded, Ticked, each, silent
+from ...dsl.values import DataRef, MetricRef, StepRef
+from ..report.progress import Event, Listener, Recorded, each, silent
 from .placing import placed
 
 if TYPE_CHECKING:
     import torch
 
     from ..checkpoints.origin import Origin
+    from ..ir.program import Program
     from ..machine.memory import Watch
     from .kinds import Data
     from .shelf import Shelf
@@ -39,7 +40,8 @@ class Settings:
 @dataclass
 class Context:
     """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
-    step, kept until the step's result is in the cache, so that a killed step can go on."""
+    step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
+    step of the running pipeline gave, by its name."""
 
     settings: Settings
     recipe: Recipe
@@ -49,6 +51,7 @@ class Context:
     workdir: Path
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
+    results: "Callable[[str], tuple[str, Program]] | None" = None
 
     @property
     def seed(self) -> int:
@@ -96,6 +99,20 @@ class Context:
             said = self.data(ref).said(self.tokenizer, self.beside(call))
             return None if said is None else torch.stack(list(said)).bool()
 
+    def result(self, ref: StepRef) -> "tuple[str, Program]":
+        """The key of another step's result, and the program that it gave."""
+        assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
+        return self.results(ref.name)
+
+    def prompts(self, ref: DataRef) -> "torch.Tensor | None":
+        """How many of each row's first tokens ask, [rows] int64; None where rows are no prompts with answers."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            lengths = self.data(ref).prompts(self.tokenizer, self.beside(call))
+            return None if lengths is None else torch.tensor(list(lengths))
+
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
         return self.shelf.metric(ref)
@@ -107,7 +124,7 @@ class Context:
                 self.settings.watch.check()
             yield item
 
-    def tick(self, event: Ticked) -> None:
+    def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.tell(event)
         if self.settings.watch:

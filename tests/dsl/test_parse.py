@@ -1,5 +1,6 @@
 """What is read of a recipe, and what is said of one that is broken."""
 
+import os
 import time
 
 import lark
@@ -144,6 +145,8 @@ SLIPS = {
     "nothing": ("", "1:1 missing-edition"),
     "no edition": ('model base = hf("x")', "1:1 missing-edition"),
     "an edition without number": ('effspec\nmodel base = hf("x")', "1:1 missing-edition"),
+    "the first word alone": ("effspec", "1:1 missing-edition"),
+    "the first word and a space": ("effspec ", "1:1 missing-edition"),
     "another edition": ("effspec 2\n", "1:9 unknown-edition"),
     "no edition at all": ("effspec one\n", "1:9 unknown-edition"),
     "equal sign in an argument": (HEAD + "pipeline p(b) { a = x(k=1, l=2) }", "2:24 wrong-sign"),
@@ -326,6 +329,12 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
     assert refusal(file("effspec 1\n".encode("utf-16"))) == "not-utf-8 3"
     assert refusal(file(b" " * (LIMIT + 1))) == "recipe-too-large 3"
     assert read_source(file(b"\xef\xbb\xbfeffspec 1\r\n")).text == "effspec 1\r\n"
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.effspec")
+    assert refusal(tmp_path / "pipe.effspec") == "unreadable-recipe 2"
+    assert refusal("/dev/null") == "unreadable-recipe 2"
 
 
 def test_a_near_name_is_offered(tmp_path):
