@@ -82,6 +82,8 @@ class Cache:
         body = self._step(path)
         if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
             return None
+        if not all(self.has(needed) for needed in body.get("needs", ())):
+            return None
         with suppress(OSError):           # a cache that can only be read
             os.utime(path)
         return body

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from ...dsl.values import Bytes
+from ..artifacts.load import POINTS
 from ..artifacts.stock import stock_config
 from ..ir.outcome import Outcome
 from ..words.context import Context
 from ..words.kinds import Form, Target, param
 from . import hf
-
-POINTS = "points"
 
 
 class Front(Target):
@@ -24,6 +23,7 @@ class Front(Target):
     """
 
     holds = ("front",)
+    use = "take a model out of it: `effc pick ARTIFACT --point NAME`, or with limits such as `--params 1.6M`"
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
 

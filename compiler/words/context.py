@@ -33,6 +33,7 @@ class Settings:
     trust_remote_code: bool = False
     max_memory: int | None = None          # bytes
     threads: int | None = None
+    undecided: str = "fail"               # or "pass": what a timed bound that can't be decided comes to
     tell: Listener = silent
     watch: "Watch | None" = None           # of the running stage; `each` asks it whether the bound is passed
 
@@ -112,6 +113,15 @@ class Context:
         with placed(call.span):
             lengths = self.data(ref).prompts(self.tokenizer, self.beside(call))
             return None if lengths is None else torch.tensor(list(lengths))
+
+    def labels(self, ref: DataRef) -> "torch.Tensor | None":
+        """The number of each row's class, [rows] int64; None where rows have none."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            numbers = self.data(ref).labels(self.tokenizer, self.beside(call))
+            return None if numbers is None else torch.tensor(list(numbers))
 
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
