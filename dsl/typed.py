@@ -249,12 +249,6 @@ def _no_choice(expr: ast.Expr, text: str, want: Param) -> Diagnostic:
                           fix=Fix(expr.span, near) if near and isinstance(expr, ast.Name) else None)
 
 
-def _one(want: Param) -> str:
-    """What a name would stand for, as messages call it: `metric`, `whole number`, `list`."""
-    first = want.types[0]
-    return PHRASES["list" if first.startswith("list[") else first].removeprefix("a ")
-
-
 def _legal(want: Param) -> str:
     """How a choice is written: all of them where they are few."""
     texts = [f"`{want.name}: {choice}`" for choice in want.choices]
@@ -273,7 +267,7 @@ def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
     if entry is None or entry.kind not in ("param", *HANDLES):
         if entry is None and "choice" in want.types and not scope.poisoned(expr.path):
             raise Unfit(_no_choice(expr, expr.path, want))
-        _not_a_value(expr, entry, scope, _fitting(want), _one(want), want)
+        _not_a_value(expr, entry, scope, _fitting(want), _first_phrase(want), want)
         return POISON
     if entry.kind == "param":
         return POISON if entry.value is POISON else _from_param(expr, entry, want)
@@ -281,6 +275,11 @@ def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
         raise Unfit(wrong_type(f"`{expr.path}` is {LABELS[entry.kind]}, {wanted_phrase(want)} is needed for "
                                f"`{want.name}`", expr.span, related=((entry.span, "declared here"),)))
     return HANDLES[entry.kind](scope.variant.reach(entry, scope.instance))
+
+
+def _first_phrase(want: Param) -> str:
+    """What the first of the wanted types is called, without its article."""
+    return wanted_phrase(replace(want, types=want.types[:1])).removeprefix("a ")
 
 
 def _from_param(expr: ast.Name, entry: Entry, want: Param) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from ...compiler.editing.interventions import insert, made_for, rank_too_large
+from ...compiler.editing.interventions import insert, make, rank_too_large
 from ...compiler.editing.positions import edges
 from ...compiler.ir.program import Program
 from ...compiler.layers.reft import FORMS, has_identity
@@ -33,8 +33,8 @@ class Insert(Pass):
     constants: h + R'(b - Rh), `lobireft` adds a constant: h + R'b. A function has 2dr + r parameters, dr + r in the
     last two.
 
-    Advice of the paper: begin with all layers and more than one position, rank 4 to 32, tied. All start as the
-    identity here, where the published code starts at random values.
+    Advice of the paper: begin with all layers and more than one position, rank 4 to 32, tied. All but
+    `consreft` start as the identity here, where the published code starts at random values.
 
     Source: ReFT (Wu et al. 2024, arXiv 2404.03592); the identity at first: own.
     Example: edits = reft.insert(positions: "f7+l7", rank: 8)
@@ -60,7 +60,7 @@ class Insert(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         self._refuse_start()
         chosen = layers(program.skeleton, self.on)
-        made = made_for(program, chosen, self.form, self.rank, edges(self.positions), self.tied, self.dropout,
+        made = make(program, chosen, self.form, self.rank, edges(self.positions), self.tied, self.dropout,
                         self.start, lambda path: seed_of("reft", ctx.seed, path))
         insert(program, made)
         program.note(form=self.form, formula=FORMS[self.form].formula, layers=list(chosen), positions=self.positions,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
-from effc.compiler.editing.interventions import insert, made_for, remove
+from effc.compiler.editing.interventions import insert, make, remove
 from effc.compiler.editing.positions import edges
 from effc.compiler.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
 from effc.compiler.rows.prompts import prompts, spans, without_interventions
@@ -27,7 +27,7 @@ def intervened(model, form="loreft", positions="f2+l3", rank=4, tied=True, start
     program = capture(copy.deepcopy(model))
     paths = tuple(p for i, p in enumerate(program.units) if on is None or i in on)
     seeds = {path: i for i, path in enumerate(paths)}
-    made = made_for(program, paths, form, rank, edges(positions), tied, drop, start, seeds.__getitem__)
+    made = make(program, paths, form, rank, edges(positions), tied, drop, start, seeds.__getitem__)
     insert(program, made)
     return program
 
@@ -336,7 +336,7 @@ def test_structure_that_was_found_is_found_behind_interventions(name):
 
 def test_a_layer_has_interventions_once():
     program = intervened(tiny.model("llama"), on=(0,))
-    made = made_for(program, tuple(program.units), "loreft", 2, (1, 0), True, 0.0, "identity", lambda path: 0)
+    made = make(program, tuple(program.units), "loreft", 2, (1, 0), True, 0.0, "identity", lambda path: 0)
     with pytest.raises(Reject) as caught:
         insert(program, made)
     assert caught.value.diagnostics[0].slug == "twice-intervened"
@@ -346,7 +346,7 @@ def test_a_layer_has_interventions_once():
 def test_a_rank_above_the_width_is_refused():
     program = capture(tiny.model("llama"))
     with pytest.raises(Reject) as caught:
-        made_for(program, tuple(program.units), "loreft", 65, (1, 0), True, 0.0, "identity", lambda path: 0)
+        make(program, tuple(program.units), "loreft", 65, (1, 0), True, 0.0, "identity", lambda path: 0)
     assert caught.value.diagnostics[0].slug == "rank-too-large"
 
 
@@ -358,3 +358,27 @@ def test_a_stored_spec_of_another_form_is_refused(change):
     assert Reft.from_spec(layer, spec).spec() == spec
     with pytest.raises(ValueError):
         Reft.from_spec(layer, {**spec, **change})
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
+def test_every_architecture_takes_an_identity_and_then_an_edit(name):
+    model, ids = tiny.model(name), ids_of(2, 9)
+    program = intervened(model, start="identity")
+    with torch.no_grad():
+        before = model(ids).logits
+        assert torch.equal(program.model(ids).logits, before)
+        louder(program)
+        assert not torch.allclose(program.model(ids).logits, before, atol=1e-2)
+
+
+def test_dropout_is_of_the_edited_state_and_of_training_alone():
+    torch.manual_seed(0)
+    function = next(iter(interventions(intervened(tiny.model("llama"), drop=0.5).model)))[1].functions["both"]
+    hidden = torch.randn(200, 64) + 3.0
+    with torch.no_grad():
+        still = function.eval()(hidden)
+        moving = function.train()(hidden)
+    kept = moving != 0
+    assert 0.45 < kept.float().mean() < 0.55
+    assert torch.allclose(moving[kept], 2 * still[kept], atol=1e-5)
