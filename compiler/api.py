@@ -220,6 +220,7 @@ class Options(TypedDict, total=False):
     trust_remote_code   run Python that a model brings along
     max_memory          bytes
     threads             of torch
+    undecided           "fail" or "pass": what a timed bound that can't be decided comes to
     tell                hears what happens, event by event
     """
 
@@ -233,6 +234,7 @@ class Options(TypedDict, total=False):
     trust_remote_code: bool
     max_memory: int | None
     threads: int | None
+    undecided: str
     tell: Listener
 
 

@@ -120,7 +120,7 @@ class Context:
 
         call = self.recipe.data[ref.name]
         with placed(call.span):
-            numbers = self.data(ref).labels(self.tokenizer, self.beside(call))
+            numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
             return None if numbers is None else torch.tensor(list(numbers))
 
     def metric(self, ref: MetricRef) -> Any:
