@@ -112,11 +112,12 @@ def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5) -
     measures would give such a time to one of the models alone.
     """
     names, seen = list(models), []
-    for _ in follow(range(rounds), "rounds of timing"):
+    for number in range(1, rounds + 1):
         clocks = {name: metric.clock(model) for name, model in models.items()}
         taken: dict[str, list[float]] = {name: [] for name in names}
+        turns = WARMUP + max(clock.count for clock in clocks.values())
         with still(*models.values()):
-            for turn in range(WARMUP + max(clock.count for clock in clocks.values())):
+            for turn in follow(range(turns), f"steps of timing, round {number} of {rounds}"):
                 for name in names if turn % 2 == 0 else names[::-1]:
                     taken[name].append(clocks[name].step())
         seen.append({name: clocks[name].value(taken[name][WARMUP:]) for name in names})

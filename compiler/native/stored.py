@@ -84,10 +84,11 @@ def _align(count: int) -> int:
     return PAGE if count >= PAGE else ALIGN
 
 
-def _bytes(tensor: "Tensor") -> bytes:
+def _bytes(tensor: "Tensor") -> memoryview:
+    """What a tensor holds, where it lies."""
     import torch
 
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 # -- reading -------------------------------------------------------------------------------------------------

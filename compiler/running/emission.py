@@ -40,7 +40,10 @@ class Artifact:
 
 
 def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context, out: Path, force: bool) -> Artifact:
-    """Write an artifact; nothing is in place before a fresh process has computed the same from it."""
+    """Write an artifact; nothing is in place before a fresh process has computed the same from it.
+
+    The program has no weights afterwards.
+    """
     path, judged = out / target.call.args["path"], []
 
     def build(folder: Path) -> Manifest:
@@ -48,14 +51,16 @@ def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context,
         forms = writer.forms()
         with announce("writing", "then reopening and measuring" if forms else ""):
             writer.emit(program, folder, ctx)
+        found = described(program, target, plan, cache, ctx)
         if not forms:
-            return described(program, target, plan, cache, ctx).with_measures(machine=machine())
+            return found.with_measures(machine=machine())
         with announce("reopening", "then measuring"):
             checks = verify(folder, program.model, forms, seed=ctx.seed)
+        program.model.to("meta")               # its weights are in the folder, and the original needs the room
         with announce("measuring"):
             compared = compare(folder, plan, cache, ctx)
         judged.extend(misses(compared.outcomes))
-        return described(program, target, plan, cache, ctx).with_measures(
+        return found.with_measures(
             checks=checks, measures=compared.measures, machine=machine(),
             expectations=tuple(expectation(o) for o in compared.outcomes), run=compared.run)
 
