@@ -250,9 +250,8 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, A
 def _put_back(root: nn.Module) -> None:
     """What a forward keeps in an attribute of its module, such as a table moved to a device, is a number again."""
     for module in root.modules():
-        for name, thing in vars(module).items():
-            if isinstance(thing, Value):
-                vars(module)[name] = thing.held
+        for kept in (vars(module), module._buffers):
+            kept.update({name: thing.held for name, thing in kept.items() if type(thing) is Value})
 
 
 def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:
