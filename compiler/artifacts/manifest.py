@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ _AGAIN = "compile the artifact again"
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of the original and of the compiled model; `ratio` is compiled / original."""
+    """One metric of the original and of the compiled model; `ratio` is compiled / original, `spread` the smallest and
+    largest ratio of a timed one's rounds."""
 
     metric: str                     # as the recipe spells it: "perplexity(heldout)"
     unit: str
@@ -48,11 +49,12 @@ class Measure:
     compiled: float | None
     ratio: float | None = None
     better: str = "lower"
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A bound of the recipe and what came of it: "holds", "fails" or "skipped"."""
+    """A bound of the recipe and what came of it: "holds", "fails", "undecided" or "skipped"."""
 
     text: str
     value: float | None
@@ -86,6 +88,8 @@ class Manifest:
     lock          {"inputs": {label: identity}, "versions": {"python", "torch", ...}}; no paths, no times
     steps         what was removed and why, in order: {"name", "word", "args", "changes": [...], ...}
     edits         `Edits.to_json()`
+    members       of a front, in the recipe's order: {"name", "measures": [(metric, value, unit, better)],
+                  "steps": names of those that led to it, "edits", "profile"}
     profile       {"before", "after"}: the layers' branches and widths, as in compiler/planning/profile.py
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
@@ -102,6 +106,7 @@ class Manifest:
     steps: tuple[Mapping[str, Any], ...] = ()
     edits: Any = None
     profile: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     measures: tuple[Measure, ...] = ()
@@ -125,11 +130,11 @@ class Manifest:
     @staticmethod
     def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
         """Raises KeyError, TypeError, ValueError or AttributeError on data of another form."""
-        body = {n: data[n] for n in _STEADY}
+        body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         measured = measured or {}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
-        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]),
+        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]), "members": tuple(body["members"]),
                  "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()}}
         return Manifest(**body)
 
@@ -146,7 +151,7 @@ _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 def _plain(value: Any) -> Any:
     """Records as dicts; JSON has no nan and no infinity, so they become null."""
     if isinstance(value, tuple):
-        return [_plain(asdict(v)) for v in value]
+        return [_plain(asdict(v) if is_dataclass(v) else v) for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

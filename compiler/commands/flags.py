@@ -67,8 +67,14 @@ _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", met
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
 
+_undecided = _flag("gate", "What a timed bound comes to that this machine can't decide.", "--undecided",
+                   metavar="fail|pass")
+
 required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
                             help="Use the artifact only if this public key signed it; repeatable, one of them must.")
+
+knowledge_url = typer.Option("--knowledge", metavar="URL", show_default=False,
+                             help="Of a folder of `rttc`: take samples from this server, not from the folder.")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Shared:
     max_memory: Annotated[int | None, _memory] = None
     no_progress: Annotated[bool, _still] = False
     events: Annotated[Path | None, _events] = None
+    undecided: Annotated[str, _undecided] = "fail"
 
     @cached_property
     def screen(self) -> Screen:
@@ -141,7 +148,7 @@ class Shared:
 
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         return Settings(self.cache_folder, self.seed, self.device, self.offline or hub_offline,
-                        self.trust_remote_code, self.max_memory, self.threads, tell or silent)
+                        self.trust_remote_code, self.max_memory, self.threads, self.undecided, tell or silent)
 
 
 class Verb(TyperCommand):
@@ -171,10 +178,12 @@ def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] 
     """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech"."""
     def wrap(run: Callable) -> Callable:
         own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        added = [_parameter(f.name, formats, ("speech", *shows)) for f in fields(Shared)]
+        taken = {p.name for p in own}                # a verb's own option goes before a shared one of that name
+        shared_names = [f.name for f in fields(Shared) if f.name not in taken]
+        added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
 
         def command(**given: Any) -> int:
-            shared = Shared(**{f.name: given.pop(f.name) for f in fields(Shared)})
+            shared = Shared(**{name: given.pop(name) for name in shared_names})
             if shared.offline:                  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:
@@ -207,6 +216,7 @@ def _parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> 
 
 def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
     for name, value, legal in (("--format", shared.format, formats),
-                               ("--color", shared.color, ("auto", "always", "never"))):
+                               ("--color", shared.color, ("auto", "always", "never")),
+                               ("--undecided", shared.undecided, ("fail", "pass"))):
         if value not in legal:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")

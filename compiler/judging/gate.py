@@ -34,6 +34,17 @@ bound_skipped = Fault(
     "Run `effc test` on the machine that the profile describes.",
     severity="warning")
 
+bound_undecided = Fault(
+    "bound-undecided",
+    "A timed bound could not be decided on this machine: what was measured lies too close to the limit, or swings too "
+    "much.\n\n"
+    "The two models took turns, step by step, until the confidence interval of the median lay on one side of the limit "
+    "or a minute had passed. It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    exit="gate")
+bound_left_open = Fault(
+    "bound-left-open", "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
+    severity="warning")
+
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": lambda a, b: a <= b, "<": lambda a, b: a < b, ">=": lambda a, b: a >= b, ">": lambda a, b: a > b,
     "==": lambda a, b: a == b or math.isclose(a, b, rel_tol=1e-9)}     # 1e-9: the limit is a product
@@ -50,6 +61,8 @@ class Outcome:
     value      of the result, in `unit`; None where the bound was skipped
     original   the baseline's value, None where the bound names none
     skipped    why it was not measured, "" where it was
+    undecided  why timings don't decide it, "" where they do
+    where      the point of a front that it is of
     """
 
     bound: Bound
@@ -60,6 +73,8 @@ class Outcome:
     low: float | None = None
     high: float | None = None
     skipped: str = ""
+    where: str = ""
+    undecided: str = ""
 
     @property
     def limit(self) -> str:
@@ -69,7 +84,9 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        return "skipped" if self.skipped else "ok" if self.holds else "missed"
+        if self.skipped or self.undecided:
+            return "skipped" if self.skipped else "undecided"
+        return "ok" if self.holds else "missed"
 
     def to_json(self) -> dict:
         def finite(x: float | None) -> float | str | None:
@@ -77,7 +94,8 @@ class Outcome:
 
         return {"bound": bound_text(self.bound), "metric": metric_label(self.bound), "state": self.state,
                 "value": finite(self.value), "original": finite(self.original), "unit": self.unit,
-                "low": finite(self.low), "high": finite(self.high), "skipped": self.skipped}
+                "low": finite(self.low), "high": finite(self.high), "skipped": self.skipped,
+                "undecided": self.undecided}
 
 
 def judge(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
@@ -88,7 +106,7 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
     assert (bound.baseline is None) == (original is None), f"{bound.baseline} against {original}"
     factor = 1.0 if original is None else original
     ends = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
-    low, high = (_plain(end, unit) * factor for end in ends)
+    low, high = (in_unit(end, unit) * factor for end in ends)
     if bound.op == "in":
         low, high = min(low, high), max(low, high)       # a negative baseline turns the range round
         holds = low <= value <= high
@@ -98,7 +116,7 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
                    None if bound.op in (">=", ">") else high)
 
 
-def _plain(limit: Any, unit: str) -> float:
+def in_unit(limit: Any, unit: str) -> float:
     """A limit as a number in the metric's unit."""
     match limit:
         case Bytes(value):
@@ -171,13 +189,20 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     return found.declared(call.span, ctx.settings.device)
 
 
-def misses(outcomes: Sequence[Outcome]) -> list[Diagnostic]:
-    """A diagnostic at the recipe line of every bound that was missed, and a warning for every one skipped."""
+def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+    """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
+
+    undecided   "fail", or "pass" for a warning
+    """
     found = []
     for o in outcomes:
         if o.skipped:
             message = f"`{bound_text(o.bound)}` was not measured"
             found.append(bound_skipped(message, o.bound.span, note=o.skipped))
+        elif o.undecided:
+            fault = bound_undecided if undecided == "fail" else bound_left_open
+            found.append(fault(f"`{bound_text(o.bound)}` is undecided on this machine", o.bound.span, note=o.undecided,
+                               help="measure on a machine at rest, or loosen the bound"))
         elif not o.holds:
             found.append(_miss(o))
     return found
@@ -186,6 +211,7 @@ def misses(outcomes: Sequence[Outcome]) -> list[Diagnostic]:
 def _miss(o: Outcome) -> Diagnostic:
     assert o.value is not None, "a skipped bound is no miss"
     name = metric_label(o.bound)
+    name += f"` of `{o.where}" if o.where else ""
     message = f"`{name}` is {measured(o.value, o.unit)}, {_LIES[o.bound.op]} {o.limit}"
     if math.isnan(o.value):
         message = f"`{name}` is not a number"

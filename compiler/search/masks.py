@@ -10,6 +10,15 @@ from torch import Tensor, nn
 OUTPUTS, INPUTS = 16, 2           # of a block: one vector of the kernel `block_sparse_linear`
 GROUPS = {"2:4": (2, 4), "4:8": (4, 8)}      # of so many neighbours along the inputs so many go: (2, 4)
 
+LEAST = 0.01                      # share of a matrix that is zero on purpose
+
+
+def is_sparse(weight: Tensor) -> bool:
+    """Whether at least 1% of a matrix, and not all, is exactly zero: fewer come about by chance, and a matrix that is
+    all zero waits to be trained."""
+    gone = weight.numel() - int(weight.count_nonzero())
+    return LEAST * weight.numel() <= gone < weight.numel()
+
 
 def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
     """True where a weight stays; of equal scores the first ones go.

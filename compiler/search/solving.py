@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ...dsl.skeleton import Part, Skeleton
@@ -20,36 +21,48 @@ from .sparsity import exchange, finite_weight, inputs, note, sizes
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-Solve = Callable[[Tensor, Tensor, float], Tensor]         # weight [out, in], sums of x x^T, share -> weight
+# unit, weight [out, in], sums of x x^T or None where no row reached the module -> the weight that takes its place
+New = Callable[[str, Tensor, Tensor | None], Tensor]
+Solve = Callable[[Tensor, Tensor, float], Tensor]         # weight, sums, share of zeros -> weight
 
 
 def solve(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, share: float, how: str,
           new: Solve, **more: Any) -> None:
-    """Exchange the weights of the chosen modules, from the first layer to the last, and say what became zero.
+    """Make zeros in the chosen modules, from the first layer to the last, and say what became zero.
 
     how    the shares of the layers: "uniform", "owl" or "searched"
     A module that no row reached keeps its largest weights as they are.
     """
-    parts, found, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
-    spread = allocation.shares(program, parts, rows, share, how, sizes(chosen), ctx)
-    walk = Layerwise(program, rows)
-    for stage in ctx.each(parts, "layers", len(parts)):
-        made = shards.remember(stage.unit, partial(_made, program, walk, stage, spread[stage.unit], new))
-        for path in stage.modules:
-            found[path] = exchange(program, path, made[path].to(program.model.get_submodule(path).weight.device))
-        walk.leave(stage)
+    spread = allocation.shares(program, stages(program, chosen), rows, share, how, sizes(chosen), ctx)
+
+    def made(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+        if gram is None:
+            return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
+        return new(weight, gram, spread[unit])
+
+    found = exchanged(program, ctx, chosen, rows, made)
     note(program, chosen, found, allocation=how, tokens=rows.numel(), **more)
 
 
-def _made(program: "Program", walk: Layerwise, stage: Stage, share: float, new: Solve) -> dict[str, Tensor]:
+def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:
+    """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
+    shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
+    parts, found, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
+    walk = Layerwise(program, rows)
+    for stage in ctx.each(parts, "layers", len(parts)):
+        made = shards.remember(stage.unit, partial(_made, program, walk, stage, new))
+        for path in stage.modules:
+            found[path] = exchange(program, path, made[path].to(program.model.get_submodule(path).weight.device))
+        walk.leave(stage)
+    return found
+
+
+def _made(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
     grams, made = Grams(), {}
     walk.look(stage, grams.listen)
     for path in stage.modules:
-        weight, gram = finite_weight(program, path), grams.of(path)
-        if gram is None:
-            made[path] = weight * keep_mask(weight.abs().float(), share, "any", "row")
-        else:
-            made[path] = new(weight, gram, share).to(weight.dtype)
+        weight = finite_weight(program, path)
+        made[path] = new(stage.unit, weight, grams.of(path)).to(weight.dtype)
     return made
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .grid import Grid
 from .masks import GROUPS, keep_largest, keep_mask, spare_groups
 from .reconstruct import factor
 
@@ -90,6 +91,34 @@ def settled(work: Tensor, upper: Tensor, rounded: Rounded, look: Callable[[int, 
         work[:, start:stop] = block.T
         work[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
     return work
+
+
+@torch.no_grad()
+def gptq(weight: Tensor, gram: Tensor, grid: Grid, order: str, keep: Tensor | None, damping: float = DAMPING) -> Tensor:
+    """W on a grid by GPTQ, [out, in] float32: what a column loses by rounding, those behind it give back.
+
+    order   "activation": columns with large inputs first, on scales that were fitted to W before; or "given": as
+            they lie, each group's scales fitted when its turn comes
+    keep    [out, in] bool: where it is False the result is 0, and what that costs is given back, too
+    Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3; activation order with static groups as in its code.
+    """
+    work = weight.float() * alive_inputs(gram)
+    turn = gram.diagonal().argsort(descending=True, stable=True) if order == "activation" else torch.arange(len(gram))
+    width, squares = grid.width(len(gram)), gram.diagonal()
+    late = order == "given" and BLOCK % width == 0
+    fitted = {0: grid.fit(work, squares)} if not late else {}
+    places = turn.tolist()
+
+    def fit(start: int, columns: Tensor) -> None:
+        fitted[0] = grid.fit(columns, squares[start : start + columns.shape[1]])
+
+    def rounded(column: int, w: Tensor) -> Tensor:
+        new = fitted[0].round_column(w, 0 if late else places[column] // width)
+        return new if keep is None else torch.where(keep[:, places[column]], new, 0.0)
+
+    upper = inverse_factor(gram[turn][:, turn], damping)
+    done = settled(work[:, turn], upper, rounded, fit if late else None, width if late else BLOCK)
+    return torch.empty_like(done).index_copy_(1, turn, done)
 
 
 ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked

@@ -1,20 +1,11 @@
-"""Zeros that stay zero while their neighbours are trained.
-
-A weight matrix counts as sparse where at least 1% of it, and not all, is exactly zero: fewer come about by chance, and
-a matrix that is all zero waits to be trained.
-"""
+"""Zeros that stay zero while their neighbours are trained."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-LEAST = 0.01                      # share of a matrix that is zero on purpose
-
-
-def is_sparse(weight: Tensor) -> bool:
-    gone = weight.numel() - int(weight.count_nonzero())
-    return LEAST * weight.numel() <= gone < weight.numel()
+from ..search.masks import is_sparse
 
 
 def masks(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

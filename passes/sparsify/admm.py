@@ -6,7 +6,7 @@ from typing import Literal
 from ...compiler.ir.program import Program
 from ...compiler.search.solving import effort, solve
 from ...compiler.search.sparsity import check_pattern, chosen_parts
-from ...compiler.search.updates import DAMPING, admm
+from ...compiler.search.updates import admm
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
@@ -41,7 +41,7 @@ class Admm(Pass):
         "Any weights, or two of every four or four of every eight inputs of an output.", default="any")
     allocation: Literal["uniform", "owl", "searched"] = param(
         "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform")
-    damping: float = param("What is added to the inputs' squares, as a share of each.", default=DAMPING, gt=0)
+    damping: float = param("What is added to the inputs' squares, as a share of each.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = chosen_parts(program.skeleton, self.on)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...compiler.data.chat import no_speakers
+from ...compiler.ir.outcome import Outcome
 from ...compiler.ir.program import Program
 from ...compiler.machine.environment import check_modules
 from ...compiler.measuring import reference
@@ -21,11 +22,14 @@ from ...compiler.training.masks import masks
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.training.trained import Trained, recomputing, training
+from ...compiler.training.unmerged import Unmerged
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
+
+nothing_apart = Fault("nothing-apart", "Adapters are asked for apart from a model that is trained without any.")
 
 
 class Heal(Pass):
@@ -41,7 +45,7 @@ class Heal(Pass):
 
     Zeros stay zero: where at least 1% of a weight matrix is exactly zero, as `sparsify.*` leaves it, only the
     others are trained, and an adapter gives nothing where the weight is zero, beside it and merged. `zeros:
-    fill` trains all.
+    fill` trains all. Adapters that are given apart leave the weights beneath as they are, zeros and all.
 
     With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run
     ends once nothing has got better for a while; a run that never gets better than its start is refused.
@@ -59,6 +63,7 @@ class Heal(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "seeded"
+    gives = {"": "model", "merge: false": "adapters"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -70,6 +75,7 @@ class Heal(Pass):
     accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
     method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.",
                                             default="lora")
+    merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
     on: Selector | None = param("Linear modules to train; all inside the layers, and with `full` all that "
                                 "the model has, where it is left out.", default=None)
     rank: int = param("Rank of the adapters.", default=16, ge=1)
@@ -95,6 +101,19 @@ class Heal(Pass):
     save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
                       unit="steps")
 
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        if self.merge:
+            return super().give(outcome, ctx)
+        self._check(ctx)
+        program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
+        paths = adaptable(program, self.on)
+        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
+            weights = adapters.parameters()
+            course = self._train(program, ctx, weights)
+            tensors = {name: p.detach().clone() for name, p in weights.items()}
+        self._tell(program, course, weights, merged=None)
+        return Unmerged(program, "", shape, tensors)
+
     def run(self, program: Program, ctx: Context) -> None:
         self._check(ctx)
         if self.method == "full":
@@ -109,6 +128,9 @@ class Heal(Pass):
                 adapters.merge()
         merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
         program.changed()
+        self._tell(program, course, weights, merged)
+
+    def _tell(self, program: Program, course: Course, weights: dict[str, nn.Parameter], merged: float | None) -> None:
         program.note(method=self.method, trained=sum(p.numel() for p in weights.values()), steps=course.step,
                      best=course.best, loss=course.curve, held_out=course.held_out, merged=merged)
 
@@ -195,4 +217,7 @@ class Heal(Pass):
 
     def _check(self, ctx: Context) -> None:
         self._check_packages()
+        if self.method == "full" and not self.merge:
+            raise Reject(nothing_apart("training all weights leaves no adapters apart from them",
+                                       help="write `method: lora`, or leave `merge: false` out"))
         refuse_same_rows(self.data, self.held_out, ctx)

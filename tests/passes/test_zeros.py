@@ -7,9 +7,10 @@ import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import KernelLinear, weight_of
+from effc.compiler.search.masks import is_sparse
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.training.adapters import Shape, adaptable, adapted
-from effc.compiler.training.masks import MaskedProduct, is_sparse, product
+from effc.compiler.training.masks import MaskedProduct, product
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.values import DataRef, Ratio
 from hypothesis import given
@@ -29,6 +30,11 @@ ASKED = {
     "sparsify.sparsegpt": None,          # moves weights, and may choose others: a mask of its own
     "sparsify.admm": None,
     "tune.heal": {**TRAINED, "lr": 1e-2},
+    "tune.reft": None,                   # trains what reft.insert puts in, no weight
+    "quantize.round": {"group": 32},
+    "quantize.gptq": {"group": 32, "data": ROWS},
+    "supernet.lora": None,               # gives no model; what is picked of it: tests/passes/test_supernet.py
+    "supernet.pick": None,
     "lower.sparse_cpu": {"format": "sparse_bf16", "divergence": 9.0},
     "lower.sparse_kv": None,             # no weight changes
     "lower.group_queries": None,
