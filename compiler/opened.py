@@ -35,12 +35,13 @@ def is_artifact(path: Path) -> bool:
 
     from .artifacts.manifest import NAME
     from .artifacts.sealed import KEY
+    from .store.regular import CONFIG, read_regular
 
     if (path / NAME).is_file():
         return True
     try:
-        return KEY in json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, TypeError):
+        return KEY in json.loads(read_regular(path / "config.json", CONFIG))
+    except (OSError, ValueError, TypeError, RecursionError):
         marks = ("config.json", "plan.json", "reft.json")
         return (path.parent / NAME).is_file() and any((path / mark).is_file() for mark in marks)
 

@@ -23,6 +23,7 @@ from ..report.quantity import counted
 from ..store.regular import CONFIG, read_regular
 from .bounds import bad_config
 from .classes import is_tokenizer, model_class, plain
+from .generation import read_generation
 from .rescaled import as_stored
 
 other_weights = Fault(
@@ -160,6 +161,7 @@ def _read(folder: Path, config: Mapping[str, Any], dtype: str, count: int | None
 
 def stock(folder: Path, config: Mapping[str, Any], count: int, **options: Any) -> Any:
     """What `from_pretrained` of the class that a config asks for gives, once it is seen that the weights have room."""
+    read_generation(folder)
     with torch.device("meta"):
         check_size(build(config, "float32"), count)
     made, kind = parse_config(config)

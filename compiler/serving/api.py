@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ...kernels.native import KernelError
+from ..rows.template import rendered
 from .access_log import AccessLog
 from .answers import DONE, INVALID, Answer, ChatAnswer, Refused, error_body, event
 from .body import read_body
@@ -117,7 +118,7 @@ class Service:
         messages = [message.plain() for message in asked.messages]
         self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = rendered(self.tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError) as error:
             why = f"the model's chat template refuses these messages: {error}"
             raise Refused(400, why, "messages") from error
