@@ -240,6 +240,10 @@ def _check_tokenizer(folder: Path, label: str) -> None:
         raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
     if not isinstance(said, dict):
         raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
+    most = said.get("model_max_length")
+    if most is not None and type(most) not in (int, float):
+        raise Reject(bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number",
+                                   help="fetch it again"))
     name = said.get("tokenizer_class")
     if name is not None and not is_tokenizer(name):
         raise Reject(bad_tokenizer(f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
