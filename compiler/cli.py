@@ -16,11 +16,11 @@ from .commands.interrupt import acknowledge, asked_to_stop, within_a_second
 from .commands.screen import Screen, code_of
 
 VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "pick", "run", "serve", "test", "diff",
-         "inspect", "sign", "cache", "doctor", "bench")       # modules of commands/
+         "inspect", "verify", "sign", "cache", "doctor", "bench")       # modules of commands/
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
     "Build": ("plan", "compile", "pick"),
-    "Use": ("run", "serve", "test", "diff", "inspect", "sign"),
+    "Use": ("run", "serve", "test", "diff", "inspect", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 

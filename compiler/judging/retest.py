@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ..store.regular import read_regular
 
 if TYPE_CHECKING:
     from ..api import Session
@@ -26,6 +27,8 @@ recipe_lost = Fault(
     "The recipe that an artifact was compiled from is not beside it.\n\n"
     "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
     exit="usage")
+RECIPE = 1 << 20            # bytes: more than any has
+
 nothing_expected = Fault("nothing-expected", "A recipe without `expect` was tested.", exit="usage")
 
 
@@ -138,9 +141,17 @@ def recipe_of(path: Path, manifest: "Manifest") -> Path | None:
     name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
     for folder in _around(path):
         file = folder / str(name)
-        if name and file.is_file() and file.read_text(encoding="utf-8", errors="replace") == text:
+        if name and _reads(file, str(text)):
             return file
     return None
+
+
+def _reads(file: Path, text: str) -> bool:
+    """Whether a file holds a text; the artifact that names it may come from anybody."""
+    try:
+        return file.is_file() and read_regular(file, RECIPE).decode(errors="replace") == text
+    except (OSError, ValueError, Reject):
+        return False
 
 
 def _around(path: Path) -> Iterator[Path]:
