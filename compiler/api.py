@@ -12,7 +12,7 @@ from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .report.progress import Warned
+from .report.progress import Warned, announce
 from .words.context import Context, Settings
 from .words.placing import placed
 from .words.shelf import Shelf
@@ -65,7 +65,9 @@ class Session:
                 return None
             if known is None:
                 said.append(unseen_model("this model was not looked at yet, so selectors and amounts are not "
-                                         "compared with it", call.span, help="`effc check --resolve` looks at it"))
+                                         "compared with it", call.span,
+                                         help="`effc plan` looks at it and finds what is wrong; "
+                                              "so does `effc check --resolve`"))
             return known
 
         checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,
@@ -126,7 +128,16 @@ class Session:
         if name.startswith(f"{MODULES}."):
             found = shipped().get(name)
             return read_source(found.path) if found else None
-        return read_source(name) if Path(name).is_file() else None
+        return self._module(name) if Path(name).is_file() else None
+
+    def _module(self, name: str) -> Source:
+        """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
+        if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
+            return read_source(name)
+        try:
+            return replace(read_source(name), foreign=True)
+        except Reject:
+            return Source(name, "", foreign=True)
 
 
 def _params_source(path: Path) -> Source:
@@ -233,7 +244,8 @@ def plans(session: Session) -> "list[Plan]":
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
-            skeleton = skeleton_of(ctx.origin, session.settings)
+            with announce("finding the model's structure"):
+                skeleton = skeleton_of(ctx.origin, session.settings)
             with placed(recipe.models[pipeline.model].span):
                 refuse_other_shapes(ctx.origin, skeleton)
             found.append(plan(recipe, pipeline, ctx, skeleton))
@@ -276,12 +288,13 @@ def build(session: Session, out: Path, *, force: bool = False, saved: Any = None
         for target in plan.pipeline.emits:
             with placed(target.call.where("path")):
                 check_free(place(plan, out) / target.call.args["path"], force)
-    results = []
+    results, cache = [], Cache(session.settings.cache_dir)
+    cache.sweep()
     for plan in made:
         told(plan)
         ctx = session.context(plan.recipe, plan.pipeline)
         where = place(plan, out)
-        results.append(Build(plan, ctx, Cache(session.settings.cache_dir), dump=dump).run(where, force))
+        results.append(Build(plan, ctx, cache, dump=dump).run(where, force))
     return results
 
 

@@ -16,11 +16,11 @@ from .commands.interrupt import asked_to_stop, told, within_a_second
 from .commands.screen import Screen, code_of
 
 VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "run", "serve", "test", "diff",
-         "inspect", "cache", "doctor", "bench")       # modules of commands/
+         "inspect", "sign", "cache", "doctor", "bench")       # modules of commands/
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
     "Build": ("plan", "compile"),
-    "Use": ("run", "serve", "test", "diff", "inspect"),
+    "Use": ("run", "serve", "test", "diff", "inspect", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 

@@ -12,7 +12,7 @@ from ..dsl.nearest import suggestion
 from ..dsl.show import plain, show
 from ..dsl.typed import sample, wanted_phrase
 from ..dsl.values import Bytes, Duration, Ratio
-from ..dsl.vocabulary import Param, Word
+from ..dsl.vocabulary import Param, Vocabulary, Word
 from .words.kinds import Close
 from .words.shelf import SHELVES, Shelf
 
@@ -40,9 +40,23 @@ def explain(name: str) -> str:
         return fault_page(_fault(known[name]))
     if name in (recipes := shipped()):
         return page(recipes[name])
+    if uses := _uses(name, vocabulary):
+        return "\n".join(uses)
     names = [*recipes, *(n for kind in SHELVES for n in vocabulary.words(kind))]
     raise Reject(unknown_page(f"nothing is called `{name}`", help=suggestion(name, [*names, *known])
                               or "`effc passes --all` lists all words"))
+
+
+def _uses(name: str, vocabulary: Vocabulary) -> list[str]:
+    """For what is no word but a parameter, or one of a parameter's values: a line for each page that has it."""
+    found = []
+    for word in (vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)):
+        for param in word.params:
+            if name == param.name:
+                found.append(f"`{name}` is a parameter of `{word.name}`: {param.doc}")
+            elif name in param.choices:
+                found.append(f"`{name}` is a value of `{param.name}` of `{word.name}`: {param.doc}")
+    return [*found, "", f"`effc explain {found[0].split('`')[-2]}` prints a whole page"] if found else []
 
 
 def word_page(word: Word) -> str:

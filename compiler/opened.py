@@ -1,5 +1,6 @@
 """A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,14 +68,20 @@ def nowhere(place: str):
     return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
 
-def open_model(place: str, settings: "Settings", *, steady: bool = False) -> Opened:
-    """The model with its weights, ready to run; `steady` as `load` has it."""
+def open_model(place: str, settings: "Settings", *, steady: bool = False, signed_by: Sequence[str] = ()) -> Opened:
+    """The model with its weights, ready to run; `steady` and `signed_by` as `load` has them."""
     path = Path(place)
     if path.is_dir() and is_artifact(path):
         from .artifacts.load import load, locate
 
         folder, _ = locate(path)
-        return Opened(place, load(path, device=settings.device, steady=steady, tell=settings.tell), _tokenizer(folder))
+        model = load(path, device=settings.device, steady=steady, signed_by=signed_by, tell=settings.tell)
+        return Opened(place, model, _tokenizer(folder))
+    if signed_by:
+        from .artifacts.signature import unsigned
+
+        raise Reject(unsigned(f"{place} is no artifact, and artifacts alone are signed",
+                              help="compile it and sign what is emitted, or leave out --require-signature"))
     origin = origin_of(place, settings)
     return Opened(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
 

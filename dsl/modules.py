@@ -4,11 +4,16 @@ from dataclasses import replace
 from posixpath import dirname, join, normpath
 
 from . import ast
-from .diagnostics import Fault
+from .diagnostics import Diagnostic, Fault
 from .scope import Entry, Scope
+from .source import Span
 
 unknown_module = Fault("unknown-module", "A `use` names a file that isn't there.")
 circular_use = Fault("circular-use", "A file uses itself, directly or through others.")
+foreign_module = Fault(
+    "foreign-module",
+    "A `use` names a file outside the recipe's folder, and the file is no recipe.\n\n"
+    "Nothing of such a file is shown: whoever wrote the recipe may not be allowed to read it.")
 nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
 
 
@@ -30,6 +35,12 @@ def use(node: ast.Use, scope: Scope, here: str) -> None:
 def module_name(target: ast.Name | ast.Text, here: str) -> str:
     """`std.text` as it is; a path relative to the file that uses it."""
     return target.path if isinstance(target, ast.Name) else normpath(join(dirname(here), target.value))
+
+
+def no_recipe_there(span: Span | None, name: str) -> Diagnostic:
+    """What is said of a file outside the recipe's folder that is no recipe: nothing of what it holds."""
+    return foreign_module(f"{name} lies outside the recipe's folder, and is no recipe", span,
+                          help="copy the module into the recipe's folder, or check it by its own path")
 
 
 def _own_name(node: ast.Use) -> ast.Name | None:
@@ -54,8 +65,12 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
             from .parse import parse
 
             parsed = parse(source)
-            session.faults += parsed.diagnostics
-            session.parsed[name] = parsed.file
+            if source.foreign and any(d.severity == "error" for d in parsed.diagnostics):
+                scope.report(no_recipe_there(node.target.span, name))
+                session.parsed[name] = None
+            else:
+                session.faults += parsed.diagnostics
+                session.parsed[name] = parsed.file
     file = session.parsed.get(name)
     path = file.source.name if file else name                # `std.text` is open under its path
     if path in session.open:

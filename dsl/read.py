@@ -1,5 +1,7 @@
 """Files to sources."""
 
+import os
+import stat
 from pathlib import Path
 
 from .diagnostics import Diagnostic, Fault, Reject
@@ -19,9 +21,13 @@ def read_source(path: str | Path) -> Source:
     """The text of a recipe file, its line ends as they are and without byte order mark. Raises Reject."""
     file = Path(path)
     try:
-        with file.open("rb") as opened:
+        with open(file, "rb", opener=_without_waiting) as opened:
+            fact = os.fstat(opened.fileno())
+            if not (stat.S_ISREG(fact.st_mode) or stat.S_ISDIR(fact.st_mode)):
+                raise Reject(unreadable_recipe(f"`{path}` is {_kind(fact.st_mode)}, not a file",
+                                               help="save the recipe in a file, and give its path"))
             data = opened.read(LIMIT + 1)
-        size = len(data) if len(data) <= LIMIT else file.stat().st_size
+        size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:
         raise Reject(no_recipe(f"there is no file `{path}`", help=_near(file))) from None
     except IsADirectoryError:
@@ -45,6 +51,15 @@ def read_source(path: str | Path) -> Source:
         return Source(str(path), data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise Reject(_not_text(str(path), data, error)) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe is opened at once, where a plain `open` waits until somebody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _kind(mode: int) -> str:
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def too_large(name: str, size: int) -> Diagnostic:

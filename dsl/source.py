@@ -6,10 +6,14 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Source:
-    """A named text. `name` is what a user would call it: the path as it was given."""
+    """A named text. `name` is what a user would call it: the path as it was given.
+
+    foreign   it lies outside the recipe's folder and the library: who wrote the recipe may not be who may read it
+    """
 
     name: str
     text: str = field(repr=False)
+    foreign: bool = field(default=False, repr=False)
 
     @cached_property
     def starts(self) -> list[int]:

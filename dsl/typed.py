@@ -63,6 +63,13 @@ SAMPLES = {
     "range": "1..8",
     "shares": "{blocks: 3, channels: 1}",
     "metric": "perplexity(calib)",
+    "bool": "true",
+}
+DECLARED = {
+    "data": 'data calib = text("calib.txt")',
+    "model": 'model base = hf("org/name")',
+    "profile": "profile laptop { threads: 2 }",
+    "step": "thin = prune.channels(...)",
 }
 CLASSES = {bool: "bool", int: "int", float: "float", str: "string", Ratio: "ratio", Bytes: "bytes",
            Duration: "duration", Range: "range", Selector: "selector", Shares: "shares", MetricRef: "metric",
@@ -206,7 +213,11 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 def _like(want: Param) -> str:
-    return f"write it like `{text}`" if (text := sample(want)) else ""
+    if text := sample(want):
+        return f"write it like `{text}`"
+    if declared := DECLARED.get(want.types[0].removeprefix("list[").removesuffix("]")):
+        return f"declare it, like `{declared}`, and write its name here, without quotes"
+    return ""
 
 
 def sample(want: Param) -> str:
@@ -234,8 +245,14 @@ def _rescaled(expr: ast.Expr, value: Any, want: Param) -> Fix | None:
 def _no_choice(expr: ast.Expr, text: str, want: Param) -> Diagnostic:
     near = nearest(text, want.choices)
     return unknown_choice(f"`{want.name}` is `{text}`, which is none of {', '.join(want.choices)}", expr.span,
-                          help=f"did you mean `{near}`?" if near else "",
+                          help=f"did you mean `{near}`?" if near else _legal(want),
                           fix=Fix(expr.span, near) if near and isinstance(expr, ast.Name) else None)
+
+
+def _legal(want: Param) -> str:
+    """How a choice is written: all of them where they are few."""
+    texts = [f"`{want.name}: {choice}`" for choice in want.choices]
+    return f"write {' or '.join(texts)}" if len(texts) <= 3 else f"write it like {texts[0]}"
 
 
 def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:

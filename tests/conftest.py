@@ -2,12 +2,19 @@
 
 Properties draw the same examples in every run, so that a red run is about the change at hand; `make explore` draws
 new ones (what it finds is written into the test as an `@example`).
+
+Every test runs with one thread of torch, in this process and in those that it starts: how many threads add up is part
+of every key, so a test that plans here what a process compiled there must find the number that was used there.
 """
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+os.environ["OMP_NUM_THREADS"] = "1"                # before torch is imported, which reads it then
 
 # No deadline: on a machine that others share, time is no property of the code.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -17,6 +24,15 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite goldens with what the code says now")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What a test asked of torch ends with it."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

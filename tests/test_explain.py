@@ -51,3 +51,9 @@ def test_explaining_imports_no_torch():
     code = ("import sys; from effc.compiler.explain import explain; explain('out-of-range'); explain('hf'); "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_value_and_a_parameter_name_the_pages_that_have_them():
+    page = explain("racing")
+    assert "`racing` is a value of `search` of `prune.multi`" in page and "`effc explain prune.blocks`" in page
+    assert "`align` is a parameter of `prune.channels`" in explain("align")

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..store.cache import write_whole
+from .bill import bill
 from .card import card
-from .manifest import CARD, MEASURES, NAME, Manifest, artifact_hash, dump, hash_files, verify_files
+from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
 
 __all__ = ["NOTES", "artifact_hash", "verify_files", "write"]
 
@@ -88,6 +89,7 @@ def _finish(draft: Path, manifest: Manifest) -> Manifest:
         notes.unlink()
     manifest = replace(manifest, files=hash_files(draft))
     (draft / MEASURES).write_bytes(dump(manifest.measures_json()))
+    (draft / SBOM).write_bytes(bill(manifest))
     if not (draft / CARD).exists():
         (draft / CARD).write_text(card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):

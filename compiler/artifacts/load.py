@@ -1,6 +1,6 @@
 """Artifacts of kind `hf`, and folders that such models saved again, to ordinary transformers models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ other_kind = Fault("other-kind", "An artifact of this target is not loaded as a 
 def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
          check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
          sequences: int | None = None, steady: bool = False, kernels: bool = True,
-         tell: Listener = silent) -> "PreTrainedModel":
+         signed_by: Sequence[str] = (), tell: Listener = silent) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
@@ -39,28 +39,23 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
     sequences   that the native engine keeps at once; 16 by default
     steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
+    signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every
+                hash is then compared
     tell        hears a sentence where versions differ from those that wrote it
     """
     from ..layers.linear import refuse_elsewhere
 
     folder, manifest = locate(Path(path))
-    if manifest:
-        hashes = check == "sha256" or (check == "auto" and folder.name != "native")
-        verify_files(*manifest, hashes=hashes, under=folder.name)
-    if folder.name == "program":
-        from .exported import read
+    if signed_by:
+        from .signature import check_signature
 
-        model, versions = read(folder), manifest[1].lock.get("versions", {}) if manifest else {}
-        model = model if dtype is None else model.to(dtype)
-    elif folder.name == "native":
-        own = {"threads": threads, "sequences": sequences, "steady": steady}
-        model = _native(folder, dtype, device, {name: given for name, given in own.items() if given is not None})
-        versions = manifest[1].lock.get("versions", {}) if manifest else {}
-    elif folder.name in ("model", "compat"):
-        model, versions = _stock(folder, dtype), manifest[1].lock.get("versions", {}) if manifest else {}
-    else:
-        record = read_record(folder)
-        model, versions = rebuild(folder, record, dtype), record.get("versions", {})
+        check_signature(manifest[0] if manifest else Path(path), signed_by)
+    if manifest:
+        hashes = bool(signed_by) or check == "sha256" or (check == "auto" and folder.name != "native")
+        verify_files(*manifest, hashes=hashes, under=folder.name)
+    own = {"threads": threads, "sequences": sequences, "steady": steady}
+    model, recorded = _of_form(folder, dtype, device, {name: value for name, value in own.items() if value is not None})
+    versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
     if kernels and folder.name not in ("program", "native"):
@@ -71,6 +66,22 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         return model
     refuse_elsewhere(model, device)
     return model.to(device)
+
+
+def _of_form(folder: Path, dtype: "torch.dtype | None", device: Any,
+             own: dict[str, Any]) -> "tuple[Any, Mapping[str, str] | None]":
+    """The model of a checkpoint folder, and the versions that wrote it where the folder itself says so."""
+    if folder.name == "program":
+        from .exported import read
+
+        model = read(folder)
+        return (model if dtype is None else model.to(dtype)), None
+    if folder.name == "native":
+        return _native(folder, dtype, device, own), None
+    if folder.name in ("model", "compat"):
+        return _stock(folder, dtype), None
+    record = read_record(folder)
+    return rebuild(folder, record, dtype), record.get("versions", {})
 
 
 def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:

@@ -3,7 +3,7 @@
 Without a manifest nothing loads, and it is written last. `manifest.json` is deterministic: its sha256 is the
 artifact's hash, and it holds the hash of every other file. Measured values, outcomes, worst differences, the
 machine and the time go into `measures.json`, which no hash covers; neither is `README.md`, so that a person
-may edit the model card.
+may edit the model card, nor `sbom.json` (packages of the machine) and `signatures.json` (which sign the manifest).
 """
 
 import hashlib
@@ -20,7 +20,9 @@ FORMAT = 1
 NAME = "manifest.json"
 MEASURES = "measures.json"
 CARD = "README.md"
-UNHASHED = frozenset({NAME, MEASURES, CARD})
+SBOM = "sbom.json"
+SIGNATURES = "signatures.json"
+UNHASHED = frozenset({NAME, MEASURES, CARD, SBOM, SIGNATURES})
 
 no_artifact = Fault("no-artifact", "A path holds no effc artifact, or one whose manifest was never written.",
                     exit="environment")

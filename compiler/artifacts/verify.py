@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.sample import sample
 from ..layers.quick import as_library
+from ..report.progress import announce
 from ..rows.forward import LOOK, not_a_number
 from ..words.kinds import Form
 from .manifest import Check
@@ -55,8 +56,10 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
     checks: list[Check] = []
-    for form in forms:
-        if (artifact / form.folder).is_dir():
+    there = [form for form in forms if (artifact / form.folder).is_dir()]
+    for number, form in enumerate(there, 1):
+        then = f"{number} of {len(there)}"
+        with announce(f"{form.folder} in a fresh process", then):
             found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds)
             wanted = plain if form.opens == "plain" else expected
             rounded = form.rounds(model) if form.rounds else None

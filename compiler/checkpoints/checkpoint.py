@@ -17,6 +17,7 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
+from ..report.progress import follow
 from ..report.quantity import counted
 from .folder import bad_config
 from .rescaled import as_stored
@@ -167,13 +168,17 @@ def _more(items: list) -> str:
 @torch.no_grad()
 def check_finite(module: nn.Module, label: str) -> None:
     """One pass over the weights without a temporary: the extremes of a tensor show NaN and infinity."""
-    wrong = [name for name, p in module.named_parameters()
+    wrong = [name for name, p in follow(module.named_parameters(), "weights read", _count(module))
              if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())]
     if wrong:
         count = int((~module.get_parameter(wrong[0]).isfinite()).sum())
         raise Reject(not_finite(f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite"
                                 f"{_more(wrong)}",
                                 help="take another revision, or one stored in float32 or bfloat16"))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(1 for _ in module.parameters())
 
 
 def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:

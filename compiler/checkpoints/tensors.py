@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..report.progress import follow
 from .folder import INDEX, SINGLE, find_weights
 
 ALIGN = 64
@@ -81,7 +82,7 @@ def _write(path: Path, pieces: list[Piece]) -> None:
     text += b" " * (-(len(text) + 8) % ALIGN)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for piece in pieces:
+        for piece in follow(pieces, "tensors"):
             file.write(_bytes(piece))
 
 

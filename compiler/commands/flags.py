@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json", "github", "junit", "md")
 
 
-def _bytes(text: str) -> int:
+def size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
     import re
 
@@ -63,9 +63,12 @@ _seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed"
 _device = _flag("machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device",
                 metavar="NAME")
 _threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1)
-_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=_bytes)
+_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
+
+required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
+                            help="Use the artifact only if this public key signed it; repeatable, one of them must.")
 
 
 @dataclass(frozen=True)

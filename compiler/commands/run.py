@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ...dsl.diagnostics import Fault, Reject
-from .flags import Shared, verb
+from .flags import Shared, required_key, verb
 
 no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
                  exit="usage")
@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",))
     def run(model: Annotated[str, _place], shared: Shared, prompt: Annotated[str | None, _prompt] = None,
             max_new_tokens: Annotated[int, _length] = 256,
-            temperature: Annotated[float, _warmth] = 0.0) -> None:
+            temperature: Annotated[float, _warmth] = 0.0,
+            require_signature: Annotated[list[str], required_key] = ()) -> None:  # type: ignore[assignment]
         """Talk to a model: a chat, or one answer with --prompt or a pipe."""
         shared.check_environment()
         if prompt is None and not sys.stdin.isatty():
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
         from ..opened import open_model
         from ..serving.chat import Talker
 
-        opened = open_model(model, shared.settings())
+        opened = open_model(model, shared.settings(), signed_by=require_signature)
         if opened.tokenizer is None:
             raise Reject(no_words(f"{opened.label} has no tokenizer",
                                   help="copy the tokenizer files beside the weights"))

@@ -1,6 +1,8 @@
 """`effc serve`: a model behind OpenAI's interface."""
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,7 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from .exits import interrupted
-from .flags import Shared, verb
+from .flags import Shared, required_key, size, verb
 from .run import no_words
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
@@ -20,28 +22,64 @@ _name = typer.Option("--name", metavar="TEXT", show_default=False,
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
 _queue = typer.Option("--queue", metavar="N", min=0, max=100_000,
                       help="Requests that may wait; more are told to come back.")
+_key = typer.Option("--api-key", metavar="KEY", show_default=False,
+                    help="Answer only who sends it; repeatable. EFFC_API_KEY holds several, with commas between.")
+_insecure = typer.Option("--insecure", help="Serve other machines without a key.")
+_cert = typer.Option("--tls-cert", metavar="FILE", show_default=False, help="Certificate (PEM): serve HTTPS.")
+_tls_key = typer.Option("--tls-key", metavar="FILE", show_default=False, help="Its private key (PEM).")
+_hosts = typer.Option("--allow-host", metavar="NAME", show_default=False,
+                      help="A name that clients may ask under, such as a proxy's; repeatable.")
+_cors = typer.Option("--cors", metavar="ORIGIN", show_default=False,
+                     help="Web pages that may use the server, such as https://example.org; repeatable.")
+_body = typer.Option("--max-body", metavar="SIZE", parser=size, show_default=False,
+                     help="Largest body of a request; 4MiB unless given.")
+_connections = typer.Option("--connections", metavar="N", min=1, max=100_000, help="Connections open at once.")
+_timeout = typer.Option("--timeout", metavar="SECONDS", min=0.1, max=3600.0,
+                        help="For the headers of a request, and between two of one connection.")
+_log = typer.Option("--access-log", metavar="FILE", help="JSON lines without prompts: `-` is stderr, or `none`.")
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",))
     def serve(model: Annotated[str, _place], shared: Shared, host: Annotated[str, _host] = "127.0.0.1",
               port: Annotated[int, _port] = 8000, name: Annotated[str | None, _name] = None,
-              parallel: Annotated[int, _parallel] = 16, queue: Annotated[int, _queue] = 64) -> None:
+              parallel: Annotated[int, _parallel] = 16, queue: Annotated[int, _queue] = 64,
+              api_key: Annotated[list[str], _key] = (), insecure: Annotated[bool, _insecure] = False,  # type: ignore[assignment]
+              tls_cert: Annotated[Path | None, _cert] = None, tls_key: Annotated[Path | None, _tls_key] = None,
+              allow_host: Annotated[list[str], _hosts] = (), cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
+              max_body: Annotated[int | None, _body] = None,
+              connections: Annotated[int, _connections] = 256, timeout: Annotated[float, _timeout] = 15.0,
+              access_log: Annotated[str, _log] = "-",
+              require_signature: Annotated[list[str], required_key] = ()) -> None:  # type: ignore[assignment]
         """Answer OpenAI's chat and completions API, many requests at once."""
         from ..machine.environment import check_modules
 
         shared.check_environment()
-        check_modules(["fastapi", "uvicorn"], "serve", "`effc serve`")
-        from ..serving.server import listening, url_of
+        check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
+        from ..serving.access_log import log_to
+        from ..serving.keys import Keys
+        from ..serving.limits import MIB, Limits
+        from ..serving.server import Entrance, admission_at, check_certificate, listening, url_of
         from ..serving.server import serve as answer
 
+        check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
-        service = _service(model, name or _called(model), shared, parallel, queue)
-        url = url_of(listener)
+        admission = admission_at(listener, host, Keys([*api_key, *_keys_of_environment()]), allow_host, insecure)
+        entrance = Entrance(admission, Limits(max_body or 4 * MIB, connections, timeout),
+                            log_to("none" if shared.quiet and access_log == "-" else access_log),
+                            tls_cert, tls_key, tuple(cors))
+        if insecure and not admission.keys:
+            shared.screen.say(f"warning: everybody who reaches {host} may use the model")
+        service = _service(model, name or _called(model), shared, parallel, queue, require_signature)
+        url = url_of(listener, secure=tls_cert is not None)
         try:
-            answer(service, listener, lambda: _tell(shared, service.name, url))
+            answer(service, listener, entrance, lambda: _tell(shared, service.name, url))
         except KeyboardInterrupt:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
+
+
+def _keys_of_environment() -> list[str]:
+    return [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
 
 
 def _called(place: str) -> str:
@@ -55,7 +93,7 @@ def _called(place: str) -> str:
     return path.parent.name if path.name in FORMS else path.name
 
 
-def _service(place: str, name: str, shared: Shared, parallel: int, queue: int):
+def _service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]):
     import torch
 
     from ..native.sampling import as_tokens
@@ -66,7 +104,7 @@ def _service(place: str, name: str, shared: Shared, parallel: int, queue: int):
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
-    opened = open_model(place, shared.settings(), steady=True)
+    opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer",
                               help="copy the tokenizer files beside the weights"))

@@ -1,6 +1,7 @@
 """Text that the model itself writes."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
@@ -68,13 +69,19 @@ class Generated(Data):
                                   help="take rows from a text: `text(\"calib.txt\")`"))
         with torch.random.fork_rng(devices=_devices(model.device)):
             torch.manual_seed(self._seed(ctx))
-            batches = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
-            done = [self._batch(model, _first(model, tokenizer, ctx, n)) for n in ctx.each(batches, "writing rows")]
+            sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
+            steps = self.length * len(sizes)
+            with closing(ctx.each(range(steps), "writing tokens of rows", steps)) as ticks:
+                done = [self._batch(model, _first(model, tokenizer, ctx, n), ticks) for n in sizes]
         return torch.cat(done)
 
-    def _batch(self, model: Any, first: "torch.Tensor") -> "torch.Tensor":
+    def _batch(self, model: Any, first: "torch.Tensor", ticks: Iterator[int]) -> "torch.Tensor":
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
+
+        def look(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+            next(ticks)                       # a token of every row
+            return _all_finite(logits)
 
         more = self.length - 1
         config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
@@ -82,10 +89,10 @@ class Generated(Data):
                                   eos_token_id=model.generation_config.eos_token_id)
         with torch.no_grad():
             return model.generate(first, attention_mask=torch.ones_like(first), generation_config=config,
-                                  logits_processor=LogitsProcessorList([_all_finite])).cpu()
+                                  logits_processor=LogitsProcessorList([look])).cpu()
 
 
-def _all_finite(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":
     """What is drawn from; Reject where it is no distribution."""
     if logits.isnan().any() or logits.eq(float("inf")).any():              # minus infinity: never drawn
         raise Reject(not_a_number("what the model predicts of its own text is not a number, or infinite",

@@ -5,7 +5,7 @@ import copy
 from torch import fx
 
 from ...dsl.skeleton import Branch
-from ..ir.graphs import is_impure_without_readers
+from ..ir.liveness import sweep
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:
@@ -28,5 +28,5 @@ def bypassed(graph: fx.Graph, branch: Branch) -> fx.Graph:
     join = node_named(graph, branch.join)
     join.replace_all_uses_with(node_named(graph, name))
     graph.erase_node(join)
-    graph.eliminate_dead_code(is_impure_without_readers)
+    sweep(graph)
     return graph

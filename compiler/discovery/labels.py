@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..ir.graphs import name_of
 from ..layers.linear import KernelLinear
+from ..layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
 from .experts import has_own_forward, opened
 from .labelling import (
@@ -206,6 +207,9 @@ class Step:
             return image_rules.channel_norm(self, x, module)
         if "Norm" in kind:
             return self.norm(x, module)
+        if isinstance(module, Reft):                  # mixes the channels of a stream, and hands it on
+            self.out.couple_along(x, -1)
+            return x
         if runs is nn.Embedding.forward:
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..ir.graphs import name_of
 from ..ir.leaves import module_role
+from ..ir.liveness import written_into
 from ..layers.linear import KernelLinear
 from .labelling import PRODUCTS, tensors_in
 
@@ -56,7 +57,7 @@ def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.
     depth: dict[fx.Node | None, int] = {None: -1, **dict.fromkeys(entries, 0)}
     node = entries[0].next
     while node.op != "root":
-        inputs = [x for x in node.all_input_nodes if x in above]
+        inputs = [x for x in _fed(node) if x in above]
         if node not in above and inputs and carries_data(node, values):
             low = inputs[0]
             for other in inputs[1:]:
@@ -64,6 +65,15 @@ def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.
             above[node], depth[node] = low, depth[low] + 1
         node = node.next
     return above
+
+
+def _fed(node: fx.Node) -> Iterator[fx.Node]:
+    """What a node's value comes from: what it reads, and what was written into that before."""
+    for x in node.all_input_nodes:
+        yield x
+        for write in written_into(x):
+            if write < node:
+                yield from (y for y in write.all_input_nodes if y is not x)
 
 
 def _meet(a: fx.Node | None, b: fx.Node | None, above: Mapping, depth: Mapping) -> fx.Node | None:
@@ -172,7 +182,7 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
         node = queue.pop()
         if node is not tap and node in above and node not in seen:
             seen.add(node)
-            queue += node.all_input_nodes
+            queue += _fed(node)
     return frozenset(seen)
 
 

@@ -5,11 +5,13 @@ is of which kind.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from transformers.cache_utils import Cache
 
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.calls import record
@@ -22,10 +24,17 @@ layer_needed = Fault(
     "config has no words for a model without it. Remove another layer, or single branches of this one.")
 
 
-def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> None:
-    """Raise Reject (layer-needed) if the model does not run after the edit, which removes `what`.
+frees_nothing = Fault(
+    "frees-nothing",
+    "What is to be removed keeps running, because something that stays reads what it computes besides.\n\n"
+    "A layer may hand on a state, or weights of its attention, that later layers or the model's outputs are made of.")
 
-    A model that doesn't run without weights at all tells nothing: then the edit itself will show.
+
+def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> Program:
+    """What the edit, which removes `what`, leaves of a copy without weights.
+
+    Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
+    all tells nothing: then the edit itself will show.
     """
     trial = weightless(program)
     edit(trial)
@@ -37,6 +46,49 @@ def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> No
             raise Reject(layer_needed(f"{what} can't be removed: {name} does not run without it",
                                       help="remove another layer, or branches of this one",
                                       note=refused.diagnostics[0].message)) from refused
+    return trial
+
+
+def unread_outputs(program: Program, path: str) -> frozenset[int]:
+    """Which of the values that a layer gives besides its first one neither the model nor its caller ever reads."""
+    trial = weightless(program)
+    layer, count = trial.model.get_submodule(path), _values_of(program.units[path].graph)
+    return frozenset(index for index in range(1, count) if _is_unread(trial, layer, index))
+
+
+def _values_of(graph: fx.Graph) -> int:
+    given = next(node for node in graph.nodes if node.op == "output").args[0]
+    return len(given) if isinstance(given, (tuple, list)) else 1
+
+
+def _is_unread(trial: Program, layer: nn.Module, index: int) -> bool:
+    """Whether a model runs, and says nothing of it, when a layer gives a mark in place of one of its values."""
+    mark = object()
+
+    def marked(_layer: nn.Module, _args: Any, output: Any) -> Any:
+        return tuple(mark if place == index else value for place, value in enumerate(output))
+
+    handle = layer.register_forward_hook(marked)
+    try:
+        with torch.no_grad():
+            said = trial.model(**trial.inputs)
+    except Exception:            # whatever the model does with a value that is no tensor, it reads it
+        return False
+    finally:
+        handle.remove()
+    return not _holds(said, mark)
+
+
+def _holds(value: Any, mark: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds(x, mark) for x in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_holds(x, mark) for x in value)
+    return value is mark or (isinstance(value, Cache) and any(_holds(x, mark) for x in _kept(value)))
+
+
+def _kept(cache: Cache) -> list[Any]:
+    return [x for layer in cache.layers for x in vars(layer).values()]
 
 
 def _runs(program: Program) -> bool:

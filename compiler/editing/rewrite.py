@@ -9,16 +9,19 @@ import torch
 from torch import fx, nn
 from transformers import PreTrainedModel
 
+from ...dsl.diagnostics import Reject
 from ..capture.capture import recapture
 from ..capture.refresh import with_current_ints
 from ..discovery.following import Baked
 from ..discovery.unread import kept, lost_readers, rewritten, unread
 from ..ir import graph_json, slots, surgery
-from ..ir.edits import class_name, is_below, renamed
-from ..ir.graphs import attends, is_impure_without_readers, referenced, sources, uses_cache
+from ..ir.edits import is_below, renamed
+from ..ir.graphs import attends, referenced, sources, uses_cache
+from ..ir.liveness import sweep
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
-from .rehearsal import rehearse
+from ..layers import swaps
+from .rehearsal import frees_nothing, rehearse, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
@@ -79,10 +82,23 @@ class Rewriter:
 
     def swap_module(self, path: str, new: nn.Module) -> None:
         """Put a module of effc (see `edits.Swappable`) in a module's place."""
-        entry = {"class": class_name(new), "spec": new.spec()}
+        entry = {"class": swaps.name_of(new), "spec": new.spec()}
         surgery.swap(self.program.model, path, new)
         self.program.edits.forget(path)
         self.program.edits.swapped[path] = entry
+        self._touch(path)
+
+    def add_module(self, path: str, new: nn.Module) -> None:
+        """Put a new module of effc (see `edits.Swappable`) into a module that has none of that name."""
+        surgery.add(self.program.model, path, new)
+        self.program.edits.swapped[path] = {"class": swaps.name_of(new), "spec": new.spec()}
+        self._touch(path)
+
+    def take_module(self, path: str) -> None:
+        """Take out a module that `add_module` put in and that no graph calls any more."""
+        assert path in self.program.edits.swapped, f"{path} was not put in"
+        surgery.delete(self.program.model, path)
+        self.program.edits.forget(path)
         self._touch(path)
 
     def drop_layer(self, path: str) -> None:
@@ -140,19 +156,27 @@ class Rewriter:
 
     # -- edits of the data flow ------------------------------------------------------------------------------
 
-    def drop_branch(self, path: str, join: str, keep: str | None = None) -> None:
+    def drop_branch(self, path: str, join: str, keep: str | None = None, frees: float = 0) -> None:
         """Remove one residual branch of a unit: its add gives what came in.
 
         join   name of the residual add in the unit's graph
         keep   name of the operand that stays; by default the one that the other is computed from
         Modules that nothing calls any more are deleted; cache slots are assigned anew.
-        Raises Reject (layer-needed), with nothing changed, if the model does not run without them.
+        frees  parameters that should go with it
+        Raises Reject, with nothing changed, if the model does not run without them (layer-needed), or if most of
+        those parameters would stay (frees-nothing).
         """
-        rehearse(self.program, f"what {join} adds in {path}", lambda trial: Rewriter(trial)._take_branch(
-            path, join, keep))
-        self._take_branch(path, join, keep)
+        unread = unread_outputs(self.program, path)
+        what = f"what {join} adds in {path}"
+        trial = rehearse(self.program, what, lambda trial: Rewriter(trial)._take_branch(path, join, keep, unread))
+        gone = _size(self.program.model) - _size(trial.model)
+        if gone < frees / 2:
+            raise Reject(frees_nothing(
+                f"without {what}, {gone:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
+                help="narrow it instead: `prune.channels`, `prune.heads`"))
+        self._take_branch(path, join, keep, unread)
 
-    def _take_branch(self, path: str, join: str, keep: str | None) -> None:
+    def _take_branch(self, path: str, join: str, keep: str | None, unread: frozenset[int]) -> None:
         program = self.program
         kinds = self._kinds()
         unit = program.units[path]
@@ -160,9 +184,12 @@ class Rewriter:
         graph = copy.deepcopy(unit.graph)
         add = next((node for node in graph.nodes if node.name == join), None)
         assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
-        add.replace_all_uses_with(_stays(add, keep))
+        stays = _stays(add, keep)
+        lost = sources(add) - sources(stays) - {stays}
+        add.replace_all_uses_with(stays)
         graph.erase_node(add)
-        graph.eliminate_dead_code(is_impure_without_readers)
+        _leave_out(graph, unread, lost)
+        sweep(graph)
         graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
@@ -193,7 +220,7 @@ class Rewriter:
 
     def exchange_graph(self, path: str, graph: fx.Graph) -> None:
         """Let a unit run another graph over the same modules."""
-        graph.eliminate_dead_code(is_impure_without_readers)
+        sweep(graph)
         graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
         unit = self.program.units[path]
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
@@ -258,6 +285,23 @@ class Rewriter:
         # An edit outside the units (embedding, head, config) can change what any of them sees.
         self.touched |= {unit} if unit else set(self.program.units)
         self.dirty = True
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _leave_out(graph: fx.Graph, unread: frozenset[int], lost: set[fx.Node]) -> None:
+    """Give None for values that nobody reads and that only what is lost was needed for."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    given = list(output.args[0]) if unread else []
+    for index in sorted(unread):
+        if isinstance(value := given[index], fx.Node) and lost & {value, *sources(value)}:
+            rest = {x for i, x in enumerate(given) if i != index and isinstance(x, fx.Node)}
+            if value not in rest.union(*map(sources, rest)):
+                given[index] = None
+    if unread:
+        output.args = (tuple(given),)
 
 
 def _stays(add: fx.Node, keep: str | None) -> fx.Node:

@@ -10,8 +10,8 @@ from torch import fx, nn
 from ..discovery.mixers.opening import CACHE, CONV, opened
 from ..discovery.mixers.scanless import scanless
 from ..ir import leaves
-from ..ir.graphs import is_impure_without_readers
 from ..ir.integers import LAYER_INDICES
+from ..ir.liveness import sweep
 from ..ir.program import Program
 from ..ir.unit import Unit, argument_names, code_key
 from .rewrite import Rewriter
@@ -61,7 +61,7 @@ def _spliced(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
                 made[old] = _copied(graph, old, made, below, node)
         _share_state(graph, mixer, below, given.get(CACHE), node)
     graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_without_readers)
+    sweep(graph)
     return replace(unit, graph=graph, key=code_key(graph), edited=True)
 
 

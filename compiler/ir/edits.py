@@ -1,7 +1,5 @@
 """What was changed since the base config, as plain data, and its replay on a fresh skeleton."""
 
-import importlib
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
@@ -10,16 +8,15 @@ import torch
 from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..layers import quick
-from . import graph_json, surgery
+from ..layers import quick, reft, swaps
+from ..report.broken import first_line
+from . import attributes, graph_json, surgery, targets
 from .operations import Unlisted, check_path
 
 refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.",
                       exit="environment")
 
 FORMAT = 1
-_PACKAGE = __name__.split(".")[0]
-_CLASS = re.compile(r"(passes|kernels|compiler)(\.[A-Za-z]\w*)*:[A-Za-z]\w*")
 _DEEPEST = 12
 
 
@@ -31,7 +28,7 @@ class Swappable(Protocol):
 
     @classmethod
     def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> nn.Module:
-        """The module with empty weights, on the device of `old`."""
+        """The module with empty weights, on the device of `old`: the module that it replaces, or goes into."""
 
 
 @dataclass
@@ -40,7 +37,8 @@ class Edits:
 
     layers      module list -> base numbers of the layers that are left
     deleted     modules that no graph calls any more
-    swapped     path -> {"class": "passes.x:Y", "spec": ...} for `from_spec`
+    swapped     path -> {"class": a name of `layers.swaps`, "spec": ...} for `from_spec`; a path that the base
+                lacks is that of a new module
     shapes      parameter or buffer -> final shape
     attributes  attribute path -> plain value; configs included (`config.num_hidden_layers`)
     slots       unit -> cache slot, where it differs from the unit's position
@@ -97,13 +95,6 @@ def renamed(path: str, moved: dict[str, str]) -> str:
     return path
 
 
-def class_name(module: nn.Module) -> str:
-    """How stored edits name the class of a module that was put in: `passes.lower.sparse_cpu:SparseLinear`."""
-    name = f"{type(module).__module__.removeprefix(f'{_PACKAGE}.')}:{type(module).__name__}"
-    assert _CLASS.fullmatch(name), f"{name} lies outside effc, so a stored artifact could not name it"
-    return name
-
-
 # -- replay --------------------------------------------------------------------------------------------------
 
 def replay(model: nn.Module, edits: Edits) -> None:
@@ -113,36 +104,53 @@ def replay(model: nn.Module, edits: Edits) -> None:
     """
     try:
         _replay(model, edits)
-    except (AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
-        raise _refusal(f"what the skeleton doesn't have: {error}") from error
+    except Unlisted as error:
+        raise _refusal(str(error)) from error
+    except (AttributeError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise _refusal(f"what the skeleton doesn't have: {first_line(error)}") from error
 
 
 def _replay(model: nn.Module, edits: Edits) -> None:
     surgery.own_config(model)
     for owner, left in edits.layers.items():
-        layers = model.get_submodule(owner)
+        layers = surgery.module_at(model, owner)
         assert isinstance(layers, nn.ModuleList), f"{owner}, which is no list of layers,"
         assert left == sorted(set(left)) and set(left) <= set(range(len(layers))), f"layers {left} of {owner}"
         for place in reversed(range(len(layers))):
             if place not in left:
                 surgery.drop_layer(model, f"{owner}.{place}")
+    units = sum(len(m) for m in model.modules() if isinstance(m, nn.ModuleList))
+    assert all(slot < units for slot in edits.slots.values()), "a cache slot beyond the last layer"
     surgery.number_layers(model, _positions(model, edits) | edits.slots)
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        surgery.swap(model, path, _class(entry["class"]).from_spec(model.get_submodule(path), entry["spec"]))
+        _put_in(model, path, swaps.CLASSES[entry["class"]], entry["spec"])
+    reft.connect(model)
     for path, shape in edits.shapes.items():
         _resize(model, path, shape)
     for path, value in edits.attributes.items():
+        attributes.check(model, path, value)
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
+        within = any(is_below(other, path) for other in edits.graphs if other != path)
+        assert not within, f"graphs within that of {path}"
         _bind(model, path, entry)
     if any(surgery.split(path)[1] == quick.MARK for path in edits.attributes):
         quick.quicken(model, marked=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
-    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(model.get_submodule(owner)))}
+    return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.module_at(model, owner)))}
+
+
+def _put_in(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
+    """In a module's place, or as a new module of its owner."""
+    owner = surgery.module_at(model, surgery.split(path)[0])
+    if surgery.split(path)[1] in owner._modules:
+        surgery.swap(model, path, kind.from_spec(surgery.module_at(model, path), spec))
+    else:
+        surgery.add(model, path, kind.from_spec(owner, spec))
 
 
 def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
@@ -153,20 +161,12 @@ def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
         surgery.put(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
 
 
-def _class(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute, None)
-    except ImportError as error:
-        raise Unlisted(f"the class {name}") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and "from_spec" in dir(found)):
-        raise Unlisted(f"the class {name}")
-    return found
-
-
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
     graph = graph_json.load(entry["graph"])
+    targets.check(graph, surgery.module_at(model, path), type(model).__module__)
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    assert names == entry["placeholders"], f"other arguments than the graph of {path} has"
     unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
     unit.bind(model)
 
@@ -254,9 +254,10 @@ def _plain(value: Any, depth: int) -> Any:
 
 def _swap(value: Any) -> dict[str, Any]:
     _need(isinstance(value, dict) and set(value) == {"class", "spec"} and isinstance(value["spec"], dict)
-          and isinstance(value["class"], str) and _CLASS.fullmatch(value["class"]) is not None,
-          "a module of another form")
-    return {"class": value["class"], "spec": _plain(value["spec"], 0)}
+          and isinstance(value["class"], str), "a module of another form")
+    name = swaps.PLACES.get(value["class"], value["class"])
+    _need(name in swaps.CLASSES, f"the class {name[:80]}")
+    return {"class": name, "spec": _plain(value["spec"], 0)}
 
 
 def _graph(value: Any) -> dict[str, Any]:

@@ -15,9 +15,6 @@ def name_of(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-_STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
-
-
 def sources(node: fx.Node) -> set[fx.Node]:
     """All nodes that a node is computed from."""
     found: set[fx.Node] = set()
@@ -28,11 +25,6 @@ def sources(node: fx.Node) -> set[fx.Node]:
                 found.add(used)
                 todo.append(used)
     return found
-
-
-def is_impure_without_readers(node: fx.Node) -> bool:
-    """What must stay after an edit: what only keeps a state of its own, and is read by nobody, went with its branch."""
-    return is_impure(node) and node.meta.get("role") not in _STATEFUL
 
 
 def uses_cache(graph: fx.Graph) -> bool:

@@ -41,6 +41,7 @@ _MODULE_ROLES = (
     (re.compile(r"Conv[123]d"), "conv"),
     (re.compile(r"\w*Dropout\w*"), "dropout"),
     (re.compile(r"Identity"), "identity"),
+    (re.compile(r"Reft"), "intervention"),
 )
 ROTARY = "apply_rotary_pos_emb"
 

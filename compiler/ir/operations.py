@@ -5,9 +5,10 @@ in full, `transformers.masking_utils.create_causal_mask`. Everything else is ref
 untrusted.
 """
 
-import importlib
 import operator
 import re
+import sys
+import types
 from typing import Any
 
 import torch
@@ -111,14 +112,19 @@ def function_called(name: str) -> Any:
         if prefix == table and rest in listed:
             return getattr(owner, rest)
     library = _LIBRARY.fullmatch(name)
-    if library and leaves.function_role(library.group(2)):
-        try:
-            found = getattr(importlib.import_module(name.rpartition(".")[0]), library.group(2), None)
-        except ImportError:
-            found = None
-        if found is not None:
-            return getattr(found, "__effc_original__", found)
+    found = library and vars(sys.modules.get(name.rpartition(".")[0], types)).get(library.group(2))
+    if found and is_library(original := getattr(found, "__effc_original__", found)):
+        return original
     raise Unlisted(f"the function {name[:80]}")
+
+
+def is_library(function: Any) -> bool:
+    """Whether something is a function of transformers that stays whole in a graph.
+
+    Its module has been imported by whoever built the model: nothing is imported because a file names it.
+    """
+    return isinstance(function, types.FunctionType) and leaves.function_role(function.__name__) is not None and (
+        str(function.__module__).startswith("transformers."))
 
 
 def operand_count(function: Any) -> int:

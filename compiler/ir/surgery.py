@@ -25,10 +25,23 @@ def split(path: str) -> tuple[str, str]:
     return owner, name
 
 
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path, found in the tables of modules alone. Raises LookupError where there is none.
+
+    `get_submodule` asks Python for an attribute, which runs properties; a path that comes from a file must not.
+    """
+    for name in path.split(".") if path else ():
+        found = model._modules.get(name)
+        if found is None:
+            raise LookupError(f"there is no module {path}")
+        model = found
+    return model
+
+
 def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
     """A parameter or buffer by path. Asserts that there is one."""
     owner, name = split(path)
-    module = model.get_submodule(owner)
+    module = module_at(model, owner)
     found = module._parameters.get(name, module._buffers.get(name))
     assert found is not None, f"{path} is no parameter or buffer"
     return found
@@ -179,12 +192,24 @@ def number_layers(model: nn.Module, slots: dict[str, int]) -> None:
 
 
 def delete(model: nn.Module, path: str) -> None:
-    """Remove a module that nothing calls any more."""
+    """Remove a module, or a parameter, that nothing calls any more."""
     owner, name = split(path)
-    delattr(model.get_submodule(owner), name)
+    module = module_at(model, owner)
+    assert name in module._modules or name in module._parameters, f"{path} is no module and no parameter"
+    delattr(module, name)
 
 
 def swap(model: nn.Module, path: str, new: nn.Module) -> None:
     """Put another module in a module's place."""
     owner, name = split(path)
-    setattr(model.get_submodule(owner), name, new)
+    module = module_at(model, owner)
+    assert name in module._modules, f"{path} is no module"
+    module._modules[name] = new
+
+
+def add(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a new module into one that has nothing of its name."""
+    owner, name = split(path)
+    module = module_at(model, owner)
+    assert name.isidentifier() and name not in dir(module), f"{path} is taken"
+    module._modules[name] = new

@@ -58,11 +58,15 @@ class KernelLinear(nn.Module):
 
     @classmethod
     def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> "KernelLinear":
+        if not isinstance(old, (nn.Linear, Conv1D)):
+            raise TypeError(f"a packed weight in place of a {type(old).__name__}")
         n, k, size = spec["out_features"], spec["in_features"], spec["bytes"]
-        if not all(type(number) is int and number > 0 for number in (n, k, size)):
+        most = weight_of(old).shape
+        fits = all(type(number) is int and number > 0 for number in (n, k, size)) and n <= most[0] and k <= most[1]
+        if not fits or size > 4 * (n + 64) * (k + 64) + (1 << 16):    # float32 with room for masks and scales
             raise ValueError(f"a packed weight of {n} outputs, {k} inputs and {size} bytes")
-        device = next(old.parameters()).device
-        bias = torch.empty(n, dtype=next(old.parameters()).dtype, device=device) if spec["bias"] else None
+        device = old.weight.device
+        bias = torch.empty(n, dtype=old.weight.dtype, device=device) if spec["bias"] else None
         return cls(spec["kernel"], k, n, torch.empty(size, dtype=torch.uint8, device=device), bias)
 
     def settle(self) -> None:

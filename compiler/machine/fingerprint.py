@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
     from .environment import processor_name, python_version
 
     facts = {
-        "cpu": processor_name(), "isa": _isa(), "cores": _cores(), "cpus": _cpus(), "threads": _threads(),
+        "cpu": processor_name(), "isa": _isa(), "cores": _cores(), "cpus": cpus(), "threads": _threads(),
         "memory_bytes": _memory(), "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": python_version(), **versions(),
     }
@@ -43,7 +43,8 @@ def _isa() -> str:
     return level()
 
 
-def _cpus() -> int | None:
+def cpus() -> int | None:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..report.progress import follow
 from ..rows.forward import device_of, evaluating, output_logits, vocabulary
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
@@ -111,7 +112,7 @@ def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5) -
     measures would give such a time to one of the models alone.
     """
     names, seen = list(models), []
-    for _ in range(rounds):
+    for _ in follow(range(rounds), "rounds of timing"):
         clocks = {name: metric.clock(model) for name, model in models.items()}
         taken: dict[str, list[float]] = {name: [] for name in names}
         with still(*models.values()):

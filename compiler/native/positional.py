@@ -1,4 +1,8 @@
-"""Values that depend on positions and lengths alone, computed from the graph at any length."""
+"""Values that depend on positions and lengths alone, computed from the graph at any length, in float32.
+
+A model of half precision rounds its tables of angles when they are done; the engine computes angles of its own, so
+what it is to find is what they were before: every cast to half precision is one to float32 here.
+"""
 
 from typing import Any
 
@@ -7,6 +11,8 @@ from torch import Tensor, fx, nn
 
 from .values import CACHE, Rows
 
+_HALVES = (torch.bfloat16, torch.float16)
+_CASTS = {"bfloat16": "float", "half": "float"}
 PLACEHOLDERS = {
     "position_ids": lambda n: torch.arange(n)[None],
     "attention_mask": lambda n: torch.ones((1, n), dtype=torch.int64),
@@ -42,14 +48,27 @@ class Positions:
             return PLACEHOLDERS[node.target](length) if node.target in PLACEHOLDERS else None
         if node.op == "get_attr":
             return value
-        args, kwargs = (fx.map_arg(part, lambda n: self.at(n, length)) for part in (node.args, node.kwargs))
+        args, kwargs = (_wide(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs))
+        if node.op == "call_method" and node.target in _CASTS:
+            return getattr(args[0], _CASTS[node.target])()
         return call(node, self.model, args, kwargs)
 
     def _stand_in(self, node: fx.Node, length: int) -> Tensor:
-        dtype = getattr(torch, str(node.meta.get("dtype")), torch.float32)
+        dtype = _wide(getattr(torch, str(node.meta.get("dtype")), torch.float32))
         if dtype == torch.int64:
             return torch.zeros((1, length), dtype=dtype)
         return torch.zeros((1, length, 1), dtype=dtype)
+
+
+def _wide(value: Any) -> Any:
+    """Arguments of a call, with float32 in place of types of half precision."""
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in _HALVES else value
+    if isinstance(value, tuple | list):
+        return type(value)(map(_wide, value))
+    if isinstance(value, dict):
+        return {key: _wide(part) for key, part in value.items()}
+    return value
 
 
 def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
+from ..report.progress import follow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,7 @@ def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     """Weights one at a time, the plan last: without it nothing loads."""
     entries, at = {}, ALIGN
     with open(folder / WEIGHTS, "wb") as file:
-        for name, entry in plan.used().items():
+        for name, entry in follow(plan.used().items(), "packed tensors"):
             try:
                 raw = _bytes(entry.make())
             except KernelError as error:

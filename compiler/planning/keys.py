@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ...dsl.recipe import Invocation, Recipe
@@ -14,6 +15,7 @@ from ..words.context import Context
 from ..words.placing import placed
 
 FORMAT = 1
+LOADING = Path(__file__).parents[1] / "checkpoints" / "checkpoint.py"      # how weights become a model
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -61,8 +63,6 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
 def word_source(kind: str, name: str, ctx: Context) -> str:
     word = ctx.shelf.vocabulary.word(kind, name)
     assert word, f"no {kind} {name}"
-    from pathlib import Path
-
     return fingerprint(Path(word.path))
 
 
@@ -86,7 +86,8 @@ def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
     data = {ref.name: data_identity(ref, ctx) for ref in found(dict(metric.args), DataRef)}
     return {"metric": to_json(metric), "model": origin, "data": data, "source": word_source("metric", metric.name, ctx),
-            "libraries": versions(), "device": ctx.settings.device, "threads": ctx.settings.threads}
+            "loading": fingerprint(LOADING), "libraries": versions(), "device": ctx.settings.device,
+            "threads": ctx.settings.threads}
 
 
 def key(parts: Mapping[str, Any]) -> str:

@@ -2,11 +2,17 @@
 
 Renderers (bars on a terminal, plain lines, JSON lines) live in compiler/report/render.py; nothing below the command
 line prints.
+
+What is far below a stage, such as the loss over rows or the writing of tensors, tells through `follow` and `announce`,
+which find the listener of the running stage themselves: handing it down would put an argument into every function
+that may take five seconds.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,7 +40,10 @@ class StageBegan(Event):
 
 @dataclass(frozen=True)
 class Ticked(Event):
-    """`done` of `total` items of the running stage; `note` is what is best so far, in a few words."""
+    """`done` of `total` items of the running stage; `note` is what is best so far, or comes next, in a few words.
+
+    A total of 0 is work in one piece, of which nobody knows how much is left.
+    """
 
     label: str
     done: int
@@ -83,6 +92,37 @@ Listener = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The listener of library calls: says nothing."""
+
+
+_listener: ContextVar[Listener] = ContextVar("listener", default=silent)
+
+
+@contextmanager
+def hear(tell: Listener) -> Iterator[None]:
+    """Make `tell` the listener of what `follow` and `announce` say inside."""
+    token = _listener.set(tell)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def follow(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """`each` for the listener of the running stage."""
+    return each(items, label, _listener.get(), total)
+
+
+@contextmanager
+def announce(label: str, then: str = "") -> Iterator[None]:
+    """Say what a stage does now and what it does `then`; what `follow` says inside is said to be part of it."""
+    outer = _listener.get()
+    outer(Ticked(label, 0, 0, then))
+
+    def part(event: Event) -> None:
+        outer(replace(event, label=f"{label}: {event.label}") if isinstance(event, Ticked) else event)
+
+    with hear(part):
+        yield
 
 
 def each(items: Iterable[T], label: str, tell: Listener, total: int | None = None) -> Iterator[T]:

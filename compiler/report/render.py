@@ -4,19 +4,21 @@ Everything goes to stderr. A renderer is a listener of `progress` events and a c
 """
 
 import json
+import re
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, silent
+from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear, silent
 from .quantity import measured, seconds, size
 
-HEARTBEAT = 10.0     # seconds without a line after which a long stage says that it lives
+HEARTBEAT = 4.0     # seconds without a line after which a long stage says that it lives
 
 
 class Renderer(ABC):
@@ -26,15 +28,21 @@ class Renderer(ABC):
         self.stream, self.verbose = stream, verbose
         self.stage: StageBegan | None = None
         self.tick: Ticked | None = None
+        self.pace: Pace | None = None
         self.lock = threading.RLock()
 
     def __call__(self, event: Event) -> None:
         with self.lock:
             match event:
                 case StageBegan():
-                    self.stage, self.tick = event, None
+                    self.stage, self.tick, self.pace = event, None, None
                     self.began(event)
                 case Ticked():
+                    if self.stage is None:                   # before the first: hashing, finding structure
+                        self.stage = StageBegan("plan", at=event.at)
+                        self.began(self.stage)
+                    if self.pace is None or not self.pace.fits(event):
+                        self.pace = Pace(event)
                     self.tick = event
                     self.ticked(event)
                 case StageEnded():
@@ -43,7 +51,7 @@ class Renderer(ABC):
                     self.ended(event)
                     if event.dump:
                         self.line(event.dump.rstrip("\n"))
-                    self.stage = self.tick = None
+                    self.stage = self.tick = self.pace = None
                 case Recorded():
                     self.recorded(event)
                 case Said():
@@ -84,18 +92,42 @@ def summary(began: StageBegan | None, ended: StageEnded) -> str:
     return "  ".join(part for part in (head, about, ended.change, cost, peak) if part).rstrip()
 
 
-def standing(stage: StageBegan, tick: Ticked | None, elapsed: float) -> str:
+class Pace:
+    """How fast the items of one label go, counted from its first event: what came before is no measure of them."""
+
+    def __init__(self, first: Ticked):
+        self.first = first
+
+    def fits(self, event: Ticked) -> bool:
+        """Whether an event goes on with the same work: labels may count (`cut 3, % of the budget`)."""
+        return (_DIGITS.sub("", event.label), event.total) == (_DIGITS.sub("", self.first.label), self.first.total)
+
+    def left(self, tick: Ticked, now: float) -> float | None:
+        """Seconds until all are done, `now` in seconds since the epoch; None where nothing is known yet."""
+        done, taken = tick.done - self.first.done, now - self.first.at
+        return taken * (tick.total - tick.done) / done if done > 0 and taken > 0 else None
+
+
+_DIGITS = re.compile(r"\d+")
+
+
+def doing(tick: Ticked | None) -> str:
+    """`scoring 34/60, best 21.3`; of work in one piece only its name, and what comes then."""
+    if tick is None:
+        return "running"
+    counted = f"{tick.label} {tick.done}/{tick.total}" if tick.total else tick.label
+    return f"{counted}, {tick.note}" if tick.note else counted
+
+
+def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float | None = None) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     place = f"{stage.index}/{stage.total}" if stage.total else ""
-    doing = "running"
-    if tick:
-        doing = f"{tick.label} {tick.done}/{tick.total}" + (f", {tick.note}" if tick.note else "")
-    left = f", about {seconds(elapsed * (tick.total - tick.done) / tick.done)} left" if tick and tick.done else ""
-    return f"{place:>5}  {stage.stage:<12}  … {doing}  ({seconds(elapsed)}{left})"
+    more = f", about {seconds(left)} left" if left is not None else ""
+    return f"{place:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{more})"
 
 
 class Plain(Renderer):
-    """One line per finished stage, and a heartbeat every ten seconds while one runs."""
+    """One line per finished stage, and a heartbeat every few seconds while one runs."""
 
     def __init__(self, stream: TextIO, verbose: int = 0, heartbeat: float = HEARTBEAT):
         super().__init__(stream, verbose)
@@ -128,7 +160,8 @@ class Plain(Renderer):
             with self.lock:
                 now = time.monotonic()
                 if self.stage and now - self.said >= self.heartbeat:
-                    self.line(standing(self.stage, self.tick, now - self.since))
+                    left = self.pace.left(self.tick, time.time()) if self.pace and self.tick else None
+                    self.line(standing(self.stage, self.tick, now - self.since, left))
 
 
 class Bars(Renderer):
@@ -137,7 +170,7 @@ class Bars(Renderer):
     def __init__(self, stream: TextIO, verbose: int = 0, color: bool = True):
         super().__init__(stream, verbose)
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         console = Console(file=stream, force_terminal=True, no_color=not color, highlight=False,
                           soft_wrap=True)
@@ -145,7 +178,7 @@ class Bars(Renderer):
             SpinnerColumn(style="cyan"), TextColumn("{task.fields[place]}  {task.fields[stage]}"),
             TextColumn("[dim]{task.description}"),
             BarColumn(24, style="bright_black", complete_style="cyan", pulse_style="cyan"),
-            TextColumn("{task.fields[state]}", markup=False),
+            TextColumn("{task.fields[state]}", markup=False), TimeElapsedColumn(),
             console=console, transient=True, refresh_per_second=8)
         self.task = None
 
@@ -156,10 +189,11 @@ class Bars(Renderer):
 
     def ticked(self, event: Ticked) -> None:
         if self.task is not None:
-            self.progress.update(self.task, description=event.label, completed=event.done, total=event.total)
-            left = self.progress.tasks[0].time_remaining
-            state = [f"{event.done}/{event.total}", f"{seconds(left)} left" if left else "", event.note]
-            self.progress.update(self.task, state="  ".join(filter(None, state)))
+            left = self.pace.left(event, event.at) if self.pace else None
+            state = [f"{event.done}/{event.total}" if event.total else "", f"{seconds(left)} left" if left else "",
+                     event.note]
+            self.progress.update(self.task, description=event.label, completed=event.done,
+                                 total=event.total or None, state="  ".join(filter(None, state)))
 
     def ended(self, event: StageEnded) -> None:
         self._drop()
@@ -211,9 +245,11 @@ def listening(*, quiet: bool = False, progress: bool = True, bars: bool = False,
             heard.append(stack.enter_context(renderer))
         if events:
             heard.append(Lines(stack.enter_context(open(events, "w", encoding="utf-8"))))
-        if not heard:
-            yield silent
-        elif len(heard) == 1:
-            yield heard[0]
-        else:
-            yield lambda event: [hear(event) for hear in heard] and None
+        tell = silent if not heard else heard[0] if len(heard) == 1 else partial(_all, heard)
+        with hear(tell):
+            yield tell
+
+
+def _all(heard: list[Listener], event: Event) -> None:
+    for tell in heard:
+        tell(event)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..report.progress import follow
+from .prompts import prompts
 
 not_a_number = Fault(
     "not-a-number",
@@ -89,15 +91,19 @@ def losses(values: Tensor, targets: Tensor) -> Tensor:
                       for part in positions(values)])
 
 
-def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None) -> tuple[float, int]:
+def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None, asked: Tensor | None = None,
+        active: Tensor | None = None) -> tuple[float, int]:
     """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
 
     counted   [n, length] bool: which tokens count when they are predicted, all where it is None
+    asked     [n] how many tokens of each row are its prompt, for models that edit prompts; None: all of it
+    active    coordinates of those edits that act; all where it is None
     """
     total, count, first = 0.0, 0, 0
     with evaluating(model):
-        for batch in batches(model, rows):
-            values = logits(model, batch)                                      # [b, t, vocab]
+        for batch in follow(list(batches(model, rows)), "batches of rows"):
+            with prompts(model, None if asked is None else asked[first:first + len(batch)], active):
+                values = logits(model, batch)                                  # [b, t, vocab]
             if values.shape[:2] != batch.shape:
                 raise Reject(no_next_token(f"{type(model).__name__} predicts no next token",
                                            help="compare it with the original by `divergence` or `agreement`"))
@@ -119,10 +125,11 @@ def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) 
     found = [0.0] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
     with evaluating(model):
-        for group in _groups(model, order, asked):
+        for group in follow(list(_groups(model, order, asked)), "batches of questions"):
             width = len(asked[group[-1]][0])
             ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])   # [b, t]
-            values = logits(model, ids)
+            with prompts(model, torch.tensor([asked[i][1] for i in group])):
+                values = logits(model, ids)
             for row, i in enumerate(group):
                 tokens, begin = asked[i]
                 targets = ids[row, begin : len(tokens)].to(values.device)

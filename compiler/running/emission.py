@@ -18,6 +18,7 @@ from ..machine.fingerprint import machine
 from ..planning import keys
 from ..planning.plan import Plan
 from ..planning.profile import packed_widths, profile
+from ..report.progress import announce
 from ..report.quantity import counted, size
 from ..store.cache import Cache
 from ..words.context import Context
@@ -44,11 +45,15 @@ def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context,
 
     def build(folder: Path) -> Manifest:
         writer = ctx.shelf.make("target", target.call)
-        writer.emit(program, folder, ctx)
-        if not (forms := writer.forms()):
+        forms = writer.forms()
+        with announce("writing", "then reopening and measuring" if forms else ""):
+            writer.emit(program, folder, ctx)
+        if not forms:
             return described(program, target, plan, cache, ctx).with_measures(machine=machine())
-        checks = verify(folder, program.model, forms, seed=ctx.seed)
-        compared = compare(folder, plan, cache, ctx)
+        with announce("reopening", "then measuring"):
+            checks = verify(folder, program.model, forms, seed=ctx.seed)
+        with announce("measuring"):
+            compared = compare(folder, plan, cache, ctx)
         judged.extend(misses(compared.outcomes))
         return described(program, target, plan, cache, ctx).with_measures(
             checks=checks, measures=compared.measures, machine=machine(),

@@ -19,7 +19,7 @@ from ..planning import keys
 from ..planning.change import describe
 from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
-from ..report.progress import StageBegan, StageEnded
+from ..report.progress import StageBegan, StageEnded, announce, hear
 from ..store.cache import Cache
 from ..words.context import Context
 from ..words.kinds import Close, Pass
@@ -92,14 +92,16 @@ class Build:
                 raise Reject(no_change(f"`{stage.call.word}` changed nothing",
                                        help="ask more of it, or leave the step out"))
             if promise:
-                promise.check(program, pass_.keeps)
+                with announce("comparing with the model before"):
+                    promise.check(program, pass_.keeps)
             lines = describe(before, program.skeleton)
             done.change = lines.summary
             done.dump = lines.text if self.dump else ""
             decisions = program.notes[notes:]
-            snapshot.save(program, self.cache, stage.key, stage.parts, self.ctx.origin,
-                          {"program": program.notes, "step": decisions, "changes": lines.rows,
-                           "summary": lines.summary})
+            with announce("keeping the result"):
+                snapshot.save(program, self.cache, stage.key, stage.parts, self.ctx.origin,
+                              {"program": program.notes, "step": decisions, "changes": lines.rows,
+                               "summary": lines.summary})
             self.at = stage.key
 
     def reach(self, key: str) -> Program:
@@ -107,10 +109,12 @@ class Build:
         if self.program is None or self.at != key:
             self.program = None                            # frees the one we have before another is loaded
             if key == self.plan.identity:
-                self.program = capture(self.ctx.origin.load())
+                with announce("loading the model"):
+                    self.program = capture(self.ctx.origin.load())
                 self.keep_references(self.program)
             else:
-                self.program = snapshot.restore(self.cache, key, self.ctx.origin)
+                with announce("loading the result of the step before"):
+                    self.program = snapshot.restore(self.cache, key, self.ctx.origin)
             self.at = key
         return self.program
 
@@ -147,7 +151,8 @@ class Build:
         started, done = time.monotonic(), Done()
         with Watch(self.ctx.settings.max_memory) as watch:
             self.ctx.settings.watch = watch
-            yield done
+            with hear(self.ctx.tick):
+                yield done
         watch.check()
         self.ctx.tell(StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak,
                                  dump=done.dump))

@@ -11,6 +11,7 @@ from ..ir.edits import Edits, replay
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
 from ..ir.weights import assign, distinct
+from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
 
 
@@ -19,7 +20,7 @@ def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], ori
     """Store a finished step. Tensors that the original has under any name are not stored again."""
     known = original_tensors(origin, cache)
     tensors, borrowed = {}, {}
-    for name, tensor in distinct(program.model):
+    for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
         found = tensor_hash(tensor)
         if found in known:
             borrowed[name] = known[found]
@@ -57,6 +58,8 @@ def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
     parts = {"tensors of": origin.identity, "dtype": origin.dtype}
     known = cache.value(parts)
     if known is None:
-        known = {tensor_hash(t): name for name, t in distinct(origin.load())}
+        model = origin.load()
+        known = {tensor_hash(t): name
+                 for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))}
         cache.keep(parts, known)
     return known

@@ -64,7 +64,8 @@ class BranchCut(Candidate):
     def cut(self) -> None:
         program, branch = self.pool.program, self.branch
         with Rewriter(program) as rewrite:
-            rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch))
+            rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch),
+                                frees=self.saves("params"))
 
     def saves(self, of: str) -> float:
         return self.pool.ledger.branch(self.branch.site, of)

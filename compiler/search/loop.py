@@ -13,7 +13,7 @@ from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef
 from ..data.generated import Generated
-from ..editing.rehearsal import layer_needed
+from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.memory import room_for
 from ..planning.keys import found
 from ..report.progress import Said, Ticked
@@ -35,7 +35,16 @@ out_of_reach = Fault(
     "out-of-reach",
     "A step is to remove more than can go.\n\n"
     "A model keeps its last branch, and every module that is narrowed keeps a step of its width.")
+saved_less = Fault(
+    "saved-less",
+    "A search counted on more than what its cuts took out of the model.\n\n"
+    "Every cut has a size on paper, and the model that results is measured: something of what was cut still runs. "
+    "The step's result is not kept.", exit="failure")
 _SCORE_HELP = "score on other data, or look at what made the model's weights"
+
+
+_UNCUT = (layer_needed, frees_nothing)
+_HONEST = 0.98         # of what was promised: parts that two branches share are counted with each
 
 
 CUTS = "cuts"          # a budget of them is met by their number, whatever they save
@@ -68,7 +77,8 @@ class Search:
         self.saved: dict[str, float] = {}
         self.budget_of = ""
         self.cuts: list[Cut] = []
-        self.needed: set[str] = set()                  # places that the model does not run without
+        self.refused: dict[str, str] = {}              # places that can't be cut -> why
+        self.size = _parameters(program)
         self.beside: Beside | None = None
         self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
 
@@ -82,7 +92,7 @@ class Search:
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.beside:
                 self.beside.look(self, saved, metric)
-            pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.needed]
+            pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
             self._decide(pairs, metric, budget, choice)
@@ -131,6 +141,7 @@ class Search:
             self.beside.say(self)
         for pool in pools:
             pool.finish()
+        self._refuse_less()
         kept = max([self.bytes_kept, *(p.bytes_kept for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
         self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
@@ -139,6 +150,14 @@ class Search:
         self.ctx.tell(Said(
             f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, {share:.0%} of "
             f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"))
+
+    def _refuse_less(self) -> None:
+        """Reject what left the model larger than all cuts together should have."""
+        promised, gone = self.saved.get("params", 0.0), self.size - _parameters(self.program)
+        if gone < _HONEST * promised:
+            raise Reject(saved_less(
+                f"the search counted on {count(round(promised))} parameters less, and {count(gone)} went",
+                help="cut other kinds of parts, or leave out with `on:` what does not become smaller"))
 
     def base(self, metric: MetricRef) -> float:
         """The score of the model as it is."""
@@ -185,9 +204,9 @@ class Search:
             try:
                 best.cut()
             except Reject as refused:
-                if any(d.fault is not layer_needed for d in refused.diagnostics):
+                if any(d.fault not in _UNCUT for d in refused.diagnostics):
                     raise
-                self.needed.add(best.place)
+                self.leave(best.place, refused.diagnostics[0].message)
                 now.candidates = [c for c in now.candidates if c is not best]
                 continue
             for prefix in self.prefixes.values():
@@ -195,9 +214,16 @@ class Search:
             return name, saves
         raise Reject(self._nothing_chosen(now, budget))
 
+    def leave(self, place: str, why: str) -> None:
+        """Take a place out of the search, for good and with a reason."""
+        self.refused[place] = why
+        self.program.note(left=place, why=why)
+        self.ctx.tell(Said(f"search: {place} stays: {why}"))
+
     def _nothing_chosen(self, now: Round, budget: Budget) -> Diagnostic:
-        if self.needed and not now.candidates:
-            return out_of_reach(f"the model does not run without any of the {len(self.needed)} parts that are left",
+        if self.refused and not now.candidates:
+            return out_of_reach(f"none of the {len(self.refused)} parts that are left can go",
+                                note="; ".join(list(self.refused.values())[:5]),
                                 help="narrow it instead: prune.channels, prune.heads")
         if any(math.isfinite(score) for score in now.scores.values()):
             return out_of_reach(f"nothing that is left saves {budget.of}, and "
@@ -253,3 +279,7 @@ class Search:
         if metric not in self.prefixes:
             self.prefixes[metric] = Prefix(self.program, room_for(self.ctx.settings.max_memory))
         return self.prefixes[metric]
+
+
+def _parameters(program: "Program") -> int:
+    return sum(p.numel() for p in program.model.parameters())

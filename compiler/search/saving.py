@@ -42,6 +42,8 @@ class Ledger:
     branch(site, of)            what a branch that may have been narrowed still has
     layer(unit, of)             what a whole layer has
     of_step(site, kind, of)     what one step of a group has
+    next(site, kind, n, of)     what its next steps have, after what is gone: of chained convolutions a step has less
+                                where a neighbour was narrowed, since both are sides of one tensor
 
     norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
             so a search that repeats its decisions leaves them out.
@@ -52,6 +54,8 @@ class Ledger:
     def __init__(self, skeleton: Skeleton, norms: bool = True, latency: "Latency | None" = None):
         self.skeleton, self.norms, self.latency = skeleton, norms, latency
         self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
+        self.gone: dict[tuple[str, str], int] = {}              # (site, kind) -> steps that are gone
+        self.crossing = _crossing(skeleton)
         self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
                        for b in skeleton.branches}
         for b in skeleton.branches:
@@ -59,6 +63,7 @@ class Ledger:
         self.of_branch = cache(self._of_branch)
         self.of_step = cache(self._of_step)
         self.layer = cache(self._layer)
+        self._crossed = cache(self._crossed_saving)
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -75,10 +80,24 @@ class Ledger:
         """What a scan has, in the model as it was."""
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
 
+    def next(self, site: str, kind: str, count: int, of: str) -> float:
+        """What the next `count` steps of a group save, after what is gone."""
+        if of not in OF_MODEL or (site, kind) not in self.crossing:
+            return count * self.of_step(site, kind, of)
+        kin = tuple((one, self.gone[one]) for one in self.crossing[site, kind] if self.gone.get(one))
+        return self._crossed((site, kind), count, of, kin)
+
+    def _crossed_saving(self, key: tuple[str, str], count: int, of: str,
+                        kin: tuple[tuple[tuple[str, str], int], ...]) -> float:
+        left = self.skeleton
+        for one, steps_gone in kin:
+            left = _less(left, one, steps_gone)
+        return OF_MODEL[of](left) - OF_MODEL[of](_less(left, key, count))
+
     def narrowed(self, site: str, kind: str, count: int) -> None:
-        """Note that `count` steps of a group are gone, counted from the beginning."""
-        for of in self.counted:
-            self.lost[site, kind, of] = count * self.of_step(site, kind, of)
+        """Note that the next `count` steps of a group are gone."""
+        self.lost_at(site, kind, {of: self.next(site, kind, count, of) for of in self.counted})
+        self.gone[site, kind] = self.gone.get((site, kind), 0) + count
 
     def lost_at(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
         """Note what cuts that are real at once have saved of a part so far."""
@@ -120,6 +139,29 @@ class Ledger:
             return 0
         less = shrink.narrowed(self.skeleton, group, group.count - group.count // size)
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
+
+
+def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
+    """Groups whose steps save less as others are narrowed, with those: they are two sides of one tensor.
+
+    A group that is both sides itself is among its own.
+    """
+    sides: dict[str, list[tuple[int, tuple[str, str]]]] = {}
+    for group in skeleton.groups:
+        for member in group.members:
+            sides.setdefault(member.tensor, []).append((member.axis, (group.site, group.kind)))
+    found: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    for pairs in sides.values():
+        for axis, key in pairs:
+            for other in (other for side, other in pairs if side != axis):
+                found.setdefault(key, {})[other] = None
+    return {key: tuple(others) for key, others in found.items()}
+
+
+def _less(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
+    """The skeleton when a group has lost some of its steps."""
+    group = next(g for g in skeleton.groups if (g.site, g.kind) == key)
+    return shrink.narrowed(skeleton, group, group.count - count * group.count // steps(group))
 
 
 def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:

@@ -121,11 +121,11 @@ class Narrowing(Candidate):
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
-        pool.ledger.narrowed(site.group.site, site.group.kind, site.size - site.left)
+        pool.ledger.narrowed(site.group.site, site.group.kind, pool.step)
         pool.program.changed()
 
     def saves(self, of: str) -> float:
-        return self.pool.step * self.pool.ledger.of_step(self.site.group.site, self.site.group.kind, of)
+        return self.pool.ledger.next(self.site.group.site, self.site.group.kind, self.pool.step, of)
 
 
 @contextmanager

@@ -2,21 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from secrets import randbits
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as Call
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from ...kernels.native import KernelError
+from .access_log import AccessLog
 from .answers import DONE, INVALID, Answer, ChatAnswer, Refused, error_body, event
-from .protocol import AskedChat, AskedCompletion, Unsupported
+from .body import read_body
+from .guard import Admission, Guard
+from .limits import Limits
+from .metrics import TYPE
+from .protocol import AskedChat, AskedCompletion
 from .request import Piece, Request
 from .scheduler import Full, Scheduler, Stopped
 
@@ -55,6 +61,8 @@ class Service:
                           headers={"Retry-After": str(full.seconds)}) from full
         except Stopped as stopped:
             raise Refused(503, "the server stops", code="stopping") from stopped
+        except KernelError as error:            # settings that no kernel can draw by
+            raise Refused(400, str(error)) from error
         answer = (ChatAnswer if isinstance(asked, AskedChat) else Answer)(self.name, len(ids), self.tokenizer)
         if asked.stream:
             stream = self._stream(answer, asked, pieces)
@@ -107,6 +115,7 @@ class Service:
             raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion "
                           "of a text, at /v1/completions", "messages", "no_chat_template")
         messages = [message.plain() for message in asked.messages]
+        self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, ValueError) as error:
@@ -128,11 +137,14 @@ class Service:
         return ids
 
     def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
-        """The tokens of a text that may fit: megabytes would take seconds to be found too long."""
-        if len(text) > self._most_characters:
-            raise Refused(400, f"the model's context is {self.context} tokens, and {len(text)} characters are "
-                          "more", field, "context_length_exceeded")
+        self._check_length(len(text), field)
         return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+
+    def _check_length(self, characters: int, field: str) -> None:
+        """Whether a text may fit: megabytes would take seconds to be found too long token by token."""
+        if characters > self._most_characters:
+            raise Refused(400, f"the model's context is {self.context} tokens, and {characters} characters are "
+                          "more", field, "context_length_exceeded")
 
     def _request(self, asked: AskedChat | AskedCompletion, ids: list[int]) -> Request:
         room = self.context - len(ids)
@@ -161,19 +173,17 @@ def application(service: Service) -> FastAPI:
         service.scheduler.stop()
         await asyncio.to_thread(service.scheduler.join, _LAST)
 
-    app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None)
+    app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(Unsupported, _unsupported)
-    app.add_exception_handler(RequestValidationError, _unfit)
     app.add_exception_handler(HTTPException, _unrouted)
 
     @app.post("/v1/chat/completions")
-    async def chat(asked: AskedChat, call: Call) -> Any:
-        return await service.answer(asked, call)
+    async def chat(call: Call) -> Any:
+        return await service.answer(await read_body(call, AskedChat), call)
 
     @app.post("/v1/completions")
-    async def complete(asked: AskedCompletion, call: Call) -> Any:
-        return await service.answer(asked, call)
+    async def complete(call: Call) -> Any:
+        return await service.answer(await read_body(call, AskedCompletion), call)
 
     @app.get("/v1/models")
     async def models() -> Any:
@@ -193,36 +203,35 @@ def application(service: Service) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Any:
-        return PlainTextResponse(service.scheduler.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(service.scheduler.metrics.text(), media_type=TYPE)
 
     return app
 
 
+def guarded(service: Service, admission: Admission, limits: Limits, log: AccessLog,
+            origins: Sequence[str] = ()) -> Any:
+    """The application behind all that keeps strangers off. `origins` of pages may use it from a browser."""
+    app = application(service)
+    known = {getattr(route, "path", "") for route in app.routes}
+
+    def count(path: str, status: int, seconds: float) -> None:
+        """Paths that strangers make up are one, or they would fill the memory."""
+        service.scheduler.metrics.add_answer(path if path in known else "other", status, seconds)
+
+    guard = Guard(app, admission, limits, log, count)
+    if not origins:
+        return guard
+    return CORSMiddleware(guard, allow_origins=list(origins), allow_methods=["GET", "POST"],
+                          allow_headers=["Authorization", "Content-Type"], expose_headers=["X-Request-Id"])
+
+
 async def _refused(call: Call, error: Any) -> JSONResponse:
+    if error.status >= 500:
+        call.state.fault = error.body["error"]["code"] or "failed"      # for the log
     return JSONResponse(error.body, error.status, error.headers)
-
-
-async def _unsupported(call: Call, error: Any) -> JSONResponse:
-    return JSONResponse(error_body(str(error), INVALID, error.name, "unsupported_parameter"), 400)
-
-
-async def _unfit(call: Call, error: Any) -> JSONResponse:
-    """The first thing that is wrong with a body, in OpenAI's form."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"] if part != "body")
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        path, what = "", f"the body is not JSON: {first.get('ctx', {}).get('error', what)}"
-    elif not path:
-        what = "the body is no JSON object"
-    elif first["type"] == "extra_forbidden":
-        what = f"`{path}` is not known here"
-    else:
-        what = f"`{path}`: {what[:1].lower()}{what[1:]}"
-    return JSONResponse(error_body(what, INVALID, path or None), 400)
 
 
 async def _unrouted(call: Call, error: Any) -> JSONResponse:
     nothing = error.status_code in (404, 405)
-    what = f"there is no {call.method} {call.url.path} here" if nothing else str(error.detail)
+    what = f"there is no {call.method} {call.url.path:.80} here" if nothing else str(error.detail)
     return JSONResponse(error_body(what, INVALID), error.status_code, error.headers)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 # Neutral: it asks for what is done anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -12,6 +12,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",), "audio": (), "prediction": (),
     "modalities": (["text"],), "parallel_tool_calls": (True, False), "web_search_options": (),
 }
+
+
+# What divides logits may not be so small that float32 ends: 1e-4 is as greedy as a draw gets.
+_LEAST = {"temperature": 1e-4, "top_p": 2.0**-126, "repetition_penalty": 1e-2}
 
 
 class StreamOptions(BaseModel):
@@ -59,6 +63,15 @@ class Asked(BaseModel):
     def are_a_list(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
 
+    @field_validator(*_LEAST)
+    @classmethod
+    def can_be_computed_with(cls, value: float | None, info: Any) -> float | None:
+        least = _LEAST[info.field_name]
+        if value and value < least:
+            instead = "0, which takes the likeliest token, or " if info.field_name == "temperature" else ""
+            raise ValueError(f"{value:g} is too small: give {instead}{least:g} or more")
+        return value
+
     @property
     def stops(self) -> tuple[str, ...]:
         return tuple(self.stop or ())
@@ -101,7 +114,7 @@ class Message(BaseModel):
 
 
 class AskedChat(Asked):
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...kernels.native import KernelError
-from .metrics import Gauge, Metrics
+from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
 from .runner import MOST_SEQUENCES, Runner
 
@@ -51,9 +51,9 @@ class Scheduler:
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="effc-scheduler", daemon=True)
         self.metrics = Metrics()
-        self.metrics.gauges += [
-            Gauge("effc_requests_running", "Requests that are being answered.", lambda: len(self._running)),
-            Gauge("effc_requests_waiting", "Requests that wait for a place.", lambda: len(self._waiting))]
+        self.metrics.gauge("effc_requests_running", "Requests that are being answered.",
+                           lambda: len(self._running))
+        self.metrics.gauge("effc_requests_waiting", "Requests that wait for a place.", lambda: len(self._waiting))
 
     # -- from any thread -------------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ class Scheduler:
             if not self.alive:
                 raise Stopped
             if len(self._waiting) >= self._most_waiting + len(self._free):
-                self.metrics.requests.add(1, "refused")
+                self.metrics.requests.labels("refused").inc()
                 raise Full(self._patience())
             self._waiting.append(job)
             self._changed.notify()
@@ -99,7 +99,7 @@ class Scheduler:
     def _patience(self) -> int:
         """Seconds until as many places are free as requests wait, by how long requests took so far."""
         rounds = (len(self._waiting) + 1) / self._places
-        return max(1, min(60, round(self.metrics.whole.mean * rounds)))
+        return max(1, min(60, round(self.metrics.mean * rounds)))
 
     # -- in its own thread -----------------------------------------------------------------------------------
 
@@ -166,8 +166,8 @@ class Scheduler:
         return batch
 
     def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:
-        self.metrics.call.add(tokens)
-        self.metrics.prompt_tokens.add(sum(len(part) for job, part in batch if job.starting))
+        self.metrics.call.observe(tokens)
+        self.metrics.prompt_tokens.inc(sum(len(part) for job, part in batch if job.starting))
 
     def _advance(self, job: Job, logits: Any) -> None:
         if job.cancelled:
@@ -178,10 +178,10 @@ class Scheduler:
         except KernelError as error:            # logits that are no numbers
             self._end(job, "failed", str(error))
             return
-        self.metrics.new_tokens.add()
+        self.metrics.new_tokens.inc()
         if starting:
             job.first = time.monotonic()
-            self.metrics.first.add(job.first - job.submitted)
+            self.metrics.first.observe(job.first - job.submitted)
         if piece.finish:
             self._end(job, piece.finish, piece=piece)
         elif piece.text or piece.tokens:
@@ -197,11 +197,11 @@ class Scheduler:
         else:
             self._waiting.remove(job)
         now = time.monotonic()
-        self.metrics.requests.add(1, finish)
+        self.metrics.requests.labels(finish).inc()
         if piece:
-            self.metrics.whole.add(now - job.submitted)
+            self.metrics.ended(now - job.submitted)
             if job.count > 1:
-                self.metrics.step.add((now - job.first) / (job.count - 1))
+                self.metrics.step.observe((now - job.first) / (job.count - 1))
         self._tell(job, piece or Piece("", job.count, finish, error))
 
     @staticmethod

@@ -3,18 +3,82 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import uvicorn
 
 from ...dsl.diagnostics import Fault, Reject
-from .api import Service, application
+from .access_log import AccessLog
+from .api import Service, guarded
+from .connection import settings
+from .guard import Admission, loopback
+from .keys import Keys
+from .limits import Limits
 
 address_taken = Fault(
     "address-taken", "The address that a server was to answer at can't be used.\n\n"
     "Another program listens there, or the host is none of this machine's. `--port 0` takes a free port.",
     exit="environment")
+
+
+open_server = Fault(
+    "open-server", "A server without keys was to be reached from other machines.\n\n"
+    "Everybody who reaches the address could use the model, and nothing that is sent is hidden from others on the "
+    "way unless TLS is on. Give --api-key (or EFFC_API_KEY), best with --tls-cert and --tls-key; --insecure serves "
+    "without, where the network itself keeps strangers off.",
+    exit="usage")
+bad_certificate = Fault(
+    "bad-certificate", "The certificate or the key that a server was to use for TLS can't be read.\n\n"
+    "Both are PEM files: --tls-cert holds the certificate and its chain, --tls-key the private key without a "
+    "passphrase.",
+    exit="usage")
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """How a server meets the network.
+
+    cert, key   PEM files for TLS, or neither
+    origins     of web pages that may use it
+    """
+
+    admission: Admission = field(default_factory=Admission)
+    limits: Limits = field(default_factory=Limits)
+    log: AccessLog = field(default_factory=lambda: AccessLog(None))
+    cert: Path | None = None
+    key: Path | None = None
+    origins: Sequence[str] = ()
+
+
+def admission_at(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str],
+                 insecure: bool) -> Admission:
+    """Who may ask at an address. On this machine's own, only under its own names; elsewhere, only with a key."""
+    if loopback(listener.getsockname()[0]):
+        return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed)})
+    if not keys and not insecure:
+        raise Reject(open_server(f"{host} can be reached from other machines, and there is no --api-key",
+                                 help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists"))
+    return Admission(keys, {name.lower() for name in allowed} or None)
+
+
+def check_certificate(cert: Path | None, key: Path | None) -> None:
+    """Reject files that TLS could not use, before a model is loaded."""
+    if cert is None and key is None:
+        return
+    if cert is None or key is None:
+        given, missing = ("--tls-key", "--tls-cert") if cert is None else ("--tls-cert", "--tls-key")
+        raise Reject(bad_certificate(f"{given} needs {missing} beside it"))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except OSError as error:                    # SSLError is one
+        why = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
+        raise Reject(bad_certificate(why)) from error
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -39,17 +103,22 @@ def listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, secure: bool = False) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+def serve(service: Service, listener: socket.socket, entrance: Entrance, ready: Callable[[], None]) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`."""
-    config = uvicorn.Config(application(service), log_config=None, log_level="critical", access_log=False,
-                            server_header=False, timeout_graceful_shutdown=1)
+    app = guarded(service, entrance.admission, entrance.limits, entrance.log, entrance.origins)
+    config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, server_header=False,
+                            proxy_headers=False, timeout_graceful_shutdown=1, ssl_certfile=entrance.cert,
+                            ssl_keyfile=entrance.key, **settings(entrance.limits))
     with closing(listener):
-        _Server(config, service, ready).run(sockets=[listener])
+        try:
+            _Server(config, service, ready).run(sockets=[listener])
+        finally:
+            entrance.log.close()
 
 
 class _Server(uvicorn.Server):

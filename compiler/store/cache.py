@@ -12,6 +12,7 @@ Every file is written whole, synced and renamed; a step's file comes after its t
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 cache_damaged = Fault("cache-damaged", "A file of the cache does not hold what its name says.", exit="environment")
 
 
+_DRAFT = re.compile(r"\..+\.\d+")    # as `write_whole` names them
+
+
 def canonical(value: Any) -> str:
     """JSON with one spelling per value: what hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -34,6 +38,9 @@ def canonical(value: Any) -> str:
 
 def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+STRAY = 3600.0      # seconds after which a draft is what a killed run left: no file takes as long to write
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -180,12 +187,32 @@ class Cache:
             if path.stat().st_mtime <= horizon:
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
                 shutil.rmtree(path, ignore_errors=True)
+        return freed + self.sweep()
+
+    def sweep(self) -> int:
+        """Drop the drafts that killed runs left in any folder of the cache; bytes freed."""
+        horizon, freed = time.time() - STRAY, 0
+        for folder, _, names in os.walk(self.folder):          # which minds no folder that vanishes
+            for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
+                if _written(path) < horizon:
+                    freed += _drop(path)
         return freed
 
 
+def _written(path: Path) -> float:
+    """When a file was last written, in seconds since the epoch; never where another run has just dropped it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
 def _drop(path: Path) -> int:
-    size = path.stat().st_size
-    path.unlink()
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:        # another run collects, too
+        return 0
     return size
 
 

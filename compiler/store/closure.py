@@ -2,16 +2,17 @@
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 
 @cache
 def closure(path: Path) -> tuple[Path, ...]:
-    """`path` and every file of effc that it imports, directly or not, sorted.
+    """`path` and every file of effc that it imports when it runs, directly or not, sorted.
 
-    Only relative imports count: that is how effc's files name each other. Imports under `TYPE_CHECKING` are
-    followed too, which only ever adds files.
+    Only relative imports count: that is how effc's files name each other. Imports inside functions count, those
+    under `TYPE_CHECKING` don't: nothing that runs reads them.
     """
     found: set[Path] = set()
     waiting = [path.resolve()]
@@ -25,14 +26,26 @@ def closure(path: Path) -> tuple[Path, ...]:
 
 @cache
 def imported(file: Path) -> tuple[Path, ...]:
-    """Files of effc that one file imports."""
+    """Files of effc that one file imports when it runs."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in executed(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             found += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
             found += [folder.with_suffix(".py"), folder / "__init__.py"]
     return tuple(f for f in found if f.is_file())
+
+
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node below `tree` but those of `if TYPE_CHECKING:`; its `else` runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for statement in node.orelse:
+                yield statement
+                yield from executed(statement)
+        else:
+            yield node
+            yield from executed(node)
 
 
 @cache

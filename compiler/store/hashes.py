@@ -5,8 +5,10 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..report.progress import follow
 from .cache import digest, write_whole
 
+PIECE = 16 << 20     # bytes
 # A file written this recently (seconds) may be written again within one tick of its clock: not remembered.
 SETTLED = 2.0
 
@@ -23,11 +25,21 @@ def file_hash(path: Path, cache_dir: Path) -> str:
             return known
     except (OSError, UnicodeDecodeError):
         pass
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _read(path, fact.st_size)
     if time.time() - fact.st_mtime > SETTLED:
         write_whole(kept, found.encode())
     return found
+
+
+def _read(path: Path, size: int) -> str:
+    """sha256 of a file that is read a piece at a time, so that many gigabytes tell how far they are."""
+    digest_, parts = hashlib.sha256(), -(-size // PIECE)
+    with open(path, "rb", buffering=0) as file:
+        for _ in follow(range(parts), f"hashing {path.name}, pieces of 16 MiB", parts):
+            digest_.update(file.read(PIECE))
+        while more := file.read(PIECE):                 # it grew since its size was taken
+            digest_.update(more)
+    return digest_.hexdigest()
 
 
 def files_hash(files: Iterable[Path] | Mapping[str, Path], cache_dir: Path) -> str:

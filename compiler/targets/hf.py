@@ -41,9 +41,11 @@ class Hf(Target):
         "form: stock": {"uneven widths": "a config has one width for all layers",
                         "missing branches": "a config has every branch in every layer",
                         "packed weights": "transformers has no kernels that read them",
-                        "pruned caches": "transformers has no cache that forgets"},
+                        "pruned caches": "transformers has no cache that forgets",
+                        "interventions": "transformers has no modules that edit hidden states of the prompt"},
         "form: compat": {"packed weights": "transformers has no kernels that read them",
-                         "pruned caches": "transformers has no cache that forgets"},
+                         "pruned caches": "transformers has no cache that forgets",
+                         "interventions": "transformers has no modules that edit hidden states of the prompt"},
     }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(

@@ -25,6 +25,8 @@ class PruningConfig(Target):
     Example: pruning_config("lean-config")
     """
 
+    cannot_hold = {"": {"interventions": "it says what was cut, and interventions were put in"}}
+
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         with torch.device("meta"):
             model = ctx.origin.build()

@@ -31,6 +31,9 @@ class Pt2(Target):
     Example: pt2("exported")
     """
 
+    cannot_hold = {"": {"interventions": "a program is the same for every row, and what is edited follows from "
+                                         "where the row's prompt lies"}}
+
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
 

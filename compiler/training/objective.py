@@ -32,10 +32,10 @@ class Objective:
 
         The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
         """
-        ids = self.rows[chosen]                                                # [b, t]
+        ids = self._needed(chosen)                                             # [b, t]
         values = logits(self.model, ids)                                       # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        learned = None if self.learned is None else self.learned[chosen, 1:].to(values.device)     # [b, t - 1]
+        learned = None if self.learned is None else self.learned[chosen, 1:ids.shape[1]].to(values.device)
         count = ids[:, 1:].numel() if learned is None else int(learned.sum())
         ids, total = ids.to(values.device), 0.0
         for row, number in enumerate(chosen.tolist()):
@@ -48,6 +48,13 @@ class Objective:
                 total += loss.item()
         values.backward(gradient)
         return total / count
+
+    def _needed(self, chosen: Tensor) -> Tensor:
+        """The chosen rows up to the last token that is learned in any: no earlier prediction reads what is behind."""
+        if self.learned is None:
+            return self.rows[chosen]
+        places = torch.arange(self.rows.shape[1]) * self.learned[chosen]
+        return self.rows[chosen, : int(places.max()) + 1]
 
     def _loss(self, ours: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
         """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.values import DataRef, MetricRef
-from ..report.progress import Listener, Recorded, Ticked, each, silent
+from ..report.progress import Event, Listener, Recorded, each, silent
 from .placing import placed
 
 if TYPE_CHECKING:
@@ -96,6 +96,15 @@ class Context:
             said = self.data(ref).said(self.tokenizer, self.beside(call))
             return None if said is None else torch.stack(list(said)).bool()
 
+    def prompts(self, ref: DataRef) -> "torch.Tensor | None":
+        """How many of each row's first tokens ask, [rows] int64; None where rows are no prompts with answers."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            lengths = self.data(ref).prompts(self.tokenizer, self.beside(call))
+            return None if lengths is None else torch.tensor(list(lengths))
+
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
         return self.shelf.metric(ref)
@@ -107,7 +116,7 @@ class Context:
                 self.settings.watch.check()
             yield item
 
-    def tick(self, event: Ticked) -> None:
+    def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.tell(event)
         if self.settings.watch:

@@ -202,6 +202,10 @@ class Data(Word):
         """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
         return None
 
+    def prompts(self, tokenizer, ctx: "Context") -> Iterator[int] | None:
+        """For each row how many of its first tokens ask; None where a row is not one prompt and its answer."""
+        return None
+
     @abstractmethod
     def identity(self, ctx: "Context") -> str:
         """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""

@@ -9,6 +9,7 @@ from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import accuracy, choice
 from ...compiler.lowering.choice import Choice, Site
 from ...compiler.lowering.speed import Case, raced, reckoned, recorded
+from ...compiler.machine.fingerprint import cpus
 from ...compiler.planning.profiled import differs
 from ...compiler.planning.select import parts
 from ...compiler.report.progress import Said
@@ -166,7 +167,7 @@ class SparseCpu(Pass):
     def _is_here(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        here = isa == "native" or not levels.lacking(isa)
+        here = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= (cpus() or 1)
         return here and not differs(self.machine and self.machine.name, ctx)
 
     def _source(self, ctx: Context) -> str:

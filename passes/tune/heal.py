@@ -1,6 +1,5 @@
 """Train a pruned model until it is as well again as it gets."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,28 +9,21 @@ from ...compiler.data.chat import no_speakers
 from ...compiler.ir.program import Program
 from ...compiler.machine.environment import check_modules
 from ...compiler.measuring import reference
-from ...compiler.planning import keys, shrink
+from ...compiler.planning import shrink
 from ...compiler.planning.select import parts
 from ...compiler.rows.forward import nll
 from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.effort import adapter_size, effort, whole_size
+from ...compiler.training.gains import no_gain, refuse_same_rows
 from ...compiler.training.loop import Course, Regime, Run
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.training.trained import Trained, recomputing, training
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
-
-not_healed = Fault(
-    "not-healed",
-    "Training made a model no better on held-out data.\n\n"
-    "Nothing is kept of the step: what it was given is the better model. The note tells how the loss went.",
-    exit="failure")
-held_out_learned = Fault("held-out-learned",
-                         "The data that a training run is judged by is the data that it learns from.")
 
 
 class Heal(Pass):
@@ -152,14 +144,14 @@ class Heal(Pass):
             course = Run(Trained(weights), regime, len(teaching),
                          lambda chosen, weight: lesson.learn(teaching[chosen], weight), judge, ctx).run()
         if self.held_out and course.best == 0:
-            raise Reject(self._no_gain(course.held_out[0][1], course.held_out[1:]))
+            raise Reject(no_gain(course.held_out[0][1], course.held_out[1:]))
         return course
 
     def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
         if not merged < start:
-            raise Reject(self._no_gain(start, [(course.best, merged)]))
+            raise Reject(no_gain(start, [(course.best, merged)]))
         return merged
 
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
@@ -195,14 +187,4 @@ class Heal(Pass):
 
     def _check(self, ctx: Context) -> None:
         self._check_packages()
-        if self.held_out and keys.data_identity(self.held_out, ctx) == keys.data_identity(self.data, ctx):
-            raise Reject(held_out_learned(f"`{self.held_out.name}` holds the same rows as `{self.data.name}`",
-                                          help="judge by other rows, or leave `held_out` out"))
-
-    def _no_gain(self, start: float, later: Sequence[tuple[int, float]]) -> Diagnostic:
-        best_step, best = min(later, key=lambda look: look[1])
-        wrong = "lower" if best > start + 1e-3 else "raise"            # 1e-3 nats: it hardly moved
-        return not_healed(
-            f"the held-out loss is {start:.4f} before training, at best {best:.4f} after step {best_step}",
-            help=f"{wrong} `lr`, give more or other `data`, or leave the step out: it was better as it was",
-            note="healing did not help: " + ", ".join(f"{nats:.4f} after {step}" for step, nats in later[:8]))
+        refuse_same_rows(self.data, self.held_out, ctx)

@@ -4,8 +4,8 @@ import io
 import json
 import time
 
-from effc.compiler.report.progress import Recorded, StageBegan, StageEnded, Ticked, Warned
-from effc.compiler.report.render import Bars, Lines, Plain, listening
+from effc.compiler.report.progress import Recorded, StageBegan, StageEnded, Ticked, Warned, announce, follow, hear
+from effc.compiler.report.render import Bars, Lines, Pace, Plain, listening
 
 MIB = 1 << 20
 
@@ -40,6 +40,32 @@ def test_a_long_stage_has_a_heartbeat():
             time.sleep(0.02)
     line = out.getvalue().splitlines()[0]
     assert line.startswith("  2/6  thin          … scoring 3/60, best 21.3  (")
+
+
+def test_the_time_left_is_reckoned_from_the_work_at_hand_and_not_from_what_came_before():
+    pace = Pace(Ticked("scoring", 10, 60, at=100.0))
+    assert pace.left(Ticked("scoring", 10, 60), 101.0) is None
+    assert pace.left(Ticked("scoring", 20, 60), 105.0) == 20.0
+    assert pace.fits(Ticked("scoring", 30, 60)) and not pace.fits(Ticked("refitting", 1, 60))
+    cuts = Pace(Ticked("cut 3, % of the budget", 30, 100))
+    assert cuts.fits(Ticked("cut 4, % of the budget", 40, 100))
+
+
+def test_work_in_one_piece_says_what_comes_then():
+    out = io.StringIO()
+    with Plain(out, heartbeat=0.1) as listen, hear(listen), announce("writing", "then measuring"):
+        deadline = time.monotonic() + 10
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert "… writing, then measuring  (" in out.getvalue().splitlines()[0]
+
+
+def test_what_is_deep_below_a_stage_is_told_as_a_part_of_it():
+    heard = []
+    with hear(heard.append), announce("measuring"):
+        assert list(follow("ab", "batches")) == ["a", "b"]
+    assert [e.label for e in heard] == ["measuring", "measuring: batches", "measuring: batches"]
+    assert list(follow("ab", "batches")) == ["a", "b"] and len(heard) == 3
 
 
 def test_values_are_told_only_to_those_who_want_more():

@@ -153,6 +153,7 @@ def test_a_model_of_the_hub_is_not_fetched_to_be_checked(process, write):
     run = process("check", path, HF_ENDPOINT="http://127.0.0.1:9")
     assert run.code == 3 and "did you mean `align`?" in run.err and "hub" not in run.err
     assert "note[unseen-model]: this model was not looked at yet" in run.err
+    assert "help: `effc plan` looks at it and finds what is wrong" in run.err
 
 
 def test_a_model_that_is_not_there_is_one_fault_among_the_others(effc, write):
@@ -327,3 +328,17 @@ def test_new_overwrites_nothing_and_knows_its_goals(effc, tmp_path):
     assert (tmp_path / "mine.effspec").read_text() == "mine"
     assert "goals are smaller, faster, gentle" in effc("new", "--goal", "bigger").err
     assert effc("new", "nowhere/at/all").code == 2
+
+
+@pytest.mark.parametrize("content", [b"root:x:0:0\n", b"effspec 1\nroot:x:0:0\n", b"\xff\xferoot", b"\0root", b""])
+@pytest.mark.parametrize("link", [False, True], ids=["by path", "by a link"])
+def test_nothing_is_shown_of_a_file_outside_the_recipes_folder_that_is_no_recipe(effc, tmp_path, content, link):
+    (tmp_path / "secret").write_bytes(content)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
+    text = f'effspec 1\nuse "{"link" if link else "../secret"}" as p\nmodel base = zoo("tiny-llama")\n'
+    steps = "pipeline s(base) { thin = prune.channels(keep: 75% of channels) }\nemit s { hf(\"s\") }\n"
+    (tmp_path / "inside" / "r.effspec").write_text(text + steps)
+    run = effc("check", "inside/r.effspec")
+    assert run.code == 3 and "error[foreign-module]" in run.err and "root" not in run.err
+    assert "root" not in effc("check", "inside/r.effspec", "--format", "json").out

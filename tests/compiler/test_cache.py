@@ -1,8 +1,10 @@
 """The cache gives back what was put in, shares equal tensors, and notices damage."""
 
+import os
+
 import pytest
 import torch
-from effc.compiler.store.cache import Cache, digest, tensor_hash
+from effc.compiler.store.cache import Cache, digest, tensor_hash, write_whole
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,3 +75,15 @@ def test_collecting_drops_old_steps_and_the_tensors_that_no_step_names(tmp_path)
 
 def test_equal_values_have_one_digest_whatever_their_order():
     assert digest({"a": 1, "b": [1.5, None]}) == digest({"b": [1.5, None], "a": 1})
+
+
+def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being_written_stays(tmp_path):
+    cache = Cache(tmp_path)
+    old, new = tmp_path / "hashes" / "ab" / ".abcd.4711", tmp_path / "hashes" / "ab" / ".abce.4712"
+    whole = tmp_path / "hashes" / "ab" / "abcd"
+    for path in (old, new, whole):
+        write_whole(path, b"64 characters, some day")
+    for path in (old, whole):
+        os.utime(path, (0, 0))
+    assert cache.sweep() == len(b"64 characters, some day")
+    assert sorted(p.name for p in old.parent.iterdir()) == [".abce.4712", "abcd"]

@@ -287,3 +287,9 @@ def test_checking_imports_no_torch_and_takes_little_time():
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2      # 0.3 s where nothing slows it
+
+
+def test_a_string_where_a_name_or_a_word_is_meant_gets_a_help_line():
+    for call in ('tune(data: "calib.txt")', 'learn(teacher: "base")', 'learn(teacher: base, score: "2:4")'):
+        (fault,) = framed(f"  a = {call}").diagnostics
+        assert fault.slug in ("wrong-type", "unknown-choice") and fault.help, fault

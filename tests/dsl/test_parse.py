@@ -1,5 +1,6 @@
 """What is read of a recipe, and what is said of one that is broken."""
 
+import os
 import time
 
 import lark
@@ -326,6 +327,12 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
     assert refusal(file("effspec 1\n".encode("utf-16"))) == "not-utf-8 3"
     assert refusal(file(b" " * (LIMIT + 1))) == "recipe-too-large 3"
     assert read_source(file(b"\xef\xbb\xbfeffspec 1\r\n")).text == "effspec 1\r\n"
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.effspec")
+    assert refusal(tmp_path / "pipe.effspec") == "unreadable-recipe 2"
+    assert refusal("/dev/null") == "unreadable-recipe 2"
 
 
 def test_a_near_name_is_offered(tmp_path):

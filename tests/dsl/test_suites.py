@@ -72,6 +72,7 @@ TOLD = {
     "binary-recipe",
     "not-utf-8",
     "recipe-too-large",
+    "foreign-module",
     "long-selector",
     "too-deep",
     "more-mistakes",

@@ -25,9 +25,10 @@ def emitted(tmp_path, model, **options):
     return folder, target
 
 
-@pytest.mark.parametrize("name,options", [("gpt2", {}), ("gemma2", {"weights": "int8"})])
-def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, options):
-    model = tiny.model(name)
+@pytest.mark.parametrize("name,dtype,options", [
+    ("gpt2", torch.float32, {}), ("gemma2", torch.float16, {"weights": "int8"}), ("llama", torch.bfloat16, {})])
+def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, options):
+    model = tiny.model(name).to(dtype)
     folder, target = emitted(tmp_path, copy.deepcopy(model), **options)
     checks = verify(folder, model, target.forms())
     assert len(checks) == 6 and all(check.holds and check.reason for check in checks)

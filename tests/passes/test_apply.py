@@ -277,3 +277,9 @@ def test_another_content_of_the_file_is_another_result(tmp_path):
         (plan,) = api.plan(tmp_path / "lean.effspec", cache_dir=tmp_path / "cache")
         keys.append(plan.stages[0].key)
     assert keys[0] != keys[1]
+
+
+def test_a_profile_draws_layers_in_their_order_though_a_manifest_sorts_them_as_text():
+    whole = {f"model.layers.{i}": {"mlp": {"role": "mlp", "channels": 8}} for i in range(12)}
+    stored = json.loads(json.dumps(whole, sort_keys=True))
+    assert [line.split()[0] for line in draw(stored, stored).splitlines()[1:]] == [str(i) for i in range(12)]

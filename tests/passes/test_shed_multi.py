@@ -120,6 +120,8 @@ def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
     program, _ = matrix.pruned("mobilenet_v1", word, tmp_path)
     after = sum(p.numel() for p in program.model.parameters())
     assert after <= 0.9 * before and not program.skeleton.branches
+    share = max(note["share"] for note in program.notes if "share" in note)
+    assert share == pytest.approx(1 - after / before, abs=1e-6), "what neighbours share is counted once"
 
 
 def test_kinds_take_turns_as_split_says(tmp_path):

@@ -12,6 +12,7 @@ from effc.compiler.lowering import choice, racing, speed
 from effc.compiler.lowering.choice import Choice, Site, block_zeros, choose
 from effc.compiler.lowering.contenders import EAGER
 from effc.compiler.lowering.speed import Case, reckoned
+from effc.compiler.machine.fingerprint import cpus
 from effc.compiler.planning.change import describe
 from effc.compiler.planning.profile import packed_widths, profile
 from effc.compiler.planning.profiled import refuse_others
@@ -215,12 +216,27 @@ def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
 
 
 def test_for_a_machine_that_this_is_not_times_are_reckoned(tmp_path, monkeypatch):
-    profiles = {"xeon": {"isa": "amx_bf16", "threads": 16}}
+    threads = cpus() + 14                                                    # whatever it is, it has no more of them
+    profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
     monkeypatch.setattr(speed, "CALL", 0.0)                                   # tiny layers are all calls
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", lambda *_: pytest.fail("raced here"))
     program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
-    here = not levels.lacking("amx")
-    assert note["times"] == ("raced here" if here else "reckoned")
-    assert (note["isa"], note["threads"]) == ("amx", 16) and list(lowered(program.model))
+    assert note["times"] == "reckoned"
+    assert (note["isa"], note["threads"]) == ("amx", threads) and list(lowered(program.model))
+
+
+def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profile_names(tmp_path, monkeypatch):
+    asked = []
+
+    def noted(weight, kernels, rows, isa):
+        asked.append(isa)
+        return decided(weight, kernels, rows, isa)
+
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", noted)
+    here = levels.available()[-1]
+    profiles = {"this": {"isa": here, "threads": 1}}
+    _, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("this"), profiles=profiles)
+    assert note["times"] == "raced here" and set(asked) == {note["isa"]} == {here}
 
 
 def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):

@@ -1,16 +1,24 @@
 """`served(...)` runs `effc serve` as a process of its own on a free port."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.capture.capture import capture
@@ -36,6 +44,7 @@ class Served:
     process: subprocess.Popen
     name: str
     url: str
+    log: Path
 
     @property
     def client(self) -> openai.OpenAI:
@@ -56,22 +65,31 @@ class Served:
     def stop(self, number=signal.SIGTERM) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=20)
-        return self.process.returncode, errors
+        self.process.communicate(timeout=20)
+        return self.process.returncode, self.said()
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def lines(self) -> list[dict]:
+        """Of the access log."""
+        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
 
 
 @contextmanager
-def serving(place, *flags: str):
+def serving(place, *flags: str, **environment: str):
     command = [*EFFC, "serve", str(place), "--port", "0", "--threads", "1", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline()
-        assert " at http://" in line, process.communicate(timeout=20)
-        name, _, url = line.strip().partition(" at ")
-        yield Served(process, name, url.removesuffix("/v1"))
-    finally:
-        process.kill()
-        process.communicate()
+    with tempfile.TemporaryDirectory() as folder, (log := Path(folder) / "stderr").open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                                   env={**os.environ, **environment})
+        try:
+            line = process.stdout.readline()
+            assert " at http" in line, log.read_text()
+            name, _, url = line.strip().partition(" at ")
+            yield Served(process, name, url.removesuffix("/v1"), log)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +114,19 @@ def artifact(chatty, tmp_path_factory) -> Path:
 
     write(work / "served", build=build)
     return work / "served"
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    folder, key = tmp_path_factory.mktemp("certificate"), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "effc test")])
+    now = datetime.now(UTC)
+    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+            .serial_number(7).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(30))
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False)
+            .sign(key, hashes.SHA256()))
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "cert.pem").write_bytes(made.public_bytes(plain[0]))
+    (folder / "key.pem").write_bytes(key.private_bytes(*plain))
+    return folder / "cert.pem", folder / "key.pem"

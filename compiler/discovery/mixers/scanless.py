@@ -13,7 +13,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ...ir.graphs import is_impure_without_readers, referenced
+from ...ir.graphs import referenced
+from ...ir.liveness import sweep
 from ..labels import tensors_in
 from ..unread import kept, rewritten, unread
 from .mixer_labels import label_mixer, parameter_behind
@@ -42,7 +43,7 @@ def scanless(found: Opened, mixer: nn.Module) -> Scanless:
     graph = copy.deepcopy(found.graph)
     (scan,) = scans_in(graph)
     scan.replace_all_uses_with(_identity(graph, scan))
-    graph.eliminate_dead_code(is_impure_without_readers)
+    sweep(graph)
     labelling = label_mixer(graph, mixer)
     *_, last = labelling.values.values()
     gone = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))

@@ -1,0 +1,59 @@
+"""`sbom.json`: what a build used, as a CycloneDX 1.6 bill of materials that scanners read."""
+
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from .manifest import Manifest, dump
+
+_SPEC = "1.6"
+
+
+def bill(manifest: Manifest) -> bytes:
+    """The packages that this process has imported (a step that came from the cache was made by the versions in the
+    manifest's lock), Python, and the model and data that went in, by the hashes that the lock has."""
+    packages = [_package(name, found) for name, found in sorted(_imported().items())]
+    inputs = [_input(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
+    python = ".".join(map(str, sys.version_info[:3]))
+    interpreter = {"type": "platform", "bom-ref": "python", "name": "python", "version": python}
+    product = {"type": "machine-learning-model", "bom-ref": "artifact", "name": manifest.name or manifest.kind,
+               "version": (manifest.lock.get("versions") or {}).get("effc", manifest.effc) or "0"}
+    components = [interpreter, *packages, *inputs]
+    depends = {"ref": "artifact", "dependsOn": [c["bom-ref"] for c in components]}
+    body = {"bomFormat": "CycloneDX", "specVersion": _SPEC, "version": 1, "components": components,
+            "metadata": {"component": product, "tools": {"components": [
+                {"type": "application", "name": "effc", "version": manifest.effc or "0"}]}},
+            "dependencies": [depends]}
+    serial = uuid5(NAMESPACE_URL, dump(body).decode())
+    stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    body["serialNumber"], body["metadata"]["timestamp"] = f"urn:uuid:{serial}", stamp
+    return dump(body)
+
+
+def _imported() -> dict[str, metadata.Distribution]:
+    """Distributions of the modules that are loaded, by their names."""
+    owners = metadata.packages_distributions()
+    names = {name for module in {m.partition(".")[0] for m in list(sys.modules)} for name in owners.get(module, ())}
+    found = {}
+    for name in names:
+        try:
+            found[name.lower().replace("_", "-")] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _package(name: str, found: metadata.Distribution) -> dict[str, Any]:
+    address = f"pkg:pypi/{name}@{found.version.replace('+', '%2B')}"
+    about = {"type": "library", "bom-ref": address, "name": name, "version": found.version, "purl": address}
+    license = found.metadata.get("License-Expression")
+    return about | ({"licenses": [{"expression": license}]} if license else {})
+
+
+def _input(label: str, identity: Any) -> dict[str, Any]:
+    """A model or a data set. Its identity is effc's own hash of content and arguments, so it is a property."""
+    kind = "data" if label.startswith("data ") else "machine-learning-model"
+    return {"type": kind, "bom-ref": f"input {label}", "name": label.removeprefix("data "),
+            "properties": [{"name": "effc:identity", "value": str(identity)}]}

@@ -1,0 +1,94 @@
+"""Prompts and their answers, a row each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ..rows.records import Record, check_field, read_records, text_of
+from ..rows.windows import choose_rows, content_identity, encode, find_files, need_tokenizer, start_token
+from ..words.context import Context
+from ..words.kinds import Data, param
+
+pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
+empty_pair = Fault("empty-pair", "A prompt or an answer has no text, so that nothing can be learned from it.")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class Pairs(Data):
+    """Prompts and their answers, a row each.
+
+    A record is a prompt and an answer in two fields. A row is the prompt, what joins the two, the answer and the end
+    token, filled up behind to `length` tokens. `tune.reft` learns to say the answers and edits hidden states of the
+    prompts alone; `tune.heal(learn: responses)` learns the answers of the same rows. Rows of `text` have no such
+    parts, those of `chat` several in a row.
+
+    Source: own.
+    Example: data arc = pairs("arc.json", prompt: "instruction", answer: "output", length: 160)
+    """
+
+    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    prompt: str = param("Field of the prompt.", default="prompt")
+    answer: str = param("Field of the answer.", default="answer")
+    join: str = param("What stands between them; it begins the answer.", default="\n")
+    length: int = param("Tokens in a row.", ge=2, unit="tokens")
+    longer: Literal["refuse", "drop"] = param("What becomes of pairs that fit into no row.", default="refuse")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
+
+    def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        return self._laid(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
+
+    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+        return self._laid(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
+
+    def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
+        return (int(row.sum()) for row in self._laid(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
+
+    def _laid(self, tokenizer: Any, ctx: Context, tell: Any, fill: int) -> Iterator[Any]:
+        """A row of numbers for each pair that is chosen: what `tell` says of its tokens, then `fill`."""
+        import torch
+
+        rows = [tell(pair) for pair in self._pairs(tokenizer, ctx)]
+        full = torch.tensor([[*row, *(fill,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
+        return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
+
+    def _pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
+        tokenizer = need_tokenizer(tokenizer, ctx)
+        found = [self._pair(record, number, path, tokenizer) for path in find_files(self.path, ctx.folder)
+                 for number, record in enumerate(self._records(path), start=1)]
+        longest = max(len(pair.prompt) + len(pair.answer) for pair in found)
+        fitting = [pair for pair in found if len(pair.prompt) + len(pair.answer) <= self.length]
+        if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
+            raise Reject(pair_too_long(
+                f"{len(found) - len(fitting)} of {len(found)} pairs have more than {self.length} tokens, the longest "
+                f"{longest}", help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else "")))
+        return fitting
+
+    def _pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+        start = start_token(tokenizer, "auto")
+        prompt = encode(text_of(record, self.prompt, number, path), tokenizer)
+        answer = encode(self.join + text_of(record, self.answer, number, path), tokenizer)
+        if not prompt or not answer:
+            which = "prompt" if answer else "answer"
+            raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
+
+    def identity(self, ctx: Context) -> str:
+        about = {name: getattr(self, name) for name in ("prompt", "answer", "join", "length", "longer", "samples")}
+        about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
+        return content_identity("pairs", find_files(self.path, ctx.folder), about, ctx)
+
+    def _records(self, path: Path) -> list[Record]:
+        records = read_records(path)
+        for name in (self.prompt, self.answer):
+            check_field(records, name, path)
+        return records

@@ -1,0 +1,88 @@
+"""What of a graph still matters after an edit: dead code, also behind operations that write in place."""
+
+import operator
+from collections.abc import Iterator
+
+from torch import fx
+
+from .graphs import is_impure
+
+_STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
+_WRITERS = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
+# What makes a new tensor whatever it is given. All else may hand on the memory of what it reads.
+_NEW = frozenset((
+    "add", "sub", "mul", "truediv", "pow", "neg", "matmul", "bmm", "baddbmm", "mm", "linear", "embedding", "softmax",
+    "sum", "mean", "amax", "amin", "sigmoid", "tanh", "exp", "rsqrt", "silu", "gelu", "relu", "repeat",
+    "repeat_interleave", "cat", "stack", "clone", "zeros", "ones", "full", "empty", "zeros_like", "ones_like",
+    "full_like", "empty_like", "new_zeros", "new_ones", "new_empty", "new_full", "gather", "scatter", "index_select",
+    "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge"))
+_NEW_ROLES = frozenset(("linear", "conv", "embedding", "norm", "experts"))
+_NUMBERS = ("size", "dim", "numel")
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node changes its first operand."""
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    return node.op == "call_function" and node.target in _WRITERS
+
+
+def written_into(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that change a node's value in place."""
+    return (user for user in node.users if writes(user) and user.args and user.args[0] is node)
+
+
+def sweep(graph: fx.Graph) -> None:
+    """Erase what nothing needs any more: what only keeps a state of its own, or writes into what nobody reads.
+
+    A write into memory that came from outside of the graph stays, and so does one into memory that may be read.
+    """
+    nodes = list(graph.nodes)
+    memory = _memory(nodes)
+    outside = {memory[n] for n in nodes if n.op in ("placeholder", "get_attr")}
+    writers: dict[int, list[fx.Node]] = {}
+    for node in filter(writes, nodes):
+        writers.setdefault(memory[node], []).append(node)
+    needed: set[fx.Node] = set()
+    queue = [n for n in nodes if _stays(n) or (writes(n) and memory[n] in outside)]
+    while queue:
+        node = queue.pop()
+        if node not in needed:
+            needed.add(node)
+            queue += node.all_input_nodes
+            queue += writers.get(memory[node], ())
+    for node in reversed(nodes):
+        if node not in needed:
+            graph.erase_node(node)
+
+
+def _stays(node: fx.Node) -> bool:
+    """What matters though no node of the graph reads it; what keeps a state went with the branch that it was for."""
+    return is_impure(node) and not writes(node) and node.meta.get("role") not in _STATEFUL
+
+
+def _memory(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+    """Nodes that may share memory have the same number."""
+    number: dict[fx.Node, int] = {}
+    members: dict[int, list[fx.Node]] = {}
+    for index, node in enumerate(nodes):
+        number[node], members[index] = index, [node]
+        shared = [node.args[0]] if writes(node) else [] if _is_new(node) else node.all_input_nodes
+        for other in {number[x] for x in shared if not _is_number(x)} - {number[node]}:
+            mine = number[node]
+            for moved in members.pop(other):
+                number[moved] = mine
+                members[mine].append(moved)
+    return number
+
+
+def _is_new(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return node.meta.get("role") in _NEW_ROLES
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and (name in _NEW or name in _NUMBERS or _is_number(node))
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node's value is no tensor: an integer, a size, a dtype."""
+    return node.meta.get("shape") is None and isinstance(kind := node.meta.get("dtype"), str) and kind != "cache"

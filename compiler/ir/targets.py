@@ -1,0 +1,122 @@
+"""Whether what a stored graph calls and reads is there in a layer, and of a kind that a call may have.
+
+A stored graph may come from anybody. Paths are followed through the tables of modules, parameters and buffers alone:
+nothing is looked up by Python's own attribute search, so that a path can't reach a method or a property. All is
+decided before anything is called.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from transformers import PreTrainedConfig
+
+from . import leaves
+from .operations import Unlisted, is_library
+from .surgery import module_at, split
+
+_TEXT = re.compile(r"[\w ,.>()\-]{0,64}")       # `einsum`'s equations are the longest
+_MOST_LAYERS = 4096                             # a cache makes a slot for every number below the one it is asked for
+_CACHE = ("cache_update", "cache_length", "packed_attention", "causal_conv")
+
+
+def check(graph: fx.Graph, layer: nn.Module, family: str) -> None:
+    """Raises Unlisted where a node calls or reads what a layer doesn't have, or hands it to what doesn't take it.
+
+    family   the package of the model's own source, which decides what is a leaf
+    """
+    for node in graph.nodes:
+        if node.op == "call_module":
+            _check_module(node, layer, family)
+        elif node.op == "get_attr":
+            _check_read(node, layer)
+        elif node.op == "call_function":
+            _check_function(node)
+        elif node.op == "call_method" and node.args[0].op == "get_attr":
+            _need(_is_tensor(layer, node.args[0].target), f"the method {node.target} of {node.args[0].target}")
+        if node.op in ("call_function", "call_method", "call_module"):
+            fx.node.map_aggregate((node.args, node.kwargs), _check_argument)
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Unlisted(what)
+
+
+def held_at(layer: nn.Module, path: str) -> Any:
+    """The module, tensor, number or config at a path below a layer. Raises Unlisted where there is no such thing."""
+    owner, name = split(path)
+    try:
+        module = module_at(layer, owner)
+    except LookupError as error:
+        raise Unlisted(f"the path {path}, which the layer doesn't have") from error
+    for table in (module._modules, module._parameters, module._buffers):
+        if table.get(name) is not None:
+            return table[name]
+    found = vars(module).get(name)
+    _need(isinstance(found, (bool, int, float, PreTrainedConfig)),
+          f"the path {path}, which is no module, tensor or number")
+    return found
+
+
+def _is_tensor(layer: nn.Module, path: str) -> bool:
+    return isinstance(held_at(layer, path), torch.Tensor)
+
+
+def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
+    found = held_at(layer, node.target)
+    runs = isinstance(found, nn.Module) and not leaves.is_container(found) and (
+        leaves.is_leaf(found, family) or next(found.parameters(), None) is not None)
+    _need(runs, f"a call of {node.target}, which is no module that computes")
+
+
+def _check_read(node: fx.Node, layer: nn.Module) -> None:
+    """Modules and configs may be read only for the functions that take one; tensors and numbers for any."""
+    found = held_at(layer, node.target)
+    if isinstance(found, nn.Module):
+        wrong = [user for user in node.users if not _takes_module(user, node)]
+    elif isinstance(found, PreTrainedConfig):
+        wrong = [user for user in node.users if not is_library(user.target)]
+    else:
+        return
+    _need(not wrong, f"a read of {node.target}, which is no tensor and no number")
+
+
+def _takes_module(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a call is of one of our functions whose first argument is a module, and that is what it is given."""
+    takes = user.op == "call_function" and leaves.OWN.get(getattr(user.target, "__name__", "")) is user.target and (
+        "module" in _parameters(user.target))
+    return takes and user.all_input_nodes.count(node) == 1 and bool(user.args) and user.args[0] is node and not any(
+        a is node for a in (*user.args[1:], *user.kwargs.values()))
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function).parameters)
+
+
+def _check_function(node: fx.Node) -> None:
+    name = getattr(node.target, "__name__", "")
+    if leaves.OWN.get(name) is not node.target:
+        return
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    except TypeError as error:
+        raise Unlisted(f"a call of leaf.{name} with other arguments: {error}") from error
+    module = bound.get("module")
+    if "module" in _parameters(node.target):
+        _need(isinstance(module, fx.Node) and module.op == "get_attr", f"leaf.{name} of what is no module")
+    if name in _CACHE:
+        cache, index = bound.get("cache"), bound.get("layer_idx", 0)
+        _need(cache is None or (isinstance(cache, fx.Node) and cache.op == "placeholder"),
+              f"leaf.{name} with a cache that is no argument of the layer")
+        _need((isinstance(index, fx.Node) and index.op == "get_attr")
+              or (type(index) is int and 0 <= index < _MOST_LAYERS), f"leaf.{name} with an odd slot")
+
+
+def _check_argument(value: Any) -> Any:
+    short = not isinstance(value, str) or _TEXT.fullmatch(value) is not None
+    _need(short, f"the text {str(value)[:40]!r} as an argument")
+    return value

@@ -1,0 +1,201 @@
+"""Where prompts lie in the rows of a forward: what interventions on the residual stream ask when they run.
+
+The model's outermost forward knows token ids, padding and the cache, a layer knows none of them in the same way in
+every architecture. So one object per model listens at that forward's door, and all interventions of the model ask it.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+_STATES = ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past", "state")
+_ROWS = ("input_ids", "inputs_embeds")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some places of a batch: cell i is row `rows[i]`, position `columns[i]`; both [n] int64."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+class Prompts:
+    """What the current forward reads: prompts at `start` .. `stop` of its rows, or more of what was begun before.
+
+    A forward that begins without a cached token reads prompts: whole rows but for padding on either side, or as
+    many tokens as `told` says. One that goes on after cached tokens reads no prompt. What is kept of a forward
+    stays until the next one, as layers run again in a backward pass where activations are recomputed.
+    """
+
+    def __init__(self) -> None:
+        self.on = True
+        self.told: Tensor | None = None            # [b] tokens of each prompt
+        self.subspace: Tensor | None = None        # [r] or [b, r] bool: which coordinates are active; None: all
+        self.shape: tuple[int, int] | None = None
+        self.extent: tuple[Tensor, Tensor] | None = None
+        self._found: dict[tuple[int, int], tuple[Cells, Cells]] = {}
+
+    def listen(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A pre-hook of the forward that is given token ids."""
+        given = dict(zip(_names(type(model)), args, strict=False)) | kwargs
+        rows = next((given[name] for name in _ROWS if given.get(name) is not None), None)
+        if rows is not None and not isinstance(rows, Tensor):
+            return                                 # a trace, whose leaves run on the values of an earlier forward
+        self._found.clear()
+        self.shape = None if rows is None else tuple(rows.shape[:2])
+        self.extent = None if rows is None or _goes_on(given) else self._read(rows, given.get("attention_mask"))
+
+    def _read(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
+        b, t = rows.shape[:2]
+        start = torch.zeros(b, dtype=torch.int64, device=rows.device)
+        stop = torch.full_like(start, t)
+        seen = None if rows.is_meta else _seen(mask, b, t)                         # [b, t]
+        if seen is not None:
+            places = torch.arange(t, device=seen.device)
+            start = torch.where(seen, places, t).amin(1).to(rows.device)
+            stop = torch.where(seen, places + 1, 0).amax(1).to(rows.device)
+        if self.told is not None:
+            if len(self.told) != b:
+                raise ValueError(f"{len(self.told)} prompts were told of, and a forward reads {b} rows")
+            stop = torch.minimum(start + self.told.to(rows.device), stop)
+        return start, torch.maximum(start, stop)
+
+    def cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
+        """The first and the last so many positions of the prompts of [b, t, d]; None where none is being read.
+
+        Layers that run without their model, as a search does it, are given whole rows.
+        """
+        b, t = hidden.shape[:2]
+        if self.shape == (b, t) and self.extent is None:
+            return None
+        if self.shape != (b, t):
+            return _cells(torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device)
+        if (first, last) not in self._found:
+            self._found[first, last] = _cells(*self.extent, first, last, t, hidden.device)
+        return self._found[first, last]
+
+
+def spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """How many positions in front and behind are edited of prompts of these lengths [b], without overlap.
+
+    A prompt shorter than both together is halved, the middle one of an odd number behind. Source: LoReFT (Wu et al.
+    2024, arXiv 2404.03592), appendix C; where only one side is asked for, it gets all there is: own.
+    """
+    if not first or not last:
+        return length.clamp(max=first), length.clamp(max=last)
+    short, half = length < first + last, length // 2
+    return (torch.where(short, half.clamp(max=first), first),
+            torch.where(short, (length - half).clamp(max=last), last))
+
+
+def _cells(start: Tensor, stop: Tensor, first: int, last: int, t: int, device: torch.device) -> tuple[Cells, Cells]:
+    front, behind = spans(stop - start, first, last)
+    places = torch.arange(t, device=start.device)                                  # [t]
+    start, stop = start[:, None], stop[:, None]
+    prefix = (places >= start) & (places < start + front[:, None])                 # [b, t]
+    suffix = (places < stop) & (places >= stop - behind[:, None])
+    return tuple(Cells(*(x.to(device) for x in found.nonzero(as_tuple=True))) for found in (prefix, suffix))
+
+
+def _goes_on(given: Mapping[str, Any]) -> bool:
+    """Whether a forward comes after tokens that a cache or a state already holds."""
+    return any(_holds(given[name]) for name in _STATES if given.get(name) is not None)
+
+
+def _holds(state: Any) -> bool:
+    if not isinstance(state, Cache):
+        return True                                # RWKV hands its state on, and begins without one
+    for ask in (state.get_seq_length, state.has_previous_state):
+        try:
+            if ask():
+                return True
+        except ValueError:                         # a cache of only one kind of layers can't say it of the other
+            continue
+    return False
+
+
+def _seen(mask: Any, b: int, t: int) -> Tensor | None:
+    """Which tokens are none of the padding, [b, t]; None where nothing says it.
+
+    mask   [b, t] as tokenizers give it, or what generation with a fixed cache makes of it: [b, 1, t, s], True or
+           0.0 where a token may look, or a dict of such
+    """
+    if isinstance(mask, Mapping):
+        mask = next((m for m in mask.values() if m is not None), None)
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 4:
+        newest = mask[:, 0, -1, :t].expand(b, -1)
+        return newest if newest.dtype == torch.bool else newest >= 0
+    assert mask.dim() == 2 and mask.shape[1] >= t, f"an attention mask {tuple(mask.shape)} for {b} rows of {t}"
+    return mask[:, :t] > 0
+
+
+# -- at a model ----------------------------------------------------------------------------------------------
+
+def listening(model: nn.Module) -> Prompts | None:
+    """The object that listens at a model's door, if one does."""
+    hooks = _door(model)._forward_pre_hooks.values()
+    return next((hook.__self__ for hook in hooks if isinstance(getattr(hook, "__self__", None), Prompts)), None)
+
+
+def listen(model: nn.Module) -> Prompts:
+    """The same, put there where none is."""
+    found = listening(model)
+    if found is None:
+        found = Prompts()
+        _door(model).register_forward_pre_hook(found.listen, with_kwargs=True)
+    return found
+
+
+def _door(model: nn.Module) -> nn.Module:
+    """The outermost module that is always called with token ids: of transformers' models, the one below a head."""
+    return model.base_model if isinstance(model, PreTrainedModel) else model
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    """Names of what a forward takes, without `self`."""
+    return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
+
+
+@contextmanager
+def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | None = None) -> Iterator[None]:
+    """Inside, the prompt of row i is its first `lengths[i]` tokens after padding, in forwards without a cache.
+
+    lengths    [b] int64; without it, rows are prompts as a whole
+    subspace   [r] or [b, r] bool: which coordinates of an edit are active; all where it is None
+    Nothing happens where the model has no interventions.
+    """
+    found = listening(model)
+    if found is None:
+        yield
+        return
+    before = found.told, found.subspace
+    found.told, found.subspace = lengths, subspace
+    try:
+        yield
+    finally:
+        found.told, found.subspace = before
+
+
+@contextmanager
+def without_interventions(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what it would without its interventions, bit for bit."""
+    found = listening(model)
+    before = found.on if found else True
+    if found:
+        found.on = False
+    try:
+        yield
+    finally:
+        if found:
+            found.on = before
+

@@ -1,0 +1,53 @@
+"""A body that is JSON of a known form, read where it holds up nobody."""
+
+import asyncio
+from typing import TypeVar
+
+from fastapi import Request as Call
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from .answers import Refused
+from .protocol import Asked, Unsupported
+
+Form = TypeVar("Form", bound=Asked)
+
+
+async def read_body(call: Call, form: type[Form]) -> Form:
+    """What a request asks; Refused in OpenAI's form where it is wrong.
+
+    A browser sends JSON to a stranger's server only after it has asked whether it may: other types are refused,
+    since a page could send them unasked.
+    """
+    kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, f"the body is `{kind:.60}`, and must be `application/json`" if kind else
+                      "the request has no `Content-Type: application/json`", code="unsupported_media_type")
+    return await asyncio.to_thread(_checked, await call.body(), form)
+
+
+def _checked(body: bytes, form: type[Form]) -> Form:
+    try:
+        parsed = from_json(body, allow_inf_nan=False, cache_strings=False)
+    except ValueError as error:             # lone surrogates and bytes that are no UTF-8 too
+        raise Refused(400, f"the body is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise Refused(400, "the body is no JSON object")
+    try:
+        return form.model_validate(parsed)
+    except Unsupported as error:
+        raise Refused(400, str(error), error.name, "unsupported_parameter") from None
+    except ValidationError as error:
+        raise _unfit(error) from None
+
+
+def _unfit(error: ValidationError) -> Refused:
+    """The first thing that is wrong."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        what = f"`{path:.80}` is not known here"
+    elif path:
+        what = f"`{path}`: {what[:1].lower()}{what[1:]}"
+    return Refused(400, what, path or None)

@@ -1,0 +1,89 @@
+"""A connection of uvicorn's with what it has no setting for: a time for headers, and a number of connections."""
+
+import json
+from asyncio import TimerHandle, Transport
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .answers import error_body
+from .limits import Limits
+
+_HEADER_BYTES = 64 * 1024
+
+
+class Connection(H11Protocol):
+    """Closed where headers don't come in time, at once where as many as may are open.
+
+    The time runs from the first moment, or the first byte of a later request, to the end of the headers:
+    bytes that trickle in don't start it again.
+    """
+
+    limits: Limits                      # of the server
+    _timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            transport.write(_plain(503, "as many connections are open as may", "too_many_connections"))
+            transport.close()
+        else:
+            self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:          # the start of a next request came with this one
+            self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, or has headers without end."""
+        self.transport.write(_plain(400, "the request is not HTTP, or its headers are too long", None))
+        self.transport.close()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.limits.seconds, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.write(_plain(408, f"no whole request came in {self.limits.seconds:g} s", "timeout"))
+            self.transport.close()
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def protocol_of(limits: Limits) -> type[Connection]:
+    """The class that uvicorn makes an object of for each connection."""
+    return type("Connection", (Connection,), {"limits": limits})
+
+
+def settings(limits: Limits) -> dict[str, Any]:
+    """Of uvicorn's Config."""
+    return {"http": protocol_of(limits), "ws": "none", "h11_max_incomplete_event_size": _HEADER_BYTES,
+            "timeout_keep_alive": max(1, int(limits.seconds))}
+
+
+def _plain(status: int, message: str, code: str | None) -> bytes:
+    """A whole answer, for where no request was read that one could belong to."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    body = json.dumps(error_body(message, kind, None, code)).encode()
+    phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
+    return (f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"content-length: {len(body)}\r\n\r\n").encode() + body

@@ -1,0 +1,189 @@
+"""What stands before the application: who may ask, how much, how slowly; what is written down of it."""
+
+import asyncio
+import ipaddress
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from starlette.responses import JSONResponse
+
+from .access_log import AccessLog
+from .answers import Refused
+from .keys import Keys
+from .limits import Limits
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_OPEN = ("/health",)                         # what machines that hold no key ask
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LONGEST_PATH = 120
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Who may ask.
+
+    hosts    names that a Host header may give, without ports; None takes any. A page of a stranger can make a
+             browser ask a server on this machine under the stranger's own name ("DNS rebinding")
+    """
+
+    keys: Keys = field(default_factory=Keys)
+    hosts: Collection[str] | None = None
+
+    def check(self, path: str, headers: dict[str, str]) -> int | None:
+        """The number of the key; Refused who may not ask."""
+        host = _name(headers.get("host", ""))
+        if self.hosts is not None and host not in self.hosts:
+            raise Refused(403, f"this server is not `{host:.80}`: --allow-host lets it be asked under that name",
+                          code="host_not_allowed")
+        if not self.keys or path in _OPEN:
+            return None
+        number = self.keys.number(headers.get("authorization", ""))
+        if number is None:
+            raise Refused(401, "the request has no key that this server knows: send `Authorization: Bearer KEY`",
+                          code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return number
+
+
+class Guard:
+    """An ASGI application around another. Whatever happens inside, the answer has OpenAI's form and the log a line."""
+
+    def __init__(self, app: Any, admission: Admission, limits: Limits, log: AccessLog,
+                 count: Callable[[str, int, float], None]):
+        self._app, self._admission, self._limits, self._log, self._count = app, admission, limits, log, count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        return await _Exchange(scope, receive, send, self._limits).go(self._app, self._admission, self._log,
+                                                                      self._count)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits):
+        self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
+        self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        asked = self._headers.get("x-request-id", "")
+        self._id = asked if _ID.fullmatch(asked) else uuid4().hex
+        self._status, self._out = 0, 0
+        self._body: bytes | None = None
+        self._left = False
+
+    async def go(self, app: Any, admission: Admission, log: AccessLog,
+                 count: Callable[[str, int, float], None]) -> None:
+        started, key, broken = time.monotonic(), None, None
+        try:
+            key = admission.check(self._scope["path"], self._headers)
+            if self._scope["method"] == "POST":
+                self._body = await self._whole_body()
+            await app(self._scope, self._replay, self._tell)
+        except Refused as refused:
+            await self._refuse(refused)
+        except (_Gone, TimeoutError):
+            self._left = True
+        except Exception as error:
+            broken = _place(error)
+            if not self._status:
+                await self._refuse(Refused(500, f"the server failed; its log tells more under {self._id}",
+                                           code="internal_error"))
+        finally:
+            seconds = time.monotonic() - started
+            self._write_down(log, key, broken, seconds)
+            count(self._scope["path"], self._status or 499, seconds)
+
+    def _write_down(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
+        """A line; health and metrics, asked every few seconds, have none while all is well."""
+        path, well = self._scope["path"], self._status < 400 and not broken
+        if path in ("/health", "/metrics") and well:
+            return
+        client = self._scope.get("client")
+        fault = broken or self._scope.get("state", {}).get("fault")
+        log.add(request=self._id, client=client[0] if client else None, method=self._scope["method"],
+                path=path[:_LONGEST_PATH], status=self._status or None, ms=round(seconds * 1000, 1),
+                bytes_in=len(self._body) if self._body is not None else None, bytes_out=self._out, key=key,
+                fault=fault, left=True if self._left else None)
+
+    async def _whole_body(self) -> bytes:
+        """The body, once it is here; of one too large nothing is kept."""
+        most, length = self._limits.body, self._headers.get("content-length", "")
+        chunks, total = [], 0
+        try:
+            async with asyncio.timeout(self._limits.slow):
+                if length.isdigit() and int(length) > self._limits.drained:
+                    raise self._too_large()
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    total += len(message.get("body", b""))
+                    chunks.append(message.get("body", b""))
+                    if total > most:
+                        chunks.clear()
+                    if total > self._limits.drained or (total > most and not message.get("more_body")):
+                        raise self._too_large()
+                    if not message.get("more_body"):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {self._limits.slow:g} s", code="timeout",
+                          headers={"Connection": "close"}) from None
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the body has more than {self._limits.body} bytes, the most that this server reads",
+                       code="request_too_large", headers={"Connection": "close"})
+
+    async def _replay(self) -> MutableMapping[str, Any]:
+        """The body as one message, once, then what really comes."""
+        if self._body is not None and not self._scope.get("effc.read"):
+            self._scope["effc.read"] = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        message = await self._receive()
+        self._left = self._left or (message["type"] == "http.disconnect" and not self._status)
+        return message
+
+    async def _tell(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
+        self._out += len(message.get("body", b""))
+        async with asyncio.timeout(self._limits.slow):          # a client that takes nothing is let go
+            await self._send(message)
+        await asyncio.sleep(0)      # a connection that broke is heard of here, before more is written to it
+
+    async def _refuse(self, refused: Refused) -> None:
+        response = JSONResponse(refused.body, refused.status, refused.headers)
+        try:
+            await response(self._scope, self._receive, self._tell)
+        except TimeoutError:
+            self._left = True
+
+
+class _Gone(Exception):
+    """The client left before its request was whole."""
+
+
+def loopback(address: str) -> bool:
+    """Whether an address of this machine can be reached from this machine alone."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _name(host: str) -> str:
+    """A Host header without its port, in small letters: `[::1]:80` is `::1`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def _place(error: Exception) -> str:
+    """What broke and where, without the exception's words: those may be a prompt's."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"

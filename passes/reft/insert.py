@@ -1,0 +1,87 @@
+"""Insert interventions that edit hidden states of the prompt, for `tune.reft` to train."""
+
+from dataclasses import replace
+from typing import Literal
+
+from ...compiler.editing.interventions import insert, made_for, rank_too_large
+from ...compiler.editing.positions import edges
+from ...compiler.ir.program import Program
+from ...compiler.layers.reft import FORMS, has_identity
+from ...compiler.planning.select import layers
+from ...compiler.training.schedule import seed_of
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Part, Skeleton
+from ...dsl.values import Selector
+
+no_identity = Fault("no-identity", "An intervention is to change nothing at first, and its form has no such values.")
+
+
+class Insert(Pass):
+    """Insert interventions that edit hidden states of the prompt, for `tune.reft` to train.
+
+    Right after a layer has made its hidden states, those at the first and the last few positions of the prompt are
+    edited; other positions stay, later layers read the edited ones, and decoding goes on without any edit: the cache
+    carries what the prompt's edits did. A prompt is a whole row but for its padding, on the left or the right, or
+    the first tokens of a row where data says so (`pairs`). It is read in one forward: pieces that a long prompt is
+    read in after the first aren't edited.
+
+    `loreft` replaces the coordinates of h in the span of R, whose r rows stay orthonormal in training, saving and
+    loading: h + R'(Wh + b - Rh). `noreft` does it without orthonormal rows, `direft` moves them: h + V'(Wh + b);
+    `odireft` does so with orthonormal rows (the DiReFT of the published code). `consreft` sets the coordinates to
+    constants: h + R'(b - Rh), `lobireft` adds a constant: h + R'b. A function has 2dr + r parameters, dr + r in the
+    last two.
+
+    Advice of the paper: begin with all layers and more than one position, rank 4 to 32, tied. All start as the
+    identity here, where the published code starts at random values.
+
+    Source: ReFT (Wu et al. 2024, arXiv 2404.03592); the identity at first: own.
+    Example: edits = reft.insert(positions: "f7+l7", rank: 8)
+    """
+
+    keeps = Lossy()
+    acts_on = "layers"
+    makes = {"": "interventions"}
+    determinism = "seeded"
+
+    form: Literal["loreft", "direft", "noreft", "odireft", "consreft", "lobireft"] = param(
+        "What an edit computes.", default="loreft")
+    on: Selector | None = param("Layers after which hidden states are edited; all where it is left out.", default=None)
+    positions: str = param("Which of the prompt: `f7` its first seven, `l7` its last seven, `f7+l7` both.",
+                           default="f7+l7")
+    rank: int = param("How many coordinates of a hidden state an edit changes.", default=8, ge=1)
+    tied: bool = param("One function for the first and the last positions; false: one for each.", default=True)
+    dropout: float = param("Probability that a number of an edited hidden state is dropped in training.", default=0.0,
+                           ge=0, lt=1)
+    start: Literal["identity", "random"] = param("What they do before they are trained: nothing, or what comes.",
+                                                 default="identity")
+
+    def run(self, program: Program, ctx: Context) -> None:
+        self._refuse_start()
+        chosen = layers(program.skeleton, self.on)
+        made = made_for(program, chosen, self.form, self.rank, edges(self.positions), self.tied, self.dropout,
+                        self.start, lambda path: seed_of("reft", ctx.seed, path))
+        insert(program, made)
+        program.note(form=self.form, formula=FORMS[self.form].formula, layers=list(chosen), positions=self.positions,
+                     rank=self.rank, tied=self.tied, dropout=self.dropout, start=self.start,
+                     parameters=sum(p.numel() for module in made.values() for p in module.parameters()))
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        self._refuse_start()
+        (first, last), width = edges(self.positions), skeleton.facts.get("hidden") or 0
+        if width and self.rank > width:
+            raise Reject(rank_too_large(f"`rank` is {self.rank}, and hidden states are {width} wide",
+                                        help=f"at most `rank: {width}`; 4 to 32 are usual"))
+        names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)
+        matrix, form = (self.rank, width), FORMS[self.form]
+        tensors = (("project", matrix), *((("aim", matrix),) if form.aims else ()), ("bias", (self.rank,)))
+        added = [Part(f"{path}.reft.functions.{name}", "Intervention", tensors)
+                 for path in layers(skeleton, self.on) for name in names]
+        return replace(skeleton, parts=(*skeleton.parts, *added))
+
+    def _refuse_start(self) -> None:
+        if self.start == "identity" and not has_identity(self.form):
+            raise Reject(no_identity(
+                f"`{self.form}` sets the same coordinates to constants for every hidden state, so it has no identity",
+                help="`start: random`, or another form"))

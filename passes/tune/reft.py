@@ -1,0 +1,169 @@
+"""Train the interventions of a model while all its own weights stay."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...compiler.ir.program import Program
+from ...compiler.layers.reft import Reft as Edits
+from ...compiler.layers.reft import interventions
+from ...compiler.rows.forward import nll
+from ...compiler.rows.prompts import prompts
+from ...compiler.training.effort import effort
+from ...compiler.training.gains import no_gain, refuse_same_rows
+from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.objective import Objective
+from ...compiler.training.trained import Trained, recomputing, training
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import DataRef, Ratio
+
+nothing_inserted = Fault("nothing-inserted", "Interventions are to be trained in a model that has none.")
+no_prompts = Fault(
+    "no-prompts",
+    "Interventions edit prompts, and the rows that they are to learn from don't say where a prompt ends.\n\n"
+    "`pairs` makes rows of a prompt and its answer each.")
+prompts_too_short = Fault("prompts-too-short", "An intervention has more positions than any prompt has tokens.")
+no_coordinate = Fault("no-coordinate", "A subspace names coordinates that the interventions don't have.")
+
+
+class Reft(Pass):
+    """Train the interventions of a model while all its own weights stay.
+
+    The model learns to predict the tokens of the answers in rows of `pairs`, prompts being edited where `reft.insert`
+    said. Rows of R stay orthonormal at every step. With `held_out`, the loss on its answers is measured every so many
+    steps and the best interventions are kept; a run that never gets better than its start is refused.
+
+    `subspace` trains some coordinates alone: interventions of rank 8 can learn one task in 0 to 3 and another, by a
+    second step, in 4 to 7. Both act where nothing else is said. Later coordinates give way where earlier ones
+    turn, as their rows are made orthonormal in order: train in rising order.
+
+    Source: ReFT (Wu et al. 2024, arXiv 2404.03592), section 4; defaults are its settings for commonsense questions,
+    with a shorter run.
+    Example: fit = tune.reft(data: train, held_out: dev, steps: 200)
+    """
+
+    keeps = Lossy()
+    determinism = "seeded"
+    after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
+
+    data: DataRef = param("Prompts with answers to learn from.")
+    steps: int = param("Updates of the interventions, at most.", default=200, ge=1, unit="steps")
+    lr: float = param("Largest learning rate of AdamW.", default=9e-4, gt=0)
+    batch: int = param("Rows in a forward.", default=16, ge=1, unit="rows")
+    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
+    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.1), ge=0, le=1)
+    schedule: Literal["linear", "cosine", "constant"] = param("How the learning rate falls after that.",
+                                                              default="linear")
+    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
+    weight_decay: float = param("AdamW's decay of the interventions.", default=0.0, ge=0)
+    subspace: tuple[int, ...] | None = param("Coordinates to train, from 0; all where it is left out.", default=None)
+    gradient_checkpointing: bool = param(
+        "Layers run again in the backward pass: less memory, a third more time.", default=False)
+    held_out: DataRef | None = param("Prompts with answers to judge by; never learned from.", default=None)
+    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
+    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
+    save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
+                      unit="steps")
+
+    def run(self, program: Program, ctx: Context) -> None:
+        refuse_same_rows(self.data, self.held_out, ctx)
+        edits = dict(interventions(program.model))
+        if not edits:
+            raise Reject(nothing_inserted(f"{type(program.model).__name__} has no interventions",
+                                          help="put `reft.insert()` before this step"))
+        active = self._active(edits)
+        weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
+        hooks = [] if active is None else [p.register_hook(_only(active)) for p in weights.values()]
+        try:
+            course = self._train(program, ctx, edits, weights, active)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for module in edits.values():
+            for function in module.functions.values():
+                function.settle()
+        program.changed()
+        program.note(trained=sum(p.numel() for p in weights.values()), subspace=self.subspace, steps=course.step,
+                     best=course.best, loss=course.curve, held_out=course.held_out)
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        rows, looks = ctx.rows(self.data), 0
+        if self.held_out:
+            looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
+        batch = self.batch * rows.shape[1]
+        trained = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for part in skeleton.parts
+                      if part.kind == "Intervention" for _, shape in part.tensors)
+        return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks,
+                      recomputed=self.gradient_checkpointing)
+
+    def _train(self, program: Program, ctx: Context, edits: dict[str, Edits], weights: dict[str, nn.Parameter],
+               active: Tensor | None) -> Course:
+        """Train, and leave the best interventions in place; raises Reject where the start was the best."""
+        model, rows, said = program.model, ctx.rows(self.data), ctx.said(self.data)
+        asked = self._asked(self.data, edits, ctx)
+        lesson = Objective(model, rows, learned=said)
+        regime = Regime(
+            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
+            batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=self.weight_decay,
+            every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
+
+        def learn(chosen: Tensor, weight: float) -> float:
+            with prompts(model, asked[chosen], active):
+                return lesson.learn(chosen, weight)
+
+        judge = self._judge(model, edits, ctx, active) if self.held_out else None
+        layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
+        with training(model, weights), recomputing(layers):
+            course = Run(Trained(weights), regime, len(rows), learn, judge, ctx).run()
+        if self.held_out and course.best == 0:
+            raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], "training"))
+        return course
+
+    def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
+        rows, said = ctx.rows(self.held_out), ctx.said(self.held_out)
+        asked = self._asked(self.held_out, edits, ctx)
+
+        def judge() -> float:
+            nats, tokens = nll(model, rows, said, asked, active)
+            return nats / tokens
+
+        return judge
+
+    def _asked(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
+        """How many tokens of each row are its prompt."""
+        lengths = ctx.prompts(ref)
+        if lengths is None:
+            raise Reject(no_prompts(f"`{ref.name}` does not say where a prompt ends and its answer begins",
+                                    help="give rows of `pairs`"))
+        for path, module in edits.items():
+            wanted = module.first + module.last
+            if int(lengths.max()) < wanted:
+                raise Reject(prompts_too_short(
+                    f"{path} edits {wanted} positions, and the longest prompt of `{ref.name}` has "
+                    f"{int(lengths.max())} tokens", help="insert interventions of fewer `positions`"))
+        return lengths
+
+    def _active(self, edits: dict[str, Edits]) -> Tensor | None:
+        """Which coordinates are trained, [r] bool; None: all."""
+        if self.subspace is None:
+            return None
+        ranks = {module.shape[2] for module in edits.values()}
+        if len(ranks) > 1 or not self.subspace or not set(self.subspace) <= set(range(min(ranks))):
+            there = f"0 to {min(ranks) - 1}" if len(ranks) == 1 else "layers of several ranks"
+            raise Reject(no_coordinate(f"`subspace` is {list(self.subspace)}, and there are {there}",
+                                       help="name coordinates of one rank that all interventions have"))
+        active = torch.zeros(min(ranks), dtype=torch.bool)
+        active[list(self.subspace)] = True
+        return active
+
+
+def _only(active: Tensor):
+    """A gradient with zeros for coordinates that are not trained."""
+    def keep(gradient: Tensor) -> Tensor:
+        mask = active.to(gradient.device).view(-1, *(1,) * (gradient.dim() - 1))
+        return gradient * mask
+    return keep

@@ -1,0 +1,147 @@
+"""Signatures of artifacts: what was signed loads, what changed since or nobody known signed does not."""
+
+import base64
+import json
+import shutil
+import stat
+from importlib import metadata
+
+import effc as package
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from effc.compiler.artifacts.signature import new_key, sign, statement
+from effc.dsl.diagnostics import Reject
+
+from tests.cli.conftest import effc, own_cache, process  # noqa: F401
+from tests.serving.conftest import artifact, chatty  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """A secret key's file, and the two public keys, the second a stranger's."""
+    folder = tmp_path_factory.mktemp("keys")
+    return folder / "mine", new_key(folder / "mine"), new_key(folder / "other")
+
+
+@pytest.fixture
+def signed(artifact, keys, tmp_path):  # noqa: F811
+    folder = tmp_path / "signed"
+    shutil.copytree(artifact, folder)
+    sign(folder, keys[0], "nightly")
+    return folder
+
+
+def test_a_signature_is_ed25519_of_the_hashes_as_another_library_user_would_check_it(signed, keys):
+    (found,) = json.loads((signed / "signatures.json").read_bytes())["signatures"]
+    raw = base64.b64decode(keys[1].removeprefix("ed25519:"))
+    Ed25519PublicKey.from_public_bytes(raw).verify(base64.b64decode(found["signature"]), statement(signed, "nightly"))
+    lines = statement(signed).decode().splitlines()
+    assert lines[0] == "effc artifact signature 1" and [line.split()[0] for line in lines[1:]] == [
+        "manifest.json", "measures.json", "sbom.json", "note"]
+
+
+def test_the_secret_key_is_its_owners_alone(keys):
+    assert stat.S_IMODE(keys[0].stat().st_mode) == 0o600
+    assert keys[0].with_name("mine.pub").read_text() == keys[1] + "\n"
+
+
+def test_a_key_is_made_and_signs_and_is_checked_on_the_command_line(effc, artifact, tmp_path):  # noqa: F811
+    folder = tmp_path / "copy"
+    shutil.copytree(artifact, folder)
+    made = effc("sign", "--new-key", str(tmp_path / "key"), "--format", "json")
+    key = json.loads(made.out)["key"]
+    assert effc("sign", str(folder), "--verify-key", key).code == 5
+    assert effc("sign", str(folder), "--key", str(tmp_path / "key")).code == 0
+    for shown in (key, str(tmp_path / "key.pub")):
+        run = effc("sign", str(folder), "--verify-key", shown)
+        assert run.code == 0 and f"is signed by {key}" in run.out
+    run = effc("sign", "--new-key", str(tmp_path / "key"))
+    assert run.code == 2 and "file exists" in run.err
+
+
+def test_signing_again_replaces_the_own_signature_and_keeps_those_of_others(signed, keys):
+    other = keys[0].with_name("other")
+    for _ in range(2):
+        sign(signed, other)
+    found = json.loads((signed / "signatures.json").read_bytes())["signatures"]
+    assert [s["key"] for s in found] == [keys[1], keys[2]] and found[0]["note"] == "nightly"
+
+
+@pytest.mark.parametrize("verb", ["load", "run", "serve"])
+def test_what_must_be_signed_and_is_not_is_not_used(effc, artifact, signed, keys, verb):  # noqa: F811
+    def used(folder, key):
+        if verb == "load":
+            try:
+                package.load(folder, signed_by=[key])
+            except Reject as error:
+                return 5, error.diagnostics[0].message
+            return 0, ""
+        more = ["--prompt", "a", "-n", "1"] if verb == "run" else ["--port", "0"]
+        run = effc(verb, str(folder), "--require-signature", key, *more)
+        return run.code, run.err
+
+    if verb != "serve":                                     # which would go on for ever
+        assert used(signed, keys[1])[0] == 0
+    code, said = used(artifact, keys[1])
+    assert code == 5 and "is not signed" in said
+    code, said = used(signed, keys[2])
+    assert code == 5 and "which is another key" in said
+
+
+def test_a_change_of_any_file_but_the_card_breaks_the_signature_or_the_files_check(signed, keys):
+    (signed / "README.md").write_text("mine")
+    package.load(signed, signed_by=[keys[1]])
+    files = sorted(f for f in signed.rglob("*") if f.is_file() and f.name != "README.md")
+    assert len(files) > 5
+    for file in files:
+        before = file.read_bytes()
+        at = len(before) // 2
+        file.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1:])
+        with pytest.raises(Reject):
+            package.load(signed, signed_by=[keys[1]])
+        file.write_bytes(before)
+    package.load(signed, signed_by=[keys[1]])
+
+
+def test_one_of_several_keys_is_enough(signed, keys):
+    package.load(signed, signed_by=[keys[2], keys[1]])
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("ed25519:AAAA", "has 3 bytes"), ("ed25519:!", "no base64"), ("rsa:AAAA", "no file that holds one"),
+    ("", "no file that holds one")])
+def test_what_is_no_public_key_is_refused_as_a_mistake_of_the_command_line(effc, signed, text, words):  # noqa: F811
+    run = effc("sign", str(signed), "--verify-key", text)
+    assert run.code == 2 and words in run.err
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"[]", b"{}", b'{"format": 2, "signatures": []}', b'{"format": 1, "signatures": [{}]}', b"\xff",
+    b'{"format": 1, "signatures": [{"key": 1, "signature": "", "note": ""}]}', b"[" * 60_000, b" " * 70_000,
+    b'{"format": 1, "signatures": [{"key": "ed25519:AAAA", "signature": "AAAA", "note": ""}]}'])
+def test_a_file_that_holds_no_signatures_is_no_signature(signed, keys, content):
+    (signed / "signatures.json").write_bytes(content)
+    with pytest.raises(Reject, match="holds no signatures"):
+        package.load(signed, signed_by=[keys[1]])
+
+
+def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F811
+    folder = tmp_path / "edited"
+    shutil.copytree(artifact, folder)
+    (folder / "native" / "plan.json").write_bytes((folder / "native" / "plan.json").read_bytes() + b" ")
+    with pytest.raises(Reject, match=r"plan\.json has"):
+        sign(folder, keys[0])
+    assert not (folder / "signatures.json").exists()
+
+
+def test_the_bill_of_materials_names_what_the_process_had_loaded(artifact):  # noqa: F811
+    body = json.loads((artifact / "sbom.json").read_bytes())
+    assert (body["bomFormat"], body["specVersion"]) == ("CycloneDX", "1.6")
+    assert body["serialNumber"].startswith("urn:uuid:")
+    found = {c["name"]: c for c in body["components"]}
+    for name in ("torch", "transformers", "safetensors", "numpy"):
+        version = metadata.version(name)
+        assert found[name]["version"] == version
+        assert found[name]["purl"] == f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
+    references = [c["bom-ref"] for c in body["components"]]
+    assert len(set(references)) == len(references) and body["dependencies"][0]["dependsOn"] == references
