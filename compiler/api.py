@@ -13,6 +13,7 @@ from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
 from .report.progress import Warned, announce
+from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
 from .words.shelf import Shelf
@@ -225,15 +226,6 @@ def session(path: str | Path, *, settings: Settings | None = None, cache_dir: Pa
             set: Mapping[str, Any] | Sequence[str] = (), params: Path | None = None, **more: Any) -> Session:
     settings = settings or Settings(cache_dir=cache_dir or default_cache(), seed=seed, **more)
     return Session(Path(path), settings, set, params)
-
-
-def default_cache() -> Path:
-    """EFFC_CACHE_DIR, or the user's cache folder."""
-    import os
-
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
 
 
 def plans(session: Session) -> "list[Plan]":

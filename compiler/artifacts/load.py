@@ -88,7 +88,7 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
-        if manifest.kind not in ("hf", "pt2", "native"):
+        if manifest.kind not in ("hf", "pt2", "native", "flower"):
             raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`",
                                     help=f"see {path / 'README.md'} for how it is used"))
         form = next((f for f in FORMS if _mark(f) in manifest.files), None)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,8 +27,12 @@ def register(app: typer.Typer) -> None:
             max_new_tokens: Annotated[int, _length] = 256,
             temperature: Annotated[float, _warmth] = 0.0,
             require_signature: Annotated[list[str], required_key] = ()) -> None:  # type: ignore[assignment]
-        """Talk to a model: a chat, or one answer with --prompt or a pipe."""
+        """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
+        from .federate import federate, is_federation
+
+        if is_federation(model):
+            return federate(Path(model), shared)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
         from ..opened import open_model
@@ -43,6 +48,7 @@ def register(app: typer.Typer) -> None:
             converse(talker, opened.label, shared)
         else:
             answer_once(talker, prompt, shared)
+        return None
 
 
 def _use(shared: Shared) -> None:
