@@ -60,7 +60,7 @@ dependencies = ["flwr>=1.42,<1.43", "effc[fed]"]
 publisher = "effc"
 fab-format-version = 1
 flwr-version-target = "1.42.0"
-fab-include = ["{package}/*.py", "{package}/federation.json", "README.md"]
+fab-include = ["{package}/*.py", "{package}/federation.json", "README.md", "LICENSE"]
 
 [tool.flwr.app.components]
 serverapp = "{package}.server_app:app"

@@ -74,7 +74,8 @@ def _letter(message: Message) -> "Letter":
 
     content = RecordDict({f"{_PREFIX}config": ConfigRecord({"kind": message.kind, "round": message.number,
                                                             **message.config})})
-    content |= {f"{_PREFIX}arrays.{name}": _record(state) for name, state in message.arrays.items()}
+    for name, state in message.arrays.items():
+        content[f"{_PREFIX}arrays.{name}"] = _record(state)
     return Letter(content, dst_node_id=message.node, message_type=MessageType.TRAIN, group_id=str(message.number))
 
 
@@ -141,7 +142,8 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
         answer: Answer = participant(message, memory)
         _remember(memory, context)
     content = RecordDict({f"{_PREFIX}config": ConfigRecord(dict(answer.config))})
-    content |= {f"{_PREFIX}arrays.{name}": _record(state) for name, state in answer.arrays.items()}
+    for name, state in answer.arrays.items():
+        content[f"{_PREFIX}arrays.{name}"] = _record(state)
     return Reply_(content, reply_to=letter)
 
 
