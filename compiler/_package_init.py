@@ -1,6 +1,13 @@
 """effc: a compiler for model optimization."""
 
-__all__ = ["__version__", "check", "compile", "load", "plan"]  # noqa: F822 (__getattr__ has them)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .compiler.api import check, compile, load, plan
+
+    __version__: str
+
+__all__ = ["__version__", "check", "compile", "load", "plan"]
 
 
 def __getattr__(name: str):

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..dsl.diagnostics import EXITS, Diagnostic, Fault, Reject, in_order
 from ..dsl.parse import parse, read_source, unknown_edition
@@ -12,15 +12,18 @@ from ..dsl.recipe import Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
-from .report.progress import Warned, announce
+from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
 from .words.shelf import Shelf
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..dsl.check import Checked
     from ..dsl.overrides import Overrides
+    from .artifacts.load import LoadOptions
     from .planning.plan import Plan
     from .running.pipeline import Result
 
@@ -197,17 +200,47 @@ def _skeleton_key(origin: Origin) -> str:
     return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
 
 
-def check(path: str | Path, **options: Any) -> "Checked":
-    """Check a recipe file. Options are those of `Session`."""
+class Options(TypedDict, total=False):
+    """What `check`, `plan` and `compile` may be told; all of it the command line's flags of the same names.
+
+    settings            all of the following at once, in their place
+    cache_dir           where finished steps are kept
+    set                 other values of params: {name: value}, or "name=value" texts
+    params              a JSON file of such values
+    seed                of all that is random
+    device              where passes and metrics compute
+    offline             never use the network
+    trust_remote_code   run Python that a model brings along
+    max_memory          bytes
+    threads             of torch
+    tell                hears what happens, event by event
+    """
+
+    settings: Settings | None
+    cache_dir: Path | None
+    set: Mapping[str, Any] | Sequence[str]
+    params: Path | None
+    seed: int
+    device: str
+    offline: bool
+    trust_remote_code: bool
+    max_memory: int | None
+    threads: int | None
+    tell: Listener
+
+
+def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
+    """All mistakes of a recipe file that can be known without weights."""
     return session(path, **options).check()
 
 
-def plan(path: str | Path, **options: Any) -> "list[Plan]":
+def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
     """What compiling a recipe file would do, per variant and pipeline; reads no weights."""
     return plans(session(path, **options))
 
 
-def compile(path: str | Path, out: str | Path = "out", *, force: bool = False, **options: Any) -> "list[Result]":
+def compile(path: str | Path, out: str | Path = "out", *, force: bool = False,
+            **options: Unpack[Options]) -> "list[Result]":
     """Compile a recipe file into artifacts below `out`.
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
@@ -215,17 +248,23 @@ def compile(path: str | Path, out: str | Path = "out", *, force: bool = False, *
     return build(session(path, **options), Path(out), force=force)
 
 
-def load(path: str | Path, **options: Any) -> Any:
+def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel":
     """A compiled model, as an ordinary transformers model that generates, trains and saves."""
     from .artifacts.load import load
 
     return load(Path(path), **options)
 
 
-def session(path: str | Path, *, settings: Settings | None = None, cache_dir: Path | None = None, seed: int = 0,
-            set: Mapping[str, Any] | Sequence[str] = (), params: Path | None = None, **more: Any) -> Session:
-    settings = settings or Settings(cache_dir=cache_dir or default_cache(), seed=seed, **more)
-    return Session(Path(path), settings, set, params)
+def session(path: str | Path, **options: Unpack[Options]) -> Session:
+    """One recipe file with what is said of it."""
+    granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
+    settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
+    return Session(Path(path), settings, options.get("set", ()), options.get("params"))
+
+
+_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch"}
 
 
 def plans(session: Session) -> "list[Plan]":

@@ -15,11 +15,11 @@ from .commands.exits import Carried, exit_table, explained, show_traceback
 from .commands.interrupt import asked_to_stop, told, within_a_second
 from .commands.screen import Screen, code_of
 
-VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "run", "serve", "test", "diff",
+VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "pick", "run", "serve", "test", "diff",
          "inspect", "sign", "cache", "doctor", "bench")       # modules of commands/
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
-    "Build": ("plan", "compile"),
+    "Build": ("plan", "compile", "pick"),
     "Use": ("run", "serve", "test", "diff", "inspect", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }

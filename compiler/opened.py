@@ -41,7 +41,7 @@ def is_artifact(path: Path) -> bool:
     try:
         return KEY in json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
-        marks = ("config.json", "plan.json")
+        marks = ("config.json", "plan.json", "reft.json")
         return (path.parent / NAME).is_file() and any((path / mark).is_file() for mark in marks)
 
 
@@ -87,6 +87,9 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False, signed
 
 
 def _tokenizer(folder: Path) -> Any:
+    from .artifacts import reft
     from .checkpoints.folder import load_tokenizer, tokenizer_files
 
+    if folder.name == reft.FOLDER:
+        folder = reft.base_folder(folder)
     return load_tokenizer(folder, str(folder), False) if tokenizer_files(folder) else None

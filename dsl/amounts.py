@@ -3,8 +3,8 @@
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from .conditions import holds
 from .diagnostics import Diagnostic, Fault
-from .outcomes import holds
 from .pipelines import Line, Stage
 from .show import number, percent, plain, show
 from .skeleton import Group

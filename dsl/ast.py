@@ -199,11 +199,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Bound:
-    """`perplexity(heldout) <= 1.15 * base on zen4`; `op` is <=, <, >=, >, == or in."""
+    """`decode.p50 <= 0.5 * base in native on zen4`; `op` is <=, <, >=, >, == or in."""
 
     metric: Name | Call
     op: str
     limit: Limit
+    part: Name | None
     profile: Name | None
     span: Span = _span()
 

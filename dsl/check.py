@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from . import ast
 from .declare import declare_all, declared
 from .diagnostics import Diagnostic, Fault, in_order
+from .kinds import report_kinds, report_parts
 from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
 from .params import Given, variant_name, variants
@@ -131,6 +132,8 @@ class _Result:
             name = self.node.name
             self.line.scope.report(nothing_emitted(f"nothing of `{name.path}` is emitted", name.span,
                                                    help=f'add `emit {name.path} {{ hf("hf") }}`'))
+        report_kinds(self.line)
+        report_parts(self.bounds, self.emits, self.line)
         report_unused(self.line, {e.source for e in self.emits})
 
     def pipeline(self) -> Pipeline:

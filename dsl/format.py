@@ -247,7 +247,8 @@ class _Writer:
 def bound(node: ast.Bound) -> str:
     limit, on = node.limit, f" on {node.profile.path}" if node.profile else ""
     times = f" * {limit.baseline.path}" if limit.baseline else ""
-    return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{on}"
+    part = f" in {node.part.path}" if node.part else ""
+    return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{part}{on}"
 
 
 def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:

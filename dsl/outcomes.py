@@ -4,11 +4,12 @@ from typing import Any
 
 from . import ast
 from .calls import invoke, metric_ref
+from .conditions import holds
 from .diagnostics import Fault
+from .kinds import report_held
 from .pipelines import Line, branch
 from .recipe import Bound, Emit
 from .scope import LABELS, POISON, Scope
-from .show import plain
 from .source import Span
 from .typed import typed, wrong_type
 from .values import Range, Ratio
@@ -37,7 +38,7 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     limit = _limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
     if POISON in (metric, limit, profile, baseline):
         return None
-    return Bound(metric, node.op, limit, baseline, profile, node.span)
+    return Bound(metric, node.op, limit, baseline, profile, node.part.path if node.part else "", node.span)
 
 
 def _handle(name: ast.Name, kind: str, scope: Scope) -> Any:
@@ -114,6 +115,7 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) 
             source = branch(arg, line.scope, pipeline, line.input)
         if word and made and source is not None:
             out.append(Emit(made, source))
+            report_held(word, out[-1], line)
             _report_unheld(word, out[-1], line)
     return out
 
@@ -132,15 +134,6 @@ def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
                     f"`{word.name}` can't hold the {what} that `{stage.name}` makes", emit.call.span,
                     note=refused[what], related=((stage.span, what),)))
                 return
-
-
-def holds(condition: str, args: Any) -> bool:
-    """Whether arguments meet a condition: "" always, "score" where it is given, "unit: branch" by value."""
-    if not condition:
-        return True
-    name, colon, wanted = condition.partition(":")
-    value = args.get(name.strip())
-    return plain(value) == wanted.strip() if colon else value not in (None, False)
 
 
 def report_paths(emits: list[Emit], scope: Scope) -> None:

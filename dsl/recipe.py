@@ -36,13 +36,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Bound:
-    """`metric op limit [on profile]`; with `baseline`, the limit is a factor of that model's own value."""
+    """`metric op limit [in part] [on profile]`; with `baseline`, the limit is a factor of that model's own value.
+
+    part   a target: what it emitted is asked; a point of a front, or "any"; "" for the result itself, or all points
+    """
 
     metric: MetricRef
     op: str                        # "<=", "<", ">=", ">", "==", "in"
     limit: Any                     # a number, Bytes, Duration, Ratio or Range
     baseline: str | None = None    # name of a model
     profile: str | None = None
+    part: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
 
 

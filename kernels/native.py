@@ -5,26 +5,28 @@ from functools import cache
 
 from . import levels
 
+# What a function answers: the names of `Status` in levels.h, from 1 on in its order.
 SENTENCES = {
-    1: "there is no memory for the kernel's working space",
-    2: "it is shorter than the header of a packed weight",
-    3: "it does not begin as a packed weight does",
-    4: "it was packed on a machine of the other byte order",
-    5: "it was packed by another version of effc",
-    6: "it is packed for another kernel",
-    7: "its sizes are not those of this layer, or no sizes of a layer",
-    8: "it is longer or shorter than its header says",
-    9: "its sections are not where its sizes put them",
-    10: "its contents do not match their checksum",
-    11: "its offsets leave the stream or go backwards",
-    12: "its masks do not agree with the values that follow",
-    13: "a weight is NaN or infinite",
-    14: "the arguments do not fit the packed weight",
-    15: "it has more inputs than this kernel's sums can hold",
-    16: "another thread is running it",
-    17: "it was cancelled",
-    18: "the system starts no more threads",
-    19: "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are possible",
+    "no_memory": "there is no memory for the kernel's working space",
+    "short": "it is shorter than the header of a packed weight",
+    "magic": "it does not begin as a packed weight does",
+    "order": "it was packed on a machine of the other byte order",
+    "version": "it was packed by another version of effc",
+    "kind": "it is packed for another kernel",
+    "sizes": "its sizes are not those of this layer, or no sizes of a layer",
+    "cut": "it is longer or shorter than its header says",
+    "sections": "its sections are not where its sizes put them",
+    "hash": "its contents do not match their checksum",
+    "offsets": "its offsets leave the stream or go backwards",
+    "counts": "its masks do not agree with the values that follow",
+    "not_finite": "a weight is NaN or infinite",
+    "arguments": "the arguments do not fit the packed weight",
+    "too_long": "it has more inputs than this kernel's sums can hold",
+    "busy": "another thread is running it",
+    "cancelled": "it was cancelled",
+    "no_threads": "the system starts no more threads",
+    "no_way_back": "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are "
+                   "possible",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
@@ -82,9 +84,14 @@ def function(name: str):
     return found
 
 
-def refused(status: int, what: str = "the packed weight") -> KernelError:
+def sentence(status: int) -> str:
     """What a status other than 0 means."""
-    return KernelError(f"{what} can't be used: {SENTENCES[status]}")
+    return tuple(SENTENCES.values())[status - 1]
+
+
+def refused(status: int, what: str = "the packed weight") -> KernelError:
+    """The error that a status other than 0 is raised as."""
+    return KernelError(f"{what} can't be used: {sentence(status)}")
 
 
 def call(name: str, *arguments, what: str = "the packed weight") -> None:

@@ -48,7 +48,7 @@ def golden(request, update):
     def compare(text: str, name: str) -> None:
         path = folder / name
         if update:
-            folder.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"{path} is not written yet: run pytest --update"
         assert text == path.read_text(encoding="utf-8"), (

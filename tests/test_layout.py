@@ -137,7 +137,6 @@ CIRCLES = [
     {"compiler/capture/capture.py", "compiler/discovery/discover.py", "compiler/discovery/sharing.py",
      "compiler/ir/program.py"},
     {"compiler/rows/windows.py", "compiler/words/context.py"},
-    {"compiler/checkpoints/checkpoint.py", "compiler/checkpoints/folder.py"},
     {"dsl/declare.py", "dsl/modules.py"},
     {"dsl/calls.py", "dsl/shares.py", "dsl/typed.py"},
     {"dsl/expected.py", "dsl/parse.py", "dsl/scan.py", "dsl/scene.py", "dsl/slip.py", "dsl/slips.py",

@@ -1,6 +1,7 @@
 """What ships with effc is what its own tools make."""
 
 import json
+from pathlib import Path
 
 import pytest
 from effc.compiler import api
@@ -71,3 +72,24 @@ def test_the_pipelines_of_the_library_compile_one_after_another(tmp_path):
     sizes = [result.plan.stages[0].before.params, *(s.after.params for s in result.plan.stages)]
     assert len(sizes) == 6 and sizes == sorted(sizes, reverse=True)
     assert not result.missed
+
+
+def readme_recipe() -> str:
+    """The first recipe of the README."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    return next(block for block in text.split("```")[1::2] if block.lstrip().startswith("effspec 1")).lstrip()
+
+
+def test_the_recipe_of_the_readme_checks_and_plans_in_an_empty_folder(tmp_path):
+    (tmp_path / "r.effspec").write_text(readme_recipe())
+    session = api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
+    assert session.check().diagnostics == ()
+    (plan,) = api.plans(session)
+    assert plan.has_work and len(plan.stages) == 1
+
+
+@pytest.mark.heavy
+def test_the_recipe_of_the_readme_compiles_in_an_empty_folder_and_keeps_its_bounds(tmp_path):
+    (tmp_path / "r.effspec").write_text(readme_recipe())
+    (result,) = api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    assert not result.missed and (tmp_path / "out" / "tiny-llama-small" / "manifest.json").is_file()

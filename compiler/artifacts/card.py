@@ -5,6 +5,11 @@ from .manifest import Check, Expectation, Manifest, Measure
 _LOADS = {
     "model": "`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(\"model\")`.",
     "compact": "`compact/` has the true shapes: `effc.load(\".\")` (needs `pip install effc`).",
+    "adapter": "`adapter/` are adapters on `base/`: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
+               "\"base\"), \"adapter\")`, or `effc.load(\".\")`.",
+    "points": "`points/` has a model for each point: `effc pick . --point NAME` makes an artifact of one.",
+    "reft": "`reft/` has interventions alone: `effc.load(\".\")` puts them onto their base, "
+            "`effc.load(\".\", base=\"folder\")` onto one that you name (needs `pip install effc`).",
     "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
               "logits, none of the saving.",
 }

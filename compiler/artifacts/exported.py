@@ -6,15 +6,30 @@ from typing import Any
 
 import torch
 
+from ...dsl.diagnostics import Fault, Reject
+from ..report.broken import first_line
 from .verify_child import Exported
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"         # beside the program: which of effc's ops it calls, where it calls any
 
+refused_program = Fault(
+    "refused-program",
+    "An exported program holds something that effc's own programs don't.\n\n"
+    "It may come from anybody, and torch's own reader runs code that is in it. effc reads programs that call listed "
+    "operators on tensors and numbers, and unpickles nothing.", exit="environment")
+
 
 def write(program: Any, names: tuple[str, ...], folder: Path) -> list[str]:
-    """The names of effc's ops that it calls."""
+    """The names of effc's ops that it calls.
+
+    Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
+    """
+    program._example_inputs = None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
     torch.export.save(program, folder / FILE, extra_files={NAMES: json.dumps(names)})
+    _refuse_unreadable(folder / FILE)
     called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
     ops = sorted({name for name in called if name.startswith("effc.")})
     if ops:
@@ -22,9 +37,38 @@ def write(program: Any, names: tuple[str, ...], folder: Path) -> list[str]:
     return ops
 
 
-def read(folder: Path) -> Exported:
-    from ...kernels import ops as _registered  # noqa: F401 (torch knows effc's ops from here on)
+def _refuse_unreadable(path: Path) -> None:
+    """What is written is what is read: Reject where a program calls an operator that is not listed."""
+    from .exported_archive import read_archive
+    from .exported_json import Unlisted
 
-    extra = {NAMES: ""}
-    program = torch.export.load(folder / FILE, extra_files=extra)
-    return Exported(program.module(), tuple(json.loads(extra[NAMES])))
+    try:
+        read_archive(path)
+    except Unlisted as error:
+        raise Reject(refused_program(f"the exported program holds {error}, which effc would not read again",
+                                     help="`hf` and `native` write the model in other ways")) from error
+
+
+def read(folder: Path) -> Exported:
+    """Raises Reject (refused-program) on a file that holds anything but listed calls and plain tensors."""
+    from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
+
+    from ...kernels import ops as _registered  # noqa: F401 (torch knows effc's ops from here on)
+    from .exported_archive import read_archive
+    from .exported_json import Unlisted
+
+    path = folder / FILE
+    try:
+        archive = read_archive(path)
+        data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
+        made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
+        return Exported(made.module(), archive.inputs)
+    except Unlisted as error:
+        raise Reject(refused_program(f"{path} holds {error}", help="compile it again with this effc")) from error
+    except OSError as error:
+        raise Reject(refused_program(f"{path} can't be read: {error.strerror}")) from error
+    except MemoryError:
+        raise
+    except Exception as error:       # torch reads what is listed, and may still find that it makes no program
+        raise Reject(refused_program(f"{path} holds no program that torch can read", note=first_line(error),
+                                     help="compile it again with this effc and this torch")) from error

@@ -86,6 +86,8 @@ class Manifest:
     lock          {"inputs": {label: identity}, "versions": {"python", "torch", ...}}; no paths, no times
     steps         what was removed and why, in order: {"name", "word", "args", "changes": [...], ...}
     edits         `Edits.to_json()`
+    members       of a front, in the recipe's order: {"name", "measures": [(metric, value, unit, better)],
+                  "steps": names of those that led to it, "edits", "profile"}
     profile       {"before", "after"}: the layers' branches and widths, as in compiler/planning/profile.py
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
@@ -102,6 +104,7 @@ class Manifest:
     steps: tuple[Mapping[str, Any], ...] = ()
     edits: Any = None
     profile: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     measures: tuple[Measure, ...] = ()
@@ -125,11 +128,11 @@ class Manifest:
     @staticmethod
     def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
         """Raises KeyError, TypeError, ValueError or AttributeError on data of another form."""
-        body = {n: data[n] for n in _STEADY}
+        body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         measured = measured or {}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
-        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]),
+        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]), "members": tuple(body["members"]),
                  "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()}}
         return Manifest(**body)
 

@@ -151,7 +151,16 @@ def load_native(folder: str, attention: str) -> nn.Module:
     return load(folder, check="sha256")
 
 
-OPENERS = {"plain": load_plain, "effc": load_effc, "torch": load_exported, "native": load_native}
+def load_peft(folder: str, attention: str) -> nn.Module:
+    """An adapter folder on the base beside it, by peft and plain transformers."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_plain(os.path.join(os.path.dirname(folder), "base"), attention), folder)
+    assert not any(name.split(".")[0] == "effc" for name in sys.modules), "effc was imported"
+    return model.eval()
+
+
+OPENERS = {"plain": load_plain, "peft": load_peft, "effc": load_effc, "torch": load_exported, "native": load_native}
 
 
 def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:

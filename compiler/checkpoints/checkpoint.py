@@ -4,6 +4,7 @@ transformers reads the weights (it knows renamed and fused tensors of every arch
 strict and safe: no pickle, no download, no silent re-initialisation, no value that is not finite.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
 from ..report.progress import follow
 from ..report.quantity import counted
-from .folder import bad_config
+from ..store.regular import CONFIG, read_regular
+from .bounds import bad_config
+from .classes import is_tokenizer, model_class, plain
 from .rescaled import as_stored
 
 other_weights = Fault(
@@ -42,6 +45,7 @@ model_code = Fault(
 bad_tokenizer = Fault("bad-tokenizer", "A model's tokenizer files can't be read.", exit="environment")
 
 # Tensors that stock checkpoints carry and modules make for themselves.
+SLACK = 1 << 24            # numbers that a model may have beside its weights: tables of positions, ties
 _HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
 
 
@@ -56,9 +60,33 @@ def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn
             return transformers.AutoModelForCausalLM.from_config(
                 made, dtype=getattr(torch, dtype), trust_remote_code=True)
     made, kind = parse_config(config)
-    with quiet():
+    with quiet(), library(f"a `{config['model_type']}`"):
         module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind))
     return module.eval()
+
+
+@contextmanager
+def library(what: str) -> Iterator[None]:
+    """Say of whatever transformers raises while it makes a model that its config is why: anyone wrote it."""
+    try:
+        yield
+    except (Reject, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        raise Reject(bad_config(f"transformers makes no model of the config of {what}", note=first_line(error),
+                                help="take the model's own config.json; --debug shows where")) from error
+
+
+def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
+    """Reject (other-weights) where a module asks for far more numbers than the weights have.
+
+    Names and shapes are compared when weights are read; this comes before room is made for them.
+    """
+    asked = sum(p.numel() for p in module.parameters())
+    kept = sum(b.numel() for b in module.buffers())
+    if asked > spare * (2 * count + SLACK) or kept > spare * (2 * count + 16 * SLACK):
+        raise Reject(other_weights(f"the config asks for {counted(max(asked, kept), 'number')}, and the weights have "
+                                   f"{counted(count, 'number')}", help="take config.json from the same revision"))
 
 
 @contextmanager
@@ -80,36 +108,29 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     model_type = config["model_type"]
-    if model_type not in known:
+    if model_type not in known or "timm" in model_type:        # the package timm takes code and weights from anywhere
         near = nearest(model_type, list(known))
         raise Reject(unknown_architecture(
             f"transformers {transformers.__version__} does not know the model type `{model_type}`",
             help=f"nearest is `{near}`" if near else "a newer transformers may know it"))
     try:
         with quiet():
-            made = known[model_type].from_dict(_numbers(dict(config)))
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+            made = known[model_type].from_dict(plain(dict(config)))
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise Reject(bad_config(f"the config has values that a `{model_type}` can't have",
                                 note=first_line(error))) from error
     names = config.get("architectures") or ()
-    kind = next((found for n in names if (found := getattr(transformers, str(n), None))), None)
+    kind = model_class(model_type, names)
     if kind is None:
         classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-        if type(made) not in classes:
+        if type(made) not in classes or (isinstance(names, (list, tuple)) and not set(dir(transformers)).isdisjoint(
+                name for name in names if isinstance(name, str))):
+            named = ", ".join(map(str, names)) if isinstance(names, (list, tuple)) else str(names)
             raise Reject(unknown_architecture(
-                f"{', '.join(map(str, names)) or model_type} is no model class of transformers "
+                f"{named or model_type} is no model class of transformers "
                 f"{transformers.__version__}", help="name one in `architectures` of config.json"))
         kind = classes[type(made)]
     return made, kind
-
-
-def _numbers(value: Any) -> Any:
-    """A config with infinity as a number, which config.json spells {"__float__": "Infinity"}."""
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return float(value["__float__"]) if set(value) == {"__float__"} else {k: _numbers(v) for k, v in value.items()}
 
 
 def attention(kind: type) -> str:
@@ -117,24 +138,35 @@ def attention(kind: type) -> str:
     return "sdpa" if kind._supports_sdpa else "eager"
 
 
-def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, trusted: bool = False) -> nn.Module:
-    """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise."""
-    module, info = _read(folder, config, dtype, trusted)
+def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, count: int | None) -> nn.Module:
+    """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise.
+
+    count   numbers that the folder's weights have; None where the folder's own code makes the model
+    """
+    module, info = _read(folder, config, dtype, count)
     check_names(info, label)
     check_finite(module, label)
     return module.eval()
 
 
-def _read(folder: Path, config: Mapping[str, Any], dtype: str, trusted: bool):
+def _read(folder: Path, config: Mapping[str, Any], dtype: str, count: int | None):
     options = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True,
                "output_loading_info": True, "ignore_mismatched_sizes": True}
-    if trusted:
+    if count is None:
         with quiet(), code_of(folder):
             return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
+    return stock(folder, config, count, **options)
+
+
+def stock(folder: Path, config: Mapping[str, Any], count: int, **options: Any) -> Any:
+    """What `from_pretrained` of the class that a config asks for gives, once it is seen that the weights have room."""
+    with torch.device("meta"):
+        check_size(build(config, "float32"), count)
     made, kind = parse_config(config)
     as_stored(made)
-    with quiet():
-        return kind.from_pretrained(folder, config=made, attn_implementation=attention(kind), **options)
+    with quiet(), library(str(folder)):
+        return kind.from_pretrained(folder, config=made, attn_implementation=attention(kind), trust_remote_code=False,
+                                    **options)
 
 
 def check_names(info: Mapping[str, Any], label: str) -> None:
@@ -182,6 +214,8 @@ def _count(module: nn.Module) -> int:
 
 
 def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
+    if not trusted:
+        _check_tokenizer(folder, label)
     try:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True,
@@ -191,6 +225,23 @@ def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
             raise
         raise Reject(bad_tokenizer(f"{label}: the tokenizer files in {folder} can't be read",
                                    help="fetch them again", note=first_line(error))) from error
+
+
+def _check_tokenizer(folder: Path, label: str) -> None:
+    """Reject (bad-tokenizer) where a tokenizer names a class that is none, or a chat template of a megabyte."""
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return
+    try:
+        said = json.loads(read_regular(path, CONFIG).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
+    if not isinstance(said, dict):
+        raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
+    name = said.get("tokenizer_class")
+    if name is not None and not is_tokenizer(name):
+        raise Reject(bad_tokenizer(f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
+                                   help="fetch the tokenizer files again"))
 
 
 def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:

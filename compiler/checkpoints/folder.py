@@ -16,14 +16,14 @@ from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import place
 from ..store.cache import digest
 from ..store.hashes import file_hash, files_hash
+from ..store.regular import CONFIG, MANIFEST, TOKENIZER, check_regular, read_regular
 from ..words.context import Settings
+from .bounds import bad_config, check_numbers
 from .origin import Origin
 from .rescaled import NOTE, rescales
 from .safetensors_header import FLOATS, Header, damaged_weights, read_header
 
 no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
-bad_config = Fault("bad-config", "A model's config.json can't be read or does not say what the model is.",
-                   exit="environment")
 pickle_weights = Fault(
     "pickle-weights",
     "A model has its weights only as a pickle, which runs code when it is read.\n\n"
@@ -84,18 +84,21 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
     trusted = check_code(config, label, settings)
     weights = find_weights(folder, label)
     found = _check_dtype(config, weights, label)
-    chosen = found if dtype == "auto" else dtype
+    refuse_adapter(folder, label)
+    if not trusted:
+        check_numbers(config, weights.slots, label)
+    chosen, count = found if dtype == "auto" else dtype, sum(s.count for s in weights.slots.values())
     tokenizers = tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
     return Origin(
         label=label, config=config, folder=folder,
         identity=digest([files_hash(decides, settings.cache_dir), chosen]),
-        build=partial(_build, config, chosen, folder if trusted else None),
-        load=partial(_load, folder, config, chosen, label, trusted),
+        build=partial(_build, config, chosen, folder if trusted else None, None if trusted else count),
+        load=partial(_load, folder, config, chosen, label, None if trusted else count),
         tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else nothing,
         dtype=chosen,
         tokenizer_identity=files_hash(tokenizers, settings.cache_dir) if tokenizers else "",
-        weight_bytes=sum(s.count for s in weights.slots.values()) * WIDTHS[chosen],
+        weight_bytes=count * WIDTHS[chosen],
         code=_code(folder, settings) if trusted else "",
         notes=_notes(config, chosen, settings.device))
 
@@ -118,7 +121,9 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
         raise Reject(no_model(f"{label}: there is no {path.name} in {path.parent}",
                               help=_what_lies_there(path.parent)))
     try:
-        config = json.loads(path.read_bytes().decode())
+        config = json.loads(read_regular(path, CONFIG).decode())
+    except OSError as error:
+        raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
     except (ValueError, RecursionError) as error:
         raise Reject(bad_config(f"{path} is not JSON: {place(error)}", help="fetch the file again")) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -169,7 +174,7 @@ def find_weights(folder: Path, label: str) -> Weights:
 def _sharded(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
-        places = json.loads(index.read_bytes().decode())["weight_map"]
+        places = json.loads(read_regular(index, MANIFEST).decode())["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Reject(damaged_weights(f"{index} is no index of shards", help="fetch it again",
@@ -203,7 +208,9 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """Files that make the tokenizer; empty where no vocabulary is among them."""
-    found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).is_file()}
+    found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
+    for path in found.values():
+        check_regular(path, TOKENIZER)
     vocabularies = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
                     "tiktoken.model"}
     return found if vocabularies & set(found) else {}
@@ -213,16 +220,26 @@ def _code(folder: Path, settings: Settings) -> str:
     return digest({f.name: file_hash(f, settings.cache_dir) for f in sorted(folder.glob("*.py"))})
 
 
-def _build(config: dict[str, Any], dtype: str, code: Path | None):
-    from .checkpoint import build
+def refuse_adapter(folder: Path, label: str) -> None:
+    """transformers would fetch the model that an adapter names in place of the folder's own."""
+    if (folder / "adapter_config.json").exists():
+        raise Reject(no_model(f"{label}: {folder} holds an adapter (adapter_config.json), not a model",
+                              help="merge it into its model and save that"))
 
-    return build(config, dtype, code)
+
+def _build(config: dict[str, Any], dtype: str, code: Path | None, count: int | None):
+    from .checkpoint import build, check_size
+
+    module = build(config, dtype, code)
+    if count is not None:
+        check_size(module, count)
+    return module
 
 
-def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, trusted: bool):
+def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, count: int | None):
     from .checkpoint import load
 
-    return load(folder, config, dtype, label, trusted)
+    return load(folder, config, dtype, label, count)
 
 
 def load_tokenizer(folder: Path, label: str, trusted: bool = False):

@@ -171,10 +171,12 @@ def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] 
     """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech"."""
     def wrap(run: Callable) -> Callable:
         own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        added = [_parameter(f.name, formats, ("speech", *shows)) for f in fields(Shared)]
+        taken = {p.name for p in own}                # a verb's own option goes before a shared one of that name
+        shared_names = [f.name for f in fields(Shared) if f.name not in taken]
+        added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
 
         def command(**given: Any) -> int:
-            shared = Shared(**{f.name: given.pop(f.name) for f in fields(Shared)})
+            shared = Shared(**{name: given.pop(name) for name in shared_names})
             if shared.offline:                  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:

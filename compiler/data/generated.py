@@ -1,12 +1,11 @@
 """Text that the model itself writes."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ..planning.keys import versions
-from ..rows.forward import not_a_number
+from ..rows.forward import device_of, not_a_number
 from ..rows.windows import bad_rows
 from ..store.cache import Cache, digest
 from ..words.context import Context
@@ -67,12 +66,12 @@ class Generated(Data):
         if not getattr(model, "can_generate", lambda: False)():
             raise Reject(bad_rows(f"{ctx.origin.label} is a {type(model).__name__}, which writes no text",
                                   help="take rows from a text: `text(\"calib.txt\")`"))
-        with torch.random.fork_rng(devices=_devices(model.device)):
+        with torch.random.fork_rng(devices=_devices(device_of(model))):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             steps = self.length * len(sizes)
-            with closing(ctx.each(range(steps), "writing tokens of rows", steps)) as ticks:
-                done = [self._batch(model, _first(model, tokenizer, ctx, n), ticks) for n in sizes]
+            ticks = ctx.each(range(steps), "writing tokens of rows", steps)
+            done = [self._batch(model, _first(model, tokenizer, ctx, n), ticks) for n in sizes]
         return torch.cat(done)
 
     def _batch(self, model: Any, first: "torch.Tensor", ticks: Iterator[int]) -> "torch.Tensor":

@@ -31,11 +31,15 @@ class Comparison:
     run: dict[str, Any] = field(default_factory=dict)
 
 
-def compare(folder: Path, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
-    """Measure what lies in a folder. Weights of both models are mapped from disk, not held."""
+def reopened(folder: Path, ctx: Context) -> Any:
+    """The model that lies in a folder; its weights are mapped from disk, not held."""
+    return load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size",
+                device=ctx.settings.device)
+
+
+def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
+    """Measure a model beside the original, and judge every bound of the plan's pipeline on it."""
     started = time.time()
-    model = load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size",
-                 device=ctx.settings.device)
     original = ctx.origin.load().eval()
     known = remembered(plan, cache, ctx)
     before = dict(known)

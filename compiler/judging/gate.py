@@ -50,6 +50,7 @@ class Outcome:
     value      of the result, in `unit`; None where the bound was skipped
     original   the baseline's value, None where the bound names none
     skipped    why it was not measured, "" where it was
+    where      the point of a front that it is of
     """
 
     bound: Bound
@@ -60,6 +61,7 @@ class Outcome:
     low: float | None = None
     high: float | None = None
     skipped: str = ""
+    where: str = ""
 
     @property
     def limit(self) -> str:
@@ -88,7 +90,7 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
     assert (bound.baseline is None) == (original is None), f"{bound.baseline} against {original}"
     factor = 1.0 if original is None else original
     ends = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
-    low, high = (_plain(end, unit) * factor for end in ends)
+    low, high = (in_unit(end, unit) * factor for end in ends)
     if bound.op == "in":
         low, high = min(low, high), max(low, high)       # a negative baseline turns the range round
         holds = low <= value <= high
@@ -98,7 +100,7 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
                    None if bound.op in (">=", ">") else high)
 
 
-def _plain(limit: Any, unit: str) -> float:
+def in_unit(limit: Any, unit: str) -> float:
     """A limit as a number in the metric's unit."""
     match limit:
         case Bytes(value):
@@ -186,6 +188,7 @@ def misses(outcomes: Sequence[Outcome]) -> list[Diagnostic]:
 def _miss(o: Outcome) -> Diagnostic:
     assert o.value is not None, "a skipped bound is no miss"
     name = metric_label(o.bound)
+    name += f"` of `{o.where}" if o.where else ""
     message = f"`{name}` is {measured(o.value, o.unit)}, {_LIES[o.bound.op]} {o.limit}"
     if math.isnan(o.value):
         message = f"`{name}` is not a number"

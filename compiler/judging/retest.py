@@ -1,7 +1,7 @@
 """Measure again what `expect` demands, on artifacts that exist."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,17 +91,20 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Te
 
 
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
-    from ..artifacts.manifest import verify_files
+    from ..artifacts.manifest import read_manifest, verify_files
     from ..report.progress import StageBegan, StageEnded
     from ..store.cache import Cache
-    from .comparison import compare
+    from .comparison import compare, reopened
     from .gate import misses
 
     tell = session.settings.tell
     tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
-    compared = compare(path, plan, Cache(session.settings.cache_dir), ctx)
+    kind = read_manifest(path).kind
+    asked = tuple(b for b in plan.pipeline.expects if b.part in ("", kind))
+    plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
+    compared = compare(reopened(path, ctx), plan, Cache(session.settings.cache_dir), ctx)
     tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
     return Tested(path, plan.pipeline.name, compared.outcomes, tuple(misses(compared.outcomes)))
 

@@ -14,7 +14,8 @@ from ..layers.linear import KernelLinear, weight_of
 from ..measuring.promise import observed
 from ..report.quantity import digits, seconds
 from ..rows.forward import LOOK, evaluating, not_a_number
-from ..search.sparsity import INPUTS, OUTPUTS, zeros
+from ..search.masks import INPUTS, OUTPUTS
+from ..search.sparsity import zeros
 from .accuracy import Accuracy, inputs_of, output_error
 from .contenders import DYNAMIC, EAGER, PREPACKED
 from .speed import INT8, Case

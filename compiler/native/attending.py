@@ -1,5 +1,7 @@
 """Attention layers: what they cache, how positions turn their queries and keys, what they attend to."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -7,12 +9,11 @@ from torch import Tensor, fx
 
 from . import attentions, calls, rotations
 from .layout import Run, runs
+from .positional import call
 from .values import Cached, Positional, Rows
 
 if TYPE_CHECKING:
     from .reader import Reader
-
-_ROTARY_PROBE = 16       # positions at which tables are compared with those of the longest context
 
 
 class Attending:
@@ -32,32 +33,43 @@ class Attending:
 
     # -- positions -------------------------------------------------------------------------------------------
 
-    def rotated(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, Rows]:
-        module, q, k, cos, sin, *more = args
-        tables = [table.node for table in (cos, sin) if isinstance(table, Positional)]
-        heads = [x for x in (q, k) if isinstance(x, Rows) and x.index.dim() == 4]
-        if len(tables) < 2 or len(heads) < 2 or more or kwargs.get("unsqueeze_dim", 1) != 1:
-            raise self.reader.refuse(node, "a rotary embedding of another form than (q, k, cos, sin)")
-        counts, width = (q.index.shape[1], k.index.shape[1]), q.index.shape[3]
-        key = (*tables, *counts, width, type(module))
-        if key not in self._rotations:
-            self._rotations[key] = self._rotation(module, tables, counts, width, kwargs)
-        rotation = self._rotations[key]
-        if rotation is None:
-            raise self.reader.refuse(node, "a rotary embedding that the engine does not have")
-        wide = any(calls.name_of(user) in calls.JOINS for part in node.users for user in part.users)
-        return self._turned(q, rotation, wide), self._turned(k, rotation, wide)
+    def rotated(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What a rotary function gives: queries and keys turned, or one of them."""
+        given = [place for place, value in enumerate(args) if isinstance(value, Rows)]
+        if not given or any(isinstance(value, (Rows, Cached)) for value in kwargs.values()):
+            raise self.reader.refuse(node, "a rotary embedding of another form than queries and keys by tables")
+        found = []
+        for number, place in enumerate(given):
+            call = _Call(self.reader, node, args, kwargs, place, number)
+            rotation = self._rotation(call)
+            if rotation is None:
+                raise self.reader.refuse(node, "a rotary embedding that the engine does not have")
+            found.append(self._turned(args[place], rotation, self._is_joined(node, len(given))))
+        return found[0] if len(found) == 1 else tuple(found)
 
-    def _rotation(self, module: Any, tables: list[fx.Node], heads: tuple[int, int], width: int,
-                  options: dict[str, Any]) -> rotations.Rotation | None:
+    def _is_joined(self, node: fx.Node, count: int) -> bool:
+        """Whether what was cut off the heads is joined again later, so that whole heads are turned at once."""
+        parts = [node] if count == 1 else list(node.users)
+        return any(calls.name_of(user) in calls.JOINS for part in parts for user in part.users)
+
+    def _rotation(self, call: "_Call") -> rotations.Rotation | None:
         """The rotation, by tables of the longest context in which they are one: it may shorten the context."""
+        if call.key not in self._rotations:
+            self._rotations[call.key] = self._recognised(call)
+        return self._rotations[call.key]
+
+    def _recognised(self, call: "_Call") -> rotations.Rotation | None:
         for context in dict.fromkeys((self.reader.plan.context, self._original_context())):
-            cos, sin = (self._rows(table, context) for table in tables)
-            probe = min(_ROTARY_PROBE, context)
-            if not torch.allclose(self._rows(tables[0], probe), cos[:probe], atol=1e-6):
-                continue                              # frequencies that depend on the length
+            probe = min(rotations.PROBE, context)
+            x = torch.ones(1, probe, call.width)
+            try:
+                if not torch.allclose(call.turn(x, 0, context), call.turn(x, 0, probe), atol=1e-6):
+                    continue                          # frequencies that depend on the length
+                found = rotations.recognise(partial(call.turn, length=context), context, call.width)
+            except (RuntimeError, TypeError, ValueError, IndexError):      # made for other operands than one row's
+                return None
             self.reader.plan.context = min(self.reader.plan.context, context)
-            return rotations.recognise(module, cos, sin, heads, width, options)
+            return found
         return None
 
     def _original_context(self) -> int:
@@ -68,18 +80,16 @@ class Attending:
         found = found or getattr(config, "original_max_position_embeddings", None)
         return found if type(found) is int else self.reader.plan.context
 
-    def _rows(self, table: fx.Node, length: int) -> Tensor:
-        found = self.reader.positions.at(table, length)
-        return found.float().reshape(length, -1)
-
     def _turned(self, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
         """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
+        if not rotation.width:
+            return Rows(_sorted(x.index, rotation), x.pending)
         plan, x = self.reader.plan, self.reader.settled(x)
         name = plan.vector(f"{self.reader.current.name}.frequencies", rotation.frequencies.values)
         fields = {"rotary_dim": rotation.width, "inverse_frequencies": name,
                   "scale": rotation.frequencies.scale, "interleaved": rotation.interleaved}
         lane = plan.layout.lane(x.index)
-        heads, head_dim = x.index.shape[1], x.index.shape[3]
+        head_dim = x.index.shape[-1]
         found = runs(plan.layout, lane.columns)
         if wide and len(found) == 1 and _cuts_heads(found[0], plan.layout.widths):
             run = found[0]
@@ -90,10 +100,11 @@ class Attending:
             kept = ~torch.isin(own, lane.columns)
             plan.copies[made] = (run.register, kept)
             moved = x.index - int(own[0]) + int(plan.layout.columns(made)[0])
-            return Rows(moved)
+            return Rows(_sorted(moved, rotation))
         register, lane = self.reader.register(x)
-        return self.reader.written("rotary", x.index.shape, lane, x=register, heads=heads, head_dim=head_dim,
-                                   start=0, **fields)
+        made = self.reader.written("rotary", x.index.shape, lane, x=register, heads=len(lane.columns) // head_dim,
+                                   head_dim=head_dim, start=0, **fields)
+        return Rows(_sorted(made.index, rotation))
 
     # -- attention -------------------------------------------------------------------------------------------
 
@@ -126,6 +137,77 @@ class Attending:
         if mask is None:
             return lambda length: None
         return lambda length: self.reader.positions.at(mask.node, length)
+
+
+def _sorted(index: Tensor, rotation: rotations.Rotation) -> Tensor:
+    """Columns in the order in which a rotary function leaves them."""
+    moved = torch.empty_like(index)
+    moved[..., rotation.order] = index
+    return moved
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a rotary function, asked for what it makes of one of its operands.
+
+    place    of that operand among the arguments; `number` among those that are numbers of tokens
+    """
+
+    reader: "Reader"
+    node: fx.Node
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    place: int
+    number: int
+
+    @property
+    def width(self) -> int:
+        return self.args[self.place].index.shape[-1]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that turn alike: every layer has one, and mostly of the same tables."""
+        operands = [value.node if isinstance(value, Positional) else tuple(value.index.shape)
+                    if isinstance(value, Rows) else type(value) if isinstance(value, torch.nn.Module) else repr(value)
+                    for value in (*self.args, *self.options.values())]
+        return self.node.target, self.place, *operands
+
+    def turn(self, x: Tensor, start: int, length: int) -> Tensor:
+        """x [heads, t, width] turned by the tables of a context from position `start` on."""
+        def operand(value: Any) -> Any:
+            if isinstance(value, Positional):
+                return _part(self.reader.positions.at(value.node, length), length, start, x.shape[1])
+            if isinstance(value, Rows):
+                return self._laid(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
+            return value
+        own = self.args[self.place]
+        args = [self._laid(x, value) if value is own and i == self.place else operand(value)
+                for i, value in enumerate(self.args)]
+        found = call(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
+        found = found[self.number] if isinstance(found, tuple | list) else found
+        return self._laid(found, own, back=True).float()
+
+    def _laid(self, x: Tensor, like: Rows, back: bool = False) -> Tensor:
+        """[heads, t, width] in the axes of a value of tokens, or back: [b, h, t, d], [b, t, h, d] or [b, t, d]."""
+        if like.index.dim() == 3:
+            return x
+        turned = like.index.shape[1] == self.reader.shape[1] and self._moves_along(like.index, 1)
+        if back:
+            return x[0].transpose(0, 1) if turned else x[0]
+        return (x.transpose(0, 1) if turned else x)[None]
+
+    def _moves_along(self, index: Tensor, axis: int) -> bool:
+        """Whether tokens follow each other along an axis."""
+        _, token = self.reader.plan.layout.locate(index.select(0, 0).select(-1, 0).reshape(-1))
+        return bool((token.view(index.shape[1:3]).diff(dim=axis - 1) == 1).all())
+
+
+def _part(value: Any, length: int, start: int, count: int) -> Any:
+    """Some positions of what has an axis of all: tables of a long context are read a part at a time."""
+    if not isinstance(value, Tensor) or count == length:
+        return value
+    axis = next((axis for axis, size in enumerate(value.shape) if size == length), None)
+    return value if axis is None else value.narrow(axis, start, count)
 
 
 def _cuts_heads(run: Run, widths: list[int]) -> bool:

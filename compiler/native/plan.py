@@ -1,12 +1,13 @@
 """A plan in the making: registers, steps that write them, weights that they read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.engine_steps import STATEFUL, STEPS
 from .layout import Layout, runs
 
 VERSION = 1
@@ -111,14 +112,14 @@ class Plan:
         """Steps that lead to the logits or write a cache; registers are numbered anew."""
         needed = self._needed()
         number = {step["to"]: i for i, step in enumerate(needed)}
-        steps = [{key: _renumbered(key, value, number) for key, value in step.items()} for step in needed]
+        steps = [renumbered(step, number) for step in needed]
         return {"version": VERSION, "vocabulary": self.vocabulary, "context": self.context,
                 "registers": [self.layout.widths[step["to"]] for step in needed], "slots": self.slots,
                 "steps": steps, "logits": number[self.logits]}
 
     def used(self) -> dict[str, Entry]:
         """The entries that those steps read."""
-        names = {step[key] for step in self._needed() for key in WEIGHTS if step.get(key) is not None}
+        names = {name for step in self._needed() for name in weights(step)}
         return {name: entry for name, entry in self.entries.items() if name in names}
 
     def _needed(self) -> list[dict[str, Any]]:
@@ -130,17 +131,29 @@ class Plan:
         return kept[::-1]
 
 
-REGISTERS = ("to", "x", "y", "q", "k", "v", "dt", "b", "c", "gate")
-WEIGHTS = ("table", "weight", "bias", "inverse_frequencies", "sinks", "vector", "filters", "rates", "skip")
-KEEPERS = ("attention", "convolve", "ssd", "selective")       # of something of the tokens before
+KEEPERS = ("attention", *STATEFUL)       # of something of the tokens before
 
 
-def inputs(step: dict[str, Any]) -> list[int]:
+def inputs(step: Mapping[str, Any]) -> list[int]:
     """The registers that a step reads."""
-    return [step[key] for key in REGISTERS[1:] if step.get(key) is not None] + list(step.get("from", ()))
+    kinds = STEPS[step["op"]]
+    found = [step.get(name) for name, kind in kinds.items() if kind in ("r", "r?")]
+    several = [register for name, kind in kinds.items() if kind == "R" for register in step.get(name, ())]
+    return [register for register in found if register is not None] + several
 
 
-def _renumbered(key: str, value: Any, number: dict[int, int]) -> Any:
-    if key == "from":
-        return [number[register] for register in value]
-    return number[value] if key in REGISTERS and value is not None else value
+def weights(step: Mapping[str, Any]) -> list[str]:
+    """The names of the weights that a step reads."""
+    found = (step.get(name) for name, kind in STEPS[step["op"]].items() if kind in ("w", "w?"))
+    return [name for name in found if name is not None]
+
+
+def renumbered(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+    """A step with its registers called by their new numbers."""
+    def value(name: str, old: Any) -> Any:
+        kind = "r" if name == "to" else STEPS[step["op"]].get(name)
+        if kind == "R":
+            return [number[register] for register in old]
+        return number[old] if kind in ("r", "r?") and old is not None else old
+
+    return {name: value(name, old) for name, old in step.items()}

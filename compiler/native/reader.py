@@ -25,11 +25,14 @@ ENDLESS = 2**20          # tokens of a sequence, where a state stands for them a
 
 
 class Reader:
-    """One walk over one graph. `plan` is complete when `read` has returned."""
+    """One walk over one graph. `plan` is complete when `read` has returned.
 
-    def __init__(self, program: Program, weights: str):
-        self.model, self.graph, self.weights = program.model, with_mixers_open(program), weights
-        config = program.model.config.get_text_config()
+    model   whose numbers are read, where the program was captured without any; else the program's own
+    """
+
+    def __init__(self, program: Program, weights: str, model: nn.Module | None = None):
+        self.model, self.graph, self.weights = model or program.model, with_mixers_open(program), weights
+        config = self.model.config.get_text_config()
         ids = program.inputs["input_ids"]
         layout = Layout(ids.numel())
         context = getattr(config, "max_position_embeddings", None)

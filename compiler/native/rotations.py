@@ -1,15 +1,18 @@
-"""Rotary positions: frequencies fitted to tables, and the form of a rotation found by trying it."""
+"""Rotary positions, recognised by what a function does to columns: which turn together, how far, where they end up."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from ..ir import leaves
+from torch import Tensor
 
 _SHARE = 3e-5           # tables are float32, angles at their end too
+ROWS = 8192             # positions that are looked at at once: contexts are long
+PROBE = 16              # positions at which every column is looked at
+
+# x [heads, t, width], first position -> the same turned, as positions first, first + 1, ... turn it
+Turn = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,21 @@ class Frequencies:
 
 @dataclass(frozen=True)
 class Rotation:
-    """`width` leading columns of every head turn, pair i of them by frequency i.
+    """`width` leading columns of every head turn, pair i of them by frequency i; none where width is 0.
 
     interleaved   a pair is (2i, 2i + 1), else (i, i + width / 2)
+    order         [head_dim] where each column ends up: some functions sort pairs on the way
     """
 
     frequencies: Frequencies
     width: int
     interleaved: bool
+    order: Tensor
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """The first and the second column of every pair."""
+        half = torch.arange(self.width // 2)
+        return (2 * half, 2 * half + 1) if self.interleaved else (half, half + self.width // 2)
 
 
 def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
@@ -38,62 +48,84 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     An angle at position 1 is the frequency; at every power of two, which a float32 product keeps exact, it is
     known to twice the precision.
     """
-    cos, sin = cos.double(), sin.double()
     count = len(cos)
-    scale = round(float((cos.square() + sin.square()).mean().sqrt()), 7)       # of float32 tables
+    scale = round(float((cos.square() + sin.square()).double().mean().sqrt()), 7)       # of float32 tables
     if count < 2 or scale == 0:
         return None
-    estimate, position = torch.atan2(sin[1], cos[1]), 1
+    estimate, position = torch.atan2(sin[1].double(), cos[1].double()), 1
     while 2 * position < count:
         position *= 2
-        seen = torch.atan2(sin[position], cos[position])
+        seen = torch.atan2(sin[position].double(), cos[position].double())
         turns = ((estimate * position - seen) / (2 * math.pi)).round()
         estimate = (seen + 2 * math.pi * turns) / position
     values = estimate.float()
-    angles = (torch.arange(count)[:, None].float() * values).double()
     share = max(_SHARE, 3e-7 * count)                  # a frequency is rounded at 2**-24 of an angle
-    pairs = ((angles.cos(), cos), (angles.sin(), sin))
-    right = all(torch.allclose(ours * scale, theirs, atol=share * scale, rtol=0) for ours, theirs in pairs)
-    return Frequencies(values, scale) if right else None
+    for start in range(0, count, ROWS):
+        rows = slice(start, min(start + ROWS, count))
+        angles = (torch.arange(rows.start, rows.stop)[:, None].float() * values).double()
+        pairs = ((angles.cos(), cos[rows]), (angles.sin(), sin[rows]))
+        if not all(torch.allclose(ours * scale, theirs.double(), atol=share * scale, rtol=0) for ours, theirs in pairs):
+            return None
+    return Frequencies(values, scale)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """x [..., t, width] by tables [t, width / 2]."""
-    if interleaved:
-        a, b = x[..., 0::2], x[..., 1::2]
-        return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
+    """x [..., t, head_dim] by tables [t, width / 2]."""
+    first, second = rotation.pairs()
+    y = x.clone()
+    y[..., first] = x[..., first] * cos - x[..., second] * sin
+    y[..., second] = x[..., second] * cos + x[..., first] * sin
+    moved = torch.empty_like(y)
+    moved[..., rotation.order] = y
+    return moved
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, cos: Tensor, sin: Tensor, heads: tuple[int, int], head_dim: int,
-              options: dict[str, Any]) -> Rotation | None:
-    """The form of `apply_rotary_pos_emb` of the file in which the module's class is written, or None.
+def recognise(turn: Turn, context: int, head_dim: int) -> Rotation | None:
+    """The rotation that a function makes of the positions of a context, or None."""
+    probe = min(PROBE, context)
+    found = turn(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)     # [from, t, to]
+    order = _order(found[:, 0])
+    pairs = None if order is None else _pairs(found[..., order])
+    if pairs is None:
+        return None
+    rotation = Rotation(Frequencies(torch.zeros(0), 1.0), *pairs, order)
+    first, second = rotation.pairs()
+    cos, sin = torch.ones(context, len(first)), torch.zeros(context, len(first))
+    for start in range(0, context if len(first) else 0, ROWS):
+        rows = slice(start, min(start + ROWS, context))
+        x = torch.zeros(1, rows.stop - start, head_dim)
+        x[..., first] = 1.0
+        y = turn(x, start)[0][:, order]
+        cos[rows], sin[rows] = y[:, first], y[:, second]
+    x = torch.randn((2, probe, head_dim), generator=torch.Generator().manual_seed(0))
+    if not torch.allclose(turn(x, 0), turned(x, cos[:probe], sin[:probe], rotation), atol=1e-5, rtol=1e-5):
+        return None
+    frequencies = fitted(cos, sin) if len(first) else rotation.frequencies
+    return frequencies and Rotation(frequencies, *pairs, order)
 
-    cos, sin   [positions, columns], as the module is handed them
-    """
-    generator, length = torch.Generator().manual_seed(0), min(5, len(cos))
-    q, k = (torch.randn((1, h, length, head_dim), generator=generator) for h in heads)
-    found = leaves.rotary(module, q, k, cos[None, :length], sin[None, :length], **options)
-    columns = cos.shape[-1]
-    for width in dict.fromkeys((columns, 2 * columns)):
-        for held, interleaved in _forms(columns, width):
-            if width > head_dim or width % 2:
-                continue
-            c, s = cos[:, held], sin[:, held]
-            start = (c[:length], s[:length], interleaved)
-            ours = [torch.cat([turned(x[..., :width], *start), x[..., width:]], -1) for x in (q, k)]
-            pairs = zip(found, ours, strict=True)
-            if all(torch.allclose(a.float(), b, atol=1e-5, rtol=1e-5) for a, b in pairs):
-                frequencies = fitted(c, s)
-                return frequencies and Rotation(frequencies, width, interleaved)
-    return None
+
+def _order(first: Tensor) -> Tensor | None:
+    """Where each column goes at position 0, where nothing turns: of [from, to] one number each is not zero."""
+    moved = first > 0
+    if not (torch.equal(moved, first != 0) and bool((moved.sum(0) == 1).all() and (moved.sum(1) == 1).all())):
+        return None
+    return moved.long().argmax(1)
 
 
-def _forms(columns: int, width: int) -> list[tuple[slice, bool]]:
-    """Which columns of the tables hold the pairs, and how pairs lie in a head."""
-    if width == columns:
-        half = slice(0, columns // 2)
-        return [(half, False), (slice(0, columns, 2), True), (half, True)]
-    return [(slice(0, columns), False), (slice(0, columns), True)]
+def _pairs(found: Tensor) -> tuple[int, bool] | None:
+    """(width, interleaved) of columns that turn into each other; `found` [from, t, to]."""
+    mixed = (found != 0).any(1)
+    mixed.fill_diagonal_(False)
+    turning = mixed.any(1).nonzero().flatten()
+    if not len(turning):
+        return 0, False
+    partner = mixed[turning].long().argmax(1)
+    if bool((mixed.sum(1) > 1).any()) or not torch.equal(mixed, mixed.T):
+        return None
+    if torch.equal(partner, turning ^ 1):
+        return (int(turning.max()) // 2 + 1) * 2, True
+    half = int((partner - turning).abs().max())
+    front = turning < half
+    alike = torch.equal(partner, torch.where(front, turning + half, turning - half))
+    return (2 * half, False) if alike and int(turning.max()) < 2 * half else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.recipe import Invocation, Recipe
-from ...dsl.values import DataRef, MetricRef, ProfileRef, to_json
+from ...dsl.values import DataRef, MetricRef, ProfileRef, StepRef, to_json
 from ..machine.fingerprint import machine
 from ..store.cache import digest
 from ..store.closure import fingerprint
@@ -19,10 +19,11 @@ LOADING = Path(__file__).parents[1] / "checkpoints" / "checkpoint.py"      # how
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
+def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, str]) -> dict[str, Any]:
     """The parts of a step's key, the most telling first.
 
     source    key of the result that it works on, or the identity of the model
+    steps     keys of the results of the steps before it, by name
     """
     words = [("pass", call.word), *(("metric", m.name) for m in found(call.args, MetricRef))]
     data = {ref.name: data_identity(ref, ctx) for ref in found(call.args, DataRef)}
@@ -38,7 +39,13 @@ def step_parts(call: Invocation, source: str, ctx: Context) -> dict[str, Any]:
         "device": ctx.settings.device,
         "threads": ctx.settings.threads,
         "format": FORMAT,
-    } | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+    } | _results(call, steps) | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+
+
+def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
+    """Keys of the results that a call names besides the one it follows; nothing where it names none."""
+    named = {ref.name: steps[ref.name] for ref in found(call.args, StepRef)}
+    return {"results": named} if named else {}
 
 
 def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..words.kinds import Pass
 from ..words.placing import placed
 from . import keys, shrink
 from .drawing import left_alone
+from .foreseen import refuse_foreseen
 from .peak import peak_bytes
 from .select import branches, groups, layers, mixers, parts, scans
 
@@ -119,17 +120,19 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     for step in pipeline.steps:
         first = step.source == pipeline.model
         with placed(step.call.span):
-            stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store)
+            known = {name: key for name, (key, _, _) in done.items()}
+            stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.told[1])
         stages.append(stage)
+    refuse_foreseen(pipeline, ctx)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
 
 
 def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, first: bool,
-           ctx: Context, store: Cache) -> tuple[Stage, Skeleton]:
+           ctx: Context, store: Cache, steps: Mapping[str, str]) -> tuple[Stage, Skeleton]:
     pass_ = ctx.shelf.make("pass", call)
     after = pass_.forecast(before)
-    parts = keys.step_parts(call, source, ctx)
+    parts = keys.step_parts(call, source, ctx, steps)
     forwards = pass_.forwards(before)
     effort = pass_.effort(before, ctx)
     tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)

@@ -48,7 +48,7 @@ def matrix(body: dict[str, Any] | None = None) -> Matrix:
 
 
 def markdown(found: Matrix) -> str:
-    """As a README shows it: all looks at a capture in one column, a pass in two lines."""
+    """As a page shows it: all looks at a capture in one column, a pass in two lines."""
     passes = [column for column in found.columns if "." in column]
     looks = [column for column in found.columns if column not in passes]
     head = ["", "capture", *(column.replace(".", ".<br>") for column in passes)]
@@ -63,10 +63,3 @@ def _worst(cells: Iterable[str]) -> str:
     """Of situations that a model may not know, as padding."""
     seen = set(cells)
     return next((state for state in ("refused", "ok") if state in seen), "-")
-
-
-def put_into(readme: str, found: Matrix) -> str:
-    """A README with this table in place of the one that it had."""
-    start = readme.index("|  | capture |")
-    end = readme.index("\n", readme.index(" stages work", start))
-    return f"{readme[:start]}{markdown(found)}{readme[end:]}"

@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear, silent
 from .quantity import measured, seconds, size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 HEARTBEAT = 4.0     # seconds without a line after which a long stage says that it lives
 
@@ -180,7 +183,7 @@ class Bars(Renderer):
             BarColumn(24, style="bright_black", complete_style="cyan", pulse_style="cyan"),
             TextColumn("{task.fields[state]}", markup=False), TimeElapsedColumn(),
             console=console, transient=True, refresh_per_second=8)
-        self.task = None
+        self.task: TaskID | None = None
 
     def began(self, event: StageBegan) -> None:
         self._drop()

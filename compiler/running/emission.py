@@ -1,6 +1,7 @@
 """From a finished program to an artifact in its place: write, reopen, measure, judge."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic
 from ...dsl.recipe import Emit, Recipe
+from ...dsl.values import DataRef, StepRef
 from ..artifacts.artifact import write
-from ..artifacts.manifest import Expectation, Manifest
+from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
+from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
-from ..judging.comparison import compare
-from ..judging.gate import Outcome, bound_text, misses
+from ..judging.comparison import reopened
+from ..judging.gate import Outcome as Verdict
+from ..judging.gate import bound_text, misses
+from ..judging.verdicts import Verdicts
 from ..machine.fingerprint import machine
 from ..planning import keys
 from ..planning.plan import Plan
@@ -22,6 +27,7 @@ from ..report.progress import announce
 from ..report.quantity import counted, size
 from ..store.cache import Cache
 from ..words.context import Context
+from ..words.kinds import Form, Target
 
 
 @dataclass(frozen=True)
@@ -39,31 +45,61 @@ class Artifact:
         return f"{size(self.manifest.bytes)}{said}"
 
 
-def emit(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context, out: Path, force: bool) -> Artifact:
-    """Write an artifact; nothing is in place before a fresh process has computed the same from it."""
-    path, judged = out / target.call.args["path"], []
+@dataclass
+class Emission:
+    """How one pipeline's results become artifacts: written, reopened, judged; nothing is in place before that."""
 
-    def build(folder: Path) -> Manifest:
-        writer = ctx.shelf.make("target", target.call)
-        forms = writer.forms()
-        with announce("writing", "then reopening and measuring" if forms else ""):
-            writer.emit(program, folder, ctx)
-        if not forms:
-            return described(program, target, plan, cache, ctx).with_measures(machine=machine())
-        with announce("reopening", "then measuring"):
-            checks = verify(folder, program.model, forms, seed=ctx.seed)
-        with announce("measuring"):
-            compared = compare(folder, plan, cache, ctx)
-        judged.extend(misses(compared.outcomes))
-        return described(program, target, plan, cache, ctx).with_measures(
-            checks=checks, measures=compared.measures, machine=machine(),
-            expectations=tuple(expectation(o) for o in compared.outcomes), run=compared.run)
+    plan: Plan
+    cache: Cache
+    ctx: Context
+    out: Path
+    force: bool
+    verdicts: Verdicts
 
-    manifest = write(path, build=build, force=force)
-    return Artifact(path, manifest, tuple(judged))
+    def emit(self, outcome: Outcome, target: Emit) -> Artifact:
+        path, new = self.out / target.call.args["path"], []
+        writer: Target = self.ctx.shelf.make("target", target.call)
+
+        def build(folder: Path) -> Manifest:
+            with announce("writing", "then reopening and measuring"):
+                writer.write(outcome, folder, self.ctx)
+            forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
+            with announce("reopening", "then measuring"):
+                checks = reopen(folder, outcome, forms, self.ctx.seed)
+            with announce("measuring"):
+                compared, verdicts = self.judge(outcome, target, folder, forms)
+            new.extend(misses(verdicts))
+            return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
+                checks=checks, measures=compared.measures, machine=machine(),
+                expectations=tuple(expectation(v) for v in compared.outcomes), run=compared.run)
+
+        manifest = write(path, build=build, force=self.force)
+        return Artifact(path, manifest, tuple(new))
+
+    def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
+        """What the artifact measures, and what came of the bounds that nobody judged before."""
+        if isinstance(outcome, Front):
+            return self.verdicts.on_front(outcome)
+        if isinstance(outcome, Model) and forms:
+            rounds = any(form.rounds for form in forms)
+            return self.verdicts.on_model(target, lambda: reopened(folder, self.ctx), rounds)
+        with closing(outcome.members()) as members:
+            _, program = next(members)
+            return self.verdicts.on_model(target, lambda: program.model, rounds=False)
 
 
-def described(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
+def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int) -> tuple[Check, ...]:
+    """What fresh processes compute from each form, compared with the member that it holds."""
+    if not forms:
+        return ()
+    checks: list[Check] = []
+    for name, program in outcome.members():
+        program.model.to("cpu")                # files are computed again from there
+        checks += verify(folder, program.model, [f for f in forms if f.member == name], seed=seed)
+    return tuple(checks)
+
+
+def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
     """The part of a manifest that is the same whenever the recipe is compiled."""
     recipe = plan.recipe
     return Manifest(
@@ -72,29 +108,53 @@ def described(program: Program, target: Emit, plan: Plan, cache: Cache, ctx: Con
                 "params": keys.to_jsonable(recipe.params), "resolved": resolved(recipe)},
         lock={"inputs": inputs(plan, ctx), "versions": keys.versions(), "seed": ctx.seed,
               "threads": ctx.settings.threads, "device": ctx.settings.device},
-        steps=tuple(steps(plan, cache, target.source)), edits=program.edits.to_json(),
-        profile={"before": profile(plan.skeleton), "after": packed_widths(
-            plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers)})
+        steps=tuple(steps(plan, cache, target.source)), **facts(outcome, plan))
+
+
+def facts(outcome: Outcome, plan: Plan) -> dict[str, Any]:
+    """Edits and widths of a model; of a front the measures of its points, by name."""
+    if isinstance(outcome, Front):
+        measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
+        return {"members": tuple({"name": name, "measures": measures[name], "steps": sorted(ancestors(plan, name)),
+                                  **changed(program, plan)} for name, program in outcome.members())}
+    return changed(outcome.program, plan)
+
+
+def changed(program: Program, plan: Plan) -> dict[str, Any]:
+    """What the program's edits are, and the widths of its layers before and after them."""
+    return {"edits": program.edits.to_json(), "profile": {"before": profile(plan.skeleton), "after": packed_widths(
+        plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers)}}
 
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
     """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
-    found, name = [], last
-    while name != plan.pipeline.model:
-        step = next(s for s in plan.pipeline.steps if s.name == name)
+    found, led = [], ancestors(plan, last)
+    for step in plan.pipeline.steps:
+        name = step.name
+        if name not in led:
+            continue
         body = cache.step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"
         notes = body["notes"]
         found.append({"name": name, "word": step.call.word, "args": keys.to_jsonable(step.call.args),
                       "summary": notes["summary"], "changes": notes["changes"], "decisions": notes["step"]})
-        name = step.source
-    return found[::-1]
+    return found
+
+
+def ancestors(plan: Plan, last: str) -> set[str]:
+    """The step, and those that it followed or named."""
+    by_name, led, waiting = {s.name: s for s in plan.pipeline.steps}, set(), [last]
+    while waiting:
+        name = waiting.pop()
+        if name in by_name and name not in led:
+            led.add(name)
+            named = [ref.name for ref in keys.found(by_name[name].call.args, StepRef)]
+            waiting += named or [by_name[name].source]
+    return led
 
 
 def inputs(plan: Plan, ctx: Context) -> dict[str, str]:
     """Identity of the model and of every data set."""
-    from ...dsl.values import DataRef
-
     return {plan.model: plan.identity} | {
         f"data {name}": keys.data_identity(DataRef(name), ctx) for name in sorted(ctx.recipe.data)}
 
@@ -105,7 +165,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
             for kind, table in (("models", recipe.models), ("data", recipe.data))}
 
 
-def expectation(outcome: Outcome) -> Expectation:
+def expectation(outcome: Verdict) -> Expectation:
     state = {"ok": "holds", "missed": "fails", "skipped": "skipped"}[outcome.state]
     line = outcome.bound.span.line if outcome.bound.span else 0
     return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line, outcome.skipped)

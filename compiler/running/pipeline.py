@@ -9,9 +9,11 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Emit
-from ...dsl.values import DataRef, MetricRef
+from ...dsl.values import DataRef, MetricRef, StepRef
 from ..capture.capture import capture
+from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
+from ..judging.verdicts import Verdicts
 from ..machine.memory import Watch
 from ..measuring import reference
 from ..measuring.promise import Promise
@@ -21,11 +23,12 @@ from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
 from ..report.progress import StageBegan, StageEnded, announce, hear
 from ..store.cache import Cache
+from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Close, Pass
 from ..words.placing import placed
 from . import snapshot
-from .emission import Artifact, emit
+from .emission import Artifact, Emission
 
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 
@@ -46,13 +49,13 @@ class Result:
 
 @dataclass
 class Build:
-    """One compile: the program as far as it is, and the key of the step that it is the result of."""
+    """One compile: the last result, and the key of the step that gave it."""
 
     plan: Plan
     ctx: Context
     cache: Cache
     dump: str = ""                     # "", "changed", "before", "after": what to say of the program at each step
-    program: Program | None = None
+    outcome: Outcome | None = None
     at: str = ""
     total: int = 0
     index: int = 0
@@ -64,10 +67,12 @@ class Build:
         refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for stage in self.plan.stages:
             self.step(stage)
+        verdicts = Verdicts(self.plan, self.cache, self.ctx)
+        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts)
         for target in self.plan.pipeline.emits:
             about = str(target.call.args["path"])
             with self.stage(f"emit {target.call.word}", about) as done, placed(target.call.span):
-                result.artifacts.append(self.emit(target, out, force))
+                result.artifacts.append(self.emit(target, emission))
                 done.change = result.artifacts[-1].summary
         result.seconds = time.monotonic() - started
         return result
@@ -79,44 +84,64 @@ class Build:
             self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
             return
         with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
-            program = self.reach(stage.source)
+            pass_: Pass = self.ctx.shelf.make("pass", stage.call)
+            if keys.found(stage.call.args, StepRef):       # it names what it works on, one at a time
+                outcome: Outcome = Front((), self.program_of)
+            else:
+                outcome = self.reach(stage.source)
             self.at = ""                                   # from here until it is kept, the program is between steps
-            ctx = self.context(stage)
-            before, version = program.skeleton, program.version
-            pass_: Pass = ctx.shelf.make("pass", stage.call)
-            promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
-            notes = len(program.notes)
-            with as_profiled(named(stage.call), ctx):
-                pass_.run(program, ctx)
-            if program.version == version:
-                raise Reject(no_change(f"`{stage.call.word}` changed nothing",
-                                       help="ask more of it, or leave the step out"))
-            if promise:
-                with announce("comparing with the model before"):
-                    promise.check(program, pass_.keeps)
-            lines = describe(before, program.skeleton)
-            done.change = lines.summary
-            done.dump = lines.text if self.dump else ""
-            decisions = program.notes[notes:]
+            given, facts = self.give(pass_, outcome, stage)
+            if isinstance(given, Unmerged) and stage.source != self.plan.identity:
+                given.base = stage.source
+            done.change, dump = facts["summary"], facts.pop("dump")
+            done.dump = dump if self.dump else ""
             with announce("keeping the result"):
-                snapshot.save(program, self.cache, stage.key, stage.parts, self.ctx.origin,
-                              {"program": program.notes, "step": decisions, "changes": lines.rows,
-                               "summary": lines.summary})
-            self.at = stage.key
+                snapshot.save(given, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
+            self.outcome, self.at = given, stage.key
 
-    def reach(self, key: str) -> Program:
-        """The program with that result: what we have, a kept one, or the original captured."""
-        if self.program is None or self.at != key:
-            self.program = None                            # frees the one we have before another is loaded
+    def give(self, pass_: Pass, outcome: Outcome, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
+        """What a pass makes of a result, and what the manifest is told of it."""
+        ctx = self.context(stage)
+        if not isinstance(outcome, Model):
+            with as_profiled(named(stage.call), ctx):
+                made = pass_.give(outcome, ctx)
+            return made, {"program": [], "step": [], "changes": [], "summary": made.summary, "dump": ""}
+        program = outcome.program
+        before, version, notes = program.skeleton, program.version, len(program.notes)
+        promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
+        with as_profiled(named(stage.call), ctx):
+            made = pass_.give(outcome, ctx)
+        if made is outcome and program.version == version:
+            raise Reject(no_change(f"`{stage.call.word}` changed nothing",
+                                   help="ask more of it, or leave the step out"))
+        if promise:
+            with announce("comparing with the model before"):
+                promise.check(program, pass_.keeps)
+        lines = describe(before, program.skeleton)
+        return made, {"program": program.notes, "step": program.notes[notes:], "changes": lines.rows,
+                      "summary": made.summary or lines.summary, "dump": lines.text}
+
+    def reach(self, key: str) -> Outcome:
+        """The result under a key: what we have, a kept one, or the original captured."""
+        if self.outcome is None or self.at != key:
+            self.outcome = None                            # frees the one we have before another is loaded
             if key == self.plan.identity:
                 with announce("loading the model"):
-                    self.program = capture(self.ctx.origin.load())
-                self.keep_references(self.program)
+                    program = capture(self.ctx.origin.load())
+                self.keep_references(program)
+                self.outcome = Model(program)
             else:
                 with announce("loading the result of the step before"):
-                    self.program = snapshot.restore(self.cache, key, self.ctx.origin)
+                    self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of)
             self.at = key
-        return self.program
+        return self.outcome
+
+    def program_of(self, key: str) -> Program:
+        """The program of a step that gives a model; the caller holds it, nobody else does."""
+        made = self.reach(key)
+        assert isinstance(made, Model), f"{key} gives {made.kind}"
+        self.outcome, self.at = None, ""
+        return made.program
 
     def keep_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
@@ -130,18 +155,24 @@ class Build:
             for data in self.ctx.shelf.make("pass", step.call).originals():
                 reference.prepare(self.ctx, program.model, data)
 
-    def emit(self, target: Emit, out: Path, force: bool) -> Artifact:
-        key = self.plan.key_of(target.source)
-        program = self.reach(key)
-        program.model.to("cpu")                # files are written, and computed again, from there
-        artifact = emit(program, target, self.plan, self.cache, self.ctx, out, force)
-        self.program, self.at = None, ""
+    def emit(self, target: Emit, emission: Emission) -> Artifact:
+        outcome = self.reach(self.plan.key_of(target.source))
+        if isinstance(outcome, Model):
+            outcome.program.model.to("cpu")    # files are written from there
+        artifact = emission.emit(outcome, target)
+        self.outcome, self.at = None, ""
         return artifact
 
     def context(self, stage: Stage) -> Context:
         work = self.cache.work(stage.key)
         work.mkdir(parents=True, exist_ok=True)
-        return replace(self.ctx.beside(stage.call), workdir=work)
+        return replace(self.ctx.beside(stage.call), workdir=work,
+                       results=self.result)
+
+    def result(self, name: str) -> tuple[str, Program]:
+        """The key and the program of another step."""
+        key = self.plan.key_of(name)
+        return key, self.program_of(key)
 
     @contextmanager
     def stage(self, name: str, about: str) -> "Iterator[Done]":

@@ -1,6 +1,10 @@
-"""A program in the cache and back: its edits as data, its changed tensors as blobs."""
+"""A step's result in the cache and back: a program's edits as data, its changed tensors as blobs.
 
-from collections.abc import Mapping
+Adapters are kept beside the key of the program that they belong to, a front as the keys of its points.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ..capture.capture import recapture
@@ -8,16 +12,34 @@ from ..capture.sample import sample
 from ..checkpoints.origin import Origin
 from ..ir import graph_json
 from ..ir.edits import Edits, replay
+from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
 from ..ir.weights import assign, distinct
 from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
+from ..training.adapters import Shape
+from ..training.unmerged import Unmerged
 
 
-def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin,
+def save(outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin,
          notes: Mapping[str, Any]) -> None:
-    """Store a finished step. Tensors that the original has under any name are not stored again."""
+    """Store a finished step."""
+    if isinstance(outcome, Front):
+        body = {"points": [{"name": p.name, "key": p.key, "measures": [[name, *m] for name, m in p.measures.items()]}
+                           for p in outcome.points],
+                "needs": [point.key for point in outcome.points]}
+    elif isinstance(outcome, Unmerged):
+        body = {"adapters": {"base": outcome.base, "shape": asdict(outcome.shape)},
+                "needs": [outcome.base] if outcome.base else [],
+                "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()}}
+    else:
+        body = _program(outcome.program, cache, origin)
+    cache.finish(key, parts, {"tensors": {}, **body, "notes": dict(notes)})
+
+
+def _program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
+    """Tensors that the original has under any name are not stored again."""
     known = original_tensors(origin, cache)
     tensors, borrowed = {}, {}
     for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
@@ -26,14 +48,25 @@ def save(program: Program, cache: Cache, key: str, parts: Mapping[str, Any], ori
             borrowed[name] = known[found]
         else:
             tensors[name] = cache.store(tensor)
-    body = {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json(), "notes": dict(notes)}
-    cache.finish(key, parts, body)
+    return {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json()}
 
 
-def restore(cache: Cache, key: str, origin: Origin) -> Program:
-    """The program of a finished step: the original, edited again, with the step's tensors mapped in."""
+def restore(cache: Cache, key: str, origin: Origin, reach: Callable[[str], Program]) -> Outcome:
+    """The result of a finished step; `reach` makes the program of another one."""
     body = cache.step(key)
     assert body is not None, f"step {key} is not in the cache"
+    if "points" in body:
+        points = (Point(p["name"], p["key"], {n: tuple(m) for n, *m in p["measures"]}) for p in body["points"])
+        return Front(tuple(points), reach)
+    if "adapters" in body:
+        tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
+        base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
+        return Unmerged(reach(base or origin.identity), base, shape, tensors)
+    return Model(_restore(body, cache, origin))
+
+
+def _restore(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Program:
+    """The original, edited again, with the step's tensors mapped in."""
     model = origin.load()
     original = dict(model.state_dict(keep_vars=True))
     edits = Edits.from_json(body["edits"])

@@ -118,6 +118,16 @@ class Prefix:
         self.bytes_kept = max(self.bytes_kept, sum(self.sizes.values()) + _bytes(self.front[1]))
         return self.front[1]
 
+    def begin_anew(self, calls: list[Call]) -> None:
+        """Other forwards from now on, of the same kind; nothing of the ones before is kept."""
+        self.calls, self.outputs, self.sizes, self.front = calls, {}, {}, None
+        self.stride = len(self._layers()) + 1 if self.room == 0 else 1
+
+    def passing(self, layer: int) -> None:
+        """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
+        assert self.chain, "layers can't be entered in the middle"
+        self._advance(layer - 1, self.output_of(layer - 1) if layer else None, layer)
+
     def _index(self, first: str | None) -> int:
         return list(self.program.units).index(first) if first in self.program.units else 0
 

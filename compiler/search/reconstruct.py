@@ -252,7 +252,7 @@ def _width(module: nn.Module) -> int:
     return module.weight[0].numel() if _convolves(module) else module.weight.shape[0]
 
 
-def _inputs(module: nn.Module, x: Tensor) -> Tensor:
+def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
     """What each output of a module is a product of, [n, in] float32."""
     if not _convolves(module):
         return x.flatten(0, -2).float()
@@ -266,7 +266,7 @@ def _inputs(module: nn.Module, x: Tensor) -> Tensor:
 
 def _summing(sums: dict[str, Tensor], path: str):
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = _inputs(module, args[0].detach())                                               # [tokens, in]
+        x = inputs_of(module, args[0].detach())                                               # [tokens, in]
         if path in sums:
             sums[path].addmm_(x.T, x)
         else:

@@ -1,28 +1,32 @@
-"""Which weights of linear modules become zero: the least by a score, as many of every row or module."""
+"""Making zeros in the linear modules of a program: which modules may, which masks fit, and what is said of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Part, Skeleton
-from ...dsl.values import Selector
+from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
 from ..ir.surgery import put
 from ..layers.linear import weight_of
 from ..planning.select import parts
 from ..rows.forward import LOOK, not_a_number
+from .masks import GROUPS
 
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-OUTPUTS, INPUTS = 16, 2           # of a block: one vector of the kernel `block_sparse_linear`
-
 tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that another module reads, too.")
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
+unfit_pattern = Fault(
+    "unfit-pattern",
+    "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
+    "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
+    "modules whose number of inputs is a multiple of four or eight.")
 
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
@@ -42,50 +46,60 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
     return found
 
 
-def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
-    """True where a weight stays; of equal scores the first ones go.
+def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
+    """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
+    if pattern not in GROUPS:
+        return
+    gone, of = GROUPS[pattern]
+    whole, asked = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%"
+    faults = [] if sparsity.value == gone / of else [unfit_pattern(
+        f"`pattern: \"{pattern}\"` makes {whole} of the weights zero, and {asked} are asked for",
+        help=f"write `sparsity: {whole} of weights`, or `pattern: any`")]
+    if allocation != "uniform":
+        faults.append(unfit_pattern(f"`pattern: \"{pattern}\"` leaves every layer the same share of zeros, so "
+                                    f"`allocation: {allocation}` has nothing to decide",
+                                    help="leave `allocation` out, or write `pattern: any`"))
+    odd = [part for part in chosen if inputs(part) % of]
+    if odd:
+        more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
+        faults.append(unfit_pattern(
+            f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
+            help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`"))
+    if faults:
+        raise Reject(*faults)
 
-    score    [out, in]   not negative
-    share    of the weights that go, rounded to whole weights or blocks
-    pattern  "any", or "blocks" of 16 outputs by 2 inputs, which go and stay whole
-    each     what loses that share: a "row" of the weight (of blocks: 16 rows), or the whole "module"
-    """
-    if pattern == "blocks":
-        kept = keep_mask(_block_scores(score), share, "any", each)
-        whole = kept.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
-        return whole[:score.shape[0], :score.shape[1]]
-    flat = score if each == "row" else score.reshape(1, -1)
-    gone = round(share * flat.shape[1])
-    keep = torch.ones_like(flat, dtype=torch.bool)
-    if gone:
-        least = flat.argsort(dim=1, stable=True)[:, :gone]
-        keep.scatter_(1, least, False)
-    return keep.view(score.shape)
 
-
-def _block_scores(score: Tensor) -> Tensor:
-    """Mean square of every block, so that a narrow one at the edge is not less for being narrow."""
-    n, k = score.shape
-    pad = (0, -k % INPUTS, 0, -n % OUTPUTS)
-    total = nn.functional.pad(score.double().square(), pad)
-    count = nn.functional.pad(torch.ones_like(score, dtype=torch.float64), pad)
-    blocks = (-1, OUTPUTS, total.shape[1] // INPUTS, INPUTS)
-    return total.reshape(blocks).sum((1, 3)) / count.reshape(blocks).sum((1, 3))
+def inputs(part: Part) -> int:
+    """How many inputs a linear module has."""
+    shape = dict(part.tensors)["weight"]
+    return shape[0] if part.kind == "Conv1D" else shape[1]
 
 
 def finite_weight(program: "Program", path: str) -> Tensor:
     """A linear module's weight [out, in]; Reject (not-a-number) where a number of it is none."""
     weight = weight_of(program.model.get_submodule(path))
-    if not weight.isfinite().all():
+    if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
         raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=LOOK))
     return weight
+
+
+def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tensor:
+    """Magnitude times the norm of the input, [out, in]; magnitude alone where the module was not run ([])."""
+    score = finite_weight(program, path).abs().float()
+    return score * torch.tensor(norms, device=score.device) if norms else score
 
 
 @torch.no_grad()
 def mask(program: "Program", path: str, keep: Tensor) -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
+    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0))
+
+
+@torch.no_grad()
+def exchange(program: "Program", path: str, weight: Tensor) -> float:
+    """Put another weight [out, in] into a linear module; the share of zeros that it has."""
     module = program.model.get_submodule(path)
-    weight = torch.where(keep, weight_of(module), 0.0).to(module.weight.dtype)
+    weight = weight.to(module.weight.dtype)
     put(program.model, f"{path}.weight", weight.T.contiguous() if isinstance(module, Conv1D) else weight)
     return zeros(weight)
 
@@ -95,11 +109,17 @@ def zeros(weight: Tensor) -> float:
     return 1.0 - int(weight.count_nonzero()) / weight.numel()
 
 
-def note(program: "Program", chosen: Sequence[Part], found: dict[str, float], **more: Any) -> None:
+def sizes(chosen: Sequence[Part]) -> dict[str, int]:
+    """How many weights each module has, by path."""
+    return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
+
+
+def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float], **more: Any) -> None:
     """Say of every module, and of all together, how much of it is zero."""
-    sizes = {part.path: dict(part.tensors)["weight"] for part in chosen}
-    weights = {path: n * k for path, (n, k) in sizes.items()}
+    weights = sizes(chosen)
     whole = sum(found[path] * weights[path] for path in found) / sum(weights.values())
     program.changed()
     shares = {path: round(share, 4) for path, share in found.items()}
     program.note(sparsity=round(whole, 4), zeros=shares, **more)
+
+

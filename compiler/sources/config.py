@@ -4,6 +4,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
+from ..checkpoints.bounds import check_numbers
 from ..checkpoints.folder import check_code, load_tokenizer, nothing, read_config, tokenizer_files
 from ..checkpoints.origin import Origin
 from ..store.cache import digest
@@ -32,6 +33,7 @@ class Config(Source):
         label = f'config("{self.path}")'
         config = read_config(path, label)
         check_code(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
+        check_numbers(config, None, label)
         dtype = self._dtype(config)
         tokenizers = tokenizer_files(path.parent)
         return Origin(

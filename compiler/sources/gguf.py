@@ -55,7 +55,7 @@ class Gguf(Source):
         return Origin(
             label=label, config=config, folder=folder, identity=digest(["gguf", content, self.dtype]),
             build=partial(_build, config, self.dtype),
-            load=partial(_load, converted, config, self.dtype, label),
+            load=partial(_load, converted, config, self.dtype, label, about["weights"]),
             tokenizer=cache(partial(_tokenizer, converted, label)),
             dtype=self.dtype, tokenizer_identity=digest(["gguf", content]),
             weight_bytes=about["weights"] * WIDTHS[self.dtype])
@@ -144,10 +144,10 @@ def _build(config: dict[str, Any], dtype: str):
     return build(config, dtype)
 
 
-def _load(converted, config: dict[str, Any], dtype: str, label: str):
+def _load(converted, config: dict[str, Any], dtype: str, label: str, count: int):
     from ..checkpoints.checkpoint import load
 
-    return load(converted(), config, dtype, label)
+    return load(converted(), config, dtype, label, count)
 
 
 def _tokenizer(converted, label: str):

@@ -78,12 +78,14 @@ class Flower(Target):
         from ..federation.app import write_app
         from ..federation.declaration import base_hash
 
-        self._check()
         full = self._full(program)
-        self._check_rows(ctx)
         folder = self._write_model(program, into, ctx)
         declared = self._declared(full, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
         write_app(declared, Path(self.path).name, into)
+
+    def foresee(self, ctx: Context) -> None:
+        self._check()
+        self._check_rows(ctx)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form("model", "plain"), Form("compact", "effc"))

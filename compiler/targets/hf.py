@@ -90,8 +90,8 @@ class Hf(Target):
                                            help="`form: compact` writes the true shapes"))
 
 
-def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
-    folder, model = into / "model", program.model
+def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int, name: str = "model") -> None:
+    folder, model = into / name, program.model
     folder.mkdir()
     write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
     companions(program, folder, ctx)

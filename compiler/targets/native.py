@@ -63,5 +63,10 @@ class Native(Target):
         folder.mkdir()
         emit(program, folder, ctx, self.weights)
 
+    def foresee(self, ctx: Context) -> None:
+        from ..native.foresight import foresee
+
+        foresee(ctx, self.weights)
+
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), reason=_REASON),)

@@ -1,6 +1,9 @@
 """Low-rank adapters on the linear modules of a program, and off again: the tree is as it was before.
 
-Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1; the adapters are peft's.
+On a sparse weight an adapter gives nothing where the weight is zero, beside it and merged: zeros stay zero.
+
+Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1; the adapters are peft's. SparsePEFT of SQFT (Munoz et
+al. 2024, arXiv 2410.03750), section 3.2.
 """
 
 import re
@@ -11,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
@@ -20,12 +24,14 @@ from ..ir.program import Program
 from ..ir.surgery import split
 from ..planning.select import parts
 from ..rows.forward import evaluating
+from ..search.masks import is_sparse
+from .masks import MaskedProduct, product
 
 nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
 tied_adapter = Fault("tied-adapter", "An adapter is asked for on a weight that two modules share.\n\n"
                      "Merging it into one would change the other.")
 
-_NAME, _HELD = "effc", "held"
+_NAME, _HELD, _MASK = "effc", "held", "effc_mask"
 # Fused kernels of these models, where installed, read this weight past its module; so peft refuses it.
 _FUSED = {"falcon_h1": "out_proj", "mamba": "out_proj", "mamba2": "out_proj", "falcon_mamba": "out_proj",
           "nemotron_h": "out_proj"}
@@ -91,12 +97,43 @@ class Adapters:
     def merge(self) -> None:
         """Add the products to the weights, in place."""
         for layer in self.layers.values():
-            layer.merge()
+            mask = vars(layer).get(_MASK)
+            if mask is None:
+                layer.merge()
+            else:
+                base = layer.get_base_layer()
+                added = product(*_sides(layer), mask, layer.scaling[_NAME])
+                base.weight.data += (added.T if isinstance(base, Conv1D) else added).to(base.weight.dtype)
+
+
+def _sides(layer: Any) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and B [out, rank]."""
+    return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+
+
+def _keep_zeros(layer: Any) -> None:
+    """Let the adapter of a sparse weight give nothing where the weight is zero."""
+    base = layer.get_base_layer()
+    weight = base.weight.detach()
+    if not is_sparse(weight):
+        return
+    mask = (weight.T if isinstance(base, Conv1D) else weight) != 0                          # [out, in]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result, (a, b) = base(x, *args, **kwargs), _sides(layer)
+        dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
+        return result + MaskedProduct.apply(dropped, a, b, mask, layer.scaling[_NAME]).to(result.dtype)
+    vars(layer)[_MASK] = mask
+    layer.forward = forward
 
 
 @contextmanager
-def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int) -> Iterator[Adapters]:
-    """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back."""
+def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *,
+            zeros: str = "keep") -> Iterator[Adapters]:
+    """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back.
+
+    zeros   "keep": those of sparse weights are not trained; "fill": they are
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
@@ -115,6 +152,9 @@ def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int) -
         layers = {path: model.get_submodule(path) for path in paths}
         missed = [path for path, layer in layers.items() if not isinstance(layer, LoraLayer)]
         assert not missed, f"peft put no adapter on {missed[0]}"
+        if zeros == "keep":
+            for layer in layers.values():
+                _keep_zeros(layer)
         yield Adapters(layers)
     finally:
         _remove(model, paths, LoraLayer)

@@ -19,11 +19,12 @@ class Trained:
     """Parameters under training. A narrow one is trained by a float32 copy: small steps would be rounded off.
 
     masters    what the optimizer changes: the parameter itself, or its copy
+    masks      what may change of a parameter, bool, by name; the rest gets no gradient, so that zeros stay zero
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor] | None = None):
         assert parameters, "nothing to train"
-        self.parameters = dict(parameters)
+        self.parameters, self.masks = dict(parameters), dict(masks or {})
         self.masters = {name: nn.Parameter(p.detach().float()) if p.element_size() < 4 else p
                         for name, p in self.parameters.items()}
 
@@ -38,6 +39,8 @@ class Trained:
             master = self.masters[name]
             if master is not p and p.grad is not None:
                 master.grad, p.grad = p.grad.float(), None
+            if name in self.masks and master.grad is not None:
+                master.grad.mul_(self.masks[name])
 
     @torch.no_grad()
     def spread(self) -> None:

@@ -1,12 +1,12 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...dsl.recipe import Invocation, Recipe
-from ...dsl.values import DataRef, MetricRef
+from ...dsl.values import DataRef, MetricRef, StepRef
 from ..report.progress import Event, Listener, Recorded, each, silent
 from .placing import placed
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..checkpoints.origin import Origin
+    from ..ir.program import Program
     from ..machine.memory import Watch
     from .kinds import Data
     from .shelf import Shelf
@@ -39,7 +40,8 @@ class Settings:
 @dataclass
 class Context:
     """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
-    step, kept until the step's result is in the cache, so that a killed step can go on."""
+    step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
+    step of the running pipeline gave, by its name."""
 
     settings: Settings
     recipe: Recipe
@@ -49,6 +51,7 @@ class Context:
     workdir: Path
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
+    results: "Callable[[str], tuple[str, Program]] | None" = None
 
     @property
     def seed(self) -> int:
@@ -95,6 +98,11 @@ class Context:
         with placed(call.span):
             said = self.data(ref).said(self.tokenizer, self.beside(call))
             return None if said is None else torch.stack(list(said)).bool()
+
+    def result(self, ref: StepRef) -> "tuple[str, Program]":
+        """The key of another step's result, and the program that it gave."""
+        assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"
+        return self.results(ref.name)
 
     def prompts(self, ref: DataRef) -> "torch.Tensor | None":
         """How many of each row's first tokens ask, [rows] int64; None where rows are no prompts with answers."""

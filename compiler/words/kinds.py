@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ...dsl.skeleton import Skeleton
     from ...dsl.values import DataRef
+    from ..ir.outcome import Outcome
     from ..ir.program import Program
     from ..measuring.timing import Clock
     from .context import Context
@@ -85,6 +86,9 @@ class Pass(Word):
     foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
                    is only the most that is left
     elsewhere      a profile that it names may be of another machine: it decides by reckoning then
+    takes          kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
+                   steps that it names
+    gives          {condition: kind} of its result, the last condition that holds counts
     """
 
     keeps: ClassVar[Close | Lossy] = Lossy()
@@ -94,10 +98,20 @@ class Pass(Word):
     determinism: ClassVar[str] = "seeded"
     foreseeable: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
+    takes: ClassVar[tuple[str, ...]] = ("model",)
+    gives: ClassVar[dict[str, str]] = {"": "model"}
 
-    @abstractmethod
+    def give(self, outcome: "Outcome", ctx: "Context") -> "Outcome":
+        """What it makes of a result: the same model, changed in place; a pass that gives another kind says how.
+
+        One that names steps is handed an empty front, and asks `ctx.result` for what it named.
+        """
+        self.run(outcome.program, ctx)
+        return outcome
+
     def run(self, program: "Program", ctx: "Context") -> None:
         """Change the program in place."""
+        raise AssertionError(f"{type(self).__name__} changes no program")
 
     def originals(self) -> "tuple[DataRef, ...]":
         """Data on which it compares with the original, whose words compiler/measuring/reference.py keeps."""
@@ -129,6 +143,7 @@ class Form:
     """A folder of an artifact that a fresh process reopens, to compare what it computes with the model in memory.
 
     folder      below the artifact; where there is none nothing is checked
+    member      of the outcome that it holds, which it is compared with
     opens       "plain": transformers alone, or "effc": `effc.load`; "torch": torch alone; "native": the native engine
     padded      zeros fill it up, which changes the order of sums
     rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
@@ -143,26 +158,40 @@ class Form:
     rounds: "Callable[[torch.nn.Module], float] | None" = None
     reason: str = ""
     generates: bool = True
+    member: str = ""
 
 
 class Target(Word):
     """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
 
+    holds          kinds of results that it can write: "model", "adapters", "front"
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
     """
 
+    holds: ClassVar[tuple[str, ...]] = ("model",)
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
-    @abstractmethod
+    def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
+        """Write the artifact's files into an empty folder; a target that holds more than models says how."""
+        self.emit(outcome.program, into, ctx)
+
     def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
-        """Write the artifact's files into an empty folder."""
+        """Write a model's files into an empty folder."""
+        raise AssertionError(f"{type(self).__name__} holds no model")
+
+    def foresee(self, ctx: "Context") -> None:
+        """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
 
     def forms(self) -> tuple[Form, ...]:
         """The folders that it may have written and that load as models."""
         return ()
+
+    def forms_of(self, outcome: "Outcome") -> tuple[Form, ...]:
+        """The same where they depend on what it wrote."""
+        return self.forms()
 
 
 class Metric(Word):

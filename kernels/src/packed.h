@@ -1,11 +1,14 @@
 // The packed weight: one buffer, the same at every level. Little endian, all positions in bytes from its
 // start.
 //
+// clang-format off
 //   header            128 bytes
-//   offsets           int64 [blocks + 1]: where a block of 16 outputs begins in the stream, and the stream's
-//   end scales            float32 [16 * blocks]   int8 kinds: weight = scale * code sums              int32
-//   [16 * blocks]     int8 kinds: 128 * the sum of an output's codes stream            block after block,
-//   tile after tile 64 zero bytes     a vector load may begin at the last value
+//   offsets           int64 [blocks + 1]      where a block of 16 outputs begins in the stream, and the
+//                                             stream's end
+//   scales            float32 [16 * blocks]   int8 kinds: weight = scale * code
+//   sums              int32 [16 * blocks]     int8 kinds: 128 * the sum of an output's codes
+//   stream            block after block, tile after tile
+//   64 zero bytes     a vector load may begin at the last value
 //
 // A tile is 16 vectors of 64 bytes: lane = output, and in a lane the 2 (bfloat16) or 4 (int8) inputs of one
 // group. It is the B operand of an AMX tile product, and each vector multiplies one broadcast group of
@@ -15,6 +18,7 @@
 //   block    int64 count, in 64 bytes; uint16 group numbers of the vectors that are not all zero, zeros to a
 //            multiple of 64; those vectors
 // Blocks begin at multiples of 64 bytes.
+// clang-format on
 #pragma once
 #include <cstdint>
 #include <cstring>

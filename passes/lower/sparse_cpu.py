@@ -50,6 +50,10 @@ class SparseCpu(Pass):
     makes = {"": "packed weights"}
     after = {"sparsify.magnitude": "packed weights can't be changed",
              "sparsify.wanda": "packed weights can't be changed",
+             "sparsify.sparsegpt": "packed weights can't be changed",
+             "sparsify.admm": "packed weights can't be changed",
+             "quantize.round": "packed weights can't be changed",
+             "quantize.gptq": "packed weights can't be changed",
              "tune.heal": "packed weights are not trained",
              "prune.multi": "packed weights can't be cut", "prune.channels": "packed weights can't be cut",
              "prune.heads": "packed weights can't be cut", "prune.experts": "packed weights can't be cut",

@@ -1,11 +1,13 @@
 """Train a pruned model until it is as well again as it gets."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ...compiler.data.chat import no_speakers
+from ...compiler.ir.outcome import Outcome
 from ...compiler.ir.program import Program
 from ...compiler.machine.environment import check_modules
 from ...compiler.measuring import reference
@@ -16,14 +18,18 @@ from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.effort import adapter_size, effort, whole_size
 from ...compiler.training.gains import no_gain, refuse_same_rows
 from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.masks import masks
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.training.trained import Trained, recomputing, training
+from ...compiler.training.unmerged import Unmerged
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
+
+nothing_apart = Fault("nothing-apart", "Adapters are asked for apart from a model that is trained without any.")
 
 
 class Heal(Pass):
@@ -35,8 +41,11 @@ class Heal(Pass):
 
     `method: lora` trains adapters of low rank on linear modules and merges them: names, shapes and ties are
     then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients
-    and two moments as well, three times their bytes. Zeros that a mask made do not stay zero: heal before you
-    sparsify.
+    and two moments as well, three times their bytes.
+
+    Zeros stay zero: where at least 1% of a weight matrix is exactly zero, as `sparsify.*` leaves it, only the
+    others are trained, and an adapter gives nothing where the weight is zero, beside it and merged. `zeros:
+    fill` trains all.
 
     With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run
     ends once nothing has got better for a while; a run that never gets better than its start is refused.
@@ -45,7 +54,8 @@ class Heal(Pass):
     On little text, distill: full training alone learned 139 KB by heart and left a model that had lost three
     branches worse than it was, with `distill: 50%` it gave back 38 % of what was lost (tests/bench/heal.py).
 
-    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); distillation (Hinton et al. 2015, arXiv 1503.02531);
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685), on zeros SparsePEFT (Munoz et al. 2024, arXiv 2410.03750);
+    distillation (Hinton et al. 2015, arXiv 1503.02531);
     defaults of the recovery of MultiPruner (Munoz et al. 2025, arXiv 2501.09949), with a shorter run.
     Example: fit = tune.heal(data: calib, held_out: dev, steps: 400, distill: 50%)
     """
@@ -53,6 +63,7 @@ class Heal(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "seeded"
+    gives = {"": "model", "merge: false": "adapters"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -64,12 +75,14 @@ class Heal(Pass):
     accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
     method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.",
                                             default="lora")
+    merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
     on: Selector | None = param("Linear modules to train; all inside the layers, and with `full` all that "
                                 "the model has, where it is left out.", default=None)
     rank: int = param("Rank of the adapters.", default=16, ge=1)
     alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0,
                          gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.05, ge=0, lt=1)
+    zeros: Literal["keep", "fill"] = param("Whether zeros of sparse matrices stay zero.", default="keep")
     distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0),
                            ge=0, le=1)
     temperature: float = param("What both predictions are softened by before they are compared.", default=1.0,
@@ -88,20 +101,36 @@ class Heal(Pass):
     save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
                       unit="steps")
 
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        if self.merge:
+            return super().give(outcome, ctx)
+        self._check(ctx)
+        program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
+        paths = adaptable(program, self.on)
+        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed)) as adapters:
+            weights = adapters.parameters()
+            course = self._train(program, ctx, weights)
+            tensors = {name: p.detach().clone() for name, p in weights.items()}
+        self._tell(program, course, weights, merged=None)
+        return Unmerged(program, "", shape, tensors)
+
     def run(self, program: Program, ctx: Context) -> None:
         self._check(ctx)
         if self.method == "full":
             weights = self._weights(program)
-            course = self._train(program, ctx, weights)
+            course = self._train(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
             paths, seed = adaptable(program, self.on), seed_of("adapters", ctx.seed)
-            with adapted(program.model, paths, shape, seed) as adapters:
+            with adapted(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
                 course = self._train(program, ctx, weights)
                 adapters.merge()
         merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
         program.changed()
+        self._tell(program, course, weights, merged)
+
+    def _tell(self, program: Program, course: Course, weights: dict[str, nn.Parameter], merged: float | None) -> None:
         program.note(method=self.method, trained=sum(p.numel() for p in weights.values()), steps=course.step,
                      best=course.best, loss=course.curve, held_out=course.held_out, merged=merged)
 
@@ -127,7 +156,8 @@ class Heal(Pass):
         return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks, narrow=narrow,
                       recomputed=self.gradient_checkpointing)
 
-    def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter]) -> Course:
+    def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter],
+               kept: Mapping[str, torch.Tensor] | None = None) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
         model, rows, said = program.model, ctx.rows(self.data), self._said(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
@@ -141,7 +171,7 @@ class Heal(Pass):
             seed=ctx.seed)
         layers = [unit.module(model) for unit in program.units.values()]
         with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(Trained(weights), regime, len(teaching),
+            course = Run(Trained(weights, kept), regime, len(teaching),
                          lambda chosen, weight: lesson.learn(teaching[chosen], weight), judge, ctx).run()
         if self.held_out and course.best == 0:
             raise Reject(no_gain(course.held_out[0][1], course.held_out[1:]))
@@ -187,4 +217,7 @@ class Heal(Pass):
 
     def _check(self, ctx: Context) -> None:
         self._check_packages()
+        if self.method == "full" and not self.merge:
+            raise Reject(nothing_apart("training all weights leaves no adapters apart from them",
+                                       help="write `method: lora`, or leave `merge: false` out"))
         refuse_same_rows(self.data, self.held_out, ctx)

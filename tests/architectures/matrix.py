@@ -2,7 +2,7 @@
 
     python -m tests.architectures.matrix [NAME ...]             print the table
     python -m tests.architectures.matrix --write [NAME ...]     and write compiler/report/architectures.json, which ships,
-                                                                and the table in the README
+                                                                and the table in docs/architectures.md
     python -m tests.architectures.matrix --keep FOLDER [...]    put rows there as they are done, and take those that
                                                                 are: what ended early goes on, several may share it
 
@@ -30,7 +30,7 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
-from effc.compiler.report.architectures import matrix, put_into
+from effc.compiler.report.architectures import Matrix, markdown, matrix
 from effc.compiler.words.context import Context, Settings
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
@@ -43,7 +43,7 @@ from transformers import PreTrainedModel
 from tests.architectures import table
 
 ROOT = Path(__file__).parents[2]
-SHIPPED, README = ROOT / "compiler/report/architectures.json", ROOT / "README.md"
+SHIPPED, PAGE = ROOT / "compiler/report/architectures.json", ROOT / "docs/architectures.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 STEPS = ("prune", "emit", "reload")
 AT_ONCE = 6                                 # architectures whose artifacts one fresh process reopens
@@ -339,6 +339,13 @@ def kept(names: list[str], place: Path) -> list[Row]:
             for name in names]
 
 
+def put_into(page: str, found: Matrix) -> str:
+    """A page with this table in place of the one that it had."""
+    start = page.index("|  | capture |")
+    end = page.index("\n", page.index(" stages work", start))
+    return f"{page[:start]}{markdown(found)}{page[end:]}"
+
+
 def main(arguments: list[str]) -> None:
     asked = argparse.ArgumentParser(prog="python -m tests.architectures.matrix")
     asked.add_argument("names", nargs="*", default=list(table.NAMES), metavar="NAME")
@@ -363,7 +370,7 @@ def main(arguments: list[str]) -> None:
         if len(given.names) < len(table.NAMES):
             found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        README.write_text(put_into(README.read_text(encoding="utf-8"), matrix(found)), encoding="utf-8")
+        PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), matrix(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from effc.compiler.native import stored
 from effc.compiler.native.opening import open_native
 from effc.compiler.native.reader import Reader
 from effc.compiler.rows.forward import losses
-from effc.compiler.search import sparsity
+from effc.compiler.search import masks
 from effc.compiler.words.context import Context, Settings
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
@@ -69,7 +69,7 @@ def write_own(folder: Path, model: nn.Module, weights: str, kernel: str) -> None
     """A variant's folder, as the target `native` writes it; sparse ones lose the smallest half of every row."""
     if kernel:
         for name, module in projections(model):
-            keep = sparsity.keep_mask(module.weight.detach().abs(), 0.5, "any", "row")
+            keep = masks.keep_mask(module.weight.detach().abs(), 0.5, "any", "row")
             module.weight.data *= keep
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, lowered.KernelLinear.of(module, kernel))

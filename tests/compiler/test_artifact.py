@@ -300,7 +300,7 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
 
 
 def test_manifests_fingerprints_and_diffs_need_no_torch():
-    done = run("import sys\nfrom effc.compiler import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"
+    done = run("import sys\nfrom effc.compiler.machine import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"
                "facts = fingerprint.machine()\nassert facts['cpu'] and facts['cpus'] >= 1, facts\n"
                "print('torch' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

@@ -193,5 +193,5 @@ def test_the_key_follows_config_and_library():
 
 
 def test_forecasts_need_no_torch():
-    code = "import sys; from effc.compiler import drawing, shrink, skeletons; print('torch' in sys.modules)"
+    code = "import sys; from effc.compiler.planning import drawing, shrink, skeletons; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -81,7 +81,7 @@ limits = made(
     ),
     st.none() | names,
 )
-bounds = made(ast.Bound, dotted | calls, st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), limits, st.none() | names)
+bounds = made(ast.Bound, dotted | calls, st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), limits, st.none() | names, st.none() | names)
 
 
 def many(nodes, most=4):

@@ -1,11 +1,12 @@
-"""sparsify.magnitude and sparsify.wanda: which weights become zero, on which modules, and what is refused."""
+"""sparsify.*: which weights become zero, on which modules, and what is refused."""
 
 import copy
 
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
-from effc.compiler.search.sparsity import keep_mask
+from effc.compiler.layers.linear import weight_of
+from effc.compiler.search.masks import keep_mask
 from effc.dsl.values import DataRef, Ratio, Selector
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,12 +17,17 @@ from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import refused
 
 HALF = Ratio(0.5, "weights")
+WORDS = ["magnitude", "wanda", "sparsegpt", "admm"]
 
 
 def run(tmp_path, model, word, rows=None, **args):
     """The program after the pass, and its last note."""
     given_ = {"on": None, "pattern": "any", "sparsity": HALF, **args}
-    given_ |= {"data": DataRef("rows")} if word == "wanda" else {"each": given_.get("each", "module")}
+    if word == "magnitude":
+        given_ |= {"each": given_.get("each", "module")}
+    else:
+        given_ |= {"data": DataRef("rows"), "allocation": given_.get("allocation", "uniform")}
+        given_ |= {} if word == "wanda" else {"damping": 0.01}
     recipe = recipe_of([("step", f"sparsify.{word}", given_)])
     program, ctx = capture(copy.deepcopy(model)), context_of(tmp_path, model, recipe, rows)
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
@@ -43,7 +49,9 @@ def test_the_least_scores_go_and_as_many_as_asked(rows, columns, share, seed, ea
     keep = keep_mask(score, share, "any", each)
     groups = zip(score, keep, strict=True) if each == "row" else [(score.flatten(), keep.flatten())]
     for values, kept in groups:
-        assert int((~kept).sum()) == round(share * len(values))
+        assert int((~kept).sum()) == int(share * len(values))
+        gone = values.sort(stable=True).indices[: int(share * len(values))]                   # of equal ones the first
+        assert not kept[gone].any()
         assert not kept.any() or kept.all() or values[~kept].max() <= values[kept].min()
 
 
@@ -53,11 +61,21 @@ def test_blocks_go_and_stay_whole(rows, columns, seed):
     keep = keep_mask(score, 0.5, "blocks", "module")
     blocks = [b for band in keep.split(16) for b in band.split(2, dim=1)]
     assert all(b.all() or not b.any() for b in blocks)
-    assert sum(not b.any() for b in blocks) == round(0.5 * len(blocks))
+    assert sum(not b.any() for b in blocks) == len(blocks) // 2
+
+
+@given(rows=st.integers(1, 9), groups=st.integers(1, 9), seed=st.integers(0, 99), pattern=st.sampled_from(["2:4", "4:8"]))
+def test_of_every_group_of_neighbours_the_least_half_goes(rows, groups, seed, pattern):
+    of = int(pattern[-1])
+    score = torch.rand(rows, groups * of, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    keep = keep_mask(score, 0.5, pattern, "row")
+    for values, kept in zip(score.view(-1, of).tolist(), keep.view(-1, of).tolist(), strict=True):
+        order = sorted(range(of), key=lambda i: values[i])                                    # stable
+        assert {i for i in range(of) if not kept[i]} == set(order[: of // 2])
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "mixtral", "mamba2"])
-@pytest.mark.parametrize("word", ["magnitude", "wanda"])
+@pytest.mark.parametrize("word", WORDS)
 def test_linear_modules_inside_the_layers_are_half_zero_and_nothing_else_changes(tmp_path, name, word):
     model = tiny.model(name)
     program, note = run(tmp_path, model, word)
@@ -76,7 +94,7 @@ def test_magnitude_keeps_the_largest_weights_of_a_module(tmp_path):
     assert torch.equal(after != 0, before.abs() > before.abs().flatten().kthvalue(round(0.8 * before.numel())).values)
 
 
-def published(model, rows, share):
+def published(model, rows, share, pattern):
     """The published loop, less its bookkeeping: layer by layer, inputs from what was masked before."""
     for layer in model.model.layers:
         linears, inputs = [m for m in layer.modules() if isinstance(m, nn.Linear)], {}
@@ -87,17 +105,33 @@ def published(model, rows, share):
             hook.remove()
         for m in linears:
             norm = torch.cat(inputs[m]).flatten(0, 1).pow(2).sum(0).sqrt()
-            metric = m.weight.abs() * norm
-            index = metric.sort(dim=-1, stable=True)[1][:, :int(metric.shape[1] * share)]
-            m.weight.data.scatter_(1, index, 0)
+            metric, gone = m.weight.abs() * norm, torch.zeros_like(m.weight, dtype=torch.bool)
+            if pattern == "any":
+                gone.scatter_(1, metric.sort(dim=-1, stable=True)[1][:, :int(metric.shape[1] * share)], True)
+            else:
+                n, of = map(int, pattern.split(":"))
+                for start in range(0, metric.shape[1], of):
+                    few = torch.topk(metric[:, start:start + of], n, dim=1, largest=False)[1]
+                    gone.scatter_(1, start + few, True)
+            m.weight.data[gone] = 0
 
 
-def test_wanda_makes_the_published_masks(tmp_path):
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_two_of_every_four_inputs_of_an_output_stay(tmp_path, name, word):
+    program, note = run(tmp_path, tiny.model(name), word, pattern="2:4")
+    for path in note["zeros"]:
+        weight = weight_of(program.model.get_submodule(path))                                 # [out, in]
+        assert ((weight == 0).reshape(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize(("share", "pattern"), [(0.5, "any"), (0.3, "any"), (0.5, "2:4"), (0.5, "4:8")])
+def test_wanda_makes_the_published_masks(tmp_path, share, pattern):
     model = tiny.model("llama")
     rows = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
-    program, _ = run(tmp_path, model, "wanda", rows)
+    program, _ = run(tmp_path, model, "wanda", rows, sparsity=Ratio(share, "weights"), pattern=pattern)
     with torch.no_grad():
-        published(model, rows, 0.5)
+        published(model, rows, share, pattern)
     for name, weight in model.named_parameters():
         assert torch.equal(weight != 0, program.model.get_parameter(name) != 0), name
 
@@ -112,7 +146,7 @@ def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
     assert all(torch.equal(p, again.model.get_parameter(n)) for n, p in first.model.named_parameters())
 
 
-def test_wanda_suffers_less_than_magnitude_on_what_it_has_seen(tmp_path):
+def test_the_more_a_pass_does_the_less_half_of_the_weights_cost_on_what_it_has_seen(tmp_path):
     from effc.compiler.sources.zoo import zoo
     from transformers import AutoModelForCausalLM
 
@@ -120,9 +154,9 @@ def test_wanda_suffers_less_than_magnitude_on_what_it_has_seen(tmp_path):
     rows = torch.randint(3, model.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         rows = model.generate(rows[:, :4], do_sample=False, max_new_tokens=60, min_new_tokens=60)
-        loss = {word: float(run(tmp_path / word, model, word, rows)[0].model(rows, labels=rows).loss)
-                for word in ("magnitude", "wanda") if (tmp_path / word).mkdir() is None}
-    assert loss["wanda"] < loss["magnitude"]
+        loss = [float(run(tmp_path / word, model, word, rows)[0].model(rows, labels=rows).loss)
+                for word in WORDS if (tmp_path / word).mkdir() is None]
+    assert loss == sorted(loss, reverse=True)
 
 
 def test_a_weight_that_is_shared_is_refused(tmp_path):
@@ -132,10 +166,29 @@ def test_a_weight_that_is_shared_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("word", ["magnitude", "wanda"])
+@pytest.mark.parametrize("word", WORDS)
 def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, word, bad):
     model = tiny.model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = bad
     found = refused(lambda: run(tmp_path, model, word)).diagnostics[0]
     assert found.slug == "not-a-number"
     assert "model.layers.1.mlp.up_proj" in found.message or "model.layers.1.mlp.down_proj" in found.message
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(("args", "message", "help_"), [
+    ({"pattern": "2:4", "sparsity": Ratio(0.6, "weights")}, "makes 50% of the weights zero, and 60% are asked for",
+     "`sparsity: 50% of weights`"),
+    ({"pattern": "4:8"}, "model.layers.0.mlp.down_proj has 90 inputs, which groups of 8 don't divide, and 2 more",
+     "`* - model.layers.0.mlp.down_proj`"),
+])
+def test_a_pattern_that_does_not_fit_is_refused_before_weights_are_read(tmp_path, word, args, message, help_):
+    model = tiny.model("llama", intermediate_size=90)
+    found = refused(lambda: run(tmp_path, model, word, **args)).diagnostics[0]
+    assert found.slug == "unfit-pattern" and message in found.message and help_ in found.help
+    args = {"pattern": "any", "sparsity": HALF, "on": None, **args}
+    args |= {"each": "module"} if word == "magnitude" else {"data": DataRef("rows"), "allocation": "uniform"}
+    args |= {"damping": 0.01} if word in ("sparsegpt", "admm") else {}
+    recipe = recipe_of([("step", f"sparsify.{word}", args)])
+    step = context_of(tmp_path, model, recipe).shelf.make("pass", recipe.pipelines["lean"].steps[0].call)
+    assert message in refused(lambda: step.forecast(capture(model).skeleton)).diagnostics[0].message

@@ -1,0 +1,151 @@
+"""The archive of an exported program, opened by effc itself: tensors mapped, nothing unpickled.
+
+torch's own reader unpickles sample inputs, and any weight whose entry says so. Here the names of an archive are on a
+closed list, its files are stored as they are, and a weight is a row of bytes with a dtype, sizes and strides that lie
+within it. Sample inputs, which programs written at 8d012cb and before have, are never read.
+"""
+
+import json
+import mmap
+import re
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .exported_json import Unlisted, program
+
+_PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
+_PLAIN = frozenset({"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id",
+                    "models/model.json", "data/weights/model_weights_config.json",
+                    "data/constants/model_constants_config.json", "data/sample_inputs/model.pt", "extra/inputs.json"})
+_SAMPLES = "data/sample_inputs/model.pt"
+_DTYPES = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
+           7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16}     # of torch's own numbering
+_STRIDED = 7
+_MOST_TEXT, _MOST_FILES = 1 << 28, 200_000
+_LOCAL = struct.Struct("<4s5H3L2H")      # the header before each file of a zip archive
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a file of the archive lies."""
+
+    at: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What an archive holds: the program as plain data of listed kinds, and its tensors, mapped from the file."""
+
+    program: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    constants: dict[str, torch.Tensor]
+    inputs: tuple[str, ...]
+
+
+def read_archive(path: Path) -> Archive:
+    """Raises Unlisted on anything that a program of effc doesn't have, OSError where the file can't be read."""
+    with open(path, "rb") as file:
+        entries = _entries(path, file)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            texts = {name: bytes(view[e.at:e.at + e.size]) for name, e in entries.items()
+                     if name in _PLAIN and name != _SAMPLES}
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)      # what is written to stays in this process
+    _need(texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive")
+    lacks = {"models/model.json", "data/weights/model_weights_config.json",
+             "data/constants/model_constants_config.json", "extra/inputs.json"} - set(texts)
+    _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
+    tables = [_payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, whole)
+              for kind in ("weights", "constants")]
+    return Archive(program(texts["models/model.json"]), *tables, _inputs(texts["extra/inputs.json"]))
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Unlisted(what)
+
+
+def _entries(path: Path, file: Any) -> dict[str, Entry]:
+    size = path.stat().st_size
+    try:
+        found = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
+        raise Unlisted("a file that is no archive") from error
+    _need(0 < len(found) <= _MOST_FILES, "no files, or far too many")
+    root = found[0].filename.partition("/")[0] + "/"
+    entries: dict[str, Entry] = {}
+    for item in found:
+        name = item.filename.removeprefix(root)
+        _need(item.filename.startswith(root) and (name in _PLAIN or _PAYLOAD.fullmatch(name) is not None),
+              f"the file {item.filename[:80]!r}")
+        _need(name not in entries, f"the file {name} twice")
+        _need(item.compress_type == zipfile.ZIP_STORED and item.compress_size == item.file_size
+              and not item.flag_bits & 1, f"the file {name} packed or locked")
+        _need(name not in _PLAIN or item.file_size <= _MOST_TEXT, f"the file {name} of {item.file_size} bytes")
+        entries[name] = Entry(_begin(file, item.header_offset, size), item.file_size)
+        _need(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
+    return entries
+
+
+def _begin(file: Any, at: int, size: int) -> int:
+    """Where a file's bytes begin: behind its own header, whose length only it tells."""
+    _need(0 <= at <= size - _LOCAL.size, "a file beyond the archive's end")
+    file.seek(at)
+    head = _LOCAL.unpack(file.read(_LOCAL.size))
+    _need(head[0] == b"PK\x03\x04", "a file without a header")
+    return at + _LOCAL.size + head[-2] + head[-1]
+
+
+def _inputs(text: bytes) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unlisted("names of inputs that are not JSON") from error
+    _need(isinstance(names, list) and all(isinstance(n, str) and n.isidentifier() for n in names),
+          "odd names of inputs")
+    return tuple(names)
+
+
+def _payloads(text: bytes, folder: str, entries: dict[str, Entry], whole: mmap.mmap) -> dict[str, torch.Tensor]:
+    try:
+        table = json.loads(text)["config"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Unlisted("a table of tensors of another form") from error
+    rows: dict[str, torch.Tensor] = {}
+    return {name: _tensor(name, meta, folder, entries, whole, rows) for name, meta in table}
+
+
+def _tensor(name: str, meta: Any, folder: str, entries: dict[str, Entry], whole: mmap.mmap,
+            rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A tensor over its file's bytes; those that share a file share memory."""
+    try:
+        place, layout = f"{folder}{meta['path_name']}", meta["tensor_meta"]
+        dtype = _DTYPES[layout["dtype"]]
+        sizes, strides = ([item["as_int"] for item in layout[key]] for key in ("sizes", "strides"))
+        offset, device = layout["storage_offset"]["as_int"], layout["device"]["type"]
+        asked = meta["use_pickle"] is False and layout["layout"] == _STRIDED and device == "cpu"
+    except (KeyError, TypeError) as error:
+        raise Unlisted(f"a tensor {name[:80]} of another form") from error
+    _need(asked and _PAYLOAD.fullmatch(place) is not None and place in entries, f"a tensor {name[:80]} of another form")
+    numbers = [*sizes, *strides, offset]
+    _need(len(sizes) == len(strides) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers),
+          f"a tensor {name[:80]} of an odd shape")
+    entry, width = entries[place], dtype.itemsize
+    last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+    _need(entry.size % width == 0 and (0 in sizes or last < entry.size // width),
+          f"a tensor {name[:80]} beyond its file")
+    if 0 in sizes:
+        return torch.empty(sizes, dtype=dtype)
+    row = rows.get(place)
+    if row is None:
+        row = rows[place] = torch.frombuffer(whole, dtype=torch.uint8, count=entry.size, offset=entry.at)
+    if entry.at % width:
+        row = rows[place] = row.clone()      # torch reads numbers from where they are aligned
+    found = row.view(dtype).as_strided(sizes, strides, offset)
+    trained = bool(layout.get("requires_grad")) and dtype.is_floating_point
+    return torch.nn.Parameter(found, requires_grad=trained) if meta.get("is_param") is True else found

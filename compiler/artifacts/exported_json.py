@@ -1,0 +1,159 @@
+"""The JSON of an exported program, read for what is on a closed list.
+
+torch's own reader takes text from it to Python: shape expressions go to `sympify`, guards and argument names are
+compiled, operators are looked up by any path below torch. Here every text is held against what effc's own programs
+have; notes for people and guards are left out, and anything else is refused.
+"""
+
+import ast
+import json
+import keyword
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .exported_ops import is_listed
+
+_NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)
+_PATH = re.compile(r"([A-Za-z0-9_]{1,200}(\.[A-Za-z0-9_]{1,200}){0,40})?", re.ASCII)
+_TEXT = re.compile(r"[\w ,.>()\-]{0,64}", re.ASCII)
+_SYMBOL = re.compile(r"[a-z]{1,8}\d{1,9}")
+_DEEPEST, _LONGEST = 32, 4000
+_NUMBERS = ("Infinity", "-Infinity", "NaN")
+_DEVICES = ("cpu", "meta")
+_TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
+_SUMS = frozenset({"Symbol", "Integer", "Rational", "Add", "Mul", "Max", "Min", "Mod", "FloorDiv", "PythonMod",
+                   "CleanDiv", "ModularIndexing", "IntTrueDiv", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "StrictLessThan",
+                   "LessThan", "StrictGreaterThan", "GreaterThan", "Equality", "Unequality", "And", "Or", "Not"})
+_ASSUMPTIONS = frozenset({"positive", "integer", "nonnegative", "negative", "zero", "real", "finite", "nonzero"})
+_REFUSED = frozenset({"as_graph", "as_custom_obj", "as_operator", "custom_obj", "token", "as_string_to_argument"})
+_OPEN = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "range_constraints",
+                   "opset_version"})       # tables whose keys are names
+_EMPTY = frozenset({"custom_obj_values", "treespec_namedtuple_fields"})
+
+
+class Unlisted(ValueError):
+    """Something that effc's own programs don't have; the text says what."""
+
+
+def program(text: bytes) -> dict[str, Any]:
+    """What is listed of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
+    try:
+        data = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise Unlisted("a program that is not JSON") from error
+    _need(isinstance(data, dict), "a program that is no object")
+    return _value("", data, 0)
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Unlisted(what)
+
+
+def _value(key: str, value: Any, depth: int) -> Any:
+    _need(depth < _DEEPEST, "values nested too deep")
+    _need(key not in _REFUSED or value is None, f"`{key}`")
+    if key in ("metadata", *_EMPTY):
+        _need(key == "metadata" or value == {}, f"`{key}`")
+        return {}
+    if key == "guards_code":
+        return []
+    if isinstance(value, str):
+        return _text(key, value)
+    if isinstance(value, list):
+        return [_value(key, item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        for name in value:
+            _need(_NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}")
+        return {name: _value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
+    _need(value is None or isinstance(value, (bool, int, float)), "a value of another form")
+    _need(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
+    return value
+
+
+def _text(key: str, text: str) -> str:
+    check = _TEXTS.get(key)
+    _need(text in _NUMBERS if check is None else check(text), f"the text {text[:60]!r} as `{key}`")
+    return text
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and not keyword.iskeyword(text) and not text.startswith("__")
+
+
+def _is_path(text: str) -> bool:
+    return _PATH.fullmatch(text) is not None and "__" not in text.split(".") and not any(
+        part.startswith("__") for part in text.split("."))
+
+
+def _is_sum(text: str) -> bool:
+    """Whether an expression over sizes is made of numbers, symbols and listed functions of them alone."""
+    if len(text) > _LONGEST:
+        return False
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return _is_term(tree)
+
+
+def _is_term(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        return type(node.value) is int and abs(node.value) < 1 << 63
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant) and _is_term(node.operand)
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return False
+    name, keys = node.func.id, {k.arg for k in node.keywords}
+    if name == "Pow":            # a large power is a large number
+        base, power = node.args if len(node.args) == 2 else (None, None)
+        return not keys and _is_term(base) and isinstance(power, ast.Call) and ast.unparse(power) in (
+            "Integer(2)", "Integer(-1)")
+    if name == "Symbol":
+        return len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and (
+            isinstance(node.args[0].value, str) and _SYMBOL.fullmatch(node.args[0].value) is not None) and (
+            keys <= _ASSUMPTIONS and all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
+                                         for k in node.keywords))
+    return name in _SUMS and not keys and all(map(_is_term, node.args))
+
+
+def _is_tree(text: str) -> bool:
+    """Whether a description of nested arguments has tuples, lists and dicts with names alone."""
+    try:
+        version, spec = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return version == 1 and _is_spec(spec, 0)
+
+
+def _is_spec(spec: Any, depth: int) -> bool:
+    if not isinstance(spec, dict) or set(spec) != {"type", "context", "children_spec"} or depth > _DEEPEST:
+        return False
+    kind, context, children = spec["type"], spec["context"], spec["children_spec"]
+    if not (kind is None or isinstance(kind, str)) or kind not in _TREES or not isinstance(children, list):
+        return False
+    if kind == "builtins.dict":
+        try:
+            names = json.loads(context)
+        except (ValueError, TypeError):
+            return False
+        if not isinstance(names, list) or not all(isinstance(name, str) and _is_name(name) for name in names):
+            return False
+    elif context not in (None, "null"):
+        return False
+    return all(_is_spec(child, depth + 1) for child in children)
+
+
+_TEXTS: dict[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("name", "as_name", "forward_arg_names", "user_input_name"), _is_name),
+    **dict.fromkeys(("parameter_name", "buffer_name", "tensor_constant_name", "fqn"), _is_path),
+    **dict.fromkeys(("in_spec", "out_spec"), _is_tree),
+    "target": is_listed,
+    "expr_str": _is_sum,
+    "as_string": lambda text: _TEXT.fullmatch(text) is not None,
+    "as_strings": lambda text: _TEXT.fullmatch(text) is not None,
+    "type": lambda text: text in _DEVICES,
+    "verifiers": lambda text: text in ("TRAINING", "ATEN"),
+    "torch_version": lambda text: len(text) < 80,
+}

@@ -1,0 +1,64 @@
+"""Which operators a stored exported program may call.
+
+Of aten: those whose arguments are tensors, numbers, sizes and types. That leaves out what reads or writes files, draws
+from generators, prints, or takes over another tensor's memory; families that trust what is in a tensor (quantised,
+sparse and nested ones, backends of one vendor) are left out by name. Of effc: its own kernels. Of Python: arithmetic.
+"""
+
+import re
+from functools import cache
+
+import torch
+
+from ...kernels.ops import KERNELS
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_OVERLOAD = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+_PYTHON = _words("""
+    _operator.add _operator.sub _operator.mul _operator.floordiv _operator.truediv _operator.mod _operator.neg
+    _operator.eq _operator.ne _operator.lt _operator.le _operator.gt _operator.ge _operator.and_ _operator.or_
+    _operator.not_ _operator.getitem _operator.pos torch.sym_max torch.sym_min torch.sym_not torch.sym_int
+    torch.sym_float torch.sym_sum torch.sym_ite math.ceil math.floor math.trunc
+""")
+_PRIVATE = _words("""
+    __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ _assert_tensor_metadata _assert_scalar _log_softmax
+    _softmax _to_copy _unsafe_view _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math
+    _native_batch_norm_legit_no_training _grouped_mm _shape_as_tensor _conj _reshape_alias
+""")
+_WITH_TEXT = _words("""
+    einsum gelu gelu_ div div_ divide floor_divide pad scatter_reduce scatter_reduce_ index_reduce scatter scatter_
+    norm linalg_norm linalg_vector_norm linalg_matrix_norm bucketize searchsorted meshgrid _assert_scalar argsort
+""")
+_KINDS = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|SymInt|float|bool|number|Device)\]*")
+_FAMILIES = re.compile(
+    r".*(quant|mkldnn|cudnn|miopen|sparse|nested|fbgemm|vulkan|embedding_bag|rnn|lstm|gru|ctc|unsafe|storage|resize|"
+    r"from_file|strided|set_data|backward|pin_memory|coalesce|histogramdd|hspmm|inverse|int_repr|overrideable|"
+    r"flatten_dense|retain|requires_grad).*|_.*|q_.*|qscheme|set_?|data|renorm_")
+
+
+@cache
+def is_listed(target: str) -> bool:
+    """Whether a program may call an operator: `torch.ops.aten.add.Tensor`, `torch.ops.effc.dense_linear.default`."""
+    if target in _PYTHON:
+        return True
+    if target.startswith("torch.ops.effc.") and target.endswith(".default"):
+        return target.removeprefix("torch.ops.effc.").removesuffix(".default") in KERNELS
+    found = _OVERLOAD.fullmatch(target)
+    return found is not None and _is_safe(*found.groups())
+
+
+def _is_safe(name: str, overload: str) -> bool:
+    if name not in _PRIVATE and _FAMILIES.fullmatch(name):
+        return False
+    if overload.startswith("__") or not torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
+        return False
+    packet = getattr(torch.ops.aten, name)
+    if overload not in packet.overloads():
+        return False
+    kinds = [str(argument.type) for argument in getattr(packet, overload)._schema.arguments]
+    text = ("str", "Optional[str]")
+    return all(_KINDS.fullmatch(kind) or (kind in text and name in _WITH_TEXT) for kind in kinds)

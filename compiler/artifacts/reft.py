@@ -1,0 +1,198 @@
+"""Interventions apart from their model: a folder of a few kilobytes that goes onto the base again.
+
+    reft/reft.json            the edits that put them in, and which base they belong to
+    reft/model.safetensors    their numbers
+
+The base is not copied where anyone can have it: it is named, and known by a hash of all its tensors. An artifact never
+makes effc fetch anything: a base of the hub has to be in the hub's own cache, or is given.
+"""
+
+import json
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Fault, Reject
+from .sealed import KEY, attach, record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..ir.edits import Edits
+    from ..ir.program import Program
+
+FOLDER, FILE, FORMAT = "reft", "reft.json", 1
+BASE = "base"                # beside it, where the base is in the artifact
+
+no_interventions = Fault("no-interventions", "A folder of interventions is damaged, or is none.", exit="environment")
+other_base = Fault(
+    "other-base",
+    "Interventions are put onto another model than they were trained in.\n\n"
+    "They edit hidden states by coordinates that mean something in one model only: in any other they make noise.",
+    exit="environment")
+no_base = Fault("no-base", "The model that interventions belong to is not where their folder says.",
+                exit="environment")
+
+# What a model computed before interventions were put onto it: layer -> its own bound forward, if it had one.
+_before: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
+
+
+def base_hash(model: "nn.Module") -> str:
+    """sha256 over all tensors of a model by name, interventions left out."""
+    from ..ir.weights import distinct
+    from ..store.cache import digest, tensor_hash
+
+    return digest(sorted((name, tensor_hash(t)) for name, t in distinct(model) if not _is_ours(name)))
+
+
+def _is_ours(name: str) -> bool:
+    from ..editing.interventions import NAME
+
+    return f".{NAME}." in name
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
+    """`base`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
+    from ..checkpoints.tensors import Piece, write_tensors
+    from ..ir.edits import Edits
+    from ..ir.weights import distinct
+    from ..layers.reft import interventions
+    from ..store.cache import canonical
+
+    paths = [path for path, _ in interventions(program.model)]
+    units = [path.rpartition(".")[0] for path in paths]
+    edits = Edits(swapped={path: program.edits.swapped[path] for path in paths},
+                  graphs={unit: program.edits.graphs[unit] for unit in units})
+    write_tensors(folder, [Piece.of(name, t) for name, t in distinct(program.model) if _is_ours(name)], 1 << 62)
+    said = edits.to_json()
+    graphs = list({canonical(graph): graph for graph in said["graphs"].values()}.values())     # layers are alike
+    said["graphs"] = {unit: graphs.index(graph) for unit, graph in said["graphs"].items()}
+    body = {"format": FORMAT, "base": {**base, "sha256": base_hash(program.model)}, "edits": said, "graphs": graphs}
+    (folder / FILE).write_text(canonical(body) + "\n", encoding="utf-8")
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
+    """What a folder says of its base, and the edits; Reject on anything that `write` does not write."""
+    from ..ir.edits import Edits
+
+    try:
+        body = json.loads((folder / FILE).read_bytes().decode())
+    except OSError as error:
+        raise Reject(no_interventions(f"{folder} has no {FILE} that can be read")) from error
+    except (ValueError, RecursionError) as error:
+        raise Reject(no_interventions(f"{folder / FILE} is not JSON")) from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise Reject(no_interventions(f"{folder / FILE} is not of format {FORMAT}",
+                                      help="install the effc that wrote it"))
+    base, edits = body.get("base"), Edits.from_json(_with_graphs(body.get("edits"), body.get("graphs")))
+    if not (isinstance(base, dict) and isinstance(base.get("config"), dict)
+            and all(isinstance(base.get(name), str) for name in ("place", "sha256", "dtype"))):
+        raise Reject(no_interventions(f"{folder / FILE} does not say which model it belongs to"))
+    said = edits.to_json()
+    more = [name for name, held in said.items() if held and name not in ("format", "swapped", "graphs")]
+    kinds = {entry["class"] for entry in edits.swapped.values()}
+    if more or kinds != {"Reft"} or {path.rpartition(".")[0] for path in edits.swapped} != set(edits.graphs):
+        raise Reject(no_interventions(f"{folder / FILE} holds other edits than interventions"))
+    return base, edits
+
+
+def _with_graphs(edits: Any, graphs: Any) -> Any:
+    """Edits with the graphs that their numbers stand for."""
+    if not (isinstance(edits, dict) and isinstance(edits.get("graphs"), dict) and isinstance(graphs, list)):
+        raise Reject(no_interventions(f"{FILE} holds no edits"))
+    numbers = edits["graphs"].values()
+    if not all(type(n) is int and 0 <= n < len(graphs) for n in numbers):
+        raise Reject(no_interventions(f"{FILE} names graphs that it does not hold"))
+    return {**edits, "graphs": {unit: graphs[n] for unit, n in edits["graphs"].items()}}
+
+
+def base_folder(folder: Path) -> Path:
+    """Where the base lies. Raises Reject (no-base)."""
+    inside = folder.parent / BASE / "compact"
+    if inside.is_dir():
+        return inside
+    place = read(folder)[0]["place"]
+    kind, colon, name = place.partition(":")
+    found = _in_zoo(name) if kind == "zoo" else _in_hub(name) if kind == "hf" and colon else Path(place)
+    if found is None or not (found / "config.json").is_file():
+        raise Reject(no_base(f"{folder} belongs to {place or 'a model beside it'}, which is not here",
+                             help="give it: `effc.load(path, base=\"folder\")`; a model of the hub has to be fetched "
+                                  "first"))
+    return found
+
+
+def _in_zoo(name: str) -> Path | None:
+    from ..sources.zoo import zoo
+
+    return zoo().get(name)
+
+
+def _in_hub(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
+    """Put the interventions of a folder onto their base, in place.
+
+    Raises Reject (other-base) where it is another model, or has interventions already.
+
+    check   whether the model's tensors are compared with those that the interventions were trained in
+    """
+    from ..checkpoints.tensors import mapped
+    from ..ir.edits import replay
+    from ..ir.weights import assign
+
+    base, edits = read(folder)
+    if any(_is_ours(name) for name, _ in model.named_parameters()):
+        raise Reject(other_base("the model has interventions already", help="take them off first"))
+    if check and base_hash(model) != base["sha256"]:
+        owner = base["place"] or "the model beside it"
+        raise Reject(other_base(f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",
+                                help="load the base as it was when they were trained"))
+    missing = [path for path in edits.graphs if path not in dict(model.named_modules())]
+    if missing:
+        raise Reject(other_base(f"{folder} edits {missing[0]}, which the model has not"))
+    before = {path: vars(model.get_submodule(path)).get("forward") for path in edits.graphs}
+    sealed = getattr(model.config, KEY, None)
+    replay(model, edits)
+    ours, found = {n: t for n, t in model.named_parameters() if _is_ours(n)}, dict(mapped(folder))
+    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in found.items()}:
+        raise Reject(no_interventions(f"{folder}: the tensors are not those of its interventions",
+                                    help=f"weights and {FILE} are of different saves: copy both again"))
+    assign(model, found)
+    _before[model] = before
+    _attach(model, base, edits, sealed)
+
+
+def take_off(model: Any) -> None:
+    """Take interventions off that `put_on` put onto a model: it computes what it did, to the bit."""
+    from ..layers.reft import interventions
+
+    for path, forward in _before.pop(model, {}).items():
+        layer = model.get_submodule(path)
+        vars(layer).pop("forward", None)
+        if forward is not None:
+            layer.forward = forward
+    for path, _ in list(interventions(model)):
+        owner, _, name = path.rpartition(".")
+        delattr(model.get_submodule(owner), name)
+
+
+def _attach(model: Any, base: Mapping[str, Any], edits: "Edits", sealed: Mapping[str, Any] | None) -> None:
+    """Have the model's own `save_pretrained` write a folder that has the interventions, for `effc.load`."""
+    own = edits.to_json()
+    if sealed:
+        under = sealed["edits"]
+        own = {**under, **{name: {**under[name], **own[name]} for name in ("swapped", "graphs")}}
+    attach(model, record(sealed["base"] if sealed else base["config"], own, base["dtype"]))

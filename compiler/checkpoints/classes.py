@@ -1,0 +1,66 @@
+"""Which classes of transformers a config may name, and what of a config is never taken.
+
+A config comes from anybody. `architectures` names a class out of transformers' own tables for the config's model
+type; keys that name code, kernels, other files or a method of quantisation are left out, and what a model computes
+with is effc's choice.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_TAKEN_OUT = frozenset({
+    "auto_map", "custom_pipelines", "quantization_config", "_attn_implementation", "attn_implementation",
+    "_attn_implementation_internal", "_attn_implementation_autoset", "_experts_implementation",
+    "experts_implementation", "_experts_implementation_internal", "use_kernels", "kernel_config",
+    "transformers_weights", "_commit_hash", "name_or_path", "_name_or_path", "adapter_kwargs", "_adapter_model_path",
+    "compression_config", "base_model_tp_plan", "base_model_pp_plan", "distributed_config", "device_map", "tp_plan",
+    "subfolder", "code_revision", "trust_remote_code"})
+
+
+def plain(value: Any) -> Any:
+    """A config without keys that lead to code, kernels or files; infinity as a number, as transformers spells it."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"__float__"}:
+        return float(value["__float__"])
+    return {key: plain(item) for key, item in value.items() if key not in _TAKEN_OUT}
+
+
+def class_names(model_type: str) -> Iterator[str]:
+    """Names of the model classes that transformers has for a model type, whatever the task."""
+    from transformers.models.auto import modeling_auto
+
+    for name, table in vars(modeling_auto).items():
+        if name.startswith("MODEL_") and name.endswith("MAPPING_NAMES") and isinstance(table, Mapping):
+            known = table.get(model_type, ())
+            yield from (known,) if isinstance(known, str) else known
+
+
+def model_class(model_type: str, named: Any) -> type | None:
+    """The first class of `architectures` that the tables have for the model type."""
+    import transformers
+    from transformers import PreTrainedModel
+
+    listed = frozenset(class_names(model_type))
+    for name in named if isinstance(named, (list, tuple)) else ():
+        kind = getattr(transformers, name, None) if isinstance(name, str) and name in listed else None
+        if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+            return kind
+    return None
+
+
+_GENERIC = frozenset({"PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "SentencePieceBackend",
+                      "PythonBackend", "MistralCommonBackend"})
+
+
+def is_tokenizer(name: Any) -> bool:
+    """Whether a tokenizer's files may name a class: one of transformers' own table of tokenizers."""
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    known = set()
+    for held in TOKENIZER_MAPPING_NAMES.values():
+        known |= {held} if isinstance(held, str) else set(filter(None, held or ()))
+    spellings = {name, name.removesuffix("Fast"), f"{name}Fast"} if isinstance(name, str) else set()
+    return not spellings.isdisjoint(known | _GENERIC)

@@ -1,0 +1,78 @@
+"""What a step gives: a model, a front of models with their measures, or (training/unmerged.py) adapters.
+
+Everything after the passes (snapshots, emission, judging, `effc pick`) goes by `members`, so that a result of several
+models needs no path of its own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..report.quantity import counted
+from .program import Program
+
+
+class Outcome(ABC):
+    """A step's result. `kind` is what headers call it."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What a progress line says of it."""
+
+    @abstractmethod
+    def members(self) -> Iterator[tuple[str, Program]]:
+        """Its programs by name, one at a time and each made when it is its turn; the name of a lone one is ""."""
+
+
+@dataclass
+class Model(Outcome):
+    """One program, which passes change in place."""
+
+    kind: ClassVar[str] = "model"
+    program: Program
+
+    @property
+    def summary(self) -> str:
+        return ""
+
+    def members(self) -> Iterator[tuple[str, Program]]:
+        yield "", self.program
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of a front.
+
+    name       of the step that gave it
+    key        of that step's result
+    measures   metric as a recipe writes it -> (value, unit, "lower" or "higher")
+    """
+
+    name: str
+    key: str
+    measures: Mapping[str, tuple[float, str, str]]
+
+
+@dataclass
+class Front(Outcome):
+    """Models that are each the best at something; `load` makes the program of a point."""
+
+    kind: ClassVar[str] = "front"
+    points: tuple[Point, ...]
+    load: Callable[[str], Program]
+
+    @property
+    def summary(self) -> str:
+        return counted(len(self.points), "point")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(point.name for point in self.points)
+
+    def members(self) -> Iterator[tuple[str, Program]]:
+        for point in self.points:
+            yield point.name, self.load(point.key)

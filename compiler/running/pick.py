@@ -1,0 +1,117 @@
+"""One model out of a front that was emitted: an artifact of its own, without training and without the recipe."""
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.units import natural
+from ..artifacts.artifact import check_free, write
+from ..artifacts.load import FORMS, load
+from ..artifacts.manifest import Manifest, read_manifest, verify_files
+from ..artifacts.verify import verify
+from ..judging.gate import in_unit
+from ..machine.fingerprint import machine
+from ..report.progress import Listener, announce, hear, silent
+from ..report.quantity import measured
+from ..targets.hf import FORMS as CHECKPOINTS
+
+POINTS = "points"
+
+no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
+no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
+none_fits = Fault(
+    "none-fits", "No point of a front keeps the limits that were asked for.\n\n"
+    "The points and what they measure stand in the artifact's README.md; `effc inspect` lists them.", exit="gate")
+unmeasured_limit = Fault("unmeasured-limit", "A limit is set on what was not measured of a front's points.",
+                         exit="usage")
+
+Measures = Mapping[str, tuple[float, str, str]]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`metric` as the recipe writes it; `value` as written, "1.6M" or "30ms"."""
+
+    metric: str
+    value: str
+
+    def holds(self, measures: Measures) -> bool:
+        return self.distance(measures) <= 0
+
+    def distance(self, measures: Measures) -> float:
+        """How far a point is from the limit, as a share of it; at most 0 where it keeps it."""
+        if self.metric not in measures:
+            raise Reject(unmeasured_limit(f"the front has no measure `{self.metric}`",
+                                          help=f"it has {', '.join(measures)}"))
+        value, unit, better = measures[self.metric]
+        limit = in_unit(_value(self.value), unit)
+        gap = (value - limit) if better == "lower" else (limit - value)
+        return gap / (abs(limit) or 1.0)
+
+
+def _value(text: str) -> Any:
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z%]*)", text)
+    value = natural(*amount.groups()) if amount else None
+    if value is None:
+        raise Reject(unmeasured_limit(f"`{text}` is no amount", help="write it like 1.6M, 24MiB, 30ms or 85%"))
+    return value
+
+
+def pick(path: Path, into: Path, *, point: str = "", limits: tuple[Limit, ...] = (), force: bool = False,
+         tell: Listener = silent) -> tuple[str, Manifest]:
+    """Copy one point of a front to `into`, and compare what a fresh process computes from the copy.
+
+    point    its name, or its number in the order of the recipe, from 1
+    limits   or what it must keep: the best at the first measure that does is taken
+    return   the point's name, and the manifest of the new artifact
+    """
+    front = read_manifest(path)
+    if front.kind != "front":
+        raise Reject(no_front(f"{path} was written by the target `{front.kind}`, which holds one model",
+                              help='emit a front first: `emit NAME { front("sizes") }`'))
+    check_free(into, force)
+    names = [str(member["name"]) for member in front.members]
+    name = _named(point, names) if point else _fitting(front, limits)
+    with hear(tell), announce("reading and checking files"):
+        verify_files(path, front, under=f"{POINTS}/{name}")
+    return name, write(into, build=_copy(path / POINTS / name, front, name), force=force)
+
+
+def _named(point: str, names: list[str]) -> str:
+    if point in names:
+        return point
+    if point.isdigit() and 1 <= int(point) <= len(names):
+        return names[int(point) - 1]
+    raise Reject(no_such_point(f"there is no point `{point}`", help=f"there are {', '.join(names)}"))
+
+
+def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
+    measures = {m["name"]: {metric: tuple(fact) for metric, *fact in m["measures"]} for m in front.members}
+    fit = [name for name in measures if all(limit.holds(measures[name]) for limit in limits)]
+    if not fit:
+        near = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
+        said = ", ".join(f"{name} {measured(value, unit)}" for name, (value, unit, _) in measures[near].items())
+        raise Reject(none_fits("no point keeps what was asked for", note=f"the nearest is `{near}`: {said}",
+                               help=f"loosen a limit, or take it with `--point {near}`"))
+    first = next(iter(measures[fit[0]]))
+    return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
+
+
+def _copy(source: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
+    def build(draft: Path) -> Manifest:
+        shutil.copytree(source, draft, dirs_exist_ok=True)
+        form = next(source / f for f in FORMS if (source / f).is_dir())
+        checks = verify(draft, load(form, check="size", kernels=False), CHECKPOINTS)
+        member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
+        steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
+        rows = [m for m in front.measures if m.metric.endswith(own)]
+        measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in rows)
+        return replace(front, kind="hf", steps=steps, edits=member["edits"], profile=member["profile"], members=(),
+                       notes=(f"Point `{name}` of a front.",), files={}, expectations=()).with_measures(
+            measures=measures, checks=checks, machine=machine(), run=front.run, expectations=())
+
+    return build

@@ -1,0 +1,80 @@
+"""Exchanging weights layer by layer for others that keep the outputs over rows of data."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...dsl.skeleton import Part, Skeleton
+from ..ir.edits import is_below
+from ..planning import shrink
+from ..store.shards import Shards
+from ..words.context import Context
+from ..words.kinds import Effort
+from . import allocation
+from .layerwise import Grams, Layerwise, Stage, stages
+from .masks import keep_mask
+from .sparsity import exchange, finite_weight, inputs, note, sizes
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+
+# unit, weight [out, in], sums of x x^T or None where no row reached the module -> the weight that takes its place
+New = Callable[[str, Tensor, Tensor | None], Tensor]
+Solve = Callable[[Tensor, Tensor, float], Tensor]         # weight, sums, share of zeros -> weight
+
+
+def solve(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, share: float, how: str,
+          new: Solve, **more: Any) -> None:
+    """Make zeros in the chosen modules, from the first layer to the last, and say what became zero.
+
+    how    the shares of the layers: "uniform", "owl" or "searched"
+    A module that no row reached keeps its largest weights as they are.
+    """
+    spread = allocation.shares(program, stages(program, chosen), rows, share, how, sizes(chosen), ctx)
+
+    def made(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+        if gram is None:
+            return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
+        return new(weight, gram, spread[unit])
+
+    found = exchanged(program, ctx, chosen, rows, made)
+    note(program, chosen, found, allocation=how, tokens=rows.numel(), **more)
+
+
+def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:
+    """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
+    shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
+    parts, found, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
+    walk = Layerwise(program, rows)
+    for stage in ctx.each(parts, "layers", len(parts)):
+        made = shards.remember(stage.unit, partial(_made, program, walk, stage, new))
+        for path in stage.modules:
+            found[path] = exchange(program, path, made[path].to(program.model.get_submodule(path).weight.device))
+        walk.leave(stage)
+    return found
+
+
+def _made(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
+    grams, made = Grams(), {}
+    walk.look(stage, grams.listen)
+    for path in stage.modules:
+        weight = finite_weight(program, path)
+        made[path] = new(stage.unit, weight, grams.of(path)).to(weight.dtype)
+    return made
+
+
+def effort(skeleton: Skeleton, chosen: Sequence[Part], rows: Tensor, how: str) -> Effort:
+    """Every layer runs twice; solving costs about as much as so many tokens more. Held are a layer's sums."""
+    flops, held = 0, 0
+    for part in chosen:
+        n, k = dict(part.tensors)["weight"]
+        k = inputs(part)
+        flops += 2 * k**3 + 2 * n * k * (k if n else 0)
+    for unit in skeleton.units:
+        held = max(held, sum(4 * inputs(p) ** 2 for p in chosen if is_below(p.path, unit)))
+    tokens = 2 * rows.numel() + flops // max(1, shrink.flops_per_token(skeleton, 512))
+    widest = max(inputs(part) for part in chosen)
+    return Effort(tokens + allocation.effort(how, len(skeleton.units), rows), held + 24 * widest**2)

@@ -1,0 +1,49 @@
+"""Files of folders that may come from anybody: regular ones alone, of a size that their kind can have."""
+
+import os
+import stat
+from pathlib import Path
+
+from ...dsl.diagnostics import Fault, Reject
+
+odd_file = Fault(
+    "odd-file",
+    "A file of a model, an artifact or a cache is no ordinary file, leads out of its folder, or is far too large.\n\n"
+    "Such folders may come from anybody: a link to a device would be read without end, and a pipe waits for ever.",
+    exit="environment")
+
+MIB = 1 << 20
+CONFIG, MANIFEST, TOKENIZER = 16 * MIB, 256 * MIB, 512 * MIB      # bytes: the largest that a file of the kind has
+_HELP = "fetch the folder again, from somebody whom you trust"
+
+
+def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
+    """The bytes of a regular file of at most `most` bytes. Raises OSError as `open` does, and Reject (odd-file).
+
+    within   a folder that links may not lead out of
+    """
+    check_regular(path, most, within)
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):       # exchanged since it was looked at
+            raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise Reject(odd_file(f"{path} has more than {most} bytes", help=_HELP))
+    return data
+
+
+def check_regular(path: Path, most: int | None = None, within: Path | None = None) -> None:
+    """Raises Reject (odd-file) unless a file is one that `read_regular` would read, OSError where there is none."""
+    fact = path.stat()
+    if stat.S_ISDIR(fact.st_mode):
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    if not stat.S_ISREG(fact.st_mode):
+        raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
+    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+        raise Reject(odd_file(f"{path} is a link that leads out of {within}", help=_HELP))
+    if most is not None and fact.st_size > most:
+        raise Reject(odd_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

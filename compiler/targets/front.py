@@ -1,0 +1,41 @@
+"""A front of models in one artifact, from which `effc pick` takes one."""
+
+from pathlib import Path
+
+from ...dsl.values import Bytes
+from ..artifacts.stock import stock_config
+from ..ir.outcome import Outcome
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
+from . import hf
+
+POINTS = "points"
+
+
+class Front(Target):
+    """A front of models in one artifact, from which `effc pick` takes one.
+
+    `points/NAME/` holds the model of each point: `model/` where its shapes are those of some config, which plain
+    transformers reads, else `compact/`, which `effc.load` reads. `effc pick ARTIFACT --params 1.6M` (or `--point NAME`)
+    copies one out as an artifact of its own, reopened and compared before it is in place.
+
+    Source: own.
+    Example: front("sizes")
+    """
+
+    holds = ("front",)
+
+    shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
+
+    def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
+        for name, program in outcome.members():
+            folder = into / POINTS / name
+            folder.mkdir(parents=True)
+            program.model.to("cpu")
+            _, why = stock_config(program.model)
+            (hf.write_compact if why else hf.write_stock)(program, folder, ctx, self.shard.value)
+
+    def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
+        return tuple(form for name in outcome.names for form in (
+            Form(f"{POINTS}/{name}/model", "plain", member=name),
+            Form(f"{POINTS}/{name}/compact", "effc", member=name)))

@@ -1,0 +1,53 @@
+"""Adapters as peft writes them, beside the model that they were trained on."""
+
+from pathlib import Path
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import Bytes
+from ..artifacts.companions import companions
+from ..artifacts.stock import stock_config
+from ..ir.outcome import Outcome
+from ..machine.environment import check_modules
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
+from . import hf
+
+shaped_base = Fault(
+    "shaped-base",
+    "Adapters are to be written for peft of a model that plain transformers can't load.\n\n"
+    "Its layers have widths of their own, which no config can say. Merge the adapters instead.")
+
+ADAPTER, BASE = "adapter", "base"
+
+
+class Peft(Target):
+    """Adapters as peft writes them, beside the model that they were trained on.
+
+    `adapter/` is a stock folder: `PeftModel.from_pretrained(base, "adapter")` opens it, and so does whatever else knows
+    peft. `base/` holds the model beneath, as plain transformers loads it; several adapters of one model need it once.
+    A model whose layers have widths of their own has no such folder, so its adapters are merged instead.
+
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); the folder is peft's own format.
+    Example: peft("adapter")
+    """
+
+    holds = ("adapters",)
+    extra = "tune"
+    requires = ("peft",)
+
+    shard: Bytes = param("Largest size of one weights file of the base.", default=Bytes(5_000_000_000))
+
+    def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
+        check_modules(self.requires, self.extra, "the target `peft`")
+        program = outcome.program
+        program.model.to("cpu")
+        _, why = stock_config(program.model)
+        if why:
+            raise Reject(shaped_base(f"no config has the shapes of the model beneath the adapters: {why[0]}",
+                                     help="leave `merge: false` out, and emit `hf`"))
+        hf.write_stock(program, into, ctx, self.shard.value, BASE)
+        outcome.save(into / ADAPTER, BASE)
+        companions(program, into / ADAPTER, ctx)
+
+    def forms(self) -> tuple[Form, ...]:
+        return (Form(ADAPTER, "peft"),)

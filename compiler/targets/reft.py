@@ -1,0 +1,75 @@
+"""Interventions as a folder of their own, beside the model that they were trained in."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ..artifacts import reft
+from ..artifacts.artifact import NOTES
+from ..editing.interventions import insert, remove
+from ..ir.program import Program
+from ..layers.reft import interventions
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
+from . import hf
+
+nothing_to_write = Fault("nothing-to-write", "Interventions are to be written of a model that has none.")
+
+_SHARD = 5_000_000_000
+
+
+class Reft(Target):
+    """Interventions as a folder of their own, beside the model that they were trained in.
+
+    `reft/` has their numbers, a few kilobytes, the edits that put them in, and a hash of the base's tensors.
+    `effc.load` finds the base where the recipe had it (the zoo, a folder, the hub's cache) or takes
+    `effc.load(path, base="folder")`, puts them on, and refuses another model. `base/` holds the model where earlier
+    steps changed it, or where nobody could have it otherwise.
+
+    Source: own.
+    Example: reft("edits")
+    """
+
+    base: Literal["auto", "inside"] = param("Whether the model beneath is copied: where it must be, or always.",
+                                            default="auto")
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        if not any(True for _ in interventions(program.model)):
+            raise Reject(nothing_to_write(f"{type(program.model).__name__} has no interventions",
+                                          help="put `reft.insert()` and `tune.reft()` before it, or emit `hf`"))
+        folder = into / reft.FOLDER
+        folder.mkdir()
+        place = "" if self.base == "inside" else place_of(program, ctx)
+        dtype = str(program.model.dtype).removeprefix("torch.")
+        reft.write(program, folder, {"place": place, "config": ctx.origin.config, "dtype": dtype})
+        if not place:
+            _write_base(program, into / reft.BASE, ctx)
+        note = f"They belong to {place or 'the model in `base/`'}, whose tensors `reft/{reft.FILE}` knows by a hash."
+        (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
+
+    def forms(self) -> tuple[Form, ...]:
+        return (Form(reft.FOLDER, "effc"),)
+
+
+def place_of(program: Program, ctx: Context) -> str:
+    """Where anyone finds the base; "" where it is not the recipe's own model, or lies nowhere."""
+    origin = ctx.origin
+    if origin.folder is None or reft.base_hash(origin.load()) != reft.base_hash(program.model):
+        return ""
+    word, _, rest = origin.label.partition("(")
+    name = rest.rstrip(")").strip('"')
+    if word == "zoo":
+        return f"zoo:{name}"
+    if word == "hf" and not name.startswith((".", "/", "~")):
+        return f"hf:{name}"
+    return str(origin.folder.resolve())
+
+
+def _write_base(program: Program, folder: Path, ctx: Context) -> None:
+    """The model without its interventions, which are put back in."""
+    modules = {path.rpartition(".")[0]: module for path, module in interventions(program.model)}
+    folder.mkdir()
+    remove(program)
+    hf.write_compact(program, folder, ctx, _SHARD)
+    insert(program, modules)

@@ -1,0 +1,72 @@
+"""Adapters that were trained and not merged: a step's result beside the model, which is as it was."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ir.outcome import Outcome
+from ..ir.program import Program
+from ..report.quantity import count, counted
+from .adapters import Shape, adapted
+
+
+@dataclass
+class Unmerged(Outcome):
+    """Low-rank adapters and the program that they were trained on.
+
+    base      key of the program's own result; "" of the recipe's model
+    shape     their rank, scale and dropout
+    tensors   "PATH.lora_A" [rank, in] and "PATH.lora_B" [out, rank] for the path of each adapted module
+    """
+
+    kind: ClassVar[str] = "adapters"
+    program: Program
+    base: str
+    shape: Shape
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def summary(self) -> str:
+        trained = sum(tensor.numel() for tensor in self.tensors.values())
+        return f"{counted(len(self.paths), 'adapter')} of rank {self.shape.rank}, {count(trained)} parameters"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Modules that have an adapter."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+
+    def members(self) -> Iterator[tuple[str, Program]]:
+        """The program with its adapters on, for as long as it is its turn."""
+        with self.applied():
+            yield "", self.program
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with adapted(self.program.model, self.paths, self.shape, seed=0) as adapters, torch.no_grad():
+            for name, parameter in adapters.parameters().items():
+                parameter.copy_(self.tensors[name])
+            for layer in adapters.layers.values():
+                layer.eval()                    # new modules would drop some of what they are given
+            yield
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write peft's own files; `base` is what they call the model beneath."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+        from transformers.pytorch_utils import Conv1D
+
+        model = self.program.model
+        transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in self.paths)
+        shape = self.shape
+        config = LoraConfig(r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
+                            target_modules=list(self.paths), base_model_name_or_path=base, inference_mode=True,
+                            fan_in_fan_out=transposed, task_type="CAUSAL_LM" if model.can_generate() else None)
+        folder.mkdir()
+        config.save_pretrained(folder)
+        save_file({f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in self.tensors.items()},
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,92 @@
+"""What kind of result a step takes and gives, and which a target can hold: they meet here, before anything runs."""
+
+from collections.abc import Iterable
+
+from .conditions import holds
+from .diagnostics import Fault
+from .pipelines import Line, Stage, handles_in
+from .recipe import Bound, Emit
+from .source import Span
+from .values import StepRef
+from .vocabulary import Word
+
+other_kind_of_result = Fault(
+    "other-kind-of-result",
+    "A pass or a target is handed a result that it can't work on.\n\n"
+    "A step gives a model, adapters that belong to one, a front of several models with their measures, or a family "
+    "with choices. `effc explain NAME` says what a pass takes and gives, and what a target holds.")
+unknown_part = Fault(
+    "unknown-part",
+    "A bound names a part that the pipeline doesn't have.\n\n"
+    "`in NAME` restricts a bound to one emitted artifact, by its target's name, or to one point of a front, by the "
+    "name of the step that gave it; `in any` asks it of one point, and without it every point is asked.")
+
+MODEL = "model"
+LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models", "family": "a family of models"}
+POINTS = ("any", "all")
+
+
+def kind_after(stage: Stage) -> str:
+    """What a step gives: the last of its pass's conditions that holds."""
+    gives = stage.word.facts.get("gives", {}) if stage.word and stage.call else {}
+    return next((kind for condition, kind in reversed(gives.items()) if holds(condition, stage.call.args)), MODEL)
+
+
+def kind_of(line: Line, name: str) -> str:
+    """The kind of a named result; the pipeline's model is a model."""
+    return next((kind_after(s) for s in line.stages if s.name == name), MODEL)
+
+
+def report_kinds(line: Line) -> None:
+    """Report steps that follow, or name, a result of a kind that their pass does not take."""
+    for stage in line.stages:
+        takes = stage.word.facts.get("takes", (MODEL,)) if stage.word else ()
+        refs = [ref.name for ref in handles_in(stage.call.args, StepRef)] if stage.call else []
+        for name in dict.fromkeys(refs or [stage.source]):
+            kind = kind_of(line, name)
+            if takes and kind not in takes:
+                line.report(stage, other_kind_of_result(
+                    f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}", stage.span,
+                    related=_where(line, name), help=_help(line, takes, stage.name, bool(refs))))
+
+
+def report_held(word: Word, emit: Emit, line: Line) -> None:
+    """Report a target that can't hold the kind of result that it is to write."""
+    holdable, kind = word.facts.get("holds", (MODEL,)), kind_of(line, emit.source)
+    if kind not in holdable:
+        line.scope.report(other_kind_of_result(
+            f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}", emit.call.span,
+            related=_where(line, emit.source), help=_help(line, holdable, "", False)))
+
+
+def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> None:
+    """Report bounds that name neither an emitted target nor a point of a front."""
+    targets = {e.call.word for e in emits}
+    fronts = [s for s in line.stages if kind_after(s) == "front"]
+    points = {ref.name for s in fronts for ref in handles_in(s.call.args, StepRef)}
+    for bound in bounds:
+        known = sorted(targets | points | (set(POINTS) if fronts else set()))
+        if bound.part and bound.part not in known:
+            said = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
+            line.scope.report(unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span,
+                                           help=said))
+
+
+def _either(kinds: tuple[str, ...]) -> str:
+    return " or ".join(LABELS[kind] for kind in kinds)
+
+
+def _where(line: Line, name: str) -> tuple[tuple[Span, str], ...]:
+    return tuple((s.span, f"gives {LABELS[kind_after(s)]}") for s in line.stages if s.name == name)
+
+
+def _help(line: Line, wanted: tuple[str, ...], until: str, named: bool) -> str:
+    """The last result before the step `until` that would do."""
+    names = [s.name for s in line.stages]
+    earlier = line.stages[:names.index(until)] if until else line.stages
+    fit = [s.name for s in earlier if kind_after(s) in wanted]
+    if named:
+        return f"name steps that give {_either(wanted)}" + (f": {', '.join(fit)}" if fit else "")
+    if fit:
+        return f"write `from: {fit[-1]}`"
+    return f"write `from: {line.input}`" if MODEL in wanted else f"add a step that gives {_either(wanted)}"

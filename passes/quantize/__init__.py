@@ -1,0 +1,1 @@
+"""Weights on a grid of few values, which few bits can name."""

@@ -1,0 +1,63 @@
+"""Gather results of several steps as a front: models with their measures, to pick from later."""
+
+from typing import Literal
+
+from ...compiler.ir.outcome import Front as Points
+from ...compiler.ir.outcome import Outcome, Point
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Lossy, Pass, param
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.show import show
+from ...dsl.values import MetricRef, StepRef
+
+too_few_points = Fault("too-few-points", "A front is asked for of fewer than two different models.")
+
+
+class Front(Pass):
+    """Gather results of several steps as a front: models with their measures, to pick from later.
+
+    Each point is the result of an earlier step, measured as `measure` says. With `keep: best` a point goes that
+    another one equals or beats in every measure. The target `front` writes them all into one artifact, from which
+    `effc pick` takes a model that fits: the best at the first measure among those that keep the bounds.
+
+    A bound of `expect` is asked of every point; `in NAME` asks it of one, `in any` of any.
+
+    Source: own.
+    Example: sizes = search.front(points: [slim, lean], measure: [perplexity(calib), params])
+    """
+
+    keeps = Lossy()
+    determinism = "deterministic"
+    gives = {"": "front"}
+
+    points: list[StepRef] = param("Steps whose results are the points.")
+    measure: list[MetricRef] = param("What is measured of each, the most telling first.")
+    keep: Literal["all", "best"] = param("Every point, or those that no other one beats in all measures.",
+                                         default="all")
+
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        names = [ref.name for ref in self.points]
+        if len(set(names)) < max(2, len(names)):
+            raise Reject(too_few_points("a front has at least two points, each of another step",
+                                        help="name two or more steps: points: [slim, lean]"))
+        if not self.measure:
+            raise Reject(too_few_points("a front without a measure has nothing to choose by",
+                                        help="write `measure: [params]`"))
+        made = [self._point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
+        best = [p for p in made if not any(beats(other, p) for other in made)] if self.keep == "best" else made
+        assert isinstance(outcome, Points), "a pass that names steps is handed an empty front"
+        return Points(tuple(best), outcome.load)
+
+    def _point(self, ref: StepRef, ctx: Context) -> Point:
+        key, program = ctx.result(ref)
+        words = [ctx.metric(metric) for metric in self.measure]
+        values = [float(word.measure(program.model, ctx)) for word in words]
+        return Point(ref.name, key, {show(metric): (value, word.unit, word.better) for metric, word, value in
+                                     zip(self.measure, words, values, strict=True)})
+
+
+def beats(one: Point, other: Point) -> bool:
+    """Whether a point is at least as good in every measure, and better in one."""
+    pairs = [(a if better == "higher" else -a, b if better == "higher" else -b)
+             for (a, _, better), (b, _, _) in zip(one.measures.values(), other.measures.values(), strict=True)]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

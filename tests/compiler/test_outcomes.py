@@ -1,0 +1,183 @@
+"""Results that are not one model: fronts and adapters, from the recipe to what reloads; and bounds, each judged once."""
+
+import json
+import subprocess
+import sys
+
+import effc
+import pytest
+import torch
+from effc.compiler import api
+from effc.compiler.artifacts.artifact import artifact_hash
+from effc.compiler.artifacts.manifest import read_manifest
+from effc.compiler.running.pick import Limit, pick
+from effc.dsl.diagnostics import Reject
+
+from tests import tiny
+
+HEAD = """effspec 1
+model base = config("tiny.json", seed: 3)
+data  rows = synthetic(4, length: 12, seed: 1)
+data  more = synthetic(6, length: 12, seed: 2)
+"""
+FRONT = HEAD + """
+pipeline sizes(base) {
+  thin  = prune.channels(keep: 75% of channels, align: 16)
+  slim  = prune.channels(keep: 50% of channels, align: 16, from: base)
+  front = search.front(points: [thin, slim], measure: [perplexity(rows), params])
+}
+expect sizes {
+  params <= 0.99 * base
+  params <= 0.9 * base in any
+  params <= 0.1 * base in slim
+}
+emit sizes { front("sizes") }
+"""
+ADAPTERS = HEAD + """
+pipeline tuned(base) {
+  apart = tune.heal(data: rows, steps: 3, batch: 2, lr: 1e-2, merge: false)
+}
+emit tuned { peft("adapter") }
+"""
+
+
+def write(folder, text):
+    config = tiny.config("llama").to_dict() | {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
+    (folder / "tiny.json").write_text(json.dumps(config))
+    (folder / "r.effspec").write_text(text)
+    return folder / "r.effspec"
+
+
+def compiled(folder, text, **options):
+    options = {"cache_dir": folder / "cache", "threads": 1, **options}
+    (result,) = api.compile(write(folder, text), folder / "out", force=True, **options)
+    return result
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("front"), FRONT)
+
+
+def test_a_front_holds_every_point_with_its_measures(front):
+    members = read_manifest(front.artifacts[0].path).members
+    assert [m["name"] for m in members] == ["thin", "slim"]
+    assert [metric for metric, *_ in members[0]["measures"]] == ["perplexity(rows)", "params"]
+    params = [m["measures"][1][1] for m in members]
+    assert params[0] > params[1]
+    assert members[1]["steps"] == ["slim"], "a branch does not come with the steps of another"
+
+
+def test_each_point_is_asked_unless_the_bound_says_which(front):
+    verdicts = {e.text: e.outcome for e in front.artifacts[0].manifest.expectations}
+    assert verdicts == {"params <= 0.99 * base": "holds", "params <= 0.9 * base in any": "holds",
+                        "params <= 0.1 * base in slim": "fails"}
+    (missed,) = front.missed
+    assert "of `slim`" in missed.message
+
+
+def test_every_point_was_reopened_in_a_process_of_its_own(front):
+    seen = {check.what.partition(",")[0] for check in front.artifacts[0].manifest.checks}
+    assert {name.split("/")[1] for name in seen} == {"thin", "slim"}
+
+
+def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tmp_path):
+    path = front.artifacts[0].path
+    name, manifest = pick(path, tmp_path / "small", limits=(Limit("params", "1B"),))
+    best = min(read_manifest(path).members, key=lambda m: m["measures"][0][1])["name"]
+    assert name == best and manifest.kind == "hf" and manifest.checks
+    ids = torch.arange(5)[None]
+    held = next(f for f in (path / "points" / name).iterdir() if f.is_dir())
+    with torch.no_grad():
+        assert torch.equal(effc.load(tmp_path / "small")(ids).logits, effc.load(held)(ids).logits)
+
+
+@pytest.mark.parametrize("asked, slug", [
+    ({"point": "3"}, "no-such-point"), ({"point": "fat"}, "no-such-point"),
+    ({"limits": (Limit("params", "12"),)}, "none-fits"),
+    ({"limits": (Limit("bytes", "1MiB"),)}, "unmeasured-limit"),
+    ({"limits": (Limit("params", "many"),)}, "unmeasured-limit")])
+def test_a_pick_that_fits_no_point_is_refused_and_leaves_nothing(front, tmp_path, asked, slug):
+    with pytest.raises(Reject) as caught:
+        pick(front.artifacts[0].path, tmp_path / "small", **asked)
+    assert [d.fault.slug for d in caught.value.diagnostics] == [slug]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_edited_point_is_not_picked(front, tmp_path):
+    import shutil
+
+    shutil.copytree(front.artifacts[0].path, tmp_path / "front")
+    weights = next((tmp_path / "front/points/slim").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(Reject) as caught:
+        pick(tmp_path / "front", tmp_path / "small", point="slim")
+    assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
+
+
+def test_a_second_compile_of_a_front_runs_no_step_and_gives_the_same_hash(front, tmp_path):
+    folder = front.artifacts[0].path.parents[1]
+    before = artifact_hash(front.artifacts[0].path)
+    events = []
+    again = compiled(folder, FRONT, tell=events.append)
+    cached = [e.cached for e in events if type(e).__name__ == "StageEnded"]
+    assert cached == [True, True, True, False] and artifact_hash(again.artifacts[0].path) == before
+
+
+def test_stock_peft_opens_the_adapters_and_computes_what_effc_does(tmp_path):
+    pytest.importorskip("peft")
+    path = compiled(tmp_path, ADAPTERS).artifacts[0].path
+    code = ("import sys, torch; from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
+            f"base = AutoModelForCausalLM.from_pretrained({str(path / 'base')!r})\n"
+            "ids = torch.arange(5)[None]; plain = base(ids).logits\n"
+            f"model = PeftModel.from_pretrained(base, {str(path / 'adapter')!r}).eval()\n"
+            "logits = model(ids).logits\n"
+            "assert not any(n.split('.')[0] == 'effc' for n in sys.modules)\n"
+            "assert (logits - plain).abs().max() > 1e-4, 'the adapters change nothing'\n"
+            "print(logits.flatten().tolist())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.no_grad():
+        ours = effc.load(path)(torch.arange(5)[None]).logits
+    assert torch.allclose(torch.tensor(json.loads(done.stdout)), ours.flatten(), atol=1e-5)
+
+
+def test_adapters_on_shapes_that_no_config_has_are_refused_with_a_way_out(tmp_path):
+    text = ADAPTERS.replace("  apart", "  thin = prune.channels(keep: 75% of channels, align: 16, "
+                            "score: perplexity(more))\n  apart")
+    with pytest.raises(Reject) as caught:
+        compiled(tmp_path, text)
+    assert caught.value.diagnostics[0].fault.slug == "shaped-base"
+    assert not any((tmp_path / "out").glob("adapter"))
+
+
+def test_bounds_are_judged_where_no_target_writes_a_model(tmp_path):
+    text = HEAD + """
+pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
+expect lean { params <= 0.1 * base }
+emit lean { pruning_config("config") }
+"""
+    result = compiled(tmp_path, text)
+    assert [d.fault.slug for d in result.missed] == ["expectation-missed"]
+    assert [e.outcome for e in result.artifacts[0].manifest.expectations] == ["fails"]
+
+
+def test_a_bound_is_judged_once_however_many_targets_there_are(tmp_path):
+    text = HEAD + """
+pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
+expect lean { params <= 0.1 * base }
+emit lean { pruning_config("config")  hf("a", form: compact)  hf("b", form: compact) }
+"""
+    result = compiled(tmp_path, text)
+    assert len(result.missed) == 1
+    assert [len(a.manifest.expectations) for a in result.artifacts] == [1, 1, 1], "each artifact tells of it"
+
+
+def test_a_bound_in_a_target_is_asked_of_that_artifact_alone(tmp_path):
+    text = HEAD + """
+pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
+expect lean { bytes <= 0.8 * base in native }
+emit lean { hf("a", form: compact)  native("cpu") }
+"""
+    hf, native = compiled(tmp_path, text).artifacts
+    assert hf.manifest.expectations == () and [e.outcome for e in native.manifest.expectations] == ["holds"]

@@ -1,0 +1,168 @@
+"""A model folder comes from anybody: its config makes a model of transformers that the weights have room for, or none."""
+
+import json
+import shutil
+import time
+
+import pytest
+import torch
+from effc.compiler.artifacts.load import load
+from effc.compiler.checkpoints.bounds import check_numbers
+from effc.compiler.checkpoints.checkpoint import parse_config
+from effc.compiler.checkpoints.classes import class_names, plain
+from effc.compiler.checkpoints.folder import open_folder
+from effc.dsl.diagnostics import Reject
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+
+from tests import tiny, worlds
+from tests.worlds import refused
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    worlds.llama(folder)
+    worlds.tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def reconfigured(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def opened(folder):
+    """As `hf("./model")` does: looked at without weights, then read."""
+    origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    with torch.device("meta"):
+        origin.build()
+    return origin.load()
+
+
+def test_a_sound_folder_opens(folder):
+    assert type(opened(folder)) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize("changes", [
+    {"hidden_act": "evil"}, {"hidden_act": 3}, {"hidden_act": None}, {"hidden_size": 0}, {"hidden_size": -128},
+    {"hidden_size": 10**9}, {"hidden_size": "32"}, {"hidden_size": None}, {"hidden_size": [32]}, {"head_dim": 0},
+    {"head_dim": -1}, {"head_dim": 10**9}, {"num_hidden_layers": 10**4}, {"num_hidden_layers": 10**7},
+    {"num_hidden_layers": 0}, {"num_hidden_layers": -1}, {"num_labels": 10**9}, {"num_attention_heads": 0},
+    {"num_attention_heads": 10**8}, {"num_key_value_heads": 0}, {"num_key_value_heads": 3}, {"vocab_size": 10**12},
+    {"vocab_size": 0}, {"intermediate_size": 10**9}, {"intermediate_size": 0}, {"rope_parameters": {"rope_type": "evil"}},
+    {"rope_parameters": []}, {"rope_parameters": {"rope_type": "yarn"}}, {"rope_scaling": {"type": "x", "factor": 0}},
+    {"layer_types": ["full_attention"] * 10**5}, {"layer_types": ["evil", "evil"]}, {"rms_norm_eps": "a"},
+    {"torch_dtype": "evil"}, {"dtype": 7}, {"pad_token_id": 10**9}, {"tie_word_embeddings": "maybe"},
+    {"attention_bias": True}, {"model_type": "evil"}, {"model_type": "timm_wrapper"}, {"model_type": "gpt2"},
+    {"architectures": 3}, {"architectures": [["x"]]}, {"max_position_embeddings": -5}, {"num_experts": 10**7}],
+    ids=lambda changes: json.dumps(changes)[:50])
+def test_a_config_that_the_weights_do_not_fit_is_refused_at_once(folder, changes):
+    """Or makes a model of these very weights, where it changes what is computed alone."""
+    started = time.process_time()
+    try:
+        model = opened(reconfigured(folder, **changes))
+    except Reject as reject:
+        assert reject.diagnostics[0].slug in ("bad-config", "other-weights", "unknown-architecture", "odd-rows")
+    else:
+        assert sum(p.numel() for p in model.parameters()) < 10**6
+    assert time.process_time() - started < 2
+
+
+CODE = {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"}}
+
+
+@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "pipeline", "Trainer", "AutoTokenizer", "PreTrainedModel",
+                                  "GPT2LMHeadModel", "LlamaConfig", "modeling_utils", "LlamaTokenizer"])
+def test_a_class_is_one_that_transformers_lists_for_the_model_type(folder, name):
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    reject = refused(lambda: opened(reconfigured(folder, architectures=[name], **CODE)))
+    assert reject.diagnostics[0].slug == "unknown-architecture"
+
+
+def test_a_class_that_nobody_knows_is_the_model_types_own(folder):
+    """Folders name the classes of code that came with them long after transformers has its own."""
+    assert type(opened(reconfigured(folder, architectures=["EvilForCausalLM", 3], **CODE))) is LlamaForCausalLM
+
+
+def test_listed_classes_are_taken(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    assert parse_config(config)[1] is LlamaForSequenceClassification
+
+
+@pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
+def test_every_class_that_effc_is_tested_with_is_listed(name):
+    with torch.device("meta"):
+        assert type(tiny.blank(name)).__name__ in set(class_names(tiny.config(name).model_type))
+
+
+@pytest.mark.parametrize("changes", [
+    {"_attn_implementation": "org/kernel"}, {"attn_implementation": "org/kernel"}, {"_attn_implementation": "flash_attention_2"},
+    {"_attn_implementation_internal": "org/kernel:f"}, {"experts_implementation": "org/kernel"},
+    {"transformers_weights": "../../other.safetensors"},
+    {"_name_or_path": "org/evil"}], ids=str)
+def test_kernels_and_other_files_are_not_the_configs_choice(folder, changes):
+    model = opened(reconfigured(folder, **changes))
+    assert model.config._attn_implementation == "sdpa"
+    assert "org/" not in json.dumps(model.config.to_dict(), default=str)
+
+
+def test_keys_of_code_are_taken_out_at_any_depth():
+    deep = {"a": [{"auto_map": 1, "b": {"quantization_config": 2, "c": 3}}], "limit": {"__float__": "Infinity"}}
+    assert plain(deep) == {"a": [{"b": {"c": 3}}], "limit": float("inf")}
+
+
+def test_an_adapter_is_no_model(folder):
+    """transformers would open the model that it names."""
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/evil"}))
+    assert "holds an adapter" in refused(lambda: opened(folder)).diagnostics[0].message
+    (folder.parent / "a").mkdir()
+    shutil.copytree(folder, folder.parent / "a" / "model")
+    assert "holds an adapter" in refused(lambda: load(folder.parent / "a" / "model")).diagnostics[0].message
+
+
+@pytest.mark.parametrize("changes", [
+    {"tokenizer_class": "pipeline"}, {"tokenizer_class": "LlamaForCausalLM"}, {"tokenizer_class": "AutoTokenizer"},
+    {"tokenizer_class": ["x"]}, {"tokenizer_class": "evil.Evil"}, {"auto_map": {"AutoTokenizer": ["evil.T", None]}}],
+    ids=str)
+def test_a_tokenizer_is_one_of_transformers(folder, changes):
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    try:
+        origin.tokenizer()
+    except Reject as reject:
+        assert reject.diagnostics[0].slug == "bad-tokenizer"
+    else:
+        assert "auto_map" in changes         # not looked at: the class is named beside it
+
+
+@pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
+def test_real_configs_have_room(name, tmp_path):
+    """Of every architecture that effc is tested with: nothing is refused for its numbers."""
+    model = tiny.model(name)
+    model.save_pretrained(tmp_path)
+    from effc.compiler.checkpoints.folder import find_weights, read_config
+
+    check_numbers(read_config(tmp_path / "config.json", "here"), find_weights(tmp_path, "here").slots, "here")
+    check_numbers(read_config(tmp_path / "config.json", "here"), None, "here")
+
+
+def test_a_config_that_is_no_file_is_refused(folder):
+    import os
+
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    refused(lambda: opened(folder))
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/dev/zero")
+    refused(lambda: opened(folder))

@@ -1,0 +1,100 @@
+"""What the engine would refuse is known before any weight is read, and nothing else is."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+import torch
+from effc.compiler import api
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.native.foresight import foreseen, stand_in
+from effc.compiler.native.reader import Reader
+from effc.dsl.diagnostics import Reject
+
+from tests import mixers, tiny
+from tests.native.test_plans import NATIVE, REFUSED, STATEFUL
+
+torch.set_num_threads(1)
+RECIPE = """effspec 1
+model base = config("tiny.json", seed: 3)
+data rows = synthetic(4, length: 12, seed: 1)
+
+pipeline lean(base) {{
+  slim = {step}
+}}
+
+emit lean {{
+  native("cpu")
+}}
+"""
+NARROW = "prune.channels(keep: 75% of channels)"
+TAKE_OUT = "prune.blocks(remove: 1, score: perplexity(rows))"
+
+
+def origin_of(name):
+    build = partial(mixers.blank, name)
+    return Origin(name, {}, None, name, build, build, lambda: None)
+
+
+@pytest.mark.parametrize("name", (*NATIVE, *STATEFUL, *REFUSED))
+def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
+    try:
+        Reader(capture(mixers.model(name)), "bf16").read()
+        wanted = None
+    except Reject as refused:
+        wanted = str(refused)
+    found = foreseen(origin_of(name), "bf16")
+    assert (found and str(found)) == wanted
+    assert (wanted is not None) == (name in REFUSED)
+
+
+def test_numbers_that_stand_in_for_weights_take_no_room():
+    model = stand_in(origin_of("llama"))
+    assert not any(p.is_meta for p in model.parameters())
+    assert model.lm_head.weight.isfinite().all()
+    wide = partial(tiny.blank, "llama", vocab_size=1 << 20, tie_word_embeddings=True)
+    model = stand_in(Origin("wide", {}, None, "wide", wide, wide, lambda: None))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.untyped_storage().nbytes() == 4 * 64
+
+
+@pytest.fixture
+def written(tmp_path):
+    config = tiny.config("mixtral").to_dict() | {"architectures": ["MixtralForCausalLM"]}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+
+    def write(step):
+        path = tmp_path / "r.effspec"
+        path.write_text(RECIPE.format(step=step))
+        return path
+    return write
+
+
+def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(written, monkeypatch):
+    path = written(NARROW)
+    with pytest.raises(Reject) as refused:
+        api.plan(path, cache_dir=path.parent / "cache")
+    (found,) = refused.value.diagnostics
+    assert (found.slug, found.exit) == ("cannot-run-natively", 5)
+    assert found.span.text == 'native("cpu")'
+    assert "MixtralTopKRouter" in found.message and "modeling_mixtral.py" in found.message
+    monkeypatch.setattr("effc.compiler.native.foresight.foreseen", lambda *_: pytest.fail("looked at again"))
+    with pytest.raises(Reject, match=re.escape(found.message)):
+        api.plan(path, cache_dir=path.parent / "cache")
+
+
+def test_a_compile_is_refused_before_a_pass_runs(written):
+    path, events = written(NARROW), []
+    with pytest.raises(Reject, match="cannot-run-natively"):
+        api.compile(path, path.parent / "out", cache_dir=path.parent / "cache", tell=events.append)
+    assert not [e for e in events if type(e).__name__ == "StageBegan"]
+
+
+def test_where_a_step_may_take_out_what_is_refused_the_plan_only_warns(written):
+    path, events = written(TAKE_OUT), []
+    (plan,) = api.plan(path, cache_dir=path.parent / "cache", tell=events.append)
+    assert plan.stages
+    (said,) = [e.message for e in events if type(e).__name__ == "Warned"]
+    assert said.startswith("native would refuse the model as it is: ") and said.endswith("unless `slim` takes that out")

