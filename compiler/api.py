@@ -132,7 +132,7 @@ class Session:
         if name.startswith(f"{MODULES}."):
             found = shipped().get(name)
             return read_source(found.path) if found else None
-        return self._module(name) if Path(name).is_file() else None
+        return self._module(name) if _is_file(Path(name)) else None
 
     def _module(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
@@ -142,6 +142,14 @@ class Session:
             return replace(read_source(name), foreign=True)
         except Reject:
             return Source(name, "", foreign=True)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; a path that no system has leads to none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _params_source(path: Path) -> Source:

@@ -33,6 +33,7 @@ def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
     import json
 
+    from .artifacts.load import kind_of, mark
     from .artifacts.manifest import NAME
     from .artifacts.sealed import KEY
 
@@ -41,8 +42,8 @@ def is_artifact(path: Path) -> bool:
     try:
         return KEY in json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
-        marks = ("config.json", "plan.json", "reft.json")
-        return (path.parent / NAME).is_file() and any((path / mark).is_file() for mark in marks)
+        kind = kind_of(path.name)
+        return bool(kind) and (path.parent / NAME).is_file() and (path.parent / mark(kind, path.name)).is_file()
 
 
 def origin_of(place: str, settings: "Settings") -> "Origin":
@@ -87,9 +88,8 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False, signed
 
 
 def _tokenizer(folder: Path) -> Any:
-    from .artifacts import reft
+    from .artifacts.load import target_of
     from .checkpoints.folder import load_tokenizer, tokenizer_files
 
-    if folder.name == reft.FOLDER:
-        folder = reft.base_folder(folder)
+    folder = target_of(folder, None).words(folder)
     return load_tokenizer(folder, str(folder), False) if tokenizer_files(folder) else None

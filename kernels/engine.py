@@ -6,10 +6,11 @@ prompt, a step of many sequences of different lengths, and mixtures of both are 
 
 import ctypes
 import os
+import threading
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Engine:
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], threads: int, sequences: int = 1,
                  context: int | None = None, copy: bool = True, deep: bool = False,
                  steady: bool = False):
-        self._handle = ctypes.c_void_p()
+        self._handle, self._users, self._free = ctypes.c_void_p(), 0, threading.Condition()
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
                 raise KernelError(f"an engine with {value} {name} can't be made")
@@ -103,8 +104,9 @@ class Engine:
         rows = _numbers("wanted positions", range(len(ids)) if wanted is None else wanted)
         self._fit(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
-        status = native.function("engine_run")(self._open(), len(ids), *(_address(n) for n in (ids, owners)),
-                                               len(rows), _address(rows), logits.data_ptr())
+        with self._open() as handle:
+            status = native.function("engine_run")(handle, len(ids), *(_address(n) for n in (ids, owners)),
+                                                   len(rows), _address(rows), logits.data_ptr())
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
@@ -132,36 +134,53 @@ class Engine:
     def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""
         found = ctypes.c_int64()
-        native.call("engine_length", self._open(), sequence, ctypes.byref(found), what=f"sequence {sequence}")
+        with self._open() as handle:
+            native.call("engine_length", handle, sequence, ctypes.byref(found), what=f"sequence {sequence}")
         return found.value
 
     def forget(self, sequence: int, length: int = 0) -> None:
         """Cut a sequence back to its first `length` tokens; the memory of the others is free."""
-        native.call("engine_forget", self._open(), sequence, length, what=f"sequence {sequence}")
+        with self._open() as handle:
+            native.call("engine_forget", handle, sequence, length, what=f"sequence {sequence}")
 
     def cancel(self) -> None:
         """From any thread: the call that runs now raises `Cancelled`."""
-        native.call("engine_cancel", self._open(), what="the engine")
+        with self._open() as handle:
+            native.call("engine_cancel", handle, what="the engine")
 
     def spent(self, go_on: bool = True) -> dict[str, float]:
         """Seconds of all threads by kind of work since the last call of this; the first begins to measure."""
         sums = (ctypes.c_int64 * len(SPENT))()
-        native.call("engine_profile", self._open(), sums, int(go_on), what="the engine")
+        with self._open() as handle:
+            native.call("engine_profile", handle, sums, int(go_on), what="the engine")
         return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
 
     def close(self) -> None:
-        """Free memory and threads; it does not run afterwards."""
-        if self._handle:
-            native.call("engine_free", self._handle, what="the engine")
-            self._handle = ctypes.c_void_p()
+        """Free memory and threads; it does not run afterwards. A call that another thread runs is cancelled first."""
+        with self._free:
+            handle, self._handle = self._handle, ctypes.c_void_p()
+            while handle and self._users:
+                native.call("engine_cancel", handle, what="the engine")
+                self._free.wait(0.01)         # a call that had not begun yet when it was cancelled is cancelled again
+        if handle:
+            native.call("engine_free", handle, what="the engine")
 
-    def _open(self) -> ctypes.c_void_p:
-        if not self._handle:
-            raise KernelError("the engine is closed")
-        return self._handle
+    @contextmanager
+    def _open(self) -> Iterator[ctypes.c_void_p]:
+        """The engine for one call, which it outlives."""
+        with self._free:
+            if not self._handle:
+                raise KernelError("the engine is closed")
+            handle, self._users = self._handle, self._users + 1
+        try:
+            yield handle
+        finally:
+            with self._free:
+                self._users -= 1
+                self._free.notify_all()
 
     def __del__(self) -> None:
-        with suppress(TypeError):                    # when the interpreter ends, `native` is gone
+        with suppress(TypeError, AttributeError):    # when the interpreter ends, `native` is gone
             self.close()
 
 

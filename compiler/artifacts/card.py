@@ -1,18 +1,7 @@
 """The model card: `README.md` of an artifact, for a person who meets the folder without its recipe."""
 
+from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
-
-_LOADS = {
-    "model": "`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(\"model\")`.",
-    "compact": "`compact/` has the true shapes: `effc.load(\".\")` (needs `pip install effc`).",
-    "adapter": "`adapter/` are adapters on `base/`: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
-               "\"base\"), \"adapter\")`, or `effc.load(\".\")`.",
-    "points": "`points/` has a model for each point: `effc pick . --point NAME` makes an artifact of one.",
-    "reft": "`reft/` has interventions alone: `effc.load(\".\")` puts them onto their base, "
-            "`effc.load(\".\", base=\"folder\")` onto one that you name (needs `pip install effc`).",
-    "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
-              "logits, none of the saving.",
-}
 
 
 def card(manifest: Manifest) -> str:
@@ -40,7 +29,9 @@ def _origin(manifest: Manifest) -> str:
 
 def _loading(manifest: Manifest) -> str:
     folders = {n.split("/")[0] for n in manifest.files}
-    lines = [f"- {text}" for folder, text in _LOADS.items() if folder in folders]
+    said = facts(manifest.kind)
+    lines = [f"- {text}" for folder, text in said.get("loads", {}).items() if folder in folders]
+    lines += [f"- {said['use'][0].upper()}{said['use'][1:]}."] if said.get("use") else []
     lines += [f"- {note}" for note in manifest.notes]
     return "\n".join(["## Load", "", *lines]) if lines else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints.safetensors_header import read_header
 from ..report.quantity import measured, size
-from .load import FORMS
+from .load import forms_of
 from .manifest import Manifest, read_manifest
 
 
@@ -70,13 +70,13 @@ def _sizes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
 
 
 def _forms(manifest: Manifest) -> str:
-    return ", ".join(f for f in FORMS if any(name.startswith(f"{f}/") for name in manifest.files))
+    return ", ".join(f for f in forms_of(manifest.kind) if any(name.startswith(f"{f}/") for name in manifest.files))
 
 
 def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Shapes of all stored tensors: of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
-    for form in FORMS:
+    for form in forms_of(manifest.kind):
         if any(n.startswith(f"{form}/") for n in names):
             names = [n for n in names if n.startswith(f"{form}/")]
             break

@@ -1,26 +1,20 @@
 """Artifacts of kind `hf`, and folders that such models saved again, to ordinary transformers models."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import Listener, Warned, silent
+from ..words.kinds import Wish
+from ..words.shelf import Shelf
 from .manifest import NAME, Manifest, no_artifact, read_manifest, verify_files
-from .sealed import attach, not_sealed, read_record
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-FORMS = ("compact", "model", "compat", "program", "native", "adapter", "reft")
-MARKS = {"program": "program/model.pt2", "native": "native/plan.json", "adapter": "adapter/adapter_config.json",
-         "reft": "reft/reft.json"}
-
-SPARE = 64       # times as large as its stored weights may a model have been before it was edited
-
-tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
-                       exit="environment")
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
 
 
@@ -70,192 +64,85 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         from .signature import check_signature
 
         check_signature(manifest[0] if manifest else Path(path), signed_by)
-    if manifest:
-        hashes = bool(signed_by) or check == "sha256" or (check == "auto" and folder.name != "native")
-        verify_files(*manifest, hashes=hashes, under=folder.name)
-    if base is not None and folder.name != "reft":
+    target = target_of(folder, manifest[1] if manifest else None)
+    if base is not None and not target.upon:
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
-    own = {"base": base, "threads": threads, "sequences": sequences, "steady": steady}
-    model, recorded = _of_form(folder, dtype, device, {name: value for name, value in own.items() if value is not None})
+    if manifest:
+        hashes = bool(signed_by) or check == "sha256" or (check == "auto" and target.whole)
+        verify_files(*manifest, hashes=hashes, under=folder.name)
+    wish = Wish(dtype, device, base, threads, sequences, steady, kernels)
+    model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in newer_than_here(versions):
         tell(Warned(sentence))
-    if kernels and folder.name not in ("program", "native"):
-        from ..layers.quick import quicken
-
-        quicken(model)
     if device is None:
         return model
     refuse_elsewhere(model, device)
     return model.to(device)
 
 
-def _of_form(folder: Path, dtype: "torch.dtype | None", device: Any,
-             own: dict[str, Any]) -> "tuple[Any, Mapping[str, str] | None]":
-    """The model of a checkpoint folder, and the versions that wrote it where the folder itself says so."""
-    if folder.name == "program":
-        from .exported import read
-
-        model = read(folder)
-        return (model if dtype is None else model.to(dtype)), None
-    if folder.name == "native":
-        return _native(folder, dtype, device, own), None
-    if folder.name == "reft":
-        return _upon(folder, own.get("base"), dtype), None
-    if folder.name in ("model", "compat"):
-        return _stock(folder, dtype), None
-    if folder.name == "adapter":
-        return _adapted(folder, dtype), None
-    record = read_record(folder)
-    return rebuild(folder, record, dtype), record.get("versions", {})
+@cache
+def _shelf() -> Shelf:
+    return Shelf()
 
 
-def _upon(folder: Path, base: Any, dtype: "torch.dtype | None") -> Any:
-    """The base, as it is given or where the folder says, with the folder's interventions."""
-    import json
+def facts(kind: str) -> Mapping[str, Any]:
+    """What the header of a target says; {} of a word that is no target's, whatever a manifest calls itself."""
+    word = _shelf().vocabulary.word("target", kind)
+    return word.facts if word else {}
 
-    from .reft import base_folder, put_on
-    from .sealed import KEY
 
-    if base is None or isinstance(base, (str, Path)):
-        place = base_folder(folder) if base is None else Path(base)
-        if not any((place / name).is_file() for name in (NAME, "config.json")):
-            raise Reject(no_artifact(f"{place} holds no model to put interventions on",
-                                     help="name the folder of the base"))
-        sealed = (place / NAME).is_file() or KEY in json.loads((place / "config.json").read_bytes())
-        base = load(place, kernels=False) if sealed else _stock(place, None)
-    put_on(base, folder)
-    return (base if dtype is None else base.to(dtype)).eval()
+def forms_of(kind: str) -> tuple[str, ...]:
+    """Folders of a target that load as models, the best first."""
+    return tuple(facts(kind).get("loads", {}))
+
+
+def mark(kind: str, form: str) -> str:
+    """The file by which a form is known, relative to the artifact."""
+    return f"{form}/{facts(kind).get('marks', {}).get(form, 'config.json')}"
+
+
+def kind_of(form: str) -> str | None:
+    """The target that writes folders of that name."""
+    return next((kind for kind in _shelf().vocabulary.words("target") if form in forms_of(kind)), None)
+
+
+def target_of(folder: Path, manifest: Manifest | None) -> Any:
+    """The class that opens a folder; one of another name is what a loaded model saved, which `hf` opens."""
+    kind = kind_of(folder.name) or "hf"
+    if manifest is not None and folder.name in forms_of(manifest.kind):
+        kind = manifest.kind
+    return _shelf().load("target", kind)
 
 
 def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
-        if not holds_model(manifest):
-            raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`",
-                                    help=f"see {path / 'README.md'} for how it is used"))
-        form = next((f for f in FORMS if _mark(f) in manifest.files), None)
+        if not forms_of(manifest.kind):
+            use = facts(manifest.kind).get("use") or f"see {path / 'README.md'} for how it is used"
+            raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`", help=use))
+        form = _form(manifest)
         if form is None:
-            raise Reject(no_artifact(f"{path} holds no {' and no '.join(FORMS)} folder"))
+            raise Reject(no_artifact(f"{path} holds no {' and no '.join(forms_of(manifest.kind))} folder"))
         return path / form, (path, manifest)
-    if path.name in FORMS and (path.parent / NAME).is_file():
+    kind = kind_of(path.name)
+    if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
-    if not (path / "config.json").is_file() and not (path.parent / _mark(path.name)).is_file():
+    if not (path / "config.json").is_file() and not (kind and (path.parent / mark(kind, path.name)).is_file()):
         raise Reject(no_artifact(f"{path} has no {NAME} and no config.json",
                                  help="name the folder that `effc compile` wrote"))
     return path, None
 
 
+def _form(manifest: Manifest) -> str | None:
+    """The best of the folders that an artifact has."""
+    return next((f for f in forms_of(manifest.kind) if mark(manifest.kind, f) in manifest.files), None)
+
+
 def holds_model(manifest: Manifest) -> bool:
     """Whether an artifact has a checkpoint folder that loads."""
-    return any(_mark(form) in manifest.files for form in FORMS)
-
-
-def _mark(form: str) -> str:
-    """The file by which a form is known."""
-    return MARKS.get(form, f"{form}/config.json")
-
-
-def _native(folder: Path, dtype: "torch.dtype | None", device: Any, own: dict[str, Any]) -> Any:
-    from ..layers.linear import cpu_only
-    from ..native.opening import open_native
-
-    if device is not None and str(device).partition(":")[0] != "cpu":
-        raise Reject(cpu_only(f"{folder} is run by the native engine, which {device} has not",
-                              help="load it on the CPU"))
-    if dtype is not None:
-        raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
-                                help="load it without `dtype`"))
-    return open_native(folder, **own)
-
-
-def _adapted(folder: Path, dtype: "torch.dtype | None") -> Any:
-    """The base that lies beside an adapter folder, with the adapters on it; peft reads no code and no pickle here."""
-    from ..machine.environment import check_modules
-
-    check_modules(("peft", "safetensors"), "tune", "an artifact of the target `peft`")
-    from peft import PeftModel
-
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise Reject(no_artifact(f"{folder} has no adapter_model.safetensors"))
-    return PeftModel.from_pretrained(_stock(folder.parent / "base", dtype), folder, local_files_only=True).eval()
-
-
-def _stock(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
-    """A folder that transformers reads itself."""
-    from ..checkpoints.bounds import check_numbers
-    from ..checkpoints.checkpoint import check_names, stock
-    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
-
-    config, slots = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder)).slots
-    refuse_adapter(folder, str(folder))
-    check_numbers(config, slots, str(folder))
-    model, info = stock(folder, config, sum(slot.count for slot in slots.values()), dtype=dtype or "auto",
-                        use_safetensors=True, local_files_only=True, output_loading_info=True,
-                        ignore_mismatched_sizes=True)
-    check_names(info, str(folder))
-    return model.eval()
-
-
-def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
-    """The blank original, edited again, with the folder's weights mapped in."""
-    import torch
-
-    from ..checkpoints.blank import blank, cut_tables
-    from ..checkpoints.bounds import check_numbers
-    from ..checkpoints.checkpoint import build, check_size
-    from ..checkpoints.folder import find_weights
-    from ..ir.edits import Edits, replay
-
-    slots = find_weights(folder, str(folder)).slots
-    check_numbers(record["base"], slots, str(folder), spare=SPARE)
-    with torch.device("meta"):
-        check_size(build(record["base"], record["dtype"]), sum(slot.count for slot in slots.values()), spare=SPARE)
-    model = blank(record["base"], record["dtype"])
-    edits = Edits.from_json(record["edits"])
-    try:
-        replay(model, edits)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Reject(not_sealed(f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
-                                help="install the effc that wrote it")) from error
-    fill(model, folder, cut_tables(model, edits.shapes), dtype)
-    attach(model, record)
-    _dress(model, folder)
-    return model.eval()
-
-
-def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
-         dtype: "torch.dtype | None" = None) -> None:
-    """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
-    from ..checkpoints.tensors import mapped
-    from ..ir.surgery import put
-    from ..ir.weights import assign, distinct
-
-    wanted = dict(distinct(model)) | tables
-    found = dict(mapped(folder))
-    known = model.state_dict(keep_vars=True).keys() | wanted.keys()
-    wrong = [f"`{n}` is missing" for n in wanted if n not in found]
-    wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
-    wrong += [f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
-              for n, w in wanted.items() if n in found and found[n].shape != w.shape]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise Reject(tensors_differ(f"{folder}: {', '.join(wrong[:3])}{more}",
-                                    help="weights and config.json are of different saves: copy both again"))
-    kept = {name: found[name] for name in wanted if name not in tables}
-    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in kept.items()})
-    for name in tables:
-        put(model, name, found[name])
-
-
-def _dress(model: Any, folder: Path) -> None:
-    """What `from_pretrained` adds to a bare model."""
-    from transformers import GenerationConfig
-
-    if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.name_or_path = model.config.name_or_path = str(folder)
+    return _form(manifest) is not None
 
 
 def newer_than_here(versions: Mapping[str, str]) -> list[str]:

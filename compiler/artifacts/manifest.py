@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ _AGAIN = "compile the artifact again"
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of the original and of the compiled model; `ratio` is compiled / original."""
+    """One metric of the original and of the compiled model; `ratio` is compiled / original, `spread` the smallest and
+    largest ratio of a timed one's rounds."""
 
     metric: str                     # as the recipe spells it: "perplexity(heldout)"
     unit: str
@@ -48,11 +49,12 @@ class Measure:
     compiled: float | None
     ratio: float | None = None
     better: str = "lower"
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A bound of the recipe and what came of it: "holds", "fails" or "skipped"."""
+    """A bound of the recipe and what came of it: "holds", "fails", "undecided" or "skipped"."""
 
     text: str
     value: float | None
@@ -149,7 +151,7 @@ _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 def _plain(value: Any) -> Any:
     """Records as dicts; JSON has no nan and no infinity, so they become null."""
     if isinstance(value, tuple):
-        return [_plain(asdict(v)) for v in value]
+        return [_plain(asdict(v) if is_dataclass(v) else v) for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

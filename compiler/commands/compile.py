@@ -34,7 +34,7 @@ _dump = typer.Option("--dump-ir", metavar="[=changed|before|after]", help="Show 
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache", "machine", "progress"))
+    @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache", "machine", "progress", "gate"))
     def compile(recipe: Annotated[Path, _recipe], shared: Shared, output: Annotated[Path, _out] = Path("out"),
                 plan: Annotated[Path | None, _plan] = None, force: Annotated[bool, _force] = False,
                 dump_ir: Annotated[str, _dump] = "") -> int:
@@ -101,7 +101,7 @@ def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
 
 def _tinted(line: str, outcome: str, screen: "Screen") -> str:
     """The outcome at the end of a line in its colour."""
-    color = {"holds": "green", "fails": "red", "skipped": "yellow"}.get(outcome)
+    color = {"holds": "green", "fails": "red", "skipped": "yellow", "undecided": "yellow"}.get(outcome)
     return line.removesuffix(outcome) + screen.styled(outcome, color) if color else line
 
 
@@ -115,6 +115,8 @@ def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
         told = [e for e in left if e.text.startswith(f"{m.metric} ")]
         left = [e for e in left if e not in told]
         moved = change(m.original, m.compiled) if m.original is not None else ""
+        if m.spread and moved:
+            moved += f" ({', '.join(change(1.0, end).removesuffix(' %') for end in m.spread)})"
         first = (m.metric, before, measured(m.compiled, m.unit), moved)
         rows.append((*first, _bound(told[0], m.metric) if told else "", told[0].outcome if told else ""))
         rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in told[1:]]

@@ -67,6 +67,9 @@ _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", met
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
 
+_undecided = _flag("gate", "What a timed bound comes to that this machine can't decide.", "--undecided",
+                   metavar="fail|pass")
+
 required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
                             help="Use the artifact only if this public key signed it; repeatable, one of them must.")
 
@@ -91,6 +94,7 @@ class Shared:
     max_memory: Annotated[int | None, _memory] = None
     no_progress: Annotated[bool, _still] = False
     events: Annotated[Path | None, _events] = None
+    undecided: Annotated[str, _undecided] = "fail"
 
     @cached_property
     def screen(self) -> Screen:
@@ -141,7 +145,7 @@ class Shared:
 
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         return Settings(self.cache_folder, self.seed, self.device, self.offline or hub_offline,
-                        self.trust_remote_code, self.max_memory, self.threads, tell or silent)
+                        self.trust_remote_code, self.max_memory, self.threads, self.undecided, tell or silent)
 
 
 class Verb(TyperCommand):
@@ -209,6 +213,7 @@ def _parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> 
 
 def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
     for name, value, legal in (("--format", shared.format, formats),
-                               ("--color", shared.color, ("auto", "always", "never"))):
+                               ("--color", shared.color, ("auto", "always", "never")),
+                               ("--undecided", shared.undecided, ("fail", "pass"))):
         if value not in legal:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")

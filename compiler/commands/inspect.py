@@ -10,6 +10,8 @@ from .flags import Shared, verb
 
 if TYPE_CHECKING:
     from ...dsl.skeleton import Skeleton
+    from ..artifacts.manifest import Manifest
+    from ..words.kinds import Picture
 
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 
@@ -27,9 +29,11 @@ def register(app: typer.Typer) -> None:
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
         shared.check_environment()
-        plan = _plan_folder(model)
-        if plan is not None:
-            return _show_plan(plan, model, graph, shared)
+        if (front := _front(model)) is not None:
+            return _show_front(front, model, graph, shared)
+        picture = _picture(model)
+        if picture is not None:
+            return _show_picture(picture, model, graph, shared)
         found = _programs(model, shared) if graph is not None else None
         if found:
             return _show_graph(found, str(graph), shared)
@@ -43,25 +47,47 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def _plan_folder(place: str) -> Path | None:
-    """The folder of a native artifact."""
-    from ..artifacts.load import locate
+def _front(place: str) -> "Manifest | None":
+    """The manifest of an artifact that holds several models."""
+    from ..artifacts.manifest import NAME, read_manifest
+
+    manifest = read_manifest(Path(place)) if (Path(place) / NAME).is_file() else None
+    return manifest if manifest and manifest.members else None
+
+
+def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared) -> None:
+    """A row for every point and a column for every measure, in the recipe's order."""
+    from ..report.quantity import measured
+
+    if graph is not None:
+        raise Reject(unknown_layer(f"{place} holds {len(front.members)} models",
+                                   help="inspect one of them: `effc pick` takes it out"))
+    if shared.format == "json":
+        points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
+        return shared.screen.answer_json("inspect", points=points)
+    head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
+    rows = [(str(number), m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]))
+            for number, m in enumerate(front.members, 1)]
+    shared.screen.say(shared.screen.styled(place, "bold"))
+    return shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
+
+
+def _picture(place: str) -> "Picture | None":
+    """What an artifact's target draws of it, where it does."""
+    from ..artifacts.load import locate, target_of
     from ..opened import is_artifact
 
     path = Path(place)
     if not (path.is_dir() and is_artifact(path)):
         return None
-    folder, _ = locate(path)
-    return folder if folder.name == "native" else None
+    folder, manifest = locate(path)
+    return target_of(folder, manifest[1] if manifest else None).picture(folder)
 
 
-def _show_plan(folder: Path, place: str, graph: str | None, shared: Shared) -> None:
-    from ..native.picture import picture
-
+def _show_picture(found: "Picture", place: str, graph: str | None, shared: Shared) -> None:
     if graph is not None:
         raise Reject(unknown_layer(f"{place} holds one plan for the whole model, and no layers",
                                    help="name the recipe or the model that it was compiled from"))
-    found = picture(folder)
     if shared.format == "json":
         return shared.screen.answer_json("inspect", models=[{"label": place, "plan": found.to_json()}])
     shared.screen.say(shared.screen.styled(place, "bold"))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command within a second, wherever it is.
+"""Ctrl-C, SIGTERM and a terminal that closes end a command within a second, wherever it is.
 
 Python runs its handlers between two bytecodes, and one call into torch may last a minute. So a thread listens
 on the wake-up pipe that the signal itself writes to: it gives the main thread a moment to end well, and ends
@@ -24,13 +24,16 @@ _said = threading.Event()         # set once the main thread has told that it st
 
 @contextmanager
 def within_a_second() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into KeyboardInterrupt, and end the process if nothing comes of it."""
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and end the process if nothing comes of it.
+
+    A terminal that closes hangs up: a draft and a process that reopens it would stay behind.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = {s: signal.signal(s, _raise) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, _raise) for s in _signals()}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     try:
@@ -40,6 +43,13 @@ def within_a_second() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(writer)
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """What ends a command; not a hang-up that whoever started it (nohup) wants ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    more = (hangup,) if hangup and signal.getsignal(hangup) is not signal.SIG_IGN else ()
+    return (signal.SIGINT, signal.SIGTERM, *more)
 
 
 @contextmanager

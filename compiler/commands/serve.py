@@ -84,13 +84,13 @@ def _keys_of_environment() -> list[str]:
 
 def _called(place: str) -> str:
     """A model's name by the place that it was opened at."""
-    from ..artifacts.load import FORMS
+    from ..artifacts.load import kind_of
 
     kind, colon, name = place.partition(":")
     if colon and kind in ("zoo", "hf"):
         return name
     path = Path(place).resolve()
-    return path.parent.name if path.name in FORMS else path.name
+    return path.parent.name if kind_of(path.name) else path.name
 
 
 def _service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]):

@@ -22,7 +22,7 @@ _recipe = typer.Option("--recipe", metavar="FILE", show_default=False,
 
 def register(app: typer.Typer) -> None:
     @verb(app, formats=("text", "json", "junit", "github", "md"),
-          shows=("inputs", "cache", "machine", "progress"))
+          shows=("inputs", "cache", "machine", "progress", "gate"))
     def test(place: Annotated[Path, _place], shared: Shared, output: Annotated[Path, _out] = Path("out"),
              recipe: Annotated[Path | None, _recipe] = None) -> int:
         """Measure again what `expect` demands; exit 4 on a miss."""
@@ -58,10 +58,10 @@ def _drawn(result: "Tested", shared: Shared) -> str:
     from ..judging.gate import bound_text
 
     screen = shared.screen
-    color = {"ok": "green", "missed": "red", "skipped": "yellow"}
+    color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}
     rows = [(bound_text(o.bound), said(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes]
     lines = screen.table(rows, head=False).splitlines()
-    body = [f"  {screen.styled(f'{o.state:<7}', color[o.state])}  {line}"
+    body = [f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
             for o, line in zip(result.outcomes, lines, strict=True)]
     return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body])
 
@@ -83,8 +83,9 @@ def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
     parts = [f"{counted(states.count('ok'), 'bound')} kept"] if "ok" in states else []
     parts += [f"{states.count('missed')} missed"] if "missed" in states else []
     parts += [f"{states.count('skipped')} not for this machine"] if "skipped" in states else []
-    head = "missed" if "missed" in states else "ok"
-    colored = shared.screen.styled(head, "red" if head == "missed" else "green")
+    parts += [f"{states.count('undecided')} undecided"] if "undecided" in states else []
+    head = next((state for state in ("missed", "undecided") if state in states), "ok")
+    colored = shared.screen.styled(head, {"ok": "green", "undecided": "yellow"}.get(head, "red"))
     shared.screen.say(f"{colored}: {', '.join(parts)}")
 
 
@@ -92,7 +93,7 @@ def markdown(results: "Sequence[Tested]") -> str:
     """A table for a job summary or a pull request."""
     from ..judging.gate import bound_text
 
-    marks = {"ok": "ok", "missed": "**missed**", "skipped": "skipped"}
+    marks = {"ok": "ok", "missed": "**missed**", "skipped": "skipped", "undecided": "**undecided**"}
     lines = []
     for r in results:
         lines += [f"### {r.pipeline} (`{r.path}`)", "", "| bound | measured | limit | |"]
@@ -110,10 +111,10 @@ def junit(results: "Sequence[Tested]") -> str:
     from ..judging.gate import bound_text
 
     outcomes = [o for r in results for o in r.outcomes]
-    count = {s: str(sum(o.state == s for o in outcomes)) for s in ("missed", "skipped")}
+    count = {"missed": str(sum(o.state in ("missed", "undecided") for o in outcomes))}
     top = xml.Element("testsuites", name="effc test", tests=str(len(outcomes)), failures=count["missed"])
     for r in results:
-        missed = str(sum(o.state == "missed" for o in r.outcomes))
+        missed = str(sum(o.state in ("missed", "undecided") for o in r.outcomes))
         suite = xml.SubElement(top, "testsuite", name=r.pipeline, tests=str(len(r.outcomes)), failures=missed,
                                skipped=str(sum(o.state == "skipped" for o in r.outcomes)))
         for o in r.outcomes:
@@ -122,6 +123,8 @@ def junit(results: "Sequence[Tested]") -> str:
             case = xml.SubElement(suite, "testcase", about)
             if o.state == "missed":
                 xml.SubElement(case, "failure", message=f"{said(o)}, limit {o.limit}").text = str(r.path)
+            elif o.state == "undecided":
+                xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
             elif o.state == "skipped":
                 xml.SubElement(case, "skipped", message=o.skipped)
     xml.indent(top)

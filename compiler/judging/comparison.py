@@ -1,21 +1,22 @@
 """The emitted thing against the original: every bound's metric, and size, in one run."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
+from ...dsl.recipe import Bound
 from ...dsl.show import show
 from ...dsl.values import MetricRef
-from ..artifacts.load import FORMS, load
 from ..artifacts.manifest import Measure
-from ..measuring.timing import interleaved, no_cache
+from ..measuring.timing import Turns, interleaved, no_cache
 from ..planning import keys
 from ..store.cache import Cache
 from ..words.context import Context
 from .gate import Known, Outcome, measure_bounds, metric_label
+from .timed import SECONDS, decides, openness
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -31,21 +32,17 @@ class Comparison:
     run: dict[str, Any] = field(default_factory=dict)
 
 
-def reopened(folder: Path, ctx: Context) -> Any:
-    """The model that lies in a folder; its weights are mapped from disk, not held."""
-    return load(next(folder / form for form in FORMS if (folder / form).is_dir()), check="size",
-                device=ctx.settings.device)
-
-
 def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it."""
     started = time.time()
     original = ctx.origin.load().eval()
     known = remembered(plan, cache, ctx)
     before = dict(known)
-    turns = clocked(original, model, plan, ctx)
+    taken = clocked(original, model, plan, ctx)
+    turns = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in taken.items()}
     known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in turns.items()}
     outcomes = measure_bounds(plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in turns.items()})
+    outcomes = [left_open(o, taken, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
     pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
     for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan, ctx)):
@@ -56,24 +53,47 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     run = {"created": datetime.now(UTC).isoformat(timespec="seconds"),
            "seconds": {"measure": round(time.time() - started, 2)}}
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
-    measures = (measured(m, named.get(m) or show(m), *pairs[m], ctx) for m in in_order(pairs))
+    spread = {metric: t.spread for metric, t in taken.items()}
+    measures = (replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m))
+                for m in in_order(pairs))
     return Comparison(tuple(outcomes), tuple(measures), run)
 
 
-def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, tuple[float, float]]:
-    """Times of both models, taking turns: those that a bound names, and one that every table has."""
+def left_open(outcome: Outcome, taken: Mapping[MetricRef, Turns], model: str) -> Outcome:
+    """The same, unless it was timed in turns that don't decide it."""
+    bound = outcome.bound
+    if bound.metric not in taken or bound.profile or bound.baseline not in (None, model):
+        return outcome
+    turns = taken[bound.metric]
+    why = openness(bound, turns, turns.values["original"], outcome.unit)
+    return replace(outcome, holds=False, undecided=why) if why else outcome
+
+
+def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, Turns]:
+    """Times of both models, taking turns: those that a bound names, and one that every table has.
+
+    The former are timed until they decide their bounds, or for SECONDS.
+    """
     asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")      # a plain program doesn't
     more = [MetricRef(SPEED)] if decodes else []
     found = {}
     for metric in dict.fromkeys([*asked, *more]):
         try:
-            turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), rounds=3)
+            bounds = [b for b in plan.pipeline.expects if b.metric == metric and b.profile is None
+                      and b.baseline in (None, plan.pipeline.model)]
+            unit = ctx.metric(metric).unit
+
+            def enough(turns: Turns, bounds: Sequence[Bound] = bounds, unit: str = unit) -> bool:
+                return all(decides(b, turns, turns.values["original"], unit) for b in bounds)
+
+            turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), rounds=3, enough=enough,
+                                seconds=SECONDS)
         except Reject as refused:
             if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):
                 raise
             continue                     # nobody asked how fast a model decodes that doesn't
-        found[metric] = (turns.values["original"], turns.values["original"] * turns.ratio)
+        found[metric] = turns
     return found
 
 

@@ -34,6 +34,17 @@ bound_skipped = Fault(
     "Run `effc test` on the machine that the profile describes.",
     severity="warning")
 
+bound_undecided = Fault(
+    "bound-undecided",
+    "A timed bound could not be decided on this machine: what was measured lies too close to the limit, or swings too "
+    "much.\n\n"
+    "The two models took turns, step by step, until the confidence interval of the median lay on one side of the limit "
+    "or a minute had passed. It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    exit="gate")
+bound_left_open = Fault(
+    "bound-left-open", "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
+    severity="warning")
+
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": lambda a, b: a <= b, "<": lambda a, b: a < b, ">=": lambda a, b: a >= b, ">": lambda a, b: a > b,
     "==": lambda a, b: a == b or math.isclose(a, b, rel_tol=1e-9)}     # 1e-9: the limit is a product
@@ -50,6 +61,7 @@ class Outcome:
     value      of the result, in `unit`; None where the bound was skipped
     original   the baseline's value, None where the bound names none
     skipped    why it was not measured, "" where it was
+    undecided  why timings don't decide it, "" where they do
     where      the point of a front that it is of
     """
 
@@ -62,6 +74,7 @@ class Outcome:
     high: float | None = None
     skipped: str = ""
     where: str = ""
+    undecided: str = ""
 
     @property
     def limit(self) -> str:
@@ -71,7 +84,9 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        return "skipped" if self.skipped else "ok" if self.holds else "missed"
+        if self.skipped or self.undecided:
+            return "skipped" if self.skipped else "undecided"
+        return "ok" if self.holds else "missed"
 
     def to_json(self) -> dict:
         def finite(x: float | None) -> float | str | None:
@@ -79,7 +94,8 @@ class Outcome:
 
         return {"bound": bound_text(self.bound), "metric": metric_label(self.bound), "state": self.state,
                 "value": finite(self.value), "original": finite(self.original), "unit": self.unit,
-                "low": finite(self.low), "high": finite(self.high), "skipped": self.skipped}
+                "low": finite(self.low), "high": finite(self.high), "skipped": self.skipped,
+                "undecided": self.undecided}
 
 
 def judge(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
@@ -173,13 +189,20 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     return found.declared(call.span, ctx.settings.device)
 
 
-def misses(outcomes: Sequence[Outcome]) -> list[Diagnostic]:
-    """A diagnostic at the recipe line of every bound that was missed, and a warning for every one skipped."""
+def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+    """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
+
+    undecided   "fail", or "pass" for a warning
+    """
     found = []
     for o in outcomes:
         if o.skipped:
             message = f"`{bound_text(o.bound)}` was not measured"
             found.append(bound_skipped(message, o.bound.span, note=o.skipped))
+        elif o.undecided:
+            fault = bound_undecided if undecided == "fail" else bound_left_open
+            found.append(fault(f"`{bound_text(o.bound)}` is undecided on this machine", o.bound.span, note=o.undecided,
+                               help="measure on a machine at rest, or loosen the bound"))
         elif not o.holds:
             found.append(_miss(o))
     return found

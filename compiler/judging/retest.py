@@ -91,10 +91,11 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Te
 
 
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
+    from ..artifacts.load import load
     from ..artifacts.manifest import read_manifest, verify_files
     from ..report.progress import StageBegan, StageEnded
     from ..store.cache import Cache
-    from .comparison import compare, reopened
+    from .comparison import compare
     from .gate import misses
 
     tell = session.settings.tell
@@ -104,9 +105,11 @@ def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     kind = read_manifest(path).kind
     asked = tuple(b for b in plan.pipeline.expects if b.part in ("", kind))
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
-    compared = compare(reopened(path, ctx), plan, Cache(session.settings.cache_dir), ctx)
+    model = load(path, check="size", device=ctx.settings.device)
+    compared = compare(model, plan, Cache(session.settings.cache_dir), ctx)
     tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
-    return Tested(path, plan.pipeline.name, compared.outcomes, tuple(misses(compared.outcomes)))
+    said = misses(compared.outcomes, session.settings.undecided)
+    return Tested(path, plan.pipeline.name, compared.outcomes, tuple(said))
 
 
 def beside(path: Path, manifest: "Manifest") -> Path | None:

@@ -98,29 +98,53 @@ class Turns:
     rounds: tuple[Mapping[str, float], ...]
 
     @property
+    def ratios(self) -> list[float]:
+        """Of each round: the last model's value by the first one's."""
+        return _ratios(self.rounds)
+
+    @property
+    def compiled(self) -> list[float]:
+        """The last model's value in each round."""
+        return [list(r.values())[-1] for r in self.rounds]
+
+    @property
     def spread(self) -> tuple[float, float]:
         """The smallest and the largest ratio of a round."""
         ratios = _ratios(self.rounds)
         return min(ratios), max(ratios)
 
 
-def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5) -> Turns:
+def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5,
+                enough: Callable[[Turns], bool] = lambda turns: True, seconds: float = 0.0) -> Turns:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
     models  name -> model, the one to compare with first
+    enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """
-    names, seen = list(models), []
+    seen, until = [], time.monotonic() + seconds
     for _ in follow(range(rounds), "rounds of timing"):
-        clocks = {name: metric.clock(model) for name, model in models.items()}
-        taken: dict[str, list[float]] = {name: [] for name in names}
-        with still(*models.values()):
-            for turn in range(WARMUP + max(clock.count for clock in clocks.values())):
-                for name in names if turn % 2 == 0 else names[::-1]:
-                    taken[name].append(clocks[name].step())
-        seen.append({name: clocks[name].value(taken[name][WARMUP:]) for name in names})
-    values = {name: statistics.median(r[name] for r in seen) for name in names}
+        seen.append(_round(models, metric))
+    while time.monotonic() < until and not enough(_turns(seen)):
+        for _ in follow(range(1), f"round {len(seen) + 1} of timing, until it decides"):
+            seen.append(_round(models, metric))
+    return _turns(seen)
+
+
+def _round(models: Mapping[str, nn.Module], metric: Any) -> dict[str, float]:
+    names = list(models)
+    clocks = {name: metric.clock(model) for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    with still(*models.values()):
+        for turn in range(WARMUP + max(clock.count for clock in clocks.values())):
+            for name in names if turn % 2 == 0 else names[::-1]:
+                taken[name].append(clocks[name].step())
+    return {name: clocks[name].value(taken[name][WARMUP:]) for name in names}
+
+
+def _turns(seen: Sequence[Mapping[str, float]]) -> Turns:
+    values = {name: statistics.median(r[name] for r in seen) for name in seen[0]}
     return Turns(values, statistics.median(_ratios(seen)), tuple(seen))
 
 

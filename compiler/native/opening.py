@@ -1,6 +1,8 @@
 """A folder with a plan, opened: the engine at work in it, ready to compute."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
     threads     that compute; as many as torch has by default
     sequences   that can be open at once
     mapped      leave weights on disk, mapped: opens at once and shares memory, computes more slowly, and believes
-                the files; else every packed weight is read whole and checked, at a gigabyte per second and more
+                the files; else every weight is read whole and checked, at a gigabyte per second and more
     steady      logits of a sequence are the same to the bit whatever else a call computes
     """
     import torch
@@ -36,7 +38,7 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
     weights = tensors(folder, stored, mapped=mapped, threads=threads)
     try:
         if not mapped:
-            check(weights, threads)
+            check(weights, stored.entries, threads)
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False,
                         steady=steady)
     except KernelError as error:
@@ -46,10 +48,11 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
     return model.eval()
 
 
-def check(weights: "dict[str, Tensor]", threads: int) -> None:
-    """Read packed weights whole: a mask that does not fit its values would send a kernel out of bounds.
+def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
+    """Read every weight whole. Raises KernelError with its name.
 
-    Raises KernelError with the weight's name.
+    A packed one has a checksum of its own, and a mask that does not fit its values would send a kernel out of bounds;
+    embeddings, norms and tables are held against the hashes in the plan.
     """
     import torch
 
@@ -58,13 +61,21 @@ def check(weights: "dict[str, Tensor]", threads: int) -> None:
     def one(item: "tuple[str, Tensor]") -> None:
         name, tensor = item
         try:
-            packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
+            if tensor.dtype == torch.uint8:
+                packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
+            elif _sha256(tensor) != entries[name].get("sha256"):
+                raise KernelError("the weight's contents do not match their checksum")
         except KernelError as error:
             raise KernelError(f"`{name}`: {error}") from error
 
-    packed = [item for item in weights.items() if item[1].dtype == torch.uint8]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(one, packed))
+        list(pool.map(one, weights.items()))
+
+
+def _sha256(tensor: "Tensor") -> str:
+    import torch
+
+    return hashlib.sha256(memoryview(tensor.view(-1).view(torch.uint8).numpy())).hexdigest()
 
 
 def _generation(folder: Path) -> dict[str, Any]:

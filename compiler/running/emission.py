@@ -11,11 +11,11 @@ from ...dsl.diagnostics import Diagnostic
 from ...dsl.recipe import Emit, Recipe
 from ...dsl.values import DataRef, StepRef
 from ..artifacts.artifact import write
+from ..artifacts.load import load
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
-from ..judging.comparison import reopened
 from ..judging.gate import Outcome as Verdict
 from ..judging.gate import bound_text, misses
 from ..judging.verdicts import Verdicts
@@ -68,7 +68,7 @@ class Emission:
                 checks = reopen(folder, outcome, forms, self.ctx.seed)
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
-            new.extend(misses(verdicts))
+            new.extend(misses(verdicts, self.ctx.settings.undecided))
             return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
                 checks=checks, measures=compared.measures, machine=machine(),
                 expectations=tuple(expectation(v) for v in compared.outcomes), run=compared.run)
@@ -82,7 +82,8 @@ class Emission:
             return self.verdicts.on_front(outcome)
         if isinstance(outcome, Model) and forms:
             rounds = any(form.rounds for form in forms)
-            return self.verdicts.on_model(target, lambda: reopened(folder, self.ctx), rounds)
+            return self.verdicts.on_model(target, lambda: load(
+                folder / forms[0].folder, check="size", device=self.ctx.settings.device), rounds)
         with closing(outcome.members()) as members:
             _, program = next(members)
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
@@ -166,7 +167,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def expectation(outcome: Verdict) -> Expectation:
-    state = {"ok": "holds", "missed": "fails", "skipped": "skipped"}[outcome.state]
+    state = {"ok": "holds", "missed": "fails"}.get(outcome.state, outcome.state)
     line = outcome.bound.span.line if outcome.bound.span else 0
-    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line, outcome.skipped)
+    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line,
+                       outcome.skipped or outcome.undecided)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.units import natural
 from ..artifacts.artifact import check_free, write
-from ..artifacts.load import FORMS, load
+from ..artifacts.load import load
 from ..artifacts.manifest import Manifest, read_manifest, verify_files
 from ..artifacts.verify import verify
 from ..judging.gate import in_unit
@@ -104,7 +104,7 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
 def _copy(source: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
     def build(draft: Path) -> Manifest:
         shutil.copytree(source, draft, dirs_exist_ok=True)
-        form = next(source / f for f in FORMS if (source / f).is_dir())
+        form = next(source / f.folder for f in CHECKPOINTS if (source / f.folder).is_dir())
         checks = verify(draft, load(form, check="size", kernels=False), CHECKPOINTS)
         member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])

@@ -23,6 +23,7 @@ from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
 from ..report.progress import StageBegan, StageEnded, announce, hear
 from ..store.cache import Cache
+from ..training.family import Family
 from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Close, Pass
@@ -91,7 +92,8 @@ class Build:
                 outcome = self.reach(stage.source)
             self.at = ""                                   # from here until it is kept, the program is between steps
             given, facts = self.give(pass_, outcome, stage)
-            if isinstance(given, Unmerged) and stage.source != self.plan.identity:
+            if isinstance(given, (Unmerged, Family)) and isinstance(outcome, Model) \
+                    and stage.source != self.plan.identity:
                 given.base = stage.source
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
@@ -105,7 +107,8 @@ class Build:
         if not isinstance(outcome, Model):
             with as_profiled(named(stage.call), ctx):
                 made = pass_.give(outcome, ctx)
-            return made, {"program": [], "step": [], "changes": [], "summary": made.summary, "dump": ""}
+            notes = made.program.notes if isinstance(made, Model) else []
+            return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
         program = outcome.program
         before, version, notes = program.skeleton, program.version, len(program.notes)
         promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None

@@ -19,6 +19,7 @@ from ..ir.weights import assign, distinct
 from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
 from ..training.adapters import Shape
+from ..training.family import Family
 from ..training.unmerged import Unmerged
 
 
@@ -33,9 +34,12 @@ def save(outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], ori
         body = {"adapters": {"base": outcome.base, "shape": asdict(outcome.shape)},
                 "needs": [outcome.base] if outcome.base else [],
                 "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()}}
+    elif isinstance(outcome, Family):
+        body = {"family": outcome.to_json(), "needs": [outcome.base] if outcome.base else [],
+                "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()}}
     else:
         body = _program(outcome.program, cache, origin)
-    cache.finish(key, parts, {"tensors": {}, **body, "notes": dict(notes)})
+    cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
 
 
 def _program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
@@ -62,6 +66,9 @@ def restore(cache: Cache, key: str, origin: Origin, reach: Callable[[str], Progr
         tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
         return Unmerged(reach(base or origin.identity), base, shape, tensors)
+    if "family" in body:
+        tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
+        return Family.from_json(body["family"], reach(body["family"]["base"] or origin.identity), tensors)
     return Model(_restore(body, cache, origin))
 
 

@@ -6,34 +6,29 @@
     work/KEY/          scratch of steps that have not finished: what a killed run goes on from
     skeletons/ …       other folders belong to the files that write them
 
-Every file is written whole, synced and renamed; a step's file comes after its tensors.
+Every file is written whole, synced and renamed; a step's file comes after its tensors. What is read is held against
+its name or its seal first, and a folder that others can write to is refused.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Reject
+from .regular import check_regular
+from .sealed import HASH, SEAL, cache_damaged, canonical, read_sealed, refuse_open, sealed
 
 if TYPE_CHECKING:
     import torch
 
-cache_damaged = Fault("cache-damaged", "A file of the cache does not hold what its name says.", exit="environment")
-
-
 _DRAFT = re.compile(r"\..+\.\d+")    # as `write_whole` names them
-
-
-def canonical(value: Any) -> str:
-    """JSON with one spelling per value: what hashes are taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
@@ -77,6 +72,8 @@ def default_cache() -> Path:
 
 class Cache:
     def __init__(self, folder: Path):
+        """Raises Reject (cache-open) where others can write to the folder."""
+        refuse_open(folder)
         self.folder = folder
 
     def work(self, key: str) -> Path:
@@ -89,19 +86,32 @@ class Cache:
     def step(self, key: str) -> dict | None:
         """A finished step, or None; one whose tensors are not all there counts as unfinished."""
         path = self.folder / "steps" / f"{key}.json"
-        try:
-            body = json.loads(path.read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):
+        body = self._step(path)
+        if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
             return None
-        if all(self.blob(h).is_file() for h in body["tensors"].values() if h):
+        if not all(self.has(needed) for needed in body.get("needs", ())):
+            return None
+        with suppress(OSError):           # a cache that can only be read
             os.utime(path)
-            return body
-        return None
+        return body
+
+    def _step(self, path: Path) -> dict | None:
+        """A step's record; Reject (cache-damaged) where it is of another form or was changed."""
+        body = read_sealed(path, self.folder)
+        if body is None:
+            return None
+        tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
+        made_of = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
+        if not tables or not made_of or body.get("key") != path.stem or not all(
+                h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values()):
+            raise Reject(cache_damaged(f"{path} is no record of a finished step",
+                                       help="run `effc cache verify --delete`, then compile again"))
+        return body
 
     def finish(self, key: str, parts: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Record a step whose tensors are stored; its scratch is no longer needed."""
         record = {"key": key, "parts": parts, **body}
-        write_whole(self.folder / "steps" / f"{key}.json", canonical(record).encode())
+        write_whole(self.folder / "steps" / f"{key}.json", sealed(record))
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     # -- tensors ----------------------------------------------------------------------------------------------
@@ -119,28 +129,39 @@ class Cache:
         return name
 
     def fetch(self, name: str) -> "torch.Tensor":
-        """A stored tensor, mapped from disk."""
+        """A stored tensor, mapped from disk; Reject (cache-damaged) where its hash is another than its name."""
         from safetensors import SafetensorError, safe_open
 
         path = self.blob(name)
         try:
+            check_regular(path, within=self.folder)
             with safe_open(path, "pt") as file:
-                return file.get_tensor("t")
+                tensor = file.get_tensor("t")
         except (SafetensorError, OSError, KeyError) as error:
             raise Reject(cache_damaged(f"{path} can't be read: {error}",
                                        help="run `effc cache verify --delete`, then compile again")) from error
+        if tensor_hash(tensor) != name:
+            raise Reject(cache_damaged(f"{path} holds another tensor than its name says",
+                                       help="run `effc cache verify --delete`, then compile again"))
+        return tensor
 
     # -- small values -----------------------------------------------------------------------------------------
     def value(self, parts: Mapping[str, Any]) -> Any:
-        """A small value by the parts of its key, or None."""
-        try:
-            return json.loads((self.folder / "values" / f"{digest(parts)}.json").read_bytes())["value"]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
+        body = self._value(self.folder / "values" / f"{digest(parts)}.json")
+        return None if body is None else body["value"]
+
+    def _value(self, path: Path) -> dict | None:
+        body = read_sealed(path, self.folder)
+        if body is None or SEAL not in body:         # of before there were seals: measured again
             return None
+        if not {"parts", "value"} <= set(body) or digest(body["parts"]) != path.stem:
+            raise Reject(cache_damaged(f"{path} is the value of something else than its name says",
+                                       help="run `effc cache verify --delete`, then compile again"))
+        return body
 
     def keep(self, parts: Mapping[str, Any], value: Any) -> None:
-        write_whole(self.folder / "values" / f"{digest(parts)}.json",
-                    canonical({"parts": parts, "value": value}).encode())
+        write_whole(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
 
     # -- care -------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
@@ -148,8 +169,10 @@ class Cache:
         found = []
         for path in (self.folder / "steps").glob("*.json"):
             try:
-                body = json.loads(path.read_bytes())
-            except json.JSONDecodeError:
+                body = self._step(path)
+            except Reject:                # `damaged` says so
+                continue
+            if body is None:
                 continue
             blobs = [self.blob(h) for h in set(body["tensors"].values()) if h]
             size = sum(b.stat().st_size for b in blobs if b.is_file())
@@ -170,15 +193,17 @@ class Cache:
     def damaged(self) -> Iterator[tuple[Path, str]]:
         """Every file that does not hold what its name says, with the reason."""
         for path in sorted((self.folder / "blobs").glob("*/*")):
-            try:
-                sound = tensor_hash(self.fetch(path.name)) == path.name
-            except Reject:
-                sound = False
-            if not sound:
-                yield path, "the tensor's hash is another one"
+            if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
+                yield path, "no name of a tensor"
+            elif not _DRAFT.fullmatch(path.name):
+                yield from _refused(path, lambda name=path.name: self.fetch(name))
         for path in sorted((self.folder / "steps").glob("*.json")):
-            if self.step(path.stem) is None:
-                yield path, "not JSON, or tensors that it names are gone"
+            wrong = list(_refused(path, lambda path=path: self._step(path)))
+            yield from wrong
+            if not wrong and self.step(path.stem) is None:
+                yield path, "tensors that it names are gone"
+        for path in sorted((self.folder / "values").glob("*.json")):
+            yield from _refused(path, lambda path=path: self._value(path))
 
     def collect(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
@@ -204,6 +229,14 @@ class Cache:
                 if _written(path) < horizon:
                     freed += _drop(path)
         return freed
+
+
+def _refused(path: Path, read: Callable[[], Any]) -> Iterator[tuple[Path, str]]:
+    """The path and the reason where a file is refused."""
+    try:
+        read()
+    except Reject as reject:
+        yield path, reject.diagnostics[0].message.removeprefix(f"{path} ")
 
 
 def _written(path: Path) -> float:

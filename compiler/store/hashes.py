@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..report.progress import follow
@@ -27,7 +28,8 @@ def file_hash(path: Path, cache_dir: Path) -> str:
         pass
     found = _read(path, fact.st_size)
     if time.time() - fact.st_mtime > SETTLED:
-        write_whole(kept, found.encode())
+        with suppress(OSError):                # a cache that can only be read: hashed again next time
+            write_whole(kept, found.encode())
     return found
 
 

@@ -59,5 +59,8 @@ def _parse(line: bytes) -> tuple[str, Any] | None:
         return None
     if not line.endswith(b"\n") or digest != _digest(body):
         return None
-    key, value = json.loads(body)
-    return key, value
+    try:
+        key, value = json.loads(body)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return (key, value) if isinstance(key, str) else None

@@ -10,7 +10,7 @@ from ...dsl.values import Bytes
 from ..artifacts.artifact import NOTES
 from ..artifacts.companions import companions
 from ..artifacts.compat import Padding, padding
-from ..artifacts.sealed import KEY, record, seal
+from ..artifacts.sealed import KEY, read_record, record, seal
 from ..artifacts.stock import stock_config
 from ..checkpoints.blank import cut_tables
 from ..checkpoints.rescaled import NOTE, as_stored, rescales
@@ -18,11 +18,11 @@ from ..checkpoints.tensors import Piece, write_tensors
 from ..ir.program import Program
 from ..ir.weights import distinct
 from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..words.kinds import Form, Target, Wish, param
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 
-FORMS = (Form("model", "plain"), Form("compat", "plain", padded=True), Form("compact", "effc"))
+FORMS = (Form("compact", "effc"), Form("model", "plain"), Form("compat", "plain", padded=True))
 
 
 class Hf(Target):
@@ -37,6 +37,11 @@ class Hf(Target):
     Example: hf("hf")
     """
 
+    loads = {
+        "compact": "`compact/` has the true shapes: `effc.load(\".\")` (needs `pip install effc`).",
+        "model": "`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(\"model\")`.",
+        "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
+                  "logits, none of the saving."}
     cannot_hold = {
         "form: stock": {"uneven widths": "a config has one width for all layers",
                         "missing branches": "a config has every branch in every layer",
@@ -65,6 +70,21 @@ class Hf(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
+        from ..artifacts.models import rebuild, stock_model
+        from ..layers.quick import quicken
+
+        versions = None
+        if folder.name in ("model", "compat"):
+            model: Any = stock_model(folder, wish.dtype)
+        else:
+            body = read_record(folder)
+            model, versions = rebuild(folder, body, wish.dtype), body.get("versions", {})
+        if wish.kernels:
+            quicken(model)
+        return model, versions
 
     def _chosen(self, model: Any, notes: list[str]) -> tuple[str, ...]:
         """Which forms to write; Reject where stock is asked for by name and can't be."""

@@ -2,11 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ...dsl.diagnostics import Reject
+from ..artifacts.load import other_kind
 from ..ir.program import Program
 from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..words.kinds import Form, Target, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +52,9 @@ class Native(Target):
     Example: native("cpu")
     """
 
+    loads = {"native": "`native/` is run by effc's engine: `effc.load(\".\")`, `effc run .` or `effc serve .`."}
+    marks = {"native": "plan.json"}
+    whole = False
     cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
 
     weights: Literal["bf16", "int8"] = param(
@@ -70,3 +75,23 @@ class Native(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), reason=_REASON),)
+
+    @classmethod
+    def picture(cls, folder: Path) -> Any:
+        from ..native.picture import picture
+
+        return picture(folder)
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+        from ..layers.linear import cpu_only
+        from ..native.opening import open_native
+
+        if wish.device is not None and str(wish.device).partition(":")[0] != "cpu":
+            raise Reject(cpu_only(f"{folder} is run by the native engine, which {wish.device} has not",
+                                  help="load it on the CPU"))
+        if wish.dtype is not None:
+            raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
+                                    help="load it without `dtype`"))
+        own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady}
+        return open_native(folder, **{name: value for name, value in own.items() if value is not None}), None

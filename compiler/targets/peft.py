@@ -1,6 +1,7 @@
 """Adapters as peft writes them, beside the model that they were trained on."""
 
 from pathlib import Path
+from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
@@ -9,7 +10,7 @@ from ..artifacts.stock import stock_config
 from ..ir.outcome import Outcome
 from ..machine.environment import check_modules
 from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..words.kinds import Form, Target, Wish, param
 from . import hf
 
 shaped_base = Fault(
@@ -32,6 +33,9 @@ class Peft(Target):
     """
 
     holds = ("adapters",)
+    loads = {"adapter": "`adapter/` are adapters on `base/`: `PeftModel.from_pretrained(AutoModelForCausalLM."
+                        "from_pretrained(\"base\"), \"adapter\")`, or `effc.load(\".\")`."}
+    marks = {"adapter": "adapter_config.json"}
     extra = "tune"
     requires = ("peft",)
 
@@ -51,3 +55,11 @@ class Peft(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+        from ..artifacts.adapter import read
+        from ..artifacts.models import stock_model
+
+        check_modules(cls.requires, cls.extra, "an artifact of the target `peft`")
+        return read(folder, stock_model(folder.parent / BASE, wish.dtype)), None

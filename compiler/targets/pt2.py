@@ -9,7 +9,7 @@ from ..artifacts.artifact import NOTES
 from ..ir.program import Program
 from ..report.broken import first_line
 from ..words.context import Context
-from ..words.kinds import Form, Target
+from ..words.kinds import Form, Target, Wish
 
 cannot_export = Fault(
     "cannot-export", "torch.export can't make a program of a model.\n\n"
@@ -33,6 +33,9 @@ class Pt2(Target):
 
     cannot_hold = {"": {"interventions": "a program is the same for every row, and what is edited follows from "
                                          "where the row's prompt lies"}}
+
+    loads = {"program": "`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(\".\")`."}
+    marks = {"program": "model.pt2"}
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
@@ -63,6 +66,13 @@ class Pt2(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "torch", generates=False),)
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+        from ..artifacts.exported import read
+
+        model = read(folder)
+        return (model if wish.dtype is None else model.to(wish.dtype)), None
 
 
 def _inputs(program: Program) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts import reft
 from ..artifacts.artifact import NOTES
+from ..artifacts.load import load
+from ..artifacts.manifest import NAME, no_artifact
+from ..artifacts.models import stock_model
+from ..artifacts.sealed import KEY
 from ..editing.interventions import insert, remove
 from ..ir.program import Program
+from ..layers.quick import quicken
 from ..layers.reft import interventions
 from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..words.kinds import Form, Target, Wish, param
 from . import hf
 
 nothing_to_write = Fault("nothing-to-write", "Interventions are to be written of a model that has none.")
@@ -30,6 +35,11 @@ class Reft(Target):
     Source: own.
     Example: reft("edits")
     """
+
+    loads = {"reft": "`reft/` has interventions alone: `effc.load(\".\")` puts them onto their base, "
+                     "`effc.load(\".\", base=\"folder\")` onto one that you name (needs `pip install effc`)."}
+    marks = {"reft": "reft.json"}
+    upon = True
 
     base: Literal["auto", "inside"] = param("Whether the model beneath is copied: where it must be, or always.",
                                             default="auto")
@@ -50,6 +60,25 @@ class Reft(Target):
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(reft.FOLDER, "effc"),)
+
+    @classmethod
+    def words(cls, folder: Path) -> Path:
+        return reft.base_folder(folder)
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+        base = wish.base
+        if base is None or isinstance(base, (str, Path)):
+            place = reft.base_folder(folder) if base is None else Path(base)
+            if not any((place / name).is_file() for name in (NAME, "config.json")):
+                raise Reject(no_artifact(f"{place} holds no model to put interventions on",
+                                         help="name the folder of the base"))
+            sealed = (place / NAME).is_file() or KEY in json.loads((place / "config.json").read_bytes())
+            base = load(place, kernels=False) if sealed else stock_model(place, None)
+        reft.put_on(base, folder)
+        if wish.kernels:
+            quicken(base)
+        return (base if wish.dtype is None else base.to(wish.dtype)).eval(), None
 
 
 def place_of(program: Program, ctx: Context) -> str:

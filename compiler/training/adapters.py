@@ -8,7 +8,7 @@ al. 2024, arXiv 2410.03750), section 3.2.
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,18 @@ class Adapters:
         return {f"{path}.{side}": getattr(layer, side)[_NAME].weight
                 for path, layer in self.layers.items() for side in ("lora_A", "lora_B")}
 
+    def follow(self, ranks: Mapping[str, int]) -> None:
+        """Let each adapter use the first so many of its ranks, as `ranks` says by path whenever it runs."""
+        for path, layer in self.layers.items():
+            layer.forward = _forward(layer, lambda path=path: ranks[path])
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put in what `parameters` gave, or the first ranks of it; the ones behind give nothing."""
+        for name, parameter in self.parameters().items():
+            parameter.zero_()
+            parameter[tuple(slice(n) for n in tensors[name].shape)] = tensors[name].to(parameter.device)
+
     @torch.no_grad()
     def merge(self) -> None:
         """Add the products to the weights, in place."""
@@ -115,16 +127,23 @@ def _keep_zeros(layer: Any) -> None:
     """Let the adapter of a sparse weight give nothing where the weight is zero."""
     base = layer.get_base_layer()
     weight = base.weight.detach()
-    if not is_sparse(weight):
-        return
-    mask = (weight.T if isinstance(base, Conv1D) else weight) != 0                          # [out, in]
+    if is_sparse(weight):
+        vars(layer)[_MASK] = (weight.T if isinstance(base, Conv1D) else weight) != 0        # [out, in]
+        layer.forward = _forward(layer, None)
+
+
+def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor]:
+    """Of a layer, its mask honoured where it has one; with the first `rank()` of its ranks, or all."""
+    base, mask = layer.get_base_layer(), vars(layer).get(_MASK)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result, (a, b) = base(x, *args, **kwargs), _sides(layer)
+        result, (a, b), scale = base(x, *args, **kwargs), _sides(layer), layer.scaling[_NAME]
+        if rank is not None:
+            a, b = a[: rank()], b[:, : rank()]
         dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
-        return result + MaskedProduct.apply(dropped, a, b, mask, layer.scaling[_NAME]).to(result.dtype)
-    vars(layer)[_MASK] = mask
-    layer.forward = forward
+        added = (dropped @ a.T @ b.T) * scale if mask is None else MaskedProduct.apply(dropped, a, b, mask, scale)
+        return result + added.to(result.dtype)
+    return forward
 
 
 @contextmanager

@@ -86,6 +86,7 @@ class Run:
 
     learn(rows, weight)   loss over the rows of these numbers; adds `weight` times its gradient
     judge()               nats per token on held-out data, or None where there is none
+    begin(step)           is told of each step before it learns, of one that runs again after a kill, too
     """
 
     trained: Trained
@@ -94,6 +95,7 @@ class Run:
     learn: Callable[[Tensor, float], float]
     judge: Callable[[], float] | None
     ctx: Context
+    begin: Callable[[int], None] | None = None
 
     def __post_init__(self):
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
@@ -135,6 +137,8 @@ class Run:
 
     def _learn(self, step: int) -> float:
         regime, masters, loss = self.regime, self.trained.masters.values(), 0.0
+        if self.begin is not None:
+            self.begin(step)
         for part in range(regime.accumulate):
             torch.manual_seed(seed_of("dropout", regime.seed, step, part))
             place = ((step - 1) * regime.accumulate + part) * regime.batch

@@ -21,7 +21,9 @@ class Unmerged(Outcome):
 
     base      key of the program's own result; "" of the recipe's model
     shape     their rank, scale and dropout
-    tensors   "PATH.lora_A" [rank, in] and "PATH.lora_B" [out, rank] for the path of each adapted module
+    tensors   "PATH.lora_A" [rank, in] and "PATH.lora_B" [out, rank] for the path of each adapted module; some may
+              be of a lower rank than `shape` says, scaled as if they were not
+    They act on zeros of a sparse weight, too: the weight beneath keeps them.
     """
 
     kind: ClassVar[str] = "adapters"
@@ -47,9 +49,8 @@ class Unmerged(Outcome):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        with adapted(self.program.model, self.paths, self.shape, seed=0) as adapters, torch.no_grad():
-            for name, parameter in adapters.parameters().items():
-                parameter.copy_(self.tensors[name])
+        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters, torch.no_grad():
+            adapters.load(self.tensors)
             for layer in adapters.layers.values():
                 layer.eval()                    # new modules would drop some of what they are given
             yield
@@ -63,7 +64,12 @@ class Unmerged(Outcome):
         model = self.program.model
         transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in self.paths)
         shape = self.shape
-        config = LoraConfig(r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
+        ranks = {path: len(self.tensors[f"{path}.lora_A"]) for path in self.paths}
+        lower = {path: rank for path, rank in ranks.items() if rank != shape.rank}
+        # peft divides alpha by the module's own rank; all are to be scaled by alpha / shape.rank.
+        alphas = {path: shape.alpha * rank / shape.rank for path, rank in lower.items()}
+        config = LoraConfig(rank_pattern=lower, alpha_pattern=alphas,
+                            r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
                             target_modules=list(self.paths), base_model_name_or_path=base, inference_mode=True,
                             fan_in_fan_out=transposed, task_type="CAUSAL_LM" if model.can_generate() else None)
         folder.mkdir()

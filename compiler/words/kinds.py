@@ -6,10 +6,10 @@ the source without importing the file (compiler/words/header.py), a test holds b
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
 
 if TYPE_CHECKING:
     import torch
@@ -161,14 +161,45 @@ class Form:
     member: str = ""
 
 
+@dataclass(frozen=True)
+class Wish:
+    """How a caller of `effc.load` wants a model; see there."""
+
+    dtype: "torch.dtype | None" = None
+    device: Any = None
+    base: Any = None
+    threads: int | None = None
+    sequences: int | None = None
+    steady: bool = False
+    kernels: bool = True
+
+
+class Picture(Protocol):
+    """What a folder holds, for people and for programs."""
+
+    def draw(self) -> str: ...
+
+    def to_json(self) -> Any: ...
+
+
 class Target(Word):
     """Writes files, nothing else: the compiler hashes them, writes the manifest and renames the folder.
 
+    loads          {folder: sentence}: what `effc.load` opens, the best first, and how the model card says it is opened
+    marks          {folder: file} by which such a folder is known, where that is not config.json
+    whole          whether loading compares all hashes unless it is told otherwise
+    upon           it holds no model of its own: a caller may name the one that it goes onto
+    use            what to do with an artifact that holds no model to load
     holds          kinds of results that it can write: "model", "adapters", "front"
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
     """
 
+    loads: ClassVar[dict[str, str]] = {}
+    marks: ClassVar[dict[str, str]] = {}
+    whole: ClassVar[bool] = True
+    upon: ClassVar[bool] = False
+    use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
@@ -184,6 +215,21 @@ class Target(Word):
 
     def foresee(self, ctx: "Context") -> None:
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> "tuple[torch.nn.Module, Mapping[str, str] | None]":
+        """The model in one of the folders that it `loads`, and the versions that wrote it where the folder says so."""
+        raise AssertionError(f"{cls.__name__} holds no model to load")
+
+    @classmethod
+    def picture(cls, folder: Path) -> "Picture | None":
+        """What `effc inspect` draws of such a folder, where that is not a model's structure."""
+        return None
+
+    @classmethod
+    def words(cls, folder: Path) -> Path:
+        """Where the tokenizer of such a folder lies."""
+        return folder
 
     def forms(self) -> tuple[Form, ...]:
         """The folders that it may have written and that load as models."""

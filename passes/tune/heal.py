@@ -45,7 +45,7 @@ class Heal(Pass):
 
     Zeros stay zero: where at least 1% of a weight matrix is exactly zero, as `sparsify.*` leaves it, only the
     others are trained, and an adapter gives nothing where the weight is zero, beside it and merged. `zeros:
-    fill` trains all.
+    fill` trains all. Adapters that are given apart leave the weights beneath as they are, zeros and all.
 
     With `held_out`, the loss there is measured every so many steps, the best weights are kept, and the run
     ends once nothing has got better for a while; a run that never gets better than its start is refused.
@@ -107,7 +107,7 @@ class Heal(Pass):
         self._check(ctx)
         program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
         paths = adaptable(program, self.on)
-        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed)) as adapters:
+        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
             weights = adapters.parameters()
             course = self._train(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}

@@ -342,3 +342,9 @@ def test_nothing_is_shown_of_a_file_outside_the_recipes_folder_that_is_no_recipe
     run = effc("check", "inside/r.effspec")
     assert run.code == 3 and "error[foreign-module]" in run.err and "root" not in run.err
     assert "root" not in effc("check", "inside/r.effspec", "--format", "json").out
+
+
+def test_a_module_whose_path_no_system_has_is_not_there(effc, tmp_path):
+    (tmp_path / "long.effspec").write_text(f'effspec 1\nuse "./{"a" * 5000}.effspec" as x\n')
+    run = effc("check", "long.effspec")
+    assert run.code == 3 and "unknown-module" in run.err and "long.effspec:2:5" in run.err

@@ -36,7 +36,7 @@ from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused
 
 torch.set_num_threads(1)
-MODEL, COMPAT, COMPACT = FORMS
+COMPACT, MODEL, COMPAT = FORMS
 BY_NAME = {form.folder: form for form in FORMS}
 CHANGES = ("nothing", "layers", "widths", "uneven", "fewer and uneven")
 WIDER = tuple(name for name in tiny.WIDER if name != "rwkv")

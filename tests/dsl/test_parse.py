@@ -145,6 +145,8 @@ SLIPS = {
     "nothing": ("", "1:1 missing-edition"),
     "no edition": ('model base = hf("x")', "1:1 missing-edition"),
     "an edition without number": ('effspec\nmodel base = hf("x")', "1:1 missing-edition"),
+    "the first word alone": ("effspec", "1:1 missing-edition"),
+    "the first word and a space": ("effspec ", "1:1 missing-edition"),
     "another edition": ("effspec 2\n", "1:9 unknown-edition"),
     "no edition at all": ("effspec one\n", "1:9 unknown-edition"),
     "equal sign in an argument": (HEAD + "pipeline p(b) { a = x(k=1, l=2) }", "2:24 wrong-sign"),

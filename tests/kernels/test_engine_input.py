@@ -229,6 +229,28 @@ def test_a_cancelled_call_leaves_its_sequences_as_they_were():
     assert torch.equal(own.run([1, 2, 3], [0] * 3), before)
 
 
+def test_an_engine_that_is_closed_while_another_thread_runs_it_ends_that_call_first():
+    for pause in (0.0, 0.0, 0.001, 0.01):
+        own = Engine(WIDE.plan, WIDE.weights, 2)
+        outcome: list[BaseException | None] = []
+
+        def long(engine=own, outcome=outcome) -> None:
+            try:
+                engine.run([5] * 4000, [0] * 4000, [])
+                outcome.append(None)
+            except (Cancelled, KernelError) as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=long)
+        thread.start()
+        time.sleep(pause)
+        own.close()
+        thread.join()
+        assert isinstance(outcome[0], Cancelled) or "is closed" in str(outcome[0])
+        with pytest.raises(KernelError, match="is closed"):
+            own.run([1], [0])
+
+
 WIDE = llama(layers=8, hidden=256, heads=8, kv=8, d=32, context=4096)
 
 

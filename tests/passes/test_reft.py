@@ -8,6 +8,8 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.outcome import Model
+from effc.compiler.ir.weights import assign
 from effc.compiler.layers.reft import interventions
 from effc.compiler.rows.forward import nll
 from effc.compiler.running import snapshot
@@ -126,8 +128,8 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     program = taught(ctx, lr=0.3)
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
-    snapshot.save(program, cache, "0" * 64, {}, ctx.origin, {"program": program.notes})
-    again = snapshot.restore(cache, "0" * 64, ctx.origin)
+    snapshot.save(Model(program), cache, "0" * 64, {}, ctx.origin, {"program": program.notes})
+    again = snapshot.restore(cache, "0" * 64, ctx.origin, lambda key: capture(ctx.origin.load())).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)
@@ -212,7 +214,7 @@ def test_a_changed_model_takes_interventions_and_keeps_its_change(ctx, before):
     assert left == shapes
     model = ctx.origin.load()
     replay(model, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
-    snapshot.assign(model, dict(program.model.state_dict()))
+    assign(model, dict(program.model.state_dict()))
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(model.eval()(ids).logits, program.model(ids).logits)

@@ -1,0 +1,61 @@
+"""Adapter folders, read as untrusted input: numbers and names of a LoRA, nothing that peft would import or unpickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+
+refused_adapter = Fault(
+    "refused-adapter", "An adapter folder holds something that effc's own don't.\n\n"
+    "effc reads LoRA of linear modules from safetensors. What else peft knows, open with peft itself.",
+    exit="environment")
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LARGEST = 1 << 20               # bytes of a config
+_PREFIX = "base_model.model."
+
+
+def read(folder: Path, base: Any) -> Any:
+    """The base with the folder's adapters on it, in evaluation mode."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    body = _config(folder / CONFIG)
+    paths = {name for name, module in base.named_modules() if hasattr(module, "weight")}
+    odd = [path for path in body["target_modules"] if path not in paths]
+    if odd:
+        raise Reject(refused_adapter(f"{folder / CONFIG} names `{odd[0][:80]}`, which the base doesn't have"))
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise Reject(refused_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
+    wanted = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
+    if set(tensors) != wanted:
+        lost = sorted(wanted ^ set(tensors))[0]
+        raise Reject(refused_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{lost[:80]}`"))
+    config = LoraConfig(r=body["r"], lora_alpha=body["lora_alpha"], lora_dropout=0.0, bias="none",
+                        target_modules=list(body["target_modules"]), inference_mode=True,
+                        fan_in_fan_out=body["fan_in_fan_out"])
+    model = get_peft_model(base, config)
+    try:
+        set_peft_model_state_dict(model, tensors)
+    except RuntimeError as error:
+        raise Reject(refused_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}")) from error
+    return model.eval()
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """The few fields that a LoRA needs; Reject where one is missing or of another form."""
+    try:
+        assert file.stat().st_size < _LARGEST, "it is too large"
+        body = json.loads(file.read_bytes())
+        assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
+        assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
+        assert type(body.get("lora_alpha")) in (int, float), "its `lora_alpha` is no number"
+        targets = body.get("target_modules")
+        assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
+    except (OSError, ValueError, AssertionError) as error:
+        raise Reject(refused_adapter(f"{file}: {error}")) from error
+    return body | {"fan_in_fan_out": body.get("fan_in_fan_out") is True, "target_modules": sorted(targets)}

@@ -1,0 +1,96 @@
+"""Models from the folders of an artifact: what transformers reads itself, and what is rebuilt from a config and edits.
+
+The folders may come from anybody: sizes are held against the weights that are there before anything is built.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Fault, Reject
+from .sealed import attach, not_sealed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+SPARE = 64       # times as large as its stored weights may a model have been before it was edited
+
+tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
+                       exit="environment")
+
+
+def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
+    """A folder that transformers reads itself."""
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import check_names, stock
+    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
+
+    config, slots = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder)).slots
+    refuse_adapter(folder, str(folder))
+    check_numbers(config, slots, str(folder))
+    model, info = stock(folder, config, sum(slot.count for slot in slots.values()), dtype=dtype or "auto",
+                        use_safetensors=True, local_files_only=True, output_loading_info=True,
+                        ignore_mismatched_sizes=True)
+    check_names(info, str(folder))
+    return model.eval()
+
+
+def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The blank original, edited again, with the folder's weights mapped in."""
+    import torch
+
+    from ..checkpoints.blank import blank, cut_tables
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import build, check_size
+    from ..checkpoints.folder import find_weights
+    from ..ir.edits import Edits, replay
+
+    slots = find_weights(folder, str(folder)).slots
+    check_numbers(record["base"], slots, str(folder), spare=SPARE)
+    with torch.device("meta"):
+        check_size(build(record["base"], record["dtype"]), sum(slot.count for slot in slots.values()), spare=SPARE)
+    model = blank(record["base"], record["dtype"])
+    edits = Edits.from_json(record["edits"])
+    try:
+        replay(model, edits)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Reject(not_sealed(f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
+                                help="install the effc that wrote it")) from error
+    fill(model, folder, cut_tables(model, edits.shapes), dtype)
+    attach(model, record)
+    _dress(model, folder)
+    return model.eval()
+
+
+def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
+         dtype: "torch.dtype | None" = None) -> None:
+    """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
+    from ..checkpoints.tensors import mapped
+    from ..ir.surgery import put
+    from ..ir.weights import assign, distinct
+
+    wanted = dict(distinct(model)) | tables
+    found = dict(mapped(folder))
+    known = model.state_dict(keep_vars=True).keys() | wanted.keys()
+    wrong = [f"`{n}` is missing" for n in wanted if n not in found]
+    wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
+    wrong += [f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
+              for n, w in wanted.items() if n in found and found[n].shape != w.shape]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Reject(tensors_differ(f"{folder}: {', '.join(wrong[:3])}{more}",
+                                    help="weights and config.json are of different saves: copy both again"))
+    kept = {name: found[name] for name in wanted if name not in tables}
+    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in kept.items()})
+    for name in tables:
+        put(model, name, found[name])
+
+
+def _dress(model: Any, folder: Path) -> None:
+    """What `from_pretrained` adds to a bare model."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = model.config.name_or_path = str(folder)

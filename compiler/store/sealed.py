@@ -1,0 +1,81 @@
+"""JSON files of the cache that say of themselves whether they are whole: a seal over all the rest."""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from .regular import MANIFEST, read_regular
+
+SEAL = "seal"
+HASH = re.compile(r"[0-9a-f]{64}")
+
+cache_damaged = Fault("cache-damaged", "A file of the cache does not hold what its name says.", exit="environment")
+cache_open = Fault(
+    "cache-open",
+    "Others than its owner can write to the cache.\n\n"
+    "What is kept there is taken for what effc computed itself: whoever writes to it decides what a compile gives.",
+    exit="environment")
+_HELP = "run `effc cache verify --delete`, then compile again"
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling per value: what hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """A record as the cache keeps it: with the hash of everything in it."""
+    plain = json.loads(canonical(body))                 # as it is read again: keys are text
+    return canonical({**plain, SEAL: _seal(plain)}).encode()
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical({k: v for k, v in body.items() if k != SEAL}).encode()).hexdigest()
+
+
+def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
+    """A record of the cache in `folder`; None where there is none.
+
+    Raises Reject (cache-damaged) where it is no object or was changed since it was written. What effc wrote before
+    there were seals has none.
+    """
+    try:
+        body = json.loads(read_regular(path, MANIFEST, folder).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Reject(cache_damaged(f"{path} can't be read: {error.strerror}", help=_HELP)) from error
+    except (ValueError, RecursionError) as error:
+        raise Reject(cache_damaged(f"{path} is not JSON", help=_HELP)) from error
+    if not isinstance(body, dict):
+        raise Reject(cache_damaged(f"{path} is no JSON object", help=_HELP))
+    try:
+        whole = SEAL not in body or body[SEAL] == _seal(body)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
+    return body
+
+
+def refuse_open(folder: Path) -> None:
+    """Reject (cache-open) a folder that other people than this one can write to."""
+    if not hasattr(os, "getuid"):
+        return
+    for path in (folder, *(folder / name for name in ("steps", "blobs", "values", "skeletons", "hashes"))):
+        try:
+            fact = path.stat()
+        except OSError:
+            continue
+        own_group = fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid     # a group of one, as Debian makes them
+        if fact.st_uid not in (os.getuid(), 0):
+            raise Reject(cache_open(f"{path} belongs to another user", help="give a folder of your own by --cache-dir"))
+        if fact.st_mode & stat.S_IWOTH or (fact.st_mode & stat.S_IWGRP and not own_group):
+            raise Reject(cache_open(f"{path} can be written to by others", help=f"`chmod -R go-w {folder}`, then "
+                                    "`effc cache verify`; or give another folder by --cache-dir"))

@@ -1,0 +1,1 @@
+"""Families of models that share their weights: one training, many sizes."""

@@ -1,0 +1,134 @@
+"""Train adapters of elastic rank: any choice of ranks is then an adapter, without more training."""
+
+from typing import ClassVar, Literal
+
+import torch
+
+from ...compiler.ir.outcome import Model, Outcome
+from ...compiler.machine.environment import check_modules
+from ...compiler.planning.select import parts
+from ...compiler.rows.forward import nll
+from ...compiler.training.adapters import Shape, adaptable, adapted
+from ...compiler.training.effort import adapter_size, effort
+from ...compiler.training.family import Drawn, Family, Space, check_ranks
+from ...compiler.training.gains import no_gain, refuse_same_rows
+from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.objective import Objective
+from ...compiler.training.schedule import seed_of
+from ...compiler.training.trained import Trained, recomputing, training
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...dsl.diagnostics import Reject
+from ...dsl.skeleton import Part, Skeleton
+from ...dsl.values import DataRef, Ratio, Selector
+
+
+class Lora(Pass):
+    """Train adapters of elastic rank: any choice of ranks is then an adapter, without more training.
+
+    Each step of training uses adapters of ranks that are drawn for it: of every site by itself, one of `ranks`, so
+    that the first so many ranks of an adapter learn to do without those behind. `supernet.pick` takes one choice out
+    of the family. A draw holds for a whole step, with all its batches and with layers that run again in the backward
+    pass. Whatever the rank, an adapter's product is multiplied with alpha / largest rank.
+
+    `zeros: keep` trains adapters that give nothing where a sparse weight is zero, so that merging a choice keeps the
+    zeros; `zeros: fill` trains plain ones, which can be given apart for peft.
+
+    With `held_out`, the loss of the middle ranks there is measured every so many steps, and the best weights are kept.
+
+    Source: Neural Low-rank adapter Search of Shears (Munoz et al. 2024, arXiv 2404.10934), one draw a step; SparsePEFT
+    of SQFT (Munoz et al. 2024, arXiv 2410.03750).
+    Example: net = supernet.lora(on: "*.{q,k,v,up,down}_proj", ranks: [32, 24, 16], data: calib, steps: 400)
+    """
+
+    keeps = Lossy()
+    acts_on = "linear"
+    determinism = "seeded"
+    gives = {"": "family"}
+    extra: ClassVar[str] = "tune"
+    requires: ClassVar[tuple[str, ...]] = ("peft",)
+
+    ranks: list[int] = param("What a site's rank may be, the largest first.")
+    data: DataRef = param("Rows to learn from.")
+    per: Literal["layer", "module", "kind"] = param(
+        "What has a rank of its own: layers, modules, or all modules of one name.", default="layer")
+    steps: int = param("Updates of the adapters, at most.", default=200, ge=1, unit="steps")
+    lr: float = param("Largest learning rate of AdamW.", default=3e-4, gt=0)
+    batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
+    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
+    on: Selector | None = param("Linear modules that get an adapter; all inside the layers where it is left out.",
+                                default=None)
+    alpha: float = param("What the products are multiplied with, divided by the largest rank.", default=64.0, gt=0)
+    dropout: float = param("Probability that an input of an adapter is dropped.", default=0.1, ge=0, lt=1)
+    zeros: Literal["keep", "fill"] = param("Whether adapters give nothing where a sparse weight is zero.",
+                                           default="keep")
+    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = param("How the learning rate falls after that.",
+                                                              default="cosine")
+    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
+    gradient_checkpointing: bool = param(
+        "Layers run again in the backward pass: less memory, a third more time.", default=False)
+    held_out: DataRef | None = param("Rows to judge by; never learned from.", default=None)
+    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
+    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
+    save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
+                      unit="steps")
+
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        assert isinstance(outcome, Model), f"a family of {outcome.kind}"
+        program = outcome.program
+        self.forecast(program.skeleton)
+        refuse_same_rows(self.data, self.held_out, ctx)
+        paths = adaptable(program, self.on)
+        shape = Shape(self.ranks[0], self.alpha, self.dropout)
+        drawn = Drawn(Space.over(paths, self.per, program.skeleton, self.ranks), ctx.seed)
+        drawn.take(drawn.space.choice("largest"))
+        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros=self.zeros) as adapters:
+            adapters.follow(drawn.ranks)
+            weights = adapters.parameters()
+            course = self._train(outcome, ctx, weights, drawn)
+            tensors = {name: p.detach().clone() for name, p in weights.items()}
+        program.note(trained=sum(t.numel() for t in tensors.values()), steps=course.step, best=course.best,
+                     loss=course.curve, held_out=course.held_out, sites=len(drawn.space.sites), ranks=list(self.ranks))
+        return Family(program, "", shape, tensors, drawn.space, masked=self.zeros == "keep")
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. Ranks that can't be, and a missing peft, are said here, before any weight is read."""
+        check_modules(self.requires, self.extra, "`supernet.lora`")
+        check_ranks(self.ranks, self._chosen(skeleton))
+        return skeleton
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        rows = ctx.rows(self.data)
+        batch, looks = self.batch * rows.shape[1], 0
+        if self.held_out:
+            looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
+        trained = adapter_size(self._chosen(skeleton), max(self.ranks))
+        return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks,
+                      recomputed=self.gradient_checkpointing)
+
+    def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        inside = tuple(f"{unit}." for unit in skeleton.units)
+        return tuple(p for p in parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
+
+    def _train(self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], drawn: Drawn) -> Course:
+        program = outcome.program
+        model, rows = program.model, ctx.rows(self.data)
+        lesson = Objective(model, rows)
+        regime = Regime(
+            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
+            batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=0.0, every=self.every,
+            patience=self.patience, save=self.save, seed=ctx.seed)
+
+        def judge() -> float:
+            drawn.take(drawn.space.choice("middle"))
+            nats, tokens = nll(model, ctx.rows(self.held_out))
+            return nats / tokens
+
+        layers = [unit.module(model) for unit in program.units.values()]
+        with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
+            course = Run(Trained(weights), regime, len(rows), lesson.learn, judge if self.held_out else None, ctx,
+                         drawn.begin).run()
+        if self.held_out and course.best == 0:
+            raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], "training"))
+        return course

@@ -1,0 +1,166 @@
+"""A cache is read as it was written, or its damage is said: nothing that was edited decides what a compile gives."""
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from effc.compiler.running.snapshot import restore
+from effc.compiler.store.cache import Cache, digest, tensor_hash
+from effc.dsl.diagnostics import Reject
+from safetensors.torch import save
+
+from tests.stored.test_stored import origin_in
+from tests.worlds import refused
+
+torch.set_num_threads(1)
+STORED = Path(__file__).parents[1] / "stored" / "8d012cb.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with tarfile.open(STORED) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "8d012cb"
+
+
+@pytest.fixture
+def world(written, tmp_path):
+    shutil.copytree(written, tmp_path / "w")
+    return tmp_path / "w"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    cache.keep({"metric": "perplexity", "of": "base"}, 34.0)
+    parts = {"step": {"word": "prune.blocks"}, "seed": 0}
+    cache.finish(digest(parts), parts, {"tensors": {"w": cache.store(torch.ones(8))}, "borrowed": {}, "edits": {},
+                                        "notes": {}})
+    return cache
+
+
+def only(cache, folder) -> Path:
+    path, = (p for p in (cache.folder / folder).rglob("*") if p.is_file())
+    return path
+
+
+def damage_of(call) -> str:
+    found = refused(call).diagnostics[0]
+    assert found.slug in ("cache-damaged", "odd-file")
+    return found.message
+
+
+def test_a_blob_that_was_edited_is_not_used(cache):
+    blob = only(cache, "blobs")
+    blob.write_bytes(save({"t": torch.full((8,), 2.0)}))
+    assert "another tensor than its name says" in damage_of(lambda: cache.fetch(tensor_hash(torch.ones(8))))
+    assert [path for path, _ in cache.damaged()] == [blob]
+
+
+def test_a_measured_value_that_was_edited_is_not_used(cache):
+    path = only(cache, "values")
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"value": 340.0}))
+    assert "was changed" in damage_of(lambda: cache.value({"metric": "perplexity", "of": "base"}))
+    assert [found for found, _ in cache.damaged()] == [path]
+
+
+def test_a_value_in_anothers_place_is_not_used(cache):
+    path, other = only(cache, "values"), {"metric": "perplexity", "of": "other"}
+    shutil.copy(path, path.with_name(f"{digest(other)}.json"))
+    assert "of something else" in damage_of(lambda: cache.value(other))
+
+
+def test_a_step_in_anothers_place_is_not_used(cache):
+    path, other = only(cache, "steps"), digest({"other": 1})
+    body = json.loads(path.read_text())
+    body.pop("seal")
+    path.with_name(f"{other}.json").write_text(json.dumps(body | {"key": other}))
+    assert "no record of a finished step" in damage_of(lambda: cache.step(other))
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", "3", '"x"', "", "{", '{"tensors": []}', "[" * 50_000, "\udcff"])
+@pytest.mark.parametrize("folder", ["steps", "values"])
+def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):
+    path = only(cache, folder)
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    cache.entries()
+    if (folder, text) != ("values", "{}") and (folder, text) != ("values", '{"tensors": []}'):
+        assert path in [found for found, _ in cache.damaged()]
+        damage_of(lambda: cache.step(path.stem) if folder == "steps" else cache.value({"metric": "perplexity",
+                                                                                     "of": "base"}))
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", 3, "a" * 63])
+def test_a_tensor_is_named_by_a_hash(cache, name):
+    path = only(cache, "steps")
+    body = json.loads(path.read_text())
+    body.pop("seal")
+    path.write_text(json.dumps(body | {"tensors": {"w": name}}))
+    assert "no record of a finished step" in damage_of(lambda: cache.step(path.stem))
+
+
+@pytest.mark.parametrize("folder", ["steps", "values", "blobs"])
+@pytest.mark.parametrize("leads", ["/dev/zero", "pipe", "outside"])
+def test_links_and_devices_are_not_read(cache, tmp_path, folder, leads):
+    path = only(cache, folder)
+    inside = path.read_bytes()
+    path.unlink()
+    if leads == "pipe":
+        os.mkfifo(path)
+    elif leads == "outside":
+        (tmp_path / "elsewhere").write_bytes(inside)
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.symlink_to(leads)
+    assert path in [found for found, _ in cache.damaged()]
+    cache.entries()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="the system has no owners")
+@pytest.mark.parametrize("folder", [".", "steps", "values"])
+def test_a_folder_that_others_can_write_to_is_refused(cache, folder):
+    os.chmod(cache.folder / folder, 0o777)
+    found = refused(lambda: Cache(cache.folder)).diagnostics[0]
+    assert found.slug == "cache-open" and "written to by others" in found.message
+    os.chmod(cache.folder / folder, 0o755)
+    Cache(cache.folder)
+
+
+def edited(world, change):
+    """The cache of `world` with the step that packed its weights changed; its key."""
+    cache = Cache(world / "cache")
+    key = next(e.key for e in cache.entries() if e.parts["step"]["word"] == "lower.sparse_cpu")
+    path = world / "cache" / "steps" / f"{key}.json"
+    body = json.loads(path.read_text())
+    change(body["edits"])
+    path.write_text(json.dumps(body))
+    return cache, key
+
+
+def graph_calls(target):
+    def change(edits):
+        graph = next(iter(edits["graphs"].values()))["graph"]
+        next(n for n in graph["nodes"] if n["op"] == "call_module")["target"] = target
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    graph_calls("from_pretrained"), graph_calls("save_pretrained"), graph_calls("mlp.register_forward_hook"),
+    lambda e: next(iter(e["swapped"].values())).update({"class": "os:system"}),
+    lambda e: next(iter(e["swapped"].values())).update({"class": "compiler.store.cache:Cache"}),
+    lambda e: e["attributes"].update({"config._attn_implementation": "org/kernel"}),
+    lambda e: e["attributes"].update({"config.auto_map": {"AutoModel": "evil.Evil"}}),
+    lambda e: e["attributes"].update({"config.quantization_config": {"quant_method": "evil"}}),
+    lambda e: e.update(graphs=None), lambda e: e.update(format=9), lambda e: e["slots"].update({"model": 10**9})],
+    ids=lambda change: "")
+def test_a_step_is_read_by_the_rules_for_artifacts(world, change):
+    cache, key = edited(world, change)
+    with pytest.raises(Reject) as reject:
+        restore(cache, key, origin_in(world))
+    assert reject.value.diagnostics[0].slug in ("refused-edits", "refused-graph")
