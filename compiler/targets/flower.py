@@ -1,14 +1,14 @@
 """A Flower App: clients that keep their data train adapters of the model together."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation
 from ...dsl.values import DataRef, Duration, Ratio, Selector
 from ..ir.program import Program
 from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..words.kinds import Form, Target, Wish, param
 from .hf import Hf
 
 unfit_strategy = Fault("unfit-strategy",
@@ -37,6 +37,8 @@ class Flower(Target):
     Example: flower("fed", data: calib, clients: 4, rounds: 10, strategy: abm)
     """
 
+    loads = {"compact": "`compact/` is the model that clients start from: `effc.load(\".\")`.",
+             "model": "`model/` is the model that clients start from, an ordinary checkpoint."}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -88,7 +90,11 @@ class Flower(Target):
         self._check_rows(ctx)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form("model", "plain"), Form("compact", "effc"))
+        return (Form("compact", "effc"), Form("model", "plain"))
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
+        return Hf.open(folder, wish)
 
     # -- what is refused -------------------------------------------------------------------------------------
 
