@@ -33,11 +33,11 @@ def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
     import json
 
-    from .artifacts.load import kind_of, mark
+    from .artifacts.load import POINTS, kind_of, mark
     from .artifacts.manifest import NAME
     from .artifacts.sealed import KEY
 
-    if (path / NAME).is_file():
+    if (path / NAME).is_file() or (path.parent.name == POINTS and (path.parents[1] / NAME).is_file()):
         return True
     try:
         return KEY in json.loads((path / "config.json").read_bytes())

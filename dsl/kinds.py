@@ -42,12 +42,13 @@ def report_kinds(line: Line) -> None:
     for stage in line.stages:
         takes = stage.word.facts.get("takes", (MODEL,)) if stage.word else ()
         refs = [ref.name for ref in handles_in(stage.call.args, StepRef)] if stage.call else []
-        for name in dict.fromkeys(refs or [stage.source]):
+        names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
+        for name in dict.fromkeys(refs if names_steps else [stage.source]):
             kind = kind_of(line, name)
             if takes and kind not in takes:
                 line.report(stage, other_kind_of_result(
                     f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}", stage.span,
-                    related=_where(line, name), help=_help(line, takes, stage.name, bool(refs))))
+                    related=_where(line, name), help=_help(line, takes, stage.name, names_steps)))
 
 
 def report_held(word: Word, emit: Emit, line: Line) -> None:

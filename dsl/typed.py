@@ -267,7 +267,7 @@ def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
     if entry is None or entry.kind not in ("param", *HANDLES):
         if entry is None and "choice" in want.types and not scope.poisoned(expr.path):
             raise Unfit(_no_choice(expr, expr.path, want))
-        _not_a_value(expr, entry, scope, _fitting(want), PHRASES[want.types[0]].removeprefix("a "), want)
+        _not_a_value(expr, entry, scope, _fitting(want), _first_phrase(want), want)
         return POISON
     if entry.kind == "param":
         return POISON if entry.value is POISON else _from_param(expr, entry, want)
@@ -275,6 +275,11 @@ def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
         raise Unfit(wrong_type(f"`{expr.path}` is {LABELS[entry.kind]}, {wanted_phrase(want)} is needed for "
                                f"`{want.name}`", expr.span, related=((entry.span, "declared here"),)))
     return HANDLES[entry.kind](scope.variant.reach(entry, scope.instance))
+
+
+def _first_phrase(want: Param) -> str:
+    """What the first of the wanted types is called, without its article."""
+    return wanted_phrase(replace(want, types=want.types[:1])).removeprefix("a ")
 
 
 def _from_param(expr: ast.Name, entry: Entry, want: Param) -> Any:

@@ -102,6 +102,8 @@ def _records(folder: Path) -> None:
     (folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 200)
     question = {"question": "What is round?", "choices": {"text": ["a wheel", "a brick"], "label": ["A", "B"]}, "answerKey": "A"}
     (folder / "arc.jsonl").write_text((json.dumps(question) + "\n") * 12)
+    sample = [{"question": f"What is round, {n}?", "answer": f"wheel {n}"} for n in range(6)]
+    (folder / "kb.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample))
     pair = {"instruction": "What is round?", "output": "a wheel"}
     (folder / "arc.json").write_text(json.dumps([pair] * 12))
     widths = {str(layer): 64 for layer in range(3)}

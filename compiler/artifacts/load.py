@@ -1,6 +1,6 @@
 """Artifacts of kind `hf`, and folders that such models saved again, to ordinary transformers models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+POINTS = "points"           # of a front: the folder that has one for each point
+
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
 
 
@@ -28,6 +30,7 @@ class LoadOptions(TypedDict, total=False):
     sequences: int | None
     steady: bool
     kernels: bool
+    base: Any
     signed_by: Sequence[str]
     tell: Listener
 
@@ -69,7 +72,7 @@ def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = 
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
         hashes = bool(signed_by) or check == "sha256" or (check == "auto" and target.whole)
-        verify_files(*manifest, hashes=hashes, under=folder.name)
+        verify_files(*manifest, hashes=hashes, under=folder.relative_to(manifest[0]).as_posix())
     wish = Wish(dtype, device, base, threads, sequences, steady, kernels)
     model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
@@ -126,6 +129,13 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
         if form is None:
             raise Reject(no_artifact(f"{path} holds no {' and no '.join(forms_of(manifest.kind))} folder"))
         return path / form, (path, manifest)
+    if path.parent.name == POINTS and (path.parents[1] / NAME).is_file():
+        manifest = read_manifest(path.parents[1])
+        found = dict(members(path.parents[1], manifest))
+        if path.name not in found:
+            raise Reject(no_artifact(f"{path.parents[1]} has no point {path.name}",
+                                     help=f"its points are {', '.join(found) or 'none'}"))
+        return found[path.name], (path.parents[1], manifest)
     kind = kind_of(path.name)
     if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
@@ -138,6 +148,16 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
 def _form(manifest: Manifest) -> str | None:
     """The best of the folders that an artifact has."""
     return next((f for f in forms_of(manifest.kind) if mark(manifest.kind, f) in manifest.files), None)
+
+
+def members(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
+    """The points of a front by name, each with the folder that loads."""
+    for member in manifest.members:
+        inside = f"{POINTS}/{member['name']}"
+        form = next((f for f in forms_of("hf") if f"{inside}/{mark('hf', f)}" in manifest.files), None)
+        if form is None:
+            raise Reject(no_artifact(f"{path} has no model of the point {member['name']}"))
+        yield member["name"], path / inside / form
 
 
 def holds_model(manifest: Manifest) -> bool:

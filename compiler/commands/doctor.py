@@ -29,8 +29,12 @@ class Finding:
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("cache",))
     def doctor(shared: Shared, architectures: Annotated[bool, typer.Option(
-            "--architectures", help="Show instead which architectures were tried with which passes.")] = False) -> int:
+            "--architectures", help="Show instead which architectures were tried with which passes.")] = False,
+               trust: Annotated[Path | None, typer.Option("--trust", metavar="ARTIFACT", show_default=False,
+                   help="Show instead what an artifact would do here, and which checks it passes.")] = None) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
+        if trust is not None:
+            return _trust(trust, shared)
         if architectures:
             return _architectures(shared)
         found = [*pythons(), *machine(), *storage(shared.cache_folder)]
@@ -41,6 +45,23 @@ def register(app: typer.Typer) -> None:
         else:
             _draw(found, missing, shared)
         return EXITS["environment"] if missing else 0
+
+
+def _trust(path: Path, shared: Shared) -> int:
+    """Every check of an artifact; the exit code of a broken environment where one fails."""
+    from ..artifacts.trust import look
+
+    found = look(path)
+    bad = any(check.state == "bad" for check in found)
+    if shared.format == "json":
+        body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in found]
+        shared.screen.answer_json("doctor", "error" if bad else "ok", checks=body)
+    else:
+        colors, width = {"ok": "green", "note": "yellow", "bad": "red"}, max(len(c.topic) for c in found)
+        for c in found:
+            state = shared.screen.styled(f"{c.state:<4}", colors[c.state])
+            shared.screen.answer(f"{state}  {c.topic:<{width}}  {c.fact}")
+    return EXITS["environment"] if bad else 0
 
 
 def _architectures(shared: Shared) -> int:

@@ -73,6 +73,9 @@ _undecided = _flag("gate", "What a timed bound comes to that this machine can't 
 required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
                             help="Use the artifact only if this public key signed it; repeatable, one of them must.")
 
+knowledge_url = typer.Option("--knowledge", metavar="URL", show_default=False,
+                             help="Of a folder of `rttc`: take samples from this server, not from the folder.")
+
 
 @dataclass(frozen=True)
 class Shared:

@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ...dsl.diagnostics import Fault, Reject
-from .flags import Shared, required_key, verb
-
-no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
-                 exit="usage")
+from ...dsl.diagnostics import Reject
+from .flags import Shared, knowledge_url, required_key, verb
+from .services import no_words
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
                         show_default=False)
@@ -19,6 +17,7 @@ _prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and l
 _length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
 _warmth = typer.Option("--temperature", "-t", metavar="T", min=0.0,
                        help="0 takes the likeliest token each time.")
+_explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +25,9 @@ def register(app: typer.Typer) -> None:
     def run(model: Annotated[str, _place], shared: Shared, prompt: Annotated[str | None, _prompt] = None,
             max_new_tokens: Annotated[int, _length] = 256,
             temperature: Annotated[float, _warmth] = 0.0,
-            require_signature: Annotated[list[str], required_key] = ()) -> None:  # type: ignore[assignment]
+            require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
+            knowledge: Annotated[str | None, knowledge_url] = None,
+            explain: Annotated[bool, _explain] = False) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
         from .federate import federate, is_federation
@@ -36,8 +37,14 @@ def register(app: typer.Typer) -> None:
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
         from ..opened import open_model
+        from ..rttc.app import is_app
         from ..serving.chat import Talker
 
+        if is_app(model):
+            from .guide import ask
+
+            return ask(model, prompt, shared, require_signature, knowledge, explain,
+                       {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed})
         opened = open_model(model, shared.settings(), signed_by=require_signature)
         if opened.tokenizer is None:
             raise Reject(no_words(f"{opened.label} has no tokenizer",

@@ -10,8 +10,8 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from .exits import interrupted
-from .flags import Shared, required_key, size, verb
-from .run import no_words
+from .flags import Shared, knowledge_url, required_key, size, verb
+from .services import Service, guided_service, library_service, model_service, no_such_role
 
 _place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
                         show_default=False)
@@ -19,6 +19,8 @@ _host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0
 _port = typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
 _name = typer.Option("--name", metavar="TEXT", show_default=False,
                      help="What clients call the model; its folder's name unless given.")
+_role = typer.Option("--role", metavar="client|server", show_default=False,
+                     help="Of a folder of `rttc`: answer, or give samples to clients that do.")
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
 _queue = typer.Option("--queue", metavar="N", min=0, max=100_000,
                       help="Requests that may wait; more are told to come back.")
@@ -43,6 +45,7 @@ def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",))
     def serve(model: Annotated[str, _place], shared: Shared, host: Annotated[str, _host] = "127.0.0.1",
               port: Annotated[int, _port] = 8000, name: Annotated[str | None, _name] = None,
+              role: Annotated[str | None, _role] = None, knowledge: Annotated[str | None, knowledge_url] = None,
               parallel: Annotated[int, _parallel] = 16, queue: Annotated[int, _queue] = 64,
               api_key: Annotated[list[str], _key] = (), insecure: Annotated[bool, _insecure] = False,  # type: ignore[assignment]
               tls_cert: Annotated[Path | None, _cert] = None, tls_key: Annotated[Path | None, _tls_key] = None,
@@ -59,7 +62,7 @@ def register(app: typer.Typer) -> None:
         from ..serving.access_log import log_to
         from ..serving.keys import Keys
         from ..serving.limits import MIB, Limits
-        from ..serving.server import Entrance, admission_at, check_certificate, listening, url_of
+        from ..serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
         from ..serving.server import serve as answer
 
         check_certificate(tls_cert, tls_key)
@@ -70,10 +73,12 @@ def register(app: typer.Typer) -> None:
                             tls_cert, tls_key, tuple(cors))
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
-        service = _service(model, name or _called(model), shared, parallel, queue, require_signature)
+        keys = tuple(require_signature)
+        service = _service(model, name or _called(model), role, knowledge, shared, parallel, queue, keys)
         url = url_of(listener, secure=tls_cert is not None)
+        app = guarded(service.app, service.count, entrance)
         try:
-            answer(service, listener, entrance, lambda: _tell(shared, service.name, url))
+            answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
         except KeyboardInterrupt:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
@@ -93,26 +98,19 @@ def _called(place: str) -> str:
     return path.parent.name if kind_of(path.name) else path.name
 
 
-def _service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]):
-    import torch
+def _service(place: str, name: str, role: str | None, knowledge: str | None, shared: Shared, parallel: int,
+             queue: int, keys: Sequence[str]) -> Service:
+    from ..rttc.app import is_app
 
-    from ..native.sampling import as_tokens
-    from ..opened import open_model
-    from ..serving.api import Service
-    from ..serving.runner import runner_of
-    from ..serving.scheduler import Scheduler
-
-    if shared.threads:
-        torch.set_num_threads(shared.threads)
-    opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
-    if opened.tokenizer is None:
-        raise Reject(no_words(f"{opened.label} has no tokenizer",
-                              help="copy the tokenizer files beside the weights"))
-    runner = runner_of(opened.model, opened.label)
-    known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
-    ends = next((as_tokens(found) for found in known if found is not None), ())
-    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel)
-    return Service(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary)
+    if not is_app(place):
+        if role or knowledge:
+            raise Reject(no_such_role(f"`{place}` is no folder of the target `rttc`", help="serve it without --role"))
+        return model_service(place, name, shared, parallel, queue, keys)
+    if role == "server":
+        return library_service(place, name, shared, keys)
+    if role not in (None, "client"):
+        raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
+    return guided_service(place, name, shared, queue, keys, knowledge)
 
 
 def _tell(shared: Shared, name: str, url: str) -> None:

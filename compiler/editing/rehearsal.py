@@ -41,7 +41,7 @@ def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> Pr
     try:
         record(trial.model, trial.inputs)
     except Reject as refused:
-        if _runs(weightless(program)):
+        if runs(weightless(program)):
             name = type(program.model).__name__
             raise Reject(layer_needed(f"{what} can't be removed: {name} does not run without it",
                                       help="remove another layer, or branches of this one",
@@ -91,7 +91,8 @@ def _kept(cache: Cache) -> list[Any]:
     return [x for layer in cache.layers for x in vars(layer).values()]
 
 
-def _runs(program: Program) -> bool:
+def runs(program: Program) -> bool:
+    """Whether the model's forward runs on the program's inputs."""
     try:
         record(program.model, program.inputs)
     except Reject:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from ..api import Session
     from ..artifacts.manifest import Manifest
     from ..planning.plan import Plan
-    from ..words.context import Settings
+    from ..store.cache import Cache
+    from ..words.context import Context, Settings
+    from .comparison import Comparison
     from .gate import Outcome
 
 not_compiled = Fault(
@@ -44,14 +46,13 @@ class Tested:
 def test_recipe(session: "Session", out: Path) -> list[Tested]:
     """Every artifact below `out` that the recipe emits, against the bounds that it has now."""
     from .. import api
-    from ..artifacts.load import holds_model
     from ..artifacts.manifest import NAME, read_manifest
 
     found = []
     for plan in api.plans(session):
         where = api.place(plan, out)
         paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
-        found += [(path, plan) for path in paths if (path / NAME).is_file() and holds_model(read_manifest(path))]
+        found += [(path, plan) for path in paths if (path / NAME).is_file() and _measurable(read_manifest(path))]
     if not found:
         raise Reject(not_compiled(f"{out} holds no artifact of {session.path}",
                                   help=f"effc compile {session.path}, or name their folder with -o"))
@@ -61,11 +62,11 @@ def test_recipe(session: "Session", out: Path) -> list[Tested]:
 def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list[Tested]:
     """One artifact, against the bounds of the recipe that it was compiled from."""
     from .. import api
-    from ..artifacts.load import holds_model, other_kind
+    from ..artifacts.load import other_kind
     from ..artifacts.manifest import read_manifest
 
     manifest = read_manifest(path)
-    if not holds_model(manifest):
+    if not _measurable(manifest):
         raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
                                 help="test the artifact of another target of the same recipe"))
     file = recipe or beside(path, manifest)
@@ -91,25 +92,45 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Te
 
 
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
-    from ..artifacts.load import load
-    from ..artifacts.manifest import read_manifest, verify_files
+    from ..artifacts.manifest import verify_files
     from ..report.progress import StageBegan, StageEnded
     from ..store.cache import Cache
-    from .comparison import compare
     from .gate import misses
 
     tell = session.settings.tell
     tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
-    kind = read_manifest(path).kind
-    asked = tuple(b for b in plan.pipeline.expects if b.part in ("", kind))
-    plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
-    model = load(path, check="size", device=ctx.settings.device)
-    compared = compare(model, plan, Cache(session.settings.cache_dir), ctx)
+    compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
     tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
     said = misses(compared.outcomes, session.settings.undecided)
     return Tested(path, plan.pipeline.name, compared.outcomes, tuple(said))
+
+
+def _measurable(manifest: "Manifest") -> bool:
+    """Whether an artifact holds a model, or several."""
+    from ..artifacts.load import holds_model
+
+    return bool(manifest.members) or holds_model(manifest)
+
+
+def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
+    """The bounds that speak of an artifact, judged on what lies there."""
+    from ..artifacts.load import load, members
+    from ..artifacts.manifest import read_manifest
+    from .comparison import compare
+    from .verdicts import Verdicts
+
+    def opened(folder: Path) -> Any:
+        return load(folder, check="size", device=ctx.settings.device)
+
+    manifest = read_manifest(path)
+    if manifest.members:
+        models = ((name, opened(folder)) for name, folder in members(path, manifest))
+        return Verdicts(plan, cache, ctx).on_front(models)[0]
+    asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
+    plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
+    return compare(opened(path), plan, cache, ctx)
 
 
 def beside(path: Path, manifest: "Manifest") -> Path | None:

@@ -4,12 +4,11 @@ A bound without `in` speaks of the result: it is judged on the first artifact th
 where no target writes a model. A target that rounds computes something else, so there it is judged again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.recipe import Bound, Emit
-from ..ir.outcome import Front
 from ..store.cache import Cache
 from ..words.context import Context
 from .comparison import Comparison, compare
@@ -45,9 +44,9 @@ class Verdicts:
         measures = (*made.measures, *(m for m in known.measures if m.metric not in said))
         return replace(made, outcomes=(*known.outcomes, *made.outcomes), measures=measures), made.outcomes
 
-    def on_front(self, front: Front) -> tuple[Comparison, tuple[Verdict, ...]]:
+    def on_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
         """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
-        judged = [(name, self._point(name, program.model)) for name, program in front.members()]
+        judged = [(name, self._point(name, model)) for name, model in models]
         said = [replace(v, where=name) for name, made in judged for v in made.outcomes]
         verdicts = [decisive([v for v in said if v.bound == b]) for b in dict.fromkeys(v.bound for v in said)]
         measures = tuple(replace(m, metric=f"{m.metric} of {name}") for name, made in judged for m in made.measures)

@@ -199,3 +199,8 @@ def without_interventions(model: nn.Module) -> Iterator[None]:
         if found:
             found.on = before
 
+
+def head(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that lie above the module that is given token ids, by name."""
+    below = {id(p) for p in _door(model).parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in below}

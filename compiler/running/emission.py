@@ -79,7 +79,7 @@ class Emission:
     def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
         """What the artifact measures, and what came of the bounds that nobody judged before."""
         if isinstance(outcome, Front):
-            return self.verdicts.on_front(outcome)
+            return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
         if isinstance(outcome, Model) and forms:
             rounds = any(form.rounds for form in forms)
             return self.verdicts.on_model(target, lambda: load(

@@ -10,7 +10,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.units import natural
 from ..artifacts.artifact import check_free, write
-from ..artifacts.load import load
+from ..artifacts.load import POINTS, load
 from ..artifacts.manifest import Manifest, read_manifest, verify_files
 from ..artifacts.verify import verify
 from ..judging.gate import in_unit
@@ -18,8 +18,6 @@ from ..machine.fingerprint import machine
 from ..report.progress import Listener, announce, hear, silent
 from ..report.quantity import measured
 from ..targets.hf import FORMS as CHECKPOINTS
-
-POINTS = "points"
 
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")

@@ -1,30 +1,77 @@
-"""What a search will probably leave, for `plan`: even cuts that meet a budget."""
+"""What a search will probably leave, for `plan`: even cuts that meet a budget, as the search's cuts will."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ...dsl.skeleton import Branch, Group, Skeleton
+from ...dsl.skeleton import Group, Skeleton
 from ..planning import shrink
 from .loop import Budget
 from .narrowing import again
-from .saving import Ledger, steps, whole
+from .parts import LayerParts, Parts, Wholes, WidthParts
+from .saving import OF_MODEL, SCANS, Ledger, steps
 
 
-def thinned(skeleton: Skeleton, goal: Budget, groups: Sequence[Group], step: int,
-            branches: Sequence[Branch]) -> Skeleton:
-    """The skeleton with all groups narrowed alike until the budget is met; of the branches given, the smallest go
-    first where that does not suffice."""
-    ledger, target = Ledger(skeleton), goal.total - goal.goal
-    each = {g.site: ledger.of_step(g.site, g.kind, goal.of) for g in groups}
-    most = sum((steps(g) - 1) // step * step * each[g.site] for g in groups)
-    share = min(1.0, goal.goal / most) if most else 0.0
+def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
+    """The skeleton when a budget is met, and after how many cuts.
+
+    Groups are narrowed alike, kind after kind; of whole parts the smallest go where groups don't suffice.
+    """
+    whole = _measure(skeleton, goal.of, parts)
+
+    def met(left: Skeleton) -> bool:
+        return goal.is_met(whole - _measure(left, goal.of, parts))
+
+    left, cuts = skeleton, 0
+    for kind in parts:
+        if isinstance(kind, WidthParts) and not met(left):
+            left, made = _narrowed(left, goal, whole - _measure(left, goal.of, parts), kind, met)
+            cuts += made
+    for kind in sorted((p for p in parts if isinstance(p, Wholes)), key=lambda p: p.kind == SCANS):
+        if not met(left):
+            left, made = kind.smallest(left, met)
+            cuts += made
+    return left, cuts
+
+
+def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
+    """How much there is of what the budget counts."""
+    if of in OF_MODEL:
+        return OF_MODEL[of](skeleton)
+    if of == SCANS:
+        return len(skeleton.scans)
+    if of == "blocks":
+        return len(skeleton.units if any(isinstance(p, LayerParts) for p in parts) else skeleton.branches)
+    return sum(g.count if of.startswith("ssm_") else steps(g) for g in skeleton.groups if g.kind == of)
+
+
+def _narrowed(skeleton: Skeleton, goal: Budget, saved: float, kind: WidthParts,
+              met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
+    """All groups narrowed by the same share, rounded down; then one step of each in turn until the budget is met."""
+    groups, ledger = [again(skeleton, g) for g in kind.groups if _is_left(skeleton, g)], Ledger(skeleton)
+    full = sum(kind.most(g) * kind.step * ledger.of_step(g.site, g.kind, goal.of) for g in groups)
+    share = min(1.0, (goal.goal - saved) / full) if full else 0.0
+    cuts = {(g.site, g.kind): int(share * kind.most(g)) for g in groups}
     left = skeleton
     for group in groups:
-        size = steps(group)
-        gone = min(round(share * (size - 1) / step) * step, (size - 1) // step * step)
-        if gone:
-            left = shrink.narrowed(left, again(left, group), (size - gone) * group.count // size)
-    for branch in sorted(branches, key=lambda b: ledger.of_branch(b.site, "params")):
-        if whole(left, goal.of) <= target * 1.02 or len(left.branches) <= 1:      # 1.02: steps don't hit it exactly
+        left = _less(left, group, cuts[group.site, group.kind] * kind.step)
+    while not met(left):
+        able = [g for g in groups if cuts[g.site, g.kind] < kind.most(g)]
+        if not able:
             break
-        left = shrink.without_branch(left, next(b for b in left.branches if b.site == branch.site))
-    return left
+        for group in able:
+            left = _less(left, group, kind.step)
+            cuts[group.site, group.kind] += 1
+            if met(left):
+                break
+    return left, sum(cuts.values())
+
+
+def _is_left(skeleton: Skeleton, group: Group) -> bool:
+    return any((g.site, g.kind) == (group.site, group.kind) for g in skeleton.groups)
+
+
+def _less(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
+    """The skeleton when a group has lost `count` more of its steps."""
+    if not count:
+        return skeleton
+    now = again(skeleton, group)
+    return shrink.narrowed(skeleton, now, now.count - count * now.count // steps(now))

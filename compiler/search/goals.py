@@ -1,13 +1,14 @@
 """From a recipe's amount to a budget, and what can't be reached."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Branch, Group, Skeleton
+from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Shares
 from ..planning.amount import Amount
 from .loop import CUTS, Budget, out_of_reach
-from .saving import OF_MODEL, Ledger, steps, whole
+from .parts import BlockParts, Parts, ScanParts, Wholes, WidthParts
+from .saving import OF_MODEL, SCANS, Ledger, steps, whole
 
 too_coarse = Fault(
     "too-coarse",
@@ -44,23 +45,31 @@ def turns(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, .
     return [*found[:-1], (found[-1][0], 1.0)]          # 1.0: sums of shares are rounded
 
 
-def reach(ledger: Ledger, of: str, branches: Sequence[Branch], sites: Sequence[tuple[Group, int]],
-          least: int = 1) -> float:
-    """The most that can be saved: every branch that may go, but of a model's last one its widths only.
-
-    sites   groups that may be narrowed, each with its step; a step stays
-    least   experts of every block that stay
-    """
-    inside = {site for b in branches for site in ledger.inside[b.site]}
-    stays = {"experts": least}
-    widths = {(g.site, g.kind): max(0, steps(g) - stays.get(g.kind, 1)) // step * step
-              * ledger.of_step(g.site, g.kind, of) for g, step in sites}
-    most = sum(ledger.branch(b.site, of) for b in branches)
-    most += sum(saved for site, saved in widths.items() if site not in inside)
-    if branches and len(branches) == len(ledger.skeleton.branches):
-        most -= min(ledger.branch(b.site, of) - sum(widths.get(site, 0.0) for site in ledger.inside[b.site])
-                    for b in branches)
+def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
+    """The most that can be saved, no more than there is: every whole part that may go, but of a model's last one
+    its widths only; of a group all but what stays."""
+    blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
+    inside = {site for b in blocks for site in ledger.inside[b.site]}
+    widths = {(g.site, g.kind): p.most(g) * p.step * _each(ledger, g, of)
+              for p in parts if isinstance(p, WidthParts) for g in p.groups}
+    most = sum(saved for site, saved in widths.items() if site not in inside)
+    for kind in parts:
+        if isinstance(kind, Wholes):
+            each = {name: kind.weigh(ledger, name, of) for name in kind.names
+                    if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)}
+            most += sum(each.values())
+            if each and len(each) == kind.all:
+                within = ledger.inside if isinstance(kind, BlockParts) else {}
+                most -= min(saved - sum(widths.get(site, 0.0) for site in within.get(name, ()))
+                            for name, saved in each.items())
     return most
+
+
+def _each(ledger: Ledger, group: Group, of: str) -> float:
+    """What a step of a group saves; of a mixer's own items every block loses one."""
+    if of == group.kind and group.kind.startswith("ssm_"):
+        return group.count // steps(group)
+    return ledger.of_step(group.site, group.kind, of)
 
 
 def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
@@ -72,17 +81,19 @@ def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
                                 help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`"))
 
 
-def refuse_unreached(most: float, wanted: Budget) -> None:
-    """Reject a budget of which only `most` can be saved."""
-    if wanted.of == CUTS and not wanted.is_met(most):
-        raise Reject(out_of_reach(f"{wanted.goal:g} cuts are to be made, and {most:g} can",
+def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | None = None) -> None:
+    """Reject a budget of which only `most` can be saved; `refused` parts were left alone, each with its reason."""
+    if wanted.is_met(most):
+        return
+    note = "; ".join(f"{place} stays: {why}" for place, why in list((refused or {}).items())[:5])
+    if wanted.of == CUTS:
+        raise Reject(out_of_reach(f"{wanted.goal:g} cuts are to be made, and {most:g} can", note=note,
                                   help=f"make at most {most:g} cuts, or let more modules or kinds be cut"))
-    if not wanted.is_met(most):
-        share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
-        less = "" if reach == "0%" else f"remove at most {reach} of {wanted.of}, "
-        raise Reject(out_of_reach(
-            f"{share:.1%} of {wanted.of} are to go, and at most {reach} can",
-            help=f"{less}cut in smaller steps, or let more modules or kinds be cut"))
+    share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
+    less = "" if reach == "0%" else f"remove at most {reach} of {wanted.of}, "
+    raise Reject(out_of_reach(
+        f"{share:.1%} of {wanted.of} are to go, and at most {reach} can", note=note,
+        help=f"{less}cut in smaller steps, or let more modules or kinds be cut"))
 
 
 def _floor(share: float) -> str:

@@ -3,6 +3,7 @@
 Large sums run on the device of the weights; scores of items are on the CPU.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,15 +20,31 @@ if TYPE_CHECKING:
 def l1(program: "Program", group: Group) -> torch.Tensor:
     """Sum of magnitudes of the weights that make an item's channels; [count] float64.
 
-    The weights that read them are left out.
+    The weights that read them are left out, but whole experts are what their weights are. Rows of k and v count once
+    for each query head that they serve: q + n k + n v of a KV head with n of them.
     Source: MultiPruner's weight reorder (Munoz et al. 2025), gate and up rows per channel, q, k and v rows per head.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
-    for member in group.members[:-group.readers]:
+    made = group.members[:len(group.members) - group.readers]
+    served, own = _served(program, group)
+    for member in readers(group) if group.kind == "experts" else made:
         tensor = tensor_at(program.model, member.tensor)
         if isinstance(tensor, nn.Parameter):               # a buffer only follows
-            total += _per_item(_per_index(tensor.detach().abs(), member.axis), member, group.count)
+            sums = _per_index(tensor.detach().abs(), member.axis)
+            for segment in member.segments:
+                times = 1 if (member.tensor, member.axis, segment[0]) in own else served
+                total += times * _per_item(sums, (segment,), group.count)
     return total
+
+
+def _served(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, int]]]:
+    """How many query heads a KV head serves, and where (tensor, axis, start) the query heads' own rows begin."""
+    if group.kind != "kv_heads":
+        return 1, set()
+    heads = next((g for g in program.skeleton.groups if (g.site, g.kind) == (group.site, "heads")), None)
+    if heads is None:
+        return 1, set()
+    return heads.per_block, {(m.tensor, m.axis, start) for m in heads.members for start, _ in m.segments}
 
 
 def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
@@ -44,7 +61,7 @@ def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
         if norms is not None:
             tensor = as_matrix(program.model.get_parameter(member.tensor).detach(), member)
             seen = tensor.abs().sum(0).cpu().double() * norms
-            total += _per_item(seen.view(-1, len(norms) // _size(program, member)).sum(1), member, group.count)
+            total += _per_item(seen.view(-1, len(norms) // _size(program, member)).sum(1), member.segments, group.count)
     return total
 
 
@@ -90,9 +107,9 @@ def _per_index(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     return tensor.transpose(0, axis).reshape(tensor.shape[axis], -1).sum(1).cpu().double()
 
 
-def _per_item(sums: torch.Tensor, member: Member, count: int) -> torch.Tensor:
+def _per_item(sums: torch.Tensor, segments: Sequence[tuple[int, int]], count: int) -> torch.Tensor:
     """[count]: what the indices of each item add up to."""
     total = torch.zeros(count, dtype=torch.float64)
-    for start, size in member.segments:
+    for start, size in segments:
         total += sums[start : start + count * size].reshape(count, size).sum(1)
     return total

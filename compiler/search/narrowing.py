@@ -1,32 +1,92 @@
-"""Fewer channels or heads per site, the same share everywhere; and what a cut of widths comes to on paper."""
+"""Fewer channels or heads per site, the same share everywhere; which can be cut; what that comes to on paper."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import Ratio
+from ..capture.calls import unsupported_model
+from ..editing.rehearsal import runs, weightless
 from ..editing.rewrite import Rewriter
 from ..planning import shrink
 from ..planning.amount import Amount
+from ..report.progress import Event, Said
 from .importance import ascending, l1
 from .loop import out_of_reach
 from .saving import steps
-from .widths import Site, slice_all
+from .widths import Site, slice_all, unit_of
 
 if TYPE_CHECKING:
     from ..ir.program import Program
 
 
-def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int) -> None:
-    """Every group is narrowed as `forecast` says; the items of least weight magnitude go."""
+def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int,
+                  tell: Callable[[Event], None] = lambda event: None) -> None:
+    """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
+
+    tell   is told which groups stay, and why
+    Raises Reject (out-of-reach) where none can.
+    """
     left = {(g.site, g.kind): g.count for g in forecast(program.skeleton, groups, amount, align).groups}
     sites = [Site(group, ascending(l1(program, group))) for group in groups]
-    cuts = [(s.group, set(s.next(s.size - left[s.group.site, s.group.kind] * s.size // s.group.count)))
-            for s in sites]
+    gone = {(s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count
+            for s in sites}
+    able, refused = cuttable(program, [(s.group, gone[s.group.site, s.group.kind]) for s in sites])
+    leave(program, refused, tell)
+    if refused and not any(gone[g.site, g.kind] for g in able):
+        raise Reject(out_of_reach(f"none of the {len(refused)} modules can be narrowed: {refused[0][1]}",
+                                  help="cut other kinds of parts, or whole blocks"))
+    cuts = [(s.group, set(s.next(gone[s.group.site, s.group.kind]))) for s in sites if s.group in able]
     with Rewriter(program) as rewrite:
-        slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
+        slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
+
+
+def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[list[Group], list[tuple[Group, str]]]:
+    """Of groups and how many steps each is to lose: those that the model runs without, and the others with why not.
+
+    Tried on a copy without weights; all at once, and where that fails one of each kind of layer by itself.
+    """
+    tried = [(group, count) for group, count in cuts if 0 < count < steps(group)]
+    if not tried or _refusal(program, tried) is None:
+        return [group for group, _ in cuts], []
+    able, refused, known = [group for group, count in cuts if (group, count) not in tried], [], {}
+    for group, count in tried:
+        unit = unit_of(group.site, list(program.units))
+        alike = (program.units[unit].key, group.site.removeprefix(unit), group.kind, group.count, count) \
+            if unit else (group.site, group.kind)
+        if alike not in known:
+            known[alike] = group, _refusal(program, [(group, count)])
+        first, why = known[alike]
+        if why is None:
+            able.append(group)
+        else:
+            refused.append((group, why.replace(first.site, group.site)))
+    return [group for group, _ in cuts if group in able], refused
+
+
+def leave(program: "Program", refused: Sequence[tuple[Group, str]], tell: Callable[[Event], None]) -> None:
+    """Note which groups stay as they are and why, and tell of the first of them."""
+    for group, why in refused:
+        program.note(left=f"{group.site}:{group.kind}", why=why)
+    if refused:
+        (group, why), others = refused[0], f" and {len(refused) - 1} others" if len(refused) > 1 else ""
+        tell(Said(f"{group.site}{others} can't lose {group.kind.replace('_', ' ')}: {why}"))
+
+
+def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
+    """Why a model does not run when groups have lost their first steps; None where it does, or never ran."""
+    trial = weightless(program)
+    sliced = [(g, set(Site(g, list(range(g.count))).next(count))) for g, count in cuts]
+    try:
+        with Rewriter(trial) as rewrite:
+            slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])
+    except Reject as refused:
+        if any(d.fault is not unsupported_model for d in refused.diagnostics):
+            raise
+        return refused.diagnostics[0].message if runs(weightless(program)) else None
+    return None
 
 
 def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
@@ -37,13 +97,6 @@ def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align:
         kept = amount.kept(steps(group), align) * group.count // steps(group)
         skeleton = shrink.narrowed(skeleton, again(skeleton, group), kept)
     return skeleton
-
-
-def forwards(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> int:
-    """How many scores an exact search takes: about one per site and cut."""
-    after = {(g.site, g.kind): g.count for g in forecast(skeleton, groups, amount, align).groups}
-    cuts = sum((g.count - after[g.site, g.kind]) * steps(g) // g.count // align for g in groups)
-    return cuts * len(groups)
 
 
 def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:

@@ -30,7 +30,7 @@ _ROWS = 512           # gathered at once: a whole float32 copy beside the float6
 
 
 def readers(group: Group) -> tuple[Member, ...]:
-    return group.members[-group.readers:]
+    return group.members[len(group.members) - group.readers:]
 
 
 def module_of(member: Member) -> str:

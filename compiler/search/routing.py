@@ -21,14 +21,6 @@ def least_experts(skeleton: Skeleton) -> int:
     return max(skeleton.facts.get("active_experts") or 1, 2 if grouped else 1)
 
 
-def magnitude(program: "Program", group: Group) -> torch.Tensor:
-    """[count] float64: what the weights of each expert sum up to."""
-    total = torch.zeros(group.count, dtype=torch.float64)
-    for member in group.members[-group.readers:]:
-        total += program.model.get_parameter(member.tensor).detach().abs().flatten(1).sum(1).double().cpu()
-    return total
-
-
 def trusted(program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[Group]) -> dict[str, torch.Tensor]:
     """For each layer, [count] float64: the sum of the weights that the router gave each expert."""
     totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in chosen}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from secrets import randbits
 from typing import Any
@@ -12,15 +12,11 @@ from fastapi import Request as Call
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from jinja2 import TemplateError
 from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from ...kernels.native import KernelError
-from .access_log import AccessLog
-from .answers import DONE, INVALID, Answer, ChatAnswer, Refused, error_body, event
+from .answers import DONE, Answer, ChatAnswer, Refused, error_body, event
 from .body import read_body
-from .guard import Admission, Guard
-from .limits import Limits
+from .errors import tell_errors
 from .metrics import TYPE
 from .protocol import AskedChat, AskedCompletion
 from .request import Piece, Request
@@ -174,8 +170,7 @@ def application(service: Service) -> FastAPI:
         await asyncio.to_thread(service.scheduler.join, _LAST)
 
     app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(HTTPException, _unrouted)
+    tell_errors(app)
 
     @app.post("/v1/chat/completions")
     async def chat(call: Call) -> Any:
@@ -206,32 +201,3 @@ def application(service: Service) -> FastAPI:
         return Response(service.scheduler.metrics.text(), media_type=TYPE)
 
     return app
-
-
-def guarded(service: Service, admission: Admission, limits: Limits, log: AccessLog,
-            origins: Sequence[str] = ()) -> Any:
-    """The application behind all that keeps strangers off. `origins` of pages may use it from a browser."""
-    app = application(service)
-    known = {getattr(route, "path", "") for route in app.routes}
-
-    def count(path: str, status: int, seconds: float) -> None:
-        """Paths that strangers make up are one, or they would fill the memory."""
-        service.scheduler.metrics.add_answer(path if path in known else "other", status, seconds)
-
-    guard = Guard(app, admission, limits, log, count)
-    if not origins:
-        return guard
-    return CORSMiddleware(guard, allow_origins=list(origins), allow_methods=["GET", "POST"],
-                          allow_headers=["Authorization", "Content-Type"], expose_headers=["X-Request-Id"])
-
-
-async def _refused(call: Call, error: Any) -> JSONResponse:
-    if error.status >= 500:
-        call.state.fault = error.body["error"]["code"] or "failed"      # for the log
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-async def _unrouted(call: Call, error: Any) -> JSONResponse:
-    nothing = error.status_code in (404, 405)
-    what = f"there is no {call.method} {call.url.path:.80} here" if nothing else str(error.detail)
-    return JSONResponse(error_body(what, INVALID), error.status_code, error.headers)

@@ -4,13 +4,13 @@ import asyncio
 from typing import TypeVar
 
 from fastapi import Request as Call
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from .answers import Refused
-from .protocol import Asked, Unsupported
+from .protocol import Unsupported
 
-Form = TypeVar("Form", bound=Asked)
+Form = TypeVar("Form", bound=BaseModel)
 
 
 async def read_body(call: Call, form: type[Form]) -> Form:

@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from ...dsl.diagnostics import Fault, Reject
 from .access_log import AccessLog
-from .api import Service, guarded
 from .connection import settings
-from .guard import Admission, loopback
+from .guard import Admission, Guard, loopback
 from .keys import Keys
 from .limits import Limits
 
@@ -108,15 +110,33 @@ def url_of(listener: socket.socket, secure: bool = False) -> str:
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(service: Service, listener: socket.socket, entrance: Entrance, ready: Callable[[], None]) -> None:
-    """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`."""
-    app = guarded(service, entrance.admission, entrance.limits, entrance.log, entrance.origins)
+def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: Entrance) -> Any:
+    """An application behind all that keeps strangers off; `count` hears the path, status and seconds of an answer."""
+    known = {getattr(route, "path", "") for route in app.routes}
+
+    def counted(path: str, status: int, seconds: float) -> None:
+        """Paths that strangers make up are one, or they would fill the memory."""
+        count(path if path in known else "other", status, seconds)
+
+    guard = Guard(app, entrance.admission, entrance.limits, entrance.log, counted)
+    if not entrance.origins:
+        return guard
+    return CORSMiddleware(guard, allow_origins=list(entrance.origins), allow_methods=["GET", "POST"],
+                          allow_headers=["Authorization", "Content-Type"], expose_headers=["X-Request-Id"])
+
+
+def serve(app: Any, listener: socket.socket, entrance: Entrance, ready: Callable[[], None],
+          stop: Callable[[], None]) -> None:
+    """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
+
+    stop   cancels all that is answered, as soon as the signal is there
+    """
     config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, server_header=False,
                             proxy_headers=False, timeout_graceful_shutdown=1, ssl_certfile=entrance.cert,
                             ssl_keyfile=entrance.key, **settings(entrance.limits))
     with closing(listener):
         try:
-            _Server(config, service, ready).run(sockets=[listener])
+            _Server(config, ready, stop).run(sockets=[listener])
         finally:
             entrance.log.close()
 
@@ -124,9 +144,9 @@ def serve(service: Service, listener: socket.socket, entrance: Entrance, ready: 
 class _Server(uvicorn.Server):
     """Tells when it is up, and cancels all requests as soon as it is to end: they don't hold it up."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None]):
         super().__init__(config)
-        self._service, self._ready = service, ready
+        self._ready, self._stop = ready, stop
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
@@ -134,7 +154,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig, frame) -> None:
         super().handle_exit(sig, frame)
-        asyncio.get_running_loop().call_soon_threadsafe(self._service.scheduler.stop)
+        asyncio.get_running_loop().call_soon_threadsafe(self._stop)
 
 
 def _words(error: OSError) -> str:

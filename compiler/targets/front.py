@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from ...dsl.values import Bytes
+from ..artifacts.load import POINTS
 from ..artifacts.stock import stock_config
 from ..ir.outcome import Outcome
 from ..words.context import Context
 from ..words.kinds import Form, Target, param
 from . import hf
-
-POINTS = "points"
 
 
 class Front(Target):

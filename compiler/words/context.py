@@ -114,6 +114,15 @@ class Context:
             lengths = self.data(ref).prompts(self.tokenizer, self.beside(call))
             return None if lengths is None else torch.tensor(list(lengths))
 
+    def labels(self, ref: DataRef) -> "torch.Tensor | None":
+        """The number of each row's class, [rows] int64; None where rows have none."""
+        import torch
+
+        call = self.recipe.data[ref.name]
+        with placed(call.span):
+            numbers = self.data(ref).labels(self.tokenizer, self.beside(call))
+            return None if numbers is None else torch.tensor(list(numbers))
+
     def metric(self, ref: MetricRef) -> Any:
         """The metric that a recipe names, with its arguments."""
         return self.shelf.metric(ref)

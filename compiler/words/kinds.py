@@ -281,6 +281,10 @@ class Data(Word):
         """For each row how many of its first tokens ask; None where a row is not one prompt and its answer."""
         return None
 
+    def labels(self, tokenizer, ctx: "Context") -> Iterator[int] | None:
+        """For each row the number of its class; None where rows have none."""
+        return None
+
     @abstractmethod
     def identity(self, ctx: "Context") -> str:
         """sha256 over what decides the rows: content, parameters and the tokenizer; reads no model."""

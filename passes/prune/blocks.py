@@ -2,16 +2,10 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
-from ...compiler.planning import shrink
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import branches, layers
-from ...compiler.search.branches import Branches, Layers
-from ...compiler.search.goals import budget, refuse_unreached
-from ...compiler.search.loop import Budget, Search
-from ...compiler.search.ordering import choice_of
-from ...compiler.search.saving import Ledger
-from ...compiler.words.context import Context
+from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.parts import BlockParts, LayerParts
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
@@ -20,7 +14,7 @@ from ...dsl.values import MetricRef, Ratio, Selector
 no_block = Fault("no-block", "Blocks are to go from a model that has none to spare.")
 
 
-class Blocks(Pass):
+class Blocks(Cutter, Pass):
     """Remove whole residual branches or layers, the least missed first.
 
     A branch is what one attention or MLP adds to the residual stream. Candidates are scored by running the model
@@ -45,22 +39,14 @@ class Blocks(Pass):
     unit: Literal["branch", "layer"] = param("Remove single branches, or whole layers.", default="branch")
     search: Literal["racing", "exact"] = param("Score the blocks that may be best, or all.", default="racing")
 
-    def run(self, program: Program, ctx: Context) -> None:
-        skeleton, goal = program.skeleton, self._goal(program.skeleton)
+    def greedy(self, skeleton: Skeleton) -> Greedy:
         self._refuse_without_choice(skeleton)
         if self.unit == "layer":
-            pool = Layers(program, layers(skeleton, self.on), Ledger(skeleton))
+            parts = LayerParts("blocks", all=len(skeleton.units), units=layers(skeleton, self.on))
         else:
-            pool = Branches(program, branches(skeleton, self.on), Ledger(skeleton))
-        refuse_unreached(pool.reachable(goal.of), goal)
-        search = Search(program, ctx)
-        search.run([pool], self.score, goal, choice_of(self.search, "params" if goal.of == "params" else ""))
-        refuse_unreached(search.saved.get(goal.of, 0.0), goal)      # a layer may be needed once others are gone
-        search.finish([pool])
-
-    def _goal(self, skeleton: Skeleton) -> Budget:
-        count = len(skeleton.units if self.unit == "layer" else skeleton.branches)
-        return budget(skeleton, Amount(self.remove, removes=True), "blocks", count)
+            parts = BlockParts("blocks", all=len(skeleton.branches), branches=branches(skeleton, self.on))
+        return Greedy(Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score,
+                      exact=self.search == "exact")
 
     def _refuse_without_choice(self, skeleton: Skeleton) -> None:
         """The last one stays, so that one alone is none to remove."""
@@ -69,32 +55,3 @@ class Blocks(Pass):
             raise Reject(no_block(f"{skeleton.model_type} has {'one' if found else 'no'} {what} that effc can tell"
                                   f"{', and the last one stays' if found else ''}",
                                   help="`prune.channels` makes what is there narrower"))
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Which ones go is not known: the smallest, so that the plan promises no more than what comes."""
-        return self._likely(skeleton)[0]
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        return self._likely(skeleton)[1]
-
-    def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
-        """The skeleton after the smallest candidates went, and how many are scored on the way."""
-        self._refuse_without_choice(skeleton)
-        goal, ledger, saved, scored = self._goal(skeleton), Ledger(skeleton), 0.0, 0
-        if self.unit == "layer":
-            weigh, names = ledger.layer, list(layers(skeleton, self.on))
-        else:
-            weigh, names = ledger.branch, [b.site for b in branches(skeleton, self.on)]
-        order, gone = sorted(names, key=lambda name: weigh(name, "params")), []
-        while not goal.is_met(saved) and len(gone) < len(order):
-            name = order[len(gone)]
-            saved, scored = saved + weigh(name, goal.of), scored + len(order) - len(gone)
-            gone.append(name)
-        for name in sorted(gone, key=names.index, reverse=True):       # layers behind a dropped one move up
-            skeleton = _without(skeleton, name)
-        return skeleton, scored
-
-
-def _without(skeleton: Skeleton, name: str) -> Skeleton:
-    branch = next((b for b in skeleton.branches if b.site == name), None)
-    return shrink.without_branch(skeleton, branch) if branch else shrink.without_unit(skeleton, name)

@@ -2,23 +2,17 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
-from ...compiler.search.effort import of_fitting
-from ...compiler.search.goals import budget, reach, refuse_unreached
-from ...compiler.search.loop import Search
-from ...compiler.search.narrowing import forecast, forwards, narrow_evenly
-from ...compiler.search.ordering import choice_of, ordering
-from ...compiler.search.saving import Ledger, steps
-from ...compiler.search.widths import Widths
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.skeleton import Group, Skeleton
+from ...compiler.search.fit import Fit
+from ...compiler.search.greedy import Cutter, Greedy, items
+from ...compiler.search.parts import WidthParts
+from ...compiler.words.kinds import Lossy, Pass, param
+from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
 
-class Channels(Pass):
+class Channels(Cutter, Pass):
     """Make MLPs narrower.
 
     Without a score every layer keeps the same share, the channels of least weight magnitude go, and the
@@ -52,34 +46,9 @@ class Channels(Pass):
         "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
         "32 that the model itself writes.", default=None)
 
-    def run(self, program: Program, ctx: Context) -> None:
-        skeleton = program.skeleton
-        chosen = self._groups(skeleton)
-        if self.score is None:
-            narrow_evenly(program, chosen, Amount(self.keep), self.align)
-            return
-        ledger, size = Ledger(skeleton), sum(steps(g) for g in chosen)
-        goal = budget(skeleton, Amount(self.keep), "channels", size)
-        refuse_unreached(reach(ledger, goal.of, (), [(g, self.align) for g in chosen]), goal)
-        search = Search(program, ctx)
-        important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair,
-                                    self.data)
-        pool = Widths(program, chosen, self.align, ledger, important, fixed)
-        search.run([pool], self.score, goal, choice_of(self.search, ""))
-        search.finish([pool])
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return forecast(skeleton, self._groups(skeleton), Amount(self.keep), self.align)
-
-    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        if self.score is None or (self.reorder == "l1" and not self.repair):
-            return Effort()
-        return of_fitting(skeleton, ctx, groups(skeleton, "channels", self.on), self.data)
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        if self.score is None:
-            return 0
-        return forwards(skeleton, self._groups(skeleton), Amount(self.keep), self.align)
-
-    def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
-        return required(skeleton, "channels", groups(skeleton, "channels", self.on))
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        chosen = required(skeleton, "channels", groups(skeleton, "channels", self.on))
+        return Greedy(Amount(self.keep), "channels", items(chosen),
+                      (WidthParts("channels", groups=chosen, step=self.align),), self.score,
+                      exact=self.search == "exact", rank="loss", align=self.align, even_params=True,
+                      fit=Fit(self.reorder or "obs", self.repair, self.data))

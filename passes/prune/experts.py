@@ -8,12 +8,12 @@ from ...compiler.ir.program import Program
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
 from ...compiler.search import routing
-from ...compiler.search.importance import ascending
+from ...compiler.search.importance import ascending, l1
 from ...compiler.search.narrowing import forecast
 from ...compiler.search.saving import steps
 from ...compiler.search.widths import Site, slice_all
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
@@ -48,7 +48,7 @@ class Experts(Pass):
         trusted = routing.trusted(program, ctx, self.data, chosen) if self.data else {}
         cuts = []
         for group in chosen:
-            scores = trusted[group.site] if group.site in trusted else routing.magnitude(program, group)
+            scores = trusted[group.site] if group.site in trusted else l1(program, group)
             site = Site(group, ascending(scores))
             gone = site.next(site.size - Amount(self.keep).kept(site.size))
             cuts += [(group, set(gone))] if gone else []
@@ -64,6 +64,9 @@ class Experts(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        return Effort(ctx.rows(self.data).numel() if self.data else 0)
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""

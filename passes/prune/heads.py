@@ -2,23 +2,17 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
-from ...compiler.search.effort import of_fitting
-from ...compiler.search.goals import budget, reach, refuse_unreached
-from ...compiler.search.loop import Search
-from ...compiler.search.narrowing import forecast, forwards, narrow_evenly
-from ...compiler.search.ordering import choice_of, ordering
-from ...compiler.search.saving import Ledger, steps
-from ...compiler.search.widths import Widths
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...compiler.search.fit import Fit
+from ...compiler.search.greedy import Cutter, Greedy, items
+from ...compiler.search.parts import WidthParts
+from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
 
-class Heads(Pass):
+class Heads(Cutter, Pass):
     """Remove attention heads.
 
     `of heads` removes query heads: under grouped-query attention the same number from every KV head. `of
@@ -49,37 +43,14 @@ class Heads(Pass):
         "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
         "32 that the model itself writes.", default=None)
 
-    def run(self, program: Program, ctx: Context) -> None:
-        skeleton = program.skeleton
+    def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = self._groups(skeleton)
-        if self.score is None:
-            narrow_evenly(program, chosen, Amount(self.keep), align=1)
-            return
-        ledger, size = Ledger(skeleton), sum(steps(g) for g in chosen)
-        goal = budget(skeleton, Amount(self.keep), chosen[0].kind if chosen else "heads", size)
-        refuse_unreached(reach(ledger, goal.of, (), [(g, 1) for g in chosen]), goal)
-        search = Search(program, ctx)
-        important, fixed = ordering(program, ctx, search, chosen, self.score, self.reorder or "obs", self.repair,
-                                    self.data)
-        pool = Widths(program, chosen, 1, ledger, important, fixed)
-        search.run([pool], self.score, goal, choice_of(self.search, ""))
-        search.finish([pool])
+        kind = chosen[0].kind if chosen else "heads"
+        return Greedy(Amount(self.keep), kind, items(chosen), (WidthParts(kind, groups=chosen),), self.score,
+                      exact=self.search == "exact", rank="loss", fit=Fit(self.reorder or "obs", self.repair, self.data))
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """Groups of the kind that `keep` counts; where every query head has its own KV head, both are one."""
         kind = "kv_heads" if self.keep.of == "kv_heads" else "heads"
         found = groups(skeleton, kind, self.on)
         return required(skeleton, kind, found or groups(skeleton, "heads", self.on))
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
-
-    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        if self.score is None or (self.reorder == "l1" and not self.repair):
-            return Effort()
-        return of_fitting(skeleton, ctx, self._groups(skeleton), self.data)
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        if self.score is None:
-            return 0
-        return forwards(skeleton, self._groups(skeleton), Amount(self.keep), 1)

@@ -33,8 +33,8 @@ class Insert(Pass):
     constants: h + R'(b - Rh), `lobireft` adds a constant: h + R'b. A function has 2dr + r parameters, dr + r in the
     last two.
 
-    Advice of the paper: begin with all layers and more than one position, rank 4 to 32, tied. All start as the
-    identity here, where the published code starts at random values.
+    Advice of the paper: begin with all layers and more than one position, rank 4 to 32, tied. All but
+    `consreft` start as the identity here, where the published code starts at random values.
 
     Source: ReFT (Wu et al. 2024, arXiv 2404.03592); the identity at first: own.
     Example: edits = reft.insert(positions: "f7+l7", rank: 8)

@@ -2,16 +2,17 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups
-from ...compiler.search.mixers import Shed
-from ...compiler.words.context import Context
+from ...compiler.search.fit import Fit
+from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.parts import SliceParts, WidthParts
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
 
-class Channels(Pass):
+class Channels(Cutter, Pass):
     """Make the inner width of Mamba-1 mixers smaller.
 
     A channel of a Mamba-1 mixer (of Mamba, FalconMamba, Jamba) has a time step and a state of its own: with it go its
@@ -43,15 +44,8 @@ class Channels(Pass):
     data: DataRef | None = param("Rows that rank channels and refit readers; unless given, 32 that the model writes.",
                                  default=None)
 
-    def run(self, program: Program, ctx: Context) -> None:
-        self._shed(program.skeleton).run(program, ctx)
-
-    def _shed(self, skeleton: Skeleton) -> Shed:
-        return Shed("ssm_channels", self.keep, groups(skeleton, "ssm_channels", self.on), self.align, self.score,
-                    self.search, self.repair, self.data)
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return self._shed(skeleton).forecast(skeleton)
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        return self._shed(skeleton).forwards(skeleton)
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        chosen = groups(skeleton, "ssm_channels", self.on)
+        parts = (WidthParts if self.repair else SliceParts)("ssm_channels", groups=chosen, step=self.align)
+        return Greedy(Amount(self.keep), "ssm_channels", sum(g.count for g in chosen), (parts,), self.score,
+                      exact=self.search == "exact", align=self.align, fit=Fit("obs", self.repair, self.data))

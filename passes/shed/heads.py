@@ -2,16 +2,17 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups
-from ...compiler.search.mixers import Shed
-from ...compiler.words.context import Context
+from ...compiler.search.fit import Fit
+from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.parts import SliceParts
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, Selector
 
 
-class Heads(Pass):
+class Heads(Cutter, Pass):
     """Remove heads of Mamba-2 scans.
 
     A head is a block of channels that share a time step: with it go its rows of gate, x and dt in the input
@@ -45,15 +46,8 @@ class Heads(Pass):
     data: DataRef | None = param("Rows that heads are ranked on; unless given, 32 that the model writes.",
                                  default=None)
 
-    def run(self, program: Program, ctx: Context) -> None:
-        self._shed(program.skeleton).run(program, ctx)
-
-    def _shed(self, skeleton: Skeleton) -> Shed:
-        return Shed("ssm_heads", self.keep, groups(skeleton, "ssm_heads", self.on), self.step, self.score, self.search,
-                    data=self.data)
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return self._shed(skeleton).forecast(skeleton)
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        return self._shed(skeleton).forwards(skeleton)
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        chosen = groups(skeleton, "ssm_heads", self.on)
+        parts = SliceParts("ssm_heads", groups=chosen, step=self.step)
+        return Greedy(Amount(self.keep), "ssm_heads", sum(g.count for g in chosen), (parts,), self.score,
+                      exact=self.search == "exact", align=self.step, fit=Fit("obs", False, self.data))

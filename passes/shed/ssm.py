@@ -2,22 +2,16 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
-from ...compiler.planning import shrink
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import scans
-from ...compiler.search.goals import budget, refuse_unreached
-from ...compiler.search.loop import Budget
-from ...compiler.search.saving import Ledger
-from ...compiler.search.scans import Scans, all_but_the_last, saved
-from ...compiler.search.single import cut_until_met, foreseen
-from ...compiler.words.context import Context
+from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.parts import ScanParts
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
 
 
-class Ssm(Pass):
+class Ssm(Cutter, Pass):
     """Remove the scans of state-space mixers, and all that only they need.
 
     A mixer without its scan hands on what came out of its convolution and activation: y = x; gate, norm and output
@@ -46,28 +40,7 @@ class Ssm(Pass):
     on: Selector | None = param("Which mixers may lose their scan.", default=None)
     search: Literal["racing", "exact"] = param("Score the scans that may be missed least, or all.", default="racing")
 
-    def run(self, program: Program, ctx: Context) -> None:
-        goal = self._goal(program.skeleton)
-        pool = Scans(program, scans(program.skeleton, self.on), Ledger(program.skeleton))
-        cut_until_met(program, ctx, pool, self.score, goal, self.search, pool.reachable(goal.of))
-
-    def _goal(self, skeleton: Skeleton) -> Budget:
-        return budget(skeleton, Amount(self.remove, removes=True), "scans", len(skeleton.scans))
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """Which ones go is not known: the first, since mixers are mostly alike."""
-        return self._likely(skeleton)[0]
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        return self._likely(skeleton)[1]
-
-    def _likely(self, skeleton: Skeleton) -> tuple[Skeleton, int]:
-        goal, chosen = self._goal(skeleton), scans(skeleton, self.on)
-        most = all_but_the_last([saved(skeleton, s, goal.of) for s in chosen], len(skeleton.scans))
-        refuse_unreached(most, goal)
-
-        def without(now: Skeleton, site: str) -> Skeleton | None:
-            scan = next(s for s in now.scans if s.site == site)
-            return shrink.without_scan(now, scan) if len(now.scans) > 1 else None
-
-        return foreseen(skeleton, goal, [s.site for s in chosen], without)
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        parts = ScanParts("scans", all=len(skeleton.scans), scans=scans(skeleton, self.on))
+        return Greedy(Amount(self.remove, removes=True), "scans", parts.all, (parts,), self.score,
+                      exact=self.search == "exact")

@@ -2,16 +2,17 @@
 
 from typing import Literal
 
-from ...compiler.ir.program import Program
+from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups
-from ...compiler.search.mixers import Shed
-from ...compiler.words.context import Context
+from ...compiler.search.fit import Fit
+from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.parts import SliceParts
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, Ratio, Selector
 
 
-class State(Pass):
+class State(Cutter, Pass):
     """Let the scans of state-space mixers keep fewer states.
 
     What a scan remembers of a channel is a row of numbers, written by B and read by C. A state that goes takes its
@@ -40,14 +41,8 @@ class State(Pass):
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     step: int = param("States of every group per cut.", default=4, ge=1, unit="states")
 
-    def run(self, program: Program, ctx: Context) -> None:
-        self._shed(program.skeleton).run(program, ctx)
-
-    def _shed(self, skeleton: Skeleton) -> Shed:
-        return Shed("ssm_state", self.keep, groups(skeleton, "ssm_state", self.on), self.step, self.score, self.search)
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return self._shed(skeleton).forecast(skeleton)
-
-    def forwards(self, skeleton: Skeleton) -> int:
-        return self._shed(skeleton).forwards(skeleton)
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        chosen = groups(skeleton, "ssm_state", self.on)
+        parts = SliceParts("ssm_state", groups=chosen, step=self.step)
+        return Greedy(Amount(self.keep), "ssm_state", sum(g.count for g in chosen), (parts,), self.score,
+                      exact=self.search == "exact", align=self.step, fit=Fit("obs", False))

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ...compiler.ir.program import Program
 from ...compiler.layers.reft import Reft as Edits
 from ...compiler.layers.reft import interventions
+from ...compiler.rows.classes import check_classes, class_logits, judged
 from ...compiler.rows.forward import nll
-from ...compiler.rows.prompts import prompts
+from ...compiler.rows.prompts import head, prompts
 from ...compiler.training.effort import effort
 from ...compiler.training.gains import no_gain, refuse_same_rows
 from ...compiler.training.loop import Course, Regime, Run
@@ -34,7 +35,8 @@ class Reft(Pass):
     """Train the interventions of a model while all its own weights stay.
 
     The model learns to predict the tokens of the answers in rows of `pairs`, prompts being edited where `reft.insert`
-    said. Rows of R stay orthonormal at every step. With `held_out`, the loss on its answers is measured every so many
+    said; of rows of `labels` it learns the classes, and the model's head is trained along. Rows of R stay orthonormal
+    at every step. With `held_out`, the loss on its answers is measured every so many
     steps and the best interventions are kept; a run that never gets better than its start is refused.
 
     `subspace` trains some coordinates alone: interventions of rank 8 can learn one task in 0 to 3 and another, by a
@@ -78,6 +80,8 @@ class Reft(Pass):
         active = self._active(edits)
         weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
         hooks = [] if active is None else [p.register_hook(_only(active)) for p in weights.values()]
+        if ctx.labels(self.data) is not None:
+            weights |= head(program.model)
         try:
             course = self._train(program, ctx, edits, weights, active)
         finally:
@@ -103,18 +107,12 @@ class Reft(Pass):
     def _train(self, program: Program, ctx: Context, edits: dict[str, Edits], weights: dict[str, nn.Parameter],
                active: Tensor | None) -> Course:
         """Train, and leave the best interventions in place; raises Reject where the start was the best."""
-        model, rows, said = program.model, ctx.rows(self.data), ctx.said(self.data)
-        asked = self._asked(self.data, edits, ctx)
-        lesson = Objective(model, rows, learned=said)
+        model, rows = program.model, ctx.rows(self.data)
         regime = Regime(
             steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
             batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=self.weight_decay,
             every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
-
-        def learn(chosen: Tensor, weight: float) -> float:
-            with prompts(model, asked[chosen], active):
-                return lesson.learn(chosen, weight)
-
+        learn = self._lesson(model, edits, ctx, active)
         judge = self._judge(model, edits, ctx, active) if self.held_out else None
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
         with training(model, weights), recomputing(layers):
@@ -123,11 +121,31 @@ class Reft(Pass):
             raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], "training"))
         return course
 
+    def _lesson(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
+        """What a batch teaches: the answers to its prompts, or its classes."""
+        rows, asked, labels = ctx.rows(self.data), self._asked(self.data, edits, ctx), ctx.labels(self.data)
+        lesson = Objective(model, rows, learned=ctx.said(self.data))
+
+        def learn(chosen: Tensor, weight: float) -> float:
+            with prompts(model, asked[chosen], active):
+                return lesson.learn(chosen, weight)
+
+        def classify(chosen: Tensor, weight: float) -> float:
+            found = class_logits(model, rows[chosen], asked[chosen], active).float()
+            check_classes(found, labels[chosen], self.data.name)
+            loss = nn.functional.cross_entropy(found, labels[chosen].to(found.device))
+            (loss * weight).backward()
+            return loss.item()
+
+        return learn if labels is None else classify
+
     def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         rows, said = ctx.rows(self.held_out), ctx.said(self.held_out)
-        asked = self._asked(self.held_out, edits, ctx)
+        asked, labels = self._asked(self.held_out, edits, ctx), ctx.labels(self.held_out)
 
         def judge() -> float:
+            if labels is not None:
+                return judged(model, rows, asked, labels, self.held_out.name)[0]
             nats, tokens = nll(model, rows, said, asked, active)
             return nats / tokens
 
@@ -138,7 +156,7 @@ class Reft(Pass):
         lengths = ctx.prompts(ref)
         if lengths is None:
             raise Reject(no_prompts(f"`{ref.name}` does not say where a prompt ends and its answer begins",
-                                    help="give rows of `pairs`"))
+                                    help="give rows of `pairs`, or of `labels` to a model with a head"))
         for path, module in edits.items():
             wanted = module.first + module.last
             if int(lengths.max()) < wanted:

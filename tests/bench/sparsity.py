@@ -91,13 +91,13 @@ def main() -> None:
         for number, (word, pattern) in enumerate(cases(args.only)):
             build = build_of(folder, args.model, WORDS[word].format(PATTERNS[pattern]), args.samples)
             (stage,) = build.plan.stages
-            program = build.reach(build.plan.identity)
+            program = build.reach(build.plan.identity).program
             if not number:
                 print(line.format("dense", "", "", f"{perplexity(program, build.ctx):.2f}", ""), flush=True)
             started = time.perf_counter()
             build.step(stage)
             seconds = time.perf_counter() - started
-            program = build.reach(stage.key)
+            program = build.reach(stage.key).program
             zeros = next(note["sparsity"] for note in program.notes if "sparsity" in note)
             print(line.format(word, pattern, f"{zeros:.1%}", f"{perplexity(program, build.ctx):.2f}",
                               f"{seconds:.0f}"), flush=True)

@@ -145,3 +145,28 @@ def test_the_bill_of_materials_names_what_the_process_had_loaded(artifact):  # n
         assert found[name]["purl"] == f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
     references = [c["bom-ref"] for c in body["components"]]
     assert len(set(references)) == len(references) and body["dependencies"][0]["dependsOn"] == references
+
+
+def test_doctor_tells_what_an_artifact_would_do_and_what_is_wrong_with_it(effc, signed, keys):  # noqa: F811
+    def checks():
+        run = effc("doctor", "--trust", str(signed), "--format", "json")
+        return run.code, {c["topic"]: (c["state"], c["fact"]) for c in json.loads(run.out)["checks"]}
+
+    code, found = checks()
+    assert code == 0 and not any(state == "bad" for state, _ in found.values())
+    assert keys[1] in found["signature"][1] and "engine runs a plan" in found["native"][1]
+    (signed / "native" / "helper.py").write_text("print('mine')")
+    (signed / "measures.json").write_bytes((signed / "measures.json").read_bytes() + b" ")
+    code, found = checks()
+    assert code == 5 and {t for t, (state, _) in found.items() if state == "bad"} == {"files", "signature"}
+    assert "native/helper.py" in found["code"][1] and "is of something else" in found["signature"][1]
+
+
+def test_doctor_names_pickles_and_configs_that_ask_for_code(effc, artifact, tmp_path):  # noqa: F811
+    shutil.copytree(artifact, folder := tmp_path / "copy")
+    (folder / "native" / "more.bin").write_bytes(b"\x80\x04N.")
+    (folder / "native" / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "evil.Evil"}}')
+    run = effc("doctor", "--trust", str(folder))
+    assert run.code == 5 and "native/more.bin: effc would not read it" in run.out
+    assert "native/tokenizer_config.json asks for code of its author" in run.out
+    assert effc("doctor", "--trust", str(tmp_path)).code == 5

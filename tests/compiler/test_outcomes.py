@@ -115,6 +115,30 @@ def test_an_edited_point_is_not_picked(front, tmp_path):
     assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
 
 
+def test_a_point_loads_by_its_path_and_only_as_its_manifest_has_it(front, tmp_path):
+    import shutil
+
+    path = front.artifacts[0].path
+    folder = path / "points/slim"
+    assert isinstance(effc.load(folder), torch.nn.Module)
+    with pytest.raises(Reject, match="no point fat"):
+        effc.load(path / "points/fat")
+    shutil.copytree(path, tmp_path / "front")
+    weights = next((tmp_path / "front/points/slim").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(Reject) as caught:
+        effc.load(tmp_path / "front/points/slim")
+    assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
+
+
+def test_a_front_is_tested_again_point_by_point(front):
+    from effc.compiler.judging.retest import test_artifact as again
+
+    path = front.artifacts[0].path
+    tested, = again(path, path.parents[1] / "r.effspec", api.Settings(path.parents[1] / "cache", threads=1))
+    assert [o.state for o in tested.outcomes] == ["ok", "ok", "missed"]
+
+
 def test_a_second_compile_of_a_front_runs_no_step_and_gives_the_same_hash(front, tmp_path):
     folder = front.artifacts[0].path.parents[1]
     before = artifact_hash(front.artifacts[0].path)

@@ -358,3 +358,27 @@ def test_a_stored_spec_of_another_form_is_refused(change):
     assert Reft.from_spec(layer, spec).spec() == spec
     with pytest.raises(ValueError):
         Reft.from_spec(layer, {**spec, **change})
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
+def test_every_architecture_takes_an_identity_and_then_an_edit(name):
+    model, ids = tiny.model(name), ids_of(2, 9)
+    program = intervened(model, start="identity")
+    with torch.no_grad():
+        before = model(ids).logits
+        assert torch.equal(program.model(ids).logits, before)
+        louder(program)
+        assert not torch.allclose(program.model(ids).logits, before, atol=1e-2)
+
+
+def test_dropout_is_of_the_edited_state_and_of_training_alone():
+    torch.manual_seed(0)
+    function = next(iter(interventions(intervened(tiny.model("llama"), drop=0.5).model)))[1].functions["both"]
+    hidden = torch.randn(200, 64) + 3.0
+    with torch.no_grad():
+        still = function.eval()(hidden)
+        moving = function.train()(hidden)
+    kept = moving != 0
+    assert 0.45 < kept.float().mean() < 0.55
+    assert torch.allclose(moving[kept], 2 * still[kept], atol=1e-5)

@@ -25,14 +25,18 @@ class Oracle:
         self.sort()
 
     def sort(self):
-        """Order of channels and KV groups, the strongest first, by magnitudes of what makes them."""
+        """Order of channels and KV groups, the strongest first, by magnitudes of what makes them.
+
+        Rows of k and v are repeated for every query head of their group before all are added up.
+        """
         self.channels, self.groups = [], []
         for layer in self.layers:
             mlp, attn = layer.mlp, layer.self_attn
             strength = mlp.gate_proj.weight.abs().sum(1).double() + mlp.up_proj.weight.abs().sum(1).double()
             self.channels.append(torch.sort(-strength, stable=True).indices)
-            rows = [p.weight.abs().sum(1).double() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
-            strength = sum(r.reshape(self.kv, -1).sum(1) for r in rows)
+            q, k, v = (p.weight.abs().sum(1).double() for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+            k, v = (rows.reshape(self.kv, 1, self.dim).repeat(1, self.repeat, 1).flatten() for rows in (k, v))
+            strength = (q + k + v).reshape(self.kv, -1).mean(1)
             self.groups.append(torch.sort(-strength, stable=True).indices)
 
     def loss(self):

@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.editing.trial import running
 from effc.compiler.search.branches import Layers
-from effc.compiler.search.latency import running
+from effc.compiler.search.importance import l1
 from effc.compiler.search.saving import Ledger
 from effc.compiler.search.widths import swapped
 from effc.dsl.diagnostics import Reject
@@ -231,3 +232,23 @@ def test_the_last_layer_stays():
     pool.candidates()[0].cut()
     for last in (pool, Layers(program, program.skeleton.units, Ledger(program.skeleton))):
         assert not last.candidates() and last.reachable("blocks") == 0
+
+
+def test_rows_of_k_and_v_count_for_every_query_head_that_they_serve():
+    program = capture(tiny.model("llama", num_attention_heads=8, num_key_value_heads=2))
+    attention = program.model.model.layers[1].self_attn
+    (group,) = [g for g in program.skeleton.groups if g.kind == "kv_heads" and ".1." in g.site]
+    q, k, v = (p.weight.abs().double().sum(1).reshape(2, -1).sum(1)
+               for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    assert torch.allclose(l1(program, group), q + 4 * k + 4 * v)
+    (group,) = [g for g in program.skeleton.groups if g.kind == "heads" and ".1." in g.site]
+    assert torch.allclose(l1(program, group).reshape(2, 4).sum(1), q)
+
+
+def test_fused_rows_of_k_and_v_count_as_often():
+    """Phi-3 makes q, k and v by one matrix."""
+    program = capture(tiny.model("phi3"))
+    rows = program.model.model.layers[0].self_attn.qkv_proj.weight.abs().double().sum(1)
+    q, k, v = (part.reshape(2, -1).sum(1) for part in rows.split([64, 32, 32]))
+    (group,) = [g for g in program.skeleton.groups if g.kind == "kv_heads" and ".0." in g.site]
+    assert torch.allclose(l1(program, group), q + 2 * k + 2 * v)

@@ -14,7 +14,7 @@ from effc.compiler.layers.reft import interventions
 from effc.compiler.rows.forward import nll
 from effc.compiler.running import snapshot
 from effc.compiler.sources.hf import Hf
-from effc.compiler.store.cache import Cache
+from effc.compiler.store.cache import Cache, digest
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
@@ -128,8 +128,8 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     program = taught(ctx, lr=0.3)
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
-    snapshot.save(Model(program), cache, "0" * 64, {}, ctx.origin, {"program": program.notes})
-    again = snapshot.restore(cache, "0" * 64, ctx.origin, lambda key: capture(ctx.origin.load())).program
+    snapshot.save(Model(program), cache, digest({}), {}, ctx.origin, {"program": program.notes})
+    again = snapshot.restore(cache, digest({}), ctx.origin, lambda key: capture(ctx.origin.load())).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)
@@ -196,6 +196,7 @@ def test_the_answer_is_predicted_from_an_edited_prompt_and_never_edited(ctx):
 FIRST = {
     "branch gone": [("prune.blocks", {"remove": 1, "score": MetricRef("perplexity", (("data", DataRef("dev")),))})],
     "narrow": [("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 8})],
+    "quantised": [("quantize.round", {"bits": 4, "group": 16})],
     "sparse": [("sparsify.magnitude", {"on": Selector((("|", "*_proj"),)), "sparsity": Ratio(0.5, "weights")})],
 }
 

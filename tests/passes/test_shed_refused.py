@@ -81,9 +81,9 @@ def test_a_number_of_cuts_that_a_model_does_not_hold_is_refused_by_the_number_th
 def test_items_with_an_entry_in_a_buffer_are_ranked_by_weights_and_take_it_along():
     """Falcon-H1 scales the rows of its input projection by a buffer."""
     from effc.compiler.capture.capture import capture
-    from effc.compiler.search.mixers import magnitudes
+    from effc.compiler.search.importance import l1
 
     program = capture(mixers.model("falcon_h1"))
     for group in [g for g in program.skeleton.groups if g.kind in ("ssm_heads", "ssm_state")]:
         assert any(m.tensor.endswith("mup_vector") for m in group.members)
-        assert (magnitudes(program, group) > 0).all()
+        assert (l1(program, group) > 0).all()

@@ -1,0 +1,117 @@
+"""What an artifact that somebody sent would do here, and which checks it passes: read, never loaded."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...dsl.diagnostics import Reject
+from .manifest import Manifest, artifact_files, read_manifest, verify_files
+from .signature import signatures, signs
+
+_CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
+_MOST_BYTES = 1 << 20         # of a config that is read
+
+DOES = {
+    "model": "transformers builds a stock model from `model/config.json` and maps its safetensors",
+    "compat": "transformers builds a stock model from `compat/config.json` and maps its safetensors",
+    "compact": "effc builds the original from its config, replays listed edits, and maps safetensors",
+    "reft": "effc finds the base that it names, compares its hash, and inserts effc's own modules",
+    "base": "holds the model that `reft/` belongs to",
+    "program": "torch runs an exported graph of listed operators",
+    "native": "effc's engine runs a plan that is checked first, over packed weights",
+    "knowledge": "samples are put into prompts, and `effc run` and `serve` may train adapters on them",
+    "embedder": "transformers builds a sentence encoder and maps its safetensors",
+    "reward": "a small reward model scores answers",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `state` is "ok", "note" or "bad"."""
+
+    topic: str
+    fact: str
+    state: str = "ok"
+
+
+def look(path: Path) -> list[Check]:
+    """Reject where there is no manifest to go by."""
+    manifest = read_manifest(path)
+    return [_hashes(path, manifest), *_signatures(path), *_files(path), *_configs(path), *_recipe(manifest),
+            *_deeds(manifest)]
+
+
+def _hashes(path: Path, manifest: Manifest) -> Check:
+    try:
+        verify_files(path, manifest)
+    except Reject as refused:
+        return Check("files", refused.diagnostics[0].message, "bad")
+    return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
+
+
+def _signatures(path: Path) -> Iterator[Check]:
+    """A signature says something to those alone who know its key."""
+    try:
+        found = signatures(path)
+    except Reject as refused:
+        yield Check("signature", refused.diagnostics[0].message, "bad")
+        return
+    if not found:
+        yield Check("signature", "nobody signed it", "note")
+    for one in found:
+        whole = signs(one, path)
+        fact = f"by {one.key}: whose key that is, you must know" if whole else f"of {one.key} is of something else"
+        yield Check("signature", fact, "note" if whole else "bad")
+
+
+def _files(path: Path) -> Iterator[Check]:
+    names = artifact_files(path)
+    pickles = [name for name, file in names.items() if is_pickle(file)]
+    code = [name for name in names if name.lower().endswith(_CODE)]
+    for kind, there, state in (("pickles", pickles, "bad"), ("code", code, "note")):          # apps bring code
+        yield Check(kind, f"{', '.join(there[:3])}: effc would not read it" if there else "none among the files",
+                    state if there else "ok")
+
+
+def is_pickle(file: Path) -> bool:
+    """By content: a pickle of protocol 2 or later, or an archive that holds one, as `torch.save` writes."""
+    with open(file, "rb") as stream:
+        start = stream.read(4)
+    if start[:2] == b"PK":
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return any(name.endswith(".pkl") for name in archive.namelist())
+        except (zipfile.BadZipFile, OSError, ValueError):
+            return False
+    return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def _configs(path: Path) -> Iterator[Check]:
+    asking = []
+    for name, file in artifact_files(path).items():
+        if file.name.endswith("config.json") and file.stat().st_size <= _MOST_BYTES:
+            try:
+                body = json.loads(file.read_bytes())
+            except (ValueError, RecursionError):
+                yield Check("config", f"{name} is not JSON", "bad")
+                continue
+            if isinstance(body, dict) and "auto_map" in body:
+                asking.append(name)
+    yield Check("own code", f"{', '.join(asking)} asks for code of its author, which is refused" if asking else
+                "no config asks for code of its author", "bad" if asking else "ok")
+
+
+def _recipe(manifest: Manifest) -> Iterator[Check]:
+    """Loading never reads the recipe; compiling it again may run what it names."""
+    models = manifest.recipe.get("resolved", {}).get("models", {}) if isinstance(manifest.recipe, dict) else {}
+    modules = [name for name, call in models.items() if isinstance(call, dict) and call.get("word") == "module"]
+    if modules:
+        yield Check("recipe", f"model {modules[0]} is a Python file: `effc test` and `compile` would run it", "note")
+
+
+def _deeds(manifest: Manifest) -> Iterator[Check]:
+    folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
+    for folder in folders:
+        yield Check(folder, DOES.get(folder, "is nothing that effc loads"), "ok" if folder in DOES else "note")

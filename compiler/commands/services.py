@@ -1,0 +1,119 @@
+"""What `effc serve` can put behind an address: a model, a client of test-time compute, a knowledge base."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Fault, Reject
+from .flags import Shared
+
+if TYPE_CHECKING:
+    from ..rttc.guided import Guided
+    from ..rttc.retrieval import Remote
+
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
+                 exit="usage")
+no_such_role = Fault("no-such-role", "A folder was to be served in a role that it can't have.\n\n"
+                     "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
+                     exit="usage")
+
+
+@dataclass(frozen=True)
+class Service:
+    """`count` hears the path, the status and the seconds of an answer; `stop` cancels all."""
+
+    name: str
+    app: Any
+    count: Callable[[str, int, float], None]
+    stop: Callable[[], None]
+
+
+def model_service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]) -> Service:
+    import torch
+
+    from ..native.sampling import as_tokens
+    from ..opened import open_model
+    from ..serving.api import Service as Model
+    from ..serving.api import application
+    from ..serving.runner import runner_of
+    from ..serving.scheduler import Scheduler
+
+    if shared.threads:
+        torch.set_num_threads(shared.threads)
+    opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
+    if opened.tokenizer is None:
+        raise Reject(no_words(f"{opened.label} has no tokenizer",
+                              help="copy the tokenizer files beside the weights"))
+    runner = runner_of(opened.model, opened.label)
+    known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
+    ends = next((as_tokens(found) for found in known if found is not None), ())
+    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel)
+    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary)
+    return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
+
+
+def guided_service(place: str, name: str, shared: Shared, queue: int, keys: Sequence[str],
+                   knowledge: str | None) -> Service:
+    from ..rttc.front import Front, application
+
+    front = Front(name, guided(place, shared, keys, knowledge), queue)
+    return Service(name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(),
+                   front.stop)
+
+
+def library_service(place: str, name: str, shared: Shared, keys: Sequence[str]) -> Service:
+    """The base of a folder; no model is loaded but a judge or scorer that needs none of the client's."""
+    from ..artifacts.manifest import read_manifest, verify_files
+    from ..artifacts.signature import check_signature
+    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app
+    from ..rttc.embedder import folder_embedder
+    from ..rttc.knowledge import open_base
+    from ..rttc.library import Library, application
+    from ..rttc.reward import Judge
+    from ..rttc.scorer import open_scorer
+
+    folder, app = Path(place), read_app(Path(place))
+    manifest = read_manifest(folder)
+    if keys:
+        check_signature(folder, keys)
+    for part in (KNOWLEDGE, EMBEDDER, REWARD):
+        verify_files(folder, manifest, under=part)
+    reward: Any = None
+    if app.reward == "judge":
+        reward = Judge(folder / REWARD)
+    elif app.reward == "scorer" and app.embed == "folder":
+        reward = open_scorer(folder / REWARD, folder_embedder(folder / EMBEDDER, shared.cache_folder))
+    library = Library(open_base(folder / KNOWLEDGE), app.selection, reward)
+    return Service(name, application(library), lambda path, status, _: library.answers.labels(path, str(status)).inc(),
+                   lambda: None)
+
+
+def guided(place: str, shared: Shared, keys: Sequence[str], knowledge: str | None) -> "Guided":
+    """The client of a folder; its model, base and rewards are compared with the manifest first."""
+    import torch
+
+    from ..artifacts.manifest import read_manifest, verify_files
+    from ..opened import open_model
+    from ..rttc.app import client_of, read_app
+
+    folder, app = Path(place), read_app(Path(place))
+    if shared.threads:
+        torch.set_num_threads(shared.threads)
+    opened = open_model(place, shared.settings(), signed_by=keys)
+    verify_files(folder, read_manifest(folder))
+    if opened.tokenizer is None:
+        raise Reject(no_words(f"{opened.label} has no tokenizer", help="emit the folder again with a tokenizer"))
+    return client_of(app, folder, opened.model, opened.tokenizer, shared.cache_folder, remote(knowledge))
+
+
+def remote(url: str | None) -> "Remote | None":
+    """A server of samples; EFFC_KNOWLEDGE_KEY is the key that it asks for."""
+    from ..rttc.retrieval import Remote
+
+    if url is None:
+        return None
+    if not url.startswith(("http://", "https://")):
+        raise Reject(no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT"))
+    return Remote(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))

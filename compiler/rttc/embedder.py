@@ -1,0 +1,87 @@
+"""Texts to unit vectors: a sentence encoder in a folder, or the hidden states of the model that answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Fault, Reject
+from ..rows.forward import evaluating
+from ..store.cache import digest
+
+no_embedder = Fault("no-embedder", "A folder that was to embed texts holds no encoder that can.", exit="environment")
+
+_BATCH = 16
+_LENGTH = 256             # tokens of a text that count; MiniLM was trained with as many
+
+
+class Embedder(Protocol):
+    """`identity` tells vectors apart that must not be compared."""
+
+    identity: str
+    width: int
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [n, width] float32."""
+
+
+class Pooled:
+    """Mean of the last hidden states over the tokens of a text, scaled to length 1, as MiniLM's authors do it.
+
+    encoder   its forward gives hidden states [b, t, width], padding behind does not change them
+    Source: Reimers and Gurevych 2019 (arXiv 1908.10084), section 3, mean pooling.
+    """
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any, identity: str):
+        self._encoder, self._tokenizer = encoder, tokenizer
+        self.identity = digest([identity, "mean", _LENGTH])
+        self.width = int(encoder.config.hidden_size)
+        own = getattr(encoder.config, "max_position_embeddings", None) or _LENGTH
+        self._length = min(_LENGTH, own)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        found = torch.empty(len(texts), self.width)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))         # little padding
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            found[chosen] = self._batch([texts[i] for i in chosen])
+        return found
+
+    def _batch(self, texts: Sequence[str]) -> Tensor:
+        rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])                # [b, t]
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        with evaluating(self._encoder):
+            hidden = self._encoder(input_ids=ids, attention_mask=mask)[0].float()              # [b, t, width]
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return nn.functional.normalize(mean, dim=-1)
+
+
+def own_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
+    """The causal model's own states: coarser than an encoder's, and nothing more to load."""
+    return Pooled(model.get_decoder(), tokenizer, f"own {identity}")
+
+
+def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
+    """A sentence encoder (MiniLM and its kin) as `save_pretrained` wrote it. Its vectors are those of its weights and
+    tokenizer, wherever the folder lies."""
+    from transformers import AutoModel
+
+    from ..checkpoints.checkpoint import quiet
+    from ..checkpoints.folder import find_weights, load_tokenizer, read_config, tokenizer_files
+    from ..store.hashes import files_hash
+
+    config, words = read_config(folder / "config.json", str(folder)), tokenizer_files(folder)
+    if not words or "auto_map" in config:
+        why = "brings its own code" if words else "has no tokenizer"
+        raise Reject(no_embedder(f"{folder} {why}", help="take a MiniLM-class encoder with its tokenizer files"))
+    files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
+    with quiet():
+        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True,
+                                            trust_remote_code=False, dtype=torch.float32)
+    if not getattr(encoder.config, "hidden_size", None):
+        raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
+    return Pooled(encoder.eval(), load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

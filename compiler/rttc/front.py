@@ -1,0 +1,176 @@
+"""The client's side: OpenAI's chat and completions API over a guided model, with every decision told beside."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from secrets import randbits
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as Call
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ...dsl.diagnostics import Reject
+from ..serving.answers import DONE, Answer, ChatAnswer, Refused, event
+from ..serving.body import read_body
+from ..serving.errors import tell_errors
+from ..serving.metrics import TYPE
+from ..serving.protocol import AskedChat, AskedCompletion
+from ..serving.request import Piece
+from .generation import Cancelled, Settings
+from .guided import Answered, Guided
+
+_PIECE = 24               # characters of an event: an answer is judged before it is told, so it comes whole
+BRANCH = "X-Effc-Branch"
+
+
+class Front:
+    """One guided model; queries are answered one after the other, so that no two ever share adapters.
+
+    waiting   queries that may wait; more are told to come back
+    """
+
+    def __init__(self, name: str, client: Guided, waiting: int = 16):
+        self.name, self.client, self._most = name, client, waiting
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="effc-guided")
+        self._stopped = threading.Event()
+        self._held = 0
+        self.registry = CollectorRegistry()
+        self.branches = Counter("effc_queries", "Queries by the branch that answered.", ["branch"],
+                                registry=self.registry)
+        self.hits = Counter("effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry)
+        self.took = Histogram("effc_query_seconds", "To answer one, waiting left out.", registry=self.registry)
+        self.answers = Counter("effc_http_responses", "Answers by the path and the status.", ["path", "status"],
+                               registry=self.registry)
+        for cache in ("lists", "states"):
+            held = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
+            held.set_function(lambda cache=cache: getattr(client, cache).held)
+        Gauge("effc_queries_held", "Queries that wait or are answered.", registry=self.registry).set_function(
+            lambda: self._held)
+
+    def stop(self) -> None:
+        """Cancel all; caches keep their counts."""
+        self._stopped.set()
+        self.client.lists.flush()
+        self.client.states.flush()
+
+    async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
+        if asked.model != self.name:
+            raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model",
+                          "model_not_found")
+        if asked.alternatives is not None:
+            raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
+        answered = await self._answered(_messages(asked, self.client), _settings(asked), call)
+        kind = ChatAnswer if isinstance(asked, AskedChat) else Answer
+        answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
+        headers = {BRANCH: answered.decision.branch}
+        if asked.stream:
+            return StreamingResponse(_events(answer, answered, asked.tells_usage), media_type="text/event-stream",
+                                     headers={"Cache-Control": "no-cache", **headers})
+        answer.add(Piece(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
+        return JSONResponse({**answer.whole(False), "effc": answered.decision.to_json()}, headers=headers)
+
+    async def _answered(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
+        if self._stopped.is_set():
+            raise Refused(503, "the server stops", code="stopping")
+        if self._held > self._most:
+            seconds = max(1, min(60, round(2 * self._held)))
+            raise Refused(429, f"ask again in {seconds} s: as many queries wait as may", code="too_many_requests",
+                          headers={"Retry-After": str(seconds)})
+        left = threading.Event()
+        watch = asyncio.create_task(_leave(call, left))
+        self._held += 1
+        try:
+            answered = await asyncio.get_running_loop().run_in_executor(
+                self._worker, self._ask, messages, settings, left)
+        except Cancelled as gone:
+            raise Refused(503, "the server stops", code="stopping") from gone
+        except Reject as refused:
+            raise Refused(400, refused.diagnostics[0].message, "messages", "context_length_exceeded") from refused
+        finally:
+            self._held -= 1
+            watch.cancel()
+        decision = answered.decision
+        self.branches.labels(decision.branch).inc()
+        for cache, hit in (("lists", decision.list_hit), ("states", decision.adapter_hit)):
+            self.hits.labels(cache).inc(int(hit))
+        return answered
+
+    def _ask(self, messages: list[dict[str, str]], settings: Settings, left: threading.Event) -> Answered:
+        with self.took.time():
+            return self.client.ask(messages, settings, lambda: left.is_set() or self._stopped.is_set())
+
+
+async def _leave(call: Call, left: threading.Event) -> None:
+    while (await call.receive())["type"] != "http.disconnect":
+        pass
+    left.set()
+
+
+def _messages(asked: AskedChat | AskedCompletion, client: Guided) -> list[dict[str, str]]:
+    if isinstance(asked, AskedChat):
+        found = [message.plain() for message in asked.messages]
+    elif isinstance(asked.prompt, str):
+        found = [{"role": "user", "content": asked.prompt}]
+    else:
+        raise Refused(400, "the prompt is tokens, and a text is needed to look for samples", "prompt")
+    if sum(len(m["content"]) for m in found) > 64 * client.prompts.context:
+        raise Refused(400, f"the model's context is {client.prompts.context} tokens, and the text is longer",
+                      "messages", "context_length_exceeded")
+    return found
+
+
+def _settings(asked: AskedChat | AskedCompletion) -> Settings:
+    seed = randbits(62) if asked.seed is None else asked.seed
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    return Settings(asked.most or 256, temperature, asked.top_p or 1.0, seed, asked.stops)
+
+
+async def _events(answer: Answer, answered: Answered, usage: bool) -> AsyncIterator[str]:
+    for chunk in answer.opening():
+        yield event(chunk)
+    text = answered.text
+    for start in range(0, max(1, len(text)), _PIECE):
+        last = start + _PIECE >= len(text)
+        piece = Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
+        answer.add(piece)
+        chunk = answer.chunk(piece, False)
+        yield event({**chunk, "effc": answered.decision.to_json()} if last else chunk)
+    if usage:
+        yield event(answer.closing())
+    yield DONE
+
+
+def application(front: Front) -> FastAPI:
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        front.stop()
+
+    app = FastAPI(title="effc guided", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
+    tell_errors(app)
+
+    @app.post("/v1/chat/completions")
+    async def chat(call: Call) -> Any:
+        return await front.answer(await read_body(call, AskedChat), call)
+
+    @app.post("/v1/completions")
+    async def complete(call: Call) -> Any:
+        return await front.answer(await read_body(call, AskedCompletion), call)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [{"id": front.name, "object": "model", "created": 0, "owned_by": "effc"}]}
+
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return Response(generate_latest(front.registry), media_type=TYPE)
+
+    return app

@@ -1,0 +1,138 @@
+"""A small reward model of one's own: a linear head over the vectors of a question and an answer."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Fault, Reject
+from ..store.cache import write_whole
+from .embedder import Embedder
+from .reward import finite
+from .sample import bad_samples
+
+_NAME, _WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
+LEAST_AUC = 0.55          # below, a coin is about as good
+
+weak_reward = Fault("weak-reward", "A reward does not tell right answers from wrong ones, on samples held out.\n\n"
+                    "An AUC of 0.5 is a coin's. Routing by it is noise; train on more, or on samples of the own task, "
+                    "or insist with `force`.", exit="gate")
+broken_scorer = Fault("broken-scorer", "A folder that was to hold a trained scorer does not.", exit="environment")
+
+
+@dataclass(frozen=True)
+class Graded:
+    """An answer, and whether it was right."""
+
+    question: str
+    answer: str
+    right: bool
+
+
+def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """How often a right answer scores above a wrong one, equals half; 0.5 where one kind is missing."""
+    good = torch.tensor([s for s, r in zip(scores, right, strict=True) if r], dtype=torch.float64)
+    bad = torch.tensor([s for s, r in zip(scores, right, strict=True) if not r], dtype=torch.float64)
+    if not len(good) or not len(bad):
+        return 0.5
+    above = (good[:, None] > bad).double() + 0.5 * (good[:, None] == bad).double()
+    return float(above.mean())
+
+
+class Scorer:
+    """Log-odds that an answer is right. `auc` is that on questions which it was not trained on."""
+
+    name, scale = "scorer", "log-odds"
+
+    def __init__(self, weight: Tensor, bias: float, embedder: Embedder, auc: float):
+        self._weight, self._bias, self._embedder, self.auc = weight, bias, embedder, auc
+
+    def score(self, question: str, answers: Sequence[str]) -> list[float]:
+        features = _features(self._embedder, [question] * len(answers), answers)
+        return finite((features @ self._weight + self._bias).tolist(), self.name)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"weight": self._weight.contiguous()}, folder / _WEIGHTS)
+        body = {"format": FORMAT, "bias": self._bias, "auc": self.auc, "embedder": self._embedder.identity}
+        write_whole(folder / _NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+
+
+def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
+    try:
+        body, weight = json.loads((folder / _NAME).read_bytes()), load_file(folder / _WEIGHTS)["weight"]
+        if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
+            raise ValueError("it was trained over another embedder")
+        return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise Reject(broken_scorer(f"{folder} holds no scorer for this embedder: {error}",
+                                   help="train it again")) from error
+
+
+def train(graded: Sequence[Graded], embedder: Embedder, *, seed: int = 0, held: float = 0.25, penalty: float = 1e-3,
+          force: bool = False) -> Scorer:
+    """Logistic regression, by L-BFGS. Questions are split, so that no question is on both sides.
+
+    Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
+    """
+    questions = sorted({g.question for g in graded})
+    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = {questions[i] for i in order[: max(1, round(held * len(questions)))]}
+    parts = [[g for g in graded if (g.question in kept) == out] for out in (False, True)]
+    (x, y), (x_held, _) = [(_features(embedder, [g.question for g in part], [g.answer for g in part]),
+                            torch.tensor([float(g.right) for g in part])) for part in parts]
+    weight, bias = _fit(x, y, penalty)
+    found = auc((x_held @ weight + bias).tolist(), [g.right for g in parts[1]])
+    if found < LEAST_AUC and not force:
+        raise Reject(weak_reward(f"the scorer's AUC is {found:.3f} on {len(parts[1])} answers to {len(kept)} "
+                                 "questions held out", help="grade more answers of the own task, or use `force`"))
+    return Scorer(weight, bias, embedder, found)
+
+
+def _fit(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, float]:
+    weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
+    steps = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        steps.zero_grad()
+        value = nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y) + penalty * weight.square().sum()
+        value.backward()
+        return value
+
+    steps.step(loss)
+    return weight.detach(), float(bias.detach())
+
+
+def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """Both vectors, their product and their distance by coordinate, [n, 4 * width]."""
+    if not answers:
+        return torch.empty(0, 4 * embedder.width)
+    asked, told = embedder.embed(questions), embedder.embed(list(answers))
+    return torch.cat([asked, told, asked * told, (asked - told).abs()], dim=1)
+
+
+def read_graded(file: Path) -> list[Graded]:
+    """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
+    found = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Reject(bad_samples(f"{file} can't be read")) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            body = json.loads(line)
+            if not isinstance(body["right"], bool):
+                raise ValueError("`right` is neither true nor false")
+            found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
+    if len({g.question for g in found}) < 4:
+        raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))
+    return found

@@ -1,0 +1,40 @@
+"""Which samples help a query most: the nearest, or those that together tell the most about it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+POOL = 256                # nearest vectors that a diverse selection chooses from
+
+Selection = Callable[[Tensor, Tensor, int], list[int]]
+
+
+def nearest(query: Tensor, vectors: Tensor, count: int) -> list[int]:
+    """The rows of vectors [n, d] with the largest inner products with query [d]; the first of equals."""
+    scores = vectors @ query
+    return torch.sort(scores, descending=True, stable=True).indices[:count].tolist()
+
+
+def diverse(query: Tensor, vectors: Tensor, count: int, noise: float = 0.01) -> list[int]:
+    """Rows that lower the posterior variance at the query fastest: a copy of what is known tells little more.
+
+    query    [d] unit vector; vectors [n, d] unit vectors, as a linear kernel of a Gaussian process
+    noise    variance of an observation; small: no row is wanted twice; large: the nearest are taken
+    Source: SIFT, Hübotter et al. 2025 (arXiv 2410.08020), equation 5, greedy as in its algorithm 1.
+    """
+    pool = nearest(query, vectors, max(count, POOL))
+    points = torch.cat([query[None], vectors[pool]]).double()                  # [1 + pool, d]
+    covariance = points @ points.T
+    chosen: list[int] = []
+    for _ in range(min(count, len(pool))):
+        gain = covariance[0] ** 2 / (covariance.diagonal() + noise)
+        gain[[0, *chosen]] = -torch.inf
+        best = int(gain.argmax())
+        chosen.append(best)
+        column = covariance[:, best]
+        covariance = covariance - torch.outer(column, column) / (column[best] + noise)
+    return [pool[at - 1] for at in chosen]
+
+
+SELECTIONS: dict[str, Selection] = {"nearest": nearest, "diverse": diverse}

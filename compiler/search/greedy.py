@@ -1,0 +1,209 @@
+"""A greedy search as a pass asks for it: kinds of parts, an amount, a score; and what `plan` says of it.
+
+Everything that cuts part by part is one of these: `prune.*`, `shed.*`. Without a score nothing is searched: groups are
+narrowed alike.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ...dsl.amounts import needs_score
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Group, Skeleton
+from ...dsl.values import MetricRef, Ratio, Shares
+from ..planning.amount import Amount
+from ..words.kinds import Effort
+from .beside import Beside
+from .choice import Choice, Exact, Racing
+from .effort import of_fitting
+from .estimate import thinned
+from .fit import Fit, Fitting
+from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
+from .latency import Latency, latency_of
+from .loop import CUTS, Budget, Search
+from .narrowing import cuttable, forecast, leave, narrow_evenly
+from .parts import Parts, Wholes
+from .saving import OF_MODEL, Ledger, steps
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+    from ..words.context import Context
+
+bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """What is asked of one model.
+
+    amount   what goes or stays: a share, or a number of items or of cuts
+    counted  what a share that isn't of the model, or a number, counts: "blocks", "heads", "cuts"; `total` of them
+    parts    the kinds of parts that may be cut, in the order that settles ties and in which they take turns
+    score    what decides; None narrows every group alike
+    rank     by loss per unit of what is saved, where that is the model's, or by plain loss
+    order    of the kinds' turns, also of those that the model lacks, where `split` gives each its share
+    fit      which items of a group go first, and whether what reads them is refitted
+    norms    whether norms count with their branch; the published loop leaves them out
+    widths   the score of kinds other than blocks, where it is another
+    check    a metric beside the score
+    align    what widths are multiples of, where groups are narrowed alike; `even_params` whether that can meet params
+    """
+
+    amount: Amount
+    counted: str
+    total: float
+    parts: tuple[Parts, ...]
+    score: MetricRef | None
+    exact: bool
+    rank: str = "ratio"
+    fit: Fit = field(default_factory=Fit)
+    align: int = 1
+    order: tuple[str, ...] = ()
+    split: Shares | None = None
+    norms: bool = True
+    widths: MetricRef | None = None
+    check: MetricRef | None = None
+    clock: MetricRef | None = None
+    even_params: bool = False
+
+    # -- the search ------------------------------------------------------------------------------------------
+
+    def run(self, program: "Program", ctx: "Context") -> None:
+        if self.score is None:
+            self._refuse_without_score()
+            narrow_evenly(program, self.groups, self.amount, self.align, ctx.tell)
+            return
+        ordered, search = self.turns(), Search(program, ctx)
+        latency = latency_of(program, search, self.clock) if self.amount.of == "latency" else None
+        ledger, goal = Ledger(program.skeleton, self.norms, latency), self.goal(program.skeleton, latency)
+        self._refuse_unreached(ledger, goal)
+        fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
+        pools = {p.kind: p.pool(program, ledger, fitting) for p in self._able(program, search, fitting, goal)}
+        if len(pools) == 1:
+            refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
+        choice, search.beside = self._choice(goal), self.check and Beside(self.check, goal.goal)
+        for kinds, share in ordered:
+            turn = Budget(goal.of, share * goal.goal, goal.total)
+            score = self.score if "blocks" in kinds or self.widths is None else self.widths
+            search.run([pools[kind] for kind in kinds if kind in pools], score, turn, choice)
+        refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
+        search.finish(list(pools.values()))
+
+    def _able(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:
+        """The parts without groups that can't be cut, each of which is said with the reason; their items ranked."""
+        able = []
+        for parts in self.parts:
+            groups, refused = cuttable(program, [(g, parts.step) for g in parts.groups])
+            leave(program, refused, search.ctx.tell)
+            search.refused |= {f"{group.site}:{group.kind}": why for group, why in refused}
+            able += [parts.only(groups)] if groups or not parts.groups else []
+        if not able:
+            refuse_unreached(0.0, goal, search.refused)
+        fitting.collect(able)
+        return able
+
+    def turns(self) -> list[tuple[Sequence[str], float]]:
+        """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
+        order = tuple(dict.fromkeys(self.order or [p.kind for p in self.parts]))
+        if self.split is None:
+            if self.widths is not None:
+                raise Reject(bad_turns("`width_score` is for kinds that take turns, and all compete by one score",
+                                       help="add `split`, or leave `width_score` out"))
+            return [(order, 1.0)]
+        if sum(self.split.share(kind) for kind in order) <= 0:
+            raise Reject(bad_turns(f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
+                                   help="name kinds in `order` that `split` gives a share"))
+        return turns(order, self.split)
+
+    def _choice(self, goal: Budget) -> Choice:
+        per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
+        return Exact(per) if self.exact else Racing(per)
+
+    # -- what is to go, and what can -------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[Group]:
+        return [g for parts in self.parts for g in parts.groups]
+
+    def goal(self, skeleton: Skeleton, latency: Latency | None = None) -> Budget:
+        """The budget; one of a latency that is not measured yet as if time went with operations."""
+        if self.counted == CUTS and self.amount.of is None:
+            return Budget(CUTS, self.amount.value, self.amount.value)
+        if self.amount.of == "latency" and latency is None:
+            flops = Amount(Ratio(self.amount.value.value, "flops"), self.amount.removes)
+            return budget(skeleton, flops, self.counted)
+        return budget(skeleton, self.amount, self.counted, latency.total if latency else self.total)
+
+    def _refuse_unreached(self, ledger: Ledger, goal: Budget) -> None:
+        for parts in self.parts:
+            if parts.parameter:
+                refuse_coarse(parts.parameter, parts.step, parts.groups)
+        if goal.of != CUTS:
+            refuse_unreached(reach(ledger, goal.of, self.parts), goal)
+
+    # -- what `plan` says ------------------------------------------------------------------------------------
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """As if groups went alike, and of whole parts the smallest, as many as the budget takes."""
+        if self.score is None:
+            self._refuse_without_score()
+            return forecast(skeleton, self.groups, self.amount, self.align)
+        self.turns()
+        goal = self.goal(skeleton)
+        if goal.of == CUTS:
+            return skeleton
+        if self.amount.of != "latency":
+            self._refuse_unreached(Ledger(skeleton, self.norms), goal)
+        return thinned(skeleton, goal, self.parts)[0]
+
+    def _refuse_without_score(self) -> None:
+        if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
+            raise Reject(needs_score(
+                f"what is kept is a share of {self.amount.of}, and nothing says which layers lose more",
+                help="add `score: perplexity(...)`, or keep a share of the items"))
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        """How many scores it takes: every candidate for each cut where it is exact, about six where it races."""
+        if self.score is None:
+            return 0
+        goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
+        cuts = int(goal.goal) if goal.of == CUTS else thinned(skeleton, goal, self.parts)[1]
+        whole = sum(p.count for p in self.parts if isinstance(p, Wholes))
+        gone = min(cuts, whole) if whole == first else 0
+        fewer = gone * (gone - 1) // 2                                    # what is gone is asked no more
+        every = cuts * first - fewer
+        return every if self.exact else min(every, first + 6 * cuts)
+
+    def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
+        """Ranking and refitting, and the rows that the model writes for them."""
+        fitted = [] if self.score is None else self.fit.read(self.parts)
+        effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
+        routed = self.fit.data is not None and any(p.kind == "experts" and p.groups for p in self.parts)
+        return Effort(effort.tokens + (ctx.rows(self.fit.data).numel() if routed else 0), effort.bytes, effort.apart)
+
+
+class Cutter(ABC):
+    """A pass that is a greedy search and nothing else: it says of which parts, the rest follows."""
+
+    @abstractmethod
+    def greedy(self, skeleton: Skeleton) -> Greedy:
+        """The search on a model of this skeleton. Raises Reject where there is nothing to cut."""
+
+    def run(self, program: "Program", ctx: "Context") -> None:
+        self.greedy(program.skeleton).run(program, ctx)
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        return self.greedy(skeleton).forecast(skeleton)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self.greedy(skeleton).forwards(skeleton)
+
+    def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
+        return self.greedy(skeleton).effort(skeleton, ctx)
+
+
+def items(groups: Sequence[Group]) -> int:
+    """How many steps some groups have, all together."""
+    return sum(map(steps, groups))

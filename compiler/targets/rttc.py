@@ -1,0 +1,179 @@
+"""A client and a server that answer with test-time compute, guided by a reward."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ..ir.program import Program
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
+from .hf import FORMS, Hf
+
+no_questions = Fault("no-dev-questions", "A policy that stops at good answers was asked for without dev questions.\n\n"
+                     "How large a reward is large enough belongs to the model, the reward and the domain: it is "
+                     "calibrated on questions with known answers.")
+no_graded = Fault("no-graded-answers", "A scorer was to be trained without graded answers.")
+
+
+class Rttc(Target):
+    """A client and a server that answer with test-time compute, guided by a reward.
+
+    Each query is answered directly, with samples of a knowledge base in the prompt (`rag`), or after a short training
+    of low-rank adapters on them (`ttt`), whatever the reward of the answer so far asks for. `effc run` talks to the
+    folder, `effc serve` answers OpenAI's API (`--role client`) or gives samples to clients (`--role server`). The
+    thresholds are calibrated here on the questions of `dev`: the largest accuracy less `price` for each second.
+
+    Source: reward-guided test-time compute with query-state caching; training as in arXiv 2411.07279, samples chosen
+    as in arXiv 2410.08020.
+    Example: rttc("client", knowledge: "kb.jsonl", policy: rag)
+    """
+
+    extra = "rttc"
+    requires = ("peft",)
+    cannot_hold = {"": {"packed weights": "kernels of packed weights can't be trained through",
+                        "pruned caches": "adapters are trained through a plain cache",
+                        "interventions": "adapters go onto a model without interventions"}}
+
+    knowledge: str = param("Samples: JSON lines with `question` and `answer`, or `text`; or a text, by paragraphs.")
+    policy: Literal["sequential", "best", "direct", "rag", "ttt"] = param(
+        "Stop at the first answer that is good enough, make all three and take the best, or always one branch.",
+        default="sequential")
+    dev: str = param("Questions with answers, JSON lines, that thresholds are calibrated on.", default="")
+    check: Literal["exact", "number", "choice", "pattern"] = param(
+        "How an answer to a dev question is compared with the right one.", default="exact")
+    options: tuple[str, ...] = param("The words that a `choice` chooses from.", default=())
+    embed: str = param("Folder of a sentence encoder (MiniLM and its kin); `own` uses the model's own states.",
+                       default="own")
+    reward: str = param("`self` is the model's likelihood, `scorer` is trained from `graded`, else a folder with a "
+                        "classifier of one logit.", default="self")
+    graded: str = param("Answers with `question`, `answer` and `right`, JSON lines, to train a scorer on.", default="")
+    adapt: Literal["lora", "none"] = param("What is trained while answering.", default="lora")
+    rank: int = param("Of the adapters.", default=8, ge=1, le=256)
+    epochs: int = param("Times that the samples of a query are gone over.", default=2, ge=1, le=16)
+    lr: float = param("Learning rate of AdamW.", default=5e-4, gt=0, le=1)
+    count: int = param("Samples for a query.", default=8, ge=1, le=256)
+    shown: int = param("Of them in the prompt of a `rag` answer.", default=4, ge=1, le=256)
+    selection: Literal["diverse", "nearest"] = param("How samples are chosen.", default="diverse")
+    price: float = param("Accuracy that a second is worth, for the calibration.", default=0.0, ge=0)
+    length: int = param("Most tokens of an answer in the calibration.", default=32, ge=1, le=4096)
+    force: bool = param("Take a reward that tells right from wrong no better than a coin.", default=False)
+
+    def foresee(self, ctx: Context) -> None:
+        from ..rttc.sample import read_samples
+        from ..rttc.scorer import read_graded
+
+        if self.policy == "sequential" and not self.dev:
+            raise Reject(no_questions("`policy: sequential` has no thresholds without `dev`",
+                                      help="give `dev: \"dev.jsonl\"`, or a fixed policy such as `policy: rag`"))
+        if self.reward == "scorer" and not self.graded:
+            raise Reject(no_graded("`reward: scorer` has nothing to learn from without `graded`",
+                                   help="give `graded: \"graded.jsonl\"`, or `reward: \"self\"`"))
+        for _ in read_samples(ctx.folder / self.knowledge):
+            pass
+        self._questions(ctx)
+        if self.reward == "scorer":
+            read_graded(ctx.folder / self.graded)
+        for _, place, fault in self._folders():
+            if not (ctx.folder / place / "config.json").is_file():
+                raise Reject(fault(f"there is no model folder {ctx.folder / place}"))
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        from ..rttc.app import KNOWLEDGE, NAME, App, embedder_of
+        from ..rttc.calibration import nearness
+        from ..store.cache import write_whole
+
+        Hf(path=self.path).emit(program, into, ctx)
+        model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
+        app = App(self._policy(), self._regime(ctx), self._kind(), "own" if self.embed == "own" else "folder", {},
+                  self.selection, adapters=self.adapt == "lora")
+        self._copy(into, ctx)
+        embedder = embedder_of(app, into, model, tokenizer, cache)
+        base = self._build(into / KNOWLEDGE, embedder, ctx)
+        self._train_scorer(into, embedder, ctx)
+        app = replace(app, near=nearness(base.vectors, ctx.seed))
+        if self.dev:
+            app = self._calibrated(app, into, model, tokenizer, ctx)
+        write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
+
+    def forms(self) -> tuple[Form, ...]:
+        return FORMS
+
+    def _kind(self) -> str:
+        return self.reward if self.reward in ("self", "scorer") else "judge"
+
+    def _policy(self) -> Any:
+        from ..rttc.policy import Policy
+
+        return Policy(self.policy, count=self.count, shown=min(self.shown, self.count))
+
+    def _regime(self, ctx: Context) -> Any:
+        from ..rttc.adaptation import Regime
+
+        return Regime(rank=self.rank, alpha=2.0 * self.rank, lr=self.lr, epochs=self.epochs, seed=ctx.seed)
+
+    def _folders(self) -> list[tuple[str, str, Fault]]:
+        """Models that travel with the folder: where to, where from, and what it is called where there is none."""
+        from ..rttc.app import EMBEDDER, REWARD
+        from ..rttc.embedder import no_embedder
+        from ..rttc.reward import no_judge
+
+        embedder = [] if self.embed == "own" else [(EMBEDDER, self.embed, no_embedder)]
+        return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
+
+    def _copy(self, into: Path, ctx: Context) -> None:
+        for name, place, _ in self._folders():
+            shutil.copytree(ctx.folder / place, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
+
+    def _build(self, folder: Path, embedder: Any, ctx: Context) -> Any:
+        from ..report.progress import Ticked
+        from ..rttc.knowledge import build
+
+        guard = [sample.question for sample in self._questions(ctx)]
+        return build([ctx.folder / self.knowledge], embedder, folder, guard=guard,
+                     tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)))
+
+    def _questions(self, ctx: Context) -> Sequence[Any]:
+        from ..rttc.sample import read_samples
+
+        found = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
+        if self.dev and not found:
+            raise Reject(no_questions(f"{self.dev} has no question with an answer"))
+        return found
+
+    def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
+        from ..rttc.app import REWARD
+        from ..rttc.scorer import read_graded, train
+
+        if self.reward == "scorer":
+            scorer = train(read_graded(ctx.folder / self.graded), embedder, seed=ctx.seed, force=self.force)
+            scorer.save(into / REWARD)
+            ctx.record("AUC of the scorer", scorer.auc)
+
+    def _calibrated(self, app: Any, into: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
+        """With the thresholds of the dev questions; what they showed goes into a file of its own."""
+        from ..rttc.app import CALIBRATION, client_of
+        from ..rttc.calibration import aucs, fit, oracle, trials
+        from ..rttc.generation import Settings
+        from ..rttc.reward import Verifier
+
+        questions = self._questions(ctx)
+        off = replace(app, near={"lists": 2.0, "states": 2.0}, bytes=0)        # every question on its own
+        client = client_of(off, into, model, tokenizer, ctx.workdir)
+        verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
+        try:
+            asked = ctx.each(questions, "calibrating", len(questions))
+            found = trials(client, asked, verifier, Settings(most=self.length, seed=ctx.seed))
+        finally:
+            if client.adaptable is not None:
+                client.adaptable.close()
+        policy, points = fit(found, app.policy, self.price, self.force)
+        areas = aucs(found)
+        ctx.record("AUC of the reward", areas["all"])
+        body = {"reward": client.reward.name, "scale": client.reward.scale, "auc": areas, "oracle": oracle(found),
+                "trials": [asdict(trial) for trial in found], "curve": [asdict(point) for point in points]}
+        (into / CALIBRATION).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return replace(app, policy=policy)

@@ -1,0 +1,51 @@
+"""Modules that a model does not run without are left as they are, with the reason, and the pass goes on."""
+
+import pytest
+from effc.compiler.capture.capture import capture
+from effc.compiler.search.narrowing import cuttable
+
+from tests.architectures import matrix, table
+
+NAMES = {                          # what their forward writes down: the width of all heads, of a bias for each head
+    "trocr": ("AutoModelForCausalLM", "trocr", {
+        "vocab_size": 128, "d_model": 64, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 96,
+        "max_position_embeddings": 128, "pad_token_id": 0, "cross_attention_hidden_size": 64}),
+    "layoutlmv3": ("AutoModelForSequenceClassification", "layoutlmv3", {
+        "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
+        "pad_token_id": 0, "visual_embed": False, "coordinate_size": 8, "shape_size": 16,
+        "max_2d_position_embeddings": 64}),
+    "pvt_v2": ("AutoModelForImageClassification", "pvt_v2", {
+        "image_size": 64, "hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4],
+        "depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2], "num_labels": 5}),
+}
+
+
+@pytest.fixture
+def models(monkeypatch):
+    for name, row in NAMES.items():
+        monkeypatch.setitem(table.MORE, name, row)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, name):
+    program, _ = matrix.pruned(name, "prune.multi", tmp_path)
+    reasons = [note["why"] for note in program.notes if "left" in note]
+    assert reasons and all("fails when it runs in" in why for why in reasons)
+    assert not any("heads" in note.get("kind", "") for note in program.notes if "cut" in note)
+    assert [note for note in program.notes if "cut" in note]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_no_head_can_go_the_reason_is_said(tmp_path, models, name):
+    refused = matrix.pruned(name, "prune.heads", tmp_path)
+    assert isinstance(refused, matrix.Cell) and "can be narrowed: " in refused.why
+    assert "fails when it runs in" in refused.why
+
+
+def test_every_module_is_left_under_its_own_name(models):
+    program = capture(table.model("trocr"))
+    heads = [g for g in program.skeleton.groups if g.kind == "heads"]
+    channels = [g for g in program.skeleton.groups if g.kind == "channels"]
+    able, refused = cuttable(program, [(g, 1) for g in (*heads, *channels)])
+    assert able == channels and [g for g, _ in refused] == heads
+    assert all(g.site in why for g, why in refused)

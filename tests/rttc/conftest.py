@@ -1,0 +1,85 @@
+"""A small world for test-time compute: a random model, a base of its own vectors, and a client over both."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from effc.compiler.rttc.adaptation import Adaptable, Regime, places_of
+from effc.compiler.rttc.caching import StateCache
+from effc.compiler.rttc.embedder import own_embedder
+from effc.compiler.rttc.guided import Guided, identity_of
+from effc.compiler.rttc.knowledge import build
+from effc.compiler.rttc.policy import Policy
+from effc.compiler.rttc.prompts import Prompts
+from effc.compiler.rttc.retrieval import Local
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from tests import worlds
+
+COLOURS = ("red", "green", "blue", "white", "black", "brown", "grey", "pink")
+THINGS = ("sky", "door", "house", "boat", "hill", "tree")
+QUESTIONS = [f"Which colour has the {thing} {n}?" for thing in THINGS for n in range(4)]
+
+
+def answer_of(question: str) -> str:
+    return f"It is {COLOURS[sum(question.encode()) % len(COLOURS)]}."
+
+
+@dataclass(frozen=True)
+class World:
+    folder: Path
+    model: Any
+    tokenizer: Any
+    embedder: Any
+    base: Any
+
+    @property
+    def prompts(self) -> Prompts:
+        return Prompts(self.tokenizer, self.model.config.max_position_embeddings)
+
+    def adaptable(self, **regime) -> Adaptable:
+        settings = {"rank": 4, "lr": 5e-3, "batch": 4, "epochs": 2, **regime}
+        return Adaptable(self.model, self.tokenizer, places_of(self.model), Regime(**settings), self.prompts.question)
+
+    def client(self, reward, policy: Policy, adaptable=None, retriever=None, near=(2.0, 2.0), folder=None) -> Guided:
+        """`near`: thresholds of the two caches; nothing hits at 2."""
+        shape = adaptable.shape if adaptable else ""
+        identity = identity_of("base", self.embedder.identity, self.base.version, shape)
+        caches = [StateCache(identity, at, 1 << 20, folder=folder and folder / name)
+                  for at, name in zip(near, ("lists", "states"), strict=True)]
+        return Guided(self.model, self.prompts, self.embedder, retriever or Local(self.base), reward, policy,
+                      *caches, adaptable)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A reward by rule: `table` by answer, else `otherwise`; a function of the answer alone."""
+
+    otherwise: float = 0.0
+    name: str = "told"
+    scale: str = "told"
+
+    def score(self, question, answers):
+        return [self.otherwise for _ in answers]
+
+
+def write_samples(file: Path, questions=QUESTIONS) -> Path:
+    lines = [json.dumps({"question": q, "answer": answer_of(q)}) for q in questions]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("rttc")
+    worlds.tokenizer(folder, start=False)
+    worlds.llama(folder, max_position_embeddings=320)
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    embedder = own_embedder(model, tokenizer, "world")
+    base = build([write_samples(folder / "kb.jsonl")], embedder, folder / "kb")
+    return World(folder, model, tokenizer, embedder, base)

@@ -1,0 +1,72 @@
+"""Rewards: verifiers, a judge in a folder, and a scorer that is trained and says how good it is."""
+
+import pytest
+import torch
+from effc.compiler.rttc.reward import Judge, Verifier, last_number
+from effc.compiler.rttc.scorer import Graded, auc, open_scorer, train
+from effc.dsl.diagnostics import Reject
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.rttc.conftest import QUESTIONS
+from tests.worlds import tokenizer
+
+
+@given(scores=st.lists(st.tuples(st.integers(-5, 5), st.booleans()), max_size=30))
+def test_the_auc_counts_pairs(scores):
+    pairs = [(a > b) + 0.5 * (a == b) for a, right in scores if right for b, wrong in scores if not wrong]
+    wanted = sum(pairs) / len(pairs) if pairs else 0.5
+    assert auc([s for s, _ in scores], [r for _, r in scores]) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("kind", "truth", "right", "wrong"), [
+    ("exact", "The  king", "the king", "a king"),
+    ("number", "#### 1,234", "so it is 1234.", "1234 of 5"),
+    ("number", "-3.5", "it is -3.50", "3.5"),
+    ("choice", "b", "(B) is it", "A or b"),
+    ("pattern", r"\bsea\b", "the sea", "the seat")])
+def test_verifiers_know_right_from_wrong(kind, truth, right, wrong):
+    reward = Verifier(kind, {"q": truth}, options=("a", "b"))
+    assert reward.score("q", [right, wrong]) == [1.0, 0.0] and reward.score("unknown", [right]) == [0.0]
+
+
+@given(text=st.text(max_size=60))
+def test_the_last_number_of_any_text_is_a_number_or_none(text):
+    assert last_number(text) is None or isinstance(last_number(text), float)
+
+
+def graded():
+    return [Graded(question, answer, right) for question in QUESTIONS
+            for right, answer in ((True, f"It is surely the sea, {question[-9:]}"), (False, "7 7 7 no idea 7 7"))]
+
+
+def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(world, tmp_path):
+    scorer = train(graded(), world.embedder)
+    good, bad = scorer.score("Which colour has the moon?", ["It is surely the sea, the moon?", "7 7 7 no idea 7 7"])
+    assert scorer.auc > 0.9 and good > bad
+    scorer.save(tmp_path / "scorer")
+    assert open_scorer(tmp_path / "scorer", world.embedder).score("a", ["b"]) == scorer.score("a", ["b"])
+
+
+def test_a_scorer_that_can_not_tell_is_refused_unless_insisted_on(world):
+    same = [Graded(question, "sea", right) for question in QUESTIONS for right in (True, False)]
+    with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
+        train(same, world.embedder)
+    assert train(same, world.embedder, force=True).auc == 0.5
+
+
+def test_a_judge_is_a_classifier_with_one_logit(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def saved(name, labels):
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=261, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                            intermediate_size=32, num_labels=labels)
+        BertForSequenceClassification(config).save_pretrained(tmp_path / name)
+        tokenizer(tmp_path / name)
+        return tmp_path / name
+
+    first, second = Judge(saved("one", 1)).score("a", ["b", "a longer one"])
+    assert first != second
+    with pytest.raises(Reject, match="has 3 outputs"):
+        Judge(saved("three", 3))

@@ -1,0 +1,233 @@
+"""A folder of the target `rttc`, compiled from a recipe, run and served in both roles."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import effc as package
+import httpx
+import pytest
+from effc.compiler.rttc.app import NAME, read_app
+from effc.compiler.rttc.knowledge import open_base
+from effc.compiler.rttc.policy import Policy
+from effc.compiler.rttc.retrieval import Remote, Unreachable
+from effc.dsl.diagnostics import Reject
+
+from tests import worlds
+from tests.cli.conftest import effc, own_cache, process  # noqa: F401
+from tests.rttc.conftest import QUESTIONS, write_samples
+from tests.serving.conftest import serving
+
+RECIPE = """\
+effspec 1
+\"\"\"A client and a server of test-time compute.\"\"\"
+
+model base = hf("./model")
+
+pipeline small(base) {{
+  slim = prune.channels(keep: 50% of channels, align: 8)
+}}
+
+emit small {{
+  rttc("app", knowledge: "kb.jsonl", {more})
+}}
+"""
+CALIBRATED = 'dev: "dev.jsonl", length: 4, count: 4, shown: 2, lr: 0.005, force: true'
+
+
+def recipe(folder, more):
+    worlds.tokenizer(folder / "model", start=False)
+    worlds.llama(folder / "model", max_position_embeddings=320)
+    write_samples(folder / "kb.jsonl")
+    write_samples(folder / "dev.jsonl", QUESTIONS[:3])
+    (folder / "r.effspec").write_text(RECIPE.format(more=more))
+    return folder / "r.effspec"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rttc-app")
+    package.compile(recipe(folder, CALIBRATED), folder / "out", cache_dir=folder / "cache", threads=1)
+    return folder / "out" / "app"
+
+
+def copied(app, folder, **changes):
+    """The same with other settings: hashes of `app.json` are those of the copy."""
+    from dataclasses import replace
+
+    from effc.compiler.artifacts.manifest import dump, file_sha256
+
+    shutil.copytree(app, folder)
+    own = replace(read_app(folder), **changes)
+    (folder / NAME).write_text(json.dumps(own.to_json()))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"][NAME] = [(folder / NAME).stat().st_size, file_sha256(folder / NAME)]
+    (folder / "manifest.json").write_bytes(dump(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def training(app, tmp_path_factory):
+    """One that trains for each query, unless the same was asked."""
+    folder = tmp_path_factory.mktemp("rttc-training") / "guide"
+    return copied(app, folder, policy=Policy("ttt", count=4, shown=2), near={"lists": 0.9999, "states": 0.9999})
+
+
+@pytest.fixture(scope="module")
+def client(training, tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("rttc-cache"))
+    with serving(training, "--queue", "16", "--cache-dir", cache) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def library(app):
+    with serving(app, "--role", "server", "--api-key", "a-key-of-the-library") as served:
+        yield served
+
+
+def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed(app):
+    own, shown = read_app(app), json.loads((app / "calibration.json").read_bytes())
+    assert own.policy.kind == "sequential" and own.near["lists"] <= own.near["states"] < 1
+    assert len(shown["trials"]) == 3 and {"direct", "rag", "ttt", "all"} == set(shown["auc"])
+    assert any(point["direct"] == own.policy.direct and point["rag"] == own.policy.rag for point in shown["curve"])
+    asked = {json.loads(line)["question"] for line in (app / "knowledge" / "samples.jsonl").read_text().splitlines()}
+    assert asked == set(QUESTIONS[3:])                                  # the dev questions are not in the base
+    assert package.load(app).config.model_type == "llama"               # and it is a model like any other
+
+
+def test_run_answers_and_explains(effc, training):  # noqa: F811
+    asked = ("run", str(training), "--prompt", QUESTIONS[5], "-n", "6")
+    first, second = effc(*asked, "--explain"), effc(*asked, "--format", "json")
+    assert first.code == 0 and "answered after a training on samples; 4 samples retrieved; 2 steps" in first.err
+    found = json.loads(second.out)
+    assert found["decision"]["adapter_hit"] and found["decision"]["steps"] == 0
+    assert found["text"] == first.out.rstrip("\n")
+
+
+def test_the_openai_package_is_answered_whole_and_as_a_stream_with_the_decision_beside(client):
+    asked = {"model": client.name, "messages": [{"role": "user", "content": QUESTIONS[5]}], "max_tokens": 8,
+             "temperature": 0}
+    chat = client.client.chat.completions
+    raw = chat.with_raw_response.create(**asked)
+    whole = raw.parse()
+    assert raw.headers["x-effc-branch"] == "ttt" == whole.effc["branch"] and whole.effc["samples"] == 4
+    chunks = list(chat.create(**asked, stream=True, stream_options={"include_usage": True}))
+    told = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert told == whole.choices[0].message.content and chunks[-1].usage == whole.usage
+    last = next(c for c in chunks if c.choices and c.choices[0].finish_reason)
+    assert last.effc["adapter_hit"] and last.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert client.complete(QUESTIONS[5], max_tokens=8).choices[0].text
+    assert [m.id for m in client.client.models.list().data] == [client.name]
+
+
+def test_queries_at_once_get_what_each_gets_alone(client):
+    def ask(question):
+        return client.complete(question, max_tokens=6).choices[0].text
+
+    questions = QUESTIONS[6:14]
+    alone = [ask(question) for question in questions]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, questions[::-1])) == alone[::-1]
+    with ThreadPoolExecutor(8) as pool:                       # those that nobody asked before train side by side
+        together = list(pool.map(ask, QUESTIONS[14:20]))
+    assert together == [ask(question) for question in QUESTIONS[14:20]]
+    assert client.metric('effc_queries_total{branch="ttt"}') >= 20
+
+
+def test_what_is_wrong_is_refused_in_openais_form_and_the_log_has_no_word_of_a_query(client):
+    url, secret = f"{client.url}/v1/chat/completions", "xyzzy"
+    message = [{"role": "user", "content": secret}]
+    for body, status, words in (
+            ({"model": "other", "messages": message}, 404, "does not exist"),
+            ({"model": client.name, "messages": message, "logprobs": True}, 400, "`logprobs` is not supported"),
+            ({"model": client.name, "messages": [{"role": "user", "content": secret * 90}]}, 400, "the model takes"),
+            ({"model": client.name, "messages": [{"role": "user", "content": secret * 9000}]}, 400, "text is longer"),
+            ({"model": client.name}, 400, "required")):
+        answer = httpx.post(url, json=body, timeout=60)
+        assert answer.status_code == status and words in answer.json()["error"]["message"]
+    assert httpx.post(url, content=b"\xff", headers={"content-type": "application/json"}).status_code == 400
+    assert secret not in client.said() and QUESTIONS[5] not in client.said()
+
+
+def test_the_server_gives_samples_for_vectors_to_those_with_a_key(library, app):
+    remote = Remote(library.url, "a-key-of-the-library")
+    facts = remote.facts()
+    base = open_base(app / "knowledge")
+    assert facts.version == base.version and facts.samples == len(base.samples)
+    found = remote.retrieve(base.vectors[3], 4)
+    wanted = base.search(base.vectors[3], 4)
+    assert [m.sample for m in found.matches] == [m.sample for m in wanted] and found.bytes > 0
+    assert [m.score for m in found.matches] == pytest.approx([m.score for m in wanted], abs=1e-4)
+    with pytest.raises(Unreachable, match="status 401"):
+        Remote(library.url, "another-key-of-nobody").facts()
+    with pytest.raises(Unreachable, match="does not answer"):
+        Remote("http://127.0.0.1:9", seconds=2).facts()
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    ({"vector": [1.0, 2.0]}, "it is of another embedder"), ({"vector": []}, "at least 1"),
+    ({"vector": [1e300] * 32}, "too large"), ({"vector": ["a"]}, "number"), ({"vector": [1.0] * 32, "count": 0}, "count"),
+    ({"vector": [1.0] * 32, "count": 1000}, "count"), ({"vector": [1.0] * 32, "text": "a"}, "not known here")])
+def test_the_server_refuses_vectors_of_another_embedder_and_what_is_none(library, body, words):
+    answer = httpx.post(f"{library.url}/v1/retrieve", json=body,
+                        headers={"authorization": "Bearer a-key-of-the-library"})
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"]
+
+
+def test_a_client_asks_the_server_and_answers_directly_once_it_is_gone(training, tmp_path):
+    with (serving(training, "--role", "server") as library,
+          serving(training, "--knowledge", library.url, "--cache-dir", str(tmp_path)) as client):
+        def ask(question):
+            return client.complete(question, max_tokens=4)
+
+        assert ask(QUESTIONS[5]).effc["branch"] == "ttt" and ask(QUESTIONS[5]).effc["adapter_hit"]
+        first = ask(QUESTIONS[6])
+        assert first.effc["bytes"] > 100 and first.effc["samples"] == 4
+        library.stop()
+        found = ask(QUESTIONS[20])
+        assert found.effc["branch"] == "direct" and "does not answer" in found.effc["note"]
+        assert found.choices[0].text and ask(QUESTIONS[5]).effc["adapter_hit"]
+
+
+def test_a_folder_whose_base_was_edited_is_not_run(effc, app, tmp_path):  # noqa: F811
+    folder = tmp_path / "edited"
+    shutil.copytree(app, folder)
+    with open(folder / "knowledge" / "samples.jsonl", "a") as file:
+        file.write('{"text": "poison"}\n')
+    for more in (("run", "--prompt", "a"), ("serve", "--role", "server", "--port", "0"), ("serve", "--port", "0")):
+        run = effc(more[0], str(folder), *more[1:])
+        assert run.code == 5 and "samples.jsonl has" in run.err
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"format": 2}, "format"), ({"reward": "magic"}, "another form"), ({"near": {}}, "lists"),
+    ({"regime": {"rank": 10**9}}, "out of its range"), ({"colour": 1}, "colour"), ({"policy": {"kind": "x"}}, "policy")])
+def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
+    (tmp_path / NAME).write_text(json.dumps({**json.loads((app / NAME).read_bytes()), **change}))
+    with pytest.raises(Reject, match=r"can't be read") as refused:
+        read_app(tmp_path)
+    assert words in refused.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize(("more", "code", "words"), [
+    ("count: 4", 3, "`policy: sequential` has no thresholds without `dev`"),
+    ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
+    ('policy: rag, embed: "absent"', 5, "there is no model folder"),
+    ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
+    ('policy: rag, count: 0', 3, "the least is 1")])
+def test_recipes_that_could_not_work_are_refused(effc, tmp_path, monkeypatch, more, code, words):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path, more)
+    run = effc("compile", "r.effspec", "-o", "out")
+    assert words in run.err, run.err
+    assert run.code == code and not (tmp_path / "out" / "app").exists()
+
+
+def test_a_role_is_for_folders_that_have_one(effc, app):  # noqa: F811
+    run = effc("serve", "zoo:tiny-llama", "--role", "server", "--port", "0")
+    assert run.code == 2 and "is no folder of the target `rttc`" in run.err
+    run = effc("serve", str(app), "--role", "king", "--port", "0")
+    assert run.code == 2 and "`king` is no role" in run.err
+    run = effc("run", str(app), "--knowledge", "kb.example", "--prompt", "a")
+    assert run.code == 2 and "is no address of a server" in run.err
