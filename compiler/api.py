@@ -13,6 +13,7 @@ from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
 from .report.progress import Listener, Warned, announce
+from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
 from .words.shelf import Shelf
@@ -274,15 +275,6 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
 
 
 _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch"}
-
-
-def default_cache() -> Path:
-    """EFFC_CACHE_DIR, or the user's cache folder."""
-    import os
-
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
 
 
 def plans(session: Session) -> "list[Plan]":

@@ -63,6 +63,13 @@ class Entry:
     used: float
 
 
+def default_cache() -> Path:
+    """EFFC_CACHE_DIR, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
+
+
 class Cache:
     def __init__(self, folder: Path):
         """Raises Reject (cache-open) where others can write to the folder."""
