@@ -13,6 +13,7 @@ from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
 from .report.progress import Listener, Warned, announce
+from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
 from .words.shelf import Shelf
@@ -106,7 +107,7 @@ class Session:
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
             with placed(call.span):
-                found = self.shelf.make("model", call).resolve(ctx.beside(call))
+                found = self.shelf.make("model", call).resolve(ctx.relative_to(call))
             self.origins[key] = found.declared(call.span, self.settings.device)
         return self.origins[key]
 
@@ -220,6 +221,7 @@ class Options(TypedDict, total=False):
     trust_remote_code   run Python that a model brings along
     max_memory          bytes
     threads             of torch
+    undecided           "fail" or "pass": what a timed bound that can't be decided comes to
     tell                hears what happens, event by event
     """
 
@@ -233,6 +235,7 @@ class Options(TypedDict, total=False):
     trust_remote_code: bool
     max_memory: int | None
     threads: int | None
+    undecided: str
     tell: Listener
 
 
@@ -272,15 +275,6 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
 
 
 _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch"}
-
-
-def default_cache() -> Path:
-    """EFFC_CACHE_DIR, or the user's cache folder."""
-    import os
-
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
 
 
 def plans(session: Session) -> "list[Plan]":
@@ -334,18 +328,18 @@ def build(session: Session, out: Path, *, force: bool = False, saved: Any = None
     for plan in made:
         for target in plan.pipeline.emits:
             with placed(target.call.where("path")):
-                check_free(place(plan, out) / target.call.args["path"], force)
+                check_free(output_folder(plan, out) / target.call.args["path"], force)
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
     for plan in made:
         told(plan)
         ctx = session.context(plan.recipe, plan.pipeline)
-        where = place(plan, out)
+        where = output_folder(plan, out)
         results.append(Build(plan, ctx, cache, dump=dump).run(where, force))
     return results
 
 
-def place(plan: "Plan", out: Path) -> Path:
+def output_folder(plan: "Plan", out: Path) -> Path:
     """The folder that a variant's artifacts go into."""
     return out / plan.recipe.variant if plan.recipe.variant else out
 

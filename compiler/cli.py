@@ -12,15 +12,15 @@ from typer.core import TyperGroup
 
 from ..dsl.diagnostics import EXITS, Reject
 from .commands.exits import Carried, exit_table, explained, show_traceback
-from .commands.interrupt import asked_to_stop, told, within_a_second
+from .commands.interrupt import acknowledge, asked_to_stop, within_a_second
 from .commands.screen import Screen, code_of
 
 VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "pick", "run", "serve", "test", "diff",
-         "inspect", "sign", "cache", "doctor", "bench")       # modules of commands/
+         "inspect", "verify", "sign", "cache", "doctor", "bench")       # modules of commands/
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
     "Build": ("plan", "compile", "pick"),
-    "Use": ("run", "serve", "test", "diff", "inspect", "sign"),
+    "Use": ("run", "serve", "test", "diff", "inspect", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 
@@ -126,7 +126,7 @@ def _leave(carried: Carried, argv: list[str]) -> int:
         show_traceback(error)
     screen = shared.screen if shared else _guess(argv)
     screen.complain(diagnostics, argv[0] if argv else "")
-    told()
+    acknowledge()
     return code_of(diagnostics)
 
 

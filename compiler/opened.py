@@ -36,12 +36,13 @@ def is_artifact(path: Path) -> bool:
     from .artifacts.load import POINTS, kind_of, mark
     from .artifacts.manifest import NAME
     from .artifacts.sealed import KEY
+    from .store.regular import CONFIG, read_regular
 
     if (path / NAME).is_file() or (path.parent.name == POINTS and (path.parents[1] / NAME).is_file()):
         return True
     try:
-        return KEY in json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError, TypeError):
+        return KEY in json.loads(read_regular(path / "config.json", CONFIG))
+    except (OSError, ValueError, TypeError, RecursionError):
         kind = kind_of(path.name)
         return bool(kind) and (path.parent / NAME).is_file() and (path.parent / mark(kind, path.name)).is_file()
 

@@ -90,7 +90,7 @@ def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
 
 def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple[Recipe, list[str]]:
     """One recipe, and the models without a skeleton. Faults go to the session."""
-    scope = Scope(session, Variant(), given=given)
+    scope = Scope(session, Variant(), arguments=given)
     results: dict[str, _Result] = {}
     declare_all(file, scope, lambda statement: _read(statement, scope, results))
     lost = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)

@@ -48,11 +48,6 @@ class Fault:
         return Diagnostic(self, message, span, label, help, note, tuple(related), fix)
 
 
-def faults() -> dict[str, Fault]:
-    """Every fault whose module has been imported, by slug."""
-    return dict(sorted(_faults.items()))
-
-
 @dataclass(frozen=True)
 class Fix:
     """Text to put in place of a span; offered only where it is sure to be what was meant."""

@@ -52,7 +52,7 @@ STARTS = VALUE | {"NAME", "DOTTED"}
 
 
 def unexpected(scene: Scene) -> Slip:
-    found, expected = scene.found, _expected(scene)
+    found, expected = scene.token, _expected(scene)
     span = scene.span(found)
     if found.type == "$END":
         message = f"the file ends where {expected} is expected"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import ast
-from .diagnostics import Diagnostic, Fault, Fix
+from .diagnostics import Diagnostic, Fault
 from .nearest import nearest
 from .selectors import BadGlob, read
 from .source import Span
@@ -108,7 +108,3 @@ def inside(span: Span, text: str, start: int, end: int) -> Span:
     return (
         Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span
     )
-
-
-def typo_fix(span: Span, near: str) -> Fix | None:
-    return Fix(span, near) if near else None

@@ -86,7 +86,7 @@ def open_module(file: ast.File, scope: Scope, alias: str, given: dict, instance:
     from .declare import declare_all
 
     session = scope.session
-    inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, given=given)
+    inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=given)
     session.open.append(file.source.name)
     declare_all(file, inner)
     session.open.pop()

@@ -46,7 +46,7 @@ def declare(node: ast.Param, scope: Scope) -> None:
     if want is None:
         return
     bounds = _bounds(node, want, scope)
-    given = scope.given.get(name)
+    given = scope.arguments.get(name)
     if given is None:
         given = Given(typed(node.default, want, scope), node.default.span, "recipe")
     if bounds is POISON or given.value is POISON:

@@ -71,7 +71,7 @@ def too_large(name: str, size: int) -> Diagnostic:
 
 def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     good = Source(name, data[: error.start].decode("utf-8"))
-    line, column = good.place(len(good.text))
+    line, column = good.position(len(good.text))
     return not_utf_8(
         f"byte {error.start + 1:,} of `{name}` (line {line}, column {column}) is not UTF-8",
         Span(Source(name, data.decode("utf-8", errors="replace")), len(good.text), len(good.text) + 1),

@@ -50,7 +50,7 @@ def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
         marks.setdefault(where.source.name, []).append((where, "-", said))
     lines = []
     for arrow, (name, spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
-        line, column = spans[0][0].source.place(spans[0][0].start)
+        line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
         lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {_visible(name)}:{line}:{column}")
         for gutter, text, mark in excerpt.rows():
@@ -100,7 +100,7 @@ def _place(span: Span | None) -> dict:
     return dict(
         zip(
             keys,
-            (span.source.name, *span.source.place(span.start), *span.source.place(span.end)),
+            (span.source.name, *span.source.position(span.start), *span.source.position(span.end)),
             strict=True,
         )
     )

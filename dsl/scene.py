@@ -55,7 +55,7 @@ class Scene:
         return self.stop
 
     @property
-    def found(self):
+    def token(self):
         return self.tokens[self.at]
 
     @property

@@ -98,7 +98,7 @@ class Scope:
     prefix     put before names that enter the recipe: "mine." in a module
     instance   the step that a module's pipeline is called by, "" outside of one
     later      names that lines further down declare
-    given      param -> params.Given: overrides, a point of the matrix, arguments of a call
+    arguments  param -> params.Given: overrides, a point of the matrix, arguments of a call
     """
 
     session: Session
@@ -108,7 +108,7 @@ class Scope:
     instance: str = ""
     names: dict[str, Entry] = field(default_factory=dict)
     later: dict[str, Span] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     early: set[str] = field(default_factory=set)       # names used above their declaration
 

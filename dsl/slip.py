@@ -39,7 +39,7 @@ class Slip:
 def replaced(
     scene: Scene, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
 ) -> Slip:
-    span, around = scene.span(scene.found), scene.source.text
+    span, around = scene.span(scene.token), scene.source.text
     before = " " if kind == "EQUAL" and not around[span.start - 1].isspace() else ""
     after = " " if kind in ("EQUAL", "COLON") and not around[span.end : span.end + 1].isspace() else ""
     fix = Fix(span, before + text + after) if sure else None
@@ -56,7 +56,7 @@ def is_unit(text: str) -> bool:
 
 def spaced_unit(scene: Scene) -> Slip | None:
     """`24 GiB`, where a unit stands apart from its number."""
-    number, unit = scene.previous, scene.found
+    number, unit = scene.previous, scene.token
     apart = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
     if not apart or not is_unit(unit) or scene.following.type in ("COLON", "EQUAL"):
         return None

@@ -33,7 +33,7 @@ WORDS = {"True": "true", "False": "false"}
 
 def diagnose(scene: Scene) -> Slip:
     for found, wanted, say in TABLE:
-        if (found is None or scene.found.type in found) and wanted <= scene.wanted:
+        if (found is None or scene.token.type in found) and wanted <= scene.wanted:
             slip = say(scene)
             if slip is not None:
                 return slip
@@ -44,7 +44,7 @@ def diagnose(scene: Scene) -> Slip:
 
 
 def _unclosed(scene: Scene) -> Slip | None:
-    found, open = scene.found, scene.open
+    found, open = scene.token, scene.open
     if not open:
         return None
     opener = scene.tokens[open[-1]]
@@ -74,10 +74,10 @@ def _unclosed(scene: Scene) -> Slip | None:
 
 
 def _unopened(scene: Scene) -> Slip | None:
-    if any(scene.tokens[i].type == CLOSERS[scene.found.type] for i in scene.open):
+    if any(scene.tokens[i].type == CLOSERS[scene.token.type] for i in scene.open):
         return None
     return Slip(
-        not_opened(f"`{scene.found}` closes nothing", scene.span(scene.found), help="remove it, or open it earlier")
+        not_opened(f"`{scene.token}` closes nothing", scene.span(scene.token), help="remove it, or open it earlier")
     )
 
 
@@ -86,7 +86,7 @@ def _too_deep(scene: Scene) -> Slip | None:
         Slip(
             too_deep(
                 f"parentheses and brackets are nested more than {DEPTH} deep",
-                scene.span(scene.found),
+                scene.span(scene.token),
                 help="split the list, or name parts of it",
             )
         )
@@ -108,7 +108,7 @@ def _equal_for_colon(scene: Scene) -> Slip:
         scene,
         "COLON",
         ":",
-        f"`{scene.found}` stands where `:` is meant",
+        f"`{scene.token}` stands where `:` is meant",
         f"arguments and entries are written `{name}: value`",
     )
 
@@ -118,7 +118,7 @@ def _colon_for_equal(scene: Scene) -> Slip:
         scene,
         "EQUAL",
         "=",
-        f"`{scene.found}` stands where `=` is meant",
+        f"`{scene.token}` stands where `=` is meant",
         "declarations and steps are written `name = word(...)`",
     )
 
@@ -133,11 +133,11 @@ def _comma(scene: Scene) -> Slip | None:
     unit = spaced_unit(scene)
     if unit:
         return unit
-    if scene.found in ("off", "fo", "to", "out") and scene.following.type == "NAME":
+    if scene.token in ("off", "fo", "to", "out") and scene.following.type == "NAME":
         return Slip(
             syntax(
-                f"`{scene.found}` stands where `of` is expected",
-                scene.span(scene.found),
+                f"`{scene.token}` stands where `of` is expected",
+                scene.span(scene.token),
                 help="a share is written `85% of channels`",
             )
         )
@@ -147,7 +147,7 @@ def _comma(scene: Scene) -> Slip | None:
         return Slip(
             wrong_sign(
                 f"a `:` is missing after `{scene.previous}`",
-                scene.span(scene.found),
+                scene.span(scene.token),
                 help=f"arguments and entries are written `{scene.previous}: value`",
                 fix=Fix(gap, ":"),
             ),
@@ -156,8 +156,8 @@ def _comma(scene: Scene) -> Slip | None:
         )
     return Slip(
         missing_comma(
-            f"a comma is missing before `{shown(scene.found)}`",
-            scene.span(scene.found),
+            f"a comma is missing before `{shown(scene.token)}`",
+            scene.span(scene.token),
             help="arguments, items and shares are separated by `,`",
             fix=Fix(gap, ","),
         ),
@@ -182,7 +182,7 @@ def _needless_comma(scene: Scene) -> Slip | None:
     item = ITEMS.get(scene.owner, ("", ""))[0].split(" ")[-1] or "statement"
     return dropped(
         scene,
-        scene.span(scene.found),
+        scene.span(scene.token),
         wrong_sign,
         f"no comma stands between {_plural(item)}",
         "spaces or new lines are enough",
@@ -197,7 +197,7 @@ def _plural(item: str) -> str:
 
 
 def _python_word(scene: Scene) -> Slip | None:
-    found = scene.found
+    found = scene.token
     if found in WORDS:
         return replaced(
             scene,
@@ -214,13 +214,13 @@ def _python_word(scene: Scene) -> Slip | None:
 
 def _pattern(scene: Scene) -> Slip:
     return Slip(
-        syntax("a pattern stands outside quotes", scene.span(scene.found), help='write it in quotes: `"*.mlp"`')
+        syntax("a pattern stands outside quotes", scene.span(scene.token), help='write it in quotes: `"*.mlp"`')
     )
 
 
 def _quoted_name(scene: Scene) -> Slip | None:
     """`{"blocks": 44}`, as in JSON."""
-    text = scene.found[1:-1]
+    text = scene.token[1:-1]
     if scene.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
         return None
     return replaced(scene, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling)
@@ -240,7 +240,7 @@ def _alternatives(scene: Scene) -> Slip | None:
 
 
 def _yaml_list(scene: Scene) -> Slip:
-    return Slip(foreign_spelling("`-` starts no list", scene.span(scene.found), help="lists are written `[a, b]`"))
+    return Slip(foreign_spelling("`-` starts no list", scene.span(scene.token), help="lists are written `[a, b]`"))
 
 
 def _factor(scene: Scene) -> Slip | None:
@@ -250,8 +250,8 @@ def _factor(scene: Scene) -> Slip | None:
     return Slip(
         syntax(
             "the factor stands before the baseline",
-            scene.span(scene.found),
-            help=f"write `{scene.found} * {base}`",
+            scene.span(scene.token),
+            help=f"write `{scene.token} * {base}`",
         )
     )
 
@@ -260,7 +260,7 @@ def _statement(scene: Scene) -> Slip | None:
     """A word between statements that starts none."""
     from difflib import get_close_matches
 
-    found, span = scene.found, scene.span(scene.found)
+    found, span = scene.token, scene.span(scene.token)
     if scene.owner:
         return None
     close = get_close_matches(found.lower(), HEADS, n=1, cutoff=0.7)

@@ -26,7 +26,7 @@ class Source:
         end = starts[number] - 1 if number < len(starts) else len(self.text)
         return self.text[starts[number - 1] : end].rstrip("\r")
 
-    def place(self, offset: int) -> tuple[int, int]:
+    def position(self, offset: int) -> tuple[int, int]:
         """Line and column of an offset, both counted from 1, columns in characters."""
         from bisect import bisect_right
 
@@ -44,11 +44,11 @@ class Span:
 
     @property
     def line(self) -> int:
-        return self.source.place(self.start)[0]
+        return self.source.position(self.start)[0]
 
     @property
     def column(self) -> int:
-        return self.source.place(self.start)[1]
+        return self.source.position(self.start)[1]
 
     @property
     def text(self) -> str:

@@ -16,8 +16,8 @@ from .source import Span
 
 
 def open_string(scene: Scene) -> Slip:
-    span = scene.span(scene.found)
-    long = scene.found.type == "OPEN_LONG_STRING"
+    span = scene.span(scene.token)
+    long = scene.token.type == "OPEN_LONG_STRING"
     quote = '"""' if long else '"'
     return Slip(
         unterminated_string(
@@ -29,14 +29,14 @@ def open_string(scene: Scene) -> Slip:
 
 
 def quoted(scene: Scene) -> Slip:
-    text = '"' + scene.found[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+    text = '"' + scene.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
     return replaced(
         scene, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling
     )
 
 
 def strange(scene: Scene) -> Slip:
-    found, span = scene.found, scene.span(scene.found)
+    found, span = scene.token, scene.span(scene.token)
     if found == ";" and scene.inner and "COMMA" in scene.wanted:
         help = "arguments, items and shares are separated by `,`"
         return replaced(scene, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)

@@ -35,13 +35,6 @@ def _scaled(digits: str, power: int) -> float:
     return float(f"{mantissa}e{int(exponent or 0) + power}")
 
 
-def type_of(value: Any) -> str:
-    """The name of the type of a plain value: the word that manuals and `param` use."""
-    names = {bool: "bool", int: "int", float: "float", str: "string", Ratio: "ratio", Bytes: "bytes",
-             Duration: "duration"}
-    return names[type(value)]
-
-
 def magnitude(value: Any) -> float:
     """The number that bounds compare: a share, bytes, seconds or the number itself."""
     if isinstance(value, (Ratio, Bytes)):

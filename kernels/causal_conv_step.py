@@ -4,7 +4,7 @@ import torch
 
 from .causal_conv import CausalConv
 from .kernel import Kernel
-from .sequences import as_x, at, beside, fit, plain, rows, run
+from .sequences import as_x, at, fit, plain, rows, rows_of, run
 
 
 class CausalConvStep(Kernel):
@@ -33,7 +33,7 @@ class CausalConvStep(Kernel):
         if s < k - 1 or state.dtype is not x.dtype or not state.is_contiguous() or x.dtype is torch.float64:
             return cls.reference(x, state, weight, bias, silu)
         x, weight, bias, y = rows(x), plain(weight), plain(bias), torch.empty(b, c, dtype=x.dtype)
-        run(cls.name, *beside(x), state.data_ptr(), weight.data_ptr(), at(bias), y.data_ptr(), b, c, s, k,
+        run(cls.name, *rows_of(x), state.data_ptr(), weight.data_ptr(), at(bias), y.data_ptr(), b, c, s, k,
             x.dtype is torch.float32, silu)
         return y
 

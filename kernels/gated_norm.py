@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .native import KernelError
-from .sequences import FLOATS, as_x, beside, fit, one_type, plain, rows, run
+from .sequences import FLOATS, as_x, fit, one_type, plain, rows, rows_of, run
 
 
 class GatedNorm(Kernel):
@@ -33,7 +33,7 @@ class GatedNorm(Kernel):
         own, gate = one_type(x, gate)
         own, gate, weight = rows(own), None if gate is None else rows(gate), plain(weight)
         y = torch.empty(m, width, dtype=own.dtype)
-        run(cls.name, *beside(own), *beside(gate), weight.data_ptr(), y.data_ptr(), m, groups, width // groups,
+        run(cls.name, *rows_of(own), *rows_of(gate), weight.data_ptr(), y.data_ptr(), m, groups, width // groups,
             eps, own.dtype is torch.float32, torch.get_num_threads())
         return y.to(x.dtype)
 

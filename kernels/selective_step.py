@@ -4,7 +4,7 @@ import torch
 
 from .kernel import Kernel
 from .selective_scan import SelectiveScan
-from .sequences import as_second, at, beside, fit, one_type, plain, rows, run
+from .sequences import as_second, at, fit, one_type, plain, rows, rows_of, run
 
 
 class SelectiveStep(Kernel):
@@ -42,7 +42,7 @@ class SelectiveStep(Kernel):
         own, dt, b, c, z = (None if t is None else rows(t) for t in (own, dt, b, c, z))
         h = plain(state)
         a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, channels, dtype=own.dtype)
-        run(cls.name, *beside(own), *beside(dt), *beside(z), *beside(b), *beside(c), at(a), at(d), at(bias),
+        run(cls.name, *rows_of(own), *rows_of(dt), *rows_of(z), *rows_of(b), *rows_of(c), at(a), at(d), at(bias),
             y.data_ptr(), h.data_ptr(), batches, channels, n, own.dtype is torch.float32, softplus, a_is_log,
             torch.get_num_threads())
         if h is not state:

@@ -80,6 +80,6 @@ def placed(x: Tensor | None) -> tuple:
     return (None, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
 
 
-def beside(x: torch.Tensor | None) -> tuple:
+def rows_of(x: torch.Tensor | None) -> tuple:
     """Where a tensor [b, ...] begins, and its first stride."""
     return (None, 0) if x is None else (x.data_ptr(), x.stride(0))

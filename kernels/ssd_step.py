@@ -3,7 +3,7 @@
 import torch
 
 from .kernel import Kernel
-from .sequences import as_second, at, beside, fit, one_type, plain, rows, run
+from .sequences import as_second, at, fit, one_type, plain, rows, rows_of, run
 from .ssd_scan import SsdScan
 
 
@@ -41,7 +41,7 @@ class SsdStep(Kernel):
         own, dt, b, c = (rows(t.flatten(1)) for t in (own, dt, b, c))
         h = plain(state)
         a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, heads, p, dtype=own.dtype)
-        run(cls.name, *beside(own), *beside(dt), *beside(b), *beside(c), at(a), at(d), at(bias), y.data_ptr(),
+        run(cls.name, *rows_of(own), *rows_of(dt), *rows_of(b), *rows_of(c), at(a), at(d), at(bias), y.data_ptr(),
             h.data_ptr(), batches, heads, p, groups, n, own.dtype is torch.float32, softplus, a_is_log,
             torch.get_num_threads())
         if h is not state:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import read_regular
 
 refused_adapter = Fault(
     "refused-adapter", "An adapter folder holds something that effc's own don't.\n\n"
@@ -49,8 +50,7 @@ def read(folder: Path, base: Any) -> Any:
 def _config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form."""
     try:
-        assert file.stat().st_size < _LARGEST, "it is too large"
-        body = json.loads(file.read_bytes())
+        body = json.loads(read_regular(file, _LARGEST))
         assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
         assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
         assert type(body.get("lora_alpha")) in (int, float), "its `lora_alpha` is no number"

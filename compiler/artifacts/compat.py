@@ -41,6 +41,7 @@ from ..ir.graphs import sources
 from ..ir.leaves import packed_attention
 from ..ir.program import Program
 from ..ir.unit import Unit
+from ..ir.weights import distinct
 from ..planning import shrink
 from .stock import stock_config, stock_model
 
@@ -151,7 +152,7 @@ def _padding(program: Program, config: Any) -> Padding:
     except Reject as refused:
         return Padding(config, {}, why=[d.message for d in refused.diagnostics])
     made = stock.model
-    shapes = {name: tuple(t.shape) for name, t in _once(made.state_dict(keep_vars=True))}
+    shapes = {name: tuple(t.shape) for name, t in distinct(made)}
     ours = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
     plan.why += [f"{name} is new" for name in ours if name not in made.state_dict()]
@@ -174,14 +175,6 @@ def _padding(program: Program, config: Any) -> Padding:
                 plan.why.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.why += _odd_graphs(program, stock, missing, scans)
     return plan
-
-
-def _once(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
 
 
 # -- where indices lie ---------------------------------------------------------------------------------------

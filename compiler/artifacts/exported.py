@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
+from ..store.regular import check_regular
 from .verify_child import Exported
+
+if TYPE_CHECKING:
+    from .exported_archive import Archive
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"         # beside the program: which of effc's ops it calls, where it calls any
@@ -49,24 +53,35 @@ def _refuse_unreadable(path: Path) -> None:
                                      help="`hf` and `native` write the model in other ways")) from error
 
 
-def read(folder: Path) -> Exported:
-    """Raises Reject (refused-program) on a file that holds anything but listed calls and plain tensors."""
-    from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
+def check(folder: Path) -> None:
+    """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone."""
+    _archive(folder / FILE)
 
+
+def _archive(path: Path) -> "Archive":
     from ...kernels import ops as _registered  # noqa: F401 (torch knows effc's ops from here on)
     from .exported_archive import read_archive
     from .exported_json import Unlisted
 
-    path = folder / FILE
     try:
-        archive = read_archive(path)
-        data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
-        made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
-        return Exported(made.module(), archive.inputs)
+        check_regular(path)
+        return read_archive(path)
     except Unlisted as error:
         raise Reject(refused_program(f"{path} holds {error}", help="compile it again with this effc")) from error
     except OSError as error:
         raise Reject(refused_program(f"{path} can't be read: {error.strerror}")) from error
+
+
+def read(folder: Path) -> Exported:
+    """Raises Reject (refused-program) on a file that holds anything but listed calls and plain tensors."""
+    from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
+
+    path = folder / FILE
+    archive = _archive(path)
+    try:
+        data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
+        made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
+        return Exported(made.module(), archive.inputs)
     except MemoryError:
         raise
     except Exception as error:       # torch reads what is listed, and may still find that it makes no program

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ..store.regular import MANIFEST, check_regular, read_regular
+from .manifest_form import check_form
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -130,8 +132,9 @@ class Manifest:
     @staticmethod
     def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
         """Raises KeyError, TypeError, ValueError or AttributeError on data of another form."""
-        body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         measured = measured or {}
+        check_form(data, measured, _RECORDS)
+        body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
         body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]), "members": tuple(body["members"]),
@@ -182,7 +185,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _read(file: Path) -> Any:
     try:
-        data = json.loads(file.read_bytes().decode())
+        data = json.loads(read_regular(file, MANIFEST, file.parent).decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Reject(no_artifact(f"{file.parent} has no {file.name}",
                                  help="name the folder that `effc compile` wrote")) from error
@@ -216,6 +219,7 @@ def verify_files(path: Path, manifest: Manifest | None = None, *, hashes: bool =
     wrong += [_edited(path, n, "is not in the manifest") for n in sorted(found.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & found.keys()):
         size, sha = wanted[name]
+        check_regular(found[name], within=path)
         if (now := found[name].stat().st_size) != size:
             wrong.append(_edited(path, name, f"has {now} bytes, the manifest records {size}"))
         elif hashes and file_sha256(found[name]) != sha:

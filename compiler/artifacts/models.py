@@ -91,6 +91,11 @@ def _dress(model: Any, folder: Path) -> None:
     """What `from_pretrained` adds to a bare model."""
     from transformers import GenerationConfig
 
+    from ..checkpoints.checkpoint import library
+    from ..checkpoints.generation import read_generation
+
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with library(str(folder)):
+            read_generation(folder)
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = model.config.name_or_path = str(folder)

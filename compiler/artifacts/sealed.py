@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import MANIFEST, read_regular
 
 FORMAT = 1
 KEY = "effc"
@@ -43,7 +44,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
     try:
-        body = json.loads(file.read_bytes().decode())
+        body = json.loads(read_regular(file, MANIFEST).decode())
     except OSError as error:
         raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -60,6 +61,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise Reject(not_sealed(f"{file} lacks the original config or the edits"))
     if str(found.get("dtype")) not in _DTYPES:
         raise Reject(not_sealed(f"{file} has another dtype than {', '.join(_DTYPES)}"))
+    versions = found.get("versions", {})
+    if not (isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values())):
+        raise Reject(not_sealed(f"{file} has versions of another form"))
     return found
 
 

@@ -50,7 +50,8 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
     Rejects where one differs by more than its tolerance, or the process dies.
     """
     inputs = inputs_of(model, seed)
-    expected = probe(model, inputs)
+    with announce("logits and tokens of the model in memory"):
+        expected = probe(model, inputs)
     with as_library(model) as differs:        # transformers alone runs no kernels of ours
         plain = probe(model, inputs) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):

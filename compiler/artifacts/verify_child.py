@@ -45,10 +45,23 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
 
 
 def own_positions(model: nn.Module, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Positions that count a row's own tokens, as `generate` gives them, for models that take some."""
+    """Positions that count a row's own tokens, for models that take some, from the first that the model knows."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first_position(model)}
+
+
+def first_position(model: nn.Module) -> int:
+    """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
+
+    They count so where they are given none; `generate` gives them positions from 0 on, which they were never
+    trained with.
+    """
+    for module in model.modules():
+        made, padding = (getattr(module, name, None) for name in ("create_position_ids_from_input_ids", "padding_idx"))
+        if callable(made) and type(padding) is int:
+            return int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
+    return 0
 
 
 def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int):
@@ -57,7 +70,8 @@ def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int
     greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, do_sample=False, num_beams=1,
                               use_cache=True, pad_token_id=0, return_dict_in_generate=True,
                               output_logits=True)
-    return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
+    given = own_positions(model, mask) if first_position(model) else {}
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **given)
 
 
 def first_output(output) -> torch.Tensor:

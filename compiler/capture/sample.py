@@ -55,6 +55,18 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
                                     help="take its encoder alone, or wrap it in a module that has `dummy_inputs`"))
 
 
+def first_position(model: nn.Module) -> int:
+    """The number of a row's first position: RoBERTa and its kin begin behind the one of padding.
+
+    compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
+    """
+    for module in model.modules():
+        made, padding = (getattr(module, name, None) for name in ("create_position_ids_from_input_ids", "padding_idx"))
+        if callable(made) and type(padding) is int:
+            return int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
+    return 0
+
+
 def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
     size = getattr(config, "image_size", None) or IMAGE      # convolutional nets take any

@@ -242,8 +242,16 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, A
         raise
     finally:
         leaves.left(tracer)
+        _put_back(root)
     tracer.graph.eliminate_dead_code(is_impure)
     return Trace(tracer.graph, tracer.index_used)
+
+
+def _put_back(root: nn.Module) -> None:
+    """What a forward keeps in an attribute of its module, such as a table moved to a device, is a number again."""
+    for module in root.modules():
+        for kept in (vars(module), module._buffers):
+            kept.update({name: thing.held for name, thing in kept.items() if type(thing) is Value})
 
 
 def _placeholder(tracer: Tracer, name: str, held: Any) -> Value:

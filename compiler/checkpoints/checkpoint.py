@@ -23,6 +23,7 @@ from ..report.quantity import counted
 from ..store.regular import CONFIG, read_regular
 from .bounds import bad_config
 from .classes import is_tokenizer, model_class, plain
+from .generation import read_generation
 from .rescaled import as_stored
 
 other_weights = Fault(
@@ -160,6 +161,7 @@ def _read(folder: Path, config: Mapping[str, Any], dtype: str, count: int | None
 
 def stock(folder: Path, config: Mapping[str, Any], count: int, **options: Any) -> Any:
     """What `from_pretrained` of the class that a config asks for gives, once it is seen that the weights have room."""
+    read_generation(folder)
     with torch.device("meta"):
         check_size(build(config, "float32"), count)
     made, kind = parse_config(config)
@@ -238,6 +240,10 @@ def _check_tokenizer(folder: Path, label: str) -> None:
         raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
     if not isinstance(said, dict):
         raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
+    most = said.get("model_max_length")
+    if most is not None and type(most) not in (int, float):
+        raise Reject(bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number",
+                                   help="fetch it again"))
     name = said.get("tokenizer_class")
     if name is not None and not is_tokenizer(name):
         raise Reject(bad_tokenizer(f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",

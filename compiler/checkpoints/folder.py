@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..report.broken import place
+from ..report.broken import breakage
 from ..store.cache import digest
 from ..store.hashes import file_hash, files_hash
 from ..store.regular import CONFIG, MANIFEST, TOKENIZER, check_regular, read_regular
@@ -125,7 +125,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     except OSError as error:
         raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_config(f"{path} is not JSON: {place(error)}", help="fetch the file again")) from error
+        raise Reject(bad_config(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
     return config
@@ -178,7 +178,7 @@ def _sharded(folder: Path, label: str) -> Weights:
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Reject(damaged_weights(f"{index} is no index of shards", help="fetch it again",
-                                     note=place(error))) from error
+                                     note=breakage(error))) from error
     if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
         raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
     gone = [n for n in names if not (folder / n).is_file()]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # What configs call the length of the longest row.
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
 # Keys of a config that say nothing of the module that it makes.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_commit_hash")
 
@@ -85,7 +85,7 @@ class Origin:
     @property
     def positions(self) -> int | None:
         """The longest row that the model was made for, where the config says."""
-        return next(filter(None, map(self._number, _POSITIONS)), None)
+        return next(filter(None, map(self._number, POSITIONS)), None)
 
     def _number(self, name: str) -> int | None:
         """A top-level number of the config, or of the text part of a multimodal one."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..report.broken import place
+from ..report.broken import breakage
 
 damaged_weights = Fault(
     "damaged-weights",
@@ -84,7 +84,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Reject(_says(path, f"has a header that is not JSON: {place(error)}")) from error
+        raise Reject(_says(path, f"has a header that is not JSON: {breakage(error)}")) from error
     if not isinstance(body, dict):
         raise Reject(_says(path, "has a header that is not a JSON object"))
     return body

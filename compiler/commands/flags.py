@@ -114,7 +114,7 @@ class Shared:
 
     @property
     def cache_folder(self) -> Path:
-        from ..api import default_cache
+        from ..store.cache import default_cache
 
         return self.cache_dir or default_cache()
 

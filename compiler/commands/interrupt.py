@@ -84,6 +84,6 @@ def _watch(reader: int) -> None:
     os.close(reader)
 
 
-def told() -> None:
+def acknowledge() -> None:
     """The main thread has printed why it ends; the watch need not."""
     _said.set()

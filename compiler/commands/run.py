@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,8 +28,12 @@ def register(app: typer.Typer) -> None:
             require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
             knowledge: Annotated[str | None, knowledge_url] = None,
             explain: Annotated[bool, _explain] = False) -> None:
-        """Talk to a model: a chat, or one answer with --prompt or a pipe."""
+        """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
+        from .federate import federate, is_federation
+
+        if is_federation(model):
+            return federate(Path(model), shared)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
         from ..opened import open_model

@@ -87,8 +87,10 @@ class Chat(Data):
     def _templated(self, turns: list[dict[str, str]], tokenizer: Any, **more: Any) -> str:
         from jinja2 import TemplateError
 
+        from ..rows.template import rendered
+
         try:
-            return tokenizer.apply_chat_template(turns, tokenize=False, **more)
+            return rendered(tokenizer, turns, **more)
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns[:6])
             raise Reject(bad_record(f"the tokenizer's chat template refuses a conversation of {roles}: {error}",

@@ -37,15 +37,15 @@ class Labels(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        return self._chosen([[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._items(tokenizer, ctx)], ctx)
+        return self._choose([[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._items(tokenizer, ctx)], ctx)
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(n) for n in self._chosen([len(ids) for ids, _ in self._items(tokenizer, ctx)], ctx))
+        return (int(n) for n in self._choose([len(ids) for ids, _ in self._items(tokenizer, ctx)], ctx))
 
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(n) for n in self._chosen([number for _, number in self._items(tokenizer, ctx)], ctx))
+        return (int(n) for n in self._choose([number for _, number in self._items(tokenizer, ctx)], ctx))
 
-    def _chosen(self, values: list, ctx: Context) -> Iterator[Any]:
+    def _choose(self, values: list, ctx: Context) -> Iterator[Any]:
         import torch
 
         return choose_rows(torch.tensor(values), self.samples, ctx.seed if self.seed is None else self.seed)

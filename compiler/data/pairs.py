@@ -44,15 +44,15 @@ class Pairs(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        return self._laid(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
+        return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
     def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        return self._laid(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
+        return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(row.sum()) for row in self._laid(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
+        return (int(row.sum()) for row in self._lay(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
 
-    def _laid(self, tokenizer: Any, ctx: Context, tell: Any, fill: int) -> Iterator[Any]:
+    def _lay(self, tokenizer: Any, ctx: Context, tell: Any, fill: int) -> Iterator[Any]:
         """A row of numbers for each pair that is chosen: what `tell` says of its tokens, then `fill`."""
         import torch
 

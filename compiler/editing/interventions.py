@@ -72,7 +72,7 @@ def insert(program: Program, made: Mapping[str, Reft]) -> None:
         connect(program.model)
 
 
-def made_for(program: Program, on: tuple[str, ...], form: str, rank: int, edges: tuple[int, int], tied: bool,
+def make(program: Program, on: tuple[str, ...], form: str, rank: int, edges: tuple[int, int], tied: bool,
              drop: float, start: str, seed_of_layer) -> dict[str, Reft]:
     """New interventions for layers, with their first values.
 

@@ -30,7 +30,8 @@ frees_nothing = Fault(
     "A layer may hand on a state, or weights of its attention, that later layers or the model's outputs are made of.")
 
 
-def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> Program:
+def rehearse(program: Program, what: str, edit: Callable[[Program], None],
+             remedy: str = "remove another layer, or branches of this one") -> Program:
     """What the edit, which removes `what`, leaves of a copy without weights.
 
     Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
@@ -44,7 +45,7 @@ def rehearse(program: Program, what: str, edit: Callable[[Program], None]) -> Pr
         if runs(weightless(program)):
             name = type(program.model).__name__
             raise Reject(layer_needed(f"{what} can't be removed: {name} does not run without it",
-                                      help="remove another layer, or branches of this one",
+                                      help=remedy,
                                       note=refused.diagnostics[0].message)) from refused
     return trial
 

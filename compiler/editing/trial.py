@@ -1,7 +1,7 @@
 """The model as it would be after a cut, for as long as a `with` block lasts. Nothing is sliced or copied."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,22 +11,27 @@ from ..ir.unit import code_key
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+    from ..ir.unit import Unit
 
 
 @contextmanager
-def without_branch(program: "Program", branch: Branch) -> Iterator[None]:
+def running(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
+    """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
+    try:
+        for unit in units:
+            unit.bind(program.model)
+        yield
+    finally:
+        for path in {unit.path for unit in units} & program.units.keys():
+            unit = program.units[path]
+            (unit.bind if unit.edited else unit.unbind)(program.model)
+
+
+def without_branch(program: "Program", branch: Branch) -> AbstractContextManager[None]:
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
     graph = bypassed(unit.graph, branch)
-    trial = replace(unit, graph=graph, key=code_key(graph), edited=True)
-    try:
-        trial.bind(program.model)
-        yield
-    finally:
-        if unit.edited:
-            unit.bind(program.model)
-        else:
-            unit.unbind(program.model)
+    return running(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
 
 
 @contextmanager

@@ -185,7 +185,7 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
     with placed(call.span):
-        found = ctx.shelf.make("model", call).resolve(ctx.beside(call))
+        found = ctx.shelf.make("model", call).resolve(ctx.relative_to(call))
     return found.declared(call.span, ctx.settings.device)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ..store.regular import read_regular
 
 if TYPE_CHECKING:
     from ..api import Session
@@ -26,6 +27,8 @@ recipe_lost = Fault(
     "The recipe that an artifact was compiled from is not beside it.\n\n"
     "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
     exit="usage")
+RECIPE = 1 << 20            # bytes: more than any has
+
 nothing_expected = Fault("nothing-expected", "A recipe without `expect` was tested.", exit="usage")
 
 
@@ -50,7 +53,7 @@ def test_recipe(session: "Session", out: Path) -> list[Tested]:
 
     found = []
     for plan in api.plans(session):
-        where = api.place(plan, out)
+        where = api.output_folder(plan, out)
         paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
         found += [(path, plan) for path in paths if (path / NAME).is_file() and _measurable(read_manifest(path))]
     if not found:
@@ -69,12 +72,12 @@ def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list
     if not _measurable(manifest):
         raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
                                 help="test the artifact of another target of the same recipe"))
-    file = recipe or beside(path, manifest)
+    file = recipe or recipe_of(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(recipe_lost(f"{name}, which {path} was compiled from, is not beside it",
                                  help="name it with --recipe"))
-    session = api.session(file, settings=settings, set=given(manifest))
+    session = api.session(file, settings=settings, set=params_of(manifest))
     variant = manifest.recipe.get("variant", "")
     plans = [p for p in api.plans(session)
              if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
@@ -133,14 +136,22 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
     return compare(opened(path), plan, cache, ctx)
 
 
-def beside(path: Path, manifest: "Manifest") -> Path | None:
+def recipe_of(path: Path, manifest: "Manifest") -> Path | None:
     """The recipe's file in a folder above the artifact or in the working folder, with the same text."""
     name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
     for folder in _around(path):
         file = folder / str(name)
-        if name and file.is_file() and file.read_text(encoding="utf-8", errors="replace") == text:
+        if name and _reads(file, str(text)):
             return file
     return None
+
+
+def _reads(file: Path, text: str) -> bool:
+    """Whether a file holds a text; the artifact that names it may come from anybody."""
+    try:
+        return file.is_file() and read_regular(file, RECIPE).decode(errors="replace") == text
+    except (OSError, ValueError, Reject):
+        return False
 
 
 def _around(path: Path) -> Iterator[Path]:
@@ -150,7 +161,7 @@ def _around(path: Path) -> Iterator[Path]:
     yield from sorted(f for f in here.glob("*/") if not f.name.startswith("."))
 
 
-def given(manifest: "Manifest") -> dict[str, Any]:
+def params_of(manifest: "Manifest") -> dict[str, Any]:
     """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
     from ...dsl.show import plain
     from ...dsl.values import from_json

@@ -124,20 +124,20 @@ def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5,
     measures would give such a time to one of the models alone.
     """
     seen, until = [], time.monotonic() + seconds
-    for _ in follow(range(rounds), "rounds of timing"):
-        seen.append(_round(models, metric))
+    for number in range(1, rounds + 1):
+        seen.append(_round(models, metric, f"round {number} of {rounds}"))
     while time.monotonic() < until and not enough(_turns(seen)):
-        for _ in follow(range(1), f"round {len(seen) + 1} of timing, until it decides"):
-            seen.append(_round(models, metric))
+        seen.append(_round(models, metric, f"round {len(seen) + 1}, until it decides"))
     return _turns(seen)
 
 
-def _round(models: Mapping[str, nn.Module], metric: Any) -> dict[str, float]:
+def _round(models: Mapping[str, nn.Module], metric: Any, about: str) -> dict[str, float]:
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in names}
     with still(*models.values()):
-        for turn in range(WARMUP + max(clock.count for clock in clocks.values())):
+        turns = WARMUP + max(clock.count for clock in clocks.values())
+        for turn in follow(range(turns), f"steps of timing, {about}"):
             for name in names if turn % 2 == 0 else names[::-1]:
                 taken[name].append(clocks[name].step())
     return {name: clocks[name].value(taken[name][WARMUP:]) for name in names}

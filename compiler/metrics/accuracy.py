@@ -4,11 +4,11 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import DataRef
-from ..rows.classes import judged
+from ..rows.classes import judge_classes
 from ..words.context import Context
 from ..words.kinds import Metric, param
 
-no_labels = Fault("no-labels", "Classes are judged on data that says of no row which one it has.")
+no_labels = Fault("no-labels", "Classes are judge_classes on data that says of no row which one it has.")
 
 
 class Accuracy(Metric):
@@ -29,4 +29,4 @@ class Accuracy(Metric):
         labels = ctx.labels(self.data)
         if labels is None:
             raise Reject(no_labels(f"`{self.data.name}` has no classes", help="declare it with `labels`"))
-        return judged(model, ctx.rows(self.data), ctx.prompts(self.data), labels, self.data.name)[1]
+        return judge_classes(model, ctx.rows(self.data), ctx.prompts(self.data), labels, self.data.name)[1]

@@ -35,7 +35,7 @@ class Choice(Metric):
         if not isinstance(data, Choices):
             raise Reject(no_choices(f"`{self.data.name}` has rows, not questions with options",
                                     help="make it with `choices`"))
-        items = data.items(ctx.tokenizer, ctx.beside(ctx.recipe.data[self.data.name]))
+        items = data.items(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
         asked = [(row, begin) for item in items for row, begin in zip(item.rows, item.begins, strict=True)]
         sums = iter(continuations(model, asked))
         right = 0

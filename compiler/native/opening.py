@@ -1,7 +1,6 @@
 """A folder with a plan, opened: the engine at work in it, ready to compute."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ...kernels.native import KernelError
+from ..checkpoints.generation import read_generation
 from .model import NativeModel
 from .stored import native_damaged, read, tensors
 
@@ -43,7 +43,7 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
                         steady=steady)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
-    model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, _generation(folder))
+    model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
@@ -76,14 +76,3 @@ def _sha256(tensor: "Tensor") -> str:
     import torch
 
     return hashlib.sha256(memoryview(tensor.view(-1).view(torch.uint8).numpy())).hexdigest()
-
-
-def _generation(folder: Path) -> dict[str, Any]:
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise Reject(native_damaged(f"{file} is not JSON", help=_AGAIN)) from error
-    return found if isinstance(found, dict) else {}

@@ -9,23 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..capture.sample import first_position
 from .values import CACHE, Rows
 
 _HALVES = (torch.bfloat16, torch.float16)
+_NO_ID = 1 << 40
 _CASTS = {"bfloat16": "float", "half": "float"}
-PLACEHOLDERS = {
-    "position_ids": lambda n: torch.arange(n)[None],
-    "attention_mask": lambda n: torch.ones((1, n), dtype=torch.int64),
-}
 
 
 class Positions:
-    """Runs parts of a graph for a batch of one row with positions 0, 1, ..., n - 1."""
+    """Runs parts of a graph for a batch of one row with the first n positions."""
 
     def __init__(self, model: nn.Module, values: dict[fx.Node, Any]):
         self.model = model
         self._values = values                  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
+        self._first = first_position(model)
 
     @torch.no_grad()
     def at(self, node: fx.Node, length: int) -> Any:
@@ -34,6 +33,31 @@ class Positions:
         if node not in known:
             known[node] = self._run(node, length)
         return known[node]
+
+    def longest(self, node: fx.Node, context: int) -> int:
+        """How many positions of a context a node has numbers for: some tables end before it."""
+        least, most = 0, context
+        while least < most:
+            middle = most if least == 0 and most == context else (least + most + 1) // 2
+            try:
+                self.at(node, middle)
+                least = middle
+            except (IndexError, RuntimeError):               # a gather beyond the end is a RuntimeError
+                most = middle - 1
+        return least
+
+    @torch.no_grad()
+    def ignores_ids(self, node: fx.Node, length: int = 3) -> bool:
+        """Whether a module that is handed token ids asks only how many there are: no table has rows of such ids."""
+        ids = torch.full((1, length), _NO_ID)
+
+        def operand(used: fx.Node) -> Any:
+            return ids if isinstance(self._values.get(used), Rows) else self.at(used, length)
+        try:
+            args, kwargs = (fx.map_arg(part, operand) for part in (node.args, node.kwargs))
+            return isinstance(call(node, self.model, args, kwargs), Tensor)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
 
     def forget(self) -> None:
         self._memory.clear()
@@ -45,13 +69,18 @@ class Positions:
         if value is CACHE:
             return None
         if node.op == "placeholder":
-            return PLACEHOLDERS[node.target](length) if node.target in PLACEHOLDERS else None
+            return self._given(node.target, length)
         if node.op == "get_attr":
             return value
         args, kwargs = (_wide(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs))
         if node.op == "call_method" and node.target in _CASTS:
             return getattr(args[0], _CASTS[node.target])()
         return call(node, self.model, args, kwargs)
+
+    def _given(self, name: str, length: int) -> Tensor | None:
+        if name == "position_ids":
+            return torch.arange(self._first, self._first + length)[None]
+        return torch.ones((1, length), dtype=torch.int64) if name == "attention_mask" else None
 
     def _stand_in(self, node: fx.Node, length: int) -> Tensor:
         dtype = _wide(getattr(torch, str(node.meta.get("dtype")), torch.float32))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..checkpoints.origin import POSITIONS
 from ..ir.program import Program
+from ..report.progress import follow
 from . import activations, calls, linears, norms
 from .attending import Attending
 from .layout import Lane, Layout, Scattered
@@ -35,7 +37,7 @@ class Reader:
         config = self.model.config.get_text_config()
         ids = program.inputs["input_ids"]
         layout = Layout(ids.numel())
-        context = getattr(config, "max_position_embeddings", None)
+        context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)
         if type(context) is not int and any(n.meta.get("role") == "ssm_scan" for n in self.graph.nodes):
             context = ENDLESS
         if type(context) is not int:
@@ -51,7 +53,7 @@ class Reader:
         self.current = next(iter(self.graph.nodes))          # the node that is being read
 
     def read(self) -> Plan:
-        for node in self.graph.nodes:
+        for node in follow(self.graph.nodes, "reading the graph", len(self.graph.nodes)):
             self.current = node
             if node.op == "output":
                 self.plan.logits = self._logits(node)
@@ -145,7 +147,8 @@ class Reader:
     def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         module, given = self.model.get_submodule(node.target), args[0] if args else None
         if role == "embedding":
-            return self._embedding(node, module, args)
+            asked = self.positions.ignores_ids(node)
+            return Positional(node) if asked else self._embedding(node, module, args)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:
             gates = [*args[1:], *kwargs.values()]
             if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
@@ -263,8 +266,9 @@ class Reader:
 
     def _table(self, node: fx.Node, value: Positional) -> Rows:
         """Rows that depend on the position alone."""
-        context = self.plan.context
+        context = self.plan.context = self.positions.longest(value.node, self.plan.context)
         table = self.positions.at(value.node, context)
+        table = table[None] if table.dim() == 2 else table
         if table.dim() != 3 or table.shape[:2] != (1, context):
             raise self.refuse(node, "it adds something that is not one row for every position")
         name = self.plan.entry(f"{value.node.name}.rows", Entry("f32", tuple(table.shape[1:]),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _SHARE = 3e-5           # tables are float32, angles at their end too
+_HALVES = {torch.bfloat16: 2**-8, torch.float16: 2**-11}       # how far rounding takes a table's number
 ROWS = 8192             # positions that are looked at at once: contexts are long
 PROBE = 16              # positions at which every column is looked at
 
@@ -48,8 +49,9 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     An angle at position 1 is the frequency; at every power of two, which a float32 product keeps exact, it is
     known to twice the precision.
     """
-    count = len(cos)
+    count, rounding = len(cos), _rounding(cos, sin)
     scale = round(float((cos.square() + sin.square()).double().mean().sqrt()), 7)       # of float32 tables
+    scale = 1.0 if abs(scale - 1) < rounding else scale
     if count < 2 or scale == 0:
         return None
     estimate, position = torch.atan2(sin[1].double(), cos[1].double()), 1
@@ -59,7 +61,7 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
         turns = ((estimate * position - seen) / (2 * math.pi)).round()
         estimate = (seen + 2 * math.pi * turns) / position
     values = estimate.float()
-    share = max(_SHARE, 3e-7 * count)                  # a frequency is rounded at 2**-24 of an angle
+    share = max(_SHARE, 3e-7 * count, rounding)        # a frequency is rounded at 2**-24 of an angle
     for start in range(0, count, ROWS):
         rows = slice(start, min(start + ROWS, count))
         angles = (torch.arange(rows.start, rows.stop)[:, None].float() * values).double()
@@ -67,6 +69,12 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
         if not all(torch.allclose(ours * scale, theirs.double(), atol=share * scale, rtol=0) for ours, theirs in pairs):
             return None
     return Frequencies(values, scale)
+
+
+def _rounding(*tables: Tensor) -> float:
+    """How far the numbers of tables that a model keeps in half precision may be off; 0 of others."""
+    return next((share for dtype, share in _HALVES.items()
+                 if all(torch.equal(table, table.to(dtype).float()) for table in tables)), 0.0)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:

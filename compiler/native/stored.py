@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
 from ..report.progress import follow
+from ..store.regular import MANIFEST, check_regular, read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,10 +85,11 @@ def _align(count: int) -> int:
     return PAGE if count >= PAGE else ALIGN
 
 
-def _bytes(tensor: "Tensor") -> bytes:
+def _bytes(tensor: "Tensor") -> memoryview:
+    """What a tensor holds, where it lies."""
     import torch
 
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _json(file: Path) -> Any:
     try:
-        body = json.loads(file.read_bytes())
+        body = json.loads(read_regular(file, MANIFEST))
     except OSError as error:
         raise _damaged(file, f"can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -145,6 +147,7 @@ def _json(file: Path) -> Any:
 def _weights_size(file: Path) -> int:
     """The size of the weights' file, as it is and as its header says."""
     try:
+        check_regular(file)
         size = file.stat().st_size
         with open(file, "rb") as stream:
             head = stream.read(_HEADER.size)

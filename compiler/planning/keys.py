@@ -56,7 +56,7 @@ def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
 def files(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
     named = ctx.shelf.make("pass", call).files()
-    folder = ctx.beside(call).folder
+    folder = ctx.relative_to(call).folder
     return {n: file_hash(folder / n, ctx.settings.cache_dir) if (folder / n).is_file() else "" for n in named}
 
 
@@ -64,7 +64,7 @@ def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
     call = ctx.recipe.data[ref.name]
     with placed(call.span):
-        return ctx.data(ref).identity(ctx.beside(call))
+        return ctx.data(ref).identity(ctx.relative_to(call))
 
 
 def word_source(kind: str, name: str, ctx: Context) -> str:

@@ -3,7 +3,7 @@
 import json
 
 
-def place(error: Exception) -> str:
+def breakage(error: Exception) -> str:
     """Of what `json.loads(data.decode())` raised: "line 3, column 7", "byte 12 is not UTF-8", "nested too deep"."""
     if isinstance(error, json.JSONDecodeError):
         return f"it breaks at line {error.lineno}, column {error.colno}"

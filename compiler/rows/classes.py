@@ -35,7 +35,7 @@ def check_classes(found: Tensor, labels: Tensor, name: str) -> None:
                                    help="take the model with a head of as many"))
 
 
-def judged(model: nn.Module, rows: Tensor, lengths: Tensor, labels: Tensor, name: str) -> tuple[float, float]:
+def judge_classes(model: nn.Module, rows: Tensor, lengths: Tensor, labels: Tensor, name: str) -> tuple[float, float]:
     """Mean nats of the right class, and the share of rows whose likeliest class is the right one."""
     nats, right = 0.0, 0
     with evaluating(model):

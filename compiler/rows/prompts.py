@@ -141,7 +141,7 @@ def _seen(mask: Any, b: int, t: int) -> Tensor | None:
 
 # -- at a model ----------------------------------------------------------------------------------------------
 
-def listening(model: nn.Module) -> Prompts | None:
+def listener(model: nn.Module) -> Prompts | None:
     """The object that listens at a model's door, if one does."""
     hooks = _door(model)._forward_pre_hooks.values()
     return next((hook.__self__ for hook in hooks if isinstance(getattr(hook, "__self__", None), Prompts)), None)
@@ -149,7 +149,7 @@ def listening(model: nn.Module) -> Prompts | None:
 
 def listen(model: nn.Module) -> Prompts:
     """The same, put there where none is."""
-    found = listening(model)
+    found = listener(model)
     if found is None:
         found = Prompts()
         _door(model).register_forward_pre_hook(found.listen, with_kwargs=True)
@@ -174,7 +174,7 @@ def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | 
     subspace   [r] or [b, r] bool: which coordinates of an edit are active; all where it is None
     Nothing happens where the model has no interventions.
     """
-    found = listening(model)
+    found = listener(model)
     if found is None:
         yield
         return
@@ -189,7 +189,7 @@ def prompts(model: nn.Module, lengths: Tensor | None = None, subspace: Tensor | 
 @contextmanager
 def without_interventions(model: nn.Module) -> Iterator[None]:
     """Inside, the model computes what it would without its interventions, bit for bit."""
-    found = listening(model)
+    found = listener(model)
     before = found.on if found else True
     if found:
         found.on = False

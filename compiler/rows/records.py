@@ -9,7 +9,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
-from ..report.broken import place
+from ..report.broken import breakage
 from .windows import read_text
 
 bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
@@ -40,7 +40,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_record(f"{name} is not JSON: {place(error)}")) from error
+        raise Reject(bad_record(f"{name} is not JSON: {breakage(error)}")) from error
 
 
 def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:

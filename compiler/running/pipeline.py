@@ -169,7 +169,7 @@ class Build:
     def context(self, stage: Stage) -> Context:
         work = self.cache.work(stage.key)
         work.mkdir(parents=True, exist_ok=True)
-        return replace(self.ctx.beside(stage.call), workdir=work,
+        return replace(self.ctx.relative_to(stage.call), workdir=work,
                        results=self.result)
 
     def result(self, name: str) -> tuple[str, Program]:

@@ -1,8 +1,6 @@
 """How long the branches of a model take on this machine."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +9,7 @@ from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..discovery.bypass import bypassed
 from ..editing.scans import without_scan
+from ..editing.trial import running
 from ..ir.unit import Unit, code_key
 from ..measuring.timing import WARMUP, Clock, still
 
@@ -88,15 +87,3 @@ def _bypassed(program: "Program", role: str) -> list[Unit]:
                 graph = bypassed(graph, branch)
         units.append(replace(unit, graph=graph, key=code_key(graph)))
     return units
-
-
-@contextmanager
-def running(program: "Program", units: list[Unit]) -> Iterator[None]:
-    """Layers run graphs even where nothing is left out: their own forwards are another kind of code."""
-    try:
-        for unit in units:
-            unit.bind(program.model)
-        yield
-    finally:
-        for unit in program.units.values():
-            (unit.bind if unit.edited else unit.unbind)(program.model)

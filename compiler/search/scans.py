@@ -1,14 +1,14 @@
 """Scans of state-space mixers as candidates: without one the convolved input goes on as it is."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Scan, Skeleton
 from ..editing.rewrite import Rewriter
 from ..editing.scans import drop_scan, without_scan
-from ..ir.unit import Unit
+from ..editing.trial import running
 from ..planning import shrink
 from .candidate import Candidate, Pool
 from .latency import SCAN
@@ -71,7 +71,7 @@ class ScanCut(Candidate):
         return self.scan.unit
 
     def tried(self) -> AbstractContextManager[None]:
-        return running(self.pool.program, without_scan(self.pool.program, self.scan))
+        return running(self.pool.program, [without_scan(self.pool.program, self.scan)])
 
     def cut(self) -> None:
         pool = self.pool
@@ -82,14 +82,3 @@ class ScanCut(Candidate):
 
     def saves(self, of: str) -> float:
         return self.pool.saved(self.scan, of)
-
-
-@contextmanager
-def running(program: "Program", trial: Unit) -> Iterator[None]:
-    """The model with another graph in one layer."""
-    unit = program.units[trial.path]
-    try:
-        trial.bind(program.model)
-        yield
-    finally:
-        (unit.bind if unit.edited else unit.unbind)(program.model)

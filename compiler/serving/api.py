@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 
 from ...kernels.native import KernelError
+from ..rows.template import rendered
 from .answers import DONE, Answer, ChatAnswer, Refused, error_body, event
 from .body import read_body
 from .errors import tell_errors
@@ -113,7 +114,7 @@ class Service:
         messages = [message.plain() for message in asked.messages]
         self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = rendered(self.tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError) as error:
             why = f"the model's chat template refuses these messages: {error}"
             raise Refused(400, why, "messages") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.folder import nothing, remote_code
 from ..checkpoints.origin import Origin
-from ..report.broken import first_line, place
+from ..report.broken import breakage, first_line
 from ..store.cache import digest
 from ..store.hashes import file_hash
 from ..words.context import Context
@@ -67,7 +67,7 @@ def _config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {place(error)}")) from error
+        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {breakage(error)}")) from error
     if not isinstance(config, dict):
         raise Reject(user_module(f"{label}: {path} is not a JSON object"))
     return config

@@ -63,6 +63,13 @@ class Entry:
     used: float
 
 
+def default_cache() -> Path:
+    """EFFC_CACHE_DIR, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("EFFC_CACHE_DIR") or user_cache_path("effc"))
+
+
 class Cache:
     def __init__(self, folder: Path):
         """Raises Reject (cache-open) where others can write to the folder."""
@@ -95,7 +102,9 @@ class Cache:
             return None
         tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
         made_of = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
-        if not tables or not made_of or body.get("key") != path.stem or not all(
+        needs = body.get("needs", [])
+        listed = isinstance(needs, list) and path.stem not in needs and all(isinstance(key, str) for key in needs)
+        if not tables or not made_of or not listed or body.get("key") != path.stem or not all(
                 h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values()):
             raise Reject(cache_damaged(f"{path} is no record of a finished step",
                                        help="run `effc cache verify --delete`, then compile again"))

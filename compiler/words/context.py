@@ -70,7 +70,7 @@ class Context:
         """A declared data set."""
         return self.shelf.make("data", self.recipe.data[ref.name])
 
-    def beside(self, call: Invocation) -> "Context":
+    def relative_to(self, call: Invocation) -> "Context":
         """The same, with paths relative to the file that a call stands in: a module's lie beside the module."""
         return self if call.folder is None else replace(self, folder=Path(call.folder))
 
@@ -86,7 +86,7 @@ class Context:
 
             call = self.recipe.data[name]
             with placed(call.span):
-                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.beside(call))))
+                rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.relative_to(call))))
                 check_rows(rows, name, self.origin)
             self._rows[name] = rows
         return self._rows[name]
@@ -97,7 +97,7 @@ class Context:
 
         call = self.recipe.data[ref.name]
         with placed(call.span):
-            said = self.data(ref).said(self.tokenizer, self.beside(call))
+            said = self.data(ref).said(self.tokenizer, self.relative_to(call))
             return None if said is None else torch.stack(list(said)).bool()
 
     def result(self, ref: StepRef) -> "tuple[str, Program]":
@@ -111,7 +111,7 @@ class Context:
 
         call = self.recipe.data[ref.name]
         with placed(call.span):
-            lengths = self.data(ref).prompts(self.tokenizer, self.beside(call))
+            lengths = self.data(ref).prompts(self.tokenizer, self.relative_to(call))
             return None if lengths is None else torch.tensor(list(lengths))
 
     def labels(self, ref: DataRef) -> "torch.Tensor | None":
@@ -120,7 +120,7 @@ class Context:
 
         call = self.recipe.data[ref.name]
         with placed(call.span):
-            numbers = self.data(ref).labels(self.tokenizer, self.beside(call))
+            numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
             return None if numbers is None else torch.tensor(list(numbers))
 
     def metric(self, ref: MetricRef) -> Any:

@@ -52,7 +52,8 @@ class Experts(Pass):
             site = Site(group, ascending(scores))
             gone = site.next(site.size - Amount(self.keep).kept(site.size))
             cuts += [(group, set(gone))] if gone else []
-        rehearse(program, f"{1 - self.keep.value:.0%} of the experts", lambda trial: self._take(trial, cuts))
+        rehearse(program, f"{1 - self.keep.value:.0%} of the experts", lambda trial: self._take(trial, cuts),
+                 remedy="make experts narrower instead: `prune.channels`")
         with Rewriter(program) as rewrite:
             self._take(program, cuts, rewrite)
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from ...compiler.editing.interventions import insert, made_for, rank_too_large
+from ...compiler.editing.interventions import insert, make, rank_too_large
 from ...compiler.editing.positions import edges
 from ...compiler.ir.program import Program
 from ...compiler.layers.reft import FORMS, has_identity
@@ -60,7 +60,7 @@ class Insert(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         self._refuse_start()
         chosen = layers(program.skeleton, self.on)
-        made = made_for(program, chosen, self.form, self.rank, edges(self.positions), self.tied, self.dropout,
+        made = make(program, chosen, self.form, self.rank, edges(self.positions), self.tied, self.dropout,
                         self.start, lambda path: seed_of("reft", ctx.seed, path))
         insert(program, made)
         program.note(form=self.form, formula=FORMS[self.form].formula, layers=list(chosen), positions=self.positions,

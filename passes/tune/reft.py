@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...compiler.ir.program import Program
 from ...compiler.layers.reft import Reft as Edits
 from ...compiler.layers.reft import interventions
-from ...compiler.rows.classes import check_classes, class_logits, judged
+from ...compiler.rows.classes import check_classes, class_logits, judge_classes
 from ...compiler.rows.forward import nll
 from ...compiler.rows.prompts import head, prompts
 from ...compiler.training.effort import effort
@@ -123,7 +123,7 @@ class Reft(Pass):
 
     def _lesson(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         """What a batch teaches: the answers to its prompts, or its classes."""
-        rows, asked, labels = ctx.rows(self.data), self._asked(self.data, edits, ctx), ctx.labels(self.data)
+        rows, asked, labels = ctx.rows(self.data), self._lengths(self.data, edits, ctx), ctx.labels(self.data)
         lesson = Objective(model, rows, learned=ctx.said(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
@@ -141,17 +141,17 @@ class Reft(Pass):
 
     def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         rows, said = ctx.rows(self.held_out), ctx.said(self.held_out)
-        asked, labels = self._asked(self.held_out, edits, ctx), ctx.labels(self.held_out)
+        asked, labels = self._lengths(self.held_out, edits, ctx), ctx.labels(self.held_out)
 
         def judge() -> float:
             if labels is not None:
-                return judged(model, rows, asked, labels, self.held_out.name)[0]
+                return judge_classes(model, rows, asked, labels, self.held_out.name)[0]
             nats, tokens = nll(model, rows, said, asked, active)
             return nats / tokens
 
         return judge
 
-    def _asked(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
+    def _lengths(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
         """How many tokens of each row are its prompt."""
         lengths = ctx.prompts(ref)
         if lengths is None:

@@ -60,7 +60,7 @@ def healed(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[fl
     started = time.perf_counter()
     build.step(last)
     seconds = time.perf_counter() - started
-    return perplexity(build.reach(last.key), build.ctx), seconds
+    return perplexity(build.reach(last.key).program, build.ctx), seconds
 
 
 def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
@@ -90,9 +90,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for cut in CUTS:
             build = begun(Path(folder), cut, "lora", steps, SEEDS[0])
-            original = perplexity(build.reach(build.plan.identity), build.ctx)
+            original = perplexity(build.reach(build.plan.identity).program, build.ctx)
             build.step(build.plan.stages[0])
-            pruned = perplexity(build.reach(build.plan.stages[0].key), build.ctx)
+            pruned = perplexity(build.reach(build.plan.stages[0].key).program, build.ctx)
             for heal in HEALS:
                 after, seconds = zip(*(healed(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True)
                 left = math.log(statistics.geometric_mean(after) / original)

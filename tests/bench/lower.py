@@ -69,7 +69,7 @@ def lowered(folder: Path, model: str, steps: list[str], threads: int):
     started = time.perf_counter()
     for stage in build.plan.stages:
         build.step(stage)
-    return build.program.model, build.program.notes[-1], time.perf_counter() - started, build
+    return build.outcome.program.model, build.outcome.program.notes[-1], time.perf_counter() - started, build
 
 
 def formats(note: dict) -> str:
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build = build_of(folder, args.model, VARIANTS["own dense bf16"], args.threads)
-        models, rows = {"original": build.reach(build.plan.identity).model}, {}
+        models, rows = {"original": build.reach(build.plan.identity).program.model}, {}
         perplexity = MetricRef("perplexity", (("data", DataRef("heldout")),))
         rows["original"] = (build.ctx.metric(perplexity).measure(models["original"], build.ctx), None, "")
         for variant in args.only:

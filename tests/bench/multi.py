@@ -115,7 +115,7 @@ def finished(build: Build) -> tuple[torch.nn.Module, float]:
         kept.write_text(json.dumps({name: COSTS[name] for name in SAID if name in COSTS}))
     elif kept.is_file():
         COSTS.update(json.loads(kept.read_text()))
-    return build.reach(key).model, COSTS["seconds"]
+    return build.reach(key).program.model, COSTS["seconds"]
 
 
 def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:

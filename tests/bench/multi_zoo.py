@@ -42,7 +42,7 @@ def measured(share: float, more: str, rows: int, seed: int) -> tuple[float, floa
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         build.step(plan.stages[0])
-        model = build.reach(plan.stages[0].key).model.eval()
+        model = build.reach(plan.stages[0].key).program.model.eval()
         value = build.ctx.metric(plan.pipeline.expects[0].metric).measure(model, build.ctx)
     return value, costs["layer forwards"], costs["layer forwards, were every candidate scored by the whole model"]
 

@@ -114,7 +114,7 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     started = time.perf_counter()
     build.step(build.plan.stages[0])
     seconds = time.perf_counter() - started
-    program = build.reach(build.plan.stages[0].key)
+    program = build.reach(build.plan.stages[0].key).program
     quicken(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
     prefill, decode = (share_of_time(build.ctx.metric(ref), original, program.model) for ref in (
@@ -123,7 +123,7 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     healed = None
     if heal:
         build.step(build.plan.stages[1])
-        healed = perplexity(build.reach(build.plan.stages[1].key).model, build.ctx)
+        healed = perplexity(build.reach(build.plan.stages[1].key).program.model, build.ctx)
     return Point(kind, step, size, prefill, decode, shed, healed, seconds,
                  told.get("layer forwards", math.nan),
                  told.get("layer forwards, were every candidate scored by the whole model", math.nan))
@@ -187,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models:
             build = build_of(Path(folder), model, STEPS["scans"][0], 0)
-            original = build.reach(build.plan.identity).model
+            original = build.reach(build.plan.identity).program.model
             quicken(original)
             base, points = perplexity(original, build.ctx), []
             print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
-from effc.compiler.editing.interventions import insert, made_for, remove
+from effc.compiler.editing.interventions import insert, make, remove
 from effc.compiler.editing.positions import edges
 from effc.compiler.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
 from effc.compiler.rows.prompts import prompts, spans, without_interventions
@@ -27,7 +27,7 @@ def intervened(model, form="loreft", positions="f2+l3", rank=4, tied=True, start
     program = capture(copy.deepcopy(model))
     paths = tuple(p for i, p in enumerate(program.units) if on is None or i in on)
     seeds = {path: i for i, path in enumerate(paths)}
-    made = made_for(program, paths, form, rank, edges(positions), tied, drop, start, seeds.__getitem__)
+    made = make(program, paths, form, rank, edges(positions), tied, drop, start, seeds.__getitem__)
     insert(program, made)
     return program
 
@@ -336,7 +336,7 @@ def test_structure_that_was_found_is_found_behind_interventions(name):
 
 def test_a_layer_has_interventions_once():
     program = intervened(tiny.model("llama"), on=(0,))
-    made = made_for(program, tuple(program.units), "loreft", 2, (1, 0), True, 0.0, "identity", lambda path: 0)
+    made = make(program, tuple(program.units), "loreft", 2, (1, 0), True, 0.0, "identity", lambda path: 0)
     with pytest.raises(Reject) as caught:
         insert(program, made)
     assert caught.value.diagnostics[0].slug == "twice-intervened"
@@ -346,7 +346,7 @@ def test_a_layer_has_interventions_once():
 def test_a_rank_above_the_width_is_refused():
     program = capture(tiny.model("llama"))
     with pytest.raises(Reject) as caught:
-        made_for(program, tuple(program.units), "loreft", 65, (1, 0), True, 0.0, "identity", lambda path: 0)
+        make(program, tuple(program.units), "loreft", 65, (1, 0), True, 0.0, "identity", lambda path: 0)
     assert caught.value.diagnostics[0].slug == "rank-too-large"
 
 

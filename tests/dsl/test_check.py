@@ -293,3 +293,8 @@ def test_a_string_where_a_name_or_a_word_is_meant_gets_a_help_line():
     for call in ('tune(data: "calib.txt")', 'learn(teacher: "base")', 'learn(teacher: base, score: "2:4")'):
         (fault,) = framed(f"  a = {call}").diagnostics
         assert fault.slug in ("wrong-type", "unknown-choice") and fault.help, fault
+
+
+def test_an_unknown_name_where_a_list_is_meant_is_a_mistake_of_the_user():
+    (fault,) = framed("  a = tune(data: calib, ranks: nope)").diagnostics
+    assert fault.slug == "unknown-name" and "`nope`" in fault.message

@@ -49,3 +49,17 @@ def test_every_module_is_left_under_its_own_name(models):
     able, refused = cuttable(program, [(g, 1) for g in (*heads, *channels)])
     assert able == channels and [g for g, _ in refused] == heads
     assert all(g.site in why for g, why in refused)
+
+
+def test_what_can_not_go_is_told_with_the_remedy_for_its_kind():
+    from effc.compiler.editing.rehearsal import rehearse
+    from effc.compiler.editing.rewrite import Rewriter
+    from effc.dsl.diagnostics import Reject
+
+    program = capture(table.model("llama"))
+    last = program.model.config.num_hidden_layers
+    with pytest.raises(Reject) as refused:
+        rehearse(program, "half of the experts", lambda trial: Rewriter(trial).narrow(
+            f"model.layers.{last - 1}.mlp.up_proj.weight", 0, [0, 1]), remedy="make them narrower")
+    (found,) = refused.value.diagnostics
+    assert found.help == "make them narrower" and "half of the experts can't be removed" in found.message

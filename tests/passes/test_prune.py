@@ -6,9 +6,9 @@ import dataclasses
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.editing.trial import running
 from effc.compiler.search.branches import Layers
 from effc.compiler.search.importance import l1
-from effc.compiler.search.latency import running
 from effc.compiler.search.saving import Ledger
 from effc.compiler.search.widths import swapped
 from effc.dsl.diagnostics import Reject

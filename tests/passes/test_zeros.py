@@ -33,6 +33,8 @@ ASKED = {
     "tune.reft": None,                   # trains what reft.insert puts in, no weight
     "quantize.round": {"group": 32},
     "quantize.gptq": {"group": 32, "data": ROWS},
+    "supernet.lora": None,               # gives no model; what is picked of it: tests/passes/test_supernet.py
+    "supernet.pick": None,
     "lower.sparse_cpu": {"format": "sparse_bf16", "divergence": 9.0},
     "lower.sparse_kv": None,             # no weight changes
     "lower.group_queries": None,

@@ -1,0 +1,63 @@
+"""Each form of an artifact read for what it is, without making a model of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .load import forms_of
+from .manifest import Manifest, verify_files
+
+
+def check_forms(path: Path, manifest: Manifest) -> list[str]:
+    """The forms that an artifact has, each read by the rules for files that come from anybody.
+
+    Raises Reject where a file is not the one of the manifest, or a form holds what effc would not take.
+    """
+    verify_files(path, manifest)
+    found = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
+    for form in found:
+        if form in _CHECKS:                 # others have their hashes, and are read by rules of their own when loaded
+            _CHECKS[form](path / form)
+    return found
+
+
+def _checkpoint(folder: Path) -> None:
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import parse_config
+    from ..checkpoints.folder import find_weights, read_config, refuse_adapter
+
+    config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
+    refuse_adapter(folder, str(folder))
+    check_numbers(config, weights.slots, str(folder))
+    parse_config(config)
+
+
+def _compact(folder: Path) -> None:
+    from ..checkpoints.bounds import check_numbers
+    from ..checkpoints.checkpoint import parse_config
+    from ..checkpoints.folder import find_weights
+    from ..ir import graph_json
+    from ..ir.edits import Edits
+    from .models import SPARE
+    from .sealed import read_record
+
+    record = read_record(folder)
+    check_numbers(record["base"], find_weights(folder, str(folder)).slots, str(folder), spare=SPARE)
+    parse_config(record["base"])
+    for entry in Edits.from_json(record["edits"]).graphs.values():
+        graph_json.load(entry["graph"])
+
+
+def _program(folder: Path) -> None:
+    from .exported import check
+
+    check(folder)
+
+
+def _native(folder: Path) -> None:
+    from ..native.stored import read
+
+    read(folder)
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    "model": _checkpoint, "compat": _checkpoint, "compact": _compact, "program": _program, "native": _native}

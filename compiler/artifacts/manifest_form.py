@@ -1,0 +1,73 @@
+"""Whether the JSON of a manifest and of its measures is of the form that effc writes, whoever wrote it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+_DEEPEST = 40
+
+
+def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Mapping[str, type]) -> None:
+    """Raises ValueError or KeyError with the field that is of another form."""
+    for name, fits in _STEADY.items():
+        _need(fits(data[name]), name)
+    _need(all(isinstance(v, list) and len(v) == 2 and type(v[0]) is int and v[0] >= 0 and isinstance(v[1], str)
+              for v in data["files"].values()), "files")
+    _need(_is_texts(data["lock"].get("versions", {})), "lock.versions")
+    _need(_is_table(data["lock"].get("inputs", {})), "lock.inputs")
+    _need(all(isinstance(data["recipe"].get(name, ""), str) for name in ("name", "text", "variant")), "recipe")
+    _need(_is_table(data["recipe"].get("params", {})), "recipe.params")
+    for step in data["steps"]:
+        _need(all(isinstance(step.get(name, ""), str) for name in ("name", "word", "summary")), "steps")
+        _need(_is_records(step.get("decisions", [])) and _is_words(step.get("changes", [])), "steps")
+    for side in ("before", "after"):
+        _need(_is_table(data["profile"].get(side, {})), f"profile.{side}")
+    for name in ("machine", "run"):
+        _need(_is_table(measured.get(name, {})), name)
+    _need(_is_depth(data, 0) and _is_depth(measured, 0), "values nested too deep")
+    for name, kind in records.items():
+        for record in measured.get(name, ()):
+            _need(isinstance(record, Mapping) and all(
+                _IS[field.type](record[field.name]) for field in fields(kind) if field.name in record), name)
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(f"`{what}` is of another form")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_table, value))
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_depth(value: Any, depth: int) -> bool:
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return depth < _DEEPEST and all(_is_depth(item, depth + 1) for item in items)
+
+
+_STEADY: dict[str, Callable[[Any], bool]] = {
+    "kind": _is_text, "name": _is_text, "effc": _is_text, "recipe": _is_table, "lock": _is_table,
+    "steps": _is_records, "profile": _is_table, "notes": _is_words, "files": _is_table}
+_IS: dict[Any, Callable[[Any], bool]] = {
+    "str": _is_text, str: _is_text, float: lambda v: _is_number(v) or v is None,     # nan is null in JSON
+    int: lambda v: type(v) is int, float | None: lambda v: _is_number(v) or v is None}

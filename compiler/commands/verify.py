@@ -1,0 +1,37 @@
+"""`effc verify`: whether an artifact is the one that was written, and of forms that effc takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .flags import Shared, verb
+
+_place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
+_key = typer.Option("--verify-key", metavar="KEY", show_default=False,
+                    help="A public key (`ed25519:...` or a file), one of which must have signed the artifact; "
+                         "repeatable.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app)
+    def verify(artifact: Annotated[Path, _place], shared: Shared,
+               verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
+        """Check an artifact: hashes of all files, what each form holds, and signatures. Nothing of it is run."""
+        from ..artifacts.forms import check_forms
+        from ..artifacts.manifest import read_manifest
+        from ..report.quantity import counted
+
+        manifest = read_manifest(artifact)
+        signed = ""
+        if verify_key:
+            from ..artifacts.signature import check_signature
+
+            signed = check_signature(artifact, verify_key)
+        forms = check_forms(artifact, manifest)
+        if shared.format == "json":
+            return shared.screen.answer_json("verify", path=str(artifact), kind=manifest.kind, forms=forms,
+                                             files=len(manifest.files), signed_by=signed or None)
+        said = f"ok: {counted(len(manifest.files), 'file')} as the manifest has them"
+        said += f", forms {', '.join(forms)}" if forms else ""
+        return shared.screen.answer(said + (f", signed by {signed}" if signed else ""))

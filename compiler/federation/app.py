@@ -1,0 +1,169 @@
+"""The files of a Flower App: declaration, two short Python files, pyproject.toml and a page that says how to run it."""
+
+import json
+from pathlib import Path
+
+from .declaration import NAME, Declaration
+
+PACKAGE = "fedapp"
+FLWR = ">=1.42,<1.43"
+
+_SERVER = '''"""The server of a federation: sends, waits, puts together, and keeps a checkpoint after every round.
+
+What it does with the clients' states stands in federation.json (`strategy`); how, in effc.compiler.federation.
+"""
+
+from pathlib import Path
+
+from effc.compiler.federation.flower import serve
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run all rounds; an exception fails the run with its sentence."""
+    serve(grid, context, Path(__file__).with_name("federation.json"))
+'''
+
+_CLIENT = '''"""A client of a federation: trains what it is sent on its own rows, which stay here."""
+
+from pathlib import Path
+
+from effc.compiler.federation.flower import respond
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer one message of the server."""
+    return respond(message, context, Path(__file__).with_name("federation.json"))
+'''
+
+_PROJECT = '''[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{package}"
+version = "0.1.0"
+description = "{about}"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.42,<1.43", "effc[fed]"]
+
+[tool.flwr.app]
+publisher = "effc"
+fab-format-version = 1
+flwr-version-target = "1.42.0"
+fab-include = ["{package}/*.py", "{package}/federation.json", "README.md", "LICENSE"]
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+# Paths are of the machine that reads them; a node's own config wins: --node-config 'model="..." data="..."'.
+[tool.flwr.app.config]
+rounds = {rounds}
+clients = {clients}
+deadline = {deadline}
+model = ""
+data = ""
+work = ""
+output = ""
+'''
+
+_LICENSE = """This app was written by effc and is under the Apache License 2.0 (SPDX-License-Identifier: Apache-2.0),
+https://www.apache.org/licenses/LICENSE-2.0. The model that it federates has a licence of its own.
+"""
+
+
+def write_app(declared: Declaration, name: str, into: Path) -> None:
+    """The app of a federation, beside the model's folder in `into`."""
+    package = into / PACKAGE
+    package.mkdir()
+    (package / "__init__.py").write_text(f'"""The Flower App of the federation {name}."""\n')
+    (package / "server_app.py").write_text(_SERVER)
+    (package / "client_app.py").write_text(_CLIENT)
+    (package / NAME).write_text(json.dumps(declared.to_json(), indent=1) + "\n")
+    about = f"{sentence(declared)}, compiled by effc"
+    (into / "pyproject.toml").write_text(_PROJECT.format(
+        package=PACKAGE, about=about, rounds=declared.rounds, clients=declared.clients,
+        deadline=float(declared.deadline)))
+    (into / "LICENSE").write_text(_LICENSE)
+    (into / "README.md").write_text(page(declared, name))
+
+
+def sentence(declared: Declaration) -> str:
+    """What is trained how, in a line: `12 clients train LoRA adapters by fedavg`."""
+    what = {"lora": "LoRA adapters", "prompt": "a soft prompt", "full": "all weights"}[declared.trains]
+    return f"{declared.clients} clients train {what} by {declared.strategy}"
+
+
+_PAGE = '''# {name}
+
+{sentence}, {rounds} rounds. `{package}/federation.json` says all of it; the model is `{folder}/`, sha256
+`{base}`: a client with another one is left out.
+
+A client sends {up} in a round. {rows}
+
+## Run it here, in one process
+
+    effc run .
+
+No Flower is needed. Killed, it goes on where it was; the states are written to a folder beside this one.
+
+## Run it in Flower's simulation
+
+    pip install "effc[fed]" "flwr[simulation]{flwr}"
+    export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 RAY_USAGE_STATS_ENABLED=0
+    export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1       # or every run does `uv sync`, over the network
+    flwr run . --federation-config 'num-supernodes={clients} client-resources-num-cpus=1' \\
+        --run-config "model='$PWD/{folder}' data='FOLDER' output='$PWD/../{name}-result'"
+
+`FOLDER` is what the data's paths start from: the folder of the recipe. `flwr run` returns once the run is submitted,
+and with `--stream` it exits 0 even if the run fails: ask `flwr list --run-id ID --format json` for
+`finished:completed`. It leaves a SuperLink running on port 39091.
+
+## Deploy it
+
+One SuperLink, which must be reachable by nobody but nodes and you (its Control API lets whoever reaches it run code
+on every node), TLS with your own CA, and a P-384 key in OpenSSH format for every node:
+
+    head -c 32 /dev/urandom > secret; chmod 600 secret
+    flower-superlink --host 127.0.0.1 --port 9100 --database state.db --isolation process \\
+        --superexec-auth-secret-file secret --enable-supernode-auth --ssl-ca-certfile ca.crt \\
+        --ssl-certfile server.crt --ssl-keyfile server.key --disable-runtime-dependency-installation
+    flower-superexec --runtime-api-address 127.0.0.1:9100 --root-certificates ca.crt \\
+        --superexec-auth-secret-file secret
+    flwr supernode register node0.pub NAME                      # once for every node
+    flower-supernode --superlink 127.0.0.1:9100 --root-certificates ca.crt \\
+        --auth-supernode-private-key node0 --host 127.0.0.1 --port 9200 --max-retries 5 \\
+        --node-config 'partition-id=0 num-partitions={clients} model="/path/{folder}" data="/path/own-data"'
+    flwr run . NAME --run-config "work='/path/checkpoints' output='/path/result'"
+
+`NAME` is an entry of `$FLWR_HOME/config.toml`. Every node has its own `--port`. A node that names `data` learns from
+all rows that it finds there; one that does not gets its part of the common data. A round takes five seconds at least,
+whatever is trained; a node that was killed can come back after a minute.
+'''
+
+
+def page(declared: Declaration, name: str) -> str:
+    """The README of the app."""
+    from ..report.quantity import size
+    from .state import numbers
+
+    sent = 4 * numbers(declared.full) // (2 if declared.strategy == "ffa" else 1)
+    halves = " (adapters of the largest rank)" if declared.ranks else ""
+    split = {"even": "dealt out evenly", "blocks": "cut into blocks", "distinct": "one data set for each client",
+             "dirichlet": f"drawn from a Dirichlet distribution with beta {declared.beta:g}"}[declared.split]
+    names = ", ".join(f"`{d.name}`" for d in declared.data)
+    rows = (f"The rows of {names} are {split}; a client keeps {100 * declared.hold:g}% of its rows back and judges "
+            "itself by them.")
+    return _PAGE.format(name=name, sentence=sentence(declared), rounds=declared.rounds, package=PACKAGE,
+                        folder=declared.folder, base=declared.base, up=f"{size(sent)}{halves}", rows=rows, flwr=FLWR,
+                        clients=declared.clients)

@@ -1,0 +1,136 @@
+"""What a federation is: the model by hash, what is trained and sent, whose rows are whose. `federation.json`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from ..store.cache import digest
+from ..store.hashes import files_hash
+from .averaging import FedAvg, FrozenA
+from .personal import AllButMe
+from .products import Pad, Stack, Truncate
+from .rounds import Terms
+from .state import Shapes
+from .strategy import Strategy
+
+NAME, FORMAT = "federation.json", 1
+
+bad_federation = Fault("bad-federation", "The declaration of a federation is not one that this effc reads.",
+                       exit="environment")
+other_base = Fault("other-base", "The model in a folder is not the one that a federation was declared for.",
+                   exit="environment")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data word of the recipe: its arguments as plain JSON, paths relative to a folder that every machine names."""
+
+    name: str
+    word: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """
+    base       sha256 over the weights and config of the model in `folder` of the artifact
+    trains     "lora", "prompt" or "full"
+    full       shapes of a whole state, that of the client with the largest rank
+    ranks      of the clients' adapters, by number; empty: all have the largest
+    mix        share of the others that a client takes in; None: what its validation likes best
+    clip       bound of a client's change, 0 for none; with `noise` times it as deviation
+    hold       share of its rows that a client keeps back to judge by
+    share      of the clients that take part in a round
+    """
+
+    base: str
+    folder: str
+    trains: str
+    full: Shapes
+    alpha: float
+    ranks: tuple[int, ...]
+    strategy: str
+    center: str
+    way: str
+    mix: float | None
+    clip: float
+    noise: float
+    delta: float
+    clients: int
+    split: str
+    beta: float
+    hold: float
+    data: tuple[DataSet, ...]
+    steps: int
+    batch: int
+    lr: float
+    rounds: int
+    deadline: float
+    share: float
+    seed: int
+
+    @property
+    def identity(self) -> str:
+        """sha256 of all that decides a run but how many rounds it has: more of them go on from fewer."""
+        return digest({k: v for k, v in self.to_json().items() if k not in ("rounds", "deadline")})
+
+    def with_changes(self, **changes: Any) -> "Declaration":
+        return replace(self, **changes)
+
+    def terms(self) -> Terms:
+        return Terms(self.rounds, self.clients, self.base, share=self.share, deadline=self.deadline, seed=self.seed)
+
+    def to_json(self) -> dict[str, Any]:
+        body = asdict(self)
+        body["full"] = {name: list(shape) for name, shape in self.full.items()}
+        return {"format": FORMAT, **json.loads(json.dumps(body))}
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> "Declaration":
+        """Raises KeyError, TypeError or ValueError on data of another form."""
+        made = {f.name: body[f.name] for f in fields(Declaration)}
+        made |= {"full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
+                 "ranks": tuple(int(r) for r in body["ranks"]), "data": tuple(DataSet(**d) for d in body["data"])}
+        return Declaration(**made)
+
+
+def read_declaration(file: Path) -> Declaration:
+    try:
+        body = json.loads(file.read_bytes())
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
+        return Declaration.from_json(body)
+    except OSError as error:
+        raise Reject(bad_federation(f"{file} can't be read: {error.strerror}",
+                                    help="name the folder that `effc compile` wrote")) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Reject(bad_federation(f"{file} is no declaration of a federation: {error}",
+                                    help="compile the recipe again")) from error
+
+
+def base_hash(folder: Path, cache_dir: Path) -> str:
+    """sha256 over names and contents of the weights and the config in a model's folder."""
+    found = sorted(f for f in folder.glob("*") if f.suffix == ".safetensors" or f.name == "config.json")
+    if not found:
+        raise Reject(other_base(f"{folder} holds no weights", help="bring the folder of the model that was emitted"))
+    return files_hash(found, cache_dir)
+
+
+STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone")
+
+
+def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
+    """The server's side. `seed` makes noise repeatable and worthless; for tests."""
+    ranks = dict(enumerate(declared.ranks))
+    if declared.strategy == "fedavg":
+        return FedAvg(declared.full, declared.clip, declared.noise, seed)
+    if declared.strategy == "ffa":
+        return FrozenA(declared.full, declared.clip, declared.noise, seed)
+    if declared.strategy in ("stack", "svd", "hetlora"):
+        kind = {"stack": Stack, "svd": Truncate, "hetlora": Pad}[declared.strategy]
+        return kind(declared.full, declared.alpha, ranks)
+    mix = 0.0 if declared.strategy == "alone" else declared.mix
+    return AllButMe(declared.full, declared.center, declared.way, mix)  # type: ignore[arg-type]

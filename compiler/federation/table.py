@@ -1,0 +1,20 @@
+"""A federation's rounds as lines of a table, each printed when its round is over."""
+
+import math
+
+from ..report.quantity import size
+from .course import Round
+
+HEAD = f"{'round':>5}  {'clients':>7}  {'loss':>7}  {'worst':>7}  {'up':>9}  {'down':>9}  {'seconds':>7}  by client"
+
+
+def line(round_: Round) -> str:
+    """Numbers of a round; the loss of every client, `-` for one that was left out."""
+    known = sorted(set(round_.turns) | {c for c in round_.faults if c >= 0})
+    clients = " ".join(_loss(round_.turns[c].loss) if c in round_.turns else "-" for c in known)
+    return (f"{round_.number:>5}  {len(round_.turns):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
+            f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}")
+
+
+def _loss(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,192 @@
+"""Artifacts of every kind that somebody changed, hashes and all: opened by every verb, they do nothing but be refused.
+
+Each lot runs in a process of its own whose file opens, imports and process starts are watched (`watched.py`).
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.folder import open_folder
+from effc.compiler.targets.hf import Hf
+
+from tests import worlds
+from tests.hostile.mutations import consistent, mutate
+
+torch.set_num_threads(1)
+STORED = Path(__file__).parents[1] / "stored" / "8d012cb.tar.xz"
+KINDS = ("compact", "native", "program", "stock")
+SECONDS, MEBIBYTES = 20, 600          # of one case by all verbs; a machine that others share is slow
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """One artifact of each kind, small, in a folder."""
+    folder = tmp_path_factory.mktemp("honest")
+    with tarfile.open(STORED) as archive:
+        archive.extractall(folder, filter="data")
+    made = folder / "kinds"
+    made.mkdir()
+    for kind, name in (("compact", "hf"), ("native", "cpu"), ("program", "program")):
+        shutil.copytree(folder / "8d012cb" / "out" / name, made / kind)
+    source = folder / "source"
+    source.mkdir()
+    worlds.llama(source)
+    worlds.tokenizer(source, chat="{% for m in messages %}{{ m.content }}{% endfor %}")
+    ctx = worlds.context(folder)
+    ctx.origin = open_folder(source, "here", "auto", ctx.settings)
+    program = capture(ctx.origin.load())
+
+    def build(draft):
+        Hf(path="a").emit(program, draft, ctx)
+        return Manifest("hf", name="lean")
+    write(made / "stock", build=build)
+    return made
+
+
+def opened(honest: Path, cases: list[Path], tmp_path: Path) -> list[dict]:
+    """What each case came to, in a process that reaches no network."""
+    listed = tmp_path / "cases"
+    listed.write_text("\n".join(map(str, cases)))
+    environment = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
+                          env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"the process ended: {done.stderr[-3000:]}"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def harmless(found: dict) -> list[str]:
+    """What a case did that it must not, in words."""
+    wrong = [f"{effect}" for effect in found["effects"]]
+    wrong += [f"{verb}: {outcome}" for verb, outcome in found["outcomes"].items() if "crash" in outcome]
+    wrong += [f"took {found['seconds']} s"] if found["seconds"] > SECONDS else []
+    wrong += [f"grew by {found['mebibytes']} MiB"] if found["mebibytes"] > MEBIBYTES else []
+    return wrong
+
+
+def changed(honest: Path, kind: str, count: int, seed: int, into: Path) -> list[Path]:
+    """Copies of an artifact, each changed in another way."""
+    cases = []
+    for number in range(count):
+        case = into / f"{kind}-{number}"
+        shutil.copytree(honest / kind, case)
+        mutate(case, random.Random(f"{kind} {seed} {number}"))
+        cases.append(case)
+    return cases
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_changed_artifacts_do_nothing_but_be_refused(honest, kind, tmp_path):
+    found = opened(honest, changed(honest, kind, 1000, 1, tmp_path), tmp_path)
+    wrong = {f["case"]: said for f in found if (said := harmless(f))}
+    assert len(found) == 1000 and not wrong, json.dumps(wrong, indent=1)
+
+
+def edited(kind, file, change):
+    """A case that changes one file's JSON."""
+    def make(case: Path):
+        path = case / file
+        body = json.loads(path.read_text())
+        change(body)
+        path.write_text(json.dumps(body))
+        consistent(case)
+    return kind, make
+
+
+def replaced(kind, file, by):
+    """A case whose file is something else: a link, a pipe."""
+    def make(case: Path):
+        (case / file).unlink()
+        by(case / file)
+    return kind, make
+
+
+def calls(target):
+    def change(body):
+        graph = next(iter(body["effc"]["edits"]["graphs"].values()))["graph"]
+        next(node for node in graph["nodes"] if node["op"] == "call_module")["target"] = target
+    return change
+
+
+CONFIG = "compact/config.json"
+CRAFTED = {
+    "a method that reads a file": edited("compact", CONFIG, calls("from_pretrained")),
+    "a method that writes a file": edited("compact", CONFIG, calls("self_attn.config.to_json_file")),
+    "a class that is imported": edited("compact", CONFIG, lambda b: next(iter(
+        b["effc"]["edits"]["swapped"].values())).update({"class": "passes.prune.blocks:Blocks"})),
+    "a kernel of the hub": edited("compact", CONFIG, lambda b: b["effc"]["edits"]["attributes"].update(
+        {"config._attn_implementation": "org/kernel"})),
+    "code in the base config": edited("compact", CONFIG, lambda b: b["effc"]["base"].update(
+        {"auto_map": {"AutoConfig": "evil.E"}, "architectures": ["AutoModelForCausalLM"]})),
+    "ten million layers": edited("compact", CONFIG, lambda b: b["effc"]["base"].update(num_hidden_layers=10**7)),
+    "a stock class that is none": edited("stock", "model/config.json", lambda b: b.update(
+        architectures=["pipeline"], auto_map={"AutoModelForCausalLM": "evil.E"})),
+    "a stock kernel": edited("stock", "model/config.json", lambda b: b.update(_attn_implementation="org/kernel")),
+    "a stock quantisation": edited("stock", "model/config.json", lambda b: b.update(
+        quantization_config={"quant_method": "bitsandbytes"})),
+    "a tokenizer that is none": edited("stock", "model/tokenizer_config.json", lambda b: b.update(
+        tokenizer_class="Trainer", auto_map={"AutoTokenizer": ["evil.E", None]})),
+    "a manifest without an end": replaced("stock", "manifest.json", lambda path: path.symlink_to("/dev/zero")),
+    "a manifest that waits": replaced("compact", "manifest.json", os.mkfifo),
+    "a config that waits": replaced("compact", CONFIG, os.mkfifo),
+    "a plan that waits": replaced("native", "native/plan.json", os.mkfifo),
+    "weights without an end": replaced("native", "native/weights.bin", lambda path: path.symlink_to("/dev/zero")),
+    "a program without an end": replaced("program", "program/model.pt2", lambda path: path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.fixture(scope="module")
+def lot(honest, tmp_path_factory):
+    """What some changed artifacts of each kind and all crafted ones came to, by name: one process opens them all."""
+    folder = tmp_path_factory.mktemp("lot")
+    cases = {path: path.name for kind in KINDS for path in changed(honest, kind, 8, 0, folder)}
+    for name, (kind, make) in CRAFTED.items():
+        case = folder / name.replace(" ", "-")
+        shutil.copytree(honest / kind, case)
+        (case / "evil.py").write_text("raise SystemExit('ran')")
+        make(case)
+        cases[case] = name
+    return {cases[Path(found["case"])]: found for found in opened(honest, list(cases), folder)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
+    found = {name: lot[name] for name in lot if name.startswith(f"{kind}-")}
+    wrong = {name: said for name, case in found.items() if (said := harmless(case))}
+    assert len(found) == 8 and not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_artifacts_do_nothing_but_be_refused(lot, name):
+    assert not harmless(lot[name])
+    # A kernel, a quantisation and a tokenizer's class are left out, or asked for by other verbs than `load`.
+    if not any(word in name for word in ("stock kernel", "quantisation", "tokenizer")):
+        assert lot[name]["outcomes"]["load"] != "opened"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_tells_a_sound_artifact_from_a_changed_one(honest, kind, tmp_path, capsys):
+    from effc.compiler.cli import main
+
+    assert main(["verify", str(honest / kind)]) == 0
+    assert capsys.readouterr().out.startswith("ok: ")
+    case = tmp_path / kind
+    shutil.copytree(honest / kind, case)
+    file = max((f for f in case.rglob("*") if f.is_file() and f.parent != case), key=lambda f: f.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert main(["verify", str(case)]) == 5
+    assert "has other content than when it was written" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""Positions as models count and keep them: offsets, tables that end early, tables of their own, functions of one tensor."""
+
+import pytest
+import torch
+from effc.compiler.artifacts.verify_child import first_position
+from effc.compiler.capture.capture import capture
+from effc.compiler.native.reader import Reader
+from effc.dsl.diagnostics import Reject
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.native.naive import Naive
+from tests.native.test_plans import ATOL
+
+_BERT = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+         "max_position_embeddings": 64, "is_decoder": True, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_BART = {"vocab_size": 128, "d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 96,
+         "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_GPT = {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64, "rotary_dim": 8}
+_GEMMA = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+          "max_position_embeddings": 64, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16,
+          "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 128,
+          "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0, "sliding_window": 5}
+MODELS = {"roberta": _BERT, "camembert": _BERT, "data2vec-text": _BERT, "bart": _BART, "pegasus": _BART,
+          "whisper": {**_BART, "max_target_positions": 64}, "codegen": _GPT, "gptj": _GPT,
+          "ctrl": {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "dff": 96},
+          "gemma4_text": _GEMMA}
+
+
+def made(name, **changes):
+    config = AutoConfig.for_model(name, **MODELS[name] | changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.1 if parameter.dim() > 1 else 0.2
+            noise = torch.randn(parameter.shape, generator=generator) * spread
+            parameter.copy_((noise if parameter.dim() > 1 else parameter + noise).bfloat16())
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plan_counts_positions_as_the_model_does(name):
+    model = made(name)
+    plan = Reader(capture(model), "bf16").read()
+    engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
+    ids = torch.randint(3, 128, (1, 14), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    assert torch.allclose(engine.run(ids[0].tolist(), [0] * 14, [True] * 14), wanted, atol=ATOL, rtol=1e-4)
+    assert plan.context == 64 - first_position(model)
+
+
+REFUSED = {"trocr": {**_BART, "max_position_embeddings": 64}, "llama4_text": {**_GEMMA, "intermediate_size_mlp": 96},
+           "bloom": {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+           "xglm": {"vocab_size": 128, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96},
+           "youtu": {**_BERT, "is_decoder": False, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16,
+                     "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_engine_can_not_do_is_a_sentence(name):
+    own = {k: v for k, v in REFUSED[name].items() if name != "llama4_text" or k != "layer_types"}
+    config = AutoConfig.for_model(name, **own)
+    program = capture(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    with pytest.raises(Reject, match="cannot-run-natively"):
+        Reader(program, "bf16").read()
