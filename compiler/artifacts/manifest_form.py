@@ -28,7 +28,7 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     for name, kind in records.items():
         for record in measured.get(name, ()):
             _need(isinstance(record, Mapping) and all(
-                _IS[field.type](record[field.name]) for field in fields(kind) if field.name in record), name)
+                _IS.get(field.type, _is_plain)(record[field.name]) for field in fields(kind) if field.name in record), name)
 
 
 def _need(condition: bool, what: str) -> None:
@@ -60,6 +60,16 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def _is_plain(value: Any) -> bool:
+    """A number, a text or a row of them: what records hold beside the kinds below."""
+    return value is None or isinstance(value, (bool, int, float, str)) or (
+        isinstance(value, (list, tuple)) and all(item is None or isinstance(item, (int, float, str)) for item in value))
+
+
+def _is_interval(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value)))
+
+
 def _is_depth(value: Any, depth: int) -> bool:
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return depth < _DEEPEST and all(_is_depth(item, depth + 1) for item in items)
@@ -70,4 +80,4 @@ _STEADY: dict[str, Callable[[Any], bool]] = {
     "steps": _is_records, "profile": _is_table, "notes": _is_words, "files": _is_table}
 _IS: dict[Any, Callable[[Any], bool]] = {
     "str": _is_text, str: _is_text, float: lambda v: _is_number(v) or v is None,     # nan is null in JSON
-    int: lambda v: type(v) is int, float | None: lambda v: _is_number(v) or v is None}
+    tuple[float, float] | None: _is_interval, int: lambda v: type(v) is int, float | None: lambda v: _is_number(v) or v is None}
