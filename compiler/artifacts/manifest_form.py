@@ -28,7 +28,7 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     for name, kind in records.items():
         for record in measured.get(name, ()):
             _need(isinstance(record, Mapping) and all(
-                _IS.get(field.type, _is_plain)(record[field.name]) for field in fields(kind) if field.name in record), name)
+                _IS.get(f.type, _is_plain)(record[f.name]) for f in fields(kind) if f.name in record), name)
 
 
 def _need(condition: bool, what: str) -> None:
@@ -80,4 +80,5 @@ _STEADY: dict[str, Callable[[Any], bool]] = {
     "steps": _is_records, "profile": _is_table, "notes": _is_words, "files": _is_table}
 _IS: dict[Any, Callable[[Any], bool]] = {
     "str": _is_text, str: _is_text, float: lambda v: _is_number(v) or v is None,     # nan is null in JSON
-    tuple[float, float] | None: _is_interval, int: lambda v: type(v) is int, float | None: lambda v: _is_number(v) or v is None}
+    float | None: lambda v: _is_number(v) or v is None, tuple[float, float] | None: _is_interval,
+    int: lambda v: type(v) is int}
