@@ -13,7 +13,9 @@ Selection = Callable[[Tensor, Tensor, int], list[int]]
 def nearest(query: Tensor, vectors: Tensor, count: int) -> list[int]:
     """The rows of vectors [n, d] with the largest inner products with query [d]; the first of equals."""
     scores = vectors @ query
-    return torch.sort(scores, descending=True, stable=True).indices[:count].tolist()
+    least = scores.topk(min(count, len(scores))).values[-1]
+    near = (scores >= least).nonzero()[:, 0]                       # few: all of them are sorted in a blink
+    return near[torch.sort(scores[near], descending=True, stable=True).indices[:count]].tolist()
 
 
 def diverse(query: Tensor, vectors: Tensor, count: int, noise: float = 0.01) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...dsl.diagnostics import Fault, Reject
 from ..ir.program import Program
 from ..words.context import Context
-from ..words.kinds import Form, Target, param
+from ..words.kinds import Form, Target, Wish, param
 from .hf import FORMS, Hf
 
 no_questions = Fault("no-dev-questions", "A policy that stops at good answers was asked for without dev questions.\n\n"
@@ -32,6 +32,10 @@ class Rttc(Target):
     Example: rttc("client", knowledge: "kb.jsonl", policy: rag)
     """
 
+    loads = {
+        "compact": "`compact/` is the client's model: `effc.load(\".\")`; `effc run .` and `effc serve .` use all.",
+        "model": "`model/` is the client's model, an ordinary checkpoint; `effc run .` and `effc serve .` use all.",
+        "compat": "`compat/` is the same, filled with zeros for plain transformers."}
     extra = "rttc"
     requires = ("peft",)
     cannot_hold = {"": {"packed weights": "kernels of packed weights can't be trained through",
@@ -98,6 +102,10 @@ class Rttc(Target):
         if self.dev:
             app = self._calibrated(app, into, model, tokenizer, ctx)
         write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
+        return Hf.open(folder, wish)
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS

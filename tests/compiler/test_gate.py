@@ -107,7 +107,7 @@ class Here(SimpleNamespace):
     def record(self, name, value, unit=""):
         pass
 
-    def beside(self, call):
+    def relative_to(self, call):
         return self
 
 
