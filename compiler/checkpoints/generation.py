@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..report.broken import place
+from ..report.broken import breakage
 from ..store.regular import CONFIG, read_regular
 
 NAME = "generation_config.json"
@@ -27,7 +27,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
     try:
         body = json.loads(read_regular(path, CONFIG).decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(bad_generation(f"{path} can't be read as JSON: {place(error)}", help=_HELP)) from error
+        raise Reject(bad_generation(f"{path} can't be read as JSON: {breakage(error)}", help=_HELP)) from error
     if not isinstance(body, dict):
         raise Reject(bad_generation(f"{path} is no JSON object", help=_HELP))
     for name, value in body.items():
