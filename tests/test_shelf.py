@@ -32,9 +32,11 @@ HOLDING = {"front": [f"slim = {HEADS}", f"lean = {CHANNELS}", "few = search.fron
            "adapters": ["fit = tune.heal(data: calib, steps: 2, batch: 2, merge: false)"]}
 BEFORE = {"search.front": HOLDING["front"][:2], "tune.reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)'],
           "reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)', "fit = tune.reft(data: train, steps: 2, batch: 2)"]}
-SLOW = {"tune.heal": "400 steps", "tune.reft": "200 steps", "peft": "it trains", "reft": "it trains", "prune.multi": "a search", "shed.multi": "a search", "pt2": "torch.export"}
+BEFORE["supernet.pick"] = ["net = supernet.lora(ranks: [4, 2], data: calib, steps: 2, batch: 2)"]
+SLOW = {"supernet.lora": "400 steps", "tune.heal": "400 steps", "tune.reft": "200 steps", "peft": "it trains", "reft": "it trains", "prune.multi": "a search", "shed.multi": "a search", "pt2": "torch.export"}
 DATA = {"calib": 'text("calib.txt", samples: 4, length: 64, seed: 7)', "dev": 'text("dev.txt", samples: 2, length: 64)',
         "heldout": 'text("dev.txt", samples: 2, length: 64)',
+        "reviews": 'labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)',
         "train": 'pairs("arc.json", prompt: "instruction", answer: "output", length: 64)',
         "arc": 'choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)'}
 
@@ -64,7 +66,7 @@ def recipe(kind: str, name: str) -> str:
         holds = VOCABULARY.word("target", name).facts["holds"]
         steps = BEFORE.get(name) or (steps if "model" in holds else HOLDING[holds[0]])
     used = " ".join([text, *steps])
-    pairs = {"dev": DATA["train"]} if "train" in used else {}
+    pairs = {"dev": DATA["train"].replace("arc.json", "more.json")} if "train" in used else {}
     data = [f"data {n} = {call}" for n, call in (DATA | pairs).items()
             if re.search(rf"\b{n}\b", used) and not any(f"data {n} " in d for d in declared)]
     base = "net" if text.startswith("model net") else "base"
@@ -106,6 +108,9 @@ def _records(folder: Path) -> None:
     (folder / "kb.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample))
     pair = {"instruction": "What is round?", "output": "a wheel"}
     (folder / "arc.json").write_text(json.dumps([pair] * 12))
+    (folder / "more.json").write_text(json.dumps([pair | {"output": "a ring"}] * 12))
+    reviews = [{"text": f"It is good, {n}.", "label": n % 2} for n in range(12)]
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reviews))
     widths = {str(layer): 64 for layer in range(3)}
     (folder / "pruning_config.json").write_text(json.dumps({
         "pruned_attn_idx": [1], "pruned_mlp_idx": [], "pruned_attn_width": widths,

@@ -55,6 +55,7 @@ class SparseCpu(Pass):
              "quantize.round": "packed weights can't be changed",
              "quantize.gptq": "packed weights can't be changed",
              "tune.heal": "packed weights are not trained",
+             "supernet.lora": "packed weights are not trained", "supernet.pick": "nothing is merged into packed weights",
              "prune.multi": "packed weights can't be cut", "prune.channels": "packed weights can't be cut",
              "prune.heads": "packed weights can't be cut", "prune.experts": "packed weights can't be cut",
              "prune.apply": "packed weights can't be cut", "clean.dead": "packed weights can't be cut",

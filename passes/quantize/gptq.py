@@ -31,7 +31,7 @@ class Gptq(Pass):
     squares. `order: given, scales: range` is plain GPTQ.
 
     Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323).
-    Example: q = quantize.gptq(on: "*_proj", data: calib, bits: 4, group: 64)
+    Example: q = quantize.gptq(on: "*_proj", data: calib, bits: 4, group: 32)
     """
 
     keeps = Lossy()

@@ -22,7 +22,7 @@ class Round(Pass):
     them and computes the same, and nothing gets smaller by itself. With some text `quantize.gptq` loses less.
 
     Source: uniform quantisation, Nagel et al. 2021 (arXiv 2106.08295), section 2.2; ranges as GPTQ's code has them.
-    Example: q = quantize.round(on: "*_proj", bits: 8)
+    Example: q = quantize.round(on: "*_proj", bits: 8, group: 32)
     """
 
     keeps = Lossy()

@@ -22,7 +22,7 @@ class Pick(Pass):
     so. `merge: false` gives them apart instead, for the target `peft`.
 
     Source: Shears (Munoz et al. 2024, arXiv 2404.10934), section 3.3.
-    Example: small = supernet.pick(ranks: middle)
+    Example: fit = supernet.pick(ranks: middle)
     """
 
     keeps = Lossy()
