@@ -15,6 +15,7 @@ from effc.compiler.running.pipeline import Build
 from effc.compiler.store.cache import Cache
 from effc.compiler.words.context import Settings
 from effc.compiler.words.shelf import SHELVES, Shelf
+from effc.dsl.diagnostics import Reject
 from effc.dsl.render import render
 
 from tests import tiny, worlds
@@ -155,8 +156,12 @@ def is_decided_by_shapes(build: Build) -> bool:
 @pytest.mark.parametrize("name", cases("pass"))
 def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, update, name):
     build = planned(world, "pass", name)
-    for stage in build.plan.stages:
-        build.step(stage)
+    try:
+        for stage in build.plan.stages:
+            build.step(stage)
+    except Reject as refused:              # where torch is the fastest on this processor, a race says so
+        assert name == "lower.sparse_cpu" and [d.slug for d in refused.diagnostics] == ["nothing-lowered"]
+        return
     notes = build.cache.step(stage.key)["notes"]
     assert notes["changes"] or notes["step"] or notes["summary"]
     kept = Path(__file__).parent / "goldens" / "shelf" / f"{name}.txt"

@@ -107,7 +107,8 @@ def mark(kind: str, form: str) -> str:
 
 def kind_of(form: str) -> str | None:
     """The target that writes folders of that name."""
-    return next((kind for kind in _shelf().vocabulary.words("target") if form in forms_of(kind)), None)
+    kinds = ("hf", *_shelf().vocabulary.words("target"))         # others may hold one of hf's folders, too
+    return next((kind for kind in kinds if form in forms_of(kind)), None)
 
 
 def target_of(folder: Path, manifest: Manifest | None) -> Any:

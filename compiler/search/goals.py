@@ -21,7 +21,7 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = 
 
     total   how much there is to choose from, where it isn't all that the skeleton says: items, or a measured latency
     """
-    of = amount.of or kind
+    of = amount.of if amount.of in OF_MODEL or amount.of == "latency" else kind     # "heads" of mixers are "ssm_heads"
     if of == "latency":
         assert total is not None, "a latency is measured"
         return Budget(of, amount.value.value * total, total)
@@ -89,10 +89,11 @@ def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | N
     if wanted.of == CUTS:
         raise Reject(out_of_reach(f"{wanted.goal:g} cuts are to be made, and {most:g} can", note=note,
                                   help=f"make at most {most:g} cuts, or let more modules or kinds be cut"))
+    items = wanted.of.removeprefix("ssm_")
     share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
-    less = "" if reach == "0%" else f"remove at most {reach} of {wanted.of}, "
+    less = "" if reach == "0%" else f"remove at most {reach} of {items}, "
     raise Reject(out_of_reach(
-        f"{share:.1%} of {wanted.of} are to go, and at most {reach} can", note=note,
+        f"{share:.1%} of {items} are to go, and at most {reach} can", note=note,
         help=f"{less}cut in smaller steps, or let more modules or kinds be cut"))
 
 
