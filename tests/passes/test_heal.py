@@ -271,8 +271,8 @@ def test_a_kept_result_is_the_healed_model(tmp_path):
     for stage in first.plan.stages:
         first.step(stage)
     key, rows = first.plan.stages[-1].key, first.ctx.rows(DataRef("rows"))
-    assert loss(second.reach(key).model, rows) == loss(first.reach(key).model, rows)
-    assert loss(second.reach(key).model, rows) < loss(second.reach(second.plan.stages[0].key).model, rows)
+    assert loss(second.reach(key).program.model, rows) == loss(first.reach(key).program.model, rows)
+    assert loss(second.reach(key).program.model, rows) < loss(second.reach(second.plan.stages[0].key).program.model, rows)
 
 
 def test_the_manifest_tells_the_loss_curve(tmp_path):
