@@ -45,10 +45,10 @@ def federate(path: Path, shared: "Shared") -> None:
 def _data_folder(path: Path) -> Path:
     """The folder of the recipe: what its data's paths start from."""
     from ..artifacts.manifest import read_manifest
-    from ..judging.retest import beside, recipe_lost
+    from ..judging.retest import recipe_lost, recipe_of
 
     manifest = read_manifest(path)
-    file = beside(path, manifest)
+    file = recipe_of(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(recipe_lost(f"{name}, whose folder the data of {path} lie in, is not beside it",
