@@ -47,13 +47,24 @@ def read(folder: Path, base: Any) -> Any:
     return model.eval()
 
 
+def check(folder: Path) -> None:
+    """Read the numbers, and the headers of the weights, as `read` does; no model is made."""
+    from ..checkpoints.safetensors_header import read_header
+
+    body = _config(folder / CONFIG)
+    wanted = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
+    if set(read_header(folder / WEIGHTS).slots) != wanted:
+        raise Reject(refused_adapter(f"{folder / WEIGHTS} has other tensors than {CONFIG} names"))
+
+
 def _config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form."""
     try:
         body = json.loads(read_regular(file, _LARGEST))
         assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
         assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
-        assert type(body.get("lora_alpha")) in (int, float), "its `lora_alpha` is no number"
+        alpha = body.get("lora_alpha")
+        assert type(alpha) in (int, float) and abs(alpha) < 1e9, "its `lora_alpha` is no number of an ordinary size"
         targets = body.get("target_modules")
         assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
     except (OSError, ValueError, AssertionError) as error:

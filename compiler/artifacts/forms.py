@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .load import forms_of
+from .load import POINTS, forms_of, members
 from .manifest import Manifest, verify_files
 
 
@@ -15,9 +15,24 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
     verify_files(path, manifest)
     found = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
     for form in found:
-        if form in _CHECKS:                 # others have their hashes, and are read by rules of their own when loaded
-            _CHECKS[form](path / form)
+        _CHECKS[form](path / form)
+    for name, folder in members(path, manifest):
+        _CHECKS[folder.name](folder)
+        found.append(f"{POINTS}/{name}/{folder.name}")
     return found
+
+
+def _adapter(folder: Path) -> None:
+    from .adapter import check
+
+    check(folder)
+    _checkpoint(folder.parent / "base")
+
+
+def _reft(folder: Path) -> None:
+    from .reft import read
+
+    read(folder)
 
 
 def _checkpoint(folder: Path) -> None:
@@ -60,4 +75,5 @@ def _native(folder: Path) -> None:
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {
-    "model": _checkpoint, "compat": _checkpoint, "compact": _compact, "program": _program, "native": _native}
+    "model": _checkpoint, "compat": _checkpoint, "compact": _compact, "program": _program, "native": _native,
+    "adapter": _adapter, "reft": _reft}

@@ -9,13 +9,14 @@ may edit the model card, nor `sbom.json` (packages of the machine) and `signatur
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.regular import MANIFEST, check_regular, read_regular
+from ..store.regular import MANIFEST, check_regular, odd_file, read_regular
 from .manifest_form import check_form
 
 FORMAT = 1
@@ -137,7 +138,8 @@ class Manifest:
         body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
-        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]), "members": tuple(body["members"]),
+        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]),
+                 "members": tuple(map(_member, body["members"])),
                  "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()}}
         return Manifest(**body)
 
@@ -158,6 +160,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_STEP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+
+
+def _member(data: Any) -> Mapping[str, Any]:
+    """A point of a front, whose name becomes a path and whose words go to a terminal."""
+    if not (isinstance(data, Mapping) and isinstance(data["name"], str) and _STEP.fullmatch(data["name"])):
+        raise ValueError("a point has a name that no step could have")
+    measures, steps = data["measures"], data["steps"]
+    if not (isinstance(measures, list) and measures and all(
+            isinstance(m, list) and len(m) == 4 and isinstance(m[0], str) and m[0].isprintable()
+            and type(m[1]) in (int, float) and isinstance(m[2], str) and m[2].isprintable()
+            and m[3] in ("lower", "higher") for m in measures)):
+        raise ValueError(f"the measures of {data['name']} are of another form")
+    if not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
+        raise ValueError(f"the steps of {data['name']} are of another form")
+    return data
 
 
 def _inside(name: str) -> str:
@@ -234,6 +254,9 @@ def _edited(path: Path, name: str, fact: str) -> Diagnostic:
 
 def artifact_files(path: Path) -> dict[str, Path]:
     """The files that a hash covers, by relative path; dot files and Python's caches are none."""
+    odd = next((f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None)
+    if odd is not None:
+        raise Reject(odd_file(f"{odd} is a linked folder, or no ordinary file", help=_AGAIN))
     found = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
     return {n: f for n, f in found.items()
             if n not in UNHASHED and not any(p.startswith(".") or p == "__pycache__" for p in n.split("/"))}

@@ -20,7 +20,7 @@ NAME, FORMAT = "federation.json", 1
 
 bad_federation = Fault("bad-federation", "The declaration of a federation is not one that this effc reads.",
                        exit="environment")
-other_base = Fault("other-base", "The model in a folder is not the one that a federation was declared for.",
+other_base = Fault("other-federation-base", "The model in a folder is not the one that a federation was declared for.",
                    exit="environment")
 
 

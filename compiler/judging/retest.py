@@ -132,6 +132,9 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
         models = ((name, opened(folder)) for name, folder in members(path, manifest))
         return Verdicts(plan, cache, ctx).on_front(models)[0]
     asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
+    if not asked:
+        raise Reject(nothing_expected(f"no bound of the recipe speaks of {path}",
+                                      help="its bounds are `in` other artifacts or points: test those"))
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
     return compare(opened(path), plan, cache, ctx)
 

@@ -27,6 +27,8 @@ none_fits = Fault(
 unmeasured_limit = Fault("unmeasured-limit", "A limit is set on what was not measured of a front's points.",
                          exit="usage")
 
+into_itself = Fault("into-itself", "A point would be picked into the front that it comes from.", exit="usage")
+
 Measures = Mapping[str, tuple[float, str, str]]
 
 
@@ -71,12 +73,14 @@ def pick(path: Path, into: Path, *, point: str = "", limits: tuple[Limit, ...] =
     if front.kind != "front":
         raise Reject(no_front(f"{path} was written by the target `{front.kind}`, which holds one model",
                               help='emit a front first: `emit NAME { front("sizes") }`'))
+    if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
+        raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
     check_free(into, force)
     names = [str(member["name"]) for member in front.members]
     name = _named(point, names) if point else _fitting(front, limits)
     with hear(tell), announce("reading and checking files"):
         verify_files(path, front, under=f"{POINTS}/{name}")
-    return name, write(into, build=_copy(path / POINTS / name, front, name), force=force)
+    return name, write(into, build=_copy(path, front, name), force=force)
 
 
 def _named(point: str, names: list[str]) -> str:
@@ -99,9 +103,14 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
 
 
-def _copy(source: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
+def _copy(path: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
+    source = path / POINTS / name
+
     def build(draft: Path) -> Manifest:
-        shutil.copytree(source, draft, dirs_exist_ok=True)
+        for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
+            copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / file, copy)
         form = next(source / f.folder for f in CHECKPOINTS if (source / f.folder).is_dir())
         checks = verify(draft, load(form, check="size", kernels=False), CHECKPOINTS)
         member, own = next(m for m in front.members if m["name"] == name), f" of {name}"

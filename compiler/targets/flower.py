@@ -80,6 +80,7 @@ class Flower(Target):
         from ..federation.app import write_app
         from ..federation.declaration import base_hash
 
+        self.foresee(ctx)                      # what no step can change is refused here, whatever a plan said of it
         full = self._full(program)
         folder = self._write_model(program, into, ctx)
         declared = self._declared(full, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)

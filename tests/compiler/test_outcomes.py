@@ -205,3 +205,41 @@ emit lean { hf("a", form: compact)  native("cpu") }
 """
     hf, native = compiled(tmp_path, text).artifacts
     assert hf.manifest.expectations == () and [e.outcome for e in native.manifest.expectations] == ["holds"]
+
+
+@pytest.mark.parametrize("change", [
+    {"name": "../../away"}, {"name": 5}, {"name": "a\x1b[31m"}, {"measures": None}, {"measures": []}, {"measures": [[]]},
+    {"measures": [["params", "many", "", "lower"]]}, {"measures": [["\x1b[31m", 1, "", "lower"]]}, {"steps": 3}])
+def test_points_of_another_form_are_refused_before_they_are_used(front, tmp_path, change):
+    import shutil
+
+    shutil.copytree(front.artifacts[0].path, tmp_path / "front")
+    body = json.loads((tmp_path / "front/manifest.json").read_text())
+    body["members"][0] |= change
+    (tmp_path / "front/manifest.json").write_text(json.dumps(body))
+    with pytest.raises(Reject) as caught:
+        read_manifest(tmp_path / "front")
+    assert caught.value.diagnostics[0].fault.slug == "artifact-broken"
+
+
+def test_linked_folders_and_pipes_in_an_artifact_are_refused(front, tmp_path):
+    import os
+    import shutil
+
+    from effc.compiler.artifacts.manifest import verify_files
+
+    for number, plant in enumerate((lambda f: (f / "points/link").symlink_to("/"), lambda f: os.mkfifo(f / "points/pipe"))):
+        folder = tmp_path / str(number)
+        shutil.copytree(front.artifacts[0].path, folder)
+        plant(folder)
+        with pytest.raises(Reject) as caught:
+            verify_files(folder)
+        assert caught.value.diagnostics[0].fault.slug == "odd-file"
+
+
+def test_a_front_is_not_replaced_by_its_own_point(front):
+    path = front.artifacts[0].path
+    for into in (path, path / "points/new", path.parent):
+        with pytest.raises(Reject) as caught:
+            pick(path, into, point="slim", force=True)
+        assert caught.value.diagnostics[0].fault.slug == "into-itself"
