@@ -271,5 +271,5 @@ def test_a_memory_bound_that_is_passed_is_exit_6_and_leaves_no_artifact(effc, he
     run = effc("compile", "r.effspec", "--no-progress", "--max-memory", "10MiB", "--cache-dir", "cache")
     assert (run.code, run.out) == (6, "")
     assert run.err.startswith("error[memory-bound]: ") and " are held, 10.0 MiB are allowed\n" in run.err
-    assert PLACES["step"] in run.err and "raise --max-memory" in run.err
+    assert "--> r.effspec:" in run.err and "raise --max-memory" in run.err
     assert not (here / "out").exists() and not any((here / "cache").rglob("steps/*"))

@@ -139,7 +139,7 @@ def test_test_measures_again_in_every_format(effc, compiled):
     artifact = folder / "out" / "small"
     run = effc("test", artifact, "--no-progress")
     assert run.code == 4 and run.err.endswith("missed: 1 bound kept, 1 missed\n")
-    assert "  ok       params <= 0.9 * base" in run.out and "  missed   perplexity(data: heldout)" in run.out
+    assert "  ok         params <= 0.9 * base" in run.out and "  missed     perplexity(data: heldout)" in run.out
     assert "r.effspec:13:3" in run.err
     body = json.loads(effc("test", artifact, "--format", "json", "-q").out)
     assert [b["state"] for b in body["artifacts"][0]["bounds"]] == ["ok", "missed"] and body["exit"] == 4

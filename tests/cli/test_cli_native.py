@@ -9,6 +9,7 @@ import sys
 import pytest
 from effc.compiler.artifacts.load import load
 from effc.compiler.sources.zoo import zoo
+from effc.dsl.diagnostics import Reject
 
 from tests import tiny
 from tests.cli.conftest import SCRIPT, Run
@@ -104,7 +105,7 @@ def test_test_measures_its_bounds_again(effc, artifact):
     assert run.code == 0 and "ok: 3 bounds kept" in run.err
 
 
-def test_a_byte_that_changed_is_found_by_test_and_not_by_load(effc, artifact, tmp_path):
+def test_a_byte_that_changed_is_found_by_test_and_by_load(effc, artifact, tmp_path):
     path, _ = artifact
     copy = shutil.copytree(path.parent.parent, tmp_path / "copy") / "out" / "cpu"
     table = json.loads((copy / "native" / "plan.json").read_text())["entries"]
@@ -112,7 +113,9 @@ def test_a_byte_that_changed_is_found_by_test_and_not_by_load(effc, artifact, tm
     weights = bytearray((copy / "native" / "weights.bin").read_bytes())
     weights[at] ^= 1
     (copy / "native" / "weights.bin").write_bytes(weights)
-    load(copy)
+    with pytest.raises(Reject) as caught:
+        load(copy)
+    assert caught.value.diagnostics[0].fault.slug == "native-damaged"
     run = effc("test", copy, "--no-progress")
     assert run.code == 5 and "error[artifact-edited]" in run.err and "weights.bin" in run.err
 

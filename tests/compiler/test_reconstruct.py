@@ -57,6 +57,7 @@ def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
     read(program, tmp_path)
     moments = Real(tmp_path)
     there = weightless(program)                  # the meta device stands for one: it is not the CPU
+    assert there.skeleton.groups                 # found before: finding reads indices off the CPU
     with FakeTensorMode(allow_non_fake_inputs=True), OneDevice():
         for group in groups:
             for ranking in (importance.l1(there, group), importance.wanda(there, group, moments),

@@ -157,7 +157,7 @@ def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_
     (other / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
     with pytest.raises(Reject) as refused:
         simulate(declared(artifact), other, artifact.parents[1], Settings(tmp_path / "cache"))
-    assert refused.value.diagnostics[0].slug == "other-base"
+    assert refused.value.diagnostics[0].slug == "other-federation-base"
 
 
 @pytest.mark.parametrize(("more", "slug", "says"), [
