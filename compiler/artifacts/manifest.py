@@ -172,7 +172,7 @@ def _member(data: Any) -> Mapping[str, Any]:
     measures, steps = data["measures"], data["steps"]
     if not (isinstance(measures, list) and measures and all(
             isinstance(m, list) and len(m) == 4 and isinstance(m[0], str) and m[0].isprintable()
-            and type(m[1]) in (int, float) and isinstance(m[2], str) and m[2].isprintable()
+            and type(m[1]) in (int, float) and abs(m[1]) < 1e300 and isinstance(m[2], str) and m[2].isprintable()
             and m[3] in ("lower", "higher") for m in measures)):
         raise ValueError(f"the measures of {data['name']} are of another form")
     if not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):

@@ -91,7 +91,19 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Te
     if not any(plan.pipeline.expects for _, plan in found):
         raise Reject(nothing_expected(f"{session.path} expects nothing",
                                       help="add `expect NAME { params <= 0.9 * base }`"))
-    return [_tested(path, plan, session) for path, plan in found if plan.pipeline.expects]
+    spoken = [(path, plan) for path, plan in found if _speaks_of(plan, path)]
+    if not spoken:
+        raise Reject(nothing_expected(f"no bound of the recipe speaks of {found[0][0]}",
+                                      help="its bounds are `in` other artifacts or points: test those"))
+    return [_tested(path, plan, session) for path, plan in spoken]
+
+
+def _speaks_of(plan: "Plan", path: Path) -> bool:
+    """Whether any bound is asked of an artifact; of a front every one may be."""
+    from ..artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    return any(manifest.members or bound.part in ("", manifest.kind) for bound in plan.pipeline.expects)
 
 
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
@@ -132,9 +144,6 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
         models = ((name, opened(folder)) for name, folder in members(path, manifest))
         return Verdicts(plan, cache, ctx).on_front(models)[0]
     asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
-    if not asked:
-        raise Reject(nothing_expected(f"no bound of the recipe speaks of {path}",
-                                      help="its bounds are `in` other artifacts or points: test those"))
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
     return compare(opened(path), plan, cache, ctx)
 

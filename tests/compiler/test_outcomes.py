@@ -243,3 +243,16 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
         with pytest.raises(Reject) as caught:
             pick(path, into, point="slim", force=True)
         assert caught.value.diagnostics[0].fault.slug == "into-itself"
+
+
+def test_a_test_of_a_recipe_leaves_out_what_no_bound_speaks_of(tmp_path):
+    from effc.compiler.judging.retest import test_recipe as again
+
+    text = HEAD + """
+pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
+expect lean { params <= 0.99 * base in pt2 }
+emit lean { hf("a", form: compact)  pt2("b") }
+"""
+    compiled(tmp_path, text)
+    tested = again(api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1), tmp_path / "out")
+    assert [(t.path.name, [o.state for o in t.outcomes]) for t in tested] == [("b", ["ok"])]
