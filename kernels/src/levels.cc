@@ -11,7 +11,7 @@
 
 #if defined(__x86_64__)
 // Tiles need the processor, the system (XCR0 bits 17 and 18) and, on Linux, a permission asked for once per
-// process. No machine with AMX has run this function; an emulated one has, all but the permission.
+// process. An emulated processor runs all of this but the permission; one with AMX runs the permission, too.
 static bool tiles() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
