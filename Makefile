@@ -28,6 +28,7 @@ explore: $(STAMP)
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 
 # mypy wants the package as it is installed: `effc` with its four folders.
 types: $(STAMP)

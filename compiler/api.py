@@ -34,7 +34,8 @@ unseen_model = Fault(
     "What a model is made of is not known yet.\n\n"
     "Selectors and amounts are compared with the model's structure, which effc finds once for every config: in "
     "`effc plan`, `effc compile` and `effc check --resolve`, which import torch and may fetch the model's files.",
-    severity="note")
+    severity="note",
+)
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Session:
 
     path: Path
     settings: Settings
-    set: Mapping[str, Any] | Sequence[str] = ()                   # {name: value}, or "name=value" texts
-    params: Path | None = None                                    # --params file.json
+    set: Mapping[str, Any] | Sequence[str] = ()  # {name: value}, or "name=value" texts
+    params: Path | None = None  # --params file.json
     shelf: Shelf = field(default_factory=Shelf)
     origins: dict[str, Origin] = field(default_factory=dict)
 
@@ -57,25 +58,34 @@ class Session:
 
         parsed = parse(read_source(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
-            return Checked((), tuple(foreign))           # what the rest means is not known here
+            return Checked((), tuple(foreign))  # what the rest means is not known here
         torn = any(d.severity == "error" for d in parsed.diagnostics)
         said: list[Diagnostic] = []
 
         def structure(call: Invocation) -> Skeleton | None:
             try:
                 known = self.skeleton(call) if resolve else self.known_skeleton(call)
-            except Reject as refused:                    # one fault among those of the recipe
+            except Reject as refused:  # one fault among those of the recipe
                 said.extend(refused.diagnostics)
                 return None
             if known is None:
-                said.append(unseen_model("this model was not looked at yet, so selectors and amounts are not "
-                                         "compared with it", call.span,
-                                         help="`effc plan` looks at it and finds what is wrong; "
-                                              "so does `effc check --resolve`"))
+                said.append(
+                    unseen_model(
+                        "this model was not looked at yet, so selectors and amounts are not compared with it",
+                        call.span,
+                        help="`effc plan` looks at it and finds what is wrong; so does `effc check --resolve`",
+                    )
+                )
             return known
 
-        checked = check(parsed.file, self.shelf.vocabulary, overrides=self.overrides(), library=self.library,
-                        skeleton=structure, broken=torn)
+        checked = check(
+            parsed.file,
+            self.shelf.vocabulary,
+            overrides=self.overrides(),
+            library=self.library,
+            skeleton=structure,
+            broken=torn,
+        )
         found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)
@@ -157,8 +167,9 @@ def _params_source(path: Path) -> Source:
     from ..dsl.overrides import bad_override
 
     if not path.is_file():
-        raise Reject(bad_override(f"there is no params file `{path}`",
-                                  help='it holds one JSON object: {"keep": "80%"}'))
+        raise Reject(
+            bad_override(f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}')
+        )
     try:
         return read_source(path)
     except Reject as refused:
@@ -249,8 +260,9 @@ def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
     return plans(session(path, **options))
 
 
-def compile(path: str | Path, out: str | Path = "out", *, force: bool = False,
-            **options: Unpack[Options]) -> "list[Result]":
+def compile(
+    path: str | Path, out: str | Path = "out", *, force: bool = False, **options: Unpack[Options]
+) -> "list[Result]":
     """Compile a recipe file into artifacts below `out`.
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
@@ -307,13 +319,21 @@ def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
 
     asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
     slots = find_weights(origin.folder, origin.label).slots
-    wrong = [(name, slot.shape, asked[name]) for name, slot in slots.items()
-             if name in asked and slot.shape != asked[name]]
+    wrong = [
+        (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
+    ]
     check_names({"mismatched_keys": wrong, "missing_keys": (), "unexpected_keys": ()}, origin.label)
 
 
-def build(session: Session, out: Path, *, force: bool = False, saved: Any = None, dump: str = "",
-          told: "Callable[[Plan], None]" = lambda plan: None) -> "list[Result]":
+def build(
+    session: Session,
+    out: Path,
+    *,
+    force: bool = False,
+    saved: Any = None,
+    dump: str = "",
+    told: "Callable[[Plan], None]" = lambda plan: None,
+) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
     from .artifacts.artifact import check_free
     from .planning.plan import refuse_drift

@@ -15,8 +15,26 @@ from .commands.exits import Carried, exit_table, explained, show_traceback
 from .commands.interrupt import acknowledge, asked_to_stop, within_a_second
 from .commands.screen import Screen, code_of
 
-VERBS = ("check", "fmt", "new", "explain", "shelves", "plan", "compile", "pick", "run", "serve", "test", "diff",
-         "inspect", "verify", "sign", "cache", "doctor", "bench")       # modules of commands/
+VERBS = (
+    "check",
+    "fmt",
+    "new",
+    "explain",
+    "shelves",
+    "plan",
+    "compile",
+    "pick",
+    "run",
+    "serve",
+    "test",
+    "diff",
+    "inspect",
+    "verify",
+    "sign",
+    "cache",
+    "doctor",
+    "bench",
+)  # modules of commands/
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
     "Build": ("plan", "compile", "pick"),
@@ -46,8 +64,9 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
-_version_flag = typer.Option("--version", callback=_version, is_eager=True, show_default=False,
-                             help="Print the version and leave.")
+_version_flag = typer.Option(
+    "--version", callback=_version, is_eager=True, show_default=False, help="Print the version and leave."
+)
 
 
 def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False) -> None:
@@ -61,9 +80,13 @@ def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False
 
 def app(argv: Sequence[str] = ()) -> typer.Typer:
     """The command with the verb that is called, or with all where none is: each costs some milliseconds."""
-    made = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False,
-                       context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-                       subcommand_metavar="VERB ...")
+    made = typer.Typer(
+        cls=Verbs,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        subcommand_metavar="VERB ...",
+    )
     made.callback(invoke_without_command=True)(effc)
     called = {"passes": "shelves", "recipes": "shelves"}.get(argv[0], argv[0]) if argv else ""
     for name in [called] if called in VERBS else VERBS:
@@ -77,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and code == EXITS["interrupted"]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(code)           # taking torch apart takes seconds, and a person waits
+        os._exit(code)  # taking torch apart takes seconds, and a person waits
     return code
 
 
@@ -88,7 +111,7 @@ def _run(argv: list[str]) -> int:
             code = _guarded(argv)
             sys.stdout.flush()
         return code
-    except (KeyboardInterrupt, OSError) as error:       # stdout closed, or full
+    except (KeyboardInterrupt, OSError) as error:  # stdout closed, or full
         code = _leave(Carried(error, None), argv)
         _drop_output()
         return code
@@ -116,7 +139,7 @@ def _leave(carried: Carried, argv: list[str]) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):      # the reader has had enough, as in `effc passes | head`
+    if isinstance(error, BrokenPipeError):  # the reader has had enough, as in `effc passes | head`
         _drop_output()
         return 0
     if asked_to_stop() and not isinstance(error, Reject):
@@ -150,9 +173,13 @@ def _hush_libraries() -> None:
     """Libraries write to stderr on their own; ours is the only progress and the only complaint."""
     import warnings
 
-    for name, value in (("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TRANSFORMERS_VERBOSITY", "error"),
-                        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"), ("TOKENIZERS_PARALLELISM", "false"),
-                        ("HF_HUB_DISABLE_TELEMETRY", "1")):
+    for name, value in (
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ):
         os.environ.setdefault(name, value)
     if "-v" not in sys.argv and "--verbose" not in sys.argv and "--debug" not in sys.argv:
         warnings.simplefilter("ignore")

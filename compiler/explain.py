@@ -18,8 +18,13 @@ from .words.shelf import SHELVES, Shelf
 
 unknown_page = Fault("unknown-page", "`effc explain` was asked for something that has no page.", exit="usage")
 
-TITLES = {"pass": "a pass", "target": "a target", "metric": "a metric", "data": "a kind of data",
-          "model": "a source of models"}
+TITLES = {
+    "pass": "a pass",
+    "target": "a target",
+    "metric": "a metric",
+    "data": "a kind of data",
+    "model": "a source of models",
+}
 PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 
@@ -29,8 +34,7 @@ def explain(name: str) -> str:
     found = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
     if found:
         return "\n\n\n".join(word_page(w) for w in found)
-    family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)
-              if n.startswith(f"{name}.")]
+    family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind) if n.startswith(f"{name}.")]
     if family:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
     from .words.library import page, shipped
@@ -43,8 +47,12 @@ def explain(name: str) -> str:
     if uses := _uses(name, vocabulary):
         return "\n".join(uses)
     names = [*recipes, *(n for kind in SHELVES for n in vocabulary.words(kind))]
-    raise Reject(unknown_page(f"nothing is called `{name}`", help=suggestion(name, [*names, *known])
-                              or "`effc passes --all` lists all words"))
+    raise Reject(
+        unknown_page(
+            f"nothing is called `{name}`",
+            help=suggestion(name, [*names, *known]) or "`effc passes --all` lists all words",
+        )
+    )
 
 
 def _uses(name: str, vocabulary: Vocabulary) -> list[str]:
@@ -88,8 +96,12 @@ def _type(param: Param) -> str:
 
 def _bounds(param: Param) -> Iterator[str]:
     """`at least 1`: each bound, written as the first of the parameter's types that has one."""
-    for words, limit in (("at least", param.ge), ("more than", param.gt), ("at most", param.le),
-                         ("less than", param.lt)):
+    for words, limit in (
+        ("at least", param.ge),
+        ("more than", param.gt),
+        ("at most", param.le),
+        ("less than", param.lt),
+    ):
         if limit is not None:
             yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
 
@@ -104,10 +116,16 @@ def _facts(word: Word) -> Iterator[str]:
     facts = word.facts
     if word.kind == "pass":
         keeps = facts["keeps"]
-        yield (f"Keeps the outputs within {show(keeps.atol)}." if isinstance(keeps, Close) else
-               "May change the outputs; the report measures how much.")
-        yield {"deterministic": "Deterministic.", "seeded": "Deterministic for a seed.",
-               "nondeterministic": "Not deterministic."}[facts["determinism"]]
+        yield (
+            f"Keeps the outputs within {show(keeps.atol)}."
+            if isinstance(keeps, Close)
+            else "May change the outputs; the report measures how much."
+        )
+        yield {
+            "deterministic": "Deterministic.",
+            "seeded": "Deterministic for a seed.",
+            "nondeterministic": "Not deterministic.",
+        }[facts["determinism"]]
         for name, reason in facts["after"].items():
             yield f"Comes after {name}: {reason}."
         for condition, what in facts["makes"].items():
@@ -119,14 +137,12 @@ def _facts(word: Word) -> Iterator[str]:
     if word.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):
-        yield f"Needs the packages of `pip install \"effc[{facts['extra']}]\"`."
+        yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
 
 
 def fault_page(fault: Fault) -> str:
     """What a fault means, what command ends with it, and its section of the manual."""
-    end = (
-        f"ends with exit code {EXITS[fault.exit]}" if fault.severity == "error" else "does not end a command"
-    )
+    end = f"ends with exit code {EXITS[fault.exit]}" if fault.severity == "error" else "does not end a command"
     sentence, _, more = fault.doc.partition("\n\n")
     blocks = [
         f"{fault.slug}, {'an' if fault.severity == 'error' else 'a'} {fault.severity}: {end}",
@@ -141,8 +157,9 @@ def section(title: str) -> str:
     """The text below a heading of the manual, "" where there is none."""
     for folder in _folders("dsl"):
         for page in sorted((folder / "suites").glob("*.md")):
-            found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"),
-                              re.MULTILINE | re.DOTALL)
+            found = re.search(
+                rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+            )
             if found:
                 return found[1].strip()
     return ""
@@ -151,8 +168,12 @@ def section(title: str) -> str:
 @cache
 def all_faults() -> tuple[tuple[str, ast.Call], ...]:
     """Slug and declaration of every fault of effc, from the sources: no file of theirs is imported."""
-    texts = (path.read_text(encoding="utf-8") for package in PACKAGES for folder in _folders(package)
-             for path in sorted(folder.rglob("*.py")))
+    texts = (
+        path.read_text(encoding="utf-8")
+        for package in PACKAGES
+        for folder in _folders(package)
+        for path in sorted(folder.rglob("*.py"))
+    )
     return tuple(pair for text in texts if "Fault(" in text for pair in _declared(ast.parse(text)))
 
 
@@ -164,9 +185,7 @@ def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
 
 
 def _fault(call: ast.Call) -> Fault:
-    return Fault(
-        *(ast.literal_eval(a) for a in call.args), **{k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    )
+    return Fault(*(ast.literal_eval(a) for a in call.args), **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
 
 
 def _folders(package: str) -> list[Path]:

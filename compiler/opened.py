@@ -17,7 +17,8 @@ unknown_place = Fault(
     "A path given on the command line leads to no model.\n\n"
     "A model is an artifact that `effc compile` wrote, a folder in the Hugging Face layout, `zoo:NAME`, "
     "`hf:ORG/NAME`, or a recipe.",
-    exit="usage")
+    exit="usage",
+)
 
 
 @dataclass
@@ -82,8 +83,12 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False, signed
     if signed_by:
         from .artifacts.signature import unsigned
 
-        raise Reject(unsigned(f"{place} is no artifact, and artifacts alone are signed",
-                              help="compile it and sign what is emitted, or leave out --require-signature"))
+        raise Reject(
+            unsigned(
+                f"{place} is no artifact, and artifacts alone are signed",
+                help="compile it and sign what is emitted, or leave out --require-signature",
+            )
+        )
     origin = origin_of(place, settings)
     return Opened(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
 

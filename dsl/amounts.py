@@ -14,19 +14,15 @@ from .values import Ratio
 if TYPE_CHECKING:
     from .structure import Things
 
-illegal_head_count = Fault(
-    "illegal-head-count", "A number of heads can't be shared out equally among the KV heads."
-)
-unaligned_width = Fault(
-    "unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it."
-)
+illegal_head_count = Fault("illegal-head-count", "A number of heads can't be shared out equally among the KV heads.")
+unaligned_width = Fault("unaligned-width", "A width can't be a multiple of `align`, or keeps less than one step of it.")
 leaves_none = Fault("leaves-none", "A pass is told to remove all that there is, or more.")
 needs_score = Fault("needs-score", "An amount of the whole model is to be met and no score says where to cut.")
 no_effect = Fault("no-effect", "A step would change nothing.")
 
 _AT = {"keep": "keep at least", "remove": "remove at most", "sparsity": "zero at most"}
 _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states"}
-WHOLE = ("params", "weights", "flops", "bytes", "latency")      # bases that the structure says nothing of
+WHOLE = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
 def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", line: Line) -> None:
@@ -36,14 +32,23 @@ def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", lin
         return
     name, value = told
     if type(value) is int and stage.word.param(name).unit == "cuts":
-        return                                     # of parts of whatever kind: there are more than of one
+        return  # of parts of whatever kind: there are more than of one
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
-        line.report(stage, no_effect(f"`{name}: {show(value)}` changes nothing", stage.call.where(name),
-                                    help="drop the step, or keep less"))
+        line.report(
+            stage,
+            no_effect(
+                f"`{name}: {show(value)}` changes nothing", stage.call.where(name), help="drop the step, or keep less"
+            ),
+        )
     elif isinstance(value, Ratio) and value.of in WHOLE and kind in _ITEMS and not _pooled(stage):
-        line.report(stage, needs_score(
-            f"`{name}: {show(value)}` is a share of the whole model, and nothing says which layers lose more",
-            stage.call.where(name), help="add `score: perplexity(...)`, or keep a share of the items"))
+        line.report(
+            stage,
+            needs_score(
+                f"`{name}: {show(value)}` is a share of the whole model, and nothing says which layers lose more",
+                stage.call.where(name),
+                help="add `score: perplexity(...)`, or keep a share of the items",
+            ),
+        )
     elif (isinstance(value, Ratio) and value.of in WHOLE) or _changed_before(stage, kind, line):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
@@ -67,14 +72,25 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Things
     for size, least, where in sizes:
         wanted = _wanted(name, value, size)
         if wanted < min(least, size) * (1 - 1e-9):
-            line.report(stage, leaves_none(
-                f"`{name}: {show(value)}` leaves {_count(wanted)} of {size} {noun} of {where}", place,
-                help=f"{_AT[name]} {_least(name, min(least, size), size)}"
-                     + (", or cut in smaller steps" if step > 1 else "")))
+            line.report(
+                stage,
+                leaves_none(
+                    f"`{name}: {show(value)}` leaves {_count(wanted)} of {size} {noun} of {where}",
+                    place,
+                    help=f"{_AT[name]} {_least(name, min(least, size), size)}"
+                    + (", or cut in smaller steps" if step > 1 else ""),
+                ),
+            )
             return
     if sizes and all(_kept(_wanted(name, value, size), step, size) >= size for size, _, _ in sizes):
-        line.report(stage, no_effect(f"`{name}: {show(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
-                                     place, help="keep less, or cut in smaller steps"))
+        line.report(
+            stage,
+            no_effect(
+                f"`{name}: {show(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
+                place,
+                help="keep less, or cut in smaller steps",
+            ),
+        )
 
 
 def _told(stage: Stage) -> tuple[str, Any] | None:
@@ -120,18 +136,27 @@ def _check_layers(stage: Stage, name: str, value: Any, all_: "Things", chosen: "
     gone = total - int(wanted + 0.5 + 1e-9)
     said = f"`{name}: {show(value)}`"
     if wanted < 0.5:
-        line.report(stage, leaves_none(f"{said} leaves none of {total} {noun}", place,
-                                       help=f"at least one has to stay: remove at most {total - 1}"))
-    elif gone <= 0:
-        means = (
-            f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
+        line.report(
+            stage,
+            leaves_none(
+                f"{said} leaves none of {total} {noun}",
+                place,
+                help=f"at least one has to stay: remove at most {total - 1}",
+            ),
         )
+    elif gone <= 0:
+        means = f" means {number(round(total - wanted, 2))} of {total} {noun}, which" if name == "remove" else ""
         line.report(stage, no_effect(f"{said}{means} changes nothing", place, help="drop the step, or remove more"))
     elif gone > len(chosen.paths):
-        line.report(stage, leaves_none(
-            f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}", place,
-            related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
-            help="remove fewer, or select more"))
+        line.report(
+            stage,
+            leaves_none(
+                f"{said} removes {gone}, `on` selects {len(chosen.paths)} {noun}",
+                place,
+                related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
+                help="remove fewer, or select more",
+            ),
+        )
 
 
 def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: Line) -> None:
@@ -140,11 +165,16 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Things", line: L
     place = stage.call.where(name)
     for group in chosen.groups:
         if align > group.count:
-            line.report(stage, unaligned_width(
-                f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
-                stage.call.where("align"), help=f"align to at most {group.count}"))
+            line.report(
+                stage,
+                unaligned_width(
+                    f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
+                    stage.call.where("align"),
+                    help=f"align to at most {group.count}",
+                ),
+            )
             return
-    if not chosen.groups:                                # `allow empty`
+    if not chosen.groups:  # `allow empty`
         return
     report = _pooled_widths if _pooled(stage) else _even_widths
     if fault := report(name, value, align, chosen.groups, place):
@@ -158,11 +188,16 @@ def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], p
         if wanted < align * (1 - 1e-9):
             return unaligned_width(
                 f"`{name}: {show(value)}` leaves {_count(wanted)} of {group.count} channels of `{group.site}`, "
-                f"less than one step of `align: {align}`", place,
-                help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less")
+                f"less than one step of `align: {align}`",
+                place,
+                help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less",
+            )
     if all(_kept(_wanted(name, value, g.count), align, g.count) >= g.count for g in groups):
-        return no_effect(f"`{name}: {show(value)}` in steps of {align} rounds to all {groups[0].count} channels",
-                         place, help="keep less, or align to less")
+        return no_effect(
+            f"`{name}: {show(value)}` in steps of {align} rounds to all {groups[0].count} channels",
+            place,
+            help="keep less, or align to less",
+        )
     return None
 
 
@@ -173,11 +208,16 @@ def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...],
     if wanted < least * (1 - 1e-9):
         return unaligned_width(
             f"`{name}: {show(value)}` leaves {_count(wanted)} of {total} channels, less than one step of "
-            f"`align: {align}` in each of {len(groups)} modules", place,
-            help=f"{_AT[name]} {_least(name, least, total)}, or align to less")
+            f"`align: {align}` in each of {len(groups)} modules",
+            place,
+            help=f"{_AT[name]} {_least(name, least, total)}, or align to less",
+        )
     if _kept(wanted, align, total) >= total:
-        return no_effect(f"`{name}: {show(value)}` in steps of {align} rounds to all {total} channels", place,
-                         help="keep less, or align to less")
+        return no_effect(
+            f"`{name}: {show(value)}` in steps of {align} rounds to all {total} channels",
+            place,
+            help="keep less, or align to less",
+        )
     return None
 
 
@@ -202,13 +242,18 @@ def _check_heads(stage: Stage, name: str, value: Any, chosen: "Things", line: Li
         step = group.count // group.per_block if group.per_block else 1
         wanted = _wanted(name, value, group.count)
         legal = int(wanted / step + 0.5) * step
-        near = abs(wanted - legal) <= 0.005 * group.count       # so that 83% says 10 of 12
+        near = abs(wanted - legal) <= 0.005 * group.count  # so that 83% says 10 of 12
         if near and 0 < legal < group.count:
             continue
         if near and legal >= group.count:
-            line.report(stage, no_effect(
-                f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
-                stage.call.where(name), help="drop the step, or keep less"))
+            line.report(
+                stage,
+                no_effect(
+                    f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
+                    stage.call.where(name),
+                    help="drop the step, or keep less",
+                ),
+            )
         else:
             line.report(stage, _illegal(stage, name, value, group, step, wanted, line))
         return
@@ -226,9 +271,7 @@ def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, wante
     told = best if name == "keep" else group.count - best
     written = show(Ratio(round(told / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(told)
     bases = stage.word.param(name).of
-    whole = (
-        "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
-    )
+    whole = "" if not group.per_block or "kv_heads" not in bases else _whole_kv_heads(wanted, group, step, name)
     return illegal_head_count(
         f"{given} means {_count(wanted)} of {group.count} {noun}; {served}the legal "
         f"count{'s are' if many else ' is'} {' and '.join(shown)}",

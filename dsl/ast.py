@@ -131,7 +131,7 @@ class Param:
     name: Name
     type: Name
     default: Expr
-    bounds: Interval | Items | None       # a range, or a list of the values allowed
+    bounds: Interval | Items | None  # a range, or a list of the values allowed
     doc: Text | None
     span: Span = _span()
 

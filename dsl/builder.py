@@ -108,9 +108,7 @@ class Recipe:
         """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
         bounds = None if within is None else _node(within)
         said = ast.Text(doc, span=_NOWHERE) if doc else None
-        self.statements.append(
-            ast.Param(_name(word), _name(type), _node(default), bounds, said, span=_NOWHERE)
-        )
+        self.statements.append(ast.Param(_name(word), _name(type), _node(default), bounds, said, span=_NOWHERE))
         return name(word)
 
     def model(self, word: str, made_by: Value) -> Value:

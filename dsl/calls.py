@@ -16,17 +16,9 @@ unknown_word = Fault("unknown-word", "A call names a pass, target, metric, data 
 unknown_parameter = Fault("unknown-parameter", "A call gives a parameter that the word doesn't have.")
 missing_parameter = Fault("missing-parameter", "A call leaves out a parameter that has no default.")
 repeated_parameter = Fault("repeated-parameter", "A call gives one parameter twice.")
-too_many_arguments = Fault(
-    "too-many-arguments", "A call has more arguments without a name than the word takes."
-)
+too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
 
-NOUNS = {
-    "pass": "pass",
-    "target": "target",
-    "metric": "metric",
-    "data": "kind of data",
-    "model": "model source",
-}
+NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
 
 
 def invoke(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
@@ -58,9 +50,15 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
     near = nearest(name.path, words)
     other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
     note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
-    scope.report(unknown_word(f"no {NOUNS[kind]} is called `{name.path}`", name.span, note=note,
-                              help=suggestion(name.path, words, "there is"),
-                              fix=Fix(name.span, near) if near else None))
+    scope.report(
+        unknown_word(
+            f"no {NOUNS[kind]} is called `{name.path}`",
+            name.span,
+            note=note,
+            help=suggestion(name.path, words, "there is"),
+            fix=Fix(name.span, near) if near else None,
+        )
+    )
     return None
 
 
@@ -72,8 +70,9 @@ def _of_module(name: ast.Name, scope: Scope) -> bool:
         return False
     module.used = True
     pipelines = [n for n, e in module.scope.names.items() if e.kind == "pipeline"]
-    scope.report(unknown_word(f"`{alias}` has no pipeline `{rest}`", name.span,
-                              help=suggestion(rest, pipelines, "it has")))
+    scope.report(
+        unknown_word(f"`{alias}` has no pipeline `{rest}`", name.span, help=suggestion(rest, pipelines, "it has"))
+    )
     return True
 
 
@@ -101,8 +100,7 @@ def names_in(expr: ast.Expr) -> list[ast.Name]:
     return []
 
 
-def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole: Span
-         ) -> tuple[Invocation, bool]:
+def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, whole: Span) -> tuple[Invocation, bool]:
     """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
     given, sound = _matched(word, args, scope)
     values: dict[str, Any] = {}
@@ -166,8 +164,11 @@ def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[
 def _too_many(word: Word, arg: ast.Arg, takes: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
     free = [p.name for p in word.params if p.name not in out and not p.positional]
     count = f"{takes} argument{'' if takes == 1 else 's'}" if takes else "no arguments"
-    help = f"name it: `{free[0]}: {arg.value.span.text}`" if len(free) == 1 else (
-        f"name it; `{word.name}` has {', '.join(f'`{n}`' for n in free)}" if free else "drop it")
+    help = (
+        f"name it: `{free[0]}: {arg.value.span.text}`"
+        if len(free) == 1
+        else (f"name it; `{word.name}` has {', '.join(f'`{n}`' for n in free)}" if free else "drop it")
+    )
     scope.report(too_many_arguments(f"`{word.name}` takes {count} without a name", arg.span, help=help))
     for name in names_in(arg.value):
         scope.find(name.path)
@@ -178,9 +179,14 @@ def _unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in word.params]
     near = nearest(arg.name, names)
     place = arg.name_span or arg.span
-    scope.report(unknown_parameter(f"`{word.name}` has no parameter `{arg.name}`", place,
-                                   help=suggestion(arg.name, names, "it has") or "it takes no parameters",
-                                   fix=Fix(place, near) if near else None))
+    scope.report(
+        unknown_parameter(
+            f"`{word.name}` has no parameter `{arg.name}`",
+            place,
+            help=suggestion(arg.name, names, "it has") or "it takes no parameters",
+            fix=Fix(place, near) if near else None,
+        )
+    )
     for name in names_in(arg.value):
         scope.find(name.path)
     return False
@@ -192,6 +198,5 @@ def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     word, made = invoke("metric", call, scope)
     if word is None or made is None:
         return POISON
-    told = tuple((p.name, made.args[p.name]) for p in word.params
-                 if p.required or made.args[p.name] != p.default)
+    told = tuple((p.name, made.args[p.name]) for p in word.params if p.required or made.args[p.name] != p.default)
     return MetricRef(word.name, told)

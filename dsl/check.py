@@ -54,8 +54,16 @@ def check(
                 that are missing there stay silent, and so does what nothing seems to use
     """
     overrides = overrides or Overrides()
-    session = Session(vocabulary, library, skeleton, list(overrides.diagnostics), overrides=overrides,
-                      open=[file.source.name], lost=_lost_names(file) if broken else frozenset(), broken=broken)
+    session = Session(
+        vocabulary,
+        library,
+        skeleton,
+        list(overrides.diagnostics),
+        overrides=overrides,
+        open=[file.source.name],
+        lost=_lost_names(file) if broken else frozenset(),
+        broken=broken,
+    )
     made = [_variant(file, given, session) for given in variants(file, session)]
     unresolved = sorted({name for _, names in made for name in names})
     faults = in_order(_one_per_place(session.faults))
@@ -69,11 +77,7 @@ def _lost_names(file: ast.File) -> frozenset[str]:
 
     text = file.source.text
     for comment in file.comments:
-        text = (
-            text[: comment.span.start]
-            + " " * len(comment.text)
-            + text[comment.span.start + len(comment.text) :]
-        )
+        text = text[: comment.span.start] + " " * len(comment.text) + text[comment.span.start + len(comment.text) :]
     told = re.findall(r"\b(?:param|model|data|profile|pipeline|as)\s+(\w+)|\b(\w+)\s*[=:]", text)
     read = {name.path for s in file.statements if (name := declared(s))}
     read |= {step.name.path for s in file.statements if isinstance(s, ast.Pipeline) for step in s.steps}
@@ -103,15 +107,19 @@ def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple
     variant, doc = scope.variant, file.doc.value if file.doc else ""
     pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
     data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_named(pipelines)}
-    return Recipe(file.source, doc, params, variant.models, data, variant.profiles, pipelines,
-                  variant_name(given), scope.origins), unresolved
+    return Recipe(
+        file.source, doc, params, variant.models, data, variant.profiles, pipelines, variant_name(given), scope.origins
+    ), unresolved
 
 
 def _data_named(pipelines: dict[str, Pipeline]) -> set[str]:
     """Names of the data that steps and bounds read: what a module only offers is no part of the recipe."""
     calls = [s.call.args for p in pipelines.values() for s in p.steps]
-    return {ref.name for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
-            for ref in handles_in(value, DataRef)}
+    return {
+        ref.name
+        for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
+        for ref in handles_in(value, DataRef)
+    }
 
 
 @dataclass
@@ -130,16 +138,20 @@ class _Result:
             return
         if not self.emitted and not lost:
             name = self.node.name
-            self.line.scope.report(nothing_emitted(f"nothing of `{name.path}` is emitted", name.span,
-                                                   help=f'add `emit {name.path} {{ hf("hf") }}`'))
+            self.line.scope.report(
+                nothing_emitted(
+                    f"nothing of `{name.path}` is emitted", name.span, help=f'add `emit {name.path} {{ hf("hf") }}`'
+                )
+            )
         report_kinds(self.line)
         report_parts(self.bounds, self.emits, self.line)
         report_unused(self.line, {e.source for e in self.emits})
 
     def pipeline(self) -> Pipeline:
         steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.sound)
-        return Pipeline(self.node.name.path, self.line.input, steps, tuple(self.bounds), tuple(self.emits),
-                        self.node.span)
+        return Pipeline(
+            self.node.name.path, self.line.input, steps, tuple(self.bounds), tuple(self.emits), self.node.span
+        )
 
 
 def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
@@ -153,8 +165,13 @@ def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"])
     if entry is None:
         scope.unknown(name, ("pipeline",), what="pipeline")
     elif entry.kind != "pipeline":
-        scope.report(wrong_type(f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed", name.span,
-                                related=((entry.span, "declared here"),)))
+        scope.report(
+            wrong_type(
+                f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed",
+                name.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
     result = results.get(name.path)
     line = result.line if result else None
     inner = line.scope if line else scope
@@ -179,16 +196,25 @@ def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], 
 def _report_empty(file: ast.File, scope: Scope) -> None:
     text = file.source.text
     place = file.statements[-1].span if file.statements else Span(file.source, 0, len(text.split("\n", 1)[0]))
-    scope.report(empty_recipe("the recipe has no pipeline", place,
-                              help="add `pipeline lean(base) { ... }`; a file of names for `use` is checked "
-                                   "with the recipe that uses it"))
+    scope.report(
+        empty_recipe(
+            "the recipe has no pipeline",
+            place,
+            help="add `pipeline lean(base) { ... }`; a file of names for `use` is checked with the recipe that uses it",
+        )
+    )
 
 
 def _report_unused_names(scope: Scope) -> None:
     for name, entry in scope.names.items():
         if not entry.used and entry.kind != "pipeline" and name not in scope.early:
-            scope.report(unused_name(f"{LABELS[entry.kind].split()[-1]} `{name}` is never used", entry.span,
-                                     help="drop the line, or use the name"))
+            scope.report(
+                unused_name(
+                    f"{LABELS[entry.kind].split()[-1]} `{name}` is never used",
+                    entry.span,
+                    help="drop the line, or use the name",
+                )
+            )
 
 
 def _structure(lines: list[Line], scope: Scope) -> list[str]:

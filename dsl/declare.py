@@ -62,12 +62,23 @@ def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
         if want is None:
             known = [k.name for k in profiles.KEYS]
             near = nearest(name, known)
-            scope.report(unknown_key(f"a profile has no `{name}`", entry.name.span,
-                                     help=suggestion(name, known, "it has"),
-                                     fix=Fix(entry.name.span, near) if near else None))
+            scope.report(
+                unknown_key(
+                    f"a profile has no `{name}`",
+                    entry.name.span,
+                    help=suggestion(name, known, "it has"),
+                    fix=Fix(entry.name.span, near) if near else None,
+                )
+            )
         elif name in places:
-            scope.report(duplicate_name(f"`{name}` is given twice", entry.name.span,
-                                        related=((places[name], "the first"),), help="drop one of them"))
+            scope.report(
+                duplicate_name(
+                    f"`{name}` is given twice",
+                    entry.name.span,
+                    related=((places[name], "the first"),),
+                    help="drop one of them",
+                )
+            )
         else:
             places[name] = entry.name.span
             value = typed(entry.value, want, scope)

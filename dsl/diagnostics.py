@@ -42,9 +42,17 @@ class Fault:
         known = _faults.setdefault(self.slug, self)
         assert known == self, f"the slug {self.slug} names two faults"
 
-    def __call__(self, message: str, span: Span | None = None, *, help: str = "", note: str = "",
-                 label: str = "", related: tuple[tuple[Span, str], ...] = (), fix: "Fix | None" = None
-                 ) -> "Diagnostic":
+    def __call__(
+        self,
+        message: str,
+        span: Span | None = None,
+        *,
+        help: str = "",
+        note: str = "",
+        label: str = "",
+        related: tuple[tuple[Span, str], ...] = (),
+        fix: "Fix | None" = None,
+    ) -> "Diagnostic":
         return Diagnostic(self, message, span, label, help, note, tuple(related), fix)
 
 
@@ -61,9 +69,9 @@ class Diagnostic:
     fault: Fault
     message: str
     span: Span | None = None
-    label: str = ""           # said beside the caret
-    help: str = ""            # what to do
-    note: str = ""            # what else is known
+    label: str = ""  # said beside the caret
+    help: str = ""  # what to do
+    note: str = ""  # what else is known
     related: tuple[tuple[Span, str], ...] = ()
     fix: Fix | None = None
 
@@ -102,6 +110,8 @@ class Reject(Exception):
 
 def in_order(diagnostics) -> tuple[Diagnostic, ...]:
     """Sorted by place, those without a place first, equal ones once."""
+
     def key(d: Diagnostic):
         return (d.span.source.name, d.span.start, d.span.end) if d.span else ("", -1, -1)
+
     return tuple(sorted(dict.fromkeys(diagnostics), key=key))

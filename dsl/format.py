@@ -233,9 +233,7 @@ class _Writer:
             self.put(indent, line, end)
             return
         opener, after, closer = _brackets(value)
-        self.put(
-            indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None
-        )
+        self.put(indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None)
         for part in _parts(value):
             self.separate(part, False, indent + INDENT)
             label, inner = _labelled(part)
@@ -285,13 +283,9 @@ def _comment(comment: ast.Comment) -> str:
 
 
 def _group(node: ast.Statement) -> str:
-    return {
-        "Use": "use",
-        "Param": "param",
-        "Declare": "declare",
-        "Profile": "profile",
-        "Matrix": "matrix",
-    }.get(type(node).__name__, "block")
+    return {"Use": "use", "Param": "param", "Declare": "declare", "Profile": "profile", "Matrix": "matrix"}.get(
+        type(node).__name__, "block"
+    )
 
 
 def _apart(before: ast.Statement, after: ast.Statement) -> bool:

@@ -182,13 +182,7 @@ class _Reading:
     def _plain(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
         """A string, boolean, number or list, or None where it does not fit."""
         if isinstance(data, bool):
-            return (
-                data
-                if bool in choices
-                else ast.Bool(data, span=self.nowhere)
-                if ast.Bool in choices
-                else None
-            )
+            return data if bool in choices else ast.Bool(data, span=self.nowhere) if ast.Bool in choices else None
         if isinstance(data, str):
             if str in choices:
                 return data
@@ -204,9 +198,7 @@ class _Reading:
 
     def name(self, data: str, path: str) -> ast.Name:
         if not _name.fullmatch(data):
-            raise Reject(
-                json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots")
-            )
+            raise Reject(json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots"))
         return ast.Name(data, span=self.nowhere)
 
     def _object(self, data: dict, choices: tuple, path: str) -> Any:
@@ -218,18 +210,14 @@ class _Reading:
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
-            raise Reject(
-                json_form(f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known))
-            )
+            raise Reject(json_form(f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known)))
         missing = [
             name
             for name in known
             if name not in data and name not in _defaults(node) and type(None) not in _choices(known[name])
         ]
         if missing:
-            raise Reject(
-                json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known))
-            )
+            raise Reject(json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)))
         parts = {
             name: self.node(data.get(name), kind, f"{path}.{name}")
             for name, kind in known.items()

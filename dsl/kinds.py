@@ -14,12 +14,14 @@ other_kind_of_result = Fault(
     "other-kind-of-result",
     "A pass or a target is handed a result that it can't work on.\n\n"
     "A step gives a model, adapters that belong to one, a front of several models with their measures, or a family "
-    "with choices. `effc explain NAME` says what a pass takes and gives, and what a target holds.")
+    "with choices. `effc explain NAME` says what a pass takes and gives, and what a target holds.",
+)
 unknown_part = Fault(
     "unknown-part",
     "A bound names a part that the pipeline doesn't have.\n\n"
     "`in NAME` restricts a bound to one emitted artifact, by its target's name, or to one point of a front, by the "
-    "name of the step that gave it; `in any` asks it of one point, and without it every point is asked.")
+    "name of the step that gave it; `in any` asks it of one point, and without it every point is asked.",
+)
 
 MODEL = "model"
 LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models", "family": "a family of models"}
@@ -46,18 +48,29 @@ def report_kinds(line: Line) -> None:
         for name in dict.fromkeys(refs if names_steps else [stage.source]):
             kind = kind_of(line, name)
             if takes and kind not in takes:
-                line.report(stage, other_kind_of_result(
-                    f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}", stage.span,
-                    related=_where(line, name), help=_help(line, takes, stage.name, names_steps)))
+                line.report(
+                    stage,
+                    other_kind_of_result(
+                        f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}",
+                        stage.span,
+                        related=_where(line, name),
+                        help=_help(line, takes, stage.name, names_steps),
+                    ),
+                )
 
 
 def report_held(word: Word, emit: Emit, line: Line) -> None:
     """Report a target that can't hold the kind of result that it is to write."""
     holdable, kind = word.facts.get("holds", (MODEL,)), kind_of(line, emit.source)
     if kind not in holdable:
-        line.scope.report(other_kind_of_result(
-            f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}", emit.call.span,
-            related=_where(line, emit.source), help=_help(line, holdable, "", False)))
+        line.scope.report(
+            other_kind_of_result(
+                f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}",
+                emit.call.span,
+                related=_where(line, emit.source),
+                help=_help(line, holdable, "", False),
+            )
+        )
 
 
 def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> None:
@@ -69,8 +82,9 @@ def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> 
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
         if bound.part and bound.part not in known:
             said = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
-            line.scope.report(unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span,
-                                           help=said))
+            line.scope.report(
+                unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=said)
+            )
 
 
 def _either(kinds: tuple[str, ...]) -> str:
@@ -84,7 +98,7 @@ def _where(line: Line, name: str) -> tuple[tuple[Span, str], ...]:
 def _help(line: Line, wanted: tuple[str, ...], until: str, named: bool) -> str:
     """The last result before the step `until` that would do."""
     names = [s.name for s in line.stages]
-    earlier = line.stages[:names.index(until)] if until else line.stages
+    earlier = line.stages[: names.index(until)] if until else line.stages
     fit = [s.name for s in earlier if kind_after(s) in wanted]
     if named:
         return f"name steps that give {_either(wanted)}" + (f": {', '.join(fit)}" if fit else "")

@@ -42,11 +42,19 @@ def _shared_out(value: Shares, want: Param, span: Span, report: Callable[[Diagno
         name, part = below[0]
         report(out_of_range(f"`{name}` of `{want.name}` is {show(part)}, the least is 0", span))
     elif total == 0:
-        report(out_of_range(f"`{want.name}` sums to 0, which shares nothing out", span,
-                            help="give at least one name more than 0"))
+        report(
+            out_of_range(
+                f"`{want.name}` sums to 0, which shares nothing out", span, help="give at least one name more than 0"
+            )
+        )
     elif not isfinite(total):
-        report(out_of_range(f"`{want.name}` has shares too large to add up", span,
-                            help="only proportions count: write smaller numbers"))
+        report(
+            out_of_range(
+                f"`{want.name}` has shares too large to add up",
+                span,
+                help="only proportions count: write smaller numbers",
+            )
+        )
     else:
         return True
     return False
@@ -57,18 +65,23 @@ def _limits(value: Any, want: Param):
 
     Where a parameter takes a count or a share, its bounds are those of the count; a share is 0% to 100%.
     """
-    counted = isinstance(value, Ratio) and any(t.removeprefix("list[").rstrip("]") in ("int", "float")
-                                               for t in want.types)
+    counted = isinstance(value, Ratio) and any(
+        t.removeprefix("list[").rstrip("]") in ("int", "float") for t in want.types
+    )
     ge, gt, le, lt = (None,) * 4 if counted else (want.ge, want.gt, want.le, want.lt)
     if isinstance(value, Ratio) and (counted or want.of):
         ge = 0 if ge is None and gt is None else ge
         le = 1 if le is None and lt is None else le
-    return [row for row in (
-        (lambda v, x: v >= x, ge, "the least is {}"),
-        (lambda v, x: v > x, gt, "it has to be more than {}"),
-        (lambda v, x: v <= x, le, "the most is {}"),
-        (lambda v, x: v < x, lt, "it has to be less than {}"),
-    ) if row[1] is not None]
+    return [
+        row
+        for row in (
+            (lambda v, x: v >= x, ge, "the least is {}"),
+            (lambda v, x: v > x, gt, "it has to be more than {}"),
+            (lambda v, x: v <= x, le, "the most is {}"),
+            (lambda v, x: v < x, lt, "it has to be less than {}"),
+        )
+        if row[1] is not None
+    ]
 
 
 def _like(value: Any, limit: float) -> str:
@@ -80,8 +93,14 @@ def _like(value: Any, limit: float) -> str:
     return show(Duration(limit)) if isinstance(value, Duration) else show(limit)
 
 
-def allowed(value: Any, bounds: Range | tuple | None, name: str, span: Span,
-            report: Callable[[Diagnostic], None], declared: Span) -> bool:
+def allowed(
+    value: Any,
+    bounds: Range | tuple | None,
+    name: str,
+    span: Span,
+    report: Callable[[Diagnostic], None],
+    declared: Span,
+) -> bool:
     """Whether a value of a `param` lies in the range, or is one of the values, that its line allows."""
     if bounds is None:
         return True
@@ -92,7 +111,10 @@ def allowed(value: Any, bounds: Range | tuple | None, name: str, span: Span,
         fits = value in bounds
         said = f"none of {', '.join(plain(b) for b in bounds)}"
     if not fits:
-        related = () if declared.source is span.source and declared.start <= span.start < declared.end else (
-            (declared, "allowed here"),)
+        related = (
+            ()
+            if declared.source is span.source and declared.start <= span.start < declared.end
+            else ((declared, "allowed here"),)
+        )
         report(out_of_range(f"`{name}` is {plain(value)}, {said}", span, related=related))
     return fits

@@ -11,9 +11,7 @@ from .units import ALL, natural
 from .values import Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
-bad_selector = Fault(
-    "bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &."
-)
+bad_selector = Fault("bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &.")
 bad_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
 
 
@@ -58,8 +56,9 @@ def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
         raise Unfit(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}
     if type(low) is not type(high) and not {type(low), type(high)} <= numbers:
-        raise Unfit(bad_range("the ends of the range are of two types", expr.span,
-                              help="write a unit behind both ends"))
+        raise Unfit(
+            bad_range("the ends of the range are of two types", expr.span, help="write a unit behind both ends")
+        )
     if magnitude(low) > magnitude(high):
         raise Unfit(bad_range("the range ends before it begins", expr.span, help="put the lower end first"))
     return Range(low, high)
@@ -82,8 +81,13 @@ def _terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
         return None
     left, right = _terms(op, expr.left), _terms(expr.op, expr.right)
     if left and right and len(right) > 1:
-        raise Unfit(bad_selector("the operators of a selector work from left to right, without groups",
-                                 expr.right.span, help="order the terms so that no group is needed"))
+        raise Unfit(
+            bad_selector(
+                "the operators of a selector work from left to right, without groups",
+                expr.right.span,
+                help="order the terms so that no group is needed",
+            )
+        )
     return left + right if left and right else None
 
 
@@ -105,6 +109,4 @@ def _glob_help(glob: str) -> str:
 def inside(span: Span, text: str, start: int, end: int) -> Span:
     """The span of a part of a quoted string, or the whole where escapes make offsets differ."""
     at = span.text.find(text) if text else -1
-    return (
-        Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span
-    )
+    return Span(span.source, span.start + at + start, span.start + at + end) if at >= 0 and end > start else span

@@ -13,7 +13,8 @@ circular_use = Fault("circular-use", "A file uses itself, directly or through ot
 foreign_module = Fault(
     "foreign-module",
     "A `use` names a file outside the recipe's folder, and the file is no recipe.\n\n"
-    "Nothing of such a file is shown: whoever wrote the recipe may not be allowed to read it.")
+    "Nothing of such a file is shown: whoever wrote the recipe may not be allowed to read it.",
+)
 nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
 
 
@@ -21,8 +22,11 @@ def use(node: ast.Use, scope: Scope, here: str) -> None:
     """Add the module that a line names. `here` is the name of the file that the line stands in."""
     alias = node.alias or _own_name(node)
     if alias is None:
-        scope.report(nameless_module("the module has no name here", node.target.span,
-                                     help=f"write `use {node.target.span.text} as name`"))
+        scope.report(
+            nameless_module(
+                "the module has no name here", node.target.span, help=f"write `use {node.target.span.text} as name`"
+            )
+        )
         return
     entry = Entry("module", alias.path, alias.span)
     scope.define(alias, entry)
@@ -39,8 +43,11 @@ def module_name(target: ast.Name | ast.Text, here: str) -> str:
 
 def no_recipe_there(span: Span | None, name: str) -> Diagnostic:
     """What is said of a file outside the recipe's folder that is no recipe: nothing of what it holds."""
-    return foreign_module(f"{name} lies outside the recipe's folder, and is no recipe", span,
-                          help="copy the module into the recipe's folder, or check it by its own path")
+    return foreign_module(
+        f"{name} lies outside the recipe's folder, and is no recipe",
+        span,
+        help="copy the module into the recipe's folder, or check it by its own path",
+    )
 
 
 def _own_name(node: ast.Use) -> ast.Name | None:
@@ -56,10 +63,15 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     if name not in session.parsed and name not in session.open:
         source = session.library(name)
         if source is None:
-            scope.report(unknown_module(f"there is no {name}", node.target.span,
-                                        help="a path is relative to the file that uses it"
-                                        if isinstance(node.target, ast.Text) else
-                                        "`effc recipes` lists the library"))
+            scope.report(
+                unknown_module(
+                    f"there is no {name}",
+                    node.target.span,
+                    help="a path is relative to the file that uses it"
+                    if isinstance(node.target, ast.Text)
+                    else "`effc recipes` lists the library",
+                )
+            )
             session.parsed[name] = None
         else:
             from .parse import parse
@@ -72,11 +84,12 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
                 session.faults += parsed.diagnostics
                 session.parsed[name] = parsed.file
     file = session.parsed.get(name)
-    path = file.source.name if file else name                # `std.text` is open under its path
+    path = file.source.name if file else name  # `std.text` is open under its path
     if path in session.open:
-        chain = " -> ".join([*session.open[session.open.index(path):], path])
-        scope.report(circular_use(f"the use is circular: {chain}", node.target.span,
-                                  help="move what both need to a third file"))
+        chain = " -> ".join([*session.open[session.open.index(path) :], path])
+        scope.report(
+            circular_use(f"the use is circular: {chain}", node.target.span, help="move what both need to a third file")
+        )
         return None
     return file
 
@@ -109,8 +122,11 @@ def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
         node = params.get(arg.name)
         if node is None:
             said = f"has no param `{arg.name}`" if arg.name else "takes its params by name"
-            scope.report(unknown_parameter(f"`{call.name.path}` {said}", arg.name_span or arg.span,
-                                           help=suggestion(arg.name, params, "it has")))
+            scope.report(
+                unknown_parameter(
+                    f"`{call.name.path}` {said}", arg.name_span or arg.span, help=suggestion(arg.name, params, "it has")
+                )
+            )
             sound = False
         elif want := wanted(node):
             value = typed(arg.value, replace(want, name=arg.name), scope)

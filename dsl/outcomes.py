@@ -28,11 +28,7 @@ _TIMES = {"ns", "us", "µs", "ms", "s", "min", "h"}
 def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     """A checked bound, or None with its faults reported."""
     metric = metric_ref(node.metric, scope)
-    unit = (
-        ""
-        if metric is POISON
-        else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
-    )
+    unit = "" if metric is POISON else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
     profile = _handle(node.profile, "profile", scope) if node.profile else None
     baseline = _handle(node.limit.baseline, "model", scope) if node.limit.baseline else None
     limit = _limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
@@ -48,8 +44,13 @@ def _handle(name: ast.Name, kind: str, scope: Scope) -> Any:
         scope.unknown(name, (kind,), what=kind)
         return POISON
     if entry.kind != kind:
-        scope.report(wrong_type(f"`{name.path}` is {LABELS[entry.kind]}, a {kind} is needed", name.span,
-                                related=((entry.span, "declared here"),)))
+        scope.report(
+            wrong_type(
+                f"`{name.path}` is {LABELS[entry.kind]}, a {kind} is needed",
+                name.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
         return POISON
     return scope.variant.reach(entry)
 
@@ -67,9 +68,7 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
             bad_bound("`in` is followed by a range", place, help="write `in 0.8B..1.0B`")
             if not ranged
             else bad_bound(
-                f"`{node.op}` is followed by one value, this is a range",
-                place,
-                help=f"write `in {place.text}`",
+                f"`{node.op}` is followed by one value, this is a range", place, help=f"write `in {place.text}`"
             )
         )
         return POISON
@@ -130,9 +129,14 @@ def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
         makes = stage.word.facts.get("makes", {}) if stage.word and stage.call else {}
         for condition, what in makes.items():
             if what in refused and holds(condition, stage.call.args):
-                line.scope.report(cannot_hold(
-                    f"`{word.name}` can't hold the {what} that `{stage.name}` makes", emit.call.span,
-                    note=refused[what], related=((stage.span, what),)))
+                line.scope.report(
+                    cannot_hold(
+                        f"`{word.name}` can't hold the {what} that `{stage.name}` makes",
+                        emit.call.span,
+                        note=refused[what],
+                        related=((stage.span, what),),
+                    )
+                )
                 return
 
 
@@ -148,11 +152,15 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
         for other, place in taken.items():
             shared = min(len(parts), len(other))
             if parts[:shared] == other[:shared]:
-                said = (
-                    "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
+                said = "is written twice" if parts == other else f"and {'/'.join(other)} lie inside one another"
+                scope.report(
+                    path_clash(
+                        f"{path} {said}",
+                        span,
+                        related=((place, "the first"),),
+                        help="give each artifact a path of its own",
+                    )
                 )
-                scope.report(path_clash(f"{path} {said}", span, related=((place, "the first"),),
-                                        help="give each artifact a path of its own"))
                 break
         else:
             taken[parts] = span

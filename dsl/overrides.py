@@ -13,19 +13,13 @@ from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
 bad_override = Fault(
-    "bad-override",
-    "A `--set` or a params file can't be read: `--set name=value`, or one JSON object.",
-    exit="usage",
+    "bad-override", "A `--set` or a params file can't be read: `--set name=value`, or one JSON object.", exit="usage"
 )
 unknown_override = Fault(
-    "unknown-override",
-    "A value is given from outside for a param that the recipe doesn't declare.",
-    exit="usage",
+    "unknown-override", "A value is given from outside for a param that the recipe doesn't declare.", exit="usage"
 )
 unfit_override = Fault(
-    "unfit-override",
-    "A value given from outside doesn't fit the type or the bounds of its param.",
-    exit="usage",
+    "unfit-override", "A value given from outside doesn't fit the type or the bounds of its param.", exit="usage"
 )
 
 PREFIX = "EFFC_PARAM_"
@@ -52,8 +46,9 @@ class Overrides:
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
-def read_overrides(sets: Iterable[str] = (), params: Source | None = None,
-                   environment: Mapping[str, str] | None = None) -> Overrides:
+def read_overrides(
+    sets: Iterable[str] = (), params: Source | None = None, environment: Mapping[str, str] | None = None
+) -> Overrides:
     """Overrides of a command line; `environment` is os.environ or a part of it."""
     by_name: dict[str, Override] = {}
     faults: list[Diagnostic] = []
@@ -61,7 +56,7 @@ def read_overrides(sets: Iterable[str] = (), params: Source | None = None,
     for name, text in sorted((environment or {}).items()):
         if name.startswith(PREFIX):
             source = Source(name, text)
-            found.append(Override(name[len(PREFIX):], value_of(source, 0), name, Span(source, 0, len(text))))
+            found.append(Override(name[len(PREFIX) :], value_of(source, 0), name, Span(source, 0, len(text))))
     found += [o for text in sets if (o := _of_set(text, faults))]
     for override in found:
         by_name[override.name] = override
@@ -72,8 +67,9 @@ def _of_set(text: str, faults: list[Diagnostic]) -> Override | None:
     source = Source("--set", text)
     name, equals, _ = text.partition("=")
     if not equals or not _NAME.match(name.strip()):
-        faults.append(bad_override(f"`--set {text}` names no param", Span(source, 0, len(text)),
-                                   help="write `--set name=value`"))
+        faults.append(
+            bad_override(f"`--set {text}` names no param", Span(source, 0, len(text)), help="write `--set name=value`")
+        )
         return None
     return Override(name.strip(), value_of(source, len(name) + 1), "--set", Span(source, 0, len(name)))
 
@@ -82,21 +78,33 @@ def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
     import json
 
     try:
-        table = json.loads(source.text, object_pairs_hook=tuple)      # a name given twice is not lost
+        table = json.loads(source.text, object_pairs_hook=tuple)  # a name given twice is not lost
     except ValueError as error:
         at = getattr(error, "pos", 0)
-        faults.append(bad_override(f"the params file is no JSON: {str(error).partition(':')[0].lower()}",
-                                   Span(source, at, min(at + 1, len(source.text)))))
+        faults.append(
+            bad_override(
+                f"the params file is no JSON: {str(error).partition(':')[0].lower()}",
+                Span(source, at, min(at + 1, len(source.text))),
+            )
+        )
         return
     if not isinstance(table, tuple):
-        faults.append(bad_override("the params file holds no object", Span(source, 0, len(source.text)),
-                                   help='write {"keep": "80%"}'))
+        faults.append(
+            bad_override(
+                "the params file holds no object", Span(source, 0, len(source.text)), help='write {"keep": "80%"}'
+            )
+        )
         return
     for name, value in table:
         span = _key_span(source, name)
         if (expr := _of_json(value, span)) is None:
-            faults.append(bad_override(f"`{name}` of the params file is no value of a param", span,
-                                       help="write a string, a number, a bool, or a list or an object of them"))
+            faults.append(
+                bad_override(
+                    f"`{name}` of the params file is no value of a param",
+                    span,
+                    help="write a string, a number, a bool, or a list or an object of them",
+                )
+            )
             continue
         yield Override(name, expr, source.name, span)
 
@@ -117,7 +125,7 @@ def _of_json(value, span: Span) -> ast.Expr | None:
     if isinstance(value, list):
         items = [_of_json(v, span) for v in value]
         return None if None in items else ast.Items(tuple(items), span=span)
-    if isinstance(value, tuple):                                      # an object
+    if isinstance(value, tuple):  # an object
         named = [(name, _of_json(v, span)) for name, v in value]
         sound = named and all(_WORD.match(name) and v is not None for name, v in named)
         return _pairs(named, span) if sound else None
@@ -143,7 +151,7 @@ def expression(text: str, span: Span) -> ast.Expr:
         return ast.Items(tuple(expression(p, span) for p in parts), span=span)
     if text.startswith("{") and text.endswith("}"):
         parts = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
-        if parts and all(colon and _WORD.match(name.strip()) for name, colon, _ in parts):       # else a glob: `{q,k}`
+        if parts and all(colon and _WORD.match(name.strip()) for name, colon, _ in parts):  # else a glob: `{q,k}`
             return _pairs([(name.strip(), expression(value, span)) for name, _, value in parts], span)
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]

@@ -18,13 +18,11 @@ from .vocabulary import Param
 
 unknown_type = Fault("unknown-type", "A `param` has a type that the language doesn't know.")
 bad_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or gives it twice.")
-matrix_too_large = Fault(
-    "matrix-too-large", "A `matrix` expands into more variants than the language allows."
-)
+matrix_too_large = Fault("matrix-too-large", "A `matrix` expands into more variants than the language allows.")
 
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "shares")
-HANDLES = {"data": "data", "metric": "a metric"}       # a recipe gives these to a module, nothing outside can
-MOST = 64              # variants of one recipe
+HANDLES = {"data": "data", "metric": "a metric"}  # a recipe gives these to a module, nothing outside can
+MOST = 64  # variants of one recipe
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Given:
     value: Any
     span: Span
     origin: str
-    usage: bool = False        # from the command line: its faults are the caller's, not the recipe's
+    usage: bool = False  # from the command line: its faults are the caller's, not the recipe's
 
 
 def declare(node: ast.Param, scope: Scope) -> None:
@@ -64,13 +62,19 @@ def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
     name = node.type.path
     if name not in (*TYPES, *HANDLES):
         if scope and name:
-            scope.report(unknown_type(f"no type is called `{name}`", node.type.span,
-                                      help=suggestion(name, [*TYPES, *HANDLES], "types")))
+            scope.report(
+                unknown_type(
+                    f"no type is called `{name}`", node.type.span, help=suggestion(name, [*TYPES, *HANDLES], "types")
+                )
+            )
         return None
     choices: tuple[str, ...] = ()
     if name == "choice" and isinstance(node.bounds, ast.Items):
-        choices = tuple(i.path if isinstance(i, ast.Name) else i.value for i in node.bounds.items
-                        if isinstance(i, (ast.Name, ast.Text)))
+        choices = tuple(
+            i.path if isinstance(i, ast.Name) else i.value
+            for i in node.bounds.items
+            if isinstance(i, (ast.Name, ast.Text))
+        )
     return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices)
 
 
@@ -99,12 +103,21 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Given]]:
     fixed: dict[str, Given] = {}
     for override in session.overrides.by_name.values():
         if (node := params.get(override.name)) is None:
-            session.report(unknown_override(f"the recipe has no param `{override.name}`", override.name_span,
-                                            help=suggestion(override.name, params, "it has")))
+            session.report(
+                unknown_override(
+                    f"the recipe has no param `{override.name}`",
+                    override.name_span,
+                    help=suggestion(override.name, params, "it has"),
+                )
+            )
         elif node.type.path in HANDLES:
-            session.report(unfit_override(f"`{override.name}` is {HANDLES[node.type.path]} of the recipe, which "
-                                          f"nothing outside of it has", override.name_span,
-                                          help="change the recipe"))
+            session.report(
+                unfit_override(
+                    f"`{override.name}` is {HANDLES[node.type.path]} of the recipe, which nothing outside of it has",
+                    override.name_span,
+                    help="change the recipe",
+                )
+            )
         elif want := wanted(node):
             fixed[override.name] = _given(override, want, session)
     axes = _axes(file, params, session)
@@ -114,8 +127,13 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Given]]:
         size *= len(values)
     if size > MOST:
         place = next(s.span for s in file.statements if isinstance(s, ast.Matrix))
-        session.report(matrix_too_large(f"the matrix makes {size} variants, the limit is {MOST}", place,
-                                        help="split the recipe, or fix a param with `--set`"))
+        session.report(
+            matrix_too_large(
+                f"the matrix makes {size} variants, the limit is {MOST}",
+                place,
+                help="split the recipe, or fix a param with `--set`",
+            )
+        )
         free = {name: values[:1] for name, values in free.items()}
     return [fixed | dict(zip(free, point, strict=True)) for point in product(*free.values())]
 
@@ -145,16 +163,29 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
         name, node = entry.name.path, params.get(entry.name.path)
         if node is None:
             if name:
-                session.report(unknown_name(f"no param is called `{name}`", entry.name.span,
-                                            help=suggestion(name, params, "there is")))
+                session.report(
+                    unknown_name(
+                        f"no param is called `{name}`", entry.name.span, help=suggestion(name, params, "there is")
+                    )
+                )
             continue
         if node.span.start > entry.span.start:
-            session.report(use_before_definition(f"`{name}` is used before it is declared", entry.name.span,
-                                                 related=((node.name.span, "declared here"),),
-                                                 help="move the declaration up"))
+            session.report(
+                use_before_definition(
+                    f"`{name}` is used before it is declared",
+                    entry.name.span,
+                    related=((node.name.span, "declared here"),),
+                    help="move the declaration up",
+                )
+            )
         if node.type.path in HANDLES:
-            session.report(bad_matrix(f"`{name}` is {HANDLES[node.type.path]}, a matrix varies values", entry.span,
-                                      help="write a pipeline for each"))
+            session.report(
+                bad_matrix(
+                    f"`{name}` is {HANDLES[node.type.path]}, a matrix varies values",
+                    entry.span,
+                    help="write a pipeline for each",
+                )
+            )
         elif name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
             said = "stands twice in the matrix" if name in axes else "has no list of values"
             session.report(bad_matrix(f"`{name}` {said}", entry.span, help=f"write `{name}: [...]` once"))

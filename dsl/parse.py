@@ -110,8 +110,9 @@ class _Reader:
                 )
             )
             used = 0
-        elif second.line == first.line and second.type not in ("NUMBER", "LONG_STRING", "$END") and (
-                second not in HEADS):
+        elif (
+            second.line == first.line and second.type not in ("NUMBER", "LONG_STRING", "$END") and (second not in HEADS)
+        ):
             while self.tokens[used].line == first.line and self.tokens[used].type not in ("LONG_STRING", "$END"):
                 used += 1
             self.report(

@@ -15,9 +15,7 @@ from .typed import wrong_type
 from .values import MetricRef, StepRef
 from .vocabulary import Word
 
-wrong_order = Fault(
-    "wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other."
-)
+wrong_order = Fault("wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other.")
 unused_step = Fault("unused-step", "A step's result is neither followed, nor emitted, nor named anywhere.")
 
 
@@ -89,8 +87,9 @@ def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     return entry
 
 
-def _append(pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefix: str,
-            caller: Span | None = None) -> str:
+def _append(
+    pipeline: ast.Pipeline, scope: Scope, line: Line, source: str, prefix: str, caller: Span | None = None
+) -> str:
     """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
     start = source
     for step in pipeline.steps:
@@ -119,8 +118,13 @@ def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> st
     """The result that a `from:` names, or None with a fault reported."""
     value = arg.value
     if not isinstance(value, ast.Name):
-        scope.report(wrong_type("`from` names a step or the pipeline's model", value.span,
-                                help=f"write `from: {pipeline.model.path}`, or the name of an earlier step"))
+        scope.report(
+            wrong_type(
+                "`from` names a step or the pipeline's model",
+                value.span,
+                help=f"write `from: {pipeline.model.path}`, or the name of an earlier step",
+            )
+        )
         return None
     if value.path == pipeline.model.path:
         return start
@@ -131,8 +135,7 @@ def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> st
     if entry.kind != "step":
         scope.report(
             wrong_type(
-                f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or "
-                f"`{pipeline.model.path}`",
+                f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or `{pipeline.model.path}`",
                 value.span,
                 related=((entry.span, "declared here"),),
             )
@@ -182,13 +185,19 @@ def _report_order(line: Line) -> None:
         before = line.before(end.name)
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
-            for late in before[i + 1:]:
+            for late in before[i + 1 :]:
                 if late.word and late.word.name in rules and (early.name, late.name) not in seen:
                     seen.add((early.name, late.name))
-                    line.scope.report(wrong_order(
-                        f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "
-                        f"{late.word.name}", early.span, note=rules[late.word.name],
-                        related=((late.span, "the one to run first"),), help=f"move `{early.name}` down"))
+                    line.scope.report(
+                        wrong_order(
+                            f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "
+                            f"{late.word.name}",
+                            early.span,
+                            note=rules[late.word.name],
+                            related=((late.span, "the one to run first"),),
+                            help=f"move `{early.name}` down",
+                        )
+                    )
 
 
 def report_unused(line: Line, emitted: set[str]) -> None:
@@ -198,8 +207,13 @@ def report_unused(line: Line, emitted: set[str]) -> None:
         used |= {ref.name for ref in handles_in(stage.call.args, StepRef)} if stage.call else set()
     for stage in line.stages:
         if stage.name not in used and "." not in stage.name:
-            line.scope.report(unused_step(f"nothing uses the result of `{stage.name}`", stage.span,
-                                          help="drop the step, or name it in a `from:`"))
+            line.scope.report(
+                unused_step(
+                    f"nothing uses the result of `{stage.name}`",
+                    stage.span,
+                    help="drop the step, or name it in a `from:`",
+                )
+            )
 
 
 def handles_in(value: Any, kind: type) -> list[Any]:

@@ -24,8 +24,12 @@ def read_source(path: str | Path) -> Source:
         with open(file, "rb", opener=_without_waiting) as opened:
             fact = os.fstat(opened.fileno())
             if not (stat.S_ISREG(fact.st_mode) or stat.S_ISDIR(fact.st_mode)):
-                raise Reject(unreadable_recipe(f"`{path}` is {_kind(fact.st_mode)}, not a file",
-                                               help="save the recipe in a file, and give its path"))
+                raise Reject(
+                    unreadable_recipe(
+                        f"`{path}` is {_kind(fact.st_mode)}, not a file",
+                        help="save the recipe in a file, and give its path",
+                    )
+                )
             data = opened.read(LIMIT + 1)
         size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:

@@ -31,7 +31,7 @@ class Invocation:
 class Step:
     name: str
     call: Invocation
-    source: str                    # name of the step it works on, or of the pipeline's model
+    source: str  # name of the step it works on, or of the pipeline's model
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Bound:
     """
 
     metric: MetricRef
-    op: str                        # "<=", "<", ">=", ">", "==", "in"
-    limit: Any                     # a number, Bytes, Duration, Ratio or Range
-    baseline: str | None = None    # name of a model
+    op: str  # "<=", "<", ">=", ">", "==", "in"
+    limit: Any  # a number, Bytes, Duration, Ratio or Range
+    baseline: str | None = None  # name of a model
     profile: str | None = None
     part: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
@@ -80,11 +80,11 @@ class Recipe:
 
     source: Source = field(compare=False, repr=False)
     doc: str
-    params: Mapping[str, Any]                   # after overrides
+    params: Mapping[str, Any]  # after overrides
     models: Mapping[str, Invocation]
     data: Mapping[str, Invocation]
     profiles: Mapping[str, Mapping[str, Any]]
     pipelines: Mapping[str, Pipeline]
-    variant: str = ""                           # "keep=80%" where a matrix made it
+    variant: str = ""  # "keep=80%" where a matrix made it
     # param -> "recipe", "--set", "EFFC_PARAM_keep", ...
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -98,11 +98,7 @@ def _place(span: Span | None) -> dict:
     if span is None:
         return dict.fromkeys(keys)
     return dict(
-        zip(
-            keys,
-            (span.source.name, *span.source.position(span.start), *span.source.position(span.end)),
-            strict=True,
-        )
+        zip(keys, (span.source.name, *span.source.position(span.start), *span.source.position(span.end)), strict=True)
     )
 
 
@@ -122,9 +118,7 @@ def _github(diagnostic: Diagnostic) -> str:
             properties["endLine"] = place["end_line"]
     properties["title"] = diagnostic.slug
     said = [diagnostic.message]
-    said += [
-        f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text
-    ]
+    said += [f"{kind}: {text}" for kind, text in (("note", diagnostic.note), ("help", diagnostic.help)) if text]
     listed = ",".join(f"{key}={_escaped(str(value), property=True)}" for key, value in properties.items())
     return f"::{command} {listed}::{_escaped(chr(10).join(said))}"
 

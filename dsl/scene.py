@@ -102,10 +102,7 @@ class Scene:
         return i == 0 or self.tokens[i - 1].end_line < self.tokens[i].line
 
     def _follow(self, i: int, kinds) -> bool:
-        return all(
-            i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind
-            for k, kind in enumerate(kinds)
-        )
+        return all(i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind for k, kind in enumerate(kinds))
 
     def is_head(self, i: int) -> bool:
         """Whether a statement begins here, as far as layout and the next words tell."""
@@ -121,11 +118,7 @@ class Scene:
         if self.block is None or self.tokens[self.statement] != "pipeline" or not self.first_on_line(i):
             return False
         shape = any(self._follow(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
-        return (
-            shape
-            and self.tokens[i].type == "NAME"
-            and self.tokens[i].column <= self.tokens[self.start].column
-        )
+        return shape and self.tokens[i].type == "NAME" and self.tokens[i].column <= self.tokens[self.start].column
 
     def next_head(self, i: int) -> int:
         last = len(self.tokens) - 1

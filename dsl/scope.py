@@ -40,9 +40,9 @@ class Entry:
     kind: str
     name: str
     span: Span
-    value: Any = None              # param: its value; model, data: Invocation or None; profile: its entries
-    node: Any = None               # param, pipeline: the syntax
-    scope: "Scope | None" = None   # module: its names; pipeline: where its names are looked up
+    value: Any = None  # param: its value; model, data: Invocation or None; profile: its entries
+    node: Any = None  # param, pipeline: the syntax
+    scope: "Scope | None" = None  # module: its names; pipeline: where its names are looked up
     used: bool = False
 
 
@@ -54,11 +54,11 @@ class Session:
     library: Callable[[str], Source | None]
     skeleton: Callable[[Invocation], Skeleton | None]
     faults: list[Diagnostic] = field(default_factory=list)
-    parsed: dict[str, ast.File | None] = field(default_factory=dict)   # modules by name
-    open: list[str] = field(default_factory=list)                      # modules being read, to see cycles
+    parsed: dict[str, ast.File | None] = field(default_factory=dict)  # modules by name
+    open: list[str] = field(default_factory=list)  # modules being read, to see cycles
     overrides: Any = None
-    lost: frozenset[str] = frozenset()       # names of declarations that the parser could not read
-    broken: bool = False                     # whether there is anything that it could not read
+    lost: frozenset[str] = frozenset()  # names of declarations that the parser could not read
+    broken: bool = False  # whether there is anything that it could not read
 
     def report(self, fault: Diagnostic) -> None:
         self.faults.append(fault)
@@ -110,24 +110,27 @@ class Scope:
     later: dict[str, Span] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
-    early: set[str] = field(default_factory=set)       # names used above their declaration
+    early: set[str] = field(default_factory=set)  # names used above their declaration
 
     def report(self, fault: Diagnostic) -> None:
         self.session.report(fault)
 
     def inner(self, later: dict[str, Span]) -> "Scope":
-        return Scope(
-            self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early
-        )
+        return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
 
     def define(self, name: ast.Name, entry: Entry) -> None:
         """Add a name; the first declaration stays where there are two."""
         if name.path == "":
-            return                                    # the parser reported that it is missing
+            return  # the parser reported that it is missing
         if old := self.own(name.path):
-            self.report(duplicate_name(f"`{name.path}` is declared twice", name.span,
-                                       related=((old.span, f"{LABELS[old.kind]} of this name"),),
-                                       help="give one of them another name"))
+            self.report(
+                duplicate_name(
+                    f"`{name.path}` is declared twice",
+                    name.span,
+                    related=((old.span, f"{LABELS[old.kind]} of this name"),),
+                    help="give one of them another name",
+                )
+            )
         else:
             self.names[name.path] = entry
 
@@ -168,21 +171,29 @@ class Scope:
     def declared_later(self, path: str) -> Span | None:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
-    def unknown(
-        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name"
-    ) -> None:
+    def unknown(self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name") -> None:
         """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words."""
         if name.path == "" or self.poisoned(name.path) or name.path in self.session.lost:
             return
         if span := self.declared_later(name.path):
             self.early.add(name.path)
-            self.report(use_before_definition(f"`{name.path}` is used before it is declared", name.span,
-                                              related=((span, "declared here"),),
-                                              help="move the declaration up"))
+            self.report(
+                use_before_definition(
+                    f"`{name.path}` is used before it is declared",
+                    name.span,
+                    related=((span, "declared here"),),
+                    help="move the declaration up",
+                )
+            )
             return
         kinds, known = tuple(kinds), self.reachable()
         fitting = [n for n, e in known.items() if e.kind in kinds]
         if meant := known.get(nearest(name.path, fitting)):
             meant.used = True  # or the typo would be reported a second time, as unused
-        self.report(unknown_name(f"no {what} is called `{name.path}`", name.span,
-                                 help=suggestion(name.path, [*fitting, *also], "there is")))
+        self.report(
+            unknown_name(
+                f"no {what} is called `{name.path}`",
+                name.span,
+                help=suggestion(name.path, [*fitting, *also], "there is"),
+            )
+        )

@@ -14,7 +14,7 @@ from itertools import product
 
 from .values import Selector
 
-MOST = 512             # combinations of one glob's braces
+MOST = 512  # combinations of one glob's braces
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,12 @@ def dead(selector: Selector, paths: Iterable[str]) -> tuple[Dead, ...]:
             out.append(Dead(term, glob, glob, 0))
         else:
             braces = [p for p in read(glob) if isinstance(p, Choice)]
-            out += [Dead(term, glob, option, brace.starts[j]) for i, brace in enumerate(braces)
-                    for j, option in enumerate(brace.options) if (i, j) not in alive]
+            out += [
+                Dead(term, glob, option, brace.starts[j])
+                for i, brace in enumerate(braces)
+                for j, option in enumerate(brace.options)
+                if (i, j) not in alive
+            ]
             if op != "|" and chosen and not found & chosen:
                 out.append(Dead(term, glob, glob, 0, subtracts=True))
         chosen = _joined(op, chosen, found)
@@ -181,7 +185,6 @@ def near(glob: str, paths: Iterable[str]) -> str:
     from .nearest import nearest
 
     parts = {c for p in paths for c in p.split(".") if not c.isdigit()}
-    fixed = [c if set(c) & set("*{") or c in parts or c.isdigit() else nearest(c, parts) or c
-             for c in glob.split(".")]
+    fixed = [c if set(c) & set("*{") or c in parts or c.isdigit() else nearest(c, parts) or c for c in glob.split(".")]
     guess = ".".join(fixed)
     return guess if guess != glob else ""

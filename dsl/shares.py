@@ -51,8 +51,11 @@ def _unknown(name: str, span: Span, want: Param) -> Diagnostic | None:
     if not want.of or name in want.of:
         return None
     near = nearest(name, want.of)
-    return unknown_share(f"`{want.name}` has no share of `{name}`", span,
-                         help=f"did you mean `{near}`?" if near else f"there are {listed(want.of)}")
+    return unknown_share(
+        f"`{want.name}` has no share of `{name}`",
+        span,
+        help=f"did you mean `{near}`?" if near else f"there are {listed(want.of)}",
+    )
 
 
 def _renamed(entry: ast.Entry, want: Param) -> Fix | None:
@@ -67,8 +70,14 @@ def _distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
         name = entry.name.path
         if first.setdefault(name, entry) is not entry:
             sound = False
-            scope.report(repeated_share(f"`{name}` has two shares", entry.span,
-                                        related=((first[name].span, "the first"),), help="drop one of them"))
+            scope.report(
+                repeated_share(
+                    f"`{name}` has two shares",
+                    entry.span,
+                    related=((first[name].span, "the first"),),
+                    help="drop one of them",
+                )
+            )
     return sound
 
 
@@ -80,6 +89,11 @@ def _alike(found: list[tuple[ast.Entry, float | Ratio]], want: Param, scope: Sco
         return True
     entry, value = other
     most = "a percentage" if isinstance(told[0][1], Ratio) else "a number"
-    scope.report(wrong_unit(f"`{entry.name.path}` is {show(value)}, but `{told[0][0].name.path}` is {most}",
-                            entry.value.span, help=f"write all shares of `{want.name}` one way"))
+    scope.report(
+        wrong_unit(
+            f"`{entry.name.path}` is {show(value)}, but `{told[0][0].name.path}` is {most}",
+            entry.value.span,
+            help=f"write all shares of `{want.name}` one way",
+        )
+    )
     return False

@@ -3,19 +3,7 @@
 from typing import Any
 
 from .units import BYTES, DURATIONS
-from .values import (
-    Bytes,
-    DataRef,
-    Duration,
-    MetricRef,
-    ModelRef,
-    ProfileRef,
-    Range,
-    Ratio,
-    Selector,
-    Shares,
-    StepRef,
-)
+from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 
 
 def show(value: Any) -> str:
@@ -52,9 +40,7 @@ def percent(share: float) -> str:
 
 
 def quoted(text: str) -> str:
-    return (
-        '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
-    )
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 
 def _ratio(ratio: Ratio) -> str:

@@ -15,8 +15,8 @@ FORMAT = 1
 class Part:
     """A module that owns parameters. `tensors`: (name below the module, shape), in registration order."""
 
-    path: str                                        # "model.layers.3.mlp.gate_proj"
-    kind: str                                        # class name: "Linear", "LlamaRMSNorm", "Embedding"
+    path: str  # "model.layers.3.mlp.gate_proj"
+    kind: str  # class name: "Linear", "LlamaRMSNorm", "Embedding"
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -29,7 +29,7 @@ class Member:
     96 is ((0, 1), (96, 1)).
     """
 
-    tensor: str                                      # "model.layers.3.mlp.gate_proj.weight"
+    tensor: str  # "model.layers.3.mlp.gate_proj.weight"
     axis: int
     segments: tuple[tuple[int, int], ...]
 
@@ -70,7 +70,7 @@ class Scan:
            where nothing of the tensor is left
     """
 
-    site: str                                        # "model.layers.3.mamba"
+    site: str  # "model.layers.3.mamba"
     unit: str
     cuts: tuple[tuple[str, tuple[int, ...] | None], ...]
 
@@ -82,32 +82,33 @@ class Branch:
     Without it, `join` is its other operand. Branches that run in parallel (a + b + x) meet in one join.
     """
 
-    site: str                                        # "model.layers.3.mlp"; the module that does the work
-    unit: str                                        # "model.layers.3"
-    role: str                                        # "attention", "mlp", "ssm" or "other"
-    parts: tuple[str, ...]                           # modules that die with it, its norms included
-    join: str                                        # node name of the add in the unit's graph
-    value: str = ""                                  # node name of the operand of `join` that is the branch
+    site: str  # "model.layers.3.mlp"; the module that does the work
+    unit: str  # "model.layers.3"
+    role: str  # "attention", "mlp", "ssm" or "other"
+    parts: tuple[str, ...]  # modules that die with it, its norms included
+    join: str  # node name of the add in the unit's graph
+    value: str = ""  # node name of the operand of `join` that is the branch
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    model_type: str                                  # config.model_type
+    model_type: str  # config.model_type
     parts: tuple[Part, ...]
-    units: tuple[str, ...]                           # repeated layers in order: "model.layers.0", ...
+    units: tuple[str, ...]  # repeated layers in order: "model.layers.0", ...
     branches: tuple[Branch, ...] = ()
     groups: tuple[Group, ...] = ()
-    tied: tuple[tuple[str, ...], ...] = ()           # tensors that are one storage; the first one counts
-    opaque: tuple[tuple[str, str], ...] = ()         # (module path, reason): captured only as a leaf
-    scans: tuple[Scan, ...] = ()                     # those that are left
+    tied: tuple[tuple[str, ...], ...] = ()  # tensors that are one storage; the first one counts
+    opaque: tuple[tuple[str, str], ...] = ()  # (module path, reason): captured only as a leaf
+    scans: tuple[Scan, ...] = ()  # those that are left
     # hidden, vocab, positions, dtype, causal_lm, layers, layer_class, head_dim; of the config, whatever
     # single layers have: heads, kv_heads, active_experts; refused: [module path, why it can't be narrowed]
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by path, tied ones too."""
-        return {f"{part.path}.{name}" if part.path else name: shape
-                for part in self.parts for name, shape in part.tensors}
+        return {
+            f"{part.path}.{name}" if part.path else name: shape for part in self.parts for name, shape in part.tensors
+        }
 
     def to_json(self) -> dict:
         data = {"format": FORMAT, **asdict(self)}
@@ -122,9 +123,26 @@ class Skeleton:
         parts = tuple(Part(p["path"], p["kind"], deep(p["tensors"])) for p in data["parts"])
         branches = tuple(Branch(**{k: deep(v) for k, v in b.items()}) for b in data["branches"])
         groups = tuple(
-            Group(g["site"], g["kind"], g["count"], tuple(Member(m["tensor"], m["axis"], deep(m["segments"]))
-                  for m in g["members"]), deep(g["attributes"]), g["per_block"], g["readers"])
-            for g in data["groups"])
+            Group(
+                g["site"],
+                g["kind"],
+                g["count"],
+                tuple(Member(m["tensor"], m["axis"], deep(m["segments"])) for m in g["members"]),
+                deep(g["attributes"]),
+                g["per_block"],
+                g["readers"],
+            )
+            for g in data["groups"]
+        )
         scans = tuple(Scan(**{k: deep(v) for k, v in s.items()}) for s in data.get("scans", ()))
-        return Skeleton(data["model_type"], parts, deep(data["units"]), branches, groups, deep(data["tied"]),
-                        deep(data["opaque"]), scans, dict(data["facts"]))
+        return Skeleton(
+            data["model_type"],
+            parts,
+            deep(data["units"]),
+            branches,
+            groups,
+            deep(data["tied"]),
+            deep(data["opaque"]),
+            scans,
+            dict(data["facts"]),
+        )

@@ -14,9 +14,7 @@ missing_comma = Fault("missing-comma", "Two arguments or items stand side by sid
 wrong_sign = Fault("wrong-sign", "A sign such as `=` stands where another one, such as `:`, is meant.")
 foreign_spelling = Fault("foreign-spelling", "Something is written as in Python, YAML, JSON or C.")
 unknown_character = Fault("unknown-character", "A character has no meaning outside strings and comments.")
-unterminated_string = Fault(
-    "unterminated-string", "A string is not closed on its line, or a docstring not at all."
-)
+unterminated_string = Fault("unterminated-string", "A string is not closed on its line, or a docstring not at all.")
 too_deep = Fault("too-deep", "Parentheses and brackets are nested deeper than any recipe needs.")
 
 _unit = re.compile(r"%|[num]?s|min|h|d|[KMGT]i?B?|B")
@@ -65,8 +63,7 @@ def spaced_unit(scene: Scene) -> Slip | None:
 
 def joined_unit(scene: Scene, number, unit, repairs: bool) -> Slip:
     gap, both = (
-        Span(scene.source, *ends)
-        for ends in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
+        Span(scene.source, *ends) for ends in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
     )
     said = wrong_sign(
         "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")

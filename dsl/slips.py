@@ -248,11 +248,7 @@ def _factor(scene: Scene) -> Slip | None:
         return None
     base = scene.tokens[scene.at - 2]
     return Slip(
-        syntax(
-            "the factor stands before the baseline",
-            scene.span(scene.token),
-            help=f"write `{scene.token} * {base}`",
-        )
+        syntax("the factor stands before the baseline", scene.span(scene.token), help=f"write `{scene.token} * {base}`")
     )
 
 

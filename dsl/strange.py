@@ -2,16 +2,7 @@
 
 from .diagnostics import Fix
 from .scene import Scene
-from .slip import (
-    Slip,
-    dropped,
-    foreign_spelling,
-    replaced,
-    spaced_unit,
-    syntax,
-    unknown_character,
-    unterminated_string,
-)
+from .slip import Slip, dropped, foreign_spelling, replaced, spaced_unit, syntax, unknown_character, unterminated_string
 from .source import Span
 
 
@@ -30,9 +21,7 @@ def open_string(scene: Scene) -> Slip:
 
 def quoted(scene: Scene) -> Slip:
     text = '"' + scene.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
-    return replaced(
-        scene, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling
-    )
+    return replaced(scene, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling)
 
 
 def strange(scene: Scene) -> Slip:
@@ -46,11 +35,7 @@ def strange(scene: Scene) -> Slip:
         )
     if found == "%" and scene.previous.type == "NUMBER" and scene.previous.end_line == found.line:
         return spaced_unit(scene)
-    if (
-        found == "."
-        and scene.previous.type in ("NAME", "DOTTED")
-        and scene.previous.end_pos == found.start_pos
-    ):
+    if found == "." and scene.previous.type in ("NAME", "DOTTED") and scene.previous.end_pos == found.start_pos:
         return Slip(
             syntax(
                 f"`{scene.previous}.` ends in a dot",
@@ -66,10 +51,7 @@ def strange(scene: Scene) -> Slip:
         message = f"the character U+{ord(found[0]):04X} has no meaning outside strings"
         if found.isspace():
             return Slip(
-                unknown_character(message, first, help="a plain space is meant", fix=Fix(span, " ")),
-                True,
-                None,
-                True,
+                unknown_character(message, first, help="a plain space is meant", fix=Fix(span, " ")), True, None, True
             )
         return Slip(unknown_character(message, first))
     shown = span if found.isascii() else Span(span.source, span.start, span.start + len(found))

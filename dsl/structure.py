@@ -74,8 +74,14 @@ def check_line(line: Line, skeleton: Skeleton) -> None:
             for part in gone[:3]:
                 line.report(stage, _no_match(stage, part, things, skeleton))
             if not gone and not resolve(on, things.paths) and not on.allow_empty:
-                line.report(stage, no_match(f"nothing is left of {len(things.paths)} {things.noun}",
-                                            stage.call.where("on"), help="subtract less"))
+                line.report(
+                    stage,
+                    no_match(
+                        f"nothing is left of {len(things.paths)} {things.noun}",
+                        stage.call.where("on"),
+                        help="subtract less",
+                    ),
+                )
             if gone:
                 continue
         if stage.sound:
@@ -97,7 +103,7 @@ def things_of(stage: Stage, skeleton: Skeleton) -> Things:
         bases = [v.of for v in args.values() if isinstance(v, Ratio) and v.of in ("heads", "kv_heads")]
         kind = bases[0] if bases and kind not in ("channels", "experts") else kind
         groups = tuple(g for g in skeleton.groups if g.kind == kind)
-        if not groups and kind == "kv_heads":                # every query head has a KV head of its own
+        if not groups and kind == "kv_heads":  # every query head has a KV head of its own
             groups = tuple(g for g in skeleton.groups if g.kind == "heads")
         return Things(kind, tuple(dict.fromkeys(g.site for g in groups)), groups)
     if kind in ("ssm_heads", "ssm_channels", "ssm_state"):
@@ -119,8 +125,12 @@ def _absent(stage: Stage, things: Things, skeleton: Skeleton):
     refused = skeleton.facts.get("refused") or []
     told = [entry for entry in refused if entry[1].startswith(_SAID.get(things.kind, ""))] or refused
     note = f"`{told[0][0]}`: {because(skeleton, *told[0])}" if told and things.groups == () else ""
-    return nothing_to_select(f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
-                             stage.call.span, note=note, help=_instead(things, skeleton))
+    return nothing_to_select(
+        f"`{stage.word.name}` works on {things.noun}, which the model doesn't have",
+        stage.call.span,
+        note=note,
+        help=_instead(things, skeleton),
+    )
 
 
 def _instead(things: Things, skeleton: Skeleton) -> str:
@@ -146,13 +156,14 @@ def _no_match(stage: Stage, part: Dead, things: Things, skeleton: Skeleton):
     span = stage.call.where("on")
     place = _place(span, part)
     if part.subtracts:
-        return no_match(f"`{part.glob}` matches nothing that is selected before it", place,
-                        help="drop it, or let `**` cross the dots: \"layers.0.**\"")
+        return no_match(
+            f"`{part.glob}` matches nothing that is selected before it",
+            place,
+            help='drop it, or let `**` cross the dots: "layers.0.**"',
+        )
     of = "" if part.text == part.glob else f" in `{part.glob}`"
     near = _meant(part, things.paths)
-    sample = f"there is `{things.paths[0]}`" + (
-        f" and {len(things.paths) - 1} more" if len(things.paths) > 1 else ""
-    )
+    sample = f"there is `{things.paths[0]}`" + (f" and {len(things.paths) - 1} more" if len(things.paths) > 1 else "")
     return no_match(
         f"`{part.text}`{of} matches none of {len(things.paths)} {things.noun}",
         place,
@@ -168,31 +179,26 @@ def _place(span: Span, part: Dead) -> Span:
     if glob < 0:
         return span
     start = span.start + glob + 1
-    return inside(
-        Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text)
-    )
+    return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
 
 
 def _meant(part: Dead, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
     if part.text != part.glob:
-        before, after = part.glob[: part.start], part.glob[part.start + len(part.text):]
+        before, after = part.glob[: part.start], part.glob[part.start + len(part.text) :]
         head = before.rpartition("{")[0].rsplit(".", 1)[-1]
         tail = after.partition("}")[2].split(".", 1)[0]
         if set(head + tail) & set("*{}"):
             return ""
         near = nearest(head + part.text + tail, known)
-        inner = (
-            near[len(head) : len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
-        )
-        return (
-            "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
-        )
+        inner = near[len(head) : len(near) - len(tail)] if near.startswith(head) and near.endswith(tail) else ""
+        return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
     if any(matches(f"{part.glob}.**", p) for p in paths):
         return f"{part.glob}.**"
-    words = [c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c
-             for c in part.glob.split(".")]
+    words = [
+        c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c for c in part.glob.split(".")
+    ]
     guess = ".".join(words)
     return guess if guess != part.glob and any(matches(guess, p) for p in paths) else ""
 

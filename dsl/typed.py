@@ -10,27 +10,13 @@ from .literals import Unfit, interval, literal, selector
 from .nearest import nearest
 from .scope import LABELS, POISON, Entry, Scope
 from .show import number, plain, show
-from .values import (
-    Bytes,
-    DataRef,
-    Duration,
-    MetricRef,
-    ModelRef,
-    ProfileRef,
-    Range,
-    Ratio,
-    Selector,
-    Shares,
-    StepRef,
-)
+from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
 
 wrong_type = Fault("wrong-type", "A value is of another type than the parameter that it is given for.")
 wrong_unit = Fault("wrong-unit", "A number has another unit than the parameter asks for.")
 wrong_base = Fault("wrong-base", "A ratio is a share of something that the parameter doesn't count.")
-missing_base = Fault(
-    "missing-base", "A ratio doesn't say what it is a share of, and there are several answers."
-)
+missing_base = Fault("missing-base", "A ratio doesn't say what it is a share of, and there are several answers.")
 unknown_choice = Fault("unknown-choice", "A word is none of those that the parameter lets you choose from.")
 
 PHRASES = {
@@ -71,9 +57,24 @@ DECLARED = {
     "profile": "profile laptop { threads: 2 }",
     "step": "thin = prune.channels(...)",
 }
-CLASSES = {bool: "bool", int: "int", float: "float", str: "string", Ratio: "ratio", Bytes: "bytes",
-           Duration: "duration", Range: "range", Selector: "selector", Shares: "shares", MetricRef: "metric",
-           DataRef: "data", ModelRef: "model", ProfileRef: "profile", StepRef: "step", tuple: "list"}
+CLASSES = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "string",
+    Ratio: "ratio",
+    Bytes: "bytes",
+    Duration: "duration",
+    Range: "range",
+    Selector: "selector",
+    Shares: "shares",
+    MetricRef: "metric",
+    DataRef: "data",
+    ModelRef: "model",
+    ProfileRef: "profile",
+    StepRef: "step",
+    tuple: "list",
+}
 NUMBERS = {"int", "float", "ratio", "bytes", "duration"}
 HANDLES = {"data": DataRef, "model": ModelRef, "profile": ProfileRef, "step": StepRef}
 
@@ -128,8 +129,13 @@ def _plain(expr: ast.Expr, scope: Scope) -> Any:
 def _selection(expr: ast.Expr, want: Param) -> Selector:
     found = selector(expr)
     if found is None:
-        raise Unfit(wrong_type(f"the selector of `{want.name}` joins something that is no glob", expr.span,
-                               help='join quoted globs: "*.mlp" - "layers.0.mlp"'))
+        raise Unfit(
+            wrong_type(
+                f"the selector of `{want.name}` joins something that is no glob",
+                expr.span,
+                help='join quoted globs: "*.mlp" - "layers.0.mlp"',
+            )
+        )
     return found
 
 
@@ -157,15 +163,25 @@ def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
     bases = ", ".join(want.of[:-1]) + (" or " if len(want.of) > 1 else "") + "".join(want.of[-1:])
     if ratio.of is None:
         if len(want.of) > 1:
-            raise Unfit(missing_base(f"`{want.name}` is {show(ratio)}, but doesn't say of what: {bases}",
-                                     expr.span, help=f"write `{expr.span.text} of {want.of[0]}`"))
+            raise Unfit(
+                missing_base(
+                    f"`{want.name}` is {show(ratio)}, but doesn't say of what: {bases}",
+                    expr.span,
+                    help=f"write `{expr.span.text} of {want.of[0]}`",
+                )
+            )
         return Ratio(ratio.value, want.of[0]) if want.of else ratio
     if ratio.of in want.of:
         return ratio
     place = expr.base.span if isinstance(expr, ast.Of) else expr.span
     if not want.of:
-        raise Unfit(wrong_base(f"`{want.name}` is a plain ratio, not a share of {ratio.of}", place,
-                               help=f"write `{show(Ratio(ratio.value))}`"))
+        raise Unfit(
+            wrong_base(
+                f"`{want.name}` is a plain ratio, not a share of {ratio.of}",
+                place,
+                help=f"write `{show(Ratio(ratio.value))}`",
+            )
+        )
     near = nearest(ratio.of, want.of) or (want.of[0] if len(want.of) == 1 else "")
     raise Unfit(
         wrong_base(
@@ -186,9 +202,7 @@ def misfit(expr: ast.Expr, value: Any, want: Param) -> Diagnostic:
     if given in NUMBERS and NUMBERS & set(want.types):
         fix = _rescaled(expr, value, want)
         help = f"write `{fix.text}`" if fix else f"write it like `{sample(want)}`"
-        return wrong_unit(
-            f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix
-        )
+        return wrong_unit(f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix)
     return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span, help=_like(want))
 
 
@@ -244,9 +258,12 @@ def _rescaled(expr: ast.Expr, value: Any, want: Param) -> Fix | None:
 
 def _no_choice(expr: ast.Expr, text: str, want: Param) -> Diagnostic:
     near = nearest(text, want.choices)
-    return unknown_choice(f"`{want.name}` is `{text}`, which is none of {', '.join(want.choices)}", expr.span,
-                          help=f"did you mean `{near}`?" if near else _legal(want),
-                          fix=Fix(expr.span, near) if near and isinstance(expr, ast.Name) else None)
+    return unknown_choice(
+        f"`{want.name}` is `{text}`, which is none of {', '.join(want.choices)}",
+        expr.span,
+        help=f"did you mean `{near}`?" if near else _legal(want),
+        fix=Fix(expr.span, near) if near and isinstance(expr, ast.Name) else None,
+    )
 
 
 def _legal(want: Param) -> str:
@@ -272,8 +289,13 @@ def _name(expr: ast.Name, want: Param, scope: Scope) -> Any:
     if entry.kind == "param":
         return POISON if entry.value is POISON else _from_param(expr, entry, want)
     if entry.kind not in want.types:
-        raise Unfit(wrong_type(f"`{expr.path}` is {LABELS[entry.kind]}, {wanted_phrase(want)} is needed for "
-                               f"`{want.name}`", expr.span, related=((entry.span, "declared here"),)))
+        raise Unfit(
+            wrong_type(
+                f"`{expr.path}` is {LABELS[entry.kind]}, {wanted_phrase(want)} is needed for `{want.name}`",
+                expr.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
     return HANDLES[entry.kind](scope.variant.reach(entry, scope.instance))
 
 
@@ -293,15 +315,21 @@ def _fitting(want: Param) -> tuple[str, ...]:
     return ("param", *(t for t in want.types if t in HANDLES))
 
 
-def _not_a_value(expr: ast.Name, entry: Entry | None, scope: Scope, kinds: tuple[str, ...], what: str,
-                 want: Param | None = None) -> None:
+def _not_a_value(
+    expr: ast.Name, entry: Entry | None, scope: Scope, kinds: tuple[str, ...], what: str, want: Param | None = None
+) -> None:
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if want and "metric" in want.types else ()
         scope.unknown(expr, kinds, metrics, what)
     else:
-        scope.report(wrong_type(f"`{expr.path}` is {LABELS[entry.kind]}, {what} is needed", expr.span,
-                                related=((entry.span, "declared here"),)))
+        scope.report(
+            wrong_type(
+                f"`{expr.path}` is {LABELS[entry.kind]}, {what} is needed",
+                expr.span,
+                related=((entry.span, "declared here"),),
+            )
+        )
 
 
 def _call(expr: ast.Call, want: Param, scope: Scope) -> Any:
@@ -326,8 +354,11 @@ def _pairs(expr: ast.Pairs, want: Param, scope: Scope) -> Any:
 
     if "shares" in want.types:
         return shares(expr, want, scope)
-    raise Unfit(wrong_type(f"`{want.name}` is {PHRASES['shares']}, {wanted_phrase(want)} is needed", expr.span,
-                           help=_like(want)))
+    raise Unfit(
+        wrong_type(
+            f"`{want.name}` is {PHRASES['shares']}, {wanted_phrase(want)} is needed", expr.span, help=_like(want)
+        )
+    )
 
 
 def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scope) -> Any:
@@ -353,7 +384,5 @@ def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, want: Param, scope: Scop
             )
         )
     if value.of is not None and value.of != base.path:
-        raise Unfit(
-            wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
-        )
+        raise Unfit(wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span))
     return fit(expr, Ratio(value.value, base.path), want)

@@ -34,7 +34,7 @@ class Range:
 class Selector:
     """Globs over module paths with set operators, as canonical text, e.g. `"*.mlp" - "layers.0.*"`."""
 
-    terms: tuple[tuple[str, str], ...]     # (operator, glob): the first operator is "|"; applied left to right
+    terms: tuple[tuple[str, str], ...]  # (operator, glob): the first operator is "|"; applied left to right
     allow_empty: bool = False
 
 
@@ -82,8 +82,10 @@ class MetricRef:
         return dict(self.args).get(name, default)
 
 
-_KINDS = {c.__name__: c for c in (Ratio, Bytes, Duration, Range, Selector, Shares, DataRef, ModelRef, ProfileRef,
-                                StepRef, MetricRef)}
+_KINDS = {
+    c.__name__: c
+    for c in (Ratio, Bytes, Duration, Range, Selector, Shares, DataRef, ModelRef, ProfileRef, StepRef, MetricRef)
+}
 
 
 def to_json(value: Any) -> Any:

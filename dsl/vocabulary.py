@@ -10,8 +10,24 @@ from typing import Any
 KINDS = ("pass", "target", "metric", "data", "model")
 
 # Types a parameter may have, as they are written in manuals. A parameter lists one or more.
-TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "range", "shares",
-         "data", "metric", "model", "profile", "step")       # and "list[T]" of any of them
+TYPES = (
+    "int",
+    "float",
+    "ratio",
+    "bytes",
+    "duration",
+    "string",
+    "bool",
+    "choice",
+    "selector",
+    "range",
+    "shares",
+    "data",
+    "metric",
+    "model",
+    "profile",
+    "step",
+)  # and "list[T]" of any of them
 
 
 class Required:
@@ -45,7 +61,7 @@ class Param:
     choices: tuple[str, ...] = ()
     of: tuple[str, ...] = ()
     unit: str = ""
-    positional: bool = False          # may be given without its name, in order of declaration
+    positional: bool = False  # may be given without its name, in order of declaration
 
     @property
     def required(self) -> bool:
@@ -58,9 +74,9 @@ class Word:
 
     kind: str
     name: str
-    doc: str                                    # the whole docstring: sentence, paragraph, Source, Example, Result
+    doc: str  # the whole docstring: sentence, paragraph, Source, Example, Result
     params: tuple[Param, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)   # the header's other literals: keeps, acts_on, after ...
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the header's other literals: keeps, acts_on, after ...
     path: str = ""
 
     @property

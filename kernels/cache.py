@@ -74,22 +74,36 @@ class Cache:
             wanted = self.length + tokens
             raise native.KernelError(f"the cache holds {self.longest} tokens, and {wanted} are wanted")
         keys, values = (t.detach().reshape(len(self.keys), tokens, self.d).bfloat16() for t in (keys, values))
-        keys = torch.cat([self.keys[:, :self.recent], keys], 1)
-        values = torch.cat([self.values[:, :self.recent], values], 1)
+        keys = torch.cat([self.keys[:, : self.recent], keys], 1)
+        values = torch.cat([self.values[:, : self.recent], values], 1)
         full = max(0, (keys.shape[1] - self.window) // TOKENS)
         if full:
-            self._compress(keys[:, :full * TOKENS], values[:, :full * TOKENS], full)
+            self._compress(keys[:, : full * TOKENS], values[:, : full * TOKENS], full)
         self.recent = keys.shape[1] - full * TOKENS
-        self.keys[:, :self.recent] = keys[:, full * TOKENS:]
-        self.values[:, :self.recent] = values[:, full * TOKENS:]
+        self.keys[:, : self.recent] = keys[:, full * TOKENS :]
+        self.values[:, : self.recent] = values[:, full * TOKENS :]
 
     def _compress(self, keys: Tensor, values: Tensor, count: int) -> None:
         keys = self._prune(keys, self.keep[0], count)
         values = self._prune(values, self.keep[1], count)
-        native.call("pack_tokens", levels.code(), keys.data_ptr(), values.data_ptr(), len(keys), self.d,
-                    keys.stride(0), self.blocks, count, self.stream.data_ptr(), self._capacity,
-                    self.offsets.data_ptr(), self.offsets.stride(0), self.sparse, torch.get_num_threads(),
-                    what="the cache")
+        native.call(
+            "pack_tokens",
+            levels.code(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            len(keys),
+            self.d,
+            keys.stride(0),
+            self.blocks,
+            count,
+            self.stream.data_ptr(),
+            self._capacity,
+            self.offsets.data_ptr(),
+            self.offsets.stride(0),
+            self.sparse,
+            torch.get_num_threads(),
+            what="the cache",
+        )
         self.blocks += count
 
     def _prune(self, tokens: Tensor, share: float, count: int) -> Tensor:
@@ -110,5 +124,13 @@ class Cache:
         """Attention of one query token: q [sequences, query heads, d] -> the same shape."""
         name = "sparse_attention" if self.sparse else "dense_attention"
         op = getattr(torch.ops.effc, name)
-        return op(q, self.stream, self.offsets, self.keys, self.values, self.blocks, self.recent,
-                  self.d ** -0.5 if scale is None else scale)
+        return op(
+            q,
+            self.stream,
+            self.offsets,
+            self.keys,
+            self.values,
+            self.blocks,
+            self.recent,
+            self.d**-0.5 if scale is None else scale,
+        )

@@ -53,12 +53,26 @@ class CausalConv(Kernel):
         fit("what came before", before, b, c, k - 1)
         bounds = live(bounds, b, t)
         (own,) = one_type(x)
-        own = rows(own.mT)                                            # [b, t, c]
+        own = rows(own.mT)  # [b, t, c]
         y = torch.empty(b, t, c, dtype=own.dtype)
-        filters, bias = plain(weight.mT), plain(bias)                 # [k, c]
+        filters, bias = plain(weight.mT), plain(bias)  # [k, c]
         before = None if before is None or k == 1 else before.mT.to(own.dtype).contiguous()
-        run("causal_conv", *placed(own), filters.data_ptr(), at(bias), at(before), y.data_ptr(), at(bounds), b, t,
-            c, k, own.dtype is torch.float32, silu, torch.get_num_threads())
+        run(
+            "causal_conv",
+            *placed(own),
+            filters.data_ptr(),
+            at(bias),
+            at(before),
+            y.data_ptr(),
+            at(bounds),
+            b,
+            t,
+            c,
+            k,
+            own.dtype is torch.float32,
+            silu,
+            torch.get_num_threads(),
+        )
         return y.mT.to(x.dtype)
 
     @classmethod
@@ -70,8 +84,11 @@ class CausalConv(Kernel):
             needs = ctx.needs_input_grad
             wanted = [x for x, need in zip(given, needs, strict=False) if x is not None and need]
             found = iter(torch.autograd.grad(y, wanted, grad))
-        return *(next(found) if x is not None and need else None
-                 for x, need in zip(given, needs, strict=False)), None, None
+        return (
+            *(next(found) if x is not None and need else None for x, need in zip(given, needs, strict=False)),
+            None,
+            None,
+        )
 
     @staticmethod
     def accepts(weight: Tensor, activation: str | None = None) -> str:

@@ -18,7 +18,7 @@ class CausalConvStep(Kernel):
     @staticmethod
     def reference(x, state, weight, bias, silu):
         seen = torch.cat([state, x[:, :, None].to(state.dtype)], 2)
-        y = (seen[:, :, -weight.shape[1]:].float() * weight.float()).sum(2)
+        y = (seen[:, :, -weight.shape[1] :].float() * weight.float()).sum(2)
         y = y if bias is None else y + bias.float()
         state.copy_(seen[:, :, 1:])
         return (torch.nn.functional.silu(y) if silu else y).to(x.dtype)
@@ -33,8 +33,20 @@ class CausalConvStep(Kernel):
         if s < k - 1 or state.dtype is not x.dtype or not state.is_contiguous() or x.dtype is torch.float64:
             return cls.reference(x, state, weight, bias, silu)
         x, weight, bias, y = rows(x), plain(weight), plain(bias), torch.empty(b, c, dtype=x.dtype)
-        run(cls.name, *rows_of(x), state.data_ptr(), weight.data_ptr(), at(bias), y.data_ptr(), b, c, s, k,
-            x.dtype is torch.float32, silu)
+        run(
+            cls.name,
+            *rows_of(x),
+            state.data_ptr(),
+            weight.data_ptr(),
+            at(bias),
+            y.data_ptr(),
+            b,
+            c,
+            s,
+            k,
+            x.dtype is torch.float32,
+            silu,
+        )
         return y
 
     accepts = CausalConv.accepts

@@ -24,7 +24,7 @@ from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 4                          # of what C++ is handed; api.cc has the same number
+LAYOUT = 4  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "append", "attend", "scan", "waiting")
 
 
@@ -55,9 +55,17 @@ class Engine:
     steady      a sequence's logits depend, to the bit, neither on what else a call computes nor on threads
     """
 
-    def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], threads: int, sequences: int = 1,
-                 context: int | None = None, copy: bool = True, deep: bool = False,
-                 steady: bool = False):
+    def __init__(
+        self,
+        plan: Mapping,
+        weights: Mapping[str, Tensor],
+        threads: int,
+        sequences: int = 1,
+        context: int | None = None,
+        copy: bool = True,
+        deep: bool = False,
+        steady: bool = False,
+    ):
         self._handle, self._users, self._free = ctypes.c_void_p(), 0, threading.Condition()
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
@@ -67,16 +75,32 @@ class Engine:
             raise KernelError(f"an engine remembers at most {MOST_SEQUENCES} sequences, not {sequences}")
         layout = laid_out(plan, weights, deep)
         if context is not None and context > layout.context:
-            raise KernelError(f"the model's limit is {layout.context} tokens of a sequence, and {context} "
-                              "are asked for")
+            raise KernelError(
+                f"the model's limit is {layout.context} tokens of a sequence, and {context} are asked for"
+            )
         self.context, self.sequences = context or layout.context, sequences
         self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
         self.threads = min(threads, usable_cores(), MOST_THREADS)
         self._weights = self._resident(layout.weights) if copy else weights
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
         own, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
-        made = Plan(steps, widths, own, slots, len(steps), len(widths), len(own), len(slots), layout.logits,
-                    levels.code(), self.threads, sequences, int(steady), 0, self.context)
+        made = Plan(
+            steps,
+            widths,
+            own,
+            slots,
+            len(steps),
+            len(widths),
+            len(own),
+            len(slots),
+            layout.logits,
+            levels.code(),
+            self.threads,
+            sequences,
+            int(steady),
+            0,
+            self.context,
+        )
         native.call("engine_create", ctypes.byref(made), ctypes.byref(self._handle), what="the engine")
 
     @staticmethod
@@ -92,8 +116,12 @@ class Engine:
             weight.at = room.data_ptr() + start
         return room
 
-    def run(self, ids: Sequence[int] | Tensor, sequences: Sequence[int] | Tensor,
-            wanted: Sequence[int] | Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        ids: Sequence[int] | Tensor,
+        sequences: Sequence[int] | Tensor,
+        wanted: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
         """Append tokens to their sequences; the logits [wanted, vocabulary] float32 of some of them.
 
         ids         [n] tokens
@@ -105,8 +133,9 @@ class Engine:
         self._fit(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
         with self._open() as handle:
-            status = native.function("engine_run")(handle, len(ids), *(_address(n) for n in (ids, owners)),
-                                                   len(rows), _address(rows), logits.data_ptr())
+            status = native.function("engine_run")(
+                handle, len(ids), *(_address(n) for n in (ids, owners)), len(rows), _address(rows), logits.data_ptr()
+            )
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
@@ -119,15 +148,19 @@ class Engine:
         if not len(ids):
             return
         if min(ids) < 0 or max(ids) >= self.vocabulary:
-            raise KernelError(f"tokens {min(ids)}..{max(ids)} are not all among the {self.vocabulary} that "
-                              "the model knows")
+            raise KernelError(
+                f"tokens {min(ids)}..{max(ids)} are not all among the {self.vocabulary} that the model knows"
+            )
         if min(owners) < 0 or max(owners) >= self.sequences:
-            raise KernelError(f"sequences {min(owners)}..{max(owners)} are not all among this engine's "
-                              f"{self.sequences}")
+            raise KernelError(
+                f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
+            )
         for sequence, count in Counter(owners).items():
             if self.length(sequence) + count > self.context:
-                raise KernelError(f"sequence {sequence} has {self.length(sequence)} tokens, and {count} more "
-                                  f"exceed the context of {self.context}")
+                raise KernelError(
+                    f"sequence {sequence} has {self.length(sequence)} tokens, and {count} more "
+                    f"exceed the context of {self.context}"
+                )
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
 
@@ -161,7 +194,7 @@ class Engine:
             handle, self._handle = self._handle, ctypes.c_void_p()
             while handle and self._users:
                 native.call("engine_cancel", handle, what="the engine")
-                self._free.wait(0.01)         # a call that had not begun yet when it was cancelled is cancelled again
+                self._free.wait(0.01)  # a call that had not begun yet when it was cancelled is cancelled again
         if handle:
             native.call("engine_free", handle, what="the engine")
 
@@ -180,7 +213,7 @@ class Engine:
                 self._free.notify_all()
 
     def __del__(self) -> None:
-        with suppress(TypeError, AttributeError):    # when the interpreter ends, `native` is gone
+        with suppress(TypeError, AttributeError):  # when the interpreter ends, `native` is gone
             self.close()
 
 

@@ -24,8 +24,8 @@ class Layout:
     widths: list[int]
     slots: list[Slot]
     logits: int
-    context: int                    # the model's limit of tokens in a sequence
-    vocabulary: int                 # ids that the embedding knows
+    context: int  # the model's limit of tokens in a sequence
+    vocabulary: int  # ids that the embedding knows
     steps: list[Step] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
 
@@ -60,11 +60,11 @@ class _Reader:
     def read(self) -> Layout:
         plan = self.plan
         self.need(isinstance(plan, Mapping), "it is not an object")
-        self.need(plan.get("version") == VERSION,
-                  f"its version is {plan.get('version')}, and this effc reads {VERSION}")
+        self.need(
+            plan.get("version") == VERSION, f"its version is {plan.get('version')}, and this effc reads {VERSION}"
+        )
         widths = plan.get("registers")
-        self.need(isinstance(widths, list) and all(_int(w, 1) for w in widths),
-                  "its registers are no list of widths")
+        self.need(isinstance(widths, list) and all(_int(w, 1) for w in widths), "its registers are no list of widths")
         slots = plan.get("slots")
         self.need(isinstance(slots, list), "its slots are no list")
         self.need(_int(plan.get("context"), 1), "its context is no number of tokens")
@@ -73,8 +73,7 @@ class _Reader:
         self.need(isinstance(steps, list) and steps, "it has no steps")
         for number, step in enumerate(steps):
             op = step.get("op") if isinstance(step, Mapping) else None
-            self.need(isinstance(op, str) and op in STEPS,
-                      f"step {number} is none that the engine knows")
+            self.need(isinstance(op, str) and op in STEPS, f"step {number} is none that the engine knows")
             self.place = f"step {number}, {op}"
             self.step(step)
         self.place = "the plan"
@@ -83,28 +82,34 @@ class _Reader:
         return self.out
 
     def finish(self, logits, steps: list) -> None:
-        self.need(_int(logits, 0) and logits in self.written,
-                  f"its logits are register {logits}, which no step writes")
+        self.need(_int(logits, 0) and logits in self.written, f"its logits are register {logits}, which no step writes")
         readers = [r for s in steps for r in self.read_by(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
-        self.need(writer["op"] not in ("columns", "join", "attention", *STATEFUL),
-                  "its logits are no register of their own")
+        self.need(
+            writer["op"] not in ("columns", "join", "attention", *STATEFUL), "its logits are no register of their own"
+        )
         self.need(bool(self.ids), "it has no embedding of tokens")
         self.out.logits, self.out.vocabulary = logits, min(self.ids)
 
     @staticmethod
     def read_by(step: Mapping) -> list[int]:
         kinds = STEPS[step["op"]]
-        return [r for name, kind in kinds.items() if kind in ("r", "r?", "R")
-                for r in (step[name] if kind == "R" else [step[name]]) if r is not None]
+        return [
+            r
+            for name, kind in kinds.items()
+            if kind in ("r", "r?", "R")
+            for r in (step[name] if kind == "R" else [step[name]])
+            if r is not None
+        ]
 
     def slot(self, slot) -> Slot:
         sizes = [slot.get(name) for name in ("kv_heads", "head_dim")] if isinstance(slot, Mapping) else [0]
         sizes.append(slot.get("value_dim", sizes[-1]) if isinstance(slot, Mapping) else 0)
         self.need(all(_int(s, 1) and s <= 65536 for s in sizes), "a slot of its cache has no sizes")
-        self.need(max(sizes[1:]) <= MOST_HEAD,
-                  f"a head has {max(sizes[1:])} dimensions, and the engine takes {MOST_HEAD}")
+        self.need(
+            max(sizes[1:]) <= MOST_HEAD, f"a head has {max(sizes[1:])} dimensions, and the engine takes {MOST_HEAD}"
+        )
         return Slot(*sizes)
 
     def step(self, step: Mapping) -> None:
@@ -149,8 +154,10 @@ class _Reader:
         return self.numbers[name]
 
     def entry(self, name: str, tensor: Tensor) -> Weight:
-        self.need(isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous(),
-                  f"weight `{name}` is no contiguous tensor of this machine's memory")
+        self.need(
+            isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous(),
+            f"weight `{name}` is no contiguous tensor of this machine's memory",
+        )
         at, count = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         if tensor.dtype is torch.uint8:
             kernel = packed.kernel_of(tensor)
@@ -161,8 +168,10 @@ class _Reader:
                 raise self.refuse(f"weight `{name}`: {error}") from error
             facts = packed.facts(tensor)
             return Weight(at, count, facts.n, facts.k, packed.KINDS[kernel])
-        self.need(tensor.dtype in FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
-                  f"weight `{name}` is {tensor.dtype} {list(tensor.shape)}")
+        self.need(
+            tensor.dtype in FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
+            f"weight `{name}` is {tensor.dtype} {list(tensor.shape)}",
+        )
         rows = len(tensor) if tensor.dim() == 2 else 1
         return Weight(at, count, rows, tensor.shape[-1], FORMS[tensor.dtype])
 
@@ -171,8 +180,10 @@ class _Reader:
         number = self.weight(name)
         if number >= 0:
             w = self.out.weights[number]
-            self.need(w.form == 16 and w.n == 1 and w.k in lengths,
-                      f"weight `{name}` is not float32 [{' or '.join(map(str, lengths))}]")
+            self.need(
+                w.form == 16 and w.n == 1 and w.k in lengths,
+                f"weight `{name}` is not float32 [{' or '.join(map(str, lengths))}]",
+            )
         return number
 
     def width(self, register: int) -> int:
@@ -201,31 +212,39 @@ class _Reader:
 
     def _norm(self, step, to, width) -> None:
         group = step["group"]
-        self.need(self.width(step["x"]) == width and width % group == 0,
-                  f"groups of {group} do not divide {width}")
+        self.need(self.width(step["x"]) == width and width % group == 0, f"groups of {group} do not divide {width}")
         self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
-        self.emit("norm", to, x=step["x"], kind=("rms", "layer").index(step["kind"]), group=group,
-                  number=step["eps"], weight=self.vector(step["weight"], group, width),
-                  bias=self.vector(step["bias"], group, width))
+        self.emit(
+            "norm",
+            to,
+            x=step["x"],
+            kind=("rms", "layer").index(step["kind"]),
+            group=group,
+            number=step["eps"],
+            weight=self.vector(step["weight"], group, width),
+            bias=self.vector(step["bias"], group, width),
+        )
 
     def _linear(self, step, to, width) -> None:
         number = self.weight(step["weight"])
         w, k = self.out.weights[number], self.width(step["x"])
         self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
-        self.need((w.n, w.k) == (width, k),
-                  f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}")
+        self.need(
+            (w.n, w.k) == (width, k), f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}"
+        )
         self.emit("linear", to, x=step["x"], weight=number, bias=self.vector(step["bias"], width))
 
     def _columns(self, step, to, width) -> None:
         start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
         whole = self.width(step["x"])
-        self.need(block * count == width and start + (count - 1) * stride + block <= whole,
-                  f"columns {start}.. are not all in register {step['x']} of {whole}, or not {width}")
+        self.need(
+            block * count == width and start + (count - 1) * stride + block <= whole,
+            f"columns {start}.. are not all in register {step['x']} of {whole}, or not {width}",
+        )
         self.emit("columns", to, x=step["x"], start=start, block=block, stride=stride, count=count)
 
     def _join(self, step, to, width) -> None:
-        self.need(sum(map(self.width, step["from"])) == width,
-                  f"its parts do not fill register {to} of {width}")
+        self.need(sum(map(self.width, step["from"])) == width, f"its parts do not fill register {to} of {width}")
         start = 0
         for register in step["from"]:
             self.emit("place", to, x=register, start=start)
@@ -234,8 +253,7 @@ class _Reader:
     def _rotary(self, step, to, width) -> None:
         heads, d, turned, start = (step[name] for name in ("heads", "head_dim", "rotary_dim", "start"))
         self.need(self.width(step["x"]) == width == heads * d, f"{heads} heads of {d} are not {width} columns")
-        self.need(turned % 2 == 0 and start + turned <= d,
-                  f"{turned} from {start} are no pairs in a head of {d}")
+        self.need(turned % 2 == 0 and start + turned <= d, f"{turned} from {start} are no pairs in a head of {d}")
         key = (step["inverse_frequencies"], step["scale"])
         if key not in self.angles:
             self.out.widths.append(turned)
@@ -243,25 +261,47 @@ class _Reader:
             self.angles[key] = len(self.out.widths) - 1
             self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
-        self.emit("rotary", to, x=step["x"], y=self.angles[key], heads=heads, head_dim=d, rotary_dim=turned,
-                  start=start, interleaved=step["interleaved"])
+        self.emit(
+            "rotary",
+            to,
+            x=step["x"],
+            y=self.angles[key],
+            heads=heads,
+            head_dim=d,
+            rotary_dim=turned,
+            start=start,
+            interleaved=step["interleaved"],
+        )
 
     def _attention(self, step, to, width) -> None:
         slot, heads = step["slot"], step["heads"]
         kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
-        self.need(slot < len(self.out.slots) and slot not in self.used_slots,
-                  f"its slot {slot} is not there or not free")
+        self.need(
+            slot < len(self.out.slots) and slot not in self.used_slots, f"its slot {slot} is not there or not free"
+        )
         self.used_slots.add(slot)
         own = self.out.slots[slot]
-        self.need((own.kv_heads, own.head_dim, own.value_dim) == (kv, d, v),
-                  f"its sizes are not those of slot {slot}")
+        self.need((own.kv_heads, own.head_dim, own.value_dim) == (kv, d, v), f"its sizes are not those of slot {slot}")
         self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
         found, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
         self.need(found == needed, f"its registers have {found}, not {needed}")
         self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
-        self.emit("attention", to, x=step["q"], y=step["k"], z=step["v"], slot=slot, heads=heads, kv_heads=kv,
-                  head_dim=d, value_dim=v, scale=step["scale"], softcap=step["softcap"] or 0.0,
-                  window=min(step["window"] or 0, 2**31 - 1), weight=self.vector(step["sinks"], heads))
+        self.emit(
+            "attention",
+            to,
+            x=step["q"],
+            y=step["k"],
+            z=step["v"],
+            slot=slot,
+            heads=heads,
+            kv_heads=kv,
+            head_dim=d,
+            value_dim=v,
+            scale=step["scale"],
+            softcap=step["softcap"] or 0.0,
+            window=min(step["window"] or 0, 2**31 - 1),
+            weight=self.vector(step["sinks"], heads),
+        )
 
     # -- steps that keep a state
 
@@ -269,8 +309,10 @@ class _Reader:
         """A float32 matrix of so many columns, and rows where they are said."""
         number = self.weight(name)
         w = self.out.weights[number]
-        self.need(w.form == 16 and w.k == columns and rows in (None, w.n),
-                  f"weight `{name}` is not float32 [{rows or 'any'}, {columns}]")
+        self.need(
+            w.form == 16 and w.k == columns and rows in (None, w.n),
+            f"weight `{name}` is not float32 [{rows or 'any'}, {columns}]",
+        )
         return number
 
     def keep(self, op: str, to: int, step, **fields) -> None:
@@ -280,35 +322,70 @@ class _Reader:
     def _convolve(self, step, to, width) -> None:
         self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
         filters = self.matrix(step["filters"], None, width)
-        self.keep("convolve", to, step, kind=step["silu"], weight=filters, count=self.out.weights[filters].n,
-                  bias=self.vector(step["bias"], width))
+        self.keep(
+            "convolve",
+            to,
+            step,
+            kind=step["silu"],
+            weight=filters,
+            count=self.out.weights[filters].n,
+            bias=self.vector(step["bias"], width),
+        )
 
     def _ssd(self, step, to, width) -> None:
         heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
-        self.need(self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
-                  f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns")
+        self.need(
+            self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
+            f"{heads} heads of {step['head_dim']} in {groups} groups are not {width} columns",
+        )
         self.scanned(step, {"dt": heads, "b": groups * states, "c": groups * states})
         most = math.inf if step["most"] is None else step["most"]
         self.need(0 <= step["least"] <= most, f"its time steps are to be {step['least']} to {most}")
         rates, skip, bias = (self.vector(step[name], heads) for name in ("rates", "skip", "bias"))
-        self.keep("ssd", to, step, y=step["dt"], z=step["b"], c=step["c"], weight=rates, skip=skip, bias=bias,
-                  kind=step["softplus"], heads=heads, kv_heads=groups, head_dim=step["head_dim"],
-                  states=states, number=step["least"], most=most)
+        self.keep(
+            "ssd",
+            to,
+            step,
+            y=step["dt"],
+            z=step["b"],
+            c=step["c"],
+            weight=rates,
+            skip=skip,
+            bias=bias,
+            kind=step["softplus"],
+            heads=heads,
+            kv_heads=groups,
+            head_dim=step["head_dim"],
+            states=states,
+            number=step["least"],
+            most=most,
+        )
 
     def _selective(self, step, to, width) -> None:
         states, gate = step["states"], step["gate"]
         widths = {"x": width, "dt": width, "b": states, "c": states}
         self.scanned(step, widths if gate is None else {**widths, "gate": width})
-        self.keep("selective", to, step, y=step["dt"], z=step["b"], c=step["c"],
-                  gate=-1 if gate is None else gate, weight=self.matrix(step["rates"], width, states),
-                  skip=self.vector(step["skip"], width), bias=self.vector(step["bias"], width),
-                  kind=step["softplus"], states=states)
+        self.keep(
+            "selective",
+            to,
+            step,
+            y=step["dt"],
+            z=step["b"],
+            c=step["c"],
+            gate=-1 if gate is None else gate,
+            weight=self.matrix(step["rates"], width, states),
+            skip=self.vector(step["skip"], width),
+            bias=self.vector(step["bias"], width),
+            kind=step["softplus"],
+            states=states,
+        )
 
     def scanned(self, step, widths: Mapping[str, int]) -> None:
         self.need(step["states"] <= MOST_STATES, f"a channel has {step['states']} states")
         for name, width in widths.items():
-            self.need(self.width(step[name]) == width,
-                      f"its `{name}` has {self.width(step[name])} columns, not {width}")
+            self.need(
+                self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}"
+            )
 
     # -- elementwise
 

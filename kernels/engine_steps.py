@@ -5,8 +5,8 @@ import ctypes
 import torch
 
 VERSION = 1
-MOST_HEAD = 512                     # dimensions of a head
-MOST_STATES = 4096                  # of a channel
+MOST_HEAD = 512  # dimensions of a head
+MOST_STATES = 4096  # of a channel
 # Fields of every op: "r" a register that it reads, "r?" one or null, "R" some of them, "w" a weight, "w?" one or null,
 # "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null, "b" true or false.
 STEPS: dict[str, dict[str, str]] = {
@@ -16,10 +16,30 @@ STEPS: dict[str, dict[str, str]] = {
     "linear": {"x": "r", "weight": "w", "bias": "w?"},
     "columns": {"x": "r", "start": "0", "block": "+", "stride": "0", "count": "+"},
     "join": {"from": "R"},
-    "rotary": {"x": "r", "heads": "+", "head_dim": "+", "rotary_dim": "+", "start": "0",
-               "inverse_frequencies": "w", "scale": "f", "interleaved": "b"},
-    "attention": {"q": "r", "k": "r", "v": "r", "slot": "0", "heads": "+", "kv_heads": "+", "head_dim": "+",
-                  "value_dim": "+", "scale": "f", "softcap": "f?", "window": "+?", "sinks": "w?"},
+    "rotary": {
+        "x": "r",
+        "heads": "+",
+        "head_dim": "+",
+        "rotary_dim": "+",
+        "start": "0",
+        "inverse_frequencies": "w",
+        "scale": "f",
+        "interleaved": "b",
+    },
+    "attention": {
+        "q": "r",
+        "k": "r",
+        "v": "r",
+        "slot": "0",
+        "heads": "+",
+        "kv_heads": "+",
+        "head_dim": "+",
+        "value_dim": "+",
+        "scale": "f",
+        "softcap": "f?",
+        "window": "+?",
+        "sinks": "w?",
+    },
     "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu"},
     "add": {"x": "r", "y": "r"},
     "mul": {"x": "r", "y": "r"},
@@ -30,28 +50,106 @@ STEPS: dict[str, dict[str, str]] = {
     "mul_vector": {"x": "r", "vector": "w"},
     # These keep a state of each sequence.
     "convolve": {"x": "r", "filters": "w", "bias": "w?", "silu": "b"},
-    "ssd": {"x": "r", "dt": "r", "b": "r", "c": "r", "heads": "+", "head_dim": "+", "groups": "+", "states": "+",
-            "rates": "w", "skip": "w?", "bias": "w?", "softplus": "b", "least": "f", "most": "f?"},
-    "selective": {"x": "r", "dt": "r", "b": "r", "c": "r", "gate": "r?", "states": "+", "rates": "w",
-                  "skip": "w?", "bias": "w?", "softplus": "b"},
+    "ssd": {
+        "x": "r",
+        "dt": "r",
+        "b": "r",
+        "c": "r",
+        "heads": "+",
+        "head_dim": "+",
+        "groups": "+",
+        "states": "+",
+        "rates": "w",
+        "skip": "w?",
+        "bias": "w?",
+        "softplus": "b",
+        "least": "f",
+        "most": "f?",
+    },
+    "selective": {
+        "x": "r",
+        "dt": "r",
+        "b": "r",
+        "c": "r",
+        "gate": "r?",
+        "states": "+",
+        "rates": "w",
+        "skip": "w?",
+        "bias": "w?",
+        "softplus": "b",
+    },
 }
 STATEFUL = ("convolve", "ssd", "selective")
 # As plan.h numbers them; `angles` and `place` are made here.
-OPS = ("embedding", "positions", "angles", "norm", "linear", "columns", "place", "rotary", "attention",
-        "act", "add", "mul", "scale", "shift", "softcap", "add_vector", "mul_vector", *STATEFUL)
+OPS = (
+    "embedding",
+    "positions",
+    "angles",
+    "norm",
+    "linear",
+    "columns",
+    "place",
+    "rotary",
+    "attention",
+    "act",
+    "add",
+    "mul",
+    "scale",
+    "shift",
+    "softcap",
+    "add_vector",
+    "mul_vector",
+    *STATEFUL,
+)
 FORMS = {torch.float32: 16, torch.bfloat16: 17}
 
 
 class Step(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_int32) for name in (
-        "op", "kind", "to", "x", "y", "z", "c", "gate", "weight", "bias", "skip", "slot", "heads", "kv_heads",
-        "head_dim", "value_dim", "window", "start", "block", "stride", "count", "group", "rotary_dim", "interleaved",
-        "state", "states")), *((name, ctypes.c_float) for name in ("number", "scale", "softcap", "most"))]
+    _fields_ = [
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "op",
+                "kind",
+                "to",
+                "x",
+                "y",
+                "z",
+                "c",
+                "gate",
+                "weight",
+                "bias",
+                "skip",
+                "slot",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "value_dim",
+                "window",
+                "start",
+                "block",
+                "stride",
+                "count",
+                "group",
+                "rotary_dim",
+                "interleaved",
+                "state",
+                "states",
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("number", "scale", "softcap", "most")),
+    ]
 
 
 class Weight(ctypes.Structure):
-    _fields_ = [("at", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("n", ctypes.c_int64), ("k", ctypes.c_int64),
-                ("form", ctypes.c_int32), ("zero", ctypes.c_int32)]
+    _fields_ = [
+        ("at", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("form", ctypes.c_int32),
+        ("zero", ctypes.c_int32),
+    ]
 
 
 class Slot(ctypes.Structure):
@@ -59,8 +157,25 @@ class Slot(ctypes.Structure):
 
 
 class Plan(ctypes.Structure):
-    _fields_ = [("steps", ctypes.POINTER(Step)), ("widths", ctypes.POINTER(ctypes.c_int32)),
-                ("weights", ctypes.POINTER(Weight)), ("slots", ctypes.POINTER(Slot)),
-                *((name, ctypes.c_int32) for name in (
-                    "step_count", "register_count", "weight_count", "slot_count", "logits", "level", "threads",
-                    "sequences", "steady")), ("zero", ctypes.c_int32), ("context", ctypes.c_int64)]
+    _fields_ = [
+        ("steps", ctypes.POINTER(Step)),
+        ("widths", ctypes.POINTER(ctypes.c_int32)),
+        ("weights", ctypes.POINTER(Weight)),
+        ("slots", ctypes.POINTER(Slot)),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "step_count",
+                "register_count",
+                "weight_count",
+                "slot_count",
+                "logits",
+                "level",
+                "threads",
+                "sequences",
+                "steady",
+            )
+        ),
+        ("zero", ctypes.c_int32),
+        ("context", ctypes.c_int64),
+    ]

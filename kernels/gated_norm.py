@@ -33,8 +33,19 @@ class GatedNorm(Kernel):
         own, gate = one_type(x, gate)
         own, gate, weight = rows(own), None if gate is None else rows(gate), plain(weight)
         y = torch.empty(m, width, dtype=own.dtype)
-        run(cls.name, *rows_of(own), *rows_of(gate), weight.data_ptr(), y.data_ptr(), m, groups, width // groups,
-            eps, own.dtype is torch.float32, torch.get_num_threads())
+        run(
+            cls.name,
+            *rows_of(own),
+            *rows_of(gate),
+            weight.data_ptr(),
+            y.data_ptr(),
+            m,
+            groups,
+            width // groups,
+            eps,
+            own.dtype is torch.float32,
+            torch.get_num_threads(),
+        )
         return y.to(x.dtype)
 
     @staticmethod

@@ -15,16 +15,28 @@ from torch import Tensor
 OPS = torch.library.Library("effc", "DEF")
 KERNELS: dict[str, type["Kernel"]] = {}
 _compiling, _records, _profiles = torch.compiler.is_compiling, torch.is_grad_enabled, torch.autograd._profiler_enabled
-_functions, _modes, _transform = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack,
-                                  torch._C._functorch.peek_interpreter_stack)
+_functions, _modes, _transform = (
+    torch._C._len_torch_function_stack,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._functorch.peek_interpreter_stack,
+)
 _traces = torch._C._get_tracing_state
 
 
 def unobserved(x: Tensor) -> bool:
     """Whether a call on x is nobody's but the caller's: x is plain and on the CPU, and no gradient, mode,
     transform, trace, compiler or profiler is to learn of it."""
-    return not (_compiling() or _records() or type(x) is not Tensor or not x.is_cpu or _modes() or _functions()
-                or _transform() or _traces() or _profiles())
+    return not (
+        _compiling()
+        or _records()
+        or type(x) is not Tensor
+        or not x.is_cpu
+        or _modes()
+        or _functions()
+        or _transform()
+        or _traces()
+        or _profiles()
+    )
 
 
 class Kernel(ABC):
@@ -32,18 +44,17 @@ class Kernel(ABC):
 
     name: str = ""
     schema: str = ""
-    keep: Callable[..., None] | None = None         # what the gradient needs, and the gradient,
-    backward: Callable[..., Any] | None = None      # where training may meet this op
+    keep: Callable[..., None] | None = None  # what the gradient needs, and the gradient,
+    backward: Callable[..., Any] | None = None  # where training may meet this op
 
     def __init_subclass__(cls) -> None:
         if not cls.name:
-            return                                  # abstract: a family of kernels
+            return  # abstract: a family of kernels
         OPS.define(cls.name + cls.schema, tags=(torch.Tag.pt2_compliant_tag,))
         OPS.impl(cls.name, cls.native, "CPU")
         torch.library.register_fake(f"effc::{cls.name}", cls.fake, lib=OPS)
         if cls.backward:
-            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep,
-                                            lib=OPS)
+            torch.library.register_autograd(f"effc::{cls.name}", cls.backward, setup_context=cls.keep, lib=OPS)
         KERNELS[cls.name] = cls
 
     @staticmethod

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 NAMES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-MODEL = "amx_model"      # the AMX sources over tile instructions in plain C++; only `forced`, for tests
+MODEL = "amx_model"  # the AMX sources over tile instructions in plain C++; only `forced`, for tests
 CODES = {name: code for code, name in enumerate((*NAMES, MODEL))}
 NEEDS = {
     "portable": "any processor",
@@ -28,7 +28,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they were not installed, or before their sources changed."""
     from . import __path__ as folders  # an editable install has two, and the library lies in one
 
-    named = os.environ.get("EFFC_KERNELS")           # a build of one's own, as the sanitizer tests make
+    named = os.environ.get("EFFC_KERNELS")  # a build of one's own, as the sanitizer tests make
     beside = (p for folder in folders for p in sorted(Path(folder).glob("libeffc_kernels.*")))
     found = [Path(named)] if named else beside
     loaded = (ctypes.CDLL(str(path)) for path in found)

@@ -26,13 +26,13 @@ SENTENCES = {
     "cancelled": "it was cancelled",
     "no_threads": "the system starts no more threads",
     "no_way_back": "the model keeps a state of all its tokens, which can't be cut back to fewer; only 0 and all are "
-                   "possible",
+    "possible",
 }
 
 _p, _i, _q, _u = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 _LINEAR = (_i, _p, _q, _q, _q, _p, _q, _q, _i, _p, _i, _p, _i)
 _ATTENTION = (_i, *[_p] * 6, *[_q] * 8, ctypes.c_float, _i, _i)
-_ROWS = (_p, _q, _q)                # a tensor, elements from batch to batch and from position to position
+_ROWS = (_p, _q, _q)  # a tensor, elements from batch to batch and from position to position
 _ROW = (_p, _q)
 ARGUMENTS = {
     "check": (_p, _q, _u, _q, _i),

@@ -14,8 +14,13 @@ from torch import Tensor
 
 from . import levels, native
 
-KINDS = {"dense_linear": 1, "sparse_linear": 2, "dense_linear_int8": 3, "sparse_linear_int8": 4,
-         "block_sparse_linear": 5}
+KINDS = {
+    "dense_linear": 1,
+    "sparse_linear": 2,
+    "dense_linear_int8": 3,
+    "sparse_linear_int8": 4,
+    "block_sparse_linear": 5,
+}
 HUGE = 2 << 20
 _CHECKED = "_effc_checked"
 
@@ -23,12 +28,25 @@ _CHECKED = "_effc_checked"
 class Header(ctypes.LittleEndianStructure):
     """The first 128 bytes of a buffer."""
 
-    _fields_ = [("magic", ctypes.c_char * 8), ("order", ctypes.c_uint32), ("version", ctypes.c_uint32),
-                ("kind", ctypes.c_uint32), ("zero", ctypes.c_uint32), ("n", ctypes.c_int64),
-                ("k", ctypes.c_int64), ("kept", ctypes.c_int64), ("blocks", ctypes.c_int64), ("tiles", ctypes.c_int64),
-                ("offsets_at", ctypes.c_int64), ("scales_at", ctypes.c_int64), ("sums_at", ctypes.c_int64),
-                ("stream_at", ctypes.c_int64), ("bytes", ctypes.c_int64), ("hash", ctypes.c_uint64),
-                ("pad", ctypes.c_char * 16)]
+    _fields_ = [
+        ("magic", ctypes.c_char * 8),
+        ("order", ctypes.c_uint32),
+        ("version", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("tiles", ctypes.c_int64),
+        ("offsets_at", ctypes.c_int64),
+        ("scales_at", ctypes.c_int64),
+        ("sums_at", ctypes.c_int64),
+        ("stream_at", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+        ("hash", ctypes.c_uint64),
+        ("pad", ctypes.c_char * 16),
+    ]
 
 
 @dataclass(frozen=True)
@@ -54,8 +72,10 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     return  [bytes]    uint8; equal weights give equal bytes, at every level and with any number of threads
     """
     if weight.dim() != 2 or 0 in weight.shape:
-        raise native.KernelError(f"a weight of shape {list(weight.shape)} can't be packed: "
-                                 "a linear layer has at least one output and one input")
+        raise native.KernelError(
+            f"a weight of shape {list(weight.shape)} can't be packed: "
+            "a linear layer has at least one output and one input"
+        )
     weight = weight.detach().to("cpu")
     if weight.dtype not in (torch.float32, torch.bfloat16):
         weight = weight.float()
@@ -67,8 +87,13 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     native.call("pack_begin", ctypes.byref(head), what=what)
     offsets = torch.zeros(head.blocks + 1, dtype=torch.int64)
     scales = torch.zeros(16 * head.blocks)
-    fixed = (weight.data_ptr(), weight.stride(0), int(weight.dtype == torch.float32), offsets.data_ptr(),
-             scales.data_ptr())
+    fixed = (
+        weight.data_ptr(),
+        weight.stride(0),
+        int(weight.dtype == torch.float32),
+        offsets.data_ptr(),
+        scales.data_ptr(),
+    )
     threads = torch.get_num_threads() if threads is None else threads
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, what=what)
     packed = room(head.bytes)
@@ -132,7 +157,7 @@ def room(count: int) -> Tensor:
         memory = mmap.mmap(-1, (count + HUGE - 1) // HUGE * HUGE + HUGE, flags=flags)
     except OSError as error:
         raise MemoryError(f"can't allocate memory: {count} bytes for a packed weight") from error
-    with suppress(OSError):                          # a system without them: ordinary pages then
+    with suppress(OSError):  # a system without them: ordinary pages then
         memory.madvise(mmap.MADV_HUGEPAGE)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
     return torch.frombuffer(memory, dtype=torch.uint8, count=count, offset=start)

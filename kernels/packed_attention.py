@@ -12,8 +12,10 @@ from .packed_linear import vectors
 class PackedAttention(Kernel):
     """q [sequences, query heads, d] and the parts of a `Cache` -> the attended values, as q."""
 
-    schema = ("(Tensor q, Tensor stream, Tensor offsets, Tensor keys, Tensor values, int blocks, int recent, "
-              "float scale) -> Tensor")
+    schema = (
+        "(Tensor q, Tensor stream, Tensor offsets, Tensor keys, Tensor values, int blocks, int recent, "
+        "float scale) -> Tensor"
+    )
 
     @staticmethod
     def fake(q, stream, offsets, keys, values, blocks, recent, scale):
@@ -22,10 +24,10 @@ class PackedAttention(Kernel):
     @classmethod
     def reference(cls, q, stream, offsets, keys, values, blocks, recent, scale):
         sparse, d = cls.name == "sparse_attention", q.shape[-1]
-        whole = [stored(stream[h], offsets[h, :blocks + 1], d, sparse) for h in range(len(stream))]
+        whole = [stored(stream[h], offsets[h, : blocks + 1], d, sparse) for h in range(len(stream))]
         k = torch.stack([torch.cat([w[0], new[:recent].float()]) for w, new in zip(whole, keys, strict=True)])
         v = torch.stack([torch.cat([w[1], new[:recent].float()]) for w, new in zip(whole, values, strict=True)])
-        grouped = q.bfloat16().float().reshape(len(stream), -1, d)                 # [heads, group, d]
+        grouped = q.bfloat16().float().reshape(len(stream), -1, d)  # [heads, group, d]
         return ((grouped @ k.mT * scale).softmax(-1) @ v).reshape(q.shape).to(q.dtype)
 
     @classmethod
@@ -37,8 +39,21 @@ class PackedAttention(Kernel):
         out, heads = torch.empty_like(q), len(stream)
         at = (t.data_ptr() for t in (q, stream, offsets, keys, values, out))
         group, strides = q.shape[0] * q.shape[1] // heads, (stream.stride(0), offsets.stride(0), keys.shape[1])
-        native.call(cls.name, levels.code(), *at, heads, group, q.shape[2], blocks, recent, *strides, scale,
-                    q.dtype == torch.float32, torch.get_num_threads(), what="the cache")
+        native.call(
+            cls.name,
+            levels.code(),
+            *at,
+            heads,
+            group,
+            q.shape[2],
+            blocks,
+            recent,
+            *strides,
+            scale,
+            q.dtype == torch.float32,
+            torch.get_num_threads(),
+            what="the cache",
+        )
         return out
 
     @staticmethod
@@ -50,8 +65,15 @@ class PackedAttention(Kernel):
     @staticmethod
     def cases() -> list[tuple[int, int, int, int]]:
         """Key heads, query heads of each, dimensions, tokens: tails of 16 and 32, odd ones, several pieces."""
-        return [(1, 1, 16, 1), (2, 3, 64, 31), (3, 3, 64, 100), (1, 4, 128, 700), (2, 2, 80, 65),
-                (1, 7, 33, 130), (1, 17, 32, 97)]
+        return [
+            (1, 1, 16, 1),
+            (2, 3, 64, 31),
+            (3, 3, 64, 100),
+            (1, 4, 128, 700),
+            (2, 2, 80, 65),
+            (1, 7, 33, 130),
+            (1, 17, 32, 97),
+        ]
 
 
 def _fit(q, stream, offsets, keys, values, blocks, recent) -> None:
@@ -73,9 +95,9 @@ def stored(stream: Tensor, offsets: Tensor, d: int, sparse: bool) -> tuple[Tenso
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         kind = "sparse_linear" if sparse else "dense_linear"
         found = vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
-        tiles = found.reshape(-1, 16, 16, 2)                            # [tile, pair, lane, 2]
-        own = tiles[:2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
+        tiles = found.reshape(-1, 16, 16, 2)  # [tile, pair, lane, 2]
+        own = tiles[: 2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
         keys.append(torch.from_numpy(np.ascontiguousarray(own[:, :d])))
-        own = tiles[2 * key_tiles:].transpose(1, 3, 0, 2).reshape(32, -1)
+        own = tiles[2 * key_tiles :].transpose(1, 3, 0, 2).reshape(32, -1)
         values.append(torch.from_numpy(np.ascontiguousarray(own[:, :d])))
     return torch.cat(keys), torch.cat(values)

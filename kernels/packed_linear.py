@@ -10,7 +10,7 @@ from . import packed as packing
 from .kernel import Kernel, unobserved
 
 _FLOATS = (torch.float32, torch.bfloat16)
-MOST_INPUTS = 66000        # of an int8 layer: 255 * 127 * k stays within int32
+MOST_INPUTS = 66000  # of an int8 layer: 255 * 127 * k stays within int32
 
 
 class PackedLinear(Kernel):
@@ -68,9 +68,20 @@ class PackedLinear(Kernel):
             bias = _fit(bias, n)
         y = torch.empty((*shape[:-1], n), dtype=dtype)
         status = native.function(cls.name)(
-            levels.code(), packed.data_ptr(), packed.numel(), n, k, x.data_ptr(), x.numel() // (k or 1), stride,
-            dtype is torch.float32, None if bias is None else bias.data_ptr(),
-            bias is not None and bias.dtype is torch.float32, y.data_ptr(), torch.get_num_threads())
+            levels.code(),
+            packed.data_ptr(),
+            packed.numel(),
+            n,
+            k,
+            x.data_ptr(),
+            x.numel() // (k or 1),
+            stride,
+            dtype is torch.float32,
+            None if bias is None else bias.data_ptr(),
+            bias is not None and bias.dtype is torch.float32,
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
         if status:
             raise native.refused(status)
         return y
@@ -105,7 +116,6 @@ class PackedLinear(Kernel):
     def cases() -> list[tuple[int, int]]:
         """Outputs and inputs: one, tails of 16 and of 32 and 64, more than one panel and one depth."""
         return [(1, 1), (3, 5), (16, 32), (17, 33), (48, 64), (65, 96), (130, 127), (20, 2100), (200, 257)]
-
 
 
 class PackedLinearInt8(PackedLinear):
@@ -144,33 +154,33 @@ def unpacked(packed: Tensor) -> Tensor:
     raw = packed.numpy()
     head = packing.Header.from_buffer_copy(raw[:128].tobytes())
     kernel = packing.facts(packed).kernel
-    offsets = raw[head.offsets_at:head.offsets_at + 8 * head.blocks + 8].view(np.int64)
+    offsets = raw[head.offsets_at : head.offsets_at + 8 * head.blocks + 8].view(np.int64)
     per_lane = 4 if "int8" in kernel else 2
     w = np.zeros((16 * head.blocks, head.tiles * 16 * per_lane), np.float32)
     for block in range(head.blocks):
         start = head.stream_at + offsets[block]
-        own = vectors(raw[start:head.stream_at + offsets[block + 1]], kernel, head.tiles)
-        lanes = own.reshape(-1, 16, per_lane)                     # [groups, outputs, inputs of a group]
-        w[16 * block:16 * block + 16] = lanes.transpose(1, 0, 2).reshape(16, -1)
+        own = vectors(raw[start : head.stream_at + offsets[block + 1]], kernel, head.tiles)
+        lanes = own.reshape(-1, 16, per_lane)  # [groups, outputs, inputs of a group]
+        w[16 * block : 16 * block + 16] = lanes.transpose(1, 0, 2).reshape(16, -1)
     if per_lane == 4:
-        w *= raw[head.scales_at:head.scales_at + 64 * head.blocks].view(np.float32)[:, None]
-    return torch.from_numpy(w[:head.n, :head.k].copy())
+        w *= raw[head.scales_at : head.scales_at + 64 * head.blocks].view(np.float32)[:, None]
+    return torch.from_numpy(w[: head.n, : head.k].copy())
 
 
 def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
     """The weights of a block as [groups, one vector] of numbers."""
     element = np.int8 if "int8" in kernel else np.uint16
     if kernel.startswith("dense"):
-        return _numbers(stream[:1024 * tiles].view(element))
+        return _numbers(stream[: 1024 * tiles].view(element))
     if kernel == "block_sparse_linear":
         return _numbers(_placed(stream, tiles))
     mask_bytes = 128 if element is np.int8 else 64
     whole, at = np.zeros((tiles, 1024 // element().itemsize), element), 0
     for tile in range(tiles):
-        bits = np.unpackbits(stream[at:at + mask_bytes], bitorder="little").astype(bool)
+        bits = np.unpackbits(stream[at : at + mask_bytes], bitorder="little").astype(bool)
         at += mask_bytes
         count = int(bits.sum()) * element().itemsize
-        whole[tile][bits] = stream[at:at + count].copy().view(element)
+        whole[tile][bits] = stream[at : at + count].copy().view(element)
         at += count
     return _numbers(whole)
 
@@ -178,9 +188,9 @@ def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
 def _placed(stream: np.ndarray, tiles: int) -> np.ndarray:
     count = int(stream[:8].view(np.int64)[0])
     at = 64 + (2 * count + 63) // 64 * 64
-    kept = stream[at:at + 64 * count].view(np.uint16).reshape(count, 32)
+    kept = stream[at : at + 64 * count].view(np.uint16).reshape(count, 32)
     whole = np.zeros((tiles * 16, 32), np.uint16)
-    whole[stream[64:64 + 2 * count].view(np.uint16)] = kept
+    whole[stream[64 : 64 + 2 * count].view(np.uint16)] = kept
     return whole
 
 

@@ -31,8 +31,12 @@ class Sampler:
 
     def __post_init__(self) -> None:
         infinite = float("inf")
-        bounds = {"temperature": 0 <= self.temperature < infinite, "top_k": 0 <= self.top_k < 2**63,
-                  "top_p": 0 < self.top_p <= 1, "repetition_penalty": 0 < self.repetition_penalty < infinite}
+        bounds = {
+            "temperature": 0 <= self.temperature < infinite,
+            "top_k": 0 <= self.top_k < 2**63,
+            "top_p": 0 < self.top_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < infinite,
+        }
         for name, fine in bounds.items():
             if not fine:
                 raise KernelError(f"sampling with `{name}` {getattr(self, name)} has no meaning")
@@ -49,8 +53,18 @@ class Sampler:
         seen = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
         status = native.function("sample")(
-            levels.code(), logits.data_ptr(), logits.numel(), seen.data_ptr(), seen.numel(), self.temperature,
-            self.top_k, self.top_p, self.repetition_penalty, ctypes.byref(self._state), ctypes.byref(token))
+            levels.code(),
+            logits.data_ptr(),
+            logits.numel(),
+            seen.data_ptr(),
+            seen.numel(),
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.repetition_penalty,
+            ctypes.byref(self._state),
+            ctypes.byref(token),
+        )
         if status == _NOT_FINITE:
             raise KernelError("no token can be chosen: a logit is NaN or infinite")
         if status:

@@ -30,12 +30,33 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_a, of_state = (torch.zeros(batches, channels, n) for _ in range(2))
     of_d, of_bias = (torch.zeros(batches, channels) for _ in range(2))
     found = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
-    run("selective_scan_backward", *map(at, wide), *map(at, held), *map(at, found),
-        at(live(bounds, batches, length)), batches, length, channels, n, softplus, torch.get_num_threads())
-    grads = (of_x.mT, of_dt.mT, of_a.sum(0), of_b.sum(1).mT, of_c.sum(1).mT, of_d.sum(0), of_z.mT,
-             of_bias.sum(0), of_state)
+    run(
+        "selective_scan_backward",
+        *map(at, wide),
+        *map(at, held),
+        *map(at, found),
+        at(live(bounds, batches, length)),
+        batches,
+        length,
+        channels,
+        n,
+        softplus,
+        torch.get_num_threads(),
+    )
+    grads = (
+        of_x.mT,
+        of_dt.mT,
+        of_a.sum(0),
+        of_b.sum(1).mT,
+        of_c.sum(1).mT,
+        of_d.sum(0),
+        of_z.mT,
+        of_bias.sum(0),
+        of_state,
+    )
     x_, dt_, a_, b_, c_, d_, z_, bias_, state_ = (
-        None if t is None else g.to(t.dtype) for t, g in zip(given[:9], grads, strict=True))
+        None if t is None else g.to(t.dtype) for t, g in zip(given[:9], grads, strict=True)
+    )
     return x_, dt_, a_, b_, c_, d_, z_, bias_, None, state_, None
 
 
@@ -50,15 +71,19 @@ class SelectiveScan(Kernel):
     """
 
     name = "selective_scan"
-    schema = ("(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? bias, "
-              "bool softplus, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)")
+    schema = (
+        "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? bias, "
+        "bool softplus, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)"
+    )
 
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
     def fake(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
-        return (x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT,
-                x.new_empty(x.shape[0], *a.shape, dtype=torch.float32))
+        return (
+            x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT,
+            x.new_empty(x.shape[0], *a.shape, dtype=torch.float32),
+        )
 
     @staticmethod
     def reference(x, dt, a, b, c, d, z, bias, softplus, state, bounds):
@@ -84,14 +109,33 @@ class SelectiveScan(Kernel):
         _fit(x, dt, a, b, c, d, z, bias, state)
         bounds = live(bounds, batches, length)
         own, dt, b, c, z = one_type(x, dt, b, c, z)
-        own, b, c, dt = rows(own.mT), rows(b.mT), rows(c.mT), dt.mT   # [b, t, c] and [b, t, n]
+        own, b, c, dt = rows(own.mT), rows(b.mT), rows(c.mT), dt.mT  # [b, t, c] and [b, t, n]
         z = None if z is None else rows(z.mT)
         y = torch.empty(batches, length, channels, dtype=own.dtype)
         h = torch.zeros(batches, channels, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
-        run(cls.name, *placed(own), *placed(dt), dt.stride(2), *placed(z), *placed(b), *placed(c), at(a),
-            at(d), at(bias), y.data_ptr(), h.data_ptr(), at(bounds), batches, length, channels, n,
-            own.dtype is torch.float32, softplus, torch.get_num_threads())
+        run(
+            cls.name,
+            *placed(own),
+            *placed(dt),
+            dt.stride(2),
+            *placed(z),
+            *placed(b),
+            *placed(c),
+            at(a),
+            at(d),
+            at(bias),
+            y.data_ptr(),
+            h.data_ptr(),
+            at(bounds),
+            batches,
+            length,
+            channels,
+            n,
+            own.dtype is torch.float32,
+            softplus,
+            torch.get_num_threads(),
+        )
         return y.mT.to(x.dtype), h
 
     @staticmethod
@@ -101,8 +145,7 @@ class SelectiveScan(Kernel):
     @staticmethod
     def cases() -> list[tuple[int, int, int, int]]:
         """Sequences, channels, states, positions."""
-        return [(1, 1, 1, 1), (2, 16, 16, 5), (1, 17, 5, 33), (3, 40, 8, 70), (2, 33, 20, 130),
-                (1, 32, 16, 1)]
+        return [(1, 1, 1, 1), (2, 16, 16, 5), (1, 17, 5, 33), (3, 40, 8, 70), (2, 33, 20, 130), (1, 32, 16, 1)]
 
 
 def _fit(x, dt, a, b, c, d, z, bias, state) -> None:

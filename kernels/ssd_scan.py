@@ -21,8 +21,22 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
     found = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
     softplus, least, most = ctx.rest
-    run("ssd_scan_backward", *map(at, held), *map(at, found), at(live(bounds, batches, length)), batches,
-        length, heads, p, groups, n, least, most, softplus, torch.get_num_threads())
+    run(
+        "ssd_scan_backward",
+        *map(at, held),
+        *map(at, found),
+        at(live(bounds, batches, length)),
+        batches,
+        length,
+        heads,
+        p,
+        groups,
+        n,
+        least,
+        most,
+        softplus,
+        torch.get_num_threads(),
+    )
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
     *own, of_state = (None if t is None else g.to(t.dtype) for t, g in zip(given[:8], grads, strict=True))
@@ -41,8 +55,10 @@ class SsdScan(Kernel):
     """
 
     name = "ssd_scan"
-    schema = ("(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? bias, bool softplus, "
-              "float least, float most, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)")
+    schema = (
+        "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? bias, bool softplus, "
+        "float least, float most, Tensor? state, Tensor? bounds) -> (Tensor, Tensor)"
+    )
 
     keep, backward = staticmethod(keep), staticmethod(backward)
 
@@ -78,14 +94,35 @@ class SsdScan(Kernel):
         _fit(x, dt, a, b, c, d, bias, state)
         bounds = live(bounds, batches, length)
         own, dt, b, c = one_type(x, dt, b, c)
-        own, b, c = (flat(t) for t in (own, b, c))                    # [b, t, h * p] and [b, t, g * n]
+        own, b, c = (flat(t) for t in (own, b, c))  # [b, t, h * p] and [b, t, g * n]
         dt = rows(dt)
         y = torch.empty(batches, length, heads, p, dtype=own.dtype)
         h = torch.zeros(batches, heads, p, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
-        run(cls.name, *placed(own), *placed(dt), *placed(b), *placed(c), at(a), at(d), at(bias), y.data_ptr(),
-            h.data_ptr(), at(bounds), batches, length, heads, p, groups, n, least, most,
-            own.dtype is torch.float32, softplus, torch.get_num_threads())
+        run(
+            cls.name,
+            *placed(own),
+            *placed(dt),
+            *placed(b),
+            *placed(c),
+            at(a),
+            at(d),
+            at(bias),
+            y.data_ptr(),
+            h.data_ptr(),
+            at(bounds),
+            batches,
+            length,
+            heads,
+            p,
+            groups,
+            n,
+            least,
+            most,
+            own.dtype is torch.float32,
+            softplus,
+            torch.get_num_threads(),
+        )
         return y.to(x.dtype), h
 
     @staticmethod
@@ -95,8 +132,14 @@ class SsdScan(Kernel):
     @staticmethod
     def cases() -> list[tuple[int, int, int, int, int, int]]:
         """Sequences, heads, channels of a head, groups, states, positions."""
-        return [(1, 1, 1, 1, 1, 1), (2, 4, 16, 2, 16, 5), (1, 6, 17, 3, 5, 33), (2, 3, 64, 1, 20, 70),
-                (1, 2, 80, 1, 128, 130), (3, 4, 8, 4, 16, 1)]
+        return [
+            (1, 1, 1, 1, 1, 1),
+            (2, 4, 16, 2, 16, 5),
+            (1, 6, 17, 3, 5, 33),
+            (2, 3, 64, 1, 20, 70),
+            (1, 2, 80, 1, 128, 130),
+            (3, 4, 8, 4, 16, 1),
+        ]
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ class SsdStep(Kernel):
     """
 
     name = "ssd_step"
-    schema = ("(Tensor(a!) state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, "
-              "Tensor? bias, bool softplus, bool a_is_log) -> Tensor")
+    schema = (
+        "(Tensor(a!) state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, "
+        "Tensor? bias, bool softplus, bool a_is_log) -> Tensor"
+    )
 
     fake = staticmethod(as_second)
 
@@ -41,9 +43,27 @@ class SsdStep(Kernel):
         own, dt, b, c = (rows(t.flatten(1)) for t in (own, dt, b, c))
         h = plain(state)
         a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, heads, p, dtype=own.dtype)
-        run(cls.name, *rows_of(own), *rows_of(dt), *rows_of(b), *rows_of(c), at(a), at(d), at(bias), y.data_ptr(),
-            h.data_ptr(), batches, heads, p, groups, n, own.dtype is torch.float32, softplus, a_is_log,
-            torch.get_num_threads())
+        run(
+            cls.name,
+            *rows_of(own),
+            *rows_of(dt),
+            *rows_of(b),
+            *rows_of(c),
+            at(a),
+            at(d),
+            at(bias),
+            y.data_ptr(),
+            h.data_ptr(),
+            batches,
+            heads,
+            p,
+            groups,
+            n,
+            own.dtype is torch.float32,
+            softplus,
+            a_is_log,
+            torch.get_num_threads(),
+        )
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-os.environ["OMP_NUM_THREADS"] = "1"                # before torch is imported, which reads it then
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it then
 
 # No deadline: on a machine that others share, time is no property of the code.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -51,8 +51,6 @@ def golden(request, update):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert path.exists(), f"{path} is not written yet: run pytest --update"
-        assert text == path.read_text(encoding="utf-8"), (
-            f"{path} differs: run pytest --update and read the diff"
-        )
+        assert text == path.read_text(encoding="utf-8"), f"{path} differs: run pytest --update and read the diff"
 
     return compare

@@ -38,8 +38,10 @@ def main(effc: str) -> None:
         run(effc, "plan", "r.effspec")
         run(effc, "compile", "r.effspec", "--threads", "1", "--no-progress")
         assert run(effc, "run", "out/tiny-llama-small", "--prompt", "And it came", "--max-new-tokens", "8").strip()
-        code = ("import effc, torch; m = effc.load('out/tiny-llama-small'); "
-                "print(m(input_ids=torch.arange(8)[None]).logits.shape[1])")
+        code = (
+            "import effc, torch; m = effc.load('out/tiny-llama-small'); "
+            "print(m(input_ids=torch.arange(8)[None]).logits.shape[1])"
+        )
         assert run(python, "-c", code).strip() == "8"
         levels = run(python, "-c", "from effc.kernels import levels; print(*levels.available())").split()
         assert len(levels) > 0 and levels[0] == "portable"

@@ -56,8 +56,16 @@ class Mixer(nn.Module):
         fed = causal_conv1d_fn(fed.transpose(1, 2), self.conv.weight.squeeze(1), self.conv.bias, activation="silu")
         fed, b_states, c_states = fed.transpose(1, 2).split([self.inner, self.states, self.states], -1)
         y = mamba2_chunk_scan(
-            fed.view(b, t, -1, HEAD_DIM), step, -self.decay.exp(), b_states.view(b, t, 1, -1),
-            c_states.view(b, t, 1, -1), chunk_size=8, D=self.skip, dt_bias=self.step_bias, dt_softplus=True)
+            fed.view(b, t, -1, HEAD_DIM),
+            step,
+            -self.decay.exp(),
+            b_states.view(b, t, 1, -1),
+            c_states.view(b, t, 1, -1),
+            chunk_size=8,
+            D=self.skip,
+            dt_bias=self.step_bias,
+            dt_softplus=True,
+        )
         return y.reshape(b, t, -1) * F.silu(gate)
 
 

@@ -9,17 +9,53 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
 
-_HYBRID = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": 0,
-           "bos_token_id": 1, "eos_token_id": 2, "intermediate_size": 96, "max_position_embeddings": 128}
+_HYBRID = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+}
 _OTHERS = {
-    "zamba2": {**_HYBRID, "num_key_value_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2, "n_mamba_heads": 8,
-               "hybrid_layer_ids": [1], "layers_block_type": ["mamba", "hybrid", "mamba"], "num_mem_blocks": 1,
-               "mamba_expand": 2, "chunk_size": 8, "adapter_rank": 8},
-    "nemotron_h": {**_HYBRID, "num_key_value_heads": 2, "head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 16,
-                   "layers_block_type": ["mamba", "attention", "mamba"], "ssm_state_size": 16, "n_groups": 2,
-                   "chunk_size": 8},
-    "falcon_h1": {**_HYBRID, "num_key_value_heads": 2, "head_dim": 16, "mamba_d_ssm": 128, "mamba_n_heads": 8,
-                  "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 8},
+    "zamba2": {
+        **_HYBRID,
+        "num_key_value_heads": 4,
+        "mamba_d_state": 16,
+        "mamba_ngroups": 2,
+        "n_mamba_heads": 8,
+        "hybrid_layer_ids": [1],
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "num_mem_blocks": 1,
+        "mamba_expand": 2,
+        "chunk_size": 8,
+        "adapter_rank": 8,
+    },
+    "nemotron_h": {
+        **_HYBRID,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "layers_block_type": ["mamba", "attention", "mamba"],
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "chunk_size": 8,
+    },
+    "falcon_h1": {
+        **_HYBRID,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "mamba_d_ssm": 128,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 8,
+    },
 }
 MAMBA1 = ("mamba", "falcon_mamba", "jamba")
 MAMBA2 = ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h", "falcon_h1")
@@ -71,15 +107,15 @@ def forget(mixer: torch.nn.Module, states=slice(None)) -> None:
             mixer.x_proj.weight[rows.start - mixer.ssm_state_size : rows.start][states] = 0
         return
     for weight in (mixer.conv1d.weight, mixer.conv1d.bias):
-        weight[rows][states] = 0                                     # silu(0) = 0
+        weight[rows][states] = 0  # silu(0) = 0
 
 
 def _mean_over_fewer(norm: torch.nn.Module, left: float) -> None:
     """What a norm says of the others when some of what it takes its mean over is zero, and should be gone."""
     if norm._parameters:
-        norm.weight.mul_(left ** 0.5)
-    else:                                            # FalconMamba's has a weight for show
-        norm.register_forward_hook(lambda _, args, out: out * left ** 0.5)
+        norm.weight.mul_(left**0.5)
+    else:  # FalconMamba's has a weight for show
+        norm.register_forward_hook(lambda _, args, out: out * left**0.5)
     for name in {"eps", "variance_epsilon"} & vars(norm).keys():
         setattr(norm, name, getattr(norm, name) * left)
 

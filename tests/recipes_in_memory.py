@@ -15,15 +15,22 @@ from safetensors.torch import save_file
 SCORE = MetricRef("perplexity", (("data", DataRef("rows")),))
 DEFAULTS = {
     "prune.blocks": {"on": None, "unit": "branch", "score": SCORE, "search": "exact"},
-    "prune.channels": {"on": None, "align": 32, "score": None, "search": "exact", "reorder": "l1", "repair": False,
-                       "data": None},
-    "prune.heads": {"on": None, "score": None, "search": "exact", "reorder": "l1", "repair": False,
-                       "data": None},
+    "prune.channels": {
+        "on": None,
+        "align": 32,
+        "score": None,
+        "search": "exact",
+        "reorder": "l1",
+        "repair": False,
+        "data": None,
+    },
+    "prune.heads": {"on": None, "score": None, "search": "exact", "reorder": "l1", "repair": False, "data": None},
 }
 
 
 def origin_of(model: torch.nn.Module, identity: str = "tiny") -> Origin:
     """A source that gives copies of a model that is in memory."""
+
     def build():
         return type(model)(copy.deepcopy(model.config))
 
@@ -34,14 +41,24 @@ def origin_of(model: torch.nn.Module, identity: str = "tiny") -> Origin:
 def recipe_of(steps, emits=(), expects=()) -> Recipe:
     """A recipe of one pipeline; `steps` are (name, pass, arguments), each on the one before."""
     names = ["base", *(name for name, _, _ in steps)]
-    made = tuple(Step(name, Invocation(word, {**DEFAULTS.get(word, {}), **args}), source)
-                 for (name, word, args), source in zip(steps, names, strict=False))
-    targets = tuple(Emit(Invocation("hf", {"path": path, "form": "auto", "shard": Bytes(5 * 10**9)}), names[-1])
-                    for path in emits)
+    made = tuple(
+        Step(name, Invocation(word, {**DEFAULTS.get(word, {}), **args}), source)
+        for (name, word, args), source in zip(steps, names, strict=False)
+    )
+    targets = tuple(
+        Emit(Invocation("hf", {"path": path, "form": "auto", "shard": Bytes(5 * 10**9)}), names[-1]) for path in emits
+    )
     pipeline = Pipeline("lean", "base", made, tuple(expects), targets)
     data = {"rows": Invocation("tokens", {"path": "rows.safetensors", "tensor": None, "samples": None, "seed": None})}
-    return Recipe(Source("tiny.effspec", "effspec 1\n"), "", {}, {"base": Invocation("zoo", {"name": "tiny"})}, data,
-                  {}, {"lean": pipeline})
+    return Recipe(
+        Source("tiny.effspec", "effspec 1\n"),
+        "",
+        {},
+        {"base": Invocation("zoo", {"name": "tiny"})},
+        data,
+        {},
+        {"lean": pipeline},
+    )
 
 
 def context_of(tmp_path: Path, model: torch.nn.Module, recipe: Recipe, rows: torch.Tensor | None = None) -> Context:

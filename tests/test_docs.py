@@ -14,8 +14,11 @@ from typer.main import get_command
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-RECIPES = [(name, number, block) for name, text in TEXTS.items()
-           for number, block in enumerate(re.findall(r"^```\w*\n(effspec 1\n.*?)^```", text, re.M | re.S))]
+RECIPES = [
+    (name, number, block)
+    for name, text in TEXTS.items()
+    for number, block in enumerate(re.findall(r"^```\w*\n(effspec 1\n.*?)^```", text, re.M | re.S))
+]
 
 
 @pytest.mark.parametrize(("name", "number", "recipe"), RECIPES, ids=[f"{name}-{number}" for name, number, _ in RECIPES])
@@ -60,7 +63,11 @@ def test_the_options_of_a_function_are_those_of_the_settings():
     from effc.compiler.artifacts.load import LoadOptions, load
     from effc.compiler.words.context import Settings
 
-    assert {*api.Options.__annotations__} == {f.name for f in fields(Settings)} - {"watch"} | {"settings", "set", "params"}
+    assert {*api.Options.__annotations__} == {f.name for f in fields(Settings)} - {"watch"} | {
+        "settings",
+        "set",
+        "params",
+    }
     assert {*LoadOptions.__annotations__} == {*signature(load).parameters} - {"path"}
 
 

@@ -48,8 +48,10 @@ def test_an_unknown_name_gets_the_nearest_one():
 
 
 def test_explaining_imports_no_torch():
-    code = ("import sys; from effc.compiler.explain import explain; explain('out-of-range'); explain('hf'); "
-            "sys.exit('torch' in sys.modules)")
+    code = (
+        "import sys; from effc.compiler.explain import explain; explain('out-of-range'); explain('hf'); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

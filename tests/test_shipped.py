@@ -37,9 +37,21 @@ def using(recipe, args=None) -> str:
     data = [s.name.path for s in recipe.file.statements if isinstance(s, ast.Declare) and s.kind == "data"]
     steps = [f"  {name} = {alias}.{name}({(args or {}).get(name, '')})" for name in names(recipe, ast.Pipeline)]
     bounds = [f"  perplexity({alias}.{name}) <= 9 * base" for name in data] or ["  params <= 0.9 * base"]
-    return "\n".join(["effspec 1", f"use {recipe.name}", 'model base = zoo("tiny-llama")', "pipeline all(base) {",
-                      *(steps or ["  bald = prune.heads(keep: 50% of heads)"]), "}", "expect all {", *bounds, "}",
-                      'emit all { hf("all") }', ""])
+    return "\n".join(
+        [
+            "effspec 1",
+            f"use {recipe.name}",
+            'model base = zoo("tiny-llama")',
+            "pipeline all(base) {",
+            *(steps or ["  bald = prune.heads(keep: 50% of heads)"]),
+            "}",
+            "expect all {",
+            *bounds,
+            "}",
+            'emit all { hf("all") }',
+            "",
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LIBRARY))
@@ -56,14 +68,18 @@ def test_a_shipped_recipe_checks_without_a_word(tmp_path, name):
         path = tmp_path / "user.effspec"
         path.write_text(using(LIBRARY[name]))
     checked = api.session(path, cache_dir=tmp_path).check()
-    hub = '= hf("' in path.read_text()                      # its config is not here
+    hub = '= hf("' in path.read_text()  # its config is not here
     assert {d.slug for d in checked.diagnostics} == ({"unseen-model"} if hub else set()), render(checked.diagnostics)
 
 
 def test_the_pipelines_of_the_library_compile_one_after_another(tmp_path):
     few = "score: perplexity(few)"
-    args = {"shallow": few, "narrow": "keep: 50%", "grouped": "heads: 75%",
-            "lean": f"keep: 95%, remove: 1, align: 96, {few}"}
+    args = {
+        "shallow": few,
+        "narrow": "keep: 50%",
+        "grouped": "heads: 75%",
+        "lean": f"keep: 95%, remove: 1, align: 96, {few}",
+    }
     module = LIBRARY["std.prune"]
     assert args.keys() == set(names(module, ast.Pipeline))
     text = f'data few = text("{zoo()["tiny-llama"]}/calib.txt", samples: 1, length: 32)\npipeline'

@@ -47,6 +47,7 @@ def session(tmp_path, gguf, cache):
         recipe = tmp_path / "lean.effspec"
         recipe.write_text(RECIPE.format(gguf=gguf, root=ROOT, step=step, limit=limit, size=size))
         return api.session(recipe, cache_dir=cache, threads=1)
+
     return opened
 
 
@@ -82,17 +83,23 @@ def test_a_dropped_branch_computes_what_a_silent_one_does(model):
         with Rewriter(program) as rewrite:
             rewrite.drop_branch(branch.unit, branch.join)
         found = model(ids).logits
-        assert (found - expected).abs().max() < 1e-4          # x + 0 against x, thirty layers of float32
+        assert (found - expected).abs().max() < 1e-4  # x + 0 against x, thirty layers of float32
     cached = [model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=c) for c in (True, False)]
     assert torch.equal(*cached)
 
 
-@pytest.mark.parametrize(("step", "limit", "size"), [
-    ("prune.blocks(remove: 1, on: \"layers.{20,25}.*\", score: perplexity(calib))", 1.2, 0.995),
-    ("prune.heads(keep: 67% of kv_heads)", 50, 0.94),
-    ("prune.multi(remove: 3% of params, group: 512, on: \"layers.{10,20,25,28}.*\", score: perplexity(calib))",
-     4, 0.971),                       # mechanics: four layers lose a quarter, refitted on 256 tokens
-])
+@pytest.mark.parametrize(
+    ("step", "limit", "size"),
+    [
+        ('prune.blocks(remove: 1, on: "layers.{20,25}.*", score: perplexity(calib))', 1.2, 0.995),
+        ("prune.heads(keep: 67% of kv_heads)", 50, 0.94),
+        (
+            'prune.multi(remove: 3% of params, group: 512, on: "layers.{10,20,25,28}.*", score: perplexity(calib))',
+            4,
+            0.971,
+        ),  # mechanics: four layers lose a quarter, refitted on 256 tokens
+    ],
+)
 def test_it_is_pruned_emitted_and_reloaded_in_fresh_processes(session, tmp_path, step, limit, size):
     (result,) = api.build(session(step, limit, size), tmp_path / "out")
     (artifact,) = result.artifacts
@@ -113,9 +120,13 @@ def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     build.step(plan.stages[0])
     note = next(n for n in build.reach(plan.stages[0].key).notes if "cut" in n)
-    model, score = build.ctx.origin.load().eval(), build.ctx.metric(MetricRef("perplexity", (("data", DataRef("calib")),)))
+    model, score = (
+        build.ctx.origin.load().eval(),
+        build.ctx.metric(MetricRef("perplexity", (("data", DataRef("calib")),))),
+    )
     scores = {}
     for site in sites:
+
         def silent(_module, _args, output):
             return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else output * 0
 
@@ -123,4 +134,4 @@ def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
         scores[site] = score.measure(model, build.ctx)
         handle.remove()
     assert min(scores, key=scores.get) == note["cut"]
-    assert note["scores"] == pytest.approx(scores, rel=1e-4)      # noted with six digits
+    assert note["scores"] == pytest.approx(scores, rel=1e-4)  # noted with six digits

@@ -3,11 +3,24 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-_COMMON = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-           "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_COMMON = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _GATED = {**_COMMON, "intermediate_size": 96, "num_key_value_heads": 2}
-_GEMMA = {**_GATED, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4,
-          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_GEMMA = {
+    **_GATED,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 _CONFIGS = {
     "llama": _GATED,
     "qwen2": _GATED,
@@ -16,39 +29,70 @@ _CONFIGS = {
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "phi3": _GATED,
-    "gpt2": {"vocab_size": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96,
-             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {
+        "vocab_size": 128,
+        "n_embd": 64,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 128,
+        "n_inner": 96,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "opt": {**_COMMON, "ffn_dim": 96, "word_embed_proj_dim": 64},
     "gpt_neox": {**_COMMON, "intermediate_size": 96},
 }
 NAMES = tuple(_CONFIGS)
 
-_MOE = {**_GATED, "head_dim": 16, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "decoder_sparse_step": 1}
+_MOE = {
+    **_GATED,
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
 _SSM = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 _WIDER = {
-    **{name: {**_GATED, "head_dim": 16}
-       for name in ("smollm3", "olmo2", "cohere", "granite", "glm4", "nemotron", "ministral")},
+    **{
+        name: {**_GATED, "head_dim": 16}
+        for name in ("smollm3", "olmo2", "cohere", "granite", "glm4", "nemotron", "ministral")
+    },
     **dict.fromkeys(("stablelm", "starcoder2", "phi", "exaone4"), _GATED),
     "bloom": {**_COMMON, "n_layer": 3, "n_head": 4},
     "mpt": {**_COMMON, "d_model": 64, "n_layers": 3, "n_heads": 4},
     "gpt_neo": {**_COMMON, "attention_types": [[["global", "local", "global"], 1]], "num_layers": 3, "num_heads": 4},
-    "mixtral": _MOE, "qwen3_moe": _MOE, "gpt_oss": _MOE,
+    "mixtral": _MOE,
+    "qwen3_moe": _MOE,
+    "gpt_oss": _MOE,
     "gemma4_text": {**_GEMMA, "global_head_dim": 16},
-    "mamba": {**_COMMON, "state_size": 16}, "falcon_mamba": {**_COMMON, "state_size": 16},
+    "mamba": {**_COMMON, "state_size": 16},
+    "falcon_mamba": {**_COMMON, "state_size": 16},
     "mamba2": {**_COMMON, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8},
     "bamba": {**_GATED, **_SSM, "attn_layer_indices": [1]},
     "jamba": {**_MOE, "mamba_d_state": 8, "mamba_dt_rank": 4, "attn_layer_offset": 1, "attn_layer_period": 2},
-    "granitemoehybrid": {**_MOE, **_SSM, "layer_types": ["mamba", "attention", "mamba"],
-                         "shared_intermediate_size": 64},
-    "qwen3_next": {**_MOE, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-                   "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
-                   "linear_value_head_dim": 16},
+    "granitemoehybrid": {
+        **_MOE,
+        **_SSM,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "shared_intermediate_size": 64,
+    },
+    "qwen3_next": {
+        **_MOE,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
     "lfm2": {**_GATED, "layer_types": ["conv", "full_attention", "conv"]},
     "rwkv": {**_COMMON, "attention_hidden_size": 64, "intermediate_size": 96},
     "bert": {**_COMMON, "intermediate_size": 96},
 }
-WIDER = tuple(_WIDER)      # captured, too; the passes promise less of them
+WIDER = tuple(_WIDER)  # captured, too; the passes promise less of them
 
 
 def config(name: str, **changes):

@@ -10,7 +10,7 @@ from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation, Recipe
 from effc.dsl.source import Source
 
-VOCABULARY = 261                 # all bytes, <s>, </s> and three spare
+VOCABULARY = 261  # all bytes, <s>, </s> and three spare
 
 
 def context(folder: Path, origin: Origin | None = None, data=None, **settings) -> Context:
@@ -47,9 +47,18 @@ def llama(folder: Path, seed: int = 0, dtype: str = "float32", **changes) -> Pat
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    facts = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-             "tie_word_embeddings": True, "initializer_range": 0.2, "pad_token_id": None} | changes
+    facts = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "pad_token_id": None,
+    } | changes
     torch.manual_seed(seed)
     LlamaForCausalLM(LlamaConfig(**facts)).to(getattr(torch, dtype)).save_pretrained(folder)
     return folder

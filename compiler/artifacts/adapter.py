@@ -8,12 +8,14 @@ from ...dsl.diagnostics import Fault, Reject
 from ..store.regular import read_regular
 
 refused_adapter = Fault(
-    "refused-adapter", "An adapter folder holds something that effc's own don't.\n\n"
+    "refused-adapter",
+    "An adapter folder holds something that effc's own don't.\n\n"
     "effc reads LoRA of linear modules from safetensors. What else peft knows, open with peft itself.",
-    exit="environment")
+    exit="environment",
+)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_LARGEST = 1 << 20               # bytes of a config
+_LARGEST = 1 << 20  # bytes of a config
 _PREFIX = "base_model.model."
 
 
@@ -36,9 +38,15 @@ def read(folder: Path, base: Any) -> Any:
     if set(tensors) != wanted:
         lost = sorted(wanted ^ set(tensors))[0]
         raise Reject(refused_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{lost[:80]}`"))
-    config = LoraConfig(r=body["r"], lora_alpha=body["lora_alpha"], lora_dropout=0.0, bias="none",
-                        target_modules=list(body["target_modules"]), inference_mode=True,
-                        fan_in_fan_out=body["fan_in_fan_out"])
+    config = LoraConfig(
+        r=body["r"],
+        lora_alpha=body["lora_alpha"],
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(body["target_modules"]),
+        inference_mode=True,
+        fan_in_fan_out=body["fan_in_fan_out"],
+    )
     model = get_peft_model(base, config)
     try:
         set_peft_model_state_dict(model, tensors)

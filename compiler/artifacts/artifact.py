@@ -23,16 +23,15 @@ from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump,
 
 __all__ = ["NOTES", "artifact_hash", "verify_files", "write"]
 
-NOTES = "notes.json"      # a target may leave a list of sentences here; they move into the manifest
+NOTES = "notes.json"  # a target may leave a list of sentences here; they move into the manifest
 
 output_exists = Fault("output-exists", "The place where an artifact should go is taken.", exit="usage")
-output_unwritable = Fault("output-unwritable", "This user can't write where an artifact should go.",
-                          exit="environment")
+output_unwritable = Fault("output-unwritable", "This user can't write where an artifact should go.", exit="environment")
 disk_full = Fault("disk-full", "The file system has no room, or allows no file that large.", exit="resources")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
-_DRAFT = re.compile(r"\.(.+)\.effc-(\d+)-(\d+)(\.old)?")      # name, process, its start time
+_DRAFT = re.compile(r"\.(.+)\.effc-(\d+)-(\d+)(\.old)?")  # name, process, its start time
 
 
 def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
@@ -61,15 +60,20 @@ def check_free(into: Path, force: bool) -> None:
     there = next(p for p in into.absolute().parents if os.path.lexists(p))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         said = "this user can't write there" if there.is_dir() else "it is a file, not a folder"
-        raise Reject(output_unwritable(f"{_shown(there, into)}: {said}",
-                                       help="name an output folder that you can write to"))
+        raise Reject(
+            output_unwritable(f"{_shown(there, into)}: {said}", help="name an output folder that you can write to")
+        )
     if not os.path.lexists(into):
         return
     if not force:
         raise Reject(_taken(into))
     if not (into / NAME).is_file() and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
-        raise Reject(output_exists(f"{into} exists and is no artifact, so --force does not replace it",
-                                   help="remove it yourself, or name another folder"))
+        raise Reject(
+            output_exists(
+                f"{into} exists and is no artifact, so --force does not replace it",
+                help="remove it yourself, or name another folder",
+            )
+        )
 
 
 def _shown(folder: Path, into: Path) -> Path:
@@ -94,7 +98,7 @@ def _finish(draft: Path, manifest: Manifest) -> Manifest:
         (draft / CARD).write_text(card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):
         sync(file)
-    write_whole(draft / NAME, dump(manifest.to_json()))      # so that even in a draft a manifest tells of the rest
+    write_whole(draft / NAME, dump(manifest.to_json()))  # so that even in a draft a manifest tells of the rest
     sync(draft)
     return manifest
 
@@ -103,7 +107,7 @@ def _place(draft: Path, into: Path, force: bool) -> None:
     """Rename into place; an old one goes aside first, and comes back if the second rename can't be done."""
     old = draft.with_name(draft.name + ".old")
     if os.path.lexists(into):
-        if not force:       # came to be while we built
+        if not force:  # came to be while we built
             raise Reject(_taken(into))
         _exchange(draft, into, old)
     else:
@@ -117,7 +121,7 @@ def _exchange(draft: Path, into: Path, old: Path) -> None:
     import ctypes
 
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if swap and swap(-100, os.fsencode(draft), -100, os.fsencode(into), 2) == 0:   # AT_FDCWD, RENAME_EXCHANGE
+    if swap and swap(-100, os.fsencode(draft), -100, os.fsencode(into), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
         os.rename(draft, old)
         return
     os.rename(into, old)
@@ -174,11 +178,16 @@ def _environment(into: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             free = shutil.disk_usage(next(p for p in into.parents if p.exists())).free
-            raise Reject(disk_full(
-                f"{into} could not be written whole: {error.strerror}, {free} bytes are free there",
-                help="make room, or name a folder on another disk; nothing was left behind")) from error
+            raise Reject(
+                disk_full(
+                    f"{into} could not be written whole: {error.strerror}, {free} bytes are free there",
+                    help="make room, or name a folder on another disk; nothing was left behind",
+                )
+            ) from error
         if error.errno in _CLOSED:
-            raise Reject(output_unwritable(f"{error.filename or into}: {error.strerror}",
-                                           help="name an output folder that you can write to")) from error
+            raise Reject(
+                output_unwritable(
+                    f"{error.filename or into}: {error.strerror}", help="name an output folder that you can write to"
+                )
+            ) from error
         raise
-

@@ -18,14 +18,25 @@ def bill(manifest: Manifest) -> bytes:
     inputs = [_input(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
     python = ".".join(map(str, sys.version_info[:3]))
     interpreter = {"type": "platform", "bom-ref": "python", "name": "python", "version": python}
-    product = {"type": "machine-learning-model", "bom-ref": "artifact", "name": manifest.name or manifest.kind,
-               "version": (manifest.lock.get("versions") or {}).get("effc", manifest.effc) or "0"}
+    product = {
+        "type": "machine-learning-model",
+        "bom-ref": "artifact",
+        "name": manifest.name or manifest.kind,
+        "version": (manifest.lock.get("versions") or {}).get("effc", manifest.effc) or "0",
+    }
     components = [interpreter, *packages, *inputs]
     depends = {"ref": "artifact", "dependsOn": [c["bom-ref"] for c in components]}
-    body = {"bomFormat": "CycloneDX", "specVersion": _SPEC, "version": 1, "components": components,
-            "metadata": {"component": product, "tools": {"components": [
-                {"type": "application", "name": "effc", "version": manifest.effc or "0"}]}},
-            "dependencies": [depends]}
+    body = {
+        "bomFormat": "CycloneDX",
+        "specVersion": _SPEC,
+        "version": 1,
+        "components": components,
+        "metadata": {
+            "component": product,
+            "tools": {"components": [{"type": "application", "name": "effc", "version": manifest.effc or "0"}]},
+        },
+        "dependencies": [depends],
+    }
     serial = uuid5(NAMESPACE_URL, dump(body).decode())
     stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     body["serialNumber"], body["metadata"]["timestamp"] = f"urn:uuid:{serial}", stamp
@@ -55,5 +66,9 @@ def _package(name: str, found: metadata.Distribution) -> dict[str, Any]:
 def _input(label: str, identity: Any) -> dict[str, Any]:
     """A model or a data set. Its identity is effc's own hash of content and arguments, so it is a property."""
     kind = "data" if label.startswith("data ") else "machine-learning-model"
-    return {"type": kind, "bom-ref": f"input {label}", "name": label.removeprefix("data "),
-            "properties": [{"name": "effc:identity", "value": str(identity)}]}
+    return {
+        "type": kind,
+        "bom-ref": f"input {label}",
+        "name": label.removeprefix("data "),
+        "properties": [{"name": "effc:identity", "value": str(identity)}],
+    }

@@ -8,9 +8,16 @@ def card(manifest: Manifest) -> str:
     """Markdown: what it is, how to load it, what was measured, what was changed."""
     name = manifest.name or str(manifest.recipe.get("name", "")) or "model"
     parts = [
-        _front(manifest), f"# {name}", _origin(manifest), _loading(manifest), _measured(manifest),
-        _expected(manifest.expectations), _changed(manifest), _kernels(manifest),
-        _checked(manifest.checks), _recipe(manifest),
+        _front(manifest),
+        f"# {name}",
+        _origin(manifest),
+        _loading(manifest),
+        _measured(manifest),
+        _expected(manifest.expectations),
+        _changed(manifest),
+        _kernels(manifest),
+        _checked(manifest.checks),
+        _recipe(manifest),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -39,19 +46,28 @@ def _loading(manifest: Manifest) -> str:
 def _measured(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
-    rows = [[f"`{m.metric}`", _value(m.original, m.unit), _value(m.compiled, m.unit), _ratio(m)]
-            for m in manifest.measures]
+    rows = [
+        [f"`{m.metric}`", _value(m.original, m.unit), _value(m.compiled, m.unit), _ratio(m)] for m in manifest.measures
+    ]
     machine = manifest.machine
     where = ", ".join(str(v) for v in (machine.get("cpu"), _threads(machine), machine.get("os")) if v)
-    return "\n".join(["## Measured", "", _table(["", "original", "compiled", "ratio"], rows),
-                      *(["", f"On {where}."] if where else [])])
+    return "\n".join(
+        [
+            "## Measured",
+            "",
+            _table(["", "original", "compiled", "ratio"], rows),
+            *(["", f"On {where}."] if where else []),
+        ]
+    )
 
 
 def _expected(expectations: tuple[Expectation, ...]) -> str:
     if not expectations:
         return ""
-    rows = [[f"`{e.text}`", _value(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
-            for e in expectations]
+    rows = [
+        [f"`{e.text}`", _value(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
+        for e in expectations
+    ]
     return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
 
 
@@ -73,9 +89,18 @@ def _kernels(manifest: Manifest) -> str:
                 found.setdefault(alike, []).append(entry)
     if not found:
         return ""
-    rows = [[shape, str(len(same)), format, zeros,
-             f"{sum(e['bytes'] for e in same) / sum(e['bytes_before'] for e in same):.2f}", _faster(same[0]),
-             same[0]["why"]] for (shape, format, zeros), same in found.items()]
+    rows = [
+        [
+            shape,
+            str(len(same)),
+            format,
+            zeros,
+            f"{sum(e['bytes'] for e in same) / sum(e['bytes_before'] for e in same):.2f}",
+            _faster(same[0]),
+            same[0]["why"],
+        ]
+        for (shape, format, zeros), same in found.items()
+    ]
     head = ["outputs x inputs", "modules", "format", "zeros", "bytes", "times as fast as", "because"]
     said = "Times of each are of one race on that machine; `manifest.json` names every module."
     return "\n".join(["## Kernels", "", said, "", _table(head, rows)])
@@ -91,8 +116,7 @@ def _summary(step) -> str:
     changes = step.get("changes") or ()
     if isinstance(changes, (str, int, float)):
         return str(changes)
-    shown = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c)
-             for c in list(changes)[:8]]
+    shown = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else str(c) for c in list(changes)[:8]]
     return "; ".join(shown) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
 
 
@@ -102,12 +126,20 @@ def _checked(checks: tuple[Check, ...]) -> str:
     forms: dict[str, list[Check]] = {}
     for check in checks:
         forms.setdefault(check.what.partition(",")[0], []).append(check)
-    rows = [[f"`{form}`", str(len(found)), f"{max(c.worst for c in found):.2g}",
-             f"{min(c.tolerance for c in found):.2g}"] for form, found in forms.items()]
-    return "\n".join([
-        "## Checked", "", "Reopened in a fresh process and compared with the model in memory: logits of a batch, of a",
-        "left-padded one, of prefill and cached steps, and greedy tokens.", "",
-        _table(["form", "outputs", "worst difference", "allowed"], rows)])
+    rows = [
+        [f"`{form}`", str(len(found)), f"{max(c.worst for c in found):.2g}", f"{min(c.tolerance for c in found):.2g}"]
+        for form, found in forms.items()
+    ]
+    return "\n".join(
+        [
+            "## Checked",
+            "",
+            "Reopened in a fresh process and compared with the model in memory: logits of a batch, of a",
+            "left-padded one, of prefill and cached steps, and greedy tokens.",
+            "",
+            _table(["form", "outputs", "worst difference", "allowed"], rows),
+        ]
+    )
 
 
 def _recipe(manifest: Manifest) -> str:

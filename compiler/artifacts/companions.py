@@ -8,8 +8,16 @@ from ..ir.program import Program
 from ..words.context import Context
 
 # Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
-_COMPANIONS = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json",
-               "processor_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+_COMPANIONS = (
+    *TOKENIZER_FILES,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
 
 
 def companions(program: Program, folder: Path, ctx: Context) -> None:

@@ -45,9 +45,9 @@ from ..ir.weights import distinct
 from ..planning import shrink
 from .stock import stock_config, stock_model
 
-_MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")     # a head's width may not change, only their number
-Axis = tuple[str, int]                       # tensor and axis
-Shapes = Mapping[str, tuple[int, ...]]       # of tensors by name
+_MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number
+Axis = tuple[str, int]  # tensor and axis
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors by name
 
 
 @dataclass
@@ -90,15 +90,17 @@ class Padding:
         value = tensor.detach().cpu()
         for axis, size in enumerate(shape):
             if value.shape[axis] != size:
-                wide = torch.zeros((*value.shape[:axis], size, *value.shape[axis + 1:]), dtype=value.dtype)
+                wide = torch.zeros((*value.shape[:axis], size, *value.shape[axis + 1 :]), dtype=value.dtype)
                 value = wide.index_copy_(axis, torch.tensor(self.places[name, axis]), value)
         return value
 
 
 def padding(program: Program) -> Padding:
     """How to fill a program up: to widths that the widest layer needs, else to the original ones."""
-    why = [f"{path} is a {entry['class'].rpartition(':')[2]}, which transformers doesn't have"
-           for path, entry in program.edits.swapped.items()]
+    why = [
+        f"{path} is a {entry['class'].rpartition(':')[2]}, which transformers doesn't have"
+        for path, entry in program.edits.swapped.items()
+    ]
     if why:
         return Padding(program.model.config, {}, why=why)
     first = _padding(program, stock_config(program.model)[0])
@@ -138,14 +140,17 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
         elif name == "num_key_value_heads" and {"num_attention_heads", "hidden_size"} <= values.keys():
             heads = values["num_attention_heads"]
             each = values.get("head_dim") or values["hidden_size"] // heads
-            yield [{name: n, "num_attention_heads": heads * n // value, "head_dim": each}
-                   for n in fits if heads % value == 0]
+            yield [
+                {name: n, "num_attention_heads": heads * n // value, "head_dim": each}
+                for n in fits
+                if heads % value == 0
+            ]
 
 
 def _padding(program: Program, config: Any) -> Padding:
     model = program.model
     empty = stock_model(type(model), config, model.dtype)
-    if isinstance(empty, str):                           # not even the config would load
+    if isinstance(empty, str):  # not even the config would load
         return Padding(config, {}, why=[empty])
     try:
         stock = capture(empty.eval())
@@ -178,6 +183,7 @@ def _padding(program: Program, config: Any) -> Padding:
 
 
 # -- where indices lie ---------------------------------------------------------------------------------------
+
 
 def _clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
@@ -224,7 +230,7 @@ def _part(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
 def _candidates(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
     """Counts that may be left; query heads as heads per KV head."""
     if len(cluster) == 1:
-        group, = cluster
+        (group,) = cluster
         for member in group.members:
             axis = member.tensor, member.axis
             if axis in goal:
@@ -242,7 +248,7 @@ def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[in
         # One head per KV head is one group of both: then what was second is the only one.
         group = skeleton.groups[0 if place == 0 else -1]
         block = group.per_block if place == 0 and len(counts) > 1 else group.count
-        if group.per_block and len(counts) == 1:      # as many of every group of B and C, or of every KV head
+        if group.per_block and len(counts) == 1:  # as many of every group of B and C, or of every KV head
             block, count = group.per_block, count * group.per_block // group.count
         gone = [i for i in range(group.count) if i % block >= count]
         for member in group.members:
@@ -254,6 +260,7 @@ def _cut(skeleton: Skeleton, counts: tuple[int, ...], places: dict[Axis, list[in
 
 
 # -- reasons against it --------------------------------------------------------------------------------------
+
 
 def _unexplained(plan: Padding, ours: Shapes, refused: Iterable[Sequence[str]]) -> Iterator[str]:
     """Tensors whose shape no cut of whole items gives; with what discovery says of their site."""
@@ -277,14 +284,22 @@ def _other_numbers(model: nn.Module, made: nn.Module) -> Iterator[str]:
 
 def _other_heads(now: Skeleton, stock: Skeleton) -> Iterator[str]:
     """Attention whose heads would have another width by the config, though all of them together fit."""
+
     def widths(skeleton: Skeleton) -> dict[Axis, int]:
         # The widest part: a fused projection has a part for q, and for k and v where each of its heads has its own.
-        return {(m.tensor, m.axis): max(size for _, size in m.segments)
-                for g in skeleton.groups if g.kind == "heads" for m in g.members}
+        return {
+            (m.tensor, m.axis): max(size for _, size in m.segments)
+            for g in skeleton.groups
+            if g.kind == "heads"
+            for m in g.members
+        }
 
     ours, theirs = widths(now), widths(stock)
-    yield from (f"a head of {tensor} is {ours[tensor, axis]} wide, by the config {theirs[tensor, axis]}"
-                for tensor, axis in ours.keys() & theirs.keys() if ours[tensor, axis] != theirs[tensor, axis])
+    yield from (
+        f"a head of {tensor} is {ours[tensor, axis]} wide, by the config {theirs[tensor, axis]}"
+        for tensor, axis in ours.keys() & theirs.keys()
+        if ours[tensor, axis] != theirs[tensor, axis]
+    )
 
 
 def _shared(branch: Branch, dead: set[str], stock: Skeleton, ours: Shapes) -> Iterator[str]:
@@ -318,8 +333,7 @@ def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:
 def _lost_scans(now: Skeleton, stock: Skeleton) -> list[Scan]:
     """Scans of the stock model that the program has lost while it kept the rest of the mixer."""
     left, kept = {s.site for s in now.scans}, {part for b in now.branches for part in b.parts}
-    return [s for s in stock.scans
-            if s.site not in left and any(is_below(part, s.site) for part in kept)]
+    return [s for s in stock.scans if s.site not in left and any(is_below(part, s.site) for part in kept)]
 
 
 def _place_identity(plan: Padding, stock: Program, scan: Scan, ours: Shapes) -> None:
@@ -332,7 +346,7 @@ def _place_identity(plan: Padding, stock: Program, scan: Scan, ours: Shapes) -> 
     plan.ones.add(f"{scan.site}.{skip}")
     for (tensor, axis), keep in less.keep.items():
         name = f"{scan.site}.{tensor}"
-        if ours.get(name, ())[axis:axis + 1] == (len(keep),):
+        if ours.get(name, ())[axis : axis + 1] == (len(keep),):
             plan.places[name, axis] = keep
 
 

@@ -31,7 +31,7 @@ class Difference:
     a: str
     b: str
     rows: tuple[Row, ...]
-    recipe: tuple[str, ...]        # a unified diff of the texts
+    recipe: tuple[str, ...]  # a unified diff of the texts
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,16 +55,25 @@ class Difference:
 def diff(a: Path, b: Path) -> Difference:
     """Everything that differs between two artifacts; Reject where one is none."""
     one, two = read_manifest(a), read_manifest(b)
-    rows = [*_sizes(a, b, one, two), *_shapes(a, b, one, two), *_measures(one, two), *_steps(one, two),
-            *_facts("lock", _flat(one.lock), _flat(two.lock)), *_facts("machine", one.machine, two.machine)]
+    rows = [
+        *_sizes(a, b, one, two),
+        *_shapes(a, b, one, two),
+        *_measures(one, two),
+        *_steps(one, two),
+        *_facts("lock", _flat(one.lock), _flat(two.lock)),
+        *_facts("machine", one.machine, two.machine),
+    ]
     texts = [str(m.recipe.get("text", "")).splitlines() for m in (one, two)]
     changed = unified_diff(*texts, fromfile=str(a), tofile=str(b), n=1, lineterm="")
     return Difference(str(a), str(b), tuple(rows), tuple(changed))
 
 
 def _sizes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
-    yield from _facts("size", {"kind": one.kind, "forms": _forms(one), "bytes": one.bytes},
-                      {"kind": two.kind, "forms": _forms(two), "bytes": two.bytes})
+    yield from _facts(
+        "size",
+        {"kind": one.kind, "forms": _forms(one), "bytes": one.bytes},
+        {"kind": two.kind, "forms": _forms(two), "bytes": two.bytes},
+    )
     counts = [sum(_product(shape) for shape in shapes_of(p, m).values()) for p, m in ((a, one), (b, two))]
     yield from _facts("size", {"params": counts[0]}, {"params": counts[1]})
 
@@ -96,8 +105,10 @@ def _measures(one: Manifest, two: Manifest) -> Iterator[Row]:
 
 
 def _steps(one: Manifest, two: Manifest) -> Iterator[Row]:
-    told = [{str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
-            for m in (one, two)]
+    told = [
+        {str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
+        for m in (one, two)
+    ]
     yield from _facts("step", *told)
 
 

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from .exported_archive import Archive
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
-KERNELS = "kernels.json"         # beside the program: which of effc's ops it calls, where it calls any
+KERNELS = "kernels.json"  # beside the program: which of effc's ops it calls, where it calls any
 
 refused_program = Fault(
     "refused-program",
     "An exported program holds something that effc's own programs don't.\n\n"
     "It may come from anybody, and torch's own reader runs code that is in it. effc reads programs that call listed "
-    "operators on tensors and numbers, and unpickles nothing.", exit="environment")
+    "operators on tensors and numbers, and unpickles nothing.",
+    exit="environment",
+)
 
 
 def write(program: Any, names: tuple[str, ...], folder: Path) -> list[str]:
@@ -49,8 +51,12 @@ def _refuse_unreadable(path: Path) -> None:
     try:
         read_archive(path)
     except Unlisted as error:
-        raise Reject(refused_program(f"the exported program holds {error}, which effc would not read again",
-                                     help="`hf` and `native` write the model in other ways")) from error
+        raise Reject(
+            refused_program(
+                f"the exported program holds {error}, which effc would not read again",
+                help="`hf` and `native` write the model in other ways",
+            )
+        ) from error
 
 
 def check(folder: Path) -> None:
@@ -84,6 +90,11 @@ def read(folder: Path) -> Exported:
         return Exported(made.module(), archive.inputs)
     except MemoryError:
         raise
-    except Exception as error:       # torch reads what is listed, and may still find that it makes no program
-        raise Reject(refused_program(f"{path} holds no program that torch can read", note=first_line(error),
-                                     help="compile it again with this effc and this torch")) from error
+    except Exception as error:  # torch reads what is listed, and may still find that it makes no program
+        raise Reject(
+            refused_program(
+                f"{path} holds no program that torch can read",
+                note=first_line(error),
+                help="compile it again with this effc and this torch",
+            )
+        ) from error

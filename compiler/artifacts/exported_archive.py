@@ -19,15 +19,36 @@ import torch
 from .exported_json import Unlisted, program
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
-_PLAIN = frozenset({"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id",
-                    "models/model.json", "data/weights/model_weights_config.json",
-                    "data/constants/model_constants_config.json", "data/sample_inputs/model.pt", "extra/inputs.json"})
+_PLAIN = frozenset(
+    {
+        "archive_format",
+        "archive_version",
+        "byteorder",
+        ".data/version",
+        ".data/serialization_id",
+        "models/model.json",
+        "data/weights/model_weights_config.json",
+        "data/constants/model_constants_config.json",
+        "data/sample_inputs/model.pt",
+        "extra/inputs.json",
+    }
+)
 _SAMPLES = "data/sample_inputs/model.pt"
-_DTYPES = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
-           7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16}     # of torch's own numbering
+_DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}  # of torch's own numbering
 _STRIDED = 7
 _MOST_TEXT, _MOST_FILES = 1 << 28, 200_000
-_LOCAL = struct.Struct("<4s5H3L2H")      # the header before each file of a zip archive
+_LOCAL = struct.Struct("<4s5H3L2H")  # the header before each file of a zip archive
 
 
 @dataclass(frozen=True)
@@ -53,15 +74,24 @@ def read_archive(path: Path) -> Archive:
     with open(path, "rb") as file:
         entries = _entries(path, file)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            texts = {name: bytes(view[e.at:e.at + e.size]) for name, e in entries.items()
-                     if name in _PLAIN and name != _SAMPLES}
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)      # what is written to stays in this process
+            texts = {
+                name: bytes(view[e.at : e.at + e.size])
+                for name, e in entries.items()
+                if name in _PLAIN and name != _SAMPLES
+            }
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to stays in this process
     _need(texts.get("archive_format") == b"pt2" and texts.get("byteorder") == b"little", "another kind of archive")
-    lacks = {"models/model.json", "data/weights/model_weights_config.json",
-             "data/constants/model_constants_config.json", "extra/inputs.json"} - set(texts)
+    lacks = {
+        "models/model.json",
+        "data/weights/model_weights_config.json",
+        "data/constants/model_constants_config.json",
+        "extra/inputs.json",
+    } - set(texts)
     _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
-    tables = [_payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, whole)
-              for kind in ("weights", "constants")]
+    tables = [
+        _payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, whole)
+        for kind in ("weights", "constants")
+    ]
     return Archive(program(texts["models/model.json"]), *tables, _inputs(texts["extra/inputs.json"]))
 
 
@@ -81,11 +111,17 @@ def _entries(path: Path, file: Any) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for item in found:
         name = item.filename.removeprefix(root)
-        _need(item.filename.startswith(root) and (name in _PLAIN or _PAYLOAD.fullmatch(name) is not None),
-              f"the file {item.filename[:80]!r}")
+        _need(
+            item.filename.startswith(root) and (name in _PLAIN or _PAYLOAD.fullmatch(name) is not None),
+            f"the file {item.filename[:80]!r}",
+        )
         _need(name not in entries, f"the file {name} twice")
-        _need(item.compress_type == zipfile.ZIP_STORED and item.compress_size == item.file_size
-              and not item.flag_bits & 1, f"the file {name} packed or locked")
+        _need(
+            item.compress_type == zipfile.ZIP_STORED
+            and item.compress_size == item.file_size
+            and not item.flag_bits & 1,
+            f"the file {name} packed or locked",
+        )
         _need(name not in _PLAIN or item.file_size <= _MOST_TEXT, f"the file {name} of {item.file_size} bytes")
         entries[name] = Entry(_begin(file, item.header_offset, size), item.file_size)
         _need(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
@@ -106,8 +142,9 @@ def _inputs(text: bytes) -> tuple[str, ...]:
         names = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("names of inputs that are not JSON") from error
-    _need(isinstance(names, list) and all(isinstance(n, str) and n.isidentifier() for n in names),
-          "odd names of inputs")
+    _need(
+        isinstance(names, list) and all(isinstance(n, str) and n.isidentifier() for n in names), "odd names of inputs"
+    )
     return tuple(names)
 
 
@@ -120,8 +157,9 @@ def _payloads(text: bytes, folder: str, entries: dict[str, Entry], whole: mmap.m
     return {name: _tensor(name, meta, folder, entries, whole, rows) for name, meta in table}
 
 
-def _tensor(name: str, meta: Any, folder: str, entries: dict[str, Entry], whole: mmap.mmap,
-            rows: dict[str, torch.Tensor]) -> torch.Tensor:
+def _tensor(
+    name: str, meta: Any, folder: str, entries: dict[str, Entry], whole: mmap.mmap, rows: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """A tensor over its file's bytes; those that share a file share memory."""
     try:
         place, layout = f"{folder}{meta['path_name']}", meta["tensor_meta"]
@@ -133,19 +171,22 @@ def _tensor(name: str, meta: Any, folder: str, entries: dict[str, Entry], whole:
         raise Unlisted(f"a tensor {name[:80]} of another form") from error
     _need(asked and _PAYLOAD.fullmatch(place) is not None and place in entries, f"a tensor {name[:80]} of another form")
     numbers = [*sizes, *strides, offset]
-    _need(len(sizes) == len(strides) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers),
-          f"a tensor {name[:80]} of an odd shape")
+    _need(
+        len(sizes) == len(strides) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers),
+        f"a tensor {name[:80]} of an odd shape",
+    )
     entry, width = entries[place], dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
-    _need(entry.size % width == 0 and (0 in sizes or last < entry.size // width),
-          f"a tensor {name[:80]} beyond its file")
+    _need(
+        entry.size % width == 0 and (0 in sizes or last < entry.size // width), f"a tensor {name[:80]} beyond its file"
+    )
     if 0 in sizes:
         return torch.empty(sizes, dtype=dtype)
     row = rows.get(place)
     if row is None:
         row = rows[place] = torch.frombuffer(whole, dtype=torch.uint8, count=entry.size, offset=entry.at)
     if entry.at % width:
-        row = rows[place] = row.clone()      # torch reads numbers from where they are aligned
+        row = rows[place] = row.clone()  # torch reads numbers from where they are aligned
     found = row.view(dtype).as_strided(sizes, strides, offset)
     trained = bool(layout.get("requires_grad")) and dtype.is_floating_point
     return torch.nn.Parameter(found, requires_grad=trained) if meta.get("is_param") is True else found

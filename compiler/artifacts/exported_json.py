@@ -22,13 +22,43 @@ _DEEPEST, _LONGEST = 32, 4000
 _NUMBERS = ("Infinity", "-Infinity", "NaN")
 _DEVICES = ("cpu", "meta")
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
-_SUMS = frozenset({"Symbol", "Integer", "Rational", "Add", "Mul", "Max", "Min", "Mod", "FloorDiv", "PythonMod",
-                   "CleanDiv", "ModularIndexing", "IntTrueDiv", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "StrictLessThan",
-                   "LessThan", "StrictGreaterThan", "GreaterThan", "Equality", "Unequality", "And", "Or", "Not"})
+_SUMS = frozenset(
+    {
+        "Symbol",
+        "Integer",
+        "Rational",
+        "Add",
+        "Mul",
+        "Max",
+        "Min",
+        "Mod",
+        "FloorDiv",
+        "PythonMod",
+        "CleanDiv",
+        "ModularIndexing",
+        "IntTrueDiv",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "StrictLessThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "GreaterThan",
+        "Equality",
+        "Unequality",
+        "And",
+        "Or",
+        "Not",
+    }
+)
 _ASSUMPTIONS = frozenset({"positive", "integer", "nonnegative", "negative", "zero", "real", "finite", "nonzero"})
 _REFUSED = frozenset({"as_graph", "as_custom_obj", "as_operator", "custom_obj", "token", "as_string_to_argument"})
-_OPEN = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "range_constraints",
-                   "opset_version"})       # tables whose keys are names
+_OPEN = frozenset(
+    {"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "range_constraints", "opset_version"}
+)  # tables whose keys are names
 _EMPTY = frozenset({"custom_obj_values", "treespec_namedtuple_fields"})
 
 
@@ -83,8 +113,11 @@ def _is_name(text: str) -> bool:
 
 
 def _is_path(text: str) -> bool:
-    return _PATH.fullmatch(text) is not None and "__" not in text.split(".") and not any(
-        part.startswith("__") for part in text.split("."))
+    return (
+        _PATH.fullmatch(text) is not None
+        and "__" not in text.split(".")
+        and not any(part.startswith("__") for part in text.split("."))
+    )
 
 
 def _is_sum(text: str) -> bool:
@@ -106,15 +139,24 @@ def _is_term(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
     name, keys = node.func.id, {k.arg for k in node.keywords}
-    if name == "Pow":            # a large power is a large number
+    if name == "Pow":  # a large power is a large number
         base, power = node.args if len(node.args) == 2 else (None, None)
-        return not keys and _is_term(base) and isinstance(power, ast.Call) and ast.unparse(power) in (
-            "Integer(2)", "Integer(-1)")
+        return (
+            not keys
+            and _is_term(base)
+            and isinstance(power, ast.Call)
+            and ast.unparse(power) in ("Integer(2)", "Integer(-1)")
+        )
     if name == "Symbol":
-        return len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and (
-            isinstance(node.args[0].value, str) and _SYMBOL.fullmatch(node.args[0].value) is not None) and (
-            keys <= _ASSUMPTIONS and all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool)
-                                         for k in node.keywords))
+        return (
+            len(node.args) == 1
+            and isinstance(node.args[0], ast.Constant)
+            and (isinstance(node.args[0].value, str) and _SYMBOL.fullmatch(node.args[0].value) is not None)
+            and (
+                keys <= _ASSUMPTIONS
+                and all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool) for k in node.keywords)
+            )
+        )
     return name in _SUMS and not keys and all(map(_is_term, node.args))
 
 

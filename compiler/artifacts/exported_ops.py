@@ -37,7 +37,8 @@ _KINDS = re.compile(r"(Optional\[)?(List\[)?(Optional\[)?(Tensor|int|SymInt|floa
 _FAMILIES = re.compile(
     r".*(quant|mkldnn|cudnn|miopen|sparse|nested|fbgemm|vulkan|embedding_bag|rnn|lstm|gru|ctc|unsafe|storage|resize|"
     r"from_file|strided|set_data|backward|pin_memory|coalesce|histogramdd|hspmm|inverse|int_repr|overrideable|"
-    r"flatten_dense|retain|requires_grad).*|_.*|q_.*|qscheme|set_?|data|renorm_")
+    r"flatten_dense|retain|requires_grad).*|_.*|q_.*|qscheme|set_?|data|renorm_"
+)
 
 
 @cache

@@ -75,5 +75,11 @@ def _native(folder: Path) -> None:
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {
-    "model": _checkpoint, "compat": _checkpoint, "compact": _compact, "program": _program, "native": _native,
-    "adapter": _adapter, "reft": _reft}
+    "model": _checkpoint,
+    "compat": _checkpoint,
+    "compact": _compact,
+    "program": _program,
+    "native": _native,
+    "adapter": _adapter,
+    "reft": _reft,
+}

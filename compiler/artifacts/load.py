@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-POINTS = "points"           # of a front: the folder that has one for each point
+POINTS = "points"  # of a front: the folder that has one for each point
 
 other_kind = Fault("other-kind", "An artifact of this target is not loaded as a model.", exit="usage")
 
@@ -35,10 +35,20 @@ class LoadOptions(TypedDict, total=False):
     tell: Listener
 
 
-def load(path: str | Path, *, device: Any = None, dtype: "torch.dtype | None" = None,
-         check: Literal["sha256", "size", "auto"] = "auto", threads: int | None = None,
-         sequences: int | None = None, steady: bool = False, kernels: bool = True,
-         base: Any = None, signed_by: Sequence[str] = (), tell: Listener = silent) -> "PreTrainedModel":
+def load(
+    path: str | Path,
+    *,
+    device: Any = None,
+    dtype: "torch.dtype | None" = None,
+    check: Literal["sha256", "size", "auto"] = "auto",
+    threads: int | None = None,
+    sequences: int | None = None,
+    steady: bool = False,
+    kernels: bool = True,
+    base: Any = None,
+    signed_by: Sequence[str] = (),
+    tell: Listener = silent,
+) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
     Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
@@ -107,7 +117,7 @@ def mark(kind: str, form: str) -> str:
 
 def kind_of(form: str) -> str | None:
     """The target that writes folders of that name."""
-    kinds = ("hf", *_shelf().vocabulary.words("target"))         # others may hold one of hf's folders, too
+    kinds = ("hf", *_shelf().vocabulary.words("target"))  # others may hold one of hf's folders, too
     return next((kind for kind in kinds if form in forms_of(kind)), None)
 
 
@@ -134,15 +144,19 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
         manifest = read_manifest(path.parents[1])
         found = dict(members(path.parents[1], manifest))
         if path.name not in found:
-            raise Reject(no_artifact(f"{path.parents[1]} has no point {path.name}",
-                                     help=f"its points are {', '.join(found) or 'none'}"))
+            raise Reject(
+                no_artifact(
+                    f"{path.parents[1]} has no point {path.name}", help=f"its points are {', '.join(found) or 'none'}"
+                )
+            )
         return found[path.name], (path.parents[1], manifest)
     kind = kind_of(path.name)
     if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
     if not (path / "config.json").is_file() and not (kind and (path.parent / mark(kind, path.name)).is_file()):
-        raise Reject(no_artifact(f"{path} has no {NAME} and no config.json",
-                                 help="name the folder that `effc compile` wrote"))
+        raise Reject(
+            no_artifact(f"{path} has no {NAME} and no config.json", help="name the folder that `effc compile` wrote")
+        )
     return path, None
 
 

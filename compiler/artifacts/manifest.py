@@ -27,16 +27,20 @@ SBOM = "sbom.json"
 SIGNATURES = "signatures.json"
 UNHASHED = frozenset({NAME, MEASURES, CARD, SBOM, SIGNATURES})
 
-no_artifact = Fault("no-artifact", "A path holds no effc artifact, or one whose manifest was never written.",
-                    exit="environment")
-artifact_newer = Fault("artifact-newer", "An artifact was written in a format that this effc does not know.",
-                       exit="environment")
-artifact_broken = Fault("artifact-broken", "The manifest of an artifact is not what an effc writes.",
-                        exit="environment")
+no_artifact = Fault(
+    "no-artifact", "A path holds no effc artifact, or one whose manifest was never written.", exit="environment"
+)
+artifact_newer = Fault(
+    "artifact-newer", "An artifact was written in a format that this effc does not know.", exit="environment"
+)
+artifact_broken = Fault(
+    "artifact-broken", "The manifest of an artifact is not what an effc writes.", exit="environment"
+)
 artifact_edited = Fault(
     "artifact-edited",
     "A file of an artifact is missing, is new or has other content than its manifest records.",
-    exit="environment")
+    exit="environment",
+)
 
 _AGAIN = "compile the artifact again"
 
@@ -46,7 +50,7 @@ class Measure:
     """One metric of the original and of the compiled model; `ratio` is compiled / original, `spread` the smallest and
     largest ratio of a timed one's rounds."""
 
-    metric: str                     # as the recipe spells it: "perplexity(heldout)"
+    metric: str  # as the recipe spells it: "perplexity(heldout)"
     unit: str
     original: float | None
     compiled: float | None
@@ -63,7 +67,7 @@ class Expectation:
     value: float | None
     limit: str
     outcome: str
-    line: int = 0                   # of the recipe; 0 where it has none
+    line: int = 0  # of the recipe; 0 where it has none
     note: str = ""
 
 
@@ -74,11 +78,11 @@ class Check:
     what: str
     worst: float
     tolerance: float
-    reason: str = ""                # why the tolerance is what it is
+    reason: str = ""  # why the tolerance is what it is
 
     @property
     def holds(self) -> bool:
-        return self.worst <= self.tolerance      # false for nan
+        return self.worst <= self.tolerance  # false for nan
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,12 @@ class Manifest:
         body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
-        body |= {"steps": tuple(body["steps"]), "notes": tuple(body["notes"]),
-                 "members": tuple(map(_member, body["members"])),
-                 "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()}}
+        body |= {
+            "steps": tuple(body["steps"]),
+            "notes": tuple(body["notes"]),
+            "members": tuple(map(_member, body["members"])),
+            "files": {_inside(n): (int(size), str(sha)) for n, (size, sha) in body["files"].items()},
+        }
         return Manifest(**body)
 
     def with_measures(self, **volatile: Any) -> "Manifest":
@@ -170,10 +177,22 @@ def _member(data: Any) -> Mapping[str, Any]:
     if not (isinstance(data, Mapping) and isinstance(data["name"], str) and _STEP.fullmatch(data["name"])):
         raise ValueError("a point has a name that no step could have")
     measures, steps = data["measures"], data["steps"]
-    if not (isinstance(measures, list) and measures and all(
-            isinstance(m, list) and len(m) == 4 and isinstance(m[0], str) and m[0].isprintable()
-            and type(m[1]) in (int, float) and abs(m[1]) < 1e300 and isinstance(m[2], str) and m[2].isprintable()
-            and m[3] in ("lower", "higher") for m in measures)):
+    if not (
+        isinstance(measures, list)
+        and measures
+        and all(
+            isinstance(m, list)
+            and len(m) == 4
+            and isinstance(m[0], str)
+            and m[0].isprintable()
+            and type(m[1]) in (int, float)
+            and abs(m[1]) < 1e300
+            and isinstance(m[2], str)
+            and m[2].isprintable()
+            and m[3] in ("lower", "higher")
+            for m in measures
+        )
+    ):
         raise ValueError(f"the measures of {data['name']} are of another form")
     if not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
         raise ValueError(f"the steps of {data['name']} are of another form")
@@ -199,16 +218,18 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.from_json(data, measured)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Reject(artifact_broken(f"{path / NAME} lacks a field or has one of another form: {error}",
-                                     help=_AGAIN)) from error
+        raise Reject(
+            artifact_broken(f"{path / NAME} lacks a field or has one of another form: {error}", help=_AGAIN)
+        ) from error
 
 
 def _read(file: Path) -> Any:
     try:
         data = json.loads(read_regular(file, MANIFEST, file.parent).decode())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Reject(no_artifact(f"{file.parent} has no {file.name}",
-                                 help="name the folder that `effc compile` wrote")) from error
+        raise Reject(
+            no_artifact(f"{file.parent} has no {file.name}", help="name the folder that `effc compile` wrote")
+        ) from error
     except OSError as error:
         raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:
@@ -219,13 +240,16 @@ def _read(file: Path) -> Any:
     if type(number) is not int or number < 1:
         raise Reject(artifact_broken(f"{file} states no format version", help=_AGAIN))
     if number > FORMAT:
-        raise Reject(artifact_newer(f"{file} has format {number}, this effc reads up to {FORMAT}",
-                                    help="install the effc that wrote it, or a newer one"))
+        raise Reject(
+            artifact_newer(
+                f"{file} has format {number}, this effc reads up to {FORMAT}",
+                help="install the effc that wrote it, or a newer one",
+            )
+        )
     return data
 
 
-def verify_files(path: Path, manifest: Manifest | None = None, *, hashes: bool = True,
-                 under: str = "") -> None:
+def verify_files(path: Path, manifest: Manifest | None = None, *, hashes: bool = True, under: str = "") -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
     hashes   False compares sizes only
@@ -258,8 +282,11 @@ def artifact_files(path: Path) -> dict[str, Path]:
     if odd is not None:
         raise Reject(odd_file(f"{odd} is a linked folder, or no ordinary file", help=_AGAIN))
     found = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
-    return {n: f for n, f in found.items()
-            if n not in UNHASHED and not any(p.startswith(".") or p == "__pycache__" for p in n.split("/"))}
+    return {
+        n: f
+        for n, f in found.items()
+        if n not in UNHASHED and not any(p.startswith(".") or p == "__pycache__" for p in n.split("/"))
+    }
 
 
 def file_sha256(file: Path) -> str:

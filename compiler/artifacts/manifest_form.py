@@ -11,8 +11,13 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     """Raises ValueError or KeyError with the field that is of another form."""
     for name, fits in _STEADY.items():
         _need(fits(data[name]), name)
-    _need(all(isinstance(v, list) and len(v) == 2 and type(v[0]) is int and v[0] >= 0 and isinstance(v[1], str)
-              for v in data["files"].values()), "files")
+    _need(
+        all(
+            isinstance(v, list) and len(v) == 2 and type(v[0]) is int and v[0] >= 0 and isinstance(v[1], str)
+            for v in data["files"].values()
+        ),
+        "files",
+    )
     _need(_is_texts(data["lock"].get("versions", {})), "lock.versions")
     _need(_is_table(data["lock"].get("inputs", {})), "lock.inputs")
     _need(all(isinstance(data["recipe"].get(name, ""), str) for name in ("name", "text", "variant")), "recipe")
@@ -27,8 +32,11 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     _need(_is_depth(data, 0) and _is_depth(measured, 0), "values nested too deep")
     for name, kind in records.items():
         for record in measured.get(name, ()):
-            _need(isinstance(record, Mapping) and all(
-                _IS.get(f.type, _is_plain)(record[f.name]) for f in fields(kind) if f.name in record), name)
+            _need(
+                isinstance(record, Mapping)
+                and all(_IS.get(f.type, _is_plain)(record[f.name]) for f in fields(kind) if f.name in record),
+                name,
+            )
 
 
 def _need(condition: bool, what: str) -> None:
@@ -62,8 +70,14 @@ def _is_number(value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """A number, a text or a row of them: what records hold beside the kinds below."""
-    return value is None or isinstance(value, (bool, int, float, str)) or (
-        isinstance(value, (list, tuple)) and all(item is None or isinstance(item, (int, float, str)) for item in value))
+    return (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        or (
+            isinstance(value, (list, tuple))
+            and all(item is None or isinstance(item, (int, float, str)) for item in value)
+        )
+    )
 
 
 def _is_interval(value: Any) -> bool:
@@ -76,9 +90,21 @@ def _is_depth(value: Any, depth: int) -> bool:
 
 
 _STEADY: dict[str, Callable[[Any], bool]] = {
-    "kind": _is_text, "name": _is_text, "effc": _is_text, "recipe": _is_table, "lock": _is_table,
-    "steps": _is_records, "profile": _is_table, "notes": _is_words, "files": _is_table}
+    "kind": _is_text,
+    "name": _is_text,
+    "effc": _is_text,
+    "recipe": _is_table,
+    "lock": _is_table,
+    "steps": _is_records,
+    "profile": _is_table,
+    "notes": _is_words,
+    "files": _is_table,
+}
 _IS: dict[Any, Callable[[Any], bool]] = {
-    "str": _is_text, str: _is_text, float: lambda v: _is_number(v) or v is None,     # nan is null in JSON
-    float | None: lambda v: _is_number(v) or v is None, tuple[float, float] | None: _is_interval,
-    int: lambda v: type(v) is int}
+    "str": _is_text,
+    str: _is_text,
+    float: lambda v: _is_number(v) or v is None,  # nan is null in JSON
+    float | None: lambda v: _is_number(v) or v is None,
+    tuple[float, float] | None: _is_interval,
+    int: lambda v: type(v) is int,
+}

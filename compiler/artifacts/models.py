@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-SPARE = 64       # times as large as its stored weights may a model have been before it was edited
+SPARE = 64  # times as large as its stored weights may a model have been before it was edited
 
-tensors_differ = Fault("tensors-differ", "The tensors of a folder are not those that its record asks for.",
-                       exit="environment")
+tensors_differ = Fault(
+    "tensors-differ", "The tensors of a folder are not those that its record asks for.", exit="environment"
+)
 
 
 def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
@@ -29,9 +30,16 @@ def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     config, slots = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder)).slots
     refuse_adapter(folder, str(folder))
     check_numbers(config, slots, str(folder))
-    model, info = stock(folder, config, sum(slot.count for slot in slots.values()), dtype=dtype or "auto",
-                        use_safetensors=True, local_files_only=True, output_loading_info=True,
-                        ignore_mismatched_sizes=True)
+    model, info = stock(
+        folder,
+        config,
+        sum(slot.count for slot in slots.values()),
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
     check_names(info, str(folder))
     return model.eval()
 
@@ -55,16 +63,19 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
     try:
         replay(model, edits)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Reject(not_sealed(f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
-                                help="install the effc that wrote it")) from error
+        raise Reject(
+            not_sealed(
+                f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
+                help="install the effc that wrote it",
+            )
+        ) from error
     fill(model, folder, cut_tables(model, edits.shapes), dtype)
     attach(model, record)
     _dress(model, folder)
     return model.eval()
 
 
-def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
-         dtype: "torch.dtype | None" = None) -> None:
+def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]", dtype: "torch.dtype | None" = None) -> None:
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
     from ..checkpoints.tensors import mapped
     from ..ir.surgery import put
@@ -75,12 +86,19 @@ def fill(model: Any, folder: Path, tables: "Mapping[str, torch.Tensor]",
     known = model.state_dict(keep_vars=True).keys() | wanted.keys()
     wrong = [f"`{n}` is missing" for n in wanted if n not in found]
     wrong += [f"`{n}` has no place in the model" for n in found if n not in known]
-    wrong += [f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
-              for n, w in wanted.items() if n in found and found[n].shape != w.shape]
+    wrong += [
+        f"`{n}` is {tuple(found[n].shape)} in the file and {tuple(w.shape)} in the model"
+        for n, w in wanted.items()
+        if n in found and found[n].shape != w.shape
+    ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise Reject(tensors_differ(f"{folder}: {', '.join(wrong[:3])}{more}",
-                                    help="weights and config.json are of different saves: copy both again"))
+        raise Reject(
+            tensors_differ(
+                f"{folder}: {', '.join(wrong[:3])}{more}",
+                help="weights and config.json are of different saves: copy both again",
+            )
+        )
     kept = {name: found[name] for name in wanted if name not in tables}
     assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in kept.items()})
     for name in tables:

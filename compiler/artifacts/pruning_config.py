@@ -22,13 +22,16 @@ from ..planning.profile import original, profile
 from ..planning.select import is_inside
 
 bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
-no_published_form = Fault("no-published-form",
-                          "A model has lost more, or other things, than a pruning_config.json can say.")
+no_published_form = Fault(
+    "no-published-form", "A model has lost more, or other things, than a pruning_config.json can say."
+)
 
 _FIELDS = {"pruned_attn_idx": list, "pruned_mlp_idx": list, "pruned_attn_width": dict, "pruned_mlp_width": dict}
 _ROLES = {"attn": "attention", "mlp": "mlp"}
-_GROUPS = {"attention": {"heads": "groups of heads", "kv_heads": "groups of KV heads"},
-           "mlp": {"channels": "groups of MLP channels"}}
+_GROUPS = {
+    "attention": {"heads": "groups of heads", "kv_heads": "groups of KV heads"},
+    "mlp": {"channels": "groups of MLP channels"},
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Layer:
     """What a layer can lose: its attention and MLP branches, and the groups inside."""
 
     branches: Mapping[str, Branch]
-    heads: Group | None              # KV heads, or heads where each has keys of its own
+    heads: Group | None  # KV heads, or heads where each has keys of its own
     channels: Group | None
 
     @property
@@ -54,11 +57,23 @@ def layers_of(skeleton: Skeleton) -> list[Layer]:
     """Reject (no-published-form) where a layer has two of what the form gives one number."""
     found = []
     for number, unit in enumerate(skeleton.units):
-        branches = _one_each([(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
-                             number, {"attention": "attentions", "mlp": "MLPs"})
-        heads, channels = (_one_each([(g.kind, g) for g in skeleton.groups if role in branches
-                                      and g.kind in kinds and is_inside(g, branches[role])], number, kinds)
-                           for role, kinds in _GROUPS.items())
+        branches = _one_each(
+            [(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
+            number,
+            {"attention": "attentions", "mlp": "MLPs"},
+        )
+        heads, channels = (
+            _one_each(
+                [
+                    (g.kind, g)
+                    for g in skeleton.groups
+                    if role in branches and g.kind in kinds and is_inside(g, branches[role])
+                ],
+                number,
+                kinds,
+            )
+            for role, kinds in _GROUPS.items()
+        )
         found.append(Layer(branches, heads.get("kv_heads", heads.get("heads")), channels.get("channels")))
     return found
 
@@ -66,8 +81,12 @@ def layers_of(skeleton: Skeleton) -> list[Layer]:
 def _one_each(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
     twice = next((kind for kind, times in Counter(kind for kind, _ in items).items() if times > 1), None)
     if twice:
-        raise Reject(no_published_form(f"layer {number} has two {names[twice]}, the form knows one",
-                                       help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models"))
+        raise Reject(
+            no_published_form(
+                f"layer {number} has two {names[twice]}, the form knows one",
+                help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models",
+            )
+        )
     return dict(items)
 
 
@@ -79,8 +98,11 @@ def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
         _check_removed(config[f"pruned_{kind}_idx"], kind, layers, path)
         _check_widths(config[f"pruned_{kind}_width"], kind, layers, path)
     if 0 < len(config["pruned_attn_idx"] + config["pruned_mlp_idx"]) == len(skeleton.branches):
-        raise Reject(bad_pruning_config(f"{path} removes every attention and MLP of the model",
-                                        help="one has to stay: take its number out"))
+        raise Reject(
+            bad_pruning_config(
+                f"{path} removes every attention and MLP of the model", help="one has to stay: take its number out"
+            )
+        )
     return config
 
 
@@ -88,8 +110,9 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:
-        raise Reject(bad_pruning_config(f"{path} can't be read: {error.strerror}",
-                                        help="paths are relative to the recipe")) from error
+        raise Reject(
+            bad_pruning_config(f"{path} can't be read: {error.strerror}", help="paths are relative to the recipe")
+        ) from error
     except (ValueError, RecursionError) as error:
         raise Reject(bad_pruning_config(f"{path} is not JSON: {error}")) from error
     if not isinstance(config, dict):
@@ -105,8 +128,12 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _check_removed(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
     for number in numbers:
         if type(number) is not int or not 0 <= number < len(layers):
-            raise Reject(bad_pruning_config(f"{path} removes {kind} {number}, the model has {len(layers)} layers",
-                                            help="take the config of a run on this model"))
+            raise Reject(
+                bad_pruning_config(
+                    f"{path} removes {kind} {number}, the model has {len(layers)} layers",
+                    help="take the config of a run on this model",
+                )
+            )
         if _ROLES[kind] not in layers[number].branches:
             raise Reject(bad_pruning_config(f"{path} removes {kind} {number}, and layer {number} has none"))
     if len(set(numbers)) != len(numbers):
@@ -117,25 +144,40 @@ def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer],
     numbered = {str(number): layer for number, layer in enumerate(layers)}
     for name, width in widths.items():
         if name not in numbered:
-            raise Reject(bad_pruning_config(f"{path} gives a width for layer {name}, the model has {len(layers)}",
-                                            help=f"take the config of a run on this model: 0 to {len(layers) - 1}"))
+            raise Reject(
+                bad_pruning_config(
+                    f"{path} gives a width for layer {name}, the model has {len(layers)}",
+                    help=f"take the config of a run on this model: 0 to {len(layers) - 1}",
+                )
+            )
         layer = numbered[name]
         if not layer.width(kind):
-            raise Reject(bad_pruning_config(
-                f"{path} gives a width for layer {name}, whose {_ROLES[kind]} can't be narrowed",
-                help="leave this width out"))
+            raise Reject(
+                bad_pruning_config(
+                    f"{path} gives a width for layer {name}, whose {_ROLES[kind]} can't be narrowed",
+                    help="leave this width out",
+                )
+            )
         full, step = layer.width(kind), layer.head_size if kind == "attn" else 1
         if type(width) is not int or not 0 < width <= full:
-            raise Reject(bad_pruning_config(f"{path} keeps {width} of {full} {kind} channels in layer {name}",
-                                            help="take the config of a run on this model"))
+            raise Reject(
+                bad_pruning_config(
+                    f"{path} keeps {width} of {full} {kind} channels in layer {name}",
+                    help="take the config of a run on this model",
+                )
+            )
         if width % step:
-            raise Reject(bad_pruning_config(
-                f"{path} keeps {width} query channels in layer {name}, a KV head has {step} of them",
-                help="widths of attention are whole KV heads"))
+            raise Reject(
+                bad_pruning_config(
+                    f"{path} keeps {width} query channels in layer {name}, a KV head has {step} of them",
+                    help="widths of attention are whole KV heads",
+                )
+            )
 
 
-def written(before: Skeleton, after: Skeleton, removed: Sequence[str],
-            kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def written(
+    before: Skeleton, after: Skeleton, removed: Sequence[str], kept: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
     """The published form of what was done to a model; Reject (no-published-form) where it can't say that.
 
     removed   paths of branches and layers in order of removal, each as it was by then
@@ -173,16 +215,20 @@ def _gone(before: Skeleton, after: Skeleton, moved: Mapping[str, str]) -> list[t
     return found
 
 
-def _in_order(gone: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str],
-              removed: Sequence[str]) -> list[tuple[str, int]]:
+def _in_order(
+    gone: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str], removed: Sequence[str]
+) -> list[tuple[str, int]]:
     """In order of removal, or layer by layer where that can't be told.
 
     A layer that moved up was removed under a smaller number than its first one. So if the paths name just what is
     gone, none had moved; else some had, and which one a path meant is not known.
     """
     named = dict.fromkeys(
-        (_short(branch.role), before.units.index(branch.unit)) for path in removed for branch in before.branches
-        if branch.site == path or (branch.unit == path and path in dropped))
+        (_short(branch.role), before.units.index(branch.unit))
+        for path in removed
+        for branch in before.branches
+        if branch.site == path or (branch.unit == path and path in dropped)
+    )
     return list(named) if set(named) == set(gone) else list(gone)
 
 
@@ -212,9 +258,11 @@ def _check_query_heads(before: Mapping[str, Any], after: Mapping[str, Any]) -> N
             if "kv_heads" in was and "heads" in now:
                 heads, pairs = now["heads"], now.get("kv_heads", now["heads"])
                 if heads * was["kv_heads"] != was["heads"] * pairs:
-                    raise _unsayable(f"layer {number} keeps {heads} of {was['heads']} query heads and {pairs} of "
-                                     f"{was['kv_heads']} KV heads, the form counts KV heads with all of theirs",
-                                     help="cut heads `of kv_heads`, or leave this artifact out")
+                    raise _unsayable(
+                        f"layer {number} keeps {heads} of {was['heads']} query heads and {pairs} of "
+                        f"{was['kv_heads']} KV heads, the form counts KV heads with all of theirs",
+                        help="cut heads `of kv_heads`, or leave this artifact out",
+                    )
 
 
 def _check_shapes(expected: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> None:

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from ..ir.program import Program
 
 FOLDER, FILE, FORMAT = "reft", "reft.json", 1
-BASE = "base"                # beside it, where the base is in the artifact
+BASE = "base"  # beside it, where the base is in the artifact
 
 no_interventions = Fault("no-interventions", "A folder of interventions is damaged, or is none.", exit="environment")
 other_base = Fault(
     "other-base",
     "Interventions are put onto another model than they were trained in.\n\n"
     "They edit hidden states by coordinates that mean something in one model only: in any other they make noise.",
-    exit="environment")
-no_base = Fault("no-base", "The model that interventions belong to is not where their folder says.",
-                exit="environment")
+    exit="environment",
+)
+no_base = Fault("no-base", "The model that interventions belong to is not where their folder says.", exit="environment")
 
 # What a model computed before interventions were put onto it: layer -> its own bound forward, if it had one.
 _before: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
@@ -54,6 +54,7 @@ def _is_ours(name: str) -> bool:
 
 # -- writing -------------------------------------------------------------------------------------------------
 
+
 def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
     """`base`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
     from ..checkpoints.tensors import Piece, write_tensors
@@ -64,17 +65,20 @@ def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
 
     paths = [path for path, _ in interventions(program.model)]
     units = [path.rpartition(".")[0] for path in paths]
-    edits = Edits(swapped={path: program.edits.swapped[path] for path in paths},
-                  graphs={unit: program.edits.graphs[unit] for unit in units})
+    edits = Edits(
+        swapped={path: program.edits.swapped[path] for path in paths},
+        graphs={unit: program.edits.graphs[unit] for unit in units},
+    )
     write_tensors(folder, [Piece.of(name, t) for name, t in distinct(program.model) if _is_ours(name)], 1 << 62)
     said = edits.to_json()
-    graphs = list({canonical(graph): graph for graph in said["graphs"].values()}.values())     # layers are alike
+    graphs = list({canonical(graph): graph for graph in said["graphs"].values()}.values())  # layers are alike
     said["graphs"] = {unit: graphs.index(graph) for unit, graph in said["graphs"].items()}
     body = {"format": FORMAT, "base": {**base, "sha256": base_hash(program.model)}, "edits": said, "graphs": graphs}
     (folder / FILE).write_text(canonical(body) + "\n", encoding="utf-8")
 
 
 # -- reading -------------------------------------------------------------------------------------------------
+
 
 def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
     """What a folder says of its base, and the edits; Reject on anything that `write` does not write."""
@@ -87,11 +91,15 @@ def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
     except (ValueError, RecursionError) as error:
         raise Reject(no_interventions(f"{folder / FILE} is not JSON")) from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise Reject(no_interventions(f"{folder / FILE} is not of format {FORMAT}",
-                                      help="install the effc that wrote it"))
+        raise Reject(
+            no_interventions(f"{folder / FILE} is not of format {FORMAT}", help="install the effc that wrote it")
+        )
     base, edits = body.get("base"), Edits.from_json(_with_graphs(body.get("edits"), body.get("graphs")))
-    if not (isinstance(base, dict) and isinstance(base.get("config"), dict)
-            and all(isinstance(base.get(name), str) for name in ("place", "sha256", "dtype"))):
+    if not (
+        isinstance(base, dict)
+        and isinstance(base.get("config"), dict)
+        and all(isinstance(base.get(name), str) for name in ("place", "sha256", "dtype"))
+    ):
         raise Reject(no_interventions(f"{folder / FILE} does not say which model it belongs to"))
     said = edits.to_json()
     more = [name for name, held in said.items() if held and name not in ("format", "swapped", "graphs")]
@@ -120,9 +128,12 @@ def base_folder(folder: Path) -> Path:
     kind, colon, name = place.partition(":")
     found = _in_zoo(name) if kind == "zoo" else _in_hub(name) if kind == "hf" and colon else Path(place)
     if found is None or not (found / "config.json").is_file():
-        raise Reject(no_base(f"{folder} belongs to {place or 'a model beside it'}, which is not here",
-                             help="give it: `effc.load(path, base=\"folder\")`; a model of the hub has to be fetched "
-                                  "first"))
+        raise Reject(
+            no_base(
+                f"{folder} belongs to {place or 'a model beside it'}, which is not here",
+                help='give it: `effc.load(path, base="folder")`; a model of the hub has to be fetched first',
+            )
+        )
     return found
 
 
@@ -158,8 +169,12 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
         raise Reject(other_base("the model has interventions already", help="take them off first"))
     if check and base_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
-        raise Reject(other_base(f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",
-                                help="load the base as it was when they were trained"))
+        raise Reject(
+            other_base(
+                f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",
+                help="load the base as it was when they were trained",
+            )
+        )
     missing = [path for path in edits.graphs if path not in dict(model.named_modules())]
     if missing:
         raise Reject(other_base(f"{folder} edits {missing[0]}, which the model has not"))
@@ -168,8 +183,12 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
     replay(model, edits)
     ours, found = {n: t for n, t in model.named_parameters() if _is_ours(n)}, dict(mapped(folder))
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in found.items()}:
-        raise Reject(no_interventions(f"{folder}: the tensors are not those of its interventions",
-                                    help=f"weights and {FILE} are of different saves: copy both again"))
+        raise Reject(
+            no_interventions(
+                f"{folder}: the tensors are not those of its interventions",
+                help=f"weights and {FILE} are of different saves: copy both again",
+            )
+        )
     assign(model, found)
     _before[model] = before
     _attach(model, base, edits, sealed)

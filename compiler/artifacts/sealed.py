@@ -51,11 +51,19 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise Reject(not_sealed(f"{file} is not JSON")) from error
     found = body.get(KEY) if isinstance(body, dict) else None
     if not isinstance(found, dict):
-        raise Reject(not_sealed(f"{file} has no key `{KEY}`", help="an ordinary checkpoint is loaded with "
-                                                                   "transformers' own `from_pretrained`"))
+        raise Reject(
+            not_sealed(
+                f"{file} has no key `{KEY}`",
+                help="an ordinary checkpoint is loaded with transformers' own `from_pretrained`",
+            )
+        )
     if type(found.get("format")) is not int or found["format"] > FORMAT:
-        raise Reject(not_sealed(f"{file} has record format {found.get('format')}, this effc reads {FORMAT}",
-                                help="install the effc that wrote it, or a newer one"))
+        raise Reject(
+            not_sealed(
+                f"{file} has record format {found.get('format')}, this effc reads {FORMAT}",
+                help="install the effc that wrote it, or a newer one",
+            )
+        )
     base = found.get("base")
     if not (isinstance(base, dict) and isinstance(base.get("model_type"), str) and "edits" in found):
         raise Reject(not_sealed(f"{file} lacks the original config or the edits"))
@@ -77,8 +85,7 @@ def attach(model: Any, found: Mapping[str, Any]) -> None:
     model.save_pretrained = types.MethodType(_save, model)
 
 
-def _save(model: Any, save_directory: Any, *args: Any, save_original_format: bool = False,
-          **options: Any) -> None:
+def _save(model: Any, save_directory: Any, *args: Any, save_original_format: bool = False, **options: Any) -> None:
     if options.pop("push_to_hub", False):
         raise TypeError("save first, then call `push_to_hub` of the model: the config is sealed in between")
     plain = partial(type(model).save_pretrained, model, save_directory, *args)

@@ -22,18 +22,22 @@ from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_
 FORMAT = 1
 _KIND = "ed25519:"
 _SIGNED = (NAME, MEASURES, SBOM)
-_MOST_BYTES, _MOST = 64 * 1024, 32         # of the file, and signatures in it
+_MOST_BYTES, _MOST = 64 * 1024, 32  # of the file, and signatures in it
 
 bad_signing_key = Fault(
-    "bad-signing-key", "A key for signatures can't be read, or is of another kind.\n\n"
+    "bad-signing-key",
+    "A key for signatures can't be read, or is of another kind.\n\n"
     "`effc sign --new-key FILE` makes a pair: FILE is secret and signs, FILE.pub (one line that starts with "
     "`ed25519:`) is given to those who check.",
-    exit="usage")
+    exit="usage",
+)
 unsigned = Fault(
-    "unsigned-artifact", "An artifact was to be used only if a key signed it, and that key did not.\n\n"
+    "unsigned-artifact",
+    "An artifact was to be used only if a key signed it, and that key did not.\n\n"
     "Either nobody signed it, or somebody else did, or what was signed has changed since. Whoever made the artifact "
     "signs it with `effc sign ARTIFACT --key FILE`.",
-    exit="environment")
+    exit="environment",
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,12 @@ def new_key(file: Path) -> str:
         public = text_of(secret.public_key().public_bytes_raw())
         file.with_name(f"{file.name}.pub").write_text(public + "\n", encoding="ascii")
     except OSError as error:
-        raise Reject(bad_signing_key(f"{file} can't be written: {(error.strerror or str(error)).lower()}",
-                                     help="name a file that does not exist yet")) from error
+        raise Reject(
+            bad_signing_key(
+                f"{file} can't be written: {(error.strerror or str(error)).lower()}",
+                help="name a file that does not exist yet",
+            )
+        ) from error
     return public
 
 
@@ -146,13 +154,18 @@ def public_key(place: str) -> bytes:
                 text = file.read(1024).decode("ascii").strip()
         except (OSError, ValueError) as error:
             why = (getattr(error, "strerror", None) or "it is no text").lower()
-            raise Reject(bad_signing_key(f"`{place}` is no public key, and no file that holds one: {why}",
-                                         help="give `ed25519:...`, or the FILE.pub that holds it")) from error
+            raise Reject(
+                bad_signing_key(
+                    f"`{place}` is no public key, and no file that holds one: {why}",
+                    help="give `ed25519:...`, or the FILE.pub that holds it",
+                )
+            ) from error
     try:
         return _bytes_of(text)
     except ValueError as error:
-        raise Reject(bad_signing_key(f"`{place}` is no public key: {error}",
-                                     help="it is one line, `ed25519:` and 44 characters")) from error
+        raise Reject(
+            bad_signing_key(f"`{place}` is no public key: {error}", help="it is one line, `ed25519:` and 44 characters")
+        ) from error
 
 
 def _bytes_of(text: str) -> bytes:
@@ -180,11 +193,18 @@ def _secret(file: Path) -> Any:
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
     except OSError as error:
-        raise Reject(bad_signing_key(f"{file} can't be read: {(error.strerror or str(error)).lower()}",
-                                     help="`effc sign --new-key FILE` makes a key")) from error
+        raise Reject(
+            bad_signing_key(
+                f"{file} can't be read: {(error.strerror or str(error)).lower()}",
+                help="`effc sign --new-key FILE` makes a key",
+            )
+        ) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise Reject(bad_signing_key(f"{file} is no secret key in PEM without a passphrase",
-                                     help="`effc sign --new-key FILE` makes one")) from error
+        raise Reject(
+            bad_signing_key(
+                f"{file} is no secret key in PEM without a passphrase", help="`effc sign --new-key FILE` makes one"
+            )
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise Reject(bad_signing_key(f"{file} is no Ed25519 key", help="`effc sign --new-key FILE` makes one"))
     return key

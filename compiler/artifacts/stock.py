@@ -27,8 +27,7 @@ _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, A
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
-    bound = [path for path, module in model.named_modules()
-             if "forward" in vars(module) and not is_quick(module)]
+    bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
     if bound:
         return model.config, [f"{path} runs another graph than its class" for path in bound]
     packed = [f"{path} is a KernelLinear, which transformers doesn't have" for path, _ in lowered(model)]
@@ -56,8 +55,9 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     return config, wrong
 
 
-def _best_guess(model: nn.Module, config: Any, untouched: Any, wrong: list[str],
-                said: dict[str, Any]) -> dict[str, Any] | None:
+def _best_guess(
+    model: nn.Module, config: Any, untouched: Any, wrong: list[str], said: dict[str, Any]
+) -> dict[str, Any] | None:
     """The change of one value that explains most, or of two by the same share, where one alone makes no model:
     heads and the width that they fill. None where none explains anything.
 
@@ -73,10 +73,18 @@ def _best_guess(model: nn.Module, config: Any, untouched: Any, wrong: list[str],
 
 
 def _in_pairs(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    told = [(name, value, value / getattr(config, name)) for guess in guesses for name, value in guess.items()
-            if len(guess) == 1 and getattr(config, name)]
-    yield from ({name: value, other: also} for i, (name, value, share) in enumerate(told)
-                for other, also, same in told[i + 1:] if share == same and name != other)
+    told = [
+        (name, value, value / getattr(config, name))
+        for guess in guesses
+        for name, value in guess.items()
+        if len(guess) == 1 and getattr(config, name)
+    ]
+    yield from (
+        {name: value, other: also}
+        for i, (name, value, share) in enumerate(told)
+        for other, also, same in told[i + 1 :]
+        if share == same and name != other
+    )
 
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -106,12 +114,15 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
     """
     made = stock_model(type(model), config, model.dtype)
     if isinstance(made, str):
-        return [made] * 10**6           # worse than any number of differing parts
+        return [made] * 10**6  # worse than any number of differing parts
     ours, theirs = dict(model.state_dict(keep_vars=True)), dict(made.state_dict(keep_vars=True))
     found = [f"{name} is gone" for name in theirs if name not in ours]
     found += [f"{name} is new" for name in ours if name not in theirs]
-    found += [f"{name} is {_shape(tensor)}, by the config it is {_shape(theirs[name])}"
-              for name, tensor in ours.items() if name in theirs and tensor.shape != theirs[name].shape]
+    found += [
+        f"{name} is {_shape(tensor)}, by the config it is {_shape(theirs[name])}"
+        for name, tensor in ours.items()
+        if name in theirs and tensor.shape != theirs[name].shape
+    ]
     return found + list(_odd_modules(model, made, untouched))
 
 
@@ -121,14 +132,13 @@ def stock_model(kind: type, config: Any, dtype: Any) -> nn.Module | str:
 
     try:
         with quiet(), torch.device("meta"):
-            type(config).from_dict(config.to_dict())     # as from_pretrained reads it, which refuses some numbers
+            type(config).from_dict(config.to_dict())  # as from_pretrained reads it, which refuses some numbers
             return kind._from_config(copy.deepcopy(config), dtype=dtype)
     except _REFUSALS as error:
         return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
 
 
-def _odd_modules(model: nn.Module, made: nn.Module,
-                 untouched: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _odd_modules(model: nn.Module, made: nn.Module, untouched: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Modules that only one has, that are of another class or say other numbers of themselves."""
     ours, theirs = dict(model.named_modules()), dict(made.named_modules())
     yield from (f"{path} is gone" for path in theirs if path not in ours)
@@ -140,16 +150,23 @@ def _odd_modules(model: nn.Module, made: nn.Module,
         else:
             now, then = own_numbers(module, model.config), own_numbers(theirs[path], None)
             stale = {n: v for n, v in untouched.get(path, {}).items() if n not in names_read(type(module))}
-            yield from (f"{path}.{name} is {value}, by the config it is {then[name]}"
-                        for name, value in now.items()
-                        if name in then and value not in (then[name], stale.get(name)))
+            yield from (
+                f"{path}.{name} is {value}, by the config it is {then[name]}"
+                for name, value in now.items()
+                if name in then and value not in (then[name], stale.get(name))
+            )
 
 
 @cache
 def names_read(kind: type) -> frozenset[str]:
     """Names that methods of a class read of `self` or of anything else, its constructor left out."""
-    methods = (inspect.unwrap(v) for c in kind.__mro__ if c is not nn.Module and issubclass(c, nn.Module)
-               for n, v in vars(c).items() if n != "__init__" and inspect.isfunction(v))
+    methods = (
+        inspect.unwrap(v)
+        for c in kind.__mro__
+        if c is not nn.Module and issubclass(c, nn.Module)
+        for n, v in vars(c).items()
+        if n != "__init__" and inspect.isfunction(v)
+    )
     return frozenset(name for method in methods for name in method.__code__.co_names)
 
 
@@ -162,8 +179,9 @@ def own_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
 
 def numbers(owner: Any) -> dict[str, int | float]:
     """Plain numbers among an object's own public attributes."""
-    return {n: v for n, v in vars(owner).items()
-            if type(v) in (int, float) and not n.startswith("_") and n != "training"}
+    return {
+        n: v for n, v in vars(owner).items() if type(v) in (int, float) and not n.startswith("_") and n != "training"
+    }
 
 
 def _said(model: nn.Module, config: Any) -> dict[str, Any]:
@@ -184,7 +202,7 @@ def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Fewer heads keep their width: it must be said, as it would follow from their number."""
     if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
         return dict(changes)
-    if type(getattr(config, "hidden_size", None)) is not int:         # stages of several widths
+    if type(getattr(config, "hidden_size", None)) is not int:  # stages of several widths
         return dict(changes)
     return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
 
@@ -195,19 +213,29 @@ def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     if isinstance(made, str):
         return
     theirs = dict(made.state_dict(keep_vars=True))
-    pairs = {(then, now) for name, tensor in model.state_dict(keep_vars=True).items() if name in theirs
-             for then, now in zip(theirs[name].shape, tensor.shape, strict=False) if then != now}
+    pairs = {
+        (then, now)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name in theirs
+        for then, now in zip(theirs[name].shape, tensor.shape, strict=False)
+        if then != now
+    }
     built = dict(made.named_modules())
-    pairs |= {(numbers(built[path])[name], value) for path, module in model.named_modules() if path in built
-              for name, value in numbers(module).items() if numbers(built[path]).get(name, value) != value}
+    pairs |= {
+        (numbers(built[path])[name], value)
+        for path, module in model.named_modules()
+        if path in built
+        for name, value in numbers(module).items()
+        if numbers(built[path]).get(name, value) != value
+    }
     told = {n for module in model.modules() for n in numbers(module) if n in names_read(type(module))}
     tried = 0
     for name, value in sorted(vars(config).items()):
-        if name in told:                 # `_said` has heard it: shapes do not decide it
+        if name in told:  # `_said` has heard it: shapes do not decide it
             continue
         if not _WIDTHS.search(name) or _FIXED.search(name) or (value is not None and type(value) is not int):
             continue
-        for then, now in sorted(pair for pair in pairs if pair[0]):        # of nothing no number is a share
+        for then, now in sorted(pair for pair in pairs if pair[0]):  # of nothing no number is a share
             fits = now if value is None or value == then else value * now / then
             if fits == int(fits) and fits > 0 and tried < _LONGEST_SEARCH:
                 tried += 1

@@ -11,7 +11,7 @@ from .manifest import Manifest, artifact_files, read_manifest, verify_files
 from .signature import signatures, signs
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
-_MOST_BYTES = 1 << 20         # of a config that is read
+_MOST_BYTES = 1 << 20  # of a config that is read
 
 DOES = {
     "model": "transformers builds a stock model from `model/config.json` and maps its safetensors",
@@ -39,8 +39,14 @@ class Check:
 def look(path: Path) -> list[Check]:
     """Reject where there is no manifest to go by."""
     manifest = read_manifest(path)
-    return [_hashes(path, manifest), *_signatures(path), *_files(path), *_configs(path), *_recipe(manifest),
-            *_deeds(manifest)]
+    return [
+        _hashes(path, manifest),
+        *_signatures(path),
+        *_files(path),
+        *_configs(path),
+        *_recipe(manifest),
+        *_deeds(manifest),
+    ]
 
 
 def _hashes(path: Path, manifest: Manifest) -> Check:
@@ -70,9 +76,12 @@ def _files(path: Path) -> Iterator[Check]:
     names = artifact_files(path)
     pickles = [name for name, file in names.items() if is_pickle(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
-    for kind, there, state in (("pickles", pickles, "bad"), ("code", code, "note")):          # apps bring code
-        yield Check(kind, f"{', '.join(there[:3])}: effc would not read it" if there else "none among the files",
-                    state if there else "ok")
+    for kind, there, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
+        yield Check(
+            kind,
+            f"{', '.join(there[:3])}: effc would not read it" if there else "none among the files",
+            state if there else "ok",
+        )
 
 
 def is_pickle(file: Path) -> bool:
@@ -99,8 +108,13 @@ def _configs(path: Path) -> Iterator[Check]:
                 continue
             if isinstance(body, dict) and "auto_map" in body:
                 asking.append(name)
-    yield Check("own code", f"{', '.join(asking)} asks for code of its author, which is refused" if asking else
-                "no config asks for code of its author", "bad" if asking else "ok")
+    yield Check(
+        "own code",
+        f"{', '.join(asking)} asks for code of its author, which is refused"
+        if asking
+        else "no config asks for code of its author",
+        "bad" if asking else "ok",
+    )
 
 
 def _recipe(manifest: Manifest) -> Iterator[Check]:

@@ -29,21 +29,25 @@ reload_differs = Fault(
     "reload-differs",
     "An artifact was written, but a fresh process that loaded it computed something else.\n\n"
     "The artifact was not put in place. This is a mistake of effc or of a pass: report it with the recipe.",
-    exit="failure")
-reload_died = Fault("reload-died", "The process that reopened an artifact ended before it computed anything.",
-                    exit="failure")
-reload_starved = Fault("reload-starved", "The process that reopened an artifact was killed or took too long.",
-                       exit="resources")
+    exit="failure",
+)
+reload_died = Fault(
+    "reload-died", "The process that reopened an artifact ended before it computed anything.", exit="failure"
+)
+reload_starved = Fault(
+    "reload-starved", "The process that reopened an artifact was killed or took too long.", exit="resources"
+)
 
 # How far logits may be off, as a share of the largest one, by dtype.
-SAME = {torch.float32: 1e-5}      # equal shapes give equal sums; BLAS may still choose by memory alignment
-PADDED = {torch.float32: 1e-4}    # zeros change how sums are blocked, hence their rounding
-_HALF = {"same": 2**-6, "padded": 2**-4}   # bfloat16 rounds at 2**-8, and over some layers
+SAME = {torch.float32: 1e-5}  # equal shapes give equal sums; BLAS may still choose by memory alignment
+PADDED = {torch.float32: 1e-4}  # zeros change how sums are blocked, hence their rounding
+_HALF = {"same": 2**-6, "padded": 2**-4}  # bfloat16 rounds at 2**-8, and over some layers
 SECONDS = 1800
 
 
-def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int = 0,
-           seconds: float = SECONDS) -> tuple[Check, ...]:
+def verify(
+    artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int = 0, seconds: float = SECONDS
+) -> tuple[Check, ...]:
     """Every form that the folder holds, each in a process of its own; the folder may be a draft.
 
     return   one check per form and kind of output
@@ -52,7 +56,7 @@ def verify(artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int
     inputs = inputs_of(model, seed)
     with announce("logits and tokens of the model in memory"):
         expected = probe(model, inputs)
-    with as_library(model) as differs:        # transformers alone runs no kernels of ours
+    with as_library(model) as differs:  # transformers alone runs no kernels of ours
         plain = probe(model, inputs) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
@@ -82,8 +86,9 @@ def attention_of(model: Any) -> str:
     return getattr(getattr(model, "config", None), "_attn_implementation", None) or ""
 
 
-def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str,
-           seconds: float = SECONDS) -> dict[str, torch.Tensor]:
+def reopen(
+    folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str, seconds: float = SECONDS
+) -> dict[str, torch.Tensor]:
     """What a fresh process computes from a folder. `how` is a Form's `opens`."""
     from safetensors.torch import load_file, save_file
 
@@ -91,11 +96,19 @@ def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention
     with tempfile.TemporaryDirectory(prefix="effc-verify-") as scratch:
         given, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         save_file(dict(inputs), given)
-        command = [sys.executable, "-P", str(child), how, str(folder), str(given), str(outputs), attention,
-                   str(torch.get_num_threads())]
+        command = [
+            sys.executable,
+            "-P",
+            str(child),
+            how,
+            str(folder),
+            str(given),
+            str(outputs),
+            attention,
+            str(torch.get_num_threads()),
+        ]
         try:
-            done = subprocess.run(command, env=_environment(), capture_output=True, text=True,
-                                  timeout=seconds)
+            done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
         if done.returncode:
@@ -104,21 +117,33 @@ def reopen(folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
 
 
 def _died(folder: Path, done: "subprocess.CompletedProcess[str]"):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = lines[-1].rstrip(".") if lines else "it said nothing"
     if done.returncode < 0:
-        return reload_starved(f"reopening {folder.name}/ was ended by signal {-done.returncode}",
-                              help="it holds a second copy of the weights: free memory")
+        return reload_starved(
+            f"reopening {folder.name}/ was ended by signal {-done.returncode}",
+            help="it holds a second copy of the weights: free memory",
+        )
     return reload_died(f"{folder.name}/ does not load in a fresh process: {said}", note=done.stderr[-2000:])
 
 
-def compare(form: Form, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
-            dtype: torch.dtype, rounded: float | None = None) -> list[Check]:
+def compare(
+    form: Form,
+    expected: Mapping[str, torch.Tensor],
+    found: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    rounded: float | None = None,
+) -> list[Check]:
     """One check per output. Tokens count as different only where the two best logits are not a near tie.
 
     rounded   the share of root mean squares for a form that rounds
@@ -157,7 +182,7 @@ def _widest(expected: Mapping[str, torch.Tensor]) -> float:
     return max(_spread(t) for t in expected.values() if t.is_floating_point())
 
 
-_FAR = 4          # root mean squares: one number in some ten thousands is further off
+_FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 
@@ -187,5 +212,7 @@ def _largest(expected: Mapping[str, torch.Tensor]) -> float:
 
 
 def _differs(check: Check):
-    return reload_differs(f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}",
-                          help="nothing was put in place; report this with the recipe")
+    return reload_differs(
+        f"{check.what} differ by {check.worst:.3g}, allowed is {check.tolerance:.3g}",
+        help="nothing was put in place; report this with the recipe",
+    )

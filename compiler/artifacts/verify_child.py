@@ -13,9 +13,9 @@ import sys
 import torch
 from torch import nn
 
-LENGTH, ROWS, STEPS = 12, 2, 8          # of the probe: tokens, rows, generated tokens
-GENERATION = ("logits of prefill", "greedy tokens")    # begin the names of what a generation gives
-GIVEN = "given."                        # before the names of what a plain module's forward takes
+LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
+GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
+GIVEN = "given."  # before the names of what a plain module's forward takes
 
 
 @torch.no_grad()
@@ -30,9 +30,12 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     if "pixels" in inputs:
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
     ids, mask = inputs["ids"], inputs["mask"]
-    found = {"logits of a batch": first_output(model(input_ids=ids)),
-             "logits of a left-padded batch": first_output(
-                 model(input_ids=ids, attention_mask=mask, **own_positions(model, mask)))}
+    found = {
+        "logits of a batch": first_output(model(input_ids=ids)),
+        "logits of a left-padded batch": first_output(
+            model(input_ids=ids, attention_mask=mask, **own_positions(model, mask))
+        ),
+    }
     if found["logits of a left-padded batch"].shape[:2] == mask.shape:
         found["logits of a left-padded batch"] *= mask[..., None]
     if getattr(model, "can_generate", bool)() and steps:
@@ -40,7 +43,7 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
             made = generate(model, ids, given, steps)
             logits = torch.stack(made.logits, 1).float()
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
-            found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1]:].clone()
+            found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1] :].clone()
     return found
 
 
@@ -67,9 +70,16 @@ def first_position(model: nn.Module) -> int:
 def generate(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int):
     from transformers import GenerationConfig
 
-    greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, do_sample=False, num_beams=1,
-                              use_cache=True, pad_token_id=0, return_dict_in_generate=True,
-                              output_logits=True)
+    greedy = GenerationConfig(
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     given = own_positions(model, mask) if first_position(model) else {}
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **given)
 
@@ -80,8 +90,11 @@ def first_output(output) -> torch.Tensor:
         return output.float().contiguous()
     if isinstance(output, dict) and "logits" in output:
         return output["logits"].float().contiguous()
-    return (output[0] if isinstance(output, (tuple, list)) or hasattr(output, "to_tuple") else next(
-        iter(output.values()))).float().contiguous()
+    return (
+        (output[0] if isinstance(output, (tuple, list)) or hasattr(output, "to_tuple") else next(iter(output.values())))
+        .float()
+        .contiguous()
+    )
 
 
 def inputs_for(config, seed: int = 0, images: bool = False) -> dict[str, torch.Tensor]:
@@ -95,10 +108,10 @@ def inputs_for(config, seed: int = 0, images: bool = False) -> dict[str, torch.T
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         shape = (ROWS, config.num_channels, height, width)
         return {"pixels": torch.rand(shape, generator=generator)}
-    low = min(3, config.vocab_size - 1)       # special tokens come first in most vocabularies
+    low = min(3, config.vocab_size - 1)  # special tokens come first in most vocabularies
     ids = torch.randint(low, config.vocab_size, (ROWS, LENGTH), generator=generator)
     mask = torch.ones_like(ids)
-    mask[ROWS // 2:, : LENGTH // 3] = 0
+    mask[ROWS // 2 :, : LENGTH // 3] = 0
     return {"ids": ids, "mask": mask}
 
 
@@ -107,8 +120,9 @@ def load_plain(folder: str, attention: str) -> nn.Module:
 
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         kind = getattr(transformers, json.load(file)["architectures"][0])
-    model, info = kind.from_pretrained(folder, dtype="auto", local_files_only=True, output_loading_info=True,
-                                       attn_implementation=attention or None)
+    model, info = kind.from_pretrained(
+        folder, dtype="auto", local_files_only=True, output_loading_info=True, attn_implementation=attention or None
+    )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = {name: sorted(map(str, info[name])) for name in kinds if info[name]}
     if wrong:
@@ -120,7 +134,7 @@ def load_plain(folder: str, attention: str) -> nn.Module:
 def load_effc(folder: str, attention: str) -> nn.Module:
     from effc.compiler.artifacts.load import load
 
-    model = load(folder, kernels=False)          # as the recipe says, like the model in memory
+    model = load(folder, kernels=False)  # as the recipe says, like the model in memory
     if attention:
         model.set_attn_implementation(attention)
     return model.eval()
@@ -152,7 +166,7 @@ class Exported(nn.Module):
 
 
 def load_exported(folder: str, attention: str) -> nn.Module:
-    if os.path.exists(f"{folder}/kernels.json"):      # it calls effc's kernels, and is loaded as its note says
+    if os.path.exists(f"{folder}/kernels.json"):  # it calls effc's kernels, and is loaded as its note says
         import effc.kernels.ops  # noqa: F401 (torch knows effc's ops from here on)
     names = {"inputs.json": ""}
     program = torch.export.load(f"{folder}/model.pt2", extra_files=names)

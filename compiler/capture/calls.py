@@ -22,15 +22,17 @@ from .draws import Drawn, NoDraws
 from .sample import evaluating, knows_inputs, prepared, sample
 from .signature import call_signature, module_signature
 
-unsupported_model = Fault("unsupported-model", "A model does something that effc can't capture as a graph.",
-                          exit="environment")
+unsupported_model = Fault(
+    "unsupported-model", "A model does something that effc can't capture as a graph.", exit="environment"
+)
 
 # How models say that a size or a cache is not one for them. A wrong name or type would be a mistake of ours.
 _CANT_RUN = (RuntimeError, ValueError, IndexError)
-_WITHOUT_WEIGHTS = ("effc looks at a model before its weights are read: let that line not ask what numbers a tensor "
-                    "holds")
+_WITHOUT_WEIGHTS = (
+    "effc looks at a model before its weights are read: let that line not ask what numbers a tensor holds"
+)
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
-_OTHER_SHAPE = (3, 11, 3)     # batch, length, left padding of each further row
+_OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
 
 @dataclass
@@ -47,10 +49,10 @@ class Call:
 
 @dataclass
 class Calls:
-    order: list[str] = field(default_factory=list)               # unit paths as they were called
-    signatures: dict[str, Any] = field(default_factory=dict)     # unit path -> signature
-    first: dict[Any, Call] = field(default_factory=dict)         # signature -> the first call that had it
-    odd: dict[str, str] = field(default_factory=dict)            # path -> why a list element is no unit
+    order: list[str] = field(default_factory=list)  # unit paths as they were called
+    signatures: dict[str, Any] = field(default_factory=dict)  # unit path -> signature
+    first: dict[Any, Call] = field(default_factory=dict)  # signature -> the first call that had it
+    odd: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
 
 
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
@@ -91,6 +93,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
             calls.signatures[path] = signature
             if signature not in calls.first:
                 calls.first[signature] = split(given)
+
         return keep
 
     # Before our own hooks make layers differ.
@@ -99,14 +102,22 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
         with NoDraws():
             _run(model, inputs, hook, places)
     except Drawn as error:
-        raise Reject(unsupported_model(
-            f"{failed_in(error, model) or type(model).__name__} draws random numbers when it runs, so {error} at "
-            f"{source_line(error, model)}", help="let it draw while it trains alone")) from error
-    except Exception as error:   # whatever a model's own code raises, it can't be run
+        raise Reject(
+            unsupported_model(
+                f"{failed_in(error, model) or type(model).__name__} draws random numbers when it runs, so {error} at "
+                f"{source_line(error, model)}",
+                help="let it draw while it trains alone",
+            )
+        ) from error
+    except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failed_in(error, model)) else ""
-        raise Reject(unsupported_model(
-            f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
-            f"at {source_line(error, model)}", help=_remedy(error, model, inputs))) from error
+        raise Reject(
+            unsupported_model(
+                f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
+                f"at {source_line(error, model)}",
+                help=_remedy(error, model, inputs),
+            )
+        ) from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.odd[path] = f"called {counts[path]} times in one forward"
@@ -115,12 +126,16 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
 
 def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     if _NO_KERNEL.search(str(error)):
-        return ("torch has no code for that operation on the device that effc looks at models on: register a fake and "
-                "a CPU implementation with torch.library, or let the module fall back to torch functions")
+        return (
+            "torch has no code for that operation on the device that effc looks at models on: register a fake and "
+            "a CPU implementation with torch.library, or let the module fall back to torch functions"
+        )
     if any(p.is_meta for p in model.parameters()):
         return _WITHOUT_WEIGHTS
-    return (f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
-            "can't do without what the step removed")
+    return (
+        f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
+        "can't do without what the step removed"
+    )
 
 
 def first_sentence(error: Exception) -> str:
@@ -132,15 +147,21 @@ def first_sentence(error: Exception) -> str:
 def failed_in(error: Exception, model: nn.Module) -> str:
     """The path of the innermost module in whose forward an exception passed; "" for the model itself."""
     paths = {id(module): path for path, module in model.named_modules()}
-    seen = [paths[id(frame.f_locals["self"])] for frame, _ in traceback.walk_tb(error.__traceback__)
-            if id(frame.f_locals.get("self")) in paths]
+    seen = [
+        paths[id(frame.f_locals["self"])]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if id(frame.f_locals.get("self")) in paths
+    ]
     return seen[-1] if seen else ""
 
 
 def source_line(error: Exception, model: nn.Module) -> str:
     """Where in the model's own source an exception passed: file, line and text."""
-    files = {inspect.unwrap(type(m).forward).__code__.co_filename for m in model.modules()
-             if is_modeling(type(m).__module__, type(model).__module__)}
+    files = {
+        inspect.unwrap(type(m).forward).__code__.co_filename
+        for m in model.modules()
+        if is_modeling(type(m).__module__, type(model).__module__)
+    }
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
     name = frame.filename.rpartition("/")[2]
@@ -177,7 +198,7 @@ def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]
         return {}
     try:
         given = model.prepare_inputs_for_generation(inputs["input_ids"])
-    except Exception:   # whatever a model's own code raises: it asks for a cache, or for values
+    except Exception:  # whatever a model's own code raises: it asks for a cache, or for values
         return {}
     given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
     return _calls(model, given, paths) if set(given) - set(inputs) else {}
@@ -187,8 +208,11 @@ def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> 
     """How units are called for whole rows: encoders hand them no mask then."""
     if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
-    whole = {name: value for name, value in sample(model, padding=0).items()
-             if name not in ("attention_mask", "position_ids")}
+    whole = {
+        name: value
+        for name, value in sample(model, padding=0).items()
+        if name not in ("attention_mask", "position_ids")
+    }
     return _calls(model, whole, paths)
 
 
@@ -201,7 +225,7 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
         _calls(model, inputs, paths, caches)
         left: dict[str, Any] = {"cache": caches[0]} if caches else {}
     else:
-        inputs = sample(model, batch=1)      # more rows RWKV itself decodes wrongly: it broadcasts its state
+        inputs = sample(model, batch=1)  # more rows RWKV itself decodes wrongly: it broadcasts its state
         left = _returned_state(model, inputs)
     if not left:
         return {}
@@ -219,8 +243,9 @@ def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: out[name] for name in names if name in out and is_free(out[name])}
 
 
-def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
-           caches: list[Cache] | None = None) -> dict[str, Call]:
+def _calls(
+    model: nn.Module, inputs: dict[str, Any], paths: list[str], caches: list[Cache] | None = None
+) -> dict[str, Call]:
     """The first calls of these units; the forward is left as soon as the last of them has returned.
 
     Nothing where the model refuses the inputs: what it can't run itself needs no graph.
@@ -236,6 +261,7 @@ def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
                 found[path] = split(given)
                 if caches is not None:
                     caches.extend(value for value in given.values() if isinstance(value, Cache))
+
         return keep
 
     try:
@@ -247,8 +273,9 @@ def _calls(model: nn.Module, inputs: dict[str, Any], paths: list[str],
     return found
 
 
-def _run(model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]],
-         places: dict[str, nn.Module]) -> None:
+def _run(
+    model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], places: dict[str, nn.Module]
+) -> None:
     handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in places.items()]
     try:
         with torch.no_grad(), evaluating(model), prepared(model):

@@ -29,11 +29,15 @@ from .sample import evaluating, prepared, sample
 from .trace import Trace, trace
 
 _TAKE_NONE = ("scaled_dot_product_attention",)
-_RETRIES = 8    # how many modules of one unit may turn out opaque before the unit is given up
-_REMEDY = ("put what that line does into a module of its own, which then stays one node, or write it with torch "
-           "functions that don't ask what numbers a tensor holds")
-_ONE_GRAPH = ("one graph must hold for all calls of a layer: in a model of your own, pass the same arguments each time "
-              "and put what differs into a module of its own; in place of a library's, take another model")
+_RETRIES = 8  # how many modules of one unit may turn out opaque before the unit is given up
+_REMEDY = (
+    "put what that line does into a module of its own, which then stays one node, or write it with torch "
+    "functions that don't ask what numbers a tensor holds"
+)
+_ONE_GRAPH = (
+    "one graph must hold for all calls of a layer: in a model of your own, pass the same arguments each time "
+    "and put what differs into a module of its own; in place of a library's, take another model"
+)
 
 
 def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Program:
@@ -47,9 +51,12 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     recapture(program)
     if not program.units:
         odd = next((f": {path} is {why}" for path, why in program.opaque.items()), "")
-        raise Reject(unsupported_model(
-            f"{type(model).__name__} has no repeated layers: no element of a module list is called just once{odd}",
-            help="effc needs a transformers model whose layers are the elements of an nn.ModuleList"))
+        raise Reject(
+            unsupported_model(
+                f"{type(model).__name__} has no repeated layers: no element of a module list is called just once{odd}",
+                help="effc needs a transformers model whose layers are the elements of an nn.ModuleList",
+            )
+        )
     return program
 
 
@@ -76,8 +83,12 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             others |= other_calls(program.model, program.inputs, [path])
             del known[signature]
         if signature not in known:
-            known[signature] = _layer(program, path, [calls.first[signature], *others.get(path, ())],
-                                      optional=old.optional if old else frozenset())
+            known[signature] = _layer(
+                program,
+                path,
+                [calls.first[signature], *others.get(path, ())],
+                optional=old.optional if old else frozenset(),
+            )
         units[path] = known[signature].unit(program, path)
     program.units = _shared(units)
     program.changed()
@@ -108,6 +119,7 @@ def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 # -- tracing -------------------------------------------------------------------------------------------------
 
+
 class Differs(Exception):
     """A module runs other operations in another call. `effc_path` is where."""
 
@@ -128,24 +140,37 @@ class _Traced:
 
     def unit(self, program: Program, path: str) -> Unit:
         program.opaque.update({f"{path}.{below}" if path else below: why for below, why in self.opaque.items()})
-        return Unit(path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph),
-                    optional=self.optional)
+        return Unit(
+            path, self.graph, tuple(self.call.free), self.call.statics, code_key(self.graph), optional=self.optional
+        )
 
 
-def _layer(program: Program, path: str, calls: list[Call], *, inline: bool = False,
-           optional: frozenset[str] = frozenset()) -> _Traced:
+def _layer(
+    program: Program, path: str, calls: list[Call], *, inline: bool = False, optional: frozenset[str] = frozenset()
+) -> _Traced:
     model, layer = program.model, program.model.get_submodule(path)
     known = {p.removeprefix(f"{path}."): why for p, why in program.opaque.items() if is_below(p, path)}
     with evaluating(model), prepared(model):
         traced = _traced(model, path, calls, {} if inline else known, inline=inline, optional=optional)
         if drops(traced.graph, layer):
-            adopt(traced.graph, lambda: _traced(model, path, calls[:1], traced.opaque, inline=inline,
-                                                optional=traced.optional).graph, layer)
+            adopt(
+                traced.graph,
+                lambda: _traced(model, path, calls[:1], traced.opaque, inline=inline, optional=traced.optional).graph,
+                layer,
+            )
     return traced
 
 
-def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, str], *, inline: bool = False,
-            optional: frozenset[str] = frozenset(), pick: Callable[[Any], Any] = lambda result: result) -> _Traced:
+def _traced(
+    model: nn.Module,
+    path: str,
+    calls: list[Call],
+    opaque: dict[str, str],
+    *,
+    inline: bool = False,
+    optional: frozenset[str] = frozenset(),
+    pick: Callable[[Any], Any] = lambda result: result,
+) -> _Traced:
     """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
     a leaf, and all is traced again."""
     layer, opaque = model.get_submodule(path), dict(opaque)
@@ -154,12 +179,22 @@ def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, st
         traces: list[Trace] = []
         try:
             for call in (call for call in calls if not call.plain):
-                traces.append(trace(layer, _arguments(call, calls[0]), calls[0].statics, family=type(model).__module__,
-                                    opaque=frozenset(opaque), inline=inline, pick=pick, optional=optional))
+                traces.append(
+                    trace(
+                        layer,
+                        _arguments(call, calls[0]),
+                        calls[0].statics,
+                        family=type(model).__module__,
+                        opaque=frozenset(opaque),
+                        inline=inline,
+                        pick=pick,
+                        optional=optional,
+                    )
+                )
                 _agree(traces[0].graph, traces[-1].graph)
             _does_without(traces[0].graph, optional)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
-        except Exception as error:   # a forward may raise anything
+        except Exception as error:  # a forward may raise anything
             below, why = error.effc_path, f"{error} at {source_line(error, model)}"
             if isinstance(error, Differs):
                 why = str(error)
@@ -168,8 +203,13 @@ def _traced(model: nn.Module, path: str, calls: list[Call], opaque: dict[str, st
                 remedy = _ONE_GRAPH if isinstance(error, Differs) else _REMEDY
                 raise Reject(unsupported_model(f"{full} can't be captured: {why}", help=remedy)) from error
             opaque[below] = why
-    raise Reject(unsupported_model(f"{path} has more than {_RETRIES} modules that can't be captured",
-                                   note="; ".join(opaque.values()), help=_REMEDY))
+    raise Reject(
+        unsupported_model(
+            f"{path} has more than {_RETRIES} modules that can't be captured",
+            note="; ".join(opaque.values()),
+            help=_REMEDY,
+        )
+    )
 
 
 def _arguments(call: Call, first: Call) -> dict[str, Any]:
@@ -214,8 +254,12 @@ def capture_flat(program: Program) -> Unit:
     model = program.model
     call = split(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
-    cached = any(node.meta["dtype"] == "cache" for unit in program.units.values() for node in unit.graph.nodes
-                 if node.op == "placeholder")
+    cached = any(
+        node.meta["dtype"] == "cache"
+        for unit in program.units.values()
+        for node in unit.graph.nodes
+        if node.op == "placeholder"
+    )
     if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = DynamicCache(config=model.config)
     with evaluating(model), prepared(model):

@@ -6,9 +6,25 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_DRAWING = frozenset({
-    "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "normal", "normal_", "uniform_",
-    "bernoulli", "bernoulli_", "multinomial", "exponential_", "random_"})
+_DRAWING = frozenset(
+    {
+        "rand",
+        "rand_like",
+        "randn",
+        "randn_like",
+        "randint",
+        "randint_like",
+        "randperm",
+        "normal",
+        "normal_",
+        "uniform_",
+        "bernoulli",
+        "bernoulli_",
+        "multinomial",
+        "exponential_",
+        "random_",
+    }
+)
 
 
 class Drawn(Exception):
@@ -21,8 +37,13 @@ class NoDraws(TorchFunctionMode):
     A single number may be drawn: layer dropout (of Wav2Vec2) does that before it asks whether the model trains.
     """
 
-    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-                           kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in _DRAWING and isinstance(result, torch.Tensor) and result.dim():
             raise Drawn("two results for the same input differ")

@@ -22,8 +22,9 @@ def drops(graph: fx.Graph, layer: nn.Module) -> bool:
     holders = [vars(module) for module in layer.modules()]
     holders += [vars(held["config"]) for held in holders if "config" in held]
     holders += [{"dropout": module.p} for module in layer.modules() if isinstance(module, nn.Dropout)]
-    return any("drop" in name and isinstance(value, float) and value > 0
-               for held in holders for name, value in held.items())
+    return any(
+        "drop" in name and isinstance(value, float) and value > 0 for held in holders for name, value in held.items()
+    )
 
 
 def adopt(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) -> None:

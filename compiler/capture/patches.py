@@ -14,10 +14,28 @@ from ..ir import leaves
 from .proxy import Value
 
 # Torch functions without a tensor argument: an int proxy would not reach `__torch_function__`.
-_FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "scalar_tensor", "eye",
-              "linspace", "rand", "randn", "randint", "cat", "stack", "einsum", "full_like", "zeros_like",
-              "ones_like",
-              "empty_like")
+_FACTORIES = (
+    "arange",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "tensor",
+    "as_tensor",
+    "scalar_tensor",
+    "eye",
+    "linspace",
+    "rand",
+    "randn",
+    "randint",
+    "cat",
+    "stack",
+    "einsum",
+    "full_like",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+)
 _MISSING = object()
 
 
@@ -39,8 +57,12 @@ def patched(tracer: Any) -> Iterator[None]:
 
 def modeling_files(modules: Any, family: str) -> list[Any]:
     """The Python modules in which the classes of these nn modules, and their bases, are written."""
-    names = {base.__module__: None for module in modules for base in type(module).__mro__
-             if leaves.is_modeling(base.__module__, family)}
+    names = {
+        base.__module__: None
+        for module in modules
+        for base in type(module).__mro__
+        if leaves.is_modeling(base.__module__, family)
+    }
     return [sys.modules[name] for name in names if name in sys.modules]
 
 
@@ -75,6 +97,7 @@ def _recorded(tracer: Any, function: Callable[..., Any], target: Callable[..., A
         if not tracer.on:
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", target or function, args, kwargs)
+
     record.__effc_original__ = function
     return record
 
@@ -88,8 +111,9 @@ def _attention(tracer: Any, undo: ExitStack) -> None:
     _exchange(undo, AttentionInterface, "get_interface", traced_find)
 
 
-def _attention_by_name(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None,
-                       **options: Any) -> Any:
+def _attention_by_name(
+    module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any
+) -> Any:
     """The leaf, under the library's names for what it is given."""
     return leaves.attention(module, query, key, value, attention_mask, **options)
 
@@ -119,6 +143,7 @@ def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:
         if not tracer.on:
             return function(*args, **kwargs)
         return leaves.rotary(tracer.stack[-1], *args, **kwargs)
+
     record.__effc_original__ = function
     return record
 

@@ -13,7 +13,7 @@ from torch import fx
 from transformers.cache_utils import Cache
 
 _COMPARISONS = ("eq", "ne", "lt", "gt", "le", "ge")
-_SYMBOLIC = ("shape", "device")     # properties that stay reads of the running value
+_SYMBOLIC = ("shape", "device")  # properties that stay reads of the running value
 _TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "data", "real", "imag")
 
 
@@ -23,7 +23,7 @@ class Value(fx.Proxy):
     def __init__(self, node: fx.Node, tracer: Any, held: Any):
         super().__init__(node, tracer)
         self.held = held
-        self.known: dict[Any, Any] = {}      # reads already in the graph: shape, items
+        self.known: dict[Any, Any] = {}  # reads already in the graph: shape, items
 
     def __repr__(self) -> str:
         return f"Value({self.node.name})"
@@ -34,7 +34,7 @@ class Value(fx.Proxy):
         held = self.held
         if isinstance(held, torch.Tensor) and name in _SYMBOLIC + _TENSOR_PROPERTIES:
             return self.read(name)
-        found = getattr(held, name)          # an AttributeError here is what the running model would raise
+        found = getattr(held, name)  # an AttributeError here is what the running model would raise
         if isinstance(held, Cache) and callable(found):
             return self.tracer.cache_method(self, name)
         return Method(self, name) if callable(found) else found

@@ -19,8 +19,9 @@ def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     fresh = copy.deepcopy(graph)
     changed = False
     for node in fresh.nodes:
-        current = tuple((place, evaluate(source, _reader(layer, node)), source)
-                        for place, _, source in node.meta.get("ints", ()))
+        current = tuple(
+            (place, evaluate(source, _reader(layer, node)), source) for place, _, source in node.meta.get("ints", ())
+        )
         if current != node.meta.get("ints", ()):
             changed = True
             node.meta["ints"] = current
@@ -35,6 +36,7 @@ def _reader(layer: nn.Module, node: fx.Node):
             scope = node.meta["scope"][-1] if node.meta["scope"] else ""
             return int(attribute(layer.get_submodule(scope), path))
         return int(attribute(layer, path))
+
     return read
 
 

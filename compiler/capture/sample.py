@@ -17,10 +17,12 @@ unknown_inputs = Fault(
     "Nothing says what a module's forward takes.\n\n"
     "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
     "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
-    "keyword arguments of its forward, tensors whose first axis is the batch.", exit="environment")
+    "keyword arguments of its forward, tensors whose first axis is the batch.",
+    exit="environment",
+)
 
-BATCH, LENGTH, PADDING = 2, 7, 2     # odd length: no chunk or window size divides it
-IMAGE = 64                           # pixels
+BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
+IMAGE = 64  # pixels
 
 
 def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
@@ -48,11 +50,19 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
     """Models that read something else than one row of tokens or one image."""
     name = type(model).__name__
     if main != "input_ids":
-        raise Reject(unknown_inputs(f"{name} takes `{main}`, and effc makes token ids and images only",
-                                    help="wrap it in a module of your own that has `dummy_inputs`"))
+        raise Reject(
+            unknown_inputs(
+                f"{name} takes `{main}`, and effc makes token ids and images only",
+                help="wrap it in a module of your own that has `dummy_inputs`",
+            )
+        )
     if model.config.is_encoder_decoder:
-        raise Reject(unknown_inputs(f"{name} is an encoder with a decoder, which take a sequence each",
-                                    help="take its encoder alone, or wrap it in a module that has `dummy_inputs`"))
+        raise Reject(
+            unknown_inputs(
+                f"{name} is an encoder with a decoder, which take a sequence each",
+                help="take its encoder alone, or wrap it in a module that has `dummy_inputs`",
+            )
+        )
 
 
 def first_position(model: nn.Module) -> int:
@@ -69,7 +79,7 @@ def first_position(model: nn.Module) -> int:
 
 def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
-    size = getattr(config, "image_size", None) or IMAGE      # convolutional nets take any
+    size = getattr(config, "image_size", None) or IMAGE  # convolutional nets take any
     shape = (batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
     count = torch.Size(shape).numel()
     return ((torch.arange(count).view(shape) * 7919 + 31 * seed) % 256).float().div(255).to(device)
@@ -83,17 +93,21 @@ def knows_inputs(model: nn.Module) -> bool:
 def _own_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
     """What a plain module says it takes, with another number of rows."""
     if not knows_inputs(model):
-        raise Reject(unknown_inputs(
-            f"{type(model).__name__} does not say what its forward takes",
-            help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch"))
+        raise Reject(
+            unknown_inputs(
+                f"{type(model).__name__} does not say what its forward takes",
+                help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch",
+            )
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    rows = {name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
-            for name, x in model.dummy_inputs.items()}
+    rows = {
+        name: x[torch.arange(batch, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
+        for name, x in model.dummy_inputs.items()
+    }
     return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
 
 
-def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu",
-           seed: int = 0) -> dict[str, Any]:
+def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0) -> dict[str, Any]:
     """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
 
     Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.

@@ -23,8 +23,9 @@ _SKIPPED = frozenset(vars(nn.Module())) - {"training"} | LAYER_INDICES | {"_is_h
 
 def module_signature(module: nn.Module) -> Hashable:
     """Equal for layers whose forwards do the same, up to weights and the layer's index."""
-    return tuple((path, type(part), _attributes(part), _tensors(part), _hooks(part))
-                 for path, part in module.named_modules())
+    return tuple(
+        (path, type(part), _attributes(part), _tensors(part), _hooks(part)) for path, part in module.named_modules()
+    )
 
 
 def call_signature(given: dict[str, Any]) -> Hashable:
@@ -33,14 +34,12 @@ def call_signature(given: dict[str, Any]) -> Hashable:
 
 
 def _attributes(module: nn.Module) -> Hashable:
-    return tuple(sorted((name, _content(value)) for name, value in vars(module).items()
-                        if name not in _SKIPPED))
+    return tuple(sorted((name, _content(value)) for name, value in vars(module).items() if name not in _SKIPPED))
 
 
 def _tensors(module: nn.Module) -> Hashable:
     owned = {**module._parameters, **module._buffers}
-    return tuple((name, None if t is None else (tuple(t.shape), t.dtype, t.device))
-                 for name, t in owned.items())
+    return tuple((name, None if t is None else (tuple(t.shape), t.dtype, t.device)) for name, t in owned.items())
 
 
 def _hooks(module: nn.Module) -> Hashable:

@@ -38,27 +38,28 @@ class Uncapturable(Exception):
 @dataclass(frozen=True)
 class Trace:
     graph: fx.Graph
-    of_this_layer: bool      # something was decided by the layer's own number: other layers need their own trace
+    of_this_layer: bool  # something was decided by the layer's own number: other layers need their own trace
 
 
 class Tracer(TracerBase):
     """One trace of one root. `on` is false while a leaf executes."""
 
-    def __init__(self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool,
-                 optional: frozenset[str] = frozenset()):
+    def __init__(
+        self, root: nn.Module, family: str, opaque: frozenset[str], inline: bool, optional: frozenset[str] = frozenset()
+    ):
         self.root = root
         self.family = family
-        self.opaque = opaque                      # paths that are leaves because tracing through them failed
-        self.optional = optional                  # placeholders that are None in other calls
-        self.inline = inline                      # whether to see inside modules that keep a state in the cache
+        self.opaque = opaque  # paths that are leaves because tracing through them failed
+        self.optional = optional  # placeholders that are None in other calls
+        self.inline = inline  # whether to see inside modules that keep a state in the cache
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in root.named_modules()}
-        self.objects = _objects(self.paths)       # id of tensor or config -> path
-        self.reads: dict[str, Value] = {}         # path -> its get_attr, made once
+        self.objects = _objects(self.paths)  # id of tensor or config -> path
+        self.reads: dict[str, Value] = {}  # path -> its get_attr, made once
         self.stack: list[nn.Module] = [root]
-        self.failed: str | None = None            # innermost module in which an exception passed
+        self.failed: str | None = None  # innermost module in which an exception passed
         self.paused = 0
-        self.index_used = False                   # whether Python decided or reckoned by a layer's own number
+        self.index_used = False  # whether Python decided or reckoned by a layer's own number
 
     @property
     def on(self) -> bool:
@@ -107,8 +108,16 @@ class Tracer(TracerBase):
 
     # -- recording -------------------------------------------------------------------------------------------
 
-    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-                     name: str | None = None, type_expr: Any = None, proxy_factory_fn: Any = None) -> Any:
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Any = None,
+    ) -> Any:
         """Execute a call and record it; plain results (None, bool, str, dtype) come back as they are."""
         if kind == "call_method" and target in _TO_PYTHON:
             self.numbers_read()
@@ -127,13 +136,13 @@ class Tracer(TracerBase):
         """Whether a value is an argument that isn't given in some calls."""
         return isinstance(value, Value) and value.node.op == "placeholder" and value.node.target in self.optional
 
-    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-               held: Any) -> Value:
+    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], held: Any) -> Value:
         if not isinstance(held, _RESULTS):
             raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(held).__name__}")
         ints: list[tuple[str, int, str]] = []
-        node = self.graph.create_node(kind, target, self.argument(args, "args", ints),
-                                      self.argument(kwargs, "kwargs", ints))
+        node = self.graph.create_node(
+            kind, target, self.argument(args, "args", ints), self.argument(kwargs, "kwargs", ints)
+        )
         node.meta["scope"] = tuple(self.paths.get(module, "") for module in self.stack[1:])
         node.meta["shape"], node.meta["dtype"] = describe(held)
         if ints:
@@ -151,8 +160,10 @@ class Tracer(TracerBase):
             return leaves.module_role(module)
         if kind == "call_function":
             return getattr(target, "role", None) or (
-                leaves.function_role(target.__name__) if not target.__module__.startswith(("torch", "_op"))
-                and hasattr(target, "__code__") else None)
+                leaves.function_role(target.__name__)
+                if not target.__module__.startswith(("torch", "_op")) and hasattr(target, "__code__")
+                else None
+            )
         return None
 
     def argument(self, tree: Any, place: str, ints: list[tuple[str, int, str]]) -> Any:
@@ -167,8 +178,9 @@ class Tracer(TracerBase):
         if isinstance(tree, (nn.Module, torch.Tensor, PreTrainedConfig)):
             return self.attribute(self.path_of(tree), tree).node
         if isinstance(tree, slice):
-            return slice(*(self.argument(getattr(tree, part), f"{place}.{part}", ints)
-                           for part in ("start", "stop", "step")))
+            return slice(
+                *(self.argument(getattr(tree, part), f"{place}.{part}", ints) for part in ("start", "stop", "step"))
+            )
         if isinstance(tree, (tuple, list)):
             kind = list if isinstance(tree, list) else tuple
             return kind(self.argument(item, f"{place}.{i}", ints) for i, item in enumerate(tree))
@@ -192,8 +204,9 @@ class Tracer(TracerBase):
 
     # -- calls -----------------------------------------------------------------------------------------------
 
-    def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
-                    forward: Callable[..., Any]) -> Any:
+    def call_module(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]
+    ) -> Any:
         path = self.paths.get(module)
         if path is not None and (path in self.opaque or leaves.is_leaf(module, self.family)):
             return self.create_proxy("call_module", path, args, kwargs)
@@ -219,9 +232,17 @@ class Tracer(TracerBase):
         return Method(cache, name)
 
 
-def trace(root: nn.Module, arguments: Mapping[str, Any], statics: Mapping[str, Any], *, family: str,
-          opaque: frozenset[str] = frozenset(), inline: bool = False, optional: frozenset[str] = frozenset(),
-          pick: Callable[[Any], Any] = lambda result: result) -> Trace:
+def trace(
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    statics: Mapping[str, Any],
+    *,
+    family: str,
+    opaque: frozenset[str] = frozenset(),
+    inline: bool = False,
+    optional: frozenset[str] = frozenset(),
+    pick: Callable[[Any], Any] = lambda result: result,
+) -> Trace:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
     Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.

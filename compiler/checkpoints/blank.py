@@ -25,8 +25,11 @@ def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
     kind = parse_config(config)[1]
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         names = ", ".join(map(str, config.get("architectures") or ()))
-        raise Reject(unknown_architecture(f"{names} is no model class of transformers",
-                                          help="name one in `architectures` of config.json"))
+        raise Reject(
+            unknown_architecture(
+                f"{names} is no model class of transformers", help="name one in `architectures` of config.json"
+            )
+        )
     with parameters_on_meta():
         return build(config, dtype)
 
@@ -50,7 +53,7 @@ def parameters_on_meta() -> Iterator[None]:
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(module, name, parameter)
-        if parameter is not None and parameter.device.type != "meta":      # a tied one stays the same object
+        if parameter is not None and parameter.device.type != "meta":  # a tied one stays the same object
             bare = torch.empty_like(parameter, device="meta")
             module._parameters[name] = nn.Parameter(bare, requires_grad=parameter.requires_grad)
 

@@ -12,15 +12,20 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from .safetensors_header import Slot
 
-bad_config = Fault("bad-config", "A model's config.json can't be read or does not say what the model is.",
-                   exit="environment")
+bad_config = Fault(
+    "bad-config", "A model's config.json can't be read or does not say what the model is.", exit="environment"
+)
 
-_REPEATS = re.compile(r"(?!.*(_head|_size|_dim|theta|_ids?$|token|multiple))"
-                      r".*(layer|block|expert|depth|stage|stack)s?.*")
-_FREE = re.compile(r".*(position|theta|token|_id|seed|version|window|max_|_length|context|limit|chunk|norm|eps|base"
-                   r"|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*")
+_REPEATS = re.compile(
+    r"(?!.*(_head|_size|_dim|theta|_ids?$|token|multiple))"
+    r".*(layer|block|expert|depth|stage|stack)s?.*"
+)
+_FREE = re.compile(
+    r".*(position|theta|token|_id|seed|version|window|max_|_length|context|limit|chunk|norm|eps|base"
+    r"|factor|interval|every|period|offset|index|indices|freq|timescale|bins|classes_map).*"
+)
 _DEEPEST = 24
-WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}     # of models with random weights
+WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random weights
 
 
 def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, spare: int = 1) -> None:
@@ -40,8 +45,11 @@ def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, l
         most = layers if _REPEATS.fullmatch(key) else 1 << 40 if _FREE.fullmatch(key) else size
         if abs(value) > most:
             there = "" if slots is None else ", which the weights don't have room for"
-            raise Reject(bad_config(f"{label}: `{name}` of the config is {value}{there}",
-                                    help="take the model's own config.json"))
+            raise Reject(
+                bad_config(
+                    f"{label}: `{name}` of the config is {value}{there}", help="take the model's own config.json"
+                )
+            )
 
 
 def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int]]:

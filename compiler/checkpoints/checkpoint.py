@@ -30,23 +30,27 @@ other_weights = Fault(
     "other-weights",
     "The tensors of a checkpoint are not those that its config asks for.\n\n"
     "Names or shapes differ: config.json and the weights come from different models or revisions.",
-    exit="environment")
+    exit="environment",
+)
 not_finite = Fault(
     "not-finite",
     "A checkpoint holds NaN or infinite weights.\n\n"
     "Training diverged, or the values overflowed when they were cast to float16.",
-    exit="environment")
-unknown_architecture = Fault("unknown-architecture", "transformers does not know a model's architecture.",
-                             exit="environment")
+    exit="environment",
+)
+unknown_architecture = Fault(
+    "unknown-architecture", "transformers does not know a model's architecture.", exit="environment"
+)
 model_code = Fault(
     "model-code",
     "The code that came with a model does not make it.\n\n"
     "It may need a package that is not here, often one for CUDA alone, or another version of transformers.",
-    exit="environment")
+    exit="environment",
+)
 bad_tokenizer = Fault("bad-tokenizer", "A model's tokenizer files can't be read.", exit="environment")
 
 # Tensors that stock checkpoints carry and modules make for themselves.
-SLACK = 1 << 24            # numbers that a model may have beside its weights: tables of positions, ties
+SLACK = 1 << 24  # numbers that a model may have beside its weights: tables of positions, ties
 _HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
 
 
@@ -59,7 +63,8 @@ def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn
         with quiet(), code_of(code):
             made = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
             return transformers.AutoModelForCausalLM.from_config(
-                made, dtype=getattr(torch, dtype), trust_remote_code=True)
+                made, dtype=getattr(torch, dtype), trust_remote_code=True
+            )
     made, kind = parse_config(config)
     with quiet(), library(f"a `{config['model_type']}`"):
         module = kind._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention(kind))
@@ -74,8 +79,13 @@ def library(what: str) -> Iterator[None]:
     except (Reject, MemoryError, ImportError):
         raise
     except Exception as error:
-        raise Reject(bad_config(f"transformers makes no model of the config of {what}", note=first_line(error),
-                                help="take the model's own config.json; --debug shows where")) from error
+        raise Reject(
+            bad_config(
+                f"transformers makes no model of the config of {what}",
+                note=first_line(error),
+                help="take the model's own config.json; --debug shows where",
+            )
+        ) from error
 
 
 def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
@@ -86,8 +96,13 @@ def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
     asked = sum(p.numel() for p in module.parameters())
     kept = sum(b.numel() for b in module.buffers())
     if asked > spare * (2 * count + SLACK) or kept > spare * (2 * count + 16 * SLACK):
-        raise Reject(other_weights(f"the config asks for {counted(max(asked, kept), 'number')}, and the weights have "
-                                   f"{counted(count, 'number')}", help="take config.json from the same revision"))
+        raise Reject(
+            other_weights(
+                f"the config asks for {counted(max(asked, kept), 'number')}, and the weights have "
+                f"{counted(count, 'number')}",
+                help="take config.json from the same revision",
+            )
+        )
 
 
 @contextmanager
@@ -95,12 +110,17 @@ def code_of(folder: Path) -> Iterator[None]:
     """Say of whatever a model's own code raises that it was that code."""
     try:
         yield
-    except Exception as error:   # anyone wrote it
+    except Exception as error:  # anyone wrote it
         lacks = isinstance(error, ImportError)
-        raise Reject(model_code(
-            f"the code in {folder.name} raises {type(error).__name__}", note=first_line(error),
-            help="install what it asks for; where that runs on CUDA alone, take a model that transformers itself knows"
-            if lacks else "--debug shows where")) from error
+        raise Reject(
+            model_code(
+                f"the code in {folder.name} raises {type(error).__name__}",
+                note=first_line(error),
+                help="install what it asks for; if that runs on CUDA alone, take a model that transformers itself knows"
+                if lacks
+                else "--debug shows where",
+            )
+        ) from error
 
 
 def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConfig, type]:
@@ -109,27 +129,36 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     model_type = config["model_type"]
-    if model_type not in known or "timm" in model_type:        # the package timm takes code and weights from anywhere
+    if model_type not in known or "timm" in model_type:  # the package timm takes code and weights from anywhere
         near = nearest(model_type, list(known))
-        raise Reject(unknown_architecture(
-            f"transformers {transformers.__version__} does not know the model type `{model_type}`",
-            help=f"nearest is `{near}`" if near else "a newer transformers may know it"))
+        raise Reject(
+            unknown_architecture(
+                f"transformers {transformers.__version__} does not know the model type `{model_type}`",
+                help=f"nearest is `{near}`" if near else "a newer transformers may know it",
+            )
+        )
     try:
         with quiet():
             made = known[model_type].from_dict(plain(dict(config)))
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        raise Reject(bad_config(f"the config has values that a `{model_type}` can't have",
-                                note=first_line(error))) from error
+        raise Reject(
+            bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
+        ) from error
     names = config.get("architectures") or ()
     kind = model_class(model_type, names)
     if kind is None:
         classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-        if type(made) not in classes or (isinstance(names, (list, tuple)) and not set(dir(transformers)).isdisjoint(
-                name for name in names if isinstance(name, str))):
+        if type(made) not in classes or (
+            isinstance(names, (list, tuple))
+            and not set(dir(transformers)).isdisjoint(name for name in names if isinstance(name, str))
+        ):
             named = ", ".join(map(str, names)) if isinstance(names, (list, tuple)) else str(names)
-            raise Reject(unknown_architecture(
-                f"{named or model_type} is no model class of transformers "
-                f"{transformers.__version__}", help="name one in `architectures` of config.json"))
+            raise Reject(
+                unknown_architecture(
+                    f"{named or model_type} is no model class of transformers {transformers.__version__}",
+                    help="name one in `architectures` of config.json",
+                )
+            )
         kind = classes[type(made)]
     return made, kind
 
@@ -151,8 +180,13 @@ def load(folder: Path, config: Mapping[str, Any], dtype: str, label: str, count:
 
 
 def _read(folder: Path, config: Mapping[str, Any], dtype: str, count: int | None):
-    options = {"dtype": getattr(torch, dtype), "local_files_only": True, "use_safetensors": True,
-               "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options = {
+        "dtype": getattr(torch, dtype),
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     if count is None:
         with quiet(), code_of(folder):
             return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
@@ -167,8 +201,9 @@ def stock(folder: Path, config: Mapping[str, Any], count: int, **options: Any) -
     made, kind = parse_config(config)
     as_stored(made)
     with quiet(), library(str(folder)):
-        return kind.from_pretrained(folder, config=made, attn_implementation=attention(kind), trust_remote_code=False,
-                                    **options)
+        return kind.from_pretrained(
+            folder, config=made, attn_implementation=attention(kind), trust_remote_code=False, **options
+        )
 
 
 def check_names(info: Mapping[str, Any], label: str) -> None:
@@ -177,16 +212,29 @@ def check_names(info: Mapping[str, Any], label: str) -> None:
     shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in info["mismatched_keys"])
     if shapes:
         name, stored, asked = shapes[0]
-        found.append(other_weights(f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(asked)} by "
-                                   f"the config{_more(shapes)}", help="take config.json from the same revision"))
+        found.append(
+            other_weights(
+                f"{label}: `{name}` is {_shape(stored)} in the weights and {_shape(asked)} by "
+                f"the config{_more(shapes)}",
+                help="take config.json from the same revision",
+            )
+        )
     missing = sorted(info["missing_keys"])
     if missing:
-        found.append(other_weights(f"{label}: the weights have no `{missing[0]}`{_more(missing)}",
-                                   help="fetch the weights again, or take the config they were saved with"))
+        found.append(
+            other_weights(
+                f"{label}: the weights have no `{missing[0]}`{_more(missing)}",
+                help="fetch the weights again, or take the config they were saved with",
+            )
+        )
     extra = sorted(n for n in info["unexpected_keys"] if not n.endswith(_HARMLESS))
     if extra:
-        found.append(other_weights(f"{label}: the config has no place for `{extra[0]}`{_more(extra)}",
-                                   help="take config.json from the same revision"))
+        found.append(
+            other_weights(
+                f"{label}: the config has no place for `{extra[0]}`{_more(extra)}",
+                help="take config.json from the same revision",
+            )
+        )
     if found:
         raise Reject(*found)
 
@@ -202,13 +250,19 @@ def _more(items: list) -> str:
 @torch.no_grad()
 def check_finite(module: nn.Module, label: str) -> None:
     """One pass over the weights without a temporary: the extremes of a tensor show NaN and infinity."""
-    wrong = [name for name, p in follow(module.named_parameters(), "weights read", _count(module))
-             if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())]
+    wrong = [
+        name
+        for name, p in follow(module.named_parameters(), "weights read", _count(module))
+        if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())
+    ]
     if wrong:
         count = int((~module.get_parameter(wrong[0]).isfinite()).sum())
-        raise Reject(not_finite(f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite"
-                                f"{_more(wrong)}",
-                                help="take another revision, or one stored in float32 or bfloat16"))
+        raise Reject(
+            not_finite(
+                f"{label}: `{wrong[0]}` holds {counted(count, 'value')} NaN or infinite{_more(wrong)}",
+                help="take another revision, or one stored in float32 or bfloat16",
+            )
+        )
 
 
 def _count(module: nn.Module) -> int:
@@ -220,13 +274,17 @@ def tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
         _check_tokenizer(folder, label)
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True,
-                                                              trust_remote_code=trusted)
-    except Exception as error:                    # the tokenizers library raises bare Exception
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # the tokenizers library raises bare Exception
         if isinstance(error, (MemoryError, RecursionError)):
             raise
-        raise Reject(bad_tokenizer(f"{label}: the tokenizer files in {folder} can't be read",
-                                   help="fetch them again", note=first_line(error))) from error
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: the tokenizer files in {folder} can't be read",
+                help="fetch them again",
+                note=first_line(error),
+            )
+        ) from error
 
 
 def _check_tokenizer(folder: Path, label: str) -> None:
@@ -242,12 +300,17 @@ def _check_tokenizer(folder: Path, label: str) -> None:
         raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
     most = said.get("model_max_length")
     if most is not None and type(most) not in (int, float):
-        raise Reject(bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number",
-                                   help="fetch it again"))
+        raise Reject(
+            bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
+        )
     name = said.get("tokenizer_class")
     if name is not None and not is_tokenizer(name):
-        raise Reject(bad_tokenizer(f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
-                                   help="fetch the tokenizer files again"))
+        raise Reject(
+            bad_tokenizer(
+                f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
+                help="fetch the tokenizer files again",
+            )
+        )
 
 
 def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:

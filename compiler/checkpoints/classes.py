@@ -8,13 +8,37 @@ with is effc's choice.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_TAKEN_OUT = frozenset({
-    "auto_map", "custom_pipelines", "quantization_config", "_attn_implementation", "attn_implementation",
-    "_attn_implementation_internal", "_attn_implementation_autoset", "_experts_implementation",
-    "experts_implementation", "_experts_implementation_internal", "use_kernels", "kernel_config",
-    "transformers_weights", "_commit_hash", "name_or_path", "_name_or_path", "adapter_kwargs", "_adapter_model_path",
-    "compression_config", "base_model_tp_plan", "base_model_pp_plan", "distributed_config", "device_map", "tp_plan",
-    "subfolder", "code_revision", "trust_remote_code"})
+_TAKEN_OUT = frozenset(
+    {
+        "auto_map",
+        "custom_pipelines",
+        "quantization_config",
+        "_attn_implementation",
+        "attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "_experts_implementation",
+        "experts_implementation",
+        "_experts_implementation_internal",
+        "use_kernels",
+        "kernel_config",
+        "transformers_weights",
+        "_commit_hash",
+        "name_or_path",
+        "_name_or_path",
+        "adapter_kwargs",
+        "_adapter_model_path",
+        "compression_config",
+        "base_model_tp_plan",
+        "base_model_pp_plan",
+        "distributed_config",
+        "device_map",
+        "tp_plan",
+        "subfolder",
+        "code_revision",
+        "trust_remote_code",
+    }
+)
 
 
 def plain(value: Any) -> Any:
@@ -51,8 +75,16 @@ def model_class(model_type: str, named: Any) -> type | None:
     return None
 
 
-_GENERIC = frozenset({"PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "SentencePieceBackend",
-                      "PythonBackend", "MistralCommonBackend"})
+_GENERIC = frozenset(
+    {
+        "PreTrainedTokenizer",
+        "PreTrainedTokenizerFast",
+        "TokenizersBackend",
+        "SentencePieceBackend",
+        "PythonBackend",
+        "MistralCommonBackend",
+    }
+)
 
 
 def is_tokenizer(name: Any) -> bool:

@@ -29,27 +29,45 @@ pickle_weights = Fault(
     "A model has its weights only as a pickle, which runs code when it is read.\n\n"
     "effc reads safetensors and GGUF. Take a revision of the model with safetensors, or convert the file once, "
     "in a place of its own, if you trust its author.",
-    exit="environment")
-missing_shard = Fault("missing-shard", "The index of a sharded checkpoint names files that are not there.",
-                      exit="environment")
+    exit="environment",
+)
+missing_shard = Fault(
+    "missing-shard", "The index of a sharded checkpoint names files that are not there.", exit="environment"
+)
 remote_code = Fault(
     "remote-code",
     "A model needs code that came with it, and running that was not granted.\n\n"
     "`--trust-remote-code` on the command line grants it; a recipe can't.",
-    exit="environment")
-weights_dtype = Fault("weights-dtype", "A checkpoint holds its weights as something other than plain floats.",
-                      exit="environment")
+    exit="environment",
+)
+weights_dtype = Fault(
+    "weights-dtype", "A checkpoint holds its weights as something other than plain floats.", exit="environment"
+)
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-                   "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "chat_template.jinja",
-                   "chat_template.json", "spiece.model", "tekken.json", "tiktoken.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "spiece.model",
+    "tekken.json",
+    "tiktoken.model",
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Slow types of a processor that has no arithmetic for them: measured 7.6 s in float16, 1.9 s in float32, 1.1 s
 # in bfloat16 for 512 tokens of a 135M model on an AVX512 machine.
-SLOW_FLOAT16 = "float16 is kept as stored and computes several times slower than float32 on a CPU; " \
-               "`dtype: float32` or `dtype: bfloat16` changes that"
+SLOW_FLOAT16 = (
+    "float16 is kept as stored and computes several times slower than float32 on a CPU; "
+    "`dtype: float32` or `dtype: bfloat16` changes that"
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,9 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
     tokenizers = tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
     return Origin(
-        label=label, config=config, folder=folder,
+        label=label,
+        config=config,
+        folder=folder,
         identity=digest([files_hash(decides, settings.cache_dir), chosen]),
         build=partial(_build, config, chosen, folder if trusted else None, None if trusted else count),
         load=partial(_load, folder, config, chosen, label, None if trusted else count),
@@ -100,7 +120,8 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         tokenizer_identity=files_hash(tokenizers, settings.cache_dir) if tokenizers else "",
         weight_bytes=count * WIDTHS[chosen],
         code=_code(folder, settings) if trusted else "",
-        notes=_notes(config, chosen, settings.device))
+        notes=_notes(config, chosen, settings.device),
+    )
 
 
 def _notes(config: Mapping[str, Any], dtype: str, device: str) -> tuple[str, ...]:
@@ -118,8 +139,7 @@ def nothing() -> None:
 def read_config(path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
     if not path.is_file():
-        raise Reject(no_model(f"{label}: there is no {path.name} in {path.parent}",
-                              help=_what_lies_there(path.parent)))
+        raise Reject(no_model(f"{label}: there is no {path.name} in {path.parent}", help=_what_lies_there(path.parent)))
     try:
         config = json.loads(read_regular(path, CONFIG).decode())
     except OSError as error:
@@ -143,8 +163,12 @@ def check_code(config: Mapping[str, Any], label: str, settings: Settings) -> boo
     if "auto_map" not in config or _is_native(config["model_type"]):
         return False
     if not settings.trust_remote_code:
-        raise Reject(remote_code(f"{label}: `{config['model_type']}` runs code that came with the model",
-                                 help="read that code, then add --trust-remote-code"))
+        raise Reject(
+            remote_code(
+                f"{label}: `{config['model_type']}` runs code that came with the model",
+                help="read that code, then add --trust-remote-code",
+            )
+        )
     return True
 
 
@@ -163,12 +187,21 @@ def find_weights(folder: Path, label: str) -> Weights:
         return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_header(folder / SINGLE)})
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
     if pickles:
-        raise Reject(pickle_weights(f"{label}: the weights are only there as {', '.join(pickles[:3])}",
-                                    help="take a revision with model.safetensors, or load the model once with "
-                                         "transformers where you trust it and `save_pretrained` it"))
-    raise Reject(no_model(f"{label}: there is no {SINGLE} in {folder}", help=_what_lies_there(folder)
-                          if any(folder.glob("*.gguf")) else "fetch the weights; config.json alone is read with "
-                                                             "config(\"config.json\"), which makes random ones"))
+        raise Reject(
+            pickle_weights(
+                f"{label}: the weights are only there as {', '.join(pickles[:3])}",
+                help="take a revision with model.safetensors, or load the model once with "
+                "transformers where you trust it and `save_pretrained` it",
+            )
+        )
+    raise Reject(
+        no_model(
+            f"{label}: there is no {SINGLE} in {folder}",
+            help=_what_lies_there(folder)
+            if any(folder.glob("*.gguf"))
+            else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
+        )
+    )
 
 
 def _sharded(folder: Path, label: str) -> Weights:
@@ -177,19 +210,28 @@ def _sharded(folder: Path, label: str) -> Weights:
         places = json.loads(read_regular(index, MANIFEST).decode())["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Reject(damaged_weights(f"{index} is no index of shards", help="fetch it again",
-                                     note=breakage(error))) from error
+        raise Reject(
+            damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
+        ) from error
     if not all(isinstance(n, str) and n and Path(n).name == n for n in names):
         raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
     gone = [n for n in names if not (folder / n).is_file()]
     if gone:
-        raise Reject(missing_shard(f"{label}: {len(gone)} of {len(names)} shards are not there: "
-                                   f"{', '.join(gone[:3])}", help=f"fetch them into {folder}"))
+        raise Reject(
+            missing_shard(
+                f"{label}: {len(gone)} of {len(names)} shards are not there: {', '.join(gone[:3])}",
+                help=f"fetch them into {folder}",
+            )
+        )
     headers = {n: read_header(folder / n) for n in names}
     lost = [t for t, n in places.items() if t not in headers[n].slots]
     if lost:
-        raise Reject(missing_shard(f"{label}: `{lost[0]}` is not in {places[lost[0]]}, where the index puts it",
-                                   help="fetch the index and the shards of one revision"))
+        raise Reject(
+            missing_shard(
+                f"{label}: `{lost[0]}` is not in {places[lost[0]]}, where the index puts it",
+                help="fetch the index and the shards of one revision",
+            )
+        )
     return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
 
 
@@ -197,12 +239,19 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
     method = config.get("quantization_config")
     if isinstance(method, dict):
         name = method.get("quant_method", "some method")
-        raise Reject(weights_dtype(f"{label}: the weights are quantized ({name})",
-                                   help="start from the model that this one was quantized from"))
+        raise Reject(
+            weights_dtype(
+                f"{label}: the weights are quantized ({name})",
+                help="start from the model that this one was quantized from",
+            )
+        )
     if not weights.dtype:
         kinds = sorted({slot.dtype for slot in weights.slots.values()})
-        raise Reject(weights_dtype(f"{label}: the weights are {', '.join(kinds) or 'none at all'}",
-                                   help=f"effc reads {', '.join(FLOATS)}"))
+        raise Reject(
+            weights_dtype(
+                f"{label}: the weights are {', '.join(kinds) or 'none at all'}", help=f"effc reads {', '.join(FLOATS)}"
+            )
+        )
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
@@ -211,8 +260,15 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
     for path in found.values():
         check_regular(path, TOKENIZER)
-    vocabularies = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
-                    "tiktoken.model"}
+    vocabularies = {
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "tekken.json",
+        "tiktoken.model",
+    }
     return found if vocabularies & set(found) else {}
 
 
@@ -223,8 +279,12 @@ def _code(folder: Path, settings: Settings) -> str:
 def refuse_adapter(folder: Path, label: str) -> None:
     """transformers would fetch the model that an adapter names in place of the folder's own."""
     if (folder / "adapter_config.json").exists():
-        raise Reject(no_model(f"{label}: {folder} holds an adapter (adapter_config.json), not a model",
-                              help="merge it into its model and save that"))
+        raise Reject(
+            no_model(
+                f"{label}: {folder} holds an adapter (adapter_config.json), not a model",
+                help="merge it into its model and save that",
+            )
+        )
 
 
 def _build(config: dict[str, Any], dtype: str, code: Path | None, count: int | None):

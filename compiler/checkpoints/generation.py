@@ -15,8 +15,10 @@ _MOST_BEAMS, _MOST = 64, 1 << 31
 _HELP = "fetch the file again, or remove it: generation then begins from the usual values"
 
 bad_generation = Fault(
-    "bad-generation-config", "A model's generation_config.json holds values that generation can't have.",
-    exit="environment")
+    "bad-generation-config",
+    "A model's generation_config.json holds values that generation can't have.",
+    exit="environment",
+)
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
@@ -39,11 +41,14 @@ def read_generation(folder: Path) -> dict[str, Any]:
 def _fits(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return True
-    if isinstance(value, Mapping):               # what a library's version writes beside the values of generation
+    if isinstance(value, Mapping):  # what a library's version writes beside the values of generation
         return all(_is_plain(item) for item in value.values())
     if name.endswith("token_id") or name.endswith("token_ids") or name.endswith("tokens"):
-        return _is_id(value) or (isinstance(value, list) and len(value) < 10_000 and all(
-            _is_id(item) or (isinstance(item, list) and all(map(_is_id, item))) for item in value))
+        return _is_id(value) or (
+            isinstance(value, list)
+            and len(value) < 10_000
+            and all(_is_id(item) or (isinstance(item, list) and all(map(_is_id, item))) for item in value)
+        )
     if name in ("num_beams", "num_return_sequences", "num_beam_groups", "num_assistant_tokens"):
         return type(value) is int and 0 < value <= _MOST_BEAMS
     if name in _TEXTS:
@@ -54,8 +59,17 @@ def _fits(name: str, value: Any) -> bool:
 
 
 _TEXTS = ("transformers_version", "cache_implementation", "early_stopping", "_from_model_config", "task", "language")
-_LISTS = ("stop_strings", "bad_words_ids", "force_words_ids", "sequence_bias", "alignment_heads", "lang_to_id",
-          "task_to_id", "forced_decoder_ids", "constraints")
+_LISTS = (
+    "stop_strings",
+    "bad_words_ids",
+    "force_words_ids",
+    "sequence_bias",
+    "alignment_heads",
+    "lang_to_id",
+    "task_to_id",
+    "forced_decoder_ids",
+    "constraints",
+)
 
 
 def _is_id(value: Any) -> bool:
@@ -63,5 +77,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str)) or (
-        isinstance(value, list) and all(isinstance(item, (int, float, str)) for item in value))
+    return (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        or (isinstance(value, list) and all(isinstance(item, (int, float, str)) for item in value))
+    )

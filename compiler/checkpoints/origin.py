@@ -54,6 +54,7 @@ class Origin:
 
     def declared(self, span: Span | None, device: str) -> "Origin":
         """The same as a recipe names it at `span`, which gets the blame; `load` moves it to a device."""
+
         def build() -> "torch.nn.Module":
             with placed(span):
                 return self.build()

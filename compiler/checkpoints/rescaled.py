@@ -10,8 +10,10 @@ from typing import Any
 
 FLAG = "rescale_prenorm_residual"
 _MODEL_TYPES = ("mamba", "mamba2", "falcon_mamba")
-NOTE = (f"the config says `{FLAG}`, by which transformers divides `out_proj` by the root of the number of layers at "
-        "every load; effc takes the weights as they are stored, and writes `false`")
+NOTE = (
+    f"the config says `{FLAG}`, by which transformers divides `out_proj` by the root of the number of layers at "
+    "every load; effc takes the weights as they are stored, and writes `false`"
+)
 
 
 def rescales(config: Mapping[str, Any]) -> bool:

@@ -20,12 +20,32 @@ damaged_weights = Fault(
     "A weights file is cut, patched or not of its format.\n\n"
     "Its header must be whole and describe every byte of the file. Interrupted downloads and Git LFS pointers "
     "are the usual causes: fetch the file again.",
-    exit="environment")
+    exit="environment",
+)
 
-LIMIT = 100_000_000              # bytes of header that readers of the format accept
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6,
-        "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64,
-        "U64": 64, "F64": 64, "C64": 64}
+LIMIT = 100_000_000  # bytes of header that readers of the format accept
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 LFS = b"version https://git-lfs"
 
@@ -34,7 +54,7 @@ LFS = b"version https://git-lfs"
 class Slot:
     """Where a tensor lies: bytes `start` to `end` after the header."""
 
-    dtype: str                   # as the format spells it: "BF16"
+    dtype: str  # as the format spells it: "BF16"
     shape: tuple[int, ...]
     start: int
     end: int
@@ -49,7 +69,7 @@ class Header:
     path: Path
     slots: Mapping[str, Slot]
     metadata: Mapping[str, str]
-    begin: int                   # offset of the first tensor byte in the file
+    begin: int  # offset of the first tensor byte in the file
 
 
 def read_header(path: Path) -> Header:
@@ -58,12 +78,21 @@ def read_header(path: Path) -> Header:
     with open(path, "rb") as file:
         first = file.read(8)
         if LFS.startswith(first) and len(first) == 8:
-            raise Reject(_says(path, f"is a Git LFS pointer of {size} bytes, not weights",
-                               help="run `git lfs pull` in its folder"))
+            raise Reject(
+                _says(
+                    path, f"is a Git LFS pointer of {size} bytes, not weights", help="run `git lfs pull` in its folder"
+                )
+            )
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > size - 8:
-            raise Reject(_says(path, f"is cut: its header alone needs {length + 8} bytes, the file has {size}"
-                               if len(first) == 8 else f"is cut: {size} bytes"))
+            raise Reject(
+                _says(
+                    path,
+                    f"is cut: its header alone needs {length + 8} bytes, the file has {size}"
+                    if len(first) == 8
+                    else f"is cut: {size} bytes",
+                )
+            )
         if length > LIMIT:
             raise Reject(_says(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
         body = _parse(path, file.read(length))
@@ -106,8 +135,9 @@ def _slot(path: Path, name: str, entry: Any) -> Slot:
     slot = Slot(dtype, tuple(shape), *offsets)
     bits = slot.count * BITS[dtype]
     if bits % 8 or slot.end - slot.start != bits // 8:
-        raise Reject(_says(path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} "
-                                 f"takes {bits / 8:g}"))
+        raise Reject(
+            _says(path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {bits / 8:g}")
+        )
     return slot
 
 

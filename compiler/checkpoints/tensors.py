@@ -19,10 +19,24 @@ from .folder import INDEX, SINGLE, find_weights
 
 ALIGN = 64
 
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-          torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.complex64: "C64", torch.bool: "BOOL",
-          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,14 @@ def _shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
 
 
 def _write(path: Path, pieces: list[Piece]) -> None:
-    pieces = sorted(pieces, key=lambda p: p.bytes % ALIGN != 0)      # stable: odd sizes last
+    pieces = sorted(pieces, key=lambda p: p.bytes % ALIGN != 0)  # stable: odd sizes last
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for piece in pieces:
-        header[piece.name] = {"dtype": _NAMES[piece.dtype], "shape": list(piece.shape),
-                              "data_offsets": [at, at + piece.bytes]}
+        header[piece.name] = {
+            "dtype": _NAMES[piece.dtype],
+            "shape": list(piece.shape),
+            "data_offsets": [at, at + piece.bytes],
+        }
         at += piece.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGN)

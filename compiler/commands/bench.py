@@ -8,11 +8,16 @@ import typer
 from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
 
-_only = typer.Option("--only", metavar="PARTS", show_default=False,
-                     help="Parts by commas: gemv, block, rows, prefill, attention, pack; all unless given.")
+_only = typer.Option(
+    "--only",
+    metavar="PARTS",
+    show_default=False,
+    help="Parts by commas: gemv, block, rows, prefill, attention, pack; all unless given.",
+)
 _seconds = typer.Option("--seconds", metavar="S", help="Time for each contender of a line.")
-_shape = typer.Option("--shape", metavar="NxK", help="Outputs and inputs that `gemv` measures; repeatable.",
-                      show_default=False)
+_shape = typer.Option(
+    "--shape", metavar="NxK", help="Outputs and inputs that `gemv` measures; repeatable.", show_default=False
+)
 _gate = typer.Option("--gate", help="Exit with 4 where a target is missed.", show_default=False)
 
 
@@ -25,8 +30,13 @@ def register(app: typer.Typer) -> None:
         """Measure what effc brings along."""
 
     @verb(group, shows=("machine",))
-    def kernels(shared: Shared, only: Annotated[str, _only] = "", seconds: Annotated[float, _seconds] = 0.3,
-                shape: Annotated[list[str], _shape] = (), gate: Annotated[bool, _gate] = False) -> int:
+    def kernels(
+        shared: Shared,
+        only: Annotated[str, _only] = "",
+        seconds: Annotated[float, _seconds] = 0.3,
+        shape: Annotated[list[str], _shape] = (),
+        gate: Annotated[bool, _gate] = False,
+    ) -> int:
         """Race the native kernels against torch's strongest, and compare with their targets.
 
         Ratios within a line are what counts: all take turns over weights that no cache holds, and samples in
@@ -57,9 +67,14 @@ def register(app: typer.Typer) -> None:
         if plain:
             screen.answer(summary(table.targets))
         else:
-            screen.answer_json("bench kernels", "error" if code else "ok", exit=code, machine=where,
-                               lines=[line.to_json() for line in table.lines],
-                               targets=[t.to_json() for t in table.targets])
+            screen.answer_json(
+                "bench kernels",
+                "error" if code else "ok",
+                exit=code,
+                machine=where,
+                lines=[line.to_json() for line in table.lines],
+                targets=[t.to_json() for t in table.targets],
+            )
         return code
 
 
@@ -71,7 +86,8 @@ def _parsed(text: str) -> tuple[int, int]:
 
 
 def _where(found: dict) -> str:
-    return (f"{found.get('cpu', 'a processor without a name')}, {found.get('cpus', '?')} processors here; "
-            f"torch {found.get('torch')}; kernels {found['kernels']}; {found['threads']} threads; "
-            f"{found['bursts']} bursts; load {found['load']}")
-
+    return (
+        f"{found.get('cpu', 'a processor without a name')}, {found.get('cpus', '?')} processors here; "
+        f"torch {found.get('torch')}; kernels {found['kernels']}; {found['threads']} threads; "
+        f"{found['bursts']} bursts; load {found['load']}"
+    )

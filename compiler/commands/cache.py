@@ -12,15 +12,15 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ..store.cache import Cache
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe; each of its steps is looked up.",
-                         show_default=False, readable=False)
+_recipe = typer.Argument(
+    metavar="RECIPE", help="A recipe; each of its steps is looked up.", show_default=False, readable=False
+)
 _delete = typer.Option("--delete", help="Remove what is damaged; compile makes it again.", show_default=False)
 _age = typer.Option("--older-than", metavar="DAYS", help="Drop what was not used for so many days.")
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Look after the cache of finished steps.", no_args_is_help=True,
-                        rich_markup_mode=None)
+    group = typer.Typer(help="Look after the cache of finished steps.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="cache")
     _listing(group)
     _care(group)
@@ -32,8 +32,10 @@ def _listing(group: typer.Typer) -> None:
         """List finished steps, last used first."""
         entries = _cache(shared).entries()
         if shared.format == "json":
-            rows = [{"key": e.key, "step": _word(e), "bytes": e.bytes, "used": e.used,
-                     "parts": dict(e.parts)} for e in entries]
+            rows = [
+                {"key": e.key, "step": _word(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
+                for e in entries
+            ]
             return shared.screen.answer_json("cache ls", folder=str(shared.cache_folder), steps=rows)
         if not entries:
             return shared.screen.say(f"{shared.cache_folder} holds no finished step")
@@ -41,8 +43,7 @@ def _listing(group: typer.Typer) -> None:
 
         rows = [("key", "step", "size", "used")]
         now = time.time()
-        rows += [(e.key[:12], _word(e), size(e.bytes), f"{seconds(max(0, now - e.used))} ago")
-                 for e in entries]
+        rows += [(e.key[:12], _word(e), size(e.bytes), f"{seconds(max(0, now - e.used))} ago") for e in entries]
         shared.screen.answer(shared.screen.table(rows, right=(2,)))
         return shared.screen.say(f"{counted(len(entries), 'step')} in {shared.cache_folder}")
 
@@ -92,8 +93,14 @@ def _told(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
     if wrong and not deleted:
         from ..store.cache import cache_damaged
 
-        raise Reject(*(cache_damaged(f"{path}: {reason}", help="`effc cache verify --delete` removes it; "
-                                     "compile makes it again") for path, reason in wrong))
+        raise Reject(
+            *(
+                cache_damaged(
+                    f"{path}: {reason}", help="`effc cache verify --delete` removes it; compile makes it again"
+                )
+                for path, reason in wrong
+            )
+        )
     gone = f", {counted(len(wrong), 'damaged file')} removed" if wrong else ""
     shared.screen.answer(f"ok: {counted(steps, 'step')}{gone}")
     return 0
@@ -115,7 +122,10 @@ def _word(entry) -> str:
     word = Shelf().vocabulary.word("pass", step.get("word", ""))
     usual = {p.name: p.default for p in word.params} if word else {}
     given = {name: from_json(value) for name, value in step.get("args", {}).items()}
-    args = [f"{name}: {plain(given[name])}" for name in sorted(given, key=list({**usual, **given}).index)
-            if given[name] is not None and (name not in usual or given[name] != usual[name])]
+    args = [
+        f"{name}: {plain(given[name])}"
+        for name in sorted(given, key=list({**usual, **given}).index)
+        if given[name] is not None and (name not in usual or given[name] != usual[name])
+    ]
     text = f"{step.get('word', 'unknown')}({', '.join(args)})"
     return text if len(text) <= 72 else text[:71] + "…"

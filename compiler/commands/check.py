@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 _recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False, readable=False)
 _fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
-_resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.",
-                        show_default=False)
+_resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache"))
-    def check(recipes: Annotated[list[Path], _recipes], shared: Shared, fix: Annotated[bool, _fix] = False,
-              resolve: Annotated[bool, _resolve] = False) -> int:
+    def check(
+        recipes: Annotated[list[Path], _recipes],
+        shared: Shared,
+        fix: Annotated[bool, _fix] = False,
+        resolve: Annotated[bool, _resolve] = False,
+    ) -> int:
         """Check recipes: all mistakes at once, each with its place."""
         found, good = [], []
         for path in recipes:
@@ -71,8 +74,16 @@ def tell(found: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> 
 def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
     """Per pipeline: how many steps, artifacts, bounds; `variants` of a matrix count together."""
     first = variants[0]
-    return [{"pipeline": p.name, "steps": len(p.steps), "artifacts": len(p.emits), "bounds": len(p.expects),
-             "variants": len(variants)} for p in first.pipelines.values()]
+    return [
+        {
+            "pipeline": p.name,
+            "steps": len(p.steps),
+            "artifacts": len(p.emits),
+            "bounds": len(p.expects),
+            "variants": len(variants),
+        }
+        for p in first.pipelines.values()
+    ]
 
 
 def said(row: dict[str, Any]) -> str:

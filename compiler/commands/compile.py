@@ -18,26 +18,33 @@ if TYPE_CHECKING:
 
 unreadable_plan = Fault(
     "unreadable-plan",
-    "The file given with `--plan` is not there, or is no saved plan.\n\n"
-    "`effc plan RECIPE -o FILE` writes one.",
-    exit="usage")
+    "The file given with `--plan` is not there, or is no saved plan.\n\n`effc plan RECIPE -o FILE` writes one.",
+    exit="usage",
+)
 
 DUMPS = ("changed", "before", "after")
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where artifacts go.")
-_plan = typer.Option("--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.",
-                     show_default=False)
+_plan = typer.Option(
+    "--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.", show_default=False
+)
 _force = typer.Option("--force", help="Replace artifacts that exist.", show_default=False)
-_dump = typer.Option("--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.",
-                     show_default=False)
+_dump = typer.Option(
+    "--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.", show_default=False
+)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache", "machine", "progress", "gate"))
-    def compile(recipe: Annotated[Path, _recipe], shared: Shared, output: Annotated[Path, _out] = Path("out"),
-                plan: Annotated[Path | None, _plan] = None, force: Annotated[bool, _force] = False,
-                dump_ir: Annotated[str, _dump] = "") -> int:
+    def compile(
+        recipe: Annotated[Path, _recipe],
+        shared: Shared,
+        output: Annotated[Path, _out] = Path("out"),
+        plan: Annotated[Path | None, _plan] = None,
+        force: Annotated[bool, _force] = False,
+        dump_ir: Annotated[str, _dump] = "",
+    ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
         if dump_ir and dump_ir not in DUMPS:
             raise typer.BadParameter(f"`--dump-ir {dump_ir}` is not known here: {', '.join(DUMPS)}")
@@ -55,8 +62,9 @@ def _saved(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", "") or "it is not JSON"
-        raise Reject(unreadable_plan(f"{path}: {why.lower()}",
-                                     help="`effc plan RECIPE -o FILE` writes a plan")) from error
+        raise Reject(
+            unreadable_plan(f"{path}: {why.lower()}", help="`effc plan RECIPE -o FILE` writes a plan")
+        ) from error
 
 
 def report(results: "Sequence[Result]", shared: Shared) -> int:
@@ -78,10 +86,14 @@ def report(results: "Sequence[Result]", shared: Shared) -> int:
 def artifact_json(manifest: "Manifest") -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {"name": manifest.name, "target": manifest.kind, "bytes": manifest.bytes,
-            "measures": [asdict(m) for m in manifest.measures],
-            "expectations": [asdict(e) for e in manifest.expectations],
-            "checks": [asdict(c) for c in manifest.checks]}
+    return {
+        "name": manifest.name,
+        "target": manifest.kind,
+        "bytes": manifest.bytes,
+        "measures": [asdict(m) for m in manifest.measures],
+        "expectations": [asdict(e) for e in manifest.expectations],
+        "checks": [asdict(c) for c in manifest.checks],
+    }
 
 
 def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
@@ -95,8 +107,9 @@ def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:
         return title
     head = ("", "before", "after", "change", "bound", "")
     lines = screen.table([head, *rows], right=(1, 2, 3), indent="  ").splitlines()
-    return "\n".join([title, lines[0], *(_tinted(line, row[-1], screen) for line, row in
-                                         zip(lines[1:], rows, strict=True))])
+    return "\n".join(
+        [title, lines[0], *(_tinted(line, row[-1], screen) for line, row in zip(lines[1:], rows, strict=True))]
+    )
 
 
 def _tinted(line: str, outcome: str, screen: "Screen") -> str:

@@ -13,7 +13,7 @@ from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
-LITTLE = 2 << 30     # bytes free below which a compile of a small model may not fit
+LITTLE = 2 << 30  # bytes free below which a compile of a small model may not fit
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,21 @@ class Finding:
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("cache",))
-    def doctor(shared: Shared, architectures: Annotated[bool, typer.Option(
-            "--architectures", help="Show instead which architectures were tried with which passes.")] = False,
-               trust: Annotated[Path | None, typer.Option("--trust", metavar="ARTIFACT", show_default=False,
-                   help="Show instead what an artifact would do here, and which checks it passes.")] = None) -> int:
+    def doctor(
+        shared: Shared,
+        architectures: Annotated[
+            bool, typer.Option("--architectures", help="Show instead which architectures were tried with which passes.")
+        ] = False,
+        trust: Annotated[
+            Path | None,
+            typer.Option(
+                "--trust",
+                metavar="ARTIFACT",
+                show_default=False,
+                help="Show instead what an artifact would do here, and which checks it passes.",
+            ),
+        ] = None,
+    ) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
         if trust is not None:
             return _trust(trust, shared)
@@ -104,8 +115,14 @@ def pythons() -> list[Finding]:
     from ..machine.environment import packages, python_version
 
     new_enough = sys.version_info >= (3, 11)
-    found = [Finding("python", f"{python_version()}, needs >=3.11", "ok" if new_enough else "missing",
-                     "" if new_enough else "install Python 3.11 or newer")]
+    found = [
+        Finding(
+            "python",
+            f"{python_version()}, needs >=3.11",
+            "ok" if new_enough else "missing",
+            "" if new_enough else "install Python 3.11 or newer",
+        )
+    ]
     for p in packages():
         state = "ok" if p.state == "ok" else "note" if p.group else "missing"
         group = f"  [{p.group}]" if p.group else ""
@@ -133,8 +150,12 @@ def kernels() -> Finding:
     from ...kernels.levels import NoSuchLevel, library, why
 
     if library() is None:
-        return Finding("kernels", "not compiled, or by an older effc; torch is used instead", "note",
-                       "install effc again, or from a wheel for this platform")
+        return Finding(
+            "kernels",
+            "not compiled, or by an older effc; torch is used instead",
+            "note",
+            "install effc again, or from a wheel for this platform",
+        )
     try:
         return Finding("kernels", f"compiled, {why()}")
     except NoSuchLevel as error:
@@ -151,11 +172,23 @@ def storage(cache: Path) -> list[Finding]:
     steps = sum(1 for _ in (cache / "steps").glob("*.json"))
     fact = f"{cache}, {counted(steps, 'step')}, {size(used)}" if cache.is_dir() else f"{cache}, not made yet"
     writable = os.access(existing, os.W_OK)
-    found = [Finding("cache", fact, "ok" if writable else "missing",
-                     "" if writable else "no permission to write there; name another with --cache-dir")]
+    found = [
+        Finding(
+            "cache",
+            fact,
+            "ok" if writable else "missing",
+            "" if writable else "no permission to write there; name another with --cache-dir",
+        )
+    ]
     free = shutil.disk_usage(existing).free
-    found.append(Finding("disk", f"{size(free)} free where the cache is", "ok" if free > LITTLE else "note",
-                         "" if free > LITTLE else "effc cache gc frees what is no longer used"))
+    found.append(
+        Finding(
+            "disk",
+            f"{size(free)} free where the cache is",
+            "ok" if free > LITTLE else "note",
+            "" if free > LITTLE else "effc cache gc frees what is no longer used",
+        )
+    )
     hub = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
     found.append(Finding("models", f"{hub}" + (", offline" if os.environ.get("HF_HUB_OFFLINE") else "")))
     return found

@@ -19,44 +19,52 @@ internal = Fault(
     "internal",
     "effc itself broke: an assumption in its code, or in a library that it calls, does not hold.\n\n"
     "Run the same command with `--debug` and report the traceback with the recipe.",
-    exit="failure")
+    exit="failure",
+)
 usage = Fault(
     "usage",
     "A command was called with flags or arguments that it does not know.\n\n"
     "`effc VERB --help` lists what a verb takes.",
-    exit="usage")
+    exit="usage",
+)
 interrupted = Fault(
     "interrupted",
     "The command was stopped from outside.\n\n"
     "Nothing is half written: artifacts and cached steps appear whole or not at all, and `compile` goes on "
     "where it was stopped.",
-    exit="interrupted", severity="note")
+    exit="interrupted",
+    severity="note",
+)
 no_memory = Fault(
     "no-memory",
     "The machine gave no more memory.\n\n"
     "Lower `--max-memory`, use fewer or shorter rows of data, or a machine with more.",
-    exit="resources")
+    exit="resources",
+)
 no_space = Fault(
     "no-space",
-    "A disk is full.\n\n"
-    "`effc cache gc` frees what is no longer used; `--cache-dir` moves the cache.",
-    exit="resources")
+    "A disk is full.\n\n`effc cache gc` frees what is no longer used; `--cache-dir` moves the cache.",
+    exit="resources",
+)
 no_access = Fault("no-access", "A file or folder can't be read or written.", exit="environment")
 no_level = Fault(
     "no-such-isa",
     "`EFFC_ISA` names a level of instruction sets that does not exist, or that this machine lacks.\n\n"
     "Unset it to run the native kernels at the highest level; `effc doctor` says which that is.",
-    exit="environment")
+    exit="environment",
+)
 kernel_refused = Fault(
     "kernel-refused",
     "A native kernel was given what it can't work with, or the compiled kernels are not here.\n\n"
     "Kernels check sizes and packed weights before they read them, and say here what they found.",
-    exit="environment")
+    exit="environment",
+)
 no_network = Fault(
     "no-network",
     "A server that was needed did not answer.\n\n"
     "What has been downloaded once is used without the network; `--offline` says so from the start.",
-    exit="network")
+    exit="network",
+)
 
 MEANINGS = {
     "success": "success, also where all was cached",
@@ -111,8 +119,12 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
         return [no_access(f"no permission: {_file(error)}")]
     if isinstance(error, OSError) and error.filename:
         return [no_access(f"{(error.strerror or type(error).__name__).lower()}: {_file(error)}")]
-    return [internal(f"{type(error).__name__}: {_sentence(error)}" if text else type(error).__name__,
-                     help="run again with --debug to see the traceback, and report it with the recipe")]
+    return [
+        internal(
+            f"{type(error).__name__}: {_sentence(error)}" if text else type(error).__name__,
+            help="run again with --debug to see the traceback, and report it with the recipe",
+        )
+    ]
 
 
 def exit_table() -> str:
@@ -126,9 +138,11 @@ def _is(error: BaseException, name: str) -> bool:
 
 def _memory(error: BaseException) -> Diagnostic:
     text = str(error)
-    asked = text[text.find("tried to allocate"):].split(".")[0] if "tried to allocate" in text else ""
-    return no_memory("memory ran out" + (f": {asked}" if asked else ""),
-                     help="finished steps are cached; lower --max-memory or give fewer rows of data")
+    asked = text[text.find("tried to allocate") :].split(".")[0] if "tried to allocate" in text else ""
+    return no_memory(
+        "memory ran out" + (f": {asked}" if asked else ""),
+        help="finished steps are cached; lower --max-memory or give fewer rows of data",
+    )
 
 
 def _usage(error) -> Diagnostic:
@@ -147,10 +161,15 @@ def _usage(error) -> Diagnostic:
     return usage(message.rstrip(".").replace("'", "`"), help=help.replace("'", "`"))
 
 
-_USAGE = {"No such option: ": "unknown option ", "No such command ": "unknown verb ",
-          "Missing argument ": "missing argument ", "Missing option ": "missing option ",
-          "Got unexpected extra ": "unexpected ", "Option ": "option ",
-          "Invalid value for ": "unfit value for "}
+_USAGE = {
+    "No such option: ": "unknown option ",
+    "No such command ": "unknown verb ",
+    "Missing argument ": "missing argument ",
+    "Missing option ": "missing option ",
+    "Got unexpected extra ": "unexpected ",
+    "Option ": "option ",
+    "Invalid value for ": "unfit value for ",
+}
 
 
 def _file(error: BaseException) -> str:

@@ -6,8 +6,11 @@ import typer
 
 from .flags import Shared, verb
 
-_name = typer.Argument(metavar="NAME", show_default=False,
-                       help="A pass, target, metric, ..., a shipped recipe, or the slug of a diagnostic.")
+_name = typer.Argument(
+    metavar="NAME",
+    show_default=False,
+    help="A pass, target, metric, ..., a shipped recipe, or the slug of a diagnostic.",
+)
 
 
 def register(app: typer.Typer) -> None:

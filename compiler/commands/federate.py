@@ -51,8 +51,12 @@ def _data_folder(path: Path) -> Path:
     file = recipe_of(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
-        raise Reject(recipe_lost(f"{name}, whose folder the data of {path} lie in, is not beside it",
-                                 help=f"copy {name} and its data beside {path.name}, or run from their folder"))
+        raise Reject(
+            recipe_lost(
+                f"{name}, whose folder the data of {path} lie in, is not beside it",
+                help=f"copy {name} and its data beside {path.name}, or run from their folder",
+            )
+        )
     return file.parent
 
 

@@ -44,8 +44,7 @@ def size(text: str) -> int:
 
 
 def _flag(panel: str, doc: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False,
-                        **more)
+    return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False, **more)
 
 
 _quiet = _flag("speech", "Say nothing but the answer and errors.", "--quiet", "-q")
@@ -56,25 +55,34 @@ _debug = _flag("speech", "Show the traceback of an internal error.", "--debug")
 _sets = _flag("inputs", "Give a `param` another value; repeatable.", "--set", metavar="NAME=VALUE")
 _params = _flag("inputs", "Values of params, from a JSON file.", "--params", metavar="FILE")
 _offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
-_cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER",
-               envvar="EFFC_CACHE_DIR")
+_cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR")
 _trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
 _seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N")
-_device = _flag("machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device",
-                metavar="NAME")
+_device = _flag(
+    "machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device", metavar="NAME"
+)
 _threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1)
 _memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
 
-_undecided = _flag("gate", "What a timed bound comes to that this machine can't decide.", "--undecided",
-                   metavar="fail|pass")
+_undecided = _flag(
+    "gate", "What a timed bound comes to that this machine can't decide.", "--undecided", metavar="fail|pass"
+)
 
-required_key = typer.Option("--require-signature", metavar="KEY", show_default=False,
-                            help="Use the artifact only if this public key signed it; repeatable, one of them must.")
+required_key = typer.Option(
+    "--require-signature",
+    metavar="KEY",
+    show_default=False,
+    help="Use the artifact only if this public key signed it; repeatable, one of them must.",
+)
 
-knowledge_url = typer.Option("--knowledge", metavar="URL", show_default=False,
-                             help="Of a folder of `rttc`: take samples from this server, not from the folder.")
+knowledge_url = typer.Option(
+    "--knowledge",
+    metavar="URL",
+    show_default=False,
+    help="Of a folder of `rttc`: take samples from this server, not from the folder.",
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,14 @@ class Shared:
         from ..report.render import listening
 
         live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
-        return listening(quiet=self.quiet, progress=not self.no_progress, bars=live,
-                         color=self.screen.colors(sys.stderr), verbose=self.verbose, events=self.events)
+        return listening(
+            quiet=self.quiet,
+            progress=not self.no_progress,
+            bars=live,
+            color=self.screen.colors(sys.stderr),
+            verbose=self.verbose,
+            events=self.events,
+        )
 
     def settings(self, tell: "Listener | None" = None) -> "Settings":
         """What the compiler is granted."""
@@ -147,8 +161,17 @@ class Shared:
         from ..words.context import Settings
 
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-        return Settings(self.cache_folder, self.seed, self.device, self.offline or hub_offline,
-                        self.trust_remote_code, self.max_memory, self.threads, self.undecided, tell or silent)
+        return Settings(
+            self.cache_folder,
+            self.seed,
+            self.device,
+            self.offline or hub_offline,
+            self.trust_remote_code,
+            self.max_memory,
+            self.threads,
+            self.undecided,
+            tell or silent,
+        )
 
 
 class Verb(TyperCommand):
@@ -173,18 +196,24 @@ class Verb(TyperCommand):
                     formatter.write_dl(rows)
 
 
-def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] = ("text", "json"),
-         shows: tuple[str, ...] = ()) -> Callable:
+def verb(
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    formats: tuple[str, ...] = ("text", "json"),
+    shows: tuple[str, ...] = (),
+) -> Callable:
     """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech"."""
+
     def wrap(run: Callable) -> Callable:
         own = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        taken = {p.name for p in own}                # a verb's own option goes before a shared one of that name
+        taken = {p.name for p in own}  # a verb's own option goes before a shared one of that name
         shared_names = [f.name for f in fields(Shared) if f.name not in taken]
         added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
 
         def command(**given: Any) -> int:
             shared = Shared(**{name: given.pop(name) for name in shared_names})
-            if shared.offline:                  # before huggingface_hub is imported, which reads it once
+            if shared.offline:  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:
                 _check_choices(shared, formats)
@@ -197,6 +226,7 @@ def verb(app: typer.Typer, name: str | None = None, *, formats: tuple[str, ...] 
         command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
         app.command(name, cls=Verb)(command)
         return run
+
     return wrap
 
 
@@ -210,13 +240,19 @@ def _parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> 
     if name == "format":
         option.metavar, option.hidden = "|".join(formats), len(formats) == 1
     default = next(f.default for f in fields(Shared) if f.name == name)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option],
-                             default=list(default) if default == () else default)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind, option],
+        default=list(default) if default == () else default,
+    )
 
 
 def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
-    for name, value, legal in (("--format", shared.format, formats),
-                               ("--color", shared.color, ("auto", "always", "never")),
-                               ("--undecided", shared.undecided, ("fail", "pass"))):
+    for name, value, legal in (
+        ("--format", shared.format, formats),
+        ("--color", shared.color, ("auto", "always", "never")),
+        ("--undecided", shared.undecided, ("fail", "pass")),
+    ):
         if value not in legal:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")

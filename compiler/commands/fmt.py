@@ -15,19 +15,28 @@ from .flags import Shared, verb
 if TYPE_CHECKING:
     from ...dsl import ast
 
-_files = typer.Argument(metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.",
-                        show_default=False, readable=False)
-_check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.",
-                      show_default=False)
-_to = typer.Option("--to", metavar="effspec|json", show_default=False,
-                   help="Print one recipe in this form; FILE.json is read as the JSON form.")
+_files = typer.Argument(
+    metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.", show_default=False, readable=False
+)
+_check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.", show_default=False)
+_to = typer.Option(
+    "--to",
+    metavar="effspec|json",
+    show_default=False,
+    help="Print one recipe in this form; FILE.json is read as the JSON form.",
+)
 _diff = typer.Option("--diff", help="Write nothing; print what would change.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app)
-    def fmt(files: Annotated[list[Path], _files], shared: Shared, check: Annotated[bool, _check] = False,
-            diff: Annotated[bool, _diff] = False, to: Annotated[str | None, _to] = None) -> int:
+    def fmt(
+        files: Annotated[list[Path], _files],
+        shared: Shared,
+        check: Annotated[bool, _check] = False,
+        diff: Annotated[bool, _diff] = False,
+        to: Annotated[str | None, _to] = None,
+    ) -> int:
         """Write recipes in the one style; comments stay."""
         if to is not None:
             return _print_as(to, files, shared, check or diff)
@@ -93,8 +102,9 @@ def formatted(path: Path) -> tuple[Source, str]:
 
 def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:
     if diff:
-        lines = difflib.unified_diff(source.text.splitlines(keepends=True), after.splitlines(keepends=True),
-                                     f"{path}", f"{path} (formatted)")
+        lines = difflib.unified_diff(
+            source.text.splitlines(keepends=True), after.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
+        )
         shared.screen.write(_colored("".join(lines), shared))
     elif str(path) == "-" and not check:
         shared.screen.write(after)
@@ -106,8 +116,7 @@ def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, di
 
 def _colored(text: str, shared: Shared) -> str:
     styles = {"+": "green", "-": "red", "@": "cyan"}
-    lines = [shared.screen.styled(line, styles[line[0]]) if line[:1] in styles else line
-             for line in text.splitlines()]
+    lines = [shared.screen.styled(line, styles[line[0]]) if line[:1] in styles else line for line in text.splitlines()]
     return "\n".join(lines) + "\n" if lines else ""
 
 

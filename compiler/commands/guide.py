@@ -11,8 +11,15 @@ if TYPE_CHECKING:
     from ..rttc.policy import Decision
 
 
-def ask(place: str, prompt: str | None, shared: Shared, keys: Sequence[str], knowledge: str | None, explain: bool,
-        drawn: Mapping[str, Any]) -> None:
+def ask(
+    place: str,
+    prompt: str | None,
+    shared: Shared,
+    keys: Sequence[str],
+    knowledge: str | None,
+    explain: bool,
+    drawn: Mapping[str, Any],
+) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
     from ..rttc.generation import Settings
     from .services import guided
@@ -43,9 +50,15 @@ def _line() -> str | None:
 def _show(answered: "Answered", prompt: str, shared: Shared, explain: bool) -> None:
     screen = shared.screen
     if shared.format == "json":
-        screen.answer_json("run", prompt=prompt, text=answered.text, stop=answered.finish,
-                           prompt_tokens=answered.prompt_tokens, new_tokens=answered.new_tokens,
-                           decision=answered.decision.to_json())
+        screen.answer_json(
+            "run",
+            prompt=prompt,
+            text=answered.text,
+            stop=answered.finish,
+            prompt_tokens=answered.prompt_tokens,
+            new_tokens=answered.new_tokens,
+            decision=answered.decision.to_json(),
+        )
         return
     screen.answer(answered.text)
     if explain or answered.decision.note:

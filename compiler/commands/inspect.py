@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 
-_place = typer.Argument(metavar="MODEL", show_default=False,
-                        help="An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe.")
-_graph = typer.Option("--graph", metavar="UNIT", help="The program of one layer: its path, or its number.",
-                      show_default=False)
+_place = typer.Argument(
+    metavar="MODEL", show_default=False, help="An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe."
+)
+_graph = typer.Option(
+    "--graph", metavar="UNIT", help="The program of one layer: its path, or its number.", show_default=False
+)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, formats=("text", "json", "dot"), shows=("inputs", "cache", "machine"))
-    def inspect(model: Annotated[str, _place], shared: Shared,
-                graph: Annotated[str | None, _graph] = None) -> None:
+    def inspect(model: Annotated[str, _place], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
@@ -60,14 +61,19 @@ def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared
     from ..report.quantity import measured
 
     if graph is not None:
-        raise Reject(unknown_layer(f"{place} holds {len(front.members)} models",
-                                   help="inspect one of them: `effc pick` takes it out"))
+        raise Reject(
+            unknown_layer(
+                f"{place} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
+            )
+        )
     if shared.format == "json":
         points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
         return shared.screen.answer_json("inspect", points=points)
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
-    rows = [(str(number), m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]))
-            for number, m in enumerate(front.members, 1)]
+    rows = [
+        (str(number), m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]))
+        for number, m in enumerate(front.members, 1)
+    ]
     shared.screen.say(shared.screen.styled(place, "bold"))
     return shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
 
@@ -86,8 +92,12 @@ def _picture(place: str) -> "Picture | None":
 
 def _show_picture(found: "Picture", place: str, graph: str | None, shared: Shared) -> None:
     if graph is not None:
-        raise Reject(unknown_layer(f"{place} holds one plan for the whole model, and no layers",
-                                   help="name the recipe or the model that it was compiled from"))
+        raise Reject(
+            unknown_layer(
+                f"{place} holds one plan for the whole model, and no layers",
+                help="name the recipe or the model that it was compiled from",
+            )
+        )
     if shared.format == "json":
         return shared.screen.answer_json("inspect", models=[{"label": place, "plan": found.to_json()}])
     shared.screen.say(shared.screen.styled(place, "bold"))
@@ -186,5 +196,6 @@ def _unit(program: Any, name: str) -> Any:
     found = [p for p in paths if p == name or p.endswith(f".{name}")]
     if found:
         return program.units[found[0]]
-    raise Reject(unknown_layer(f"the model has no layer `{name}`",
-                              help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}"))
+    raise Reject(
+        unknown_layer(f"the model has no layer `{name}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
+    )

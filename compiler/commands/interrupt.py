@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 from ...dsl.diagnostics import EXITS
 
-PATIENCE = 0.7       # seconds that the main thread has to end well
+PATIENCE = 0.7  # seconds that the main thread has to end well
 SENTENCE = "stopped; nothing is half written, and compile goes on where it was stopped"
 
-_patient = threading.Event()      # set while a verb answers Ctrl-C itself
-_asked = threading.Event()        # set once a signal came that nobody answers
-_said = threading.Event()         # set once the main thread has told that it stops
+_patient = threading.Event()  # set while a verb answers Ctrl-C itself
+_asked = threading.Event()  # set once a signal came that nobody answers
+_said = threading.Event()  # set once the main thread has told that it stops
 
 
 @contextmanager

@@ -17,33 +17,49 @@ nothing_fits = Fault(
     "nothing-fits",
     "No step that `effc new` knows fits the model.\n\n"
     "`effc inspect MODEL` shows what effc finds in it, `effc passes` what there is to do.",
-    exit="environment")
+    exit="environment",
+)
 
 # goal -> sentence, steps, bounds. A step or bound that the model or this effc has no use for is left out.
 GOALS = {
-    "smaller": ("Make {model} smaller: branches, MLP channels and heads compete for what goes.",
-                ("slim = prune.multi(remove: 15% of params, group: 32, score: perplexity(text.calib))",),
-                ("params              <= 0.86 * base", "perplexity(text.heldout) <= 2.00 * base")),
-    "faster": ("Make {model} answer faster: the residual branches that are missed least go whole.",
-               ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",),
-               ("decode.p50          <= 1.00 * base", "perplexity(text.heldout) <= 3.00 * base")),
-    "gentle": ("Take a little off {model} and keep nearly all of its quality.",
-               ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
-               ("params              <= 0.99 * base", "perplexity(text.heldout) <= 1.50 * base")),
+    "smaller": (
+        "Make {model} smaller: branches, MLP channels and heads compete for what goes.",
+        ("slim = prune.multi(remove: 15% of params, group: 32, score: perplexity(text.calib))",),
+        ("params              <= 0.86 * base", "perplexity(text.heldout) <= 2.00 * base"),
+    ),
+    "faster": (
+        "Make {model} answer faster: the residual branches that are missed least go whole.",
+        ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",),
+        ("decode.p50          <= 1.00 * base", "perplexity(text.heldout) <= 3.00 * base"),
+    ),
+    "gentle": (
+        "Take a little off {model} and keep nearly all of its quality.",
+        ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+        ("params              <= 0.99 * base", "perplexity(text.heldout) <= 1.50 * base"),
+    ),
 }
 
-_model = typer.Argument(metavar="[MODEL]", show_default=False,
-                        help="zoo:NAME, a model folder or ORG/NAME; zoo:tiny-llama unless given.")
+_model = typer.Argument(
+    metavar="[MODEL]", show_default=False, help="zoo:NAME, a model folder or ORG/NAME; zoo:tiny-llama unless given."
+)
 _goal = typer.Option("--goal", metavar="|".join(GOALS), help="What the recipe is for.")
-_output = typer.Option("-o", "--output", metavar="FILE", show_default=False,
-                       help="Where to write it; named after model and goal unless given.")
+_output = typer.Option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    show_default=False,
+    help="Where to write it; named after model and goal unless given.",
+)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("cache", "machine"))
-    def new(shared: Shared, model: Annotated[str, _model] = "zoo:tiny-llama",
-            goal: Annotated[str, _goal] = "smaller",
-            output: Annotated[Path | None, _output] = None) -> None:
+    def new(
+        shared: Shared,
+        model: Annotated[str, _model] = "zoo:tiny-llama",
+        goal: Annotated[str, _goal] = "smaller",
+        output: Annotated[Path | None, _output] = None,
+    ) -> None:
         """Write a recipe that checks, for a model and a goal."""
         if goal not in GOALS:
             raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
@@ -133,9 +149,20 @@ def _branches(call: str, session) -> int:
 def _text(call: str, goal: str, short: str, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
     about = GOALS[goal][0].format(model=short)
     name = {"smaller": "small", "faster": "fast", "gentle": "light"}[goal]
-    lines = ["effspec 1", f'"""{about}"""', "",
-             "# Texts that come with effc; text of your own domain says more.", "use std.text", "",
-             f"model base = {call}", "", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
+    lines = [
+        "effspec 1",
+        f'"""{about}"""',
+        "",
+        "# Texts that come with effc; text of your own domain says more.",
+        "use std.text",
+        "",
+        f"model base = {call}",
+        "",
+        f"pipeline {name}(base) {{",
+        *(f"  {s}" for s in steps),
+        "}",
+        "",
+    ]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
     return "\n".join([*lines, f'emit {name} {{ hf("{short}-{name}") }}', ""])

@@ -9,22 +9,31 @@ from .flags import Shared, verb
 
 _front = typer.Argument(metavar="ARTIFACT", help="What the target `front` wrote.", show_default=False)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the picked model goes.", show_default=False)
-_point = typer.Option("--point", metavar="NAME|N", help="The point: its name, or its number from 1.",
-                      show_default=False)
+_point = typer.Option(
+    "--point", metavar="NAME|N", help="The point: its name, or its number from 1.", show_default=False
+)
 _params = typer.Option("--params", metavar="N", help="At most so many parameters: 1.6M.", show_default=False)
 _bytes = typer.Option("--bytes", metavar="SIZE", help="At most so many bytes of weights: 6MiB.", show_default=False)
 _latency = typer.Option("--latency", metavar="TIME", help="At most so long for a token: 30ms.", show_default=False)
-_limit = typer.Option("--limit", metavar="METRIC=VALUE", help="A limit on any measure of the front.",
-                      show_default=False)
+_limit = typer.Option(
+    "--limit", metavar="METRIC=VALUE", help="A limit on any measure of the front.", show_default=False
+)
 _force = typer.Option("--force", help="Replace an artifact that exists.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine", "progress"))
-    def pick(artifact: Annotated[Path, _front], shared: Shared, output: Annotated[Path | None, _out] = None,
-             point: Annotated[str, _point] = "", params: Annotated[str, _params] = "",
-             bytes: Annotated[str, _bytes] = "", latency: Annotated[str, _latency] = "",
-             limit: Annotated[list[str] | None, _limit] = None, force: Annotated[bool, _force] = False) -> int:
+    def pick(
+        artifact: Annotated[Path, _front],
+        shared: Shared,
+        output: Annotated[Path | None, _out] = None,
+        point: Annotated[str, _point] = "",
+        params: Annotated[str, _params] = "",
+        bytes: Annotated[str, _bytes] = "",
+        latency: Annotated[str, _latency] = "",
+        limit: Annotated[list[str] | None, _limit] = None,
+        force: Annotated[bool, _force] = False,
+    ) -> int:
         """Take one model out of a front: the best that keeps the limits, or the point that you name."""
         from ..running import pick as picking
 

@@ -10,17 +10,22 @@ from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
-_output = typer.Option("-o", "--output", metavar="FILE", show_default=False,
-                       help="Save the plan; `compile --plan` refuses drift.")
-_detailed = typer.Option("--detailed-exitcode", help=f"Exit {EXITS['work-to-do']} where there is work to do.",
-                         show_default=False)
+_output = typer.Option(
+    "-o", "--output", metavar="FILE", show_default=False, help="Save the plan; `compile --plan` refuses drift."
+)
+_detailed = typer.Option(
+    "--detailed-exitcode", help=f"Exit {EXITS['work-to-do']} where there is work to do.", show_default=False
+)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("inputs", "cache", "machine", "progress"))
-    def plan(recipe: Annotated[Path, _recipe], shared: Shared,
-             output: Annotated[Path | None, _output] = None,
-             detailed_exitcode: Annotated[bool, _detailed] = False) -> int:
+    def plan(
+        recipe: Annotated[Path, _recipe],
+        shared: Shared,
+        output: Annotated[Path | None, _output] = None,
+        detailed_exitcode: Annotated[bool, _detailed] = False,
+    ) -> int:
         """Show what a compile will do, to what, and what it costs.
 
         Reads no weights."""
@@ -60,7 +65,9 @@ def _origins(recipe, shared: Shared) -> None:
     """Where the value of every param came from."""
     from ...dsl.show import show
 
-    rows = [("param", "value", "from"), *((name, show(value), recipe.origins.get(name, "recipe"))
-                                          for name, value in recipe.params.items())]
+    rows = [
+        ("param", "value", "from"),
+        *((name, show(value), recipe.origins.get(name, "recipe")) for name, value in recipe.params.items()),
+    ]
     if len(rows) > 1:
         shared.screen.answer("\n" + shared.screen.table(rows))

@@ -11,23 +11,27 @@ from ...dsl.diagnostics import Reject
 from .flags import Shared, knowledge_url, required_key, verb
 from .services import no_words
 
-_place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
-                        show_default=False)
+_place = typer.Argument(
+    metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
+)
 _prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
 _length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
-_warmth = typer.Option("--temperature", "-t", metavar="T", min=0.0,
-                       help="0 takes the likeliest token each time.")
+_warmth = typer.Option("--temperature", "-t", metavar="T", min=0.0, help="0 takes the likeliest token each time.")
 _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",))
-    def run(model: Annotated[str, _place], shared: Shared, prompt: Annotated[str | None, _prompt] = None,
-            max_new_tokens: Annotated[int, _length] = 256,
-            temperature: Annotated[float, _warmth] = 0.0,
-            require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
-            knowledge: Annotated[str | None, knowledge_url] = None,
-            explain: Annotated[bool, _explain] = False) -> None:
+    def run(
+        model: Annotated[str, _place],
+        shared: Shared,
+        prompt: Annotated[str | None, _prompt] = None,
+        max_new_tokens: Annotated[int, _length] = 256,
+        temperature: Annotated[float, _warmth] = 0.0,
+        require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
+        knowledge: Annotated[str | None, knowledge_url] = None,
+        explain: Annotated[bool, _explain] = False,
+    ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
         from .federate import federate, is_federation
@@ -43,12 +47,20 @@ def register(app: typer.Typer) -> None:
         if is_app(model):
             from .guide import ask
 
-            return ask(model, prompt, shared, require_signature, knowledge, explain,
-                       {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed})
+            return ask(
+                model,
+                prompt,
+                shared,
+                require_signature,
+                knowledge,
+                explain,
+                {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
+            )
         opened = open_model(model, shared.settings(), signed_by=require_signature)
         if opened.tokenizer is None:
-            raise Reject(no_words(f"{opened.label} has no tokenizer",
-                                  help="copy the tokenizer files beside the weights"))
+            raise Reject(
+                no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights")
+            )
         _use(shared)
         talker = Talker(opened.model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
         if prompt is None:
@@ -71,9 +83,15 @@ def answer_once(talker, prompt: str, shared: Shared) -> None:
         reply = talker.say(prompt, lambda text: None)
         _stop_if_asked(reply)
         return shared.screen.answer_json(
-            "run", prompt=prompt, text=reply.text, stop=reply.stop, prompt_tokens=reply.prompt_tokens,
-            new_tokens=reply.new_tokens, seconds=round(reply.seconds, 4),
-            tokens_per_second=round(reply.tokens_per_second, 2))
+            "run",
+            prompt=prompt,
+            text=reply.text,
+            stop=reply.stop,
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens,
+            seconds=round(reply.seconds, 4),
+            tokens_per_second=round(reply.tokens_per_second, 2),
+        )
     reply = talker.say(prompt, _write)
     _write("\n")
     _stop_if_asked(reply)

@@ -56,8 +56,9 @@ class Screen:
             diagnostics = [d for d in diagnostics if d.severity == "error"]
         if self.format == "json":
             code = code_of(diagnostics)
-            self.answer_json(verb, "error" if code else "ok", exit=code, **body,
-                             diagnostics=as_json(diagnostics)["diagnostics"])
+            self.answer_json(
+                verb, "error" if code else "ok", exit=code, **body, diagnostics=as_json(diagnostics)["diagnostics"]
+            )
         elif self.format == "github" and diagnostics:
             self.answer(render(diagnostics, "github").rstrip("\n"))
         elif diagnostics:
@@ -68,15 +69,17 @@ class Screen:
             return text
         return f"\x1b[{';'.join(_CODES[s] for s in styles)}m{text}\x1b[0m"
 
-    def table(self, rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), head: bool = True,
-              indent: str = "") -> str:
+    def table(
+        self, rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), head: bool = True, indent: str = ""
+    ) -> str:
         """Columns two spaces apart; the first row is dim where `head`, columns in `right` are set right."""
         rows = [list(r) for r in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for number, row in enumerate(rows):
-            padded = [c.rjust(w) if i in right else c.ljust(w)
-                      for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            padded = [
+                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
             line = indent + "  ".join(padded).rstrip()
             lines.append(self.styled(line, "dim") if head and number == 0 else line)
         return "\n".join(lines)

@@ -13,47 +13,83 @@ from .exits import interrupted
 from .flags import Shared, knowledge_url, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
 
-_place = typer.Argument(metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.",
-                        show_default=False)
+_place = typer.Argument(
+    metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
+)
 _host = typer.Option("--host", metavar="HOST", help="Address to answer at; 0.0.0.0 is all of the machine's.")
 _port = typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")
-_name = typer.Option("--name", metavar="TEXT", show_default=False,
-                     help="What clients call the model; its folder's name unless given.")
-_role = typer.Option("--role", metavar="client|server", show_default=False,
-                     help="Of a folder of `rttc`: answer, or give samples to clients that do.")
+_name = typer.Option(
+    "--name", metavar="TEXT", show_default=False, help="What clients call the model; its folder's name unless given."
+)
+_role = typer.Option(
+    "--role",
+    metavar="client|server",
+    show_default=False,
+    help="Of a folder of `rttc`: answer, or give samples to clients that do.",
+)
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
-_queue = typer.Option("--queue", metavar="N", min=0, max=100_000,
-                      help="Requests that may wait; more are told to come back.")
-_key = typer.Option("--api-key", metavar="KEY", show_default=False,
-                    help="Answer only who sends it; repeatable. EFFC_API_KEY holds several, with commas between.")
+_queue = typer.Option(
+    "--queue", metavar="N", min=0, max=100_000, help="Requests that may wait; more are told to come back."
+)
+_key = typer.Option(
+    "--api-key",
+    metavar="KEY",
+    show_default=False,
+    help="Answer only who sends it; repeatable. EFFC_API_KEY holds several, with commas between.",
+)
 _insecure = typer.Option("--insecure", help="Serve other machines without a key.")
 _cert = typer.Option("--tls-cert", metavar="FILE", show_default=False, help="Certificate (PEM): serve HTTPS.")
 _tls_key = typer.Option("--tls-key", metavar="FILE", show_default=False, help="Its private key (PEM).")
-_hosts = typer.Option("--allow-host", metavar="NAME", show_default=False,
-                      help="A name that clients may ask under, such as a proxy's; repeatable.")
-_cors = typer.Option("--cors", metavar="ORIGIN", show_default=False,
-                     help="Web pages that may use the server, such as https://example.org; repeatable.")
-_body = typer.Option("--max-body", metavar="SIZE", parser=size, show_default=False,
-                     help="Largest body of a request; 4MiB unless given.")
+_hosts = typer.Option(
+    "--allow-host",
+    metavar="NAME",
+    show_default=False,
+    help="A name that clients may ask under, such as a proxy's; repeatable.",
+)
+_cors = typer.Option(
+    "--cors",
+    metavar="ORIGIN",
+    show_default=False,
+    help="Web pages that may use the server, such as https://example.org; repeatable.",
+)
+_body = typer.Option(
+    "--max-body", metavar="SIZE", parser=size, show_default=False, help="Largest body of a request; 4MiB unless given."
+)
 _connections = typer.Option("--connections", metavar="N", min=1, max=100_000, help="Connections open at once.")
-_timeout = typer.Option("--timeout", metavar="SECONDS", min=0.1, max=3600.0,
-                        help="For the headers of a request, and between two of one connection.")
+_timeout = typer.Option(
+    "--timeout",
+    metavar="SECONDS",
+    min=0.1,
+    max=3600.0,
+    help="For the headers of a request, and between two of one connection.",
+)
 _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without prompts: `-` is stderr, or `none`.")
 
 
 def register(app: typer.Typer) -> None:
     @verb(app, shows=("machine",))
-    def serve(model: Annotated[str, _place], shared: Shared, host: Annotated[str, _host] = "127.0.0.1",
-              port: Annotated[int, _port] = 8000, name: Annotated[str | None, _name] = None,
-              role: Annotated[str | None, _role] = None, knowledge: Annotated[str | None, knowledge_url] = None,
-              parallel: Annotated[int, _parallel] = 16, queue: Annotated[int, _queue] = 64,
-              api_key: Annotated[list[str], _key] = (), insecure: Annotated[bool, _insecure] = False,  # type: ignore[assignment]
-              tls_cert: Annotated[Path | None, _cert] = None, tls_key: Annotated[Path | None, _tls_key] = None,
-              allow_host: Annotated[list[str], _hosts] = (), cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
-              max_body: Annotated[int | None, _body] = None,
-              connections: Annotated[int, _connections] = 256, timeout: Annotated[float, _timeout] = 15.0,
-              access_log: Annotated[str, _log] = "-",
-              require_signature: Annotated[list[str], required_key] = ()) -> None:  # type: ignore[assignment]
+    def serve(
+        model: Annotated[str, _place],
+        shared: Shared,
+        host: Annotated[str, _host] = "127.0.0.1",
+        port: Annotated[int, _port] = 8000,
+        name: Annotated[str | None, _name] = None,
+        role: Annotated[str | None, _role] = None,
+        knowledge: Annotated[str | None, knowledge_url] = None,
+        parallel: Annotated[int, _parallel] = 16,
+        queue: Annotated[int, _queue] = 64,
+        api_key: Annotated[list[str], _key] = (),
+        insecure: Annotated[bool, _insecure] = False,  # type: ignore[assignment]
+        tls_cert: Annotated[Path | None, _cert] = None,
+        tls_key: Annotated[Path | None, _tls_key] = None,
+        allow_host: Annotated[list[str], _hosts] = (),
+        cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
+        max_body: Annotated[int | None, _body] = None,
+        connections: Annotated[int, _connections] = 256,
+        timeout: Annotated[float, _timeout] = 15.0,
+        access_log: Annotated[str, _log] = "-",
+        require_signature: Annotated[list[str], required_key] = (),
+    ) -> None:  # type: ignore[assignment]
         """Answer OpenAI's chat and completions API, many requests at once."""
         from ..machine.environment import check_modules
 
@@ -68,9 +104,14 @@ def register(app: typer.Typer) -> None:
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
         admission = admission_at(listener, host, Keys([*api_key, *_keys_of_environment()]), allow_host, insecure)
-        entrance = Entrance(admission, Limits(max_body or 4 * MIB, connections, timeout),
-                            log_to("none" if shared.quiet and access_log == "-" else access_log),
-                            tls_cert, tls_key, tuple(cors))
+        entrance = Entrance(
+            admission,
+            Limits(max_body or 4 * MIB, connections, timeout),
+            log_to("none" if shared.quiet and access_log == "-" else access_log),
+            tls_cert,
+            tls_key,
+            tuple(cors),
+        )
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         keys = tuple(require_signature)
@@ -98,8 +139,16 @@ def _called(place: str) -> str:
     return path.parent.name if kind_of(path.name) else path.name
 
 
-def _service(place: str, name: str, role: str | None, knowledge: str | None, shared: Shared, parallel: int,
-             queue: int, keys: Sequence[str]) -> Service:
+def _service(
+    place: str,
+    name: str,
+    role: str | None,
+    knowledge: str | None,
+    shared: Shared,
+    parallel: int,
+    queue: int,
+    keys: Sequence[str],
+) -> Service:
     from ..rttc.app import is_app
 
     if not is_app(place):

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ..rttc.guided import Guided
     from ..rttc.retrieval import Remote
 
-no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.",
-                 exit="usage")
-no_such_role = Fault("no-such-role", "A folder was to be served in a role that it can't have.\n\n"
-                     "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
-                     exit="usage")
+no_words = Fault("no-words", "A model was asked to answer and has no tokenizer beside its weights.", exit="usage")
+no_such_role = Fault(
+    "no-such-role",
+    "A folder was to be served in a role that it can't have.\n\n"
+    "Folders of the target `rttc` have two: `client` answers, `server` gives samples to clients.",
+    exit="usage",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ def model_service(place: str, name: str, shared: Shared, parallel: int, queue: i
         torch.set_num_threads(shared.threads)
     opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
     if opened.tokenizer is None:
-        raise Reject(no_words(f"{opened.label} has no tokenizer",
-                              help="copy the tokenizer files beside the weights"))
+        raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     runner = runner_of(opened.model, opened.label)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
     ends = next((as_tokens(found) for found in known if found is not None), ())
@@ -54,13 +55,15 @@ def model_service(place: str, name: str, shared: Shared, parallel: int, queue: i
     return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
 
 
-def guided_service(place: str, name: str, shared: Shared, queue: int, keys: Sequence[str],
-                   knowledge: str | None) -> Service:
+def guided_service(
+    place: str, name: str, shared: Shared, queue: int, keys: Sequence[str], knowledge: str | None
+) -> Service:
     from ..rttc.front import Front, application
 
     front = Front(name, guided(place, shared, keys, knowledge), queue)
-    return Service(name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(),
-                   front.stop)
+    return Service(
+        name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
+    )
 
 
 def library_service(place: str, name: str, shared: Shared, keys: Sequence[str]) -> Service:
@@ -86,8 +89,12 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str]) 
     elif app.reward == "scorer" and app.embed == "folder":
         reward = open_scorer(folder / REWARD, folder_embedder(folder / EMBEDDER, shared.cache_folder))
     library = Library(open_base(folder / KNOWLEDGE), app.selection, reward)
-    return Service(name, application(library), lambda path, status, _: library.answers.labels(path, str(status)).inc(),
-                   lambda: None)
+    return Service(
+        name,
+        application(library),
+        lambda path, status, _: library.answers.labels(path, str(status)).inc(),
+        lambda: None,
+    )
 
 
 def guided(place: str, shared: Shared, keys: Sequence[str], knowledge: str | None) -> "Guided":

@@ -26,8 +26,10 @@ def register(app: typer.Typer) -> None:
         from ..words.shelf import Shelf
 
         vocabulary = Shelf().vocabulary
-        found = {kind: [vocabulary.words(kind)[n] for n in vocabulary.words(kind)]
-                 for kind in (TITLES if every else ("pass",))}
+        found = {
+            kind: [vocabulary.words(kind)[n] for n in vocabulary.words(kind)]
+            for kind in (TITLES if every else ("pass",))
+        }
         if shared.format == "json":
             body = {TITLES[kind]: [_json(w) for w in words] for kind, words in found.items()}
             shared.screen.answer_json("passes", **body)
@@ -45,8 +47,10 @@ def register(app: typer.Typer) -> None:
         rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence} for r in known.values()]
         if shared.format == "json":
             return shared.screen.answer_json("recipes", recipes=rows)
-        blocks = [f"{shared.screen.styled(r['name'], 'bold')}\n  {r['doc']}\n"
-                  f"  {shared.screen.styled(r['path'], 'dim')}" for r in rows]
+        blocks = [
+            f"{shared.screen.styled(r['name'], 'bold')}\n  {r['doc']}\n  {shared.screen.styled(r['path'], 'dim')}"
+            for r in rows
+        ]
         return shared.screen.answer("\n\n".join(blocks))
 
 
@@ -72,6 +76,8 @@ def _drawn(found: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
 
 
 def _json(word: "Word") -> dict:
-    return {"name": word.name, "summary": word.summary,
-            "params": [{"name": p.name, "types": list(p.types), "doc": p.doc, "required": p.required}
-                       for p in word.params]}
+    return {
+        "name": word.name,
+        "summary": word.summary,
+        "params": [{"name": p.name, "types": list(p.types), "doc": p.doc, "required": p.required} for p in word.params],
+    }

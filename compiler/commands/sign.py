@@ -9,19 +9,29 @@ from .flags import Shared, verb
 
 _place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option("--key", metavar="FILE", help="The secret key to sign with.", show_default=False)
-_new = typer.Option("--new-key", metavar="FILE", help="Make a secret key, and FILE.pub for those who check.",
-                    show_default=False)
-_verify = typer.Option("--verify-key", metavar="KEY", show_default=False,
-                       help="Sign nothing: check that this public key (`ed25519:...` or a file) signed the artifact; "
-                            "repeatable, one of them must.")
+_new = typer.Option(
+    "--new-key", metavar="FILE", help="Make a secret key, and FILE.pub for those who check.", show_default=False
+)
+_verify = typer.Option(
+    "--verify-key",
+    metavar="KEY",
+    show_default=False,
+    help="Sign nothing: check that this public key (`ed25519:...` or a file) signed the artifact; "
+    "repeatable, one of them must.",
+)
 _note = typer.Option("--note", metavar="TEXT", help="A word that is signed too.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app)
-    def sign(shared: Shared, artifact: Annotated[Path | None, _place] = None,
-             key: Annotated[Path | None, _key] = None, new_key: Annotated[Path | None, _new] = None,
-             verify_key: Annotated[list[str], _verify] = (), note: Annotated[str, _note] = "") -> None:  # type: ignore[assignment]
+    def sign(
+        shared: Shared,
+        artifact: Annotated[Path | None, _place] = None,
+        key: Annotated[Path | None, _key] = None,
+        new_key: Annotated[Path | None, _new] = None,
+        verify_key: Annotated[list[str], _verify] = (),
+        note: Annotated[str, _note] = "",
+    ) -> None:  # type: ignore[assignment]
         """Sign an artifact with Ed25519, make a key, or check a signature, offline."""
         asked = [key is not None, new_key is not None, bool(verify_key)]
         if sum(asked) != 1 or (artifact is None) != (new_key is not None):

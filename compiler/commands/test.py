@@ -13,18 +13,28 @@ if TYPE_CHECKING:
     from ..judging.gate import Outcome
     from ..judging.retest import Tested
 
-_place = typer.Argument(metavar="ARTIFACT|RECIPE", help="An artifact, or a recipe whose artifacts exist.",
-                        show_default=False, readable=False)
+_place = typer.Argument(
+    metavar="ARTIFACT|RECIPE",
+    help="An artifact, or a recipe whose artifacts exist.",
+    show_default=False,
+    readable=False,
+)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifacts of a recipe are.")
-_recipe = typer.Option("--recipe", metavar="FILE", show_default=False,
-                       help="The recipe of an artifact, where it is not beside it.")
+_recipe = typer.Option(
+    "--recipe", metavar="FILE", show_default=False, help="The recipe of an artifact, where it is not beside it."
+)
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "junit", "github", "md"),
-          shows=("inputs", "cache", "machine", "progress", "gate"))
-    def test(place: Annotated[Path, _place], shared: Shared, output: Annotated[Path, _out] = Path("out"),
-             recipe: Annotated[Path | None, _recipe] = None) -> int:
+    @verb(
+        app, formats=("text", "json", "junit", "github", "md"), shows=("inputs", "cache", "machine", "progress", "gate")
+    )
+    def test(
+        place: Annotated[Path, _place],
+        shared: Shared,
+        output: Annotated[Path, _out] = Path("out"),
+        recipe: Annotated[Path | None, _recipe] = None,
+    ) -> int:
         """Measure again what `expect` demands; exit 4 on a miss."""
         from ..judging.retest import test_artifact, test_recipe
 
@@ -45,8 +55,9 @@ def report(results: "Sequence[Tested]", shared: Shared) -> None:
     elif screen.format == "md":
         screen.answer(markdown(results))
     elif screen.format in ("json", "github"):
-        rows = [{"path": str(r.path), "pipeline": r.pipeline, "bounds": [o.to_json() for o in r.outcomes]}
-                for r in results]
+        rows = [
+            {"path": str(r.path), "pipeline": r.pipeline, "bounds": [o.to_json() for o in r.outcomes]} for r in results
+        ]
         screen.complain(found, "test", artifacts=rows)
     else:
         screen.answer("\n\n".join(_drawn(r, shared) for r in results))
@@ -61,8 +72,10 @@ def _drawn(result: "Tested", shared: Shared) -> str:
     color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}
     rows = [(bound_text(o.bound), said(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes]
     lines = screen.table(rows, head=False).splitlines()
-    body = [f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
-            for o, line in zip(result.outcomes, lines, strict=True)]
+    body = [
+        f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
+        for o, line in zip(result.outcomes, lines, strict=True)
+    ]
     return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body])
 
 
@@ -115,8 +128,14 @@ def junit(results: "Sequence[Tested]") -> str:
     top = xml.Element("testsuites", name="effc test", tests=str(len(outcomes)), failures=count["missed"])
     for r in results:
         missed = str(sum(o.state in ("missed", "undecided") for o in r.outcomes))
-        suite = xml.SubElement(top, "testsuite", name=r.pipeline, tests=str(len(r.outcomes)), failures=missed,
-                               skipped=str(sum(o.state == "skipped" for o in r.outcomes)))
+        suite = xml.SubElement(
+            top,
+            "testsuite",
+            name=r.pipeline,
+            tests=str(len(r.outcomes)),
+            failures=missed,
+            skipped=str(sum(o.state == "skipped" for o in r.outcomes)),
+        )
         for o in r.outcomes:
             place = {"line": str(o.bound.span.line), "file": o.bound.span.source.name} if o.bound.span else {}
             about = {"name": bound_text(o.bound), "classname": r.pipeline, **place}

@@ -8,15 +8,17 @@ import typer
 from .flags import Shared, verb
 
 _place = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
-_key = typer.Option("--verify-key", metavar="KEY", show_default=False,
-                    help="A public key (`ed25519:...` or a file), one of which must have signed the artifact; "
-                         "repeatable.")
+_key = typer.Option(
+    "--verify-key",
+    metavar="KEY",
+    show_default=False,
+    help="A public key (`ed25519:...` or a file), one of which must have signed the artifact; repeatable.",
+)
 
 
 def register(app: typer.Typer) -> None:
     @verb(app)
-    def verify(artifact: Annotated[Path, _place], shared: Shared,
-               verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
+    def verify(artifact: Annotated[Path, _place], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
         """Check an artifact: hashes of all files, what each form holds, and signatures. Nothing of it is run."""
         from ..artifacts.forms import check_forms
         from ..artifacts.manifest import read_manifest
@@ -30,8 +32,14 @@ def register(app: typer.Typer) -> None:
             signed = check_signature(artifact, verify_key)
         forms = check_forms(artifact, manifest)
         if shared.format == "json":
-            return shared.screen.answer_json("verify", path=str(artifact), kind=manifest.kind, forms=forms,
-                                             files=len(manifest.files), signed_by=signed or None)
+            return shared.screen.answer_json(
+                "verify",
+                path=str(artifact),
+                kind=manifest.kind,
+                forms=forms,
+                files=len(manifest.files),
+                signed_by=signed or None,
+            )
         said = f"ok: {counted(len(manifest.files), 'file')} as the manifest has them"
         said += f", forms {', '.join(forms)}" if forms else ""
         return shared.screen.answer(said + (f", signed by {signed}" if signed else ""))

@@ -28,8 +28,7 @@ class Chat(Data):
 
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
-                                unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     messages: str = param("Field that holds the messages.", default="messages")
     prompt: str | None = param("Field of the prompt, in place of messages.", default=None)
@@ -47,8 +46,12 @@ class Chat(Data):
         """What assistants say, and the end token after it; a token that reaches into it belongs to it."""
         tokenizer = need_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:
-            raise Reject(no_speakers(f"a {type(tokenizer).__name__} doesn't say where in a text its tokens lie",
-                                     help="learn all tokens, or take a tokenizer with a tokenizer.json"))
+            raise Reject(
+                no_speakers(
+                    f"a {type(tokenizer).__name__} doesn't say where in a text its tokens lie",
+                    help="learn all tokens, or take a tokenizer with a tokenizer.json",
+                )
+            )
         ids: list[int] = []
         said: list[int] = []
         for turns in self._conversations(ctx):
@@ -71,8 +74,14 @@ class Chat(Data):
                 yield self._turns(record, number, path)
 
     def identity(self, ctx: Context) -> str:
-        about = {"length": self.length, "samples": self.samples, "messages": self.messages,
-                 "prompt": self.prompt, "response": self.response, "seed": ctx.seed if self.seed is None else self.seed}
+        about = {
+            "length": self.length,
+            "samples": self.samples,
+            "messages": self.messages,
+            "prompt": self.prompt,
+            "response": self.response,
+            "seed": ctx.seed if self.seed is None else self.seed,
+        }
         return content_identity("chat", find_files(self.path, ctx.folder), about, ctx)
 
     def _records(self, path: Path) -> list[Record]:
@@ -93,8 +102,12 @@ class Chat(Data):
             return rendered(tokenizer, turns, **more)
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns[:6])
-            raise Reject(bad_record(f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
-                                    help="name roles and their order as the template does")) from error
+            raise Reject(
+                bad_record(
+                    f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
+                    help="name roles and their order as the template does",
+                )
+            ) from error
 
     def _lines(self, turns: list[dict[str, str]]) -> list[str]:
         named = not (self.prompt or self.response)
@@ -110,8 +123,13 @@ class Chat(Data):
                 before = self._templated(turns[:number], tokenizer, add_generation_prompt=True) if number else ""
                 after = self._written(turns[: number + 1], tokenizer)
                 if not (text.startswith(after) and after.startswith(before)):
-                    raise Reject(no_speakers("the chat template writes the beginning of a conversation otherwise once "
-                                             "it goes on, so who says what can't be told", help="learn all tokens"))
+                    raise Reject(
+                        no_speakers(
+                            "the chat template writes the beginning of a conversation otherwise once "
+                            "it goes on, so who says what can't be told",
+                            help="learn all tokens",
+                        )
+                    )
                 found.append((len(before), len(after)))
             else:
                 end = len("\n".join(self._lines(turns[: number + 1])))
@@ -121,14 +139,22 @@ class Chat(Data):
     def _turns(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
         if self.prompt or self.response:
             said = [("user", self.prompt), ("assistant", self.response)]
-            return [{"role": role, "content": text_of(record, name, number, path)}
-                    for role, name in said if name]
+            return [{"role": role, "content": text_of(record, name, number, path)} for role, name in said if name]
         turns = record[self.messages]
-        if not isinstance(turns, list) or not turns or not all(
+        if (
+            not isinstance(turns, list)
+            or not turns
+            or not all(
                 isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str)
-                for t in turns):
-            raise Reject(bad_record(f"`{self.messages}` of record {number} of {path} is no list of messages",
-                                    help='a message is {"role": "user", "content": "text"}'))
+                for t in turns
+            )
+        ):
+            raise Reject(
+                bad_record(
+                    f"`{self.messages}` of record {number} of {path} is no list of messages",
+                    help='a message is {"role": "user", "content": "text"}',
+                )
+            )
         return [{"role": t["role"], "content": t["content"]} for t in turns]
 
 

@@ -18,7 +18,7 @@ class Item:
 
     rows: tuple[tuple[int, ...], ...]
     begins: tuple[int, ...]
-    lengths: tuple[int, ...]                 # characters of each option
+    lengths: tuple[int, ...]  # characters of each option
     answer: int
 
 
@@ -40,7 +40,8 @@ class Choices(Data):
     fixed: tuple[str, ...] | None = param("Options that every record has, in place of a field.", default=None)
     answer: str = param("Field of the answer.", default="answer")
     layout: Literal["qa", "plain"] = param(
-        "`qa` writes `Question: …`, a line end and `Answer:`; `plain` the question alone.", default="qa")
+        "`qa` writes `Question: …`, a line end and `Answer:`; `plain` the question alone.", default="qa"
+    )
     samples: int | None = param("How many questions; all of them where it is left out.", default=None, ge=1)
     seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
     length: int = param("Tokens in a row, where it is used as rows.", default=256, ge=2, unit="tokens")
@@ -64,8 +65,10 @@ class Choices(Data):
         return cut(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
 
     def identity(self, ctx: Context) -> str:
-        about = {name: getattr(self, name) for name in ("question", "options", "fixed", "answer", "layout", "samples",
-                                                        "length")}
+        about = {
+            name: getattr(self, name)
+            for name in ("question", "options", "fixed", "answer", "layout", "samples", "length")
+        }
         about["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         return content_identity("choices", find_files(self.path, ctx.folder), about, ctx)
 
@@ -73,8 +76,11 @@ class Choices(Data):
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 
-        found = [self._read(record, number, path) for path in find_files(self.path, ctx.folder)
-                 for number, record in enumerate(self._records(path), start=1)]
+        found = [
+            self._read(record, number, path)
+            for path in find_files(self.path, ctx.folder)
+            for number, record in enumerate(self._records(path), start=1)
+        ]
         if self.samples is None or self.samples >= len(found):
             return found
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
@@ -93,8 +99,12 @@ class Choices(Data):
             raise Reject(bad_record(f"record {number} of {path} has no two options that are text"))
         answer = index_of(record[self.answer], options, labels)
         if answer is None:
-            raise Reject(bad_record(f"the answer of record {number} of {path} is none of its {len(options)} options",
-                                    help="an answer is a number from 0, a label, a letter or an option's text"))
+            raise Reject(
+                bad_record(
+                    f"the answer of record {number} of {path} is none of its {len(options)} options",
+                    help="an answer is a number from 0, a label, a letter or an option's text",
+                )
+            )
         question = text_of(record, self.question, number, path)
         return (f"Question: {question}\nAnswer:" if self.layout == "qa" else question), options, answer
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..checkpoints.origin import Origin
 
-AT_ONCE = 32        # rows that are written together: their caches lie in memory beside the model
+AT_ONCE = 32  # rows that are written together: their caches lie in memory beside the model
 
 
 class Generated(Data):
@@ -44,8 +44,12 @@ class Generated(Data):
         import torch
 
         kept = Cache(ctx.settings.cache_dir)
-        parts = {"rows": self.identity(ctx), "versions": versions(), "device": ctx.settings.device,
-                 "threads": ctx.settings.threads}
+        parts = {
+            "rows": self.identity(ctx),
+            "versions": versions(),
+            "device": ctx.settings.device,
+            "threads": ctx.settings.threads,
+        }
         rows = kept.value(parts)
         if rows is None:
             rows = self._written(tokenizer, ctx).tolist()
@@ -64,8 +68,12 @@ class Generated(Data):
 
         model = ctx.origin.load().eval()
         if not getattr(model, "can_generate", lambda: False)():
-            raise Reject(bad_rows(f"{ctx.origin.label} is a {type(model).__name__}, which writes no text",
-                                  help="take rows from a text: `text(\"calib.txt\")`"))
+            raise Reject(
+                bad_rows(
+                    f"{ctx.origin.label} is a {type(model).__name__}, which writes no text",
+                    help='take rows from a text: `text("calib.txt")`',
+                )
+            )
         with torch.random.fork_rng(devices=_devices(device_of(model))):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
@@ -79,23 +87,38 @@ class Generated(Data):
         from transformers import GenerationConfig, LogitsProcessorList
 
         def look(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
-            next(ticks)                       # a token of every row
+            next(ticks)  # a token of every row
             return _all_finite(logits)
 
         more = self.length - 1
-        config = GenerationConfig(do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
-                                  max_new_tokens=more, min_new_tokens=more, pad_token_id=0,
-                                  eos_token_id=model.generation_config.eos_token_id)
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=more,
+            min_new_tokens=more,
+            pad_token_id=0,
+            eos_token_id=model.generation_config.eos_token_id,
+        )
         with torch.no_grad():
-            return model.generate(first, attention_mask=torch.ones_like(first), generation_config=config,
-                                  logits_processor=LogitsProcessorList([look])).cpu()
+            return model.generate(
+                first,
+                attention_mask=torch.ones_like(first),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([look]),
+            ).cpu()
 
 
 def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":
     """What is drawn from; Reject where it is no distribution."""
-    if logits.isnan().any() or logits.eq(float("inf")).any():              # minus infinity: never drawn
-        raise Reject(not_a_number("what the model predicts of its own text is not a number, or infinite",
-                                  help="look at what made the model's weights, or give rows as `data`"))
+    if logits.isnan().any() or logits.eq(float("inf")).any():  # minus infinity: never drawn
+        raise Reject(
+            not_a_number(
+                "what the model predicts of its own text is not a number, or infinite",
+                help="look at what made the model's weights, or give rows as `data`",
+            )
+        )
     return logits
 
 
@@ -103,10 +126,13 @@ def _first(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tenso
     """[count, 1]: the token that texts begin with, else the one that they end with, else drawn like any other."""
     import torch
 
-    known = (getattr(tokenizer, "bos_token_id", None), model.generation_config.bos_token_id,
-             model.generation_config.eos_token_id)
+    known = (
+        getattr(tokenizer, "bos_token_id", None),
+        model.generation_config.bos_token_id,
+        model.generation_config.eos_token_id,
+    )
     vocabulary = ctx.origin.vocabulary or 1
-    start = next((t for t in known if isinstance(t, int) and t < vocabulary), None)   # configs keep their defaults
+    start = next((t for t in known if isinstance(t, int) and t < vocabulary), None)  # configs keep their defaults
     if start is not None:
         return torch.full((count, 1), start, device=model.device)
     return torch.randint(vocabulary, (count, 1)).to(model.device)

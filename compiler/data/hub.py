@@ -15,8 +15,7 @@ from ..store.cache import digest
 from ..words.context import Context
 from ..words.kinds import Data, param
 
-data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.",
-                         exit="network")
+data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
 bad_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -42,11 +41,11 @@ class Hub(Data):
     config: str | None = param("Configuration of the data set.", default=None)
     revision: str | None = param("Branch, tag or commit of the data set.", default=None)
     field: str = param("Field that holds the text.", default="text")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
-                                unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     start: Literal["auto", "always", "never"] = param(
-        "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto")
+        "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto"
+    )
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = need_tokenizer(tokenizer, ctx)
@@ -61,15 +60,20 @@ class Hub(Data):
         for text in self._texts(ctx):
             content.update(hashlib.sha256(text.encode()).digest())
         seed = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
-        return digest(["hub", content.hexdigest(), self.length, self.samples, seed, self.start,
-                       ctx.origin.tokenizer_identity])
+        return digest(
+            ["hub", content.hexdigest(), self.length, self.samples, seed, self.start, ctx.origin.tokenizer_identity]
+        )
 
     def _texts(self, ctx: Context) -> list[str]:
         check_modules(self.requires, self.extra, "data hub")
         found = _load(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
         if self.field not in found.column_names:
-            raise Reject(no_field(f"`{self.name}` has no field `{self.field}`",
-                                  help=suggestion(self.field, found.column_names, "it has")))
+            raise Reject(
+                no_field(
+                    f"`{self.name}` has no field `{self.field}`",
+                    help=suggestion(self.field, found.column_names, "it has"),
+                )
+            )
         texts = found[self.field][:]
         if not all(isinstance(t, str) for t in texts):
             raise Reject(bad_record(f"`{self.field}` of `{self.name}` is not text"))
@@ -77,8 +81,7 @@ class Hub(Data):
 
 
 @cache
-def _load(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool
-          ) -> Any:
+def _load(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool) -> Any:
     import datasets
 
     bars = datasets.are_progress_bars_disabled()
@@ -90,12 +93,17 @@ def _load(name: str, config: str | None, split: str, revision: str | None, folde
             return datasets.load_dataset(kind, config, data_files=files, split=split)
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=how)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
-        raise Reject(data_unreachable(f"the data set `{name}` can't be had",
-                                      help="check name and network, or name a local file",
-                                      note=first_line(error))) from error
+        raise Reject(
+            data_unreachable(
+                f"the data set `{name}` can't be had",
+                help="check name and network, or name a local file",
+                note=first_line(error),
+            )
+        ) from error
     except (ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise Reject(bad_dataset(f"`{name}` can't be read, or has no split `{split}`",
-                                 note=first_line(error))) from error
+        raise Reject(
+            bad_dataset(f"`{name}` can't be read, or has no split `{split}`", note=first_line(error))
+        ) from error
     finally:
         if not bars:
             datasets.enable_progress_bars()

@@ -63,15 +63,23 @@ class Labels(Data):
         longest = max(len(ids) for ids, _ in found)
         fitting = [item for item in found if len(item[0]) <= self.length]
         if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
-            raise Reject(text_too_long(
-                f"{len(found) - len(fitting)} of {len(found)} texts have more than {self.length} tokens, the longest "
-                f"{longest}", help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else "")))
+            raise Reject(
+                text_too_long(
+                    f"{len(found) - len(fitting)} of {len(found)} texts exceed {self.length} tokens, the longest "
+                    f"{longest}",
+                    help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else ""),
+                )
+            )
         return fitting
 
     def _number(self, label: str, number: int, path: Path) -> int:
         if label not in self.classes:
-            raise Reject(unknown_class(f"the label of record {number} of {path} is `{label}`",
-                                       help=suggestion(label, self.classes, "`classes` has")))
+            raise Reject(
+                unknown_class(
+                    f"the label of record {number} of {path} is `{label}`",
+                    help=suggestion(label, self.classes, "`classes` has"),
+                )
+            )
         return self.classes.index(label)
 
     def identity(self, ctx: Context) -> str:

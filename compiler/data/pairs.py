@@ -62,14 +62,21 @@ class Pairs(Data):
 
     def _pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
         tokenizer = need_tokenizer(tokenizer, ctx)
-        found = [self._pair(record, number, path, tokenizer) for path in find_files(self.path, ctx.folder)
-                 for number, record in enumerate(self._records(path), start=1)]
+        found = [
+            self._pair(record, number, path, tokenizer)
+            for path in find_files(self.path, ctx.folder)
+            for number, record in enumerate(self._records(path), start=1)
+        ]
         longest = max(len(pair.prompt) + len(pair.answer) for pair in found)
         fitting = [pair for pair in found if len(pair.prompt) + len(pair.answer) <= self.length]
         if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
-            raise Reject(pair_too_long(
-                f"{len(found) - len(fitting)} of {len(found)} pairs have more than {self.length} tokens, the longest "
-                f"{longest}", help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else "")))
+            raise Reject(
+                pair_too_long(
+                    f"{len(found) - len(fitting)} of {len(found)} pairs exceed {self.length} tokens, the longest "
+                    f"{longest}",
+                    help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else ""),
+                )
+            )
         return fitting
 
     def _pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:

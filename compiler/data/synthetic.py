@@ -47,6 +47,10 @@ class Synthetic(Data):
         with torch.device("meta"):
             taken = list(sample(ctx.origin.build()).values())
         if len(taken) != 1 or not taken[0].is_floating_point():
-            raise Reject(bad_rows(f"{ctx.origin.label} takes {len(taken)} inputs and has no `vocab_size` to draw ids "
-                                  "from: random rows can't be made for it"))
+            raise Reject(
+                bad_rows(
+                    f"{ctx.origin.label} takes {len(taken)} inputs and has no `vocab_size` to draw ids "
+                    "from: random rows can't be made for it"
+                )
+            )
         return tuple(taken[0].shape[1:])

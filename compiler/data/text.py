@@ -3,15 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from ..rows.windows import (
-    content_identity,
-    cut,
-    encode,
-    find_files,
-    need_tokenizer,
-    read_text,
-    start_token,
-)
+from ..rows.windows import content_identity, cut, encode, find_files, need_tokenizer, read_text, start_token
 from ..words.context import Context
 from ..words.kinds import Data, param
 
@@ -31,11 +23,11 @@ class Text(Data):
 
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     length: int = param("Tokens in a row, a start token included.", ge=2, unit="tokens")
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
-                                unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     start: Literal["auto", "always", "never"] = param(
-        "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto")
+        "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto"
+    )
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = need_tokenizer(tokenizer, ctx)
@@ -43,8 +35,12 @@ class Text(Data):
         return cut(ids, self.length, start_token(tokenizer, self.start), self.samples, self._seed(ctx))
 
     def identity(self, ctx: Context) -> str:
-        about = {"length": self.length, "samples": self.samples, "start": self.start,
-                 "seed": self._seed(ctx) if self.samples else 0}
+        about = {
+            "length": self.length,
+            "samples": self.samples,
+            "start": self.start,
+            "seed": self._seed(ctx) if self.samples else 0,
+        }
         return content_identity("text", find_files(self.path, ctx.folder), about, ctx)
 
     def _seed(self, ctx: Context) -> int:

@@ -27,8 +27,7 @@ class Tokens(Data):
 
     path: str = param("A safetensors file, relative to the recipe.", positional=True)
     tensor: str | None = param("Name of the tensor; the only one where it is left out.", default=None)
-    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1,
-                                unit="rows")
+    samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
@@ -40,18 +39,29 @@ class Tokens(Data):
         name = self._chosen(header, path)
         slot = header.slots[name]
         if slot.dtype not in INTEGERS or len(slot.shape) != 2:
-            raise Reject(bad_record(f"`{name}` of {path} is {slot.dtype} of {len(slot.shape)} dimensions",
-                                    help="token rows are integers of shape [rows, length]"))
+            raise Reject(
+                bad_record(
+                    f"`{name}` of {path} is {slot.dtype} of {len(slot.shape)} dimensions",
+                    help="token rows are integers of shape [rows, length]",
+                )
+            )
         if min(slot.shape) < 1 or slot.shape[1] < 2:
-            raise Reject(bad_rows(f"`{name}` of {path} has {slot.shape[0]} rows of {slot.shape[1]} tokens",
-                                  help="at least one row of two tokens"))
+            raise Reject(
+                bad_rows(
+                    f"`{name}` of {path} has {slot.shape[0]} rows of {slot.shape[1]} tokens",
+                    help="at least one row of two tokens",
+                )
+            )
         with safe_open(path, "pt") as file:
             ids = file.get_tensor(name).to(torch.int64)
         return choose_rows(ids, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def identity(self, ctx: Context) -> str:
-        about = {"tensor": self.tensor, "samples": self.samples,
-                 "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0}
+        about = {
+            "tensor": self.tensor,
+            "samples": self.samples,
+            "seed": (ctx.seed if self.seed is None else self.seed) if self.samples else 0,
+        }
         return content_identity("tokens", find_files(self.path, ctx.folder), about, ctx)
 
     def _chosen(self, header: Header, path: Path) -> str:
@@ -59,6 +69,5 @@ class Tokens(Data):
             return next(iter(header.slots))
         if self.tensor is None or self.tensor not in header.slots:
             fact = f"has no tensor `{self.tensor}`" if self.tensor else f"has {len(header.slots)} tensors"
-            raise Reject(no_field(f"{path} {fact}",
-                                  help=suggestion(self.tensor or "", header.slots, "it has")))
+            raise Reject(no_field(f"{path} {fact}", help=suggestion(self.tensor or "", header.slots, "it has")))
         return self.tensor

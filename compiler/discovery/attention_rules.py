@@ -48,7 +48,7 @@ def fused_attention(step: "Step") -> Tensor:
 
 def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
-    heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]      # [h, everything else]
+    heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]  # [h, everything else]
     heads = [heads[0], *served(*map(own, heads[1:]))]
     for x in heads:
         step.out.couple_along(x, 1)
@@ -57,7 +57,7 @@ def attend(step: "Step", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor
     if len(q_heads) == len(k_heads):
         step.out.couple(q_heads, k_heads)
     step.out.attentions.append(Attention(step.node, module, q_heads.numpy(), k_heads.numpy()))
-    for w in packed_rules.weights_in((step.args[4:], step.kwargs)):     # a bias, looked up in a table, for each head
+    for w in packed_rules.weights_in((step.args[4:], step.kwargs)):  # a bias, looked up in a table, for each head
         packed_rules.met_along(step, w, 1, q_heads)
     others = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
     for name, other in others.items():
@@ -110,6 +110,12 @@ def mask(step: "Step") -> Tensor | None:
     return blank(step.node.meta["shape"])
 
 
-RULES = {"mask": mask, "masked": masked, "slice_logits": kept_positions, "attention": attention,
-         "cache_update": cache_update, "rotary": rotary,
-         "scaled_dot_product_attention": fused_attention}
+RULES = {
+    "mask": mask,
+    "masked": masked,
+    "slice_logits": kept_positions,
+    "attention": attention,
+    "cache_update": cache_update,
+    "rotary": rotary,
+    "scaled_dot_product_attention": fused_attention,
+}

@@ -9,7 +9,7 @@ from ...dsl.skeleton import Group, Kind, Member
 from .labelling import NOTHING, STREAM, Attention, Labelling
 from .residual import common
 
-Index = tuple[str, int]            # (tensor, axis)
+Index = tuple[str, int]  # (tensor, axis)
 
 
 class Uneven(Exception):
@@ -22,8 +22,8 @@ class Found:
 
     groups: list[Group] = field(default_factory=list)
     items: list[list[frozenset[int]]] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)      # (module, reason)
-    leaving: bool = False                                             # channels of its own are handed on
+    refused: list[tuple[str, str]] = field(default_factory=list)  # (module, reason)
+    leaving: bool = False  # channels of its own are handed on
 
 
 def groups_of(labelling: Labelling) -> Found:
@@ -34,7 +34,7 @@ class _Search:
     def __init__(self, labelling: Labelling):
         self.labelling = labelling
         self.root = labelling.roots()
-        self.owner: dict[Index, np.ndarray] = {}          # root of each index; NOTHING where unlabelled
+        self.owner: dict[Index, np.ndarray] = {}  # root of each index; NOTHING where unlabelled
         self.reads: set[Index] = set()
         for claim in labelling.claims:
             self.owner[claim.tensor, claim.axis] = self.root[claim.labels]
@@ -69,7 +69,7 @@ class _Search:
             self.add("heads", heads, 0, attention.module)
         else:
             self.add("heads", heads, repeat, attention.module)
-            blocks = [frozenset({g, *q[i * repeat:(i + 1) * repeat]}) for i, g in enumerate(kv)]
+            blocks = [frozenset({g, *q[i * repeat : (i + 1) * repeat]}) for i, g in enumerate(kv)]
             self.add("kv_heads", blocks, 0, attention.module)
         return used
 
@@ -131,8 +131,17 @@ class _Search:
             self.refuse(site, str(why))
             return
         enclosing = common([module_of(m.tensor) for m in members])
-        self.found.groups.append(Group(enclosing, kind, len(items), members, (), per_block,
-                                       sum((m.tensor, m.axis) in self.reads for m in members)))
+        self.found.groups.append(
+            Group(
+                enclosing,
+                kind,
+                len(items),
+                members,
+                (),
+                per_block,
+                sum((m.tensor, m.axis) in self.reads for m in members),
+            )
+        )
         self.found.items.append(items)
 
     def refuse(self, site: str, reason: str) -> None:
@@ -156,7 +165,7 @@ def segments(item: np.ndarray, count: int, tensor: str) -> tuple[tuple[int, int]
     sizes = np.bincount(item[item >= 0], minlength=count)
     if (sizes != sizes[0]).any():
         raise Uneven(f"its items own unequal numbers of indices of {tensor}")
-    order = np.argsort(item, kind="stable")[(item < 0).sum():].reshape(count, -1)      # [item, index]
+    order = np.argsort(item, kind="stable")[(item < 0).sum() :].reshape(count, -1)  # [item, index]
     runs = np.split(order[0], np.flatnonzero(np.diff(order[0]) != 1) + 1)
     steps = np.concatenate([np.full(len(run), len(run)) for run in runs])
     if (order != order[0] + np.arange(count)[:, None] * steps).any():

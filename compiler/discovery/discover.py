@@ -40,8 +40,9 @@ def discover(program: Program) -> Skeleton:
     if any(structure.leaving for path, structure in found if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
         found = [("", structure_of(program.flat.graph, model))]
-    refused = [[join(path, site), why] for path, structure in found
-               for site, why in _once(structure.refused, whole=not path)]
+    refused = [
+        [join(path, site), why] for path, structure in found for site, why in _once(structure.refused, whole=not path)
+    ]
     placed = [_placed_group(group, path) for path, structure in found for group in structure.groups]
     groups = []
     for one in joined(placed, program, tied):
@@ -53,10 +54,16 @@ def discover(program: Program) -> Skeleton:
     groups += [group for group in mixers.groups if not any(m.tensor in several for m in group.members)]
     refused = [entry for entry in refused if entry[0] not in mixers.mixers] + [list(entry) for entry in mixers.refused]
     return Skeleton(
-        model_type=_model_type(model), parts=tuple(parts_of(model)), units=tuple(program.units),
-        branches=tuple(branches), groups=tuple(groups), tied=tied, opaque=tuple(program.opaque.items()),
+        model_type=_model_type(model),
+        parts=tuple(parts_of(model)),
+        units=tuple(program.units),
+        branches=tuple(branches),
+        groups=tuple(groups),
+        tied=tied,
+        opaque=tuple(program.opaque.items()),
         scans=mixers.scans,
-        facts={**facts_of(model, program), "refused": refused})
+        facts={**facts_of(model, program), "refused": refused},
+    )
 
 
 def structures(program: Program) -> Iterator[tuple[str, Structure]]:
@@ -76,9 +83,12 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     stream = stream_of(graph)
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
     labelling = label(graph, root, stream.name if stream else None)
-    branches = tuple(placed_apart(
-        Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
-        for term in terms(graph, root, entries, labelling.values)))
+    branches = tuple(
+        placed_apart(
+            Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
+            for term in terms(graph, root, entries, labelling.values)
+        )
+    )
     groups, refused = [], []
     found = groups_of(labelling)
     for group, items in zip(found.groups, found.items, strict=True):
@@ -142,7 +152,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def parts_of(model: nn.Module) -> Iterator[Part]:
     for path, module in model.named_modules():
-        if isinstance(module, KernelLinear):             # as large as before: what packing saves is told in bytes
+        if isinstance(module, KernelLinear):  # as large as before: what packing saves is told in bytes
             shape, bias = (module.out_features, module.in_features), module.bias
             yield Part(path, "KernelLinear", (("weight", shape), *([] if bias is None else [("bias", shape[:1])])))
             continue
@@ -173,7 +183,8 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
         "positions": getattr(config, "max_position_embeddings", None),
         "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
         "active_experts": getattr(config, "num_experts_per_tok", None),
-        "heads": heads, "kv_heads": getattr(config, "num_key_value_heads", heads),
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", heads),
         "head_dim": calls[0].args[1].meta["shape"][-1] if calls else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "causal_lm": type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
@@ -184,7 +195,7 @@ def _vocabulary(model: nn.Module) -> int | None:
     """How many token ids are embedded; None for models that read none."""
     try:
         embedding = model.get_input_embeddings() if _is_pretrained(model) else None
-    except NotImplementedError:          # convolutional nets embed nothing
+    except NotImplementedError:  # convolutional nets embed nothing
         return None
     return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
 
@@ -204,9 +215,11 @@ def _placed_branch(branch: Branch, path: str) -> Branch:
 
 def _placed_group(group: Group, path: str) -> Group:
     return replace(
-        group, site=join(path, group.site),
+        group,
+        site=join(path, group.site),
         members=tuple(replace(m, tensor=join(path, m.tensor)) for m in group.members),
-        attributes=tuple((join(path, module), name, per) for module, name, per in group.attributes))
+        attributes=tuple((join(path, module), name, per) for module, name, per in group.attributes),
+    )
 
 
 def _is_pretrained(model: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from .labelling import Labelling
 from .residual import common
 
 _BATCHED = "batched_mm"
-_EACH = ((0, 1),)          # one index of the first axis for each expert
+_EACH = ((0, 1),)  # one index of the first axis for each expert
 WHOLE = "whole experts can't go"
 
 
@@ -45,15 +45,20 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     count = counts.pop()
     index = next((x for x in node.all_input_nodes if "int" in str(x.meta.get("dtype"))), None)
     router, read = _router(index, root, count)
-    rows = [f"{router}.{name}" for name, x in (*root.get_submodule(router).named_parameters(),
-                                               *root.get_submodule(router).named_buffers()) if _has_rows(x, count)]
+    rows = [
+        f"{router}.{name}"
+        for name, x in (*root.get_submodule(router).named_parameters(), *root.get_submodule(router).named_buffers())
+        if _has_rows(x, count)
+    ]
     members = [Member(name, 0, _EACH) for name in (*rows, *read, *(f"{node.target}.{name}" for name in packed))]
     per_block = _chosen_among(labelling, f"{router}.", count)
     site = common([node.target, router])
     attributes = tuple(
         (".".join(p for p in (site, below) if p), name, 1.0)
-        for below, module in root.get_submodule(site).named_modules() for name, value in vars(module).items()
-        if type(value) is int and value == count and "expert" in name)
+        for below, module in root.get_submodule(site).named_modules()
+        for name, value in vars(module).items()
+        if type(value) is int and value == count and "expert" in name
+    )
     return Group(site, "experts", count, tuple(members), attributes, per_block if per_block < count else 0, len(packed))
 
 
@@ -80,8 +85,14 @@ def _has_rows(value: Any, count: int) -> bool:
 def _chosen_among(labelling: Labelling, router: str, count: int) -> int:
     """How many experts in a row are compared with each other first, where they come in groups; else all."""
     rows = {r for c in labelling.claims if c.tensor.startswith(router) and not c.reads for r in c.labels.tolist()}
-    return min((size for labels, size in labelling.chosen if not rows.isdisjoint(labels.tolist()) and size > 1
-                and count % size == 0), default=count)
+    return min(
+        (
+            size
+            for labels, size in labelling.chosen
+            if not rows.isdisjoint(labels.tolist()) and size > 1 and count % size == 0
+        ),
+        default=count,
+    )
 
 
 def _by_position(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,11 +104,13 @@ def has_own_forward(module: nn.Module) -> bool:
     """Whether a module is a torch layer whose subclass computes in a way of its own: convolutions that pad."""
     bases = [base for base in type(module).__mro__ if "forward" in vars(base)]
     return not bases[0].__module__.startswith("torch.") and any(
-        base.__module__.startswith("torch.nn.modules.") and base is not nn.Module for base in bases[1:])
+        base.__module__.startswith("torch.nn.modules.") and base is not nn.Module for base in bases[1:]
+    )
 
 
-def opened(module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-           ) -> tuple[fx.Graph | None, str]:
+def opened(
+    module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[fx.Graph | None, str]:
     """The graph of a leaf module, its placeholders named as its arguments; or None, and why it can't be traced.
 
     node          the call, whose own arguments say what types are passed
@@ -107,17 +120,20 @@ def opened(module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapp
     shapes = {**dict(zip(names, args, strict=False)), **kwargs}
     nodes = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    given = {name: torch.zeros(x.shape, dtype=getattr(torch, nodes[name].meta["dtype"]), device=device)
-             for name, x in shapes.items() if isinstance(x, Tensor)}
+    given = {
+        name: torch.zeros(x.shape, dtype=getattr(torch, nodes[name].meta["dtype"]), device=device)
+        for name, x in shapes.items()
+        if isinstance(x, Tensor)
+    }
     find = ExpertsInterface.get_interface
     ExpertsInterface.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
     try:
         statics = {name: x for name, x in shapes.items() if name not in given}
         graph = trace(module, given, statics, family=type(module).__module__, inline=True).graph
-    except Exception as error:      # a forward may raise anything; then the module is taken as a whole
+    except Exception as error:  # a forward may raise anything; then the module is taken as a whole
         return None, f": {type(error).__name__}: {error}"
     finally:
         ExpertsInterface.get_interface = find
     for inner in graph.nodes:
-        inner.meta.pop("ints", None)      # their sources start at the module; a literal that must follow is refused
+        inner.meta.pop("ints", None)  # their sources start at the module; a literal that must follow is refused
     return graph, ""

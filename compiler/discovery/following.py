@@ -25,7 +25,7 @@ from .labelling import NOTHING, POINTWISE, Labelling, tensors_in
 REPEAT = "num_key_value_groups"
 MOST_ATTRIBUTES = 4
 
-Name = tuple[str, str]             # module below the unit, attribute: ("attn", "config.num_attention_heads")
+Name = tuple[str, str]  # module below the unit, attribute: ("attn", "config.num_attention_heads")
 
 
 class Baked(Exception):
@@ -40,7 +40,7 @@ class Need:
     value: int
     needed: int
     source: str
-    place: str = ""                # of the literal in its node: "args.1.0"
+    place: str = ""  # of the literal in its node: "args.1.0"
 
     def names(self) -> dict[str, Name]:
         """The attributes of the source expression."""
@@ -49,6 +49,7 @@ class Need:
         def note(path: str) -> int:
             found[path] = named(path, self.node.meta.get("scope", ()))
             return 1
+
         evaluate(self.source, note)
         return found
 
@@ -66,8 +67,9 @@ def read(root: nn.Module, name: Name) -> int:
     return found
 
 
-def attributes_of(group: Group, items: list[frozenset[int]], labelling: Labelling, roots: np.ndarray,
-                  root: nn.Module) -> tuple[tuple[str, str, float], ...]:
+def attributes_of(
+    group: Group, items: list[frozenset[int]], labelling: Labelling, roots: np.ndarray, root: nn.Module
+) -> tuple[tuple[str, str, float], ...]:
     """(module, attribute, value per item) below the unit. Raises Baked."""
     if group.count < 2:
         return ()
@@ -99,6 +101,7 @@ def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module)
         if after.denominator != 1:
             raise ValueError(f"{path} would be no whole number")
         return int(after)
+
     try:
         return evaluate(need.source, value) == need.needed
     except ValueError:
@@ -137,15 +140,14 @@ def _refuse_outside(node: fx.Node, labelling: Labelling, gone: Tensor) -> None:
 
 def vanished(x: Tensor, axis: int, gone: Tensor) -> Tensor:
     """For each position along the axis, whether all that lies there vanishes."""
-    if not x.numel():        # a part of a split that nothing is left of
+    if not x.numel():  # a part of a split that nothing is left of
         return torch.ones(x.shape[axis], dtype=torch.bool)
     return gone[x].movedim(axis, 0).reshape(x.shape[axis], -1).all(1)
 
 
 def _need(node: fx.Node, place: str, value: int, needed: int) -> Need:
     sources = {where: source for where, _, source in node.meta.get("ints", ())}
-    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"),
-                place)
+    return Need(node, value, needed, sources.get(place, str(value) if value >= 0 else f"(0 - {-value})"), place)
 
 
 def _sizes(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
@@ -195,7 +197,7 @@ def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]
     sizes, place = (node.kwargs[name], f"kwargs.{name}") if name else (node.args[1], "args.1")
     lost = [int(vanished(x, axis, gone).sum()) for x in labelling.values[node]]
     if isinstance(sizes, int):
-        for n in sorted(set(lost)):          # two answers for one literal are met by no attribute
+        for n in sorted(set(lost)):  # two answers for one literal are met by no attribute
             yield _need(node, place, sizes, sizes - n)
     elif not isinstance(sizes, fx.Node):
         for i, size in enumerate(sizes):
@@ -205,8 +207,12 @@ def _splits(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]
 
 def _goes_in_whole_strides(lost: Tensor, step: Any) -> bool:
     """Whether of each run of `step` positions all vanish or none: `x[1::2]` stays what it is then."""
-    return type(step) is int and step > 1 and len(lost) % step == 0 and bool(
-        (lost.view(-1, step) == lost.view(-1, step)[:, :1]).all())
+    return (
+        type(step) is int
+        and step > 1
+        and len(lost) % step == 0
+        and bool((lost.view(-1, step) == lost.view(-1, step)[:, :1]).all())
+    )
 
 
 def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]:
@@ -232,5 +238,12 @@ def _slices(node: fx.Node, labelling: Labelling, gone: Tensor) -> Iterator[Need]
         axis += spread if part is ... else 0 if part is None else 1
 
 
-_LITERALS = {"view": _sizes, "reshape": _sizes, "expand": _sizes, "broadcast_to": _sizes, "split": _splits,
-             "split_with_sizes": _splits, "getitem": _slices}
+_LITERALS = {
+    "view": _sizes,
+    "reshape": _sizes,
+    "expand": _sizes,
+    "broadcast_to": _sizes,
+    "split": _splits,
+    "split_with_sizes": _splits,
+    "getitem": _slices,
+}

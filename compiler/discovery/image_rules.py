@@ -11,11 +11,28 @@ if TYPE_CHECKING:
 MOVING = (nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.PixelShuffle, nn.PixelUnshuffle)
 NORMS = (_NormBase, nn.GroupNorm)
 CONVOLUTIONS = frozenset(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-POOLS = frozenset(kind.forward for kind in (
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.Upsample))
-_POOLINGS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-             "interpolate")
+POOLS = frozenset(
+    kind.forward
+    for kind in (
+        nn.MaxPool1d,
+        nn.MaxPool2d,
+        nn.AvgPool1d,
+        nn.AvgPool2d,
+        nn.AdaptiveAvgPool1d,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveMaxPool2d,
+        nn.Upsample,
+    )
+)
+_POOLINGS = (
+    "max_pool1d",
+    "max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "interpolate",
+)
 
 
 def convolve(step: "Step", x: Tensor, module: nn.Module) -> Tensor:

@@ -11,41 +11,141 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-NOTHING = 0                        # masks, angles, constants: they constrain nobody
-STREAM = 1                         # the residual stream that enters the unit
+NOTHING = 0  # masks, angles, constants: they constrain nobody
+STREAM = 1  # the residual stream that enters the unit
 FIRST = 2
 
-MOVES = frozenset((
-    "view", "reshape", "view_as", "reshape_as", "transpose", "swapaxes", "permute", "movedim", "contiguous",
-    "clone", "detach", "split", "chunk", "tensor_split", "getitem", "cat", "concat", "concatenate", "stack",
-    "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "unbind", "narrow", "select", "repeat",
-    "repeat_interleave", "flip", "roll", "t", "T", "mT", "getattr", "size", "dim", "numel",
-    "split_with_sizes", "index_select", "pad", "broadcast_to", "copy_", "setitem"))
-POINTWISE = frozenset((
-    "to", "float", "half", "bfloat16", "double", "type", "type_as", "relu", "gelu", "silu", "mish",
-    "sigmoid", "tanh", "exp", "log", "neg", "rsqrt", "sqrt", "square", "pow", "abs", "clamp", "clip", "sin",
-    "cos", "softplus", "relu6", "leaky_relu", "elu", "hardswish", "hardtanh", "logsigmoid", "erf",
-    "multiply", "subtract", "divide", "negative", "float_power", "dropout", "add", "sub", "mul", "truediv", "div",
-    "iadd", "isub", "imul", "itruediv", "add_", "sub_",
-    "mul_", "div_", "true_divide", "maximum", "minimum", "where", "masked_fill", "masked_fill_", "lerp",
-    "addcmul", "zeros_like", "ones_like", "rsub"))
-EXTREMES = frozenset(("max", "min"))                     # of two tensors, or along an axis
-MADE = frozenset(("new_empty", "new_zeros", "new_ones", "new_full"))       # like their tensor in type alone
-MIXES = frozenset((
-    "softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
+MOVES = frozenset(
+    (
+        "view",
+        "reshape",
+        "view_as",
+        "reshape_as",
+        "transpose",
+        "swapaxes",
+        "permute",
+        "movedim",
+        "contiguous",
+        "clone",
+        "detach",
+        "split",
+        "chunk",
+        "tensor_split",
+        "getitem",
+        "cat",
+        "concat",
+        "concatenate",
+        "stack",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "flatten",
+        "unflatten",
+        "unbind",
+        "narrow",
+        "select",
+        "repeat",
+        "repeat_interleave",
+        "flip",
+        "roll",
+        "t",
+        "T",
+        "mT",
+        "getattr",
+        "size",
+        "dim",
+        "numel",
+        "split_with_sizes",
+        "index_select",
+        "pad",
+        "broadcast_to",
+        "copy_",
+        "setitem",
+    )
+)
+POINTWISE = frozenset(
+    (
+        "to",
+        "float",
+        "half",
+        "bfloat16",
+        "double",
+        "type",
+        "type_as",
+        "relu",
+        "gelu",
+        "silu",
+        "mish",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "log",
+        "neg",
+        "rsqrt",
+        "sqrt",
+        "square",
+        "pow",
+        "abs",
+        "clamp",
+        "clip",
+        "sin",
+        "cos",
+        "softplus",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "hardswish",
+        "hardtanh",
+        "logsigmoid",
+        "erf",
+        "multiply",
+        "subtract",
+        "divide",
+        "negative",
+        "float_power",
+        "dropout",
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "div",
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "add_",
+        "sub_",
+        "mul_",
+        "div_",
+        "true_divide",
+        "maximum",
+        "minimum",
+        "where",
+        "masked_fill",
+        "masked_fill_",
+        "lerp",
+        "addcmul",
+        "zeros_like",
+        "ones_like",
+        "rsub",
+    )
+)
+EXTREMES = frozenset(("max", "min"))  # of two tensors, or along an axis
+MADE = frozenset(("new_empty", "new_zeros", "new_ones", "new_full"))  # like their tensor in type alone
+MIXES = frozenset(("softmax", "log_softmax", "layer_norm", "rms_norm", "normalize", "cumsum"))
 PRODUCTS = frozenset(("matmul", "bmm", "baddbmm"))
-REDUCES = frozenset((
-    "mean", "sum", "var", "std", "amax", "amin", "logsumexp", "norm"))
+REDUCES = frozenset(("mean", "sum", "var", "std", "amax", "amin", "logsumexp", "norm"))
 
 
 @dataclass(frozen=True)
 class Claim:
     """The labels along one axis of a parameter: its rows where it writes, its columns where it reads."""
 
-    tensor: str                    # below the unit: "mlp.gate_proj.weight"
+    tensor: str  # below the unit: "mlp.gate_proj.weight"
     axis: int
     labels: np.ndarray
-    reads: bool                    # whether these are the columns of a contraction
+    reads: bool  # whether these are the columns of a contraction
 
 
 @dataclass(frozen=True)
@@ -70,7 +170,7 @@ class Attention:
     """One attention call: a label of each query head and of each KV head."""
 
     node: fx.Node
-    module: str                    # below the unit
+    module: str  # below the unit
     q: np.ndarray
     kv: np.ndarray
 
@@ -81,14 +181,14 @@ class Labelling:
 
     claims: list[Claim] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
-    weighed: list[np.ndarray] = field(default_factory=list)   # labels under a softmax: attention written out
-    refused: list[tuple[str, str]] = field(default_factory=list)     # (module, why nothing is known of it)
+    weighed: list[np.ndarray] = field(default_factory=list)  # labels under a softmax: attention written out
+    refused: list[tuple[str, str]] = field(default_factory=list)  # (module, why nothing is known of it)
     blocked: list[tuple[np.ndarray, str]] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     count: int = FIRST
-    edges: list[np.ndarray] = field(default_factory=list)         # each [2, n]: labels that belong together
-    chosen: list[tuple[np.ndarray, int]] = field(default_factory=list)   # labels of which values pick some, of how many
-    output: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))     # labels of what is returned
+    edges: list[np.ndarray] = field(default_factory=list)  # each [2, n]: labels that belong together
+    chosen: list[tuple[np.ndarray, int]] = field(default_factory=list)  # labels of which values pick some, of how many
+    output: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # labels of what is returned
 
     def fresh(self, size: int) -> Tensor:
         self.count += size

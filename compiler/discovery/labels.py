@@ -53,8 +53,14 @@ def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
 class Run:
     """A run over one graph. `prefix` is where its root lies below the unit, `given` what its placeholders hold."""
 
-    def __init__(self, out: Labelling, root: nn.Module, given: Mapping[str, Any] | None = None, prefix: str = "",
-                 stream: str | None = None):
+    def __init__(
+        self,
+        out: Labelling,
+        root: nn.Module,
+        given: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        stream: str | None = None,
+    ):
         self.out, self.root, self.given, self.prefix, self.stream = out, root, given or {}, prefix, stream
 
     def through(self, graph: fx.Graph) -> Any:
@@ -192,7 +198,7 @@ class Step:
     def module(self, module: nn.Module) -> Any:
         x = next(tensors_in((self.args, self.kwargs)), None)
         kind = type(module).__name__
-        runs = type(module).forward                   # a subclass with another forward is something else
+        runs = type(module).forward  # a subclass with another forward is something else
         if runs is nn.Linear.forward:
             return self.contract(x, module, out_axis=0)
         if runs is Conv1D.forward:
@@ -207,7 +213,7 @@ class Step:
             return image_rules.channel_norm(self, x, module)
         if "Norm" in kind:
             return self.norm(x, module)
-        if isinstance(module, Reft):                  # mixes the channels of a stream, and hands it on
+        if isinstance(module, Reft):  # mixes the channels of a stream, and hands it on
             self.out.couple_along(x, -1)
             return x
         if runs is nn.Embedding.forward:
@@ -215,7 +221,7 @@ class Step:
             return rows.expand(*x.shape, -1)
         if _is_pointwise(module) and all(p.numel() == 1 for p in module.parameters()):
             return x
-        if runs is nn.PReLU.forward:                  # a slope for each channel of [b, c, ...]
+        if runs is nn.PReLU.forward:  # a slope for each channel of [b, c, ...]
             self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
             return x
         why = ""
@@ -281,5 +287,7 @@ def _is_plain(node: fx.Node) -> bool:
 def _is_pointwise(module: nn.Module) -> bool:
     home = type(module).__module__
     mixing = isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU))
-    return not mixing and (isinstance(module, nn.Identity) or home.startswith(
-        ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")))
+    return not mixing and (
+        isinstance(module, nn.Identity)
+        or home.startswith(("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations"))
+    )

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from .labels import Step
 
 _SAME = frozenset(("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"))
-_TURNED = frozenset(("T", "mT", "H", "mH", "data"))            # properties that are the parameter itself
+_TURNED = frozenset(("T", "mT", "H", "mH", "data"))  # properties that are the parameter itself
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 
 def weight(step: "Step", parameter: Tensor) -> Weight:
     """Fresh labels along each axis; claimed once a product or a sum reads them."""
     rows = tuple(step.out.fresh(size) for size in parameter.shape)
-    axes = (labels.view(-1, *(1 for _ in parameter.shape[axis + 1:])).expand(parameter.shape)
-            for axis, labels in enumerate(rows))
+    axes = (
+        labels.view(-1, *(1 for _ in parameter.shape[axis + 1 :])).expand(parameter.shape)
+        for axis, labels in enumerate(rows)
+    )
     return Weight(step.path, rows, tuple(axes))
 
 
@@ -44,8 +46,11 @@ def apply(step: "Step", name: str) -> Any:
     if name == "getattr" and step.args[1] in _TURNED:
         return moved(step, found[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
-        return getattr(found[0].axes[0], step.args[1]) if name == "getattr" else getattr(
-            found[0].axes[0], name)(*step.args[1:])
+        return (
+            getattr(found[0].axes[0], step.args[1])
+            if name == "getattr"
+            else getattr(found[0].axes[0], name)(*step.args[1:])
+        )
     if len(found) == 1 and step.args[0] is found[0]:
         if name in _SAME:
             return found[0]
@@ -69,7 +74,7 @@ def moved(step: "Step", w: Weight) -> Any:
         parts = [target(axis, *step.args[1:], **step.kwargs) for axis in w.axes]
     if isinstance(parts[0], Tensor):
         return w.moved(parts)
-    return tuple(w.moved(axes) for axes in zip(*parts, strict=True))       # chunk, split, unbind
+    return tuple(w.moved(axes) for axes in zip(*parts, strict=True))  # chunk, split, unbind
 
 
 def picks(index: Any) -> bool:
@@ -127,7 +132,7 @@ def met(step: "Step", found: list[Weight]) -> Tensor:
     if not others:
         return given_up(step, found, "arithmetic")
     x = step.pointwise(others)
-    if len(found) == 1 and not (x > NOTHING).any():           # a mask and the like: the parameter goes on
+    if len(found) == 1 and not (x > NOTHING).any():  # a mask and the like: the parameter goes on
         shape = torch.broadcast_shapes(x.shape, found[0].axes[0].shape)
         return found[0].moved([labels.expand(shape) for labels in found[0].axes])
     for w in found:
@@ -195,8 +200,10 @@ def gather(step: "Step") -> Any:
     given = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
     x, axis = given["input"], given["dim"]
     step.out.couple_along(x, axis)
-    shape = [min(n, m) if i != axis % x.ndim else n for i, (n, m) in enumerate(zip(x.shape, step.node.meta["shape"],
-                                                                                  strict=True))]
+    shape = [
+        min(n, m) if i != axis % x.ndim else n
+        for i, (n, m) in enumerate(zip(x.shape, step.node.meta["shape"], strict=True))
+    ]
     x = x.amax(axis, keepdim=True)[tuple(slice(0, n) for n in shape)]
     return x.expand(step.node.meta["shape"])
 

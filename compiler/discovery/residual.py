@@ -16,7 +16,7 @@ from ..layers.linear import KernelLinear
 from .labelling import PRODUCTS, tensors_in
 
 ADDS = frozenset(("add", "iadd", "add_"))
-KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))     # still the same stream
+KEEPS = frozenset(("to", "float", "type", "contiguous", "clone", "dropout"))  # still the same stream
 SCALES = frozenset(("mul", "imul", "mul_", "truediv"))
 SCANS = frozenset(("ssm_scan", "ssm_conv"))
 WORK = frozenset(("linear", "conv", "experts", "router", "embedding", "module", "opaque"))
@@ -30,8 +30,8 @@ class Term:
     value: fx.Node
     nodes: frozenset[fx.Node]
     role: str
-    site: str                      # below the unit; "" where the work lies in the unit itself
-    modules: tuple[str, ...]       # below the unit, with parameters: called by no node outside of the branch
+    site: str  # below the unit; "" where the work lies in the unit itself
+    modules: tuple[str, ...]  # below the unit, with parameters: called by no node outside of the branch
 
 
 def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: Mapping) -> list[Term]:
@@ -129,7 +129,8 @@ def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
 def through(node: fx.Node) -> fx.Node:
     """The node behind casts, dropouts and modules that do nothing."""
     while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
-            node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")):
+        node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")
+    ):
         node = node.args[0]
     return node
 
@@ -147,8 +148,11 @@ def unscaled(node: fx.Node) -> fx.Node:
 def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
     """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
     inner = through(value)
-    if _is_add(inner, above, values) and inner.meta.get("scope") == join.meta.get("scope") \
-            and tap_of(inner, above, values) is None:
+    if (
+        _is_add(inner, above, values)
+        and inner.meta.get("scope") == join.meta.get("scope")
+        and tap_of(inner, above, values) is None
+    ):
         return [part for x in inner.args for part in _split(inner, x, tap, above, values)]
     inner = _before_output(inner, above)
     if inner is not None and _is_add(inner, above, values) and tap_of(inner, above, values) is None:
@@ -186,16 +190,25 @@ def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]
     return frozenset(seen)
 
 
-def _term(root: nn.Module, graph: fx.Graph, join: fx.Node, value: fx.Node, nodes: frozenset[fx.Node],
-          alone: frozenset[fx.Node]) -> Term:
+def _term(
+    root: nn.Module,
+    graph: fx.Graph,
+    join: fx.Node,
+    value: fx.Node,
+    nodes: frozenset[fx.Node],
+    alone: frozenset[fx.Node],
+) -> Term:
     ours = {path for n in alone for path in modules_used(n, root)}
     others = {path for n in graph.nodes if n not in alone for path in modules_used(n, root)}
     work = [path for path in ours if _works(root.get_submodule(path))]
     order = {path: i for i, (path, _) in enumerate(root.named_modules())}
     called = {n.target for n in alone if n.op == "call_module"}
-    own = {f"{path}.{below}" if below else path for path in ours - others     # of what is one node, all below it
-           for below, part in root.get_submodule(path).named_modules()
-           if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)}
+    own = {
+        f"{path}.{below}" if below else path
+        for path in ours - others  # of what is one node, all below it
+        for below, part in root.get_submodule(path).named_modules()
+        if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not below)
+    }
     role = _role(alone, bool(work))
     site = common(work or [n.meta["scope"][-1] for n in alone if n.meta.get("scope")])
     return Term(join, value, nodes, role, site, tuple(sorted(own, key=order.__getitem__)))

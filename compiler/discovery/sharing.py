@@ -60,7 +60,7 @@ def _one(cluster: list[Group], program: Program, ties: Ties, first: Mapping[str,
                 raise Shared(name)
     if len(cluster) == 1:
         return cluster[0]
-    readers = {(first.get(m.tensor, m.tensor), m.axis) for g in cluster for m in g.members[-g.readers:]}
+    readers = {(first.get(m.tensor, m.tensor), m.axis) for g in cluster for m in g.members[-g.readers :]}
     ordered = [replace(lies[axis], tensor=axis[0]) for axis in sorted(lies, key=readers.__contains__)]
     attributes = tuple(dict.fromkeys(entry for group in cluster for entry in group.attributes))
     return replace(cluster[0], members=tuple(ordered), attributes=attributes, readers=len(readers))

@@ -12,7 +12,7 @@ from ..ir.graphs import name_of
 from .following import Baked, Need, needs_of
 from .labelling import Labelling, tensors_in
 
-_UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")     # parts of sizes that no literal says
+_UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")  # parts of sizes that no literal says
 
 
 def unread(labelling: Labelling, result: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def unread(labelling: Labelling, result: np.ndarray) -> np.ndarray:
     for labels in (*heard, result):
         read[root[labels]] = True
     gone = ~read[root]
-    gone[:2] = False                                  # NOTHING and STREAM
+    gone[:2] = False  # NOTHING and STREAM
     return gone
 
 
@@ -78,5 +78,17 @@ def lost_readers(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
                 yield source.target
 
 
-_PARTED = ("split", "chunk", "tensor_split", "split_with_sizes", "getitem", "view", "reshape", "transpose", "unbind",
-           "narrow", "permute", "unflatten")
+_PARTED = (
+    "split",
+    "chunk",
+    "tensor_split",
+    "split_with_sizes",
+    "getitem",
+    "view",
+    "reshape",
+    "transpose",
+    "unbind",
+    "narrow",
+    "permute",
+    "unflatten",
+)

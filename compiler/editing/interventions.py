@@ -18,7 +18,8 @@ no_stream = Fault(
     "no-stream",
     "A layer gets an intervention and has no residual stream of one hidden state per position that it could edit.\n\n"
     "Interventions edit hidden states [batch, position, width] as a layer hands them on; images in a convolutional "
-    "net have another form.")
+    "net have another form.",
+)
 rank_too_large = Fault("rank-too-large", "An intervention has more coordinates than the hidden states are wide.")
 twice_intervened = Fault("twice-intervened", "A layer that has interventions gets others.")
 
@@ -29,8 +30,9 @@ def widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
     for path in paths:
         node = stream_behind(program.units[path].graph)
         if node is None:
-            raise Reject(no_stream(f"{path} hands on no hidden states [batch, position, width]",
-                                   help="leave it out of `on`"))
+            raise Reject(
+                no_stream(f"{path} hands on no hidden states [batch, position, width]", help="leave it out of `on`")
+            )
         found[path] = node.meta["shape"][-1]
     return found
 
@@ -55,8 +57,12 @@ def insert(program: Program, made: Mapping[str, Reft]) -> None:
     """
     taken = next((path for path in made if NAME in program.model.get_submodule(path)._modules), None)
     if taken is not None:
-        raise Reject(twice_intervened(f"{taken} has interventions already",
-                                      help="insert them once, with the rank and the positions that you want"))
+        raise Reject(
+            twice_intervened(
+                f"{taken} has interventions already",
+                help="insert them once, with the rank and the positions that you want",
+            )
+        )
     with Rewriter(program) as rewrite:
         for path, module in made.items():
             graph = copy.deepcopy(program.units[path].graph)
@@ -72,8 +78,17 @@ def insert(program: Program, made: Mapping[str, Reft]) -> None:
         connect(program.model)
 
 
-def make(program: Program, on: tuple[str, ...], form: str, rank: int, edges: tuple[int, int], tied: bool,
-             drop: float, start: str, seed_of_layer) -> dict[str, Reft]:
+def make(
+    program: Program,
+    on: tuple[str, ...],
+    form: str,
+    rank: int,
+    edges: tuple[int, int],
+    tied: bool,
+    drop: float,
+    start: str,
+    seed_of_layer,
+) -> dict[str, Reft]:
     """New interventions for layers, with their first values.
 
     edges          how many positions in front of and behind a prompt
@@ -83,11 +98,22 @@ def make(program: Program, on: tuple[str, ...], form: str, rank: int, edges: tup
     made = {}
     for path, width in widths(program, on).items():
         if rank > width:
-            raise Reject(rank_too_large(f"`rank` is {rank}, and hidden states of {path} are {width} wide",
-                                        help=f"at most `rank: {width}`; 4 to 32 are usual"))
+            raise Reject(
+                rank_too_large(
+                    f"`rank` is {rank}, and hidden states of {path} are {width} wide",
+                    help=f"at most `rank: {width}`; 4 to 32 are usual",
+                )
+            )
         assert form in FORMS, suggestion(form, FORMS, "there is")
-        spec = {"form": form, "width": width, "rank": rank, "first": edges[0], "last": edges[1], "tied": tied,
-                "dropout": drop}
+        spec = {
+            "form": form,
+            "width": width,
+            "rank": rank,
+            "first": edges[0],
+            "last": edges[1],
+            "tied": tied,
+            "dropout": drop,
+        }
         made[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))
         for function in made[path].functions.values():

@@ -8,7 +8,8 @@ bad_positions = Fault(
     "bad-positions",
     "A spec of positions is none.\n\n"
     "`f7` is the first seven tokens of a prompt, `l7` the last seven, `f7+l7` both. A prompt that is shorter than both "
-    "together is divided among them.")
+    "together is divided among them.",
+)
 
 _EDGE = re.compile(r"([fl])([1-9]\d{0,5})")
 
@@ -20,7 +21,10 @@ def edges(text: str) -> tuple[int, int]:
         match = _EDGE.fullmatch(part)
         if match is None or match[1] in found:
             said = f"names `{match[1]}` twice" if match else f"has `{part}`, which is no count of tokens at an edge"
-            raise Reject(bad_positions(f"`{text}` {said}",
-                                       help="write `f7+l7`: the first seven and the last seven tokens of the prompt"))
+            raise Reject(
+                bad_positions(
+                    f"`{text}` {said}", help="write `f7+l7`: the first seven and the last seven tokens of the prompt"
+                )
+            )
         found[match[1]] = int(match[2])
     return found.get("f", 0), found.get("l", 0)

@@ -21,17 +21,23 @@ layer_needed = Fault(
     "layer-needed",
     "A layer, or a branch of one, can't be removed, because the model does not run without it.\n\n"
     "Some models work out from a layer's number what kind it is, or share one layer's work with others: their "
-    "config has no words for a model without it. Remove another layer, or single branches of this one.")
+    "config has no words for a model without it. Remove another layer, or single branches of this one.",
+)
 
 
 frees_nothing = Fault(
     "frees-nothing",
     "What is to be removed keeps running, because something that stays reads what it computes besides.\n\n"
-    "A layer may hand on a state, or weights of its attention, that later layers or the model's outputs are made of.")
+    "A layer may hand on a state, or weights of its attention, that later layers or the model's outputs are made of.",
+)
 
 
-def rehearse(program: Program, what: str, edit: Callable[[Program], None],
-             remedy: str = "remove another layer, or branches of this one") -> Program:
+def rehearse(
+    program: Program,
+    what: str,
+    edit: Callable[[Program], None],
+    remedy: str = "remove another layer, or branches of this one",
+) -> Program:
     """What the edit, which removes `what`, leaves of a copy without weights.
 
     Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
@@ -44,9 +50,13 @@ def rehearse(program: Program, what: str, edit: Callable[[Program], None],
     except Reject as refused:
         if runs(weightless(program)):
             name = type(program.model).__name__
-            raise Reject(layer_needed(f"{what} can't be removed: {name} does not run without it",
-                                      help=remedy,
-                                      note=refused.diagnostics[0].message)) from refused
+            raise Reject(
+                layer_needed(
+                    f"{what} can't be removed: {name} does not run without it",
+                    help=remedy,
+                    note=refused.diagnostics[0].message,
+                )
+            ) from refused
     return trial
 
 
@@ -73,7 +83,7 @@ def _is_unread(trial: Program, layer: nn.Module, index: int) -> bool:
     try:
         with torch.no_grad():
             said = trial.model(**trial.inputs)
-    except Exception:            # whatever the model does with a value that is no tensor, it reads it
+    except Exception:  # whatever the model does with a value that is no tensor, it reads it
         return False
     finally:
         handle.remove()
@@ -107,10 +117,11 @@ def weightless(program: Program) -> Program:
     bare: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
-        bare[id(tensor)] = (nn.Parameter(empty, requires_grad=tensor.requires_grad)
-                            if isinstance(tensor, nn.Parameter) else empty)
+        bare[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
     units = {path: replace(unit) for path, unit in program.units.items()}
-    inputs = {name: value.to("meta") if isinstance(value, torch.Tensor) else value
-              for name, value in program.inputs.items()}
-    return Program(copy.deepcopy(model, bare), inputs, units, dict(program.opaque),
-                   edits=copy.deepcopy(program.edits))
+    inputs = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in program.inputs.items()
+    }
+    return Program(copy.deepcopy(model, bare), inputs, units, dict(program.opaque), edits=copy.deepcopy(program.edits))

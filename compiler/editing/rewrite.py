@@ -30,8 +30,8 @@ _LAYER_TYPES = "layer_types"
 class Rewriter:
     """Edits a program. As a context manager it re-captures the touched units at the end:
 
-        with Rewriter(program) as rewrite:
-            rewrite.narrow("model.layers.3.mlp.up_proj.weight", 0, keep)
+    with Rewriter(program) as rewrite:
+        rewrite.narrow("model.layers.3.mlp.up_proj.weight", 0, keep)
     """
 
     def __init__(self, program: Program):
@@ -118,8 +118,7 @@ class Rewriter:
         del left[int(place)]
         edits.forget(path)
         edits.rename(moved)
-        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items()
-                          if not is_below(p, path)}
+        program.opaque = {renamed(p, moved): why for p, why in program.opaque.items() if not is_below(p, path)}
         self.touched = {renamed(p, moved) for p in self.touched if p != path}
         program.units = {u.path: u for u in self._moved_units(path, moved)}
         self._shorten_config(owner, int(place))
@@ -139,10 +138,10 @@ class Rewriter:
         config = surgery.attribute(self.program.model, where)
         count = config.num_hidden_layers
         # Both before either is set: a list that was shortened looks like one that names layers by number.
-        shorter = {name: slots.without_entry(value, place)
-                   for name, value in slots.per_layer_values(config, count).items()}
-        shorter |= {name: slots.renumbered(value, place)
-                    for name, value in slots.index_lists(config, count).items()}
+        shorter = {
+            name: slots.without_entry(value, place) for name, value in slots.per_layer_values(config, count).items()
+        }
+        shorter |= {name: slots.renumbered(value, place) for name, value in slots.index_lists(config, count).items()}
         for name, value in shorter.items():
             self.set_attr(f"{where}.{name}", value)
         self.set_attr(f"{where}.num_hidden_layers", count - 1)
@@ -171,9 +170,12 @@ class Rewriter:
         trial = rehearse(self.program, what, lambda trial: Rewriter(trial)._take_branch(path, join, keep, unread))
         gone = _size(self.program.model) - _size(trial.model)
         if gone < frees / 2:
-            raise Reject(frees_nothing(
-                f"without {what}, {gone:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
-                help="narrow it instead: `prune.channels`, `prune.heads`"))
+            raise Reject(
+                frees_nothing(
+                    f"without {what}, {gone:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
+                    help="narrow it instead: `prune.channels`, `prune.heads`",
+                )
+            )
         self._take_branch(path, join, keep, unread)
 
     def _take_branch(self, path: str, join: str, keep: str | None, unread: frozenset[int]) -> None:
@@ -190,7 +192,7 @@ class Rewriter:
         graph.erase_node(add)
         _leave_out(graph, unread, lost)
         sweep(graph)
-        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
+        graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
         self._delete_unused(edited, before)
@@ -221,7 +223,7 @@ class Rewriter:
     def exchange_graph(self, path: str, graph: fx.Graph) -> None:
         """Let a unit run another graph over the same modules."""
         sweep(graph)
-        graph_json.dump(graph)   # what can't be stored is refused while nothing has changed yet
+        graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
         unit = self.program.units[path]
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         self.program.units[path] = edited
@@ -232,7 +234,10 @@ class Rewriter:
         unit.bind(self.program.model)
         plain = {name: _as_list(value) for name, value in unit.statics.items() if _is_plain(value)}
         self.program.edits.graphs[unit.path] = {
-            "graph": graph_json.dump(unit.graph), "placeholders": list(unit.placeholders), "statics": plain}
+            "graph": graph_json.dump(unit.graph),
+            "placeholders": list(unit.placeholders),
+            "statics": plain,
+        }
         self.dirty = True
 
     def _delete_unused(self, unit: Unit, before: set[str]) -> None:

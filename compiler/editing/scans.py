@@ -92,7 +92,8 @@ def _share_state(graph: fx.Graph, mixer: nn.Module, below: str, cache: Any, befo
             index = graph.get_attr(f"{below}.{name}")
             index.meta |= {"scope": conv.meta["scope"], "shape": None, "dtype": "int"}
             kept = graph.call_function(
-                leaves.causal_conv, (cache, x, weight, bias, conv.kwargs.get("activation"), index))
+                leaves.causal_conv, (cache, x, weight, bias, conv.kwargs.get("activation"), index)
+            )
         kept.meta = dict(conv.meta)
         conv.replace_all_uses_with(kept)
         graph.erase_node(conv)

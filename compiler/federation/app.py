@@ -45,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
     return respond(message, context, Path(__file__).with_name("federation.json"))
 '''
 
-_PROJECT = '''[build-system]
+_PROJECT = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
 
@@ -75,7 +75,7 @@ model = ""
 data = ""
 work = ""
 output = ""
-'''
+"""
 
 _LICENSE = """This app was written by effc and is under the Apache License 2.0 (SPDX-License-Identifier: Apache-2.0),
 https://www.apache.org/licenses/LICENSE-2.0. The model that it federates has a licence of its own.
@@ -91,9 +91,15 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
     (package / "client_app.py").write_text(_CLIENT)
     (package / NAME).write_text(json.dumps(declared.to_json(), indent=1) + "\n")
     about = f"{sentence(declared)}, compiled by effc"
-    (into / "pyproject.toml").write_text(_PROJECT.format(
-        package=PACKAGE, about=about, rounds=declared.rounds, clients=declared.clients,
-        deadline=float(declared.deadline)))
+    (into / "pyproject.toml").write_text(
+        _PROJECT.format(
+            package=PACKAGE,
+            about=about,
+            rounds=declared.rounds,
+            clients=declared.clients,
+            deadline=float(declared.deadline),
+        )
+    )
     (into / "LICENSE").write_text(_LICENSE)
     (into / "README.md").write_text(page(declared, name))
 
@@ -104,7 +110,7 @@ def sentence(declared: Declaration) -> str:
     return f"{declared.clients} clients train {what} by {declared.strategy}"
 
 
-_PAGE = '''# {name}
+_PAGE = """# {name}
 
 {sentence}, {rounds} rounds. `{package}/federation.json` says all of it; the model is `{folder}/`, sha256
 `{base}`: a client with another one is left out.
@@ -149,7 +155,7 @@ on every node), TLS with your own CA, and a P-384 key in OpenSSH format for ever
 `NAME` is an entry of `$FLWR_HOME/config.toml`. Every node has its own `--port`. A node that names `data` learns from
 all rows that it finds there; one that does not gets its part of the common data. A round takes five seconds at least,
 whatever is trained; a node that was killed can come back after a minute.
-'''
+"""
 
 
 def page(declared: Declaration, name: str) -> str:
@@ -159,11 +165,26 @@ def page(declared: Declaration, name: str) -> str:
 
     sent = 4 * numbers(declared.full) // (2 if declared.strategy == "ffa" else 1)
     halves = " (adapters of the largest rank)" if declared.ranks else ""
-    split = {"even": "dealt out evenly", "blocks": "cut into blocks", "distinct": "one data set for each client",
-             "dirichlet": f"drawn from a Dirichlet distribution with beta {declared.beta:g}"}[declared.split]
+    split = {
+        "even": "dealt out evenly",
+        "blocks": "cut into blocks",
+        "distinct": "one data set for each client",
+        "dirichlet": f"drawn from a Dirichlet distribution with beta {declared.beta:g}",
+    }[declared.split]
     names = ", ".join(f"`{d.name}`" for d in declared.data)
-    rows = (f"The rows of {names} are {split}; a client keeps {100 * declared.hold:g}% of its rows back and judges "
-            "itself by them.")
-    return _PAGE.format(name=name, sentence=sentence(declared), rounds=declared.rounds, package=PACKAGE,
-                        folder=declared.folder, base=declared.base, up=f"{size(sent)}{halves}", rows=rows, flwr=FLWR,
-                        clients=declared.clients)
+    rows = (
+        f"The rows of {names} are {split}; a client keeps {100 * declared.hold:g}% of its rows back and judges "
+        "itself by them."
+    )
+    return _PAGE.format(
+        name=name,
+        sentence=sentence(declared),
+        rounds=declared.rounds,
+        package=PACKAGE,
+        folder=declared.folder,
+        base=declared.base,
+        up=f"{size(sent)}{halves}",
+        rows=rows,
+        flwr=FLWR,
+        clients=declared.clients,
+    )

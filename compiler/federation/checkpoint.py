@@ -22,8 +22,11 @@ class Checkpoint:
     def write(self, number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
         import torch
 
-        flat = {f"{name}{_SEPARATOR}{key}": torch.from_numpy(np.ascontiguousarray(array))
-                for name, state in states.items() for key, array in state.items()}
+        flat = {
+            f"{name}{_SEPARATOR}{key}": torch.from_numpy(np.ascontiguousarray(array))
+            for name, state in states.items()
+            for key, array in state.items()
+        }
         if flat:
             self._saved.write(f"state-{number}", flat)
         self._saved.finish({**body, "number": number}, [f"state-{number}"] if flat else [])

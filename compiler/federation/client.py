@@ -74,27 +74,42 @@ class Participant:
         until = started + float(config["deadline"])
         state = self.learner.trained(state, names, added, seed, until)
         if why := fault_of(state, shapes(state)):
-            raise Reject(client_refuses(f"training left a state that can't be used: {why}",
-                                        help="lower the learning rate"))
+            raise Reject(
+                client_refuses(f"training left a state that can't be used: {why}", help="lower the learning rate")
+            )
         memory["own"] = state
-        return Answer({"own": {name: array for name, array in state.items() if name in names}},
-                      {"number": message.number, "examples": self.learner.examples, "before": before, "mix": mixed,
-                       "loss": self.learner.loss(state, added), "seconds": time.monotonic() - started})
+        return Answer(
+            {"own": {name: array for name, array in state.items() if name in names}},
+            {
+                "number": message.number,
+                "examples": self.learner.examples,
+                "before": before,
+                "mix": mixed,
+                "loss": self.learner.loss(state, added),
+                "seconds": time.monotonic() - started,
+            },
+        )
 
     def _check(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
-            raise Reject(client_refuses(
-                f"the base model here is {self.learner.base[:12]}, the server's {str(message.config['base'])[:12]}",
-                help="bring the folder of the model that the server has"))
+            raise Reject(
+                client_refuses(
+                    f"the base model here is {self.learner.base[:12]}, the server's {str(message.config['base'])[:12]}",
+                    help="bring the folder of the model that the server has",
+                )
+            )
 
     def _merged(self, message: Message, memory: dict[str, Any]) -> State:
         """What is merged into the base: the stacks of all rounds so far, each added once, in their order."""
         added, done = memory.setdefault("added", {}), memory.setdefault("done", set())
-        stacks = {int(name.removeprefix("merge.")): stack for name, stack in message.arrays.items()
-                  if name.startswith("merge.")}
+        stacks = {
+            int(name.removeprefix("merge.")): stack
+            for name, stack in message.arrays.items()
+            if name.startswith("merge.")
+        }
         for number in sorted(stacks.keys() - done):
             for path in modules(stacks[number]):
-                product = stacks[number][f"{path}.B"] @ stacks[number][f"{path}.A"]            # [out, in]
+                product = stacks[number][f"{path}.B"] @ stacks[number][f"{path}.A"]  # [out, in]
                 added[path] = added[path] + product if path in added else product
             done.add(number)
         return added
@@ -111,12 +126,14 @@ class Participant:
             return self.learner.drawn(seed, int(config["rank"])), math.nan
         own = arrays.get("own") or memory.get("own")
         if not own:
-            raise Reject(client_refuses("there is no state here, and none was sent",
-                                        help="the server sends a whole one in the next round"))
+            raise Reject(
+                client_refuses(
+                    "there is no state here, and none was sent", help="the server sends a whole one in the next round"
+                )
+            )
         return self._mixed(own, arrays.get("others"), config, added)
 
-    def _mixed(self, own: State, others: State | None, config: Mapping[str, Any], added: State
-               ) -> tuple[State, float]:
+    def _mixed(self, own: State, others: State | None, config: Mapping[str, Any], added: State) -> tuple[State, float]:
         if not others:
             return own, 0.0
         if config["mix"] == "adaptive":

@@ -54,14 +54,18 @@ class Round:
         return max((t.loss for t in self.turns.values() if not math.isnan(t.loss)), default=math.nan)
 
     def to_json(self) -> dict[str, Any]:
-        return {"number": self.number, "seconds": self.seconds,
-                "turns": {str(k): _plain(asdict(t)) for k, t in sorted(self.turns.items())},
-                "faults": {str(k): text for k, text in sorted(self.faults.items())}}
+        return {
+            "number": self.number,
+            "seconds": self.seconds,
+            "turns": {str(k): _plain(asdict(t)) for k, t in sorted(self.turns.items())},
+            "faults": {str(k): text for k, text in sorted(self.faults.items())},
+        }
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Round":
-        turns = {int(k): Turn(**{n: math.nan if v is None else v for n, v in t.items()})
-                 for k, t in body["turns"].items()}
+        turns = {
+            int(k): Turn(**{n: math.nan if v is None else v for n, v in t.items()}) for k, t in body["turns"].items()
+        }
         return Round(body["number"], turns, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
 
 

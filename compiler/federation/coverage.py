@@ -18,16 +18,19 @@ T = TypeVar("T")
 
 def part_of(whole: State, index: Mapping[str, Index]) -> dict[str, np.ndarray]:
     """What a client of that size holds; arrays without an index are held whole."""
-    return {name: array[_grid(index[name], array.shape)].copy() if name in index else array.copy()
-            for name, array in whole.items()}
+    return {
+        name: array[_grid(index[name], array.shape)].copy() if name in index else array.copy()
+        for name, array in whole.items()
+    }
 
 
 def _grid(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
     return np.ix_(*[np.arange(size) if kept is None else kept for kept, size in zip(index, shape, strict=True)])
 
 
-def coverage_mean(whole: State, parts: Mapping[int, State], indices: Mapping[int, Mapping[str, Index]],
-                  weights: Mapping[int, float]) -> dict[str, np.ndarray]:
+def coverage_mean(
+    whole: State, parts: Mapping[int, State], indices: Mapping[int, Mapping[str, Index]], weights: Mapping[int, float]
+) -> dict[str, np.ndarray]:
     """Every entry is the weighted mean over the clients that hold it; one that nobody holds keeps its value."""
     made = {}
     for name, array in whole.items():

@@ -18,10 +18,14 @@ from .strategy import Strategy
 
 NAME, FORMAT = "federation.json", 1
 
-bad_federation = Fault("bad-federation", "The declaration of a federation is not one that this effc reads.",
-                       exit="environment")
-other_base = Fault("other-federation-base", "The model in a folder is not the one that a federation was declared for.",
-                   exit="environment")
+bad_federation = Fault(
+    "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
+)
+other_base = Fault(
+    "other-federation-base",
+    "The model in a folder is not the one that a federation was declared for.",
+    exit="environment",
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,11 @@ class Declaration:
     def from_json(body: Mapping[str, Any]) -> "Declaration":
         """Raises KeyError, TypeError or ValueError on data of another form."""
         made = {f.name: body[f.name] for f in fields(Declaration)}
-        made |= {"full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
-                 "ranks": tuple(int(r) for r in body["ranks"]), "data": tuple(DataSet(**d) for d in body["data"])}
+        made |= {
+            "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
+            "ranks": tuple(int(r) for r in body["ranks"]),
+            "data": tuple(DataSet(**d) for d in body["data"]),
+        }
         return Declaration(**made)
 
 
@@ -104,11 +111,13 @@ def read_declaration(file: Path) -> Declaration:
             raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
         return Declaration.from_json(body)
     except OSError as error:
-        raise Reject(bad_federation(f"{file} can't be read: {error.strerror}",
-                                    help="name the folder that `effc compile` wrote")) from error
+        raise Reject(
+            bad_federation(f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote")
+        ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Reject(bad_federation(f"{file} is no declaration of a federation: {error}",
-                                    help="compile the recipe again")) from error
+        raise Reject(
+            bad_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
+        ) from error
 
 
 def base_hash(folder: Path, cache_dir: Path) -> str:

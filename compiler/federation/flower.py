@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from flwr.app import Message as Letter
     from flwr.serverapp import Grid
 
-no_place = Fault("no-place", "A client of a Flower federation was not told where its model or its data are.",
-                 exit="usage")
+no_place = Fault(
+    "no-place", "A client of a Flower federation was not told where its model or its data are.", exit="usage"
+)
 
-_PREFIX = "effc."                        # before the names of our records
-_turn = threading.Lock()                 # clients of one process share a model
+_PREFIX = "effc."  # before the names of our records
+_turn = threading.Lock()  # clients of one process share a model
 
 
 class FlowerGrid:
@@ -40,7 +41,7 @@ class FlowerGrid:
 
     def __init__(self, grid: "Grid"):
         self.grid = grid
-        self.nodes: dict[str, int] = {}                                  # by message id
+        self.nodes: dict[str, int] = {}  # by message id
 
     def get_node_ids(self) -> list[int]:
         return sorted(self.grid.get_node_ids())
@@ -72,8 +73,9 @@ def _letter(message: Message) -> "Letter":
     from flwr.app import ConfigRecord, MessageType, RecordDict
     from flwr.app import Message as Letter
 
-    content = RecordDict({f"{_PREFIX}config": ConfigRecord({"kind": message.kind, "round": message.number,
-                                                            **message.config})})
+    content = RecordDict(
+        {f"{_PREFIX}config": ConfigRecord({"kind": message.kind, "round": message.number, **message.config})}
+    )
     for name, state in message.arrays.items():
         content[f"{_PREFIX}arrays.{name}"] = _record(state)
     return Letter(content, dst_node_id=message.node, message_type=MessageType.TRAIN, group_id=str(message.number))
@@ -87,8 +89,11 @@ def _record(state: State) -> Any:
 
 def _states(content: Any) -> dict[str, State]:
     front = f"{_PREFIX}arrays."
-    return {name.removeprefix(front): {key: array.numpy() for key, array in record.items()}
-            for name, record in content.items() if name.startswith(front)}
+    return {
+        name.removeprefix(front): {key: array.numpy() for key, array in record.items()}
+        for name, record in content.items()
+        if name.startswith(front)
+    }
 
 
 # -- the server ------------------------------------------------------------------------------------------------
@@ -98,7 +103,8 @@ def serve(grid: "Grid", context: "Context", file: Path) -> None:
     """Run all rounds of a declaration, with what `--run-config` says. Raises where it can't be finished."""
     config = context.run_config
     declared = read_declaration(file).with_changes(
-        rounds=int(config["rounds"]), clients=int(config["clients"]), deadline=float(config["deadline"]))
+        rounds=int(config["rounds"]), clients=int(config["clients"]), deadline=float(config["deadline"])
+    )
     work = Path(str(config["work"])) if config["work"] else None
     folder = work / declared.identity if work else None
     checkpoint = Checkpoint(folder, declared.identity) if folder else None
@@ -134,8 +140,12 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     own = "data" in node
     model, data = (str(node.get(name) or context.run_config[name]) for name in ("model", "data"))
     if not model or not data:
-        raise Reject(no_place(f"nobody said where the {'data' if model else 'model'} of this client are",
-                              help="--run-config or --node-config: 'model=\"...\" data=\"...\"'"))
+        raise Reject(
+            no_place(
+                f"nobody said where the {'data' if model else 'model'} of this client are",
+                help='--run-config or --node-config: \'model="..." data="..."\'',
+            )
+        )
     with _turn:
         participant = _seat(declared.identity, file, model, data, own, int(node["partition-id"]), declared.clients)
         memory = _remembered(context)
@@ -147,7 +157,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     return Reply_(content, reply_to=letter)
 
 
-_open = ExitStack()                      # adapters stay on their model as long as the process lives
+_open = ExitStack()  # adapters stay on their model as long as the process lives
 
 
 @cache

@@ -21,7 +21,7 @@ class Message:
 
     node: int
     kind: str
-    number: int                                    # of the round
+    number: int  # of the round
     arrays: Mapping[str, State] = field(default_factory=dict)
     config: Plain = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ class LocalGrid:
         self.clients = dict(enumerate(clients, start=1))
         self.memories: dict[int, dict[str, Any]] = {node: {} for node in self.clients}
         self._free = threading.Semaphore(workers)
-        self._turns = {node: threading.Lock() for node in self.clients}        # a node does one thing at a time
+        self._turns = {node: threading.Lock() for node in self.clients}  # a node does one thing at a time
         self._replies: dict[str, Reply] = {}
         self._count = 0
 
@@ -102,7 +102,7 @@ class LocalGrid:
             try:
                 made = self.clients[message.node](message, self.memories[message.node])
                 self._replies[name] = Reply(name, message.node, made.arrays, made.config)
-            except Exception as error:           # whatever it is: the engine of a deployment tells no more either
+            except Exception as error:  # whatever it is: the engine of a deployment tells no more either
                 self._replies[name] = Reply(name, message.node, error=str(error) or type(error).__name__)
 
 

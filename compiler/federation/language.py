@@ -71,5 +71,9 @@ class Language(Learner):
 def _late(step: int, steps: int) -> Exception:
     from ...dsl.diagnostics import Reject
 
-    return Reject(client_refuses(f"the round's time was over after {step} of {steps} steps",
-                                 help="give the round more `deadline`, or clients fewer `steps`"))
+    return Reject(
+        client_refuses(
+            f"the round's time was over after {step} of {steps} steps",
+            help="give the round more `deadline`, or clients fewer `steps`",
+        )
+    )

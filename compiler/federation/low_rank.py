@@ -57,11 +57,11 @@ def truncated(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     made = {}
     for path in modules(stack):
         A, B = (stack[f"{path}.{side}"].astype(np.float64) for side in "AB")
-        left, up = np.linalg.qr(B)                                               # [out, m], [m, s]
-        right, low = np.linalg.qr(A.T)                                           # [in, n], [n, s]
+        left, up = np.linalg.qr(B)  # [out, m], [m, s]
+        right, low = np.linalg.qr(A.T)  # [in, n], [n, s]
         u, size, v = np.linalg.svd(up @ low.T, full_matrices=False)
         keep = min(rank, len(size))
-        root = np.sqrt(size[:keep] * rank / alpha)                               # divides by alpha / rank, once
+        root = np.sqrt(size[:keep] * rank / alpha)  # divides by alpha / rank, once
         made[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stack[f"{path}.B"].dtype)
         made[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(stack[f"{path}.A"].dtype)
     return made
@@ -83,7 +83,7 @@ def resized(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     for path in modules(state):
         A, B = state[f"{path}.A"], state[f"{path}.B"]
         keep = min(rank, A.shape[0])
-        factor = rank / A.shape[0]                        # alpha / r was part of what B meant
+        factor = rank / A.shape[0]  # alpha / r was part of what B meant
         made[f"{path}.A"] = _filled(A[:keep], 0, rank)
         made[f"{path}.B"] = _filled((factor * B[:, :keep].astype(np.float64)).astype(B.dtype), 1, rank)
     return made
@@ -99,7 +99,7 @@ def padded_mean(states: Mapping[int, State], weights: Mapping[int, float], alpha
     rank = max(rank_of(states[k]) for k in states if weights[k] > 0)
     norms = {k: _norm(states[k], alpha) for k in states}
     by_norm = {k: weights[k] * norms[k] for k in states}
-    chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)          # nobody has learned anything yet
+    chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)  # nobody has learned anything yet
     return mean({k: resized(s, rank, alpha) for k, s in states.items()}, chosen)
 
 
@@ -114,8 +114,11 @@ def _norm(state: State, alpha: float) -> float:
 
 def useful_rank(state: State, share: float) -> int:
     """The smallest rank whose components hold all but `share` of the factors' norm: HetLoRA's self-pruning."""
-    sizes = sum(np.linalg.norm(state[f"{p}.A"].astype(np.float64), axis=1)
-                * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0) for p in modules(state))
+    sizes = sum(
+        np.linalg.norm(state[f"{p}.A"].astype(np.float64), axis=1)
+        * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0)
+        for p in modules(state)
+    )
     kept = np.cumsum(sizes)
     if kept[-1] == 0:
         return 1

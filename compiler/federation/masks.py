@@ -18,8 +18,8 @@ from ...dsl.diagnostics import Fault, Reject
 from ..machine.environment import check_modules
 from .state import Shapes, State
 
-BITS = 16                      # after the point
-LIMIT = 2.0 ** (31 - BITS)     # of a sum
+BITS = 16  # after the point
+LIMIT = 2.0 ** (31 - BITS)  # of a sum
 
 mask_range = Fault("mask-range", "A number is too large for the fixed point of a masked sum.", exit="failure")
 
@@ -63,8 +63,12 @@ def fixed(state: State, clients: int) -> np.ndarray:
     values = vector(state)
     peak = float(np.abs(values).max(initial=0.0))
     if not peak * clients < LIMIT:
-        raise Reject(mask_range(f"a state holds {peak:g}, and sums of {clients} such pass {LIMIT:g}",
-                                help="lower the learning rate, or send without masks"))
+        raise Reject(
+            mask_range(
+                f"a state holds {peak:g}, and sums of {clients} such pass {LIMIT:g}",
+                help="lower the learning rate, or send without masks",
+            )
+        )
     return np.rint(values * 2**BITS).astype(np.int64).astype(np.uint32)
 
 
@@ -82,5 +86,6 @@ def opened(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
 def others_mean(total: State, own: State, clients: int) -> dict[str, np.ndarray]:
     """All-But-Me from the sum of all: (S - own) / (clients - 1), which every client works out by itself."""
     assert clients > 1, "nobody else is there"
-    return {name: ((total[name].astype(np.float64) - own[name]) / (clients - 1)).astype(own[name].dtype)
-            for name in own}
+    return {
+        name: ((total[name].astype(np.float64) - own[name]) / (clients - 1)).astype(own[name].dtype) for name in own
+    }

@@ -19,7 +19,7 @@ def gram(states: Mapping[int, State]) -> np.ndarray:
     Distances are differences of such products; around a point amid most states, an outlier a million times as far
     away costs the distances of the others no digits.
     """
-    points = np.stack([vector(states[k]) for k in sorted(states)])                   # [k, d]
+    points = np.stack([vector(states[k]) for k in sorted(states)])  # [k, d]
     points -= np.median(points, axis=0)
     return points @ points.T
 
@@ -37,13 +37,13 @@ def median_shares(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
     weights = weights / weights.sum()
     shares = weights.copy()
     norms = np.sqrt(np.maximum(np.diag(products), 0.0))
-    scale = float(np.median(norms)) or float(norms.max())     # of most points, not of an outlier
+    scale = float(np.median(norms)) or float(norms.max())  # of most points, not of an outlier
     for _ in range(STEPS):
         distance = _distances(products, shares)
-        near = distance <= 1e-9 * scale                       # coincident with where we are
+        near = distance <= 1e-9 * scale  # coincident with where we are
         pull = np.where(near, 0.0, weights / np.where(near, 1.0, distance))
         if not pull.any():
-            return shares                                     # all points that count are here
+            return shares  # all points that count are here
         step = pull / pull.sum()
         if near.any():
             # The pull of the others, a vector of length |R|, against the weight of what lies here.

@@ -17,8 +17,9 @@ def mix(own: State, others: State, share: float, way: Way = "align") -> dict[str
     return combined({0: own, 1: others}, {0: 1 - share, 1: share}, own, way)
 
 
-def adaptive(own: State, others: State, loss: Callable[[State], float], way: Way = "align",
-             grid: Sequence[float] = GRID) -> tuple[float, dict[str, np.ndarray]]:
+def adaptive(
+    own: State, others: State, loss: Callable[[State], float], way: Way = "align", grid: Sequence[float] = GRID
+) -> tuple[float, dict[str, np.ndarray]]:
     """The share of least loss, and the state mixed so; the smallest of equal ones. 0 is always tried, so that
     no client is worse off, on the rows that `loss` is of, than if it had stayed alone."""
     best = (loss(own), 0.0, dict(own))

@@ -18,8 +18,9 @@ def clipped(state: State, before: State, norm: float) -> dict[str, np.ndarray]:
     return {name: (before[name] + factor * change[name]).astype(state[name].dtype) for name in state}
 
 
-def noisy_mean(states: Mapping[int, State], before: State, norm: float, multiplier: float, seed: int | None = None
-               ) -> dict[str, np.ndarray]:
+def noisy_mean(
+    states: Mapping[int, State], before: State, norm: float, multiplier: float, seed: int | None = None
+) -> dict[str, np.ndarray]:
     """The mean of the clipped states, all clients alike, with normal noise of deviation multiplier * norm / clients.
 
     A seed makes a test repeatable and the noise worthless: whoever knows it takes the noise off. Without one it
@@ -28,9 +29,13 @@ def noisy_mean(states: Mapping[int, State], before: State, norm: float, multipli
     near = {k: clipped(state, before, norm) for k, state in states.items()}
     draw = np.random.default_rng(seed)
     deviation = multiplier * norm / len(near)
-    return {name: (sum(near[k][name].astype(np.float64) for k in sorted(near)) / len(near)
-                   + deviation * draw.standard_normal(array.shape)).astype(array.dtype)
-            for name, array in sorted(before.items())}
+    return {
+        name: (
+            sum(near[k][name].astype(np.float64) for k in sorted(near)) / len(near)
+            + deviation * draw.standard_normal(array.shape)
+        ).astype(array.dtype)
+        for name, array in sorted(before.items())
+    }
 
 
 def epsilon(rounds: int, multiplier: float, delta: float) -> float:

@@ -23,8 +23,13 @@ def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed:
     """
     if split == "distinct":
         if len(sizes) != clients:
-            raise Reject(empty_client(f"`split: distinct` gives every client a data set of its own: {clients} clients, "
-                                      f"{len(sizes)} data sets", help=f"`clients: {len(sizes)}`"))
+            raise Reject(
+                empty_client(
+                    f"`split: distinct` gives every client a data set of its own: {clients} clients, "
+                    f"{len(sizes)} data sets",
+                    help=f"`clients: {len(sizes)}`",
+                )
+            )
         found = [[(k, row) for row in range(size)] for k, size in enumerate(sizes)]
     else:
         found = [[] for _ in range(clients)]
@@ -35,9 +40,14 @@ def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed:
                 found[k] += [(number, row) for row in sorted(rows.tolist())]
     empty = [k for k, rows in enumerate(found) if not rows]
     if empty:
-        raise Reject(empty_client(f"client {empty[0]} of {clients} would have none of the {sum(sizes)} rows",
-                                  help="give more data, ask for fewer clients, or raise `beta`" if split == "dirichlet"
-                                  else "give more data, or ask for fewer clients"))
+        raise Reject(
+            empty_client(
+                f"client {empty[0]} of {clients} would have none of the {sum(sizes)} rows",
+                help="give more data, ask for fewer clients, or raise `beta`"
+                if split == "dirichlet"
+                else "give more data, or ask for fewer clients",
+            )
+        )
     return found
 
 

@@ -46,7 +46,7 @@ class AllButMe(Strategy):
         if self.share == 0:
             return {}
         shares = self._shares.get(client)
-        if shares is None:               # it has sent nothing yet: all that are known are the others
+        if shares is None:  # it has sent nothing yet: all that are known are the others
             shares = shares_of_others(self.examples | {client: 0.0}, None)[client] if self.states else {}
         return combined(self.states, shares, self.states.get(client, self.initial), self.way) if shares else {}
 
@@ -68,7 +68,9 @@ class AllButMe(Strategy):
     def saved(self) -> dict[str, State]:
         clients = sorted(self.states)
         return {f"client-{k}": self.states[k] for k in clients} | {
-            "initial": self.initial, "examples": {str(k): np.array([self.examples[k]]) for k in clients}}
+            "initial": self.initial,
+            "examples": {str(k): np.array([self.examples[k]]) for k in clients},
+        }
 
     def restore(self, saved: Mapping[str, State]) -> None:
         self.initial = dict(saved["initial"])

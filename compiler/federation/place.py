@@ -35,8 +35,12 @@ class Place:
     def check_base(self) -> None:
         """Reject where the folder holds another model."""
         if self.base != self.declared.base:
-            raise Reject(other_base(f"{self.model} is {self.base[:12]}, the federation is of {self.declared.base[:12]}",
-                                    help="bring the folder of the model that was emitted with the federation"))
+            raise Reject(
+                other_base(
+                    f"{self.model} is {self.base[:12]}, the federation is of {self.declared.base[:12]}",
+                    help="bring the folder of the model that was emitted with the federation",
+                )
+            )
 
     @contextmanager
     def seats(self, clients: list[int]) -> Iterator[list[Participant]]:
@@ -63,8 +67,13 @@ class Place:
         if self.own:
             mine = torch.cat(rows)
         else:
-            parts = divided([len(r) for r in rows], declared.clients, declared.split, declared.beta,  # type: ignore
-                            declared.seed)
+            parts = divided(
+                [len(r) for r in rows],
+                declared.clients,
+                declared.split,
+                declared.beta,  # type: ignore
+                declared.seed,
+            )
             mine = torch.stack([rows[number][row] for number, row in parts[client]])
         learn, held = held_back(len(mine), declared.hold, declared.seed)
         local = Local(declared.steps, declared.batch, declared.lr)

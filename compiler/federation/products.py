@@ -41,8 +41,9 @@ class Stack(Strategy):
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
-        self.rounds[number] = stacked({k: s.state for k, s in sent.items()},
-                                      {k: s.examples for k, s in sent.items()}, self.alpha)
+        self.rounds[number] = stacked(
+            {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
+        )
 
     def results(self) -> dict[str, State]:
         """One adapter with the updates of all rounds: exact, and of the sum of their ranks."""
@@ -72,8 +73,8 @@ class Truncate(Strategy):
     def __init__(self, full: Shapes, alpha: float, ranks: Mapping[int, int]):
         super().__init__(full)
         self.alpha, self.ranks = alpha, ranks
-        self.whole: State = {}                     # a stack, whose plain product is the mean
-        self._down: dict[int, State] = {}          # by rank, of this round
+        self.whole: State = {}  # a stack, whose plain product is the mean
+        self._down: dict[int, State] = {}  # by rank, of this round
 
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
         rank = self._rank(client)
@@ -90,8 +91,9 @@ class Truncate(Strategy):
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
-        self.whole = stacked({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()},
-                             self.alpha)
+        self.whole = stacked(
+            {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
+        )
         self._down.clear()
 
     def results(self) -> dict[str, State]:

@@ -32,16 +32,23 @@ def write_results(states: Mapping[str, State], course: Course, declared: Declara
 
 def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
     prefix = "base_model.model"
-    named = {f"{prefix}.{path}.lora_{side}.weight": state[f"{path}.{side}"]
-             for path in modules(state) for side in "AB"}
+    named = {f"{prefix}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in modules(state) for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(_config(state, declared), indent=2) + "\n")
 
 
 def _config(state: State, declared: Declaration) -> dict[str, Any]:
-    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "r": rank_of(state),
-            "lora_alpha": declared.alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": modules(state),
-            "inference_mode": True}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": rank_of(state),
+        "lora_alpha": declared.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": modules(state),
+        "inference_mode": True,
+    }
 
 
 def _write_tensors(state: State, file: Path) -> None:

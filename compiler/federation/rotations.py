@@ -30,8 +30,9 @@ def polar(rows: np.ndarray) -> np.ndarray:
 
 def paths(state: State) -> list[str]:
     """Interventions of a state: the paths that have R, W and b."""
-    return sorted(name[:-2] for name in state
-                  if name.endswith(".R") and f"{name[:-2]}.W" in state and f"{name[:-2]}.b" in state)
+    return sorted(
+        name[:-2] for name in state if name.endswith(".R") and f"{name[:-2]}.W" in state and f"{name[:-2]}.b" in state
+    )
 
 
 def aligned(state: State, towards: State) -> dict[str, np.ndarray]:
@@ -39,7 +40,7 @@ def aligned(state: State, towards: State) -> dict[str, np.ndarray]:
     made = dict(state)
     for path in paths(state):
         R = state[f"{path}.R"].astype(np.float64)
-        left, _, right = np.linalg.svd(towards[f"{path}.R"].astype(np.float64) @ R.T)         # [r, r]
+        left, _, right = np.linalg.svd(towards[f"{path}.R"].astype(np.float64) @ R.T)  # [r, r]
         turn = left @ right
         for part in ("R", "W", "b"):
             array = state[f"{path}.{part}"]
@@ -49,12 +50,15 @@ def aligned(state: State, towards: State) -> dict[str, np.ndarray]:
 
 def projected(state: State) -> dict[str, np.ndarray]:
     """With orthonormal R again."""
-    return {name: polar(array) if name.endswith(".R") and name[:-2] in paths(state) else array
-            for name, array in state.items()}
+    return {
+        name: polar(array) if name.endswith(".R") and name[:-2] in paths(state) else array
+        for name, array in state.items()
+    }
 
 
-def combined(states: Mapping[int, State], shares: Mapping[int, float], towards: State, way: Way
-             ) -> dict[str, np.ndarray]:
+def combined(
+    states: Mapping[int, State], shares: Mapping[int, float], towards: State, way: Way
+) -> dict[str, np.ndarray]:
     """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `towards`."""
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
     if way == "project":
@@ -74,17 +78,20 @@ def _refactored(parts: list[tuple[float, State]], path: str) -> dict[str, np.nda
     [M | c] = sum share R^T [W - R | b] is a product of two tall factors, so its singular vectors come from two
     QR decompositions and a small SVD.
     """
-    R = np.concatenate([state[f"{path}.R"].astype(np.float64) for _, state in parts])           # [k r, d]
-    edit = np.concatenate([share * _edit(state, path) for share, state in parts])               # [k r, d + 1]
+    R = np.concatenate([state[f"{path}.R"].astype(np.float64) for _, state in parts])  # [k r, d]
+    edit = np.concatenate([share * _edit(state, path) for share, state in parts])  # [k r, d + 1]
     rank = parts[0][1][f"{path}.R"].shape[0]
-    basis, upper = np.linalg.qr(R.T)                                                            # [d, m]
+    basis, upper = np.linalg.qr(R.T)  # [d, m]
     inner = upper @ edit
-    left, _, _ = np.linalg.svd(inner, full_matrices=True)                                       # [m, m]
-    rows = (basis @ left[:, :rank]).T                                                           # [r, d]
-    values = rows @ R.T @ edit                                                                  # [r, d + 1]
+    left, _, _ = np.linalg.svd(inner, full_matrices=True)  # [m, m]
+    rows = (basis @ left[:, :rank]).T  # [r, d]
+    values = rows @ R.T @ edit  # [r, d + 1]
     dtype = parts[0][1][f"{path}.W"].dtype
-    return {f"{path}.R": rows.astype(parts[0][1][f"{path}.R"].dtype),
-            f"{path}.W": (rows + values[:, :-1]).astype(dtype), f"{path}.b": values[:, -1].astype(dtype)}
+    return {
+        f"{path}.R": rows.astype(parts[0][1][f"{path}.R"].dtype),
+        f"{path}.W": (rows + values[:, :-1]).astype(dtype),
+        f"{path}.b": values[:, -1].astype(dtype),
+    }
 
 
 def _edit(state: State, path: str) -> np.ndarray:

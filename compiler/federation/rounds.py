@@ -17,10 +17,11 @@ from .grid import Grid, Message, Reply, exchange
 from .state import State, fault_of
 from .strategy import Sent, Strategy
 
-too_few_clients = Fault("too-few-clients", "Fewer clients came to a federation, or answered in a round, than it needs.",
-                        exit="failure")
+too_few_clients = Fault(
+    "too-few-clients", "Fewer clients came to a federation, or answered in a round, than it needs.", exit="failure"
+)
 
-_LOOK = 1.0                        # seconds between two counts of the nodes
+_LOOK = 1.0  # seconds between two counts of the nodes
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Federation:
     terms: Terms
     checkpoint: Checkpoint | None = None
     tell: Callable[[Round], None] = lambda round_: None
-    members: dict[int, Member] = field(default_factory=dict)          # by client
-    known: dict[int, int | None] = field(default_factory=dict)        # node -> client, None where it can't take part
-    holding: dict[int, int] = field(default_factory=dict)             # client -> last round whose state its node has
-    faults: dict[int, str] = field(default_factory=dict)              # of nodes that can't take part
+    members: dict[int, Member] = field(default_factory=dict)  # by client
+    known: dict[int, int | None] = field(default_factory=dict)  # node -> client, None where it can't take part
+    holding: dict[int, int] = field(default_factory=dict)  # client -> last round whose state its node has
+    faults: dict[int, str] = field(default_factory=dict)  # of nodes that can't take part
     course: Course = field(default_factory=Course)
 
     def run(self) -> Course:
@@ -104,9 +105,13 @@ class Federation:
                 return
             asked_all = len(self.known) >= self.terms.clients
             if time.monotonic() >= end or (asked_all and self.faults):
-                raise Reject(too_few_clients(
-                    f"{len(self.members)} of {self.terms.clients} clients can take part", note=self._said(self.faults),
-                    help="start the others, or ask for fewer with `wait`"))
+                raise Reject(
+                    too_few_clients(
+                        f"{len(self.members)} of {self.terms.clients} clients can take part",
+                        note=self._said(self.faults),
+                        help="start the others, or ask for fewer with `wait`",
+                    )
+                )
             time.sleep(min(self.terms.every, _LOOK))
 
     def _meet(self) -> None:
@@ -131,8 +136,7 @@ class Federation:
         if reply.error:
             why = reply.error
         elif reply.config["base"] != self.terms.base:
-            why = (f"its base model is {str(reply.config['base'])[:12]}, that of the federation "
-                   f"{self.terms.base[:12]}")
+            why = f"its base model is {str(reply.config['base'])[:12]}, that of the federation {self.terms.base[:12]}"
         elif not int(reply.config["examples"]):
             why = "it has no data"
         elif client in self.members:
@@ -169,7 +173,7 @@ class Federation:
             why = self._fault(client, number, reply)
             if why:
                 faults[client] = why
-                self.holding.pop(client, None)                 # its node's memory is not what we think
+                self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
             assert reply is not None
             examples = float(reply.config["examples"])
@@ -177,9 +181,14 @@ class Federation:
             turns[client] = _turn(reply, messages[client])
             self.holding[client] = number
         if len(sent) < max(1, self.terms.least):
-            raise Reject(too_few_clients(
-                f"round {number}: {len(sent)} of {len(chosen)} clients sent a usable state, {self.terms.least} are "
-                "needed", note=self._said(faults), help="run again: it goes on from the last round that was kept"))
+            raise Reject(
+                too_few_clients(
+                    f"round {number}: {len(sent)} of {len(chosen)} clients sent a usable state, {self.terms.least} are "
+                    "needed",
+                    note=self._said(faults),
+                    help="run again: it goes on from the last round that was kept",
+                )
+            )
         self.strategy.take(number, sent)
         return Round(number, turns, faults, time.monotonic() - started)
 
@@ -225,5 +234,8 @@ def _turn(reply: Reply, message: Message) -> Turn:
 
 def lines(rounds: Sequence[Round]) -> list[str]:
     """A line for every fault that clients had, with its round."""
-    return [f"round {r.number}, client {client}: {_first_line(text)}" if client >= 0 else f"round {r.number}: {text}"
-            for r in rounds for client, text in sorted(r.faults.items())]
+    return [
+        f"round {r.number}, client {client}: {_first_line(text)}" if client >= 0 else f"round {r.number}: {text}"
+        for r in rounds
+        for client, text in sorted(r.faults.items())
+    ]

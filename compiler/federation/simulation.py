@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from ..words.context import Settings
 
 
-def simulate(declared: Declaration, model: Path, data: Path, settings: "Settings",
-             tell: Callable[[Round], None] = lambda round_: None) -> Federation:
+def simulate(
+    declared: Declaration,
+    model: Path,
+    data: Path,
+    settings: "Settings",
+    tell: Callable[[Round], None] = lambda round_: None,
+) -> Federation:
     """Run all rounds; killed and called again, it goes on. Reject where it can't be finished."""
     place = Place(declared, model, data, settings)
     place.check_base()

@@ -47,7 +47,7 @@ class LowRank(Slots):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], full: Shapes, alpha: float):
         self.model, self.layers, self.full, self.alpha = model, layers, full, alpha
-        self.base: dict[str, Tensor] = {}             # weights before anything was added
+        self.base: dict[str, Tensor] = {}  # weights before anything was added
 
     @staticmethod
     @contextmanager
@@ -128,14 +128,14 @@ class Prompted(nn.Module):
 
     def __init__(self, model: nn.Module, prompt: Tensor):
         super().__init__()
-        self.model, self.prompt = model, nn.Parameter(prompt)                    # [m, d]
+        self.model, self.prompt = model, nn.Parameter(prompt)  # [m, d]
         self.config = model.config
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> tuple[Tensor]:
-        words = self.model.get_input_embeddings()(input_ids)                     # [b, t, d]
+        words = self.model.get_input_embeddings()(input_ids)  # [b, t, d]
         front = self.prompt.to(words.dtype).expand(len(words), *self.prompt.shape)
         made = self.model(inputs_embeds=torch.cat([front, words], 1), **without_cache(self.model))
-        return (made.logits[:, len(self.prompt):],)
+        return (made.logits[:, len(self.prompt) :],)
 
 
 class SoftPrompt(Slots):

@@ -51,8 +51,10 @@ def total(states: Mapping[int, State], shares: Mapping[int, float]) -> dict[str,
     chosen = [k for k in sorted(states) if shares.get(k)]
     assert chosen, "no client has a share"
     first = states[chosen[0]]
-    return {name: sum(shares[k] * states[k][name].astype(np.float64) for k in chosen).astype(first[name].dtype)
-            for name in first}
+    return {
+        name: sum(shares[k] * states[k][name].astype(np.float64) for k in chosen).astype(first[name].dtype)
+        for name in first
+    }
 
 
 def normal(weights: Mapping[int, float]) -> dict[int, float]:
@@ -78,6 +80,8 @@ def state_hash(state: State) -> str:
     """sha256 over names, shapes and bits."""
     import hashlib
 
-    body = {name: [list(a.shape), str(a.dtype), hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()]
-            for name, a in state.items()}
+    body = {
+        name: [list(a.shape), str(a.dtype), hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()]
+        for name, a in state.items()
+    }
     return digest(body)

@@ -12,8 +12,10 @@ def line(round_: Round) -> str:
     """Numbers of a round; the loss of every client, `-` for one that was left out."""
     known = sorted(set(round_.turns) | {c for c in round_.faults if c >= 0})
     clients = " ".join(_loss(round_.turns[c].loss) if c in round_.turns else "-" for c in known)
-    return (f"{round_.number:>5}  {len(round_.turns):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
-            f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}")
+    return (
+        f"{round_.number:>5}  {len(round_.turns):>7}  {_loss(round_.loss):>7}  {_loss(round_.worst):>7}  "
+        f"{size(round_.bytes_up):>9}  {size(round_.bytes_down):>9}  {round_.seconds:>7.1f}  {clients}"
+    )
 
 
 def _loss(value: float) -> str:

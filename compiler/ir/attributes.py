@@ -62,5 +62,4 @@ def _fits(held: Any, value: Any, name: str) -> bool:
 def _is_part(held: Any, value: Any) -> bool:
     """Whether a list, or a pattern of letters, is no longer than the one before and holds nothing new but numbers."""
     most = max((item for item in held if type(item) is int), default=-1)
-    return len(value) <= len(held) and all(
-        item in held or (type(item) is int and 0 <= item <= most) for item in value)
+    return len(value) <= len(held) and all(item in held or (type(item) is int and 0 <= item <= most) for item in value)

@@ -13,8 +13,7 @@ from ..report.broken import first_line
 from . import attributes, graph_json, surgery, targets
 from .operations import Unlisted, check_path
 
-refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.",
-                      exit="environment")
+refused_edits = Fault("refused-edits", "Stored edits don't fit the model they are replayed on.", exit="environment")
 
 FORMAT = 1
 _DEEPEST = 12
@@ -97,6 +96,7 @@ def renamed(path: str, moved: dict[str, str]) -> str:
 
 # -- replay --------------------------------------------------------------------------------------------------
 
+
 def replay(model: nn.Module, edits: Edits) -> None:
     """Bring a fresh model, built from the base config, into the form that the edits describe.
 
@@ -157,12 +157,14 @@ def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
     old = surgery.tensor_at(model, path)
     if list(old.shape) != shape:
         assert len(shape) == old.dim() and all(0 < n <= m for n, m in zip(shape, old.shape, strict=True)), (
-            f"{path} with shape {shape}")
+            f"{path} with shape {shape}"
+        )
         surgery.put(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
 
 
 def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
+
     graph = graph_json.load(entry["graph"])
     targets.check(graph, surgery.module_at(model, path), type(model).__module__)
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
@@ -186,7 +188,8 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Fill a skeleton with what `weights_of` gave; ties stay. Raises Reject when shapes or names differ."""
     expected = weights_of(model)
     odd = sorted(set(expected) ^ set(weights)) or [
-        path for path, tensor in weights.items() if tensor.shape != expected[path].shape]
+        path for path, tensor in weights.items() if tensor.shape != expected[path].shape
+    ]
     if odd:
         raise _refusal(f"other weights than the skeleton has: {', '.join(odd[:3])}")
     for path, tensor in weights.items():
@@ -194,6 +197,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 # -- reading -------------------------------------------------------------------------------------------------
+
 
 def _refusal(what: str) -> Reject:
     return Reject(refused_edits(f"stored edits hold {what}"))
@@ -212,8 +216,14 @@ def _checked(data: Any) -> Edits:
     for path in data["deleted"]:
         _path(path)
     readers: dict[str, Callable[[Any], Any]] = {
-        "layers": _numbers, "shapes": _numbers, "swapped": _swap,
-        "attributes": lambda value: _plain(value, 0), "slots": _number, "kinds": _text, "graphs": _graph}
+        "layers": _numbers,
+        "shapes": _numbers,
+        "swapped": _swap,
+        "attributes": lambda value: _plain(value, 0),
+        "slots": _number,
+        "kinds": _text,
+        "graphs": _graph,
+    }
     tables = {}
     for name, read in readers.items():
         _need(isinstance(data[name], dict), f"{name} of another form")
@@ -253,16 +263,28 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def _swap(value: Any) -> dict[str, Any]:
-    _need(isinstance(value, dict) and set(value) == {"class", "spec"} and isinstance(value["spec"], dict)
-          and isinstance(value["class"], str), "a module of another form")
+    _need(
+        isinstance(value, dict)
+        and set(value) == {"class", "spec"}
+        and isinstance(value["spec"], dict)
+        and isinstance(value["class"], str),
+        "a module of another form",
+    )
     name = swaps.PLACES.get(value["class"], value["class"])
     _need(name in swaps.CLASSES, f"the class {name[:80]}")
     return {"class": name, "spec": _plain(value["spec"], 0)}
 
 
 def _graph(value: Any) -> dict[str, Any]:
-    _need(isinstance(value, dict) and set(value) == {"graph", "placeholders", "statics"}
-          and isinstance(value["placeholders"], list) and isinstance(value["statics"], dict),
-          "a unit graph of another form")
-    return {"graph": value["graph"], "placeholders": [_text(name) for name in value["placeholders"]],
-            "statics": _plain(value["statics"], 0)}
+    _need(
+        isinstance(value, dict)
+        and set(value) == {"graph", "placeholders", "statics"}
+        and isinstance(value["placeholders"], list)
+        and isinstance(value["statics"], dict),
+        "a unit graph of another form",
+    )
+    return {
+        "graph": value["graph"],
+        "placeholders": [_text(name) for name in value["placeholders"]],
+        "statics": _plain(value["statics"], 0),
+    }

@@ -23,8 +23,9 @@ from .operations import (
     operand_count,
 )
 
-refused_graph = Fault("refused-graph", "A stored graph holds something outside the list of operations.",
-                      exit="environment")
+refused_graph = Fault(
+    "refused-graph", "A stored graph holds something outside the list of operations.", exit="environment"
+)
 
 FORMAT = 1
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
@@ -49,15 +50,20 @@ def load(data: Any) -> fx.Graph:
 
 
 def _refusal(what: str) -> Reject:
-    return Reject(refused_graph(f"a stored graph holds {what}",
-                                help="compile again with this effc"))
+    return Reject(refused_graph(f"a stored graph holds {what}", help="compile again with this effc"))
 
 
 # -- writing -------------------------------------------------------------------------------------------------
 
+
 def _node(node: fx.Node) -> dict[str, Any]:
-    entry = {"op": node.op, "name": node.name, "target": _target(node),
-             "args": [_value(a) for a in node.args], "kwargs": {k: _value(a) for k, a in node.kwargs.items()}}
+    entry = {
+        "op": node.op,
+        "name": node.name,
+        "target": _target(node),
+        "args": [_value(a) for a in node.args],
+        "kwargs": {k: _value(a) for k, a in node.kwargs.items()},
+    }
     meta = {key: _listed(node.meta[key]) for key in _META if key in node.meta}
     return {key: value for key, value in (entry | {"meta": meta}).items() if value != [] and value != {}}
 
@@ -101,6 +107,7 @@ def _listed(meta: Any) -> Any:
 
 # -- reading -------------------------------------------------------------------------------------------------
 
+
 def _need(condition: bool, what: str) -> None:
     if not condition:
         raise Unlisted(what)
@@ -113,8 +120,14 @@ def _text(value: Any) -> str:
 
 def _identifier(value: Any) -> str:
     name = _text(value)
-    _need(name.isidentifier() and name.isascii() and not keyword.iskeyword(name) and name != "self"
-          and not name.startswith("__"), f"the name {name[:80]!r}")
+    _need(
+        name.isidentifier()
+        and name.isascii()
+        and not keyword.iskeyword(name)
+        and name != "self"
+        and not name.startswith("__"),
+        f"the name {name[:80]!r}",
+    )
     return name
 
 
@@ -159,8 +172,10 @@ class _Reader:
             if name.startswith("operator."):
                 _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
-                _need(len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and isinstance(args[1], str),
-                      "a getattr of another form")
+                _need(
+                    len(args) == 2 and not kwargs and isinstance(args[0], fx.Node) and isinstance(args[1], str),
+                    "a getattr of another form",
+                )
                 check_attribute(args[1])
             return function
         if op == "call_method":
@@ -178,12 +193,12 @@ class _Reader:
         if value is None or isinstance(value, (bool, float)):
             return value
         if isinstance(value, int):
-            _need(-2**63 <= value < 2**64, "a number that is too large")
+            _need(-(2**63) <= value < 2**64, "a number that is too large")
             return value
         if isinstance(value, str):
             return _text(value)
         _need(isinstance(value, dict) and len(value) == 1, "an argument of another form")
-        (kind, held), = value.items()
+        ((kind, held),) = value.items()
         if kind == "node":
             _need(isinstance(held, str) and held in self.known, "a use before the definition")
             return self.known[held]

@@ -29,8 +29,7 @@ def sources(node: fx.Node) -> set[fx.Node]:
 
 def uses_cache(graph: fx.Graph) -> bool:
     """Whether anything in a unit's graph reads or writes the cache."""
-    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users
-               for node in graph.nodes)
+    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users for node in graph.nodes)
 
 
 def attends(graph: fx.Graph) -> bool:
@@ -67,4 +66,5 @@ def is_impure(node: fx.Node) -> bool:
         return True
     # An opaque module or a method that is handed the cache may write to it.
     return node.op in ("call_method", "call_module") and any(
-        used.meta.get("dtype") == "cache" for used in node.all_input_nodes)
+        used.meta.get("dtype") == "cache" for used in node.all_input_nodes
+    )

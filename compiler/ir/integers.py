@@ -17,7 +17,10 @@ from torch import nn
 LAYER_INDICES = frozenset({"layer_idx", "layer_id"})
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv,
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
 }
 _TOKEN = re.compile(r"\s*(//|[()+\-*]|[\w.]+)")
 _LONGEST_SOURCE = 400
@@ -38,7 +41,7 @@ class Sourced(int):
         return self
 
     def __reduce__(self):
-        return int, (int(self),)   # copies and pickles are plain: provenance is a matter of one trace
+        return int, (int(self),)  # copies and pickles are plain: provenance is a matter of one trace
 
     def __neg__(self):
         return Sourced(-int(self), f"(0 - {self.source})")
@@ -86,7 +89,7 @@ class LayerIndex:
 
     def number(self) -> Sourced:
         """The number, for Python to decide or reckon by."""
-        if self.tracer.on:      # not while a leaf runs: that reads the attribute again whenever the graph runs
+        if self.tracer.on:  # not while a leaf runs: that reads the attribute again whenever the graph runs
             self.tracer.index_used = True
         return Sourced(self.value, self.source)
 
@@ -110,12 +113,26 @@ def _delegate(name: str) -> None:
     def apply(self: LayerIndex, *others: Any) -> Any:
         plain = [other.number() if isinstance(other, LayerIndex) else other for other in others]
         return getattr(self.number(), name)(*plain)
+
     setattr(LayerIndex, name, apply)
 
 
-for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "float", *(
-        side + operation for operation in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow")
-        for side in ("", "r"))):
+for _name in (
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "neg",
+    "abs",
+    "float",
+    *(
+        side + operation
+        for operation in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow")
+        for side in ("", "r")
+    ),
+):
     _delegate(f"__{_name}__")
 
 
@@ -172,11 +189,16 @@ def sourced(paths: dict[nn.Module, str], tracer: Any) -> Iterator[None]:
             attributes[name] = value
 
 
-def _exchange(attributes: dict[str, Any], prefix: str, kept: list[tuple[dict[str, Any], str, int]],
-              tracer: Any) -> None:
-    plain = [(name, value) for name, value in attributes.items()
-             if type(value) is int and name.isidentifier() and not name.startswith("_")]
+def _exchange(
+    attributes: dict[str, Any], prefix: str, kept: list[tuple[dict[str, Any], str, int]], tracer: Any
+) -> None:
+    plain = [
+        (name, value)
+        for name, value in attributes.items()
+        if type(value) is int and name.isidentifier() and not name.startswith("_")
+    ]
     for name, value in plain:
         kept.append((attributes, name, value))
-        attributes[name] = (LayerIndex(value, prefix + name, tracer) if name in LAYER_INDICES
-                            else Sourced(value, prefix + name))
+        attributes[name] = (
+            LayerIndex(value, prefix + name, tracer) if name in LAYER_INDICES else Sourced(value, prefix + name)
+        )

@@ -62,14 +62,17 @@ def is_tracing() -> bool:
 
 def leaf(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function as one node: while tracing it records itself, else it runs."""
+
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_tracing():
                 return _tracers[-1].create_proxy("call_function", call, args, kwargs)
             return function(*args, **kwargs)
+
         call.role = role
         return call
+
     return mark
 
 
@@ -97,8 +100,21 @@ def grouped_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **op
 
 
 @leaf("attention")
-def packed_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, cache: Any, layer_idx: int, *,
-                     keep_keys: float, keep_values: float, window: int, sinks: int, **options: Any) -> Any:
+def packed_attention(
+    module: nn.Module,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    cache: Any,
+    layer_idx: int,
+    *,
+    keep_keys: float,
+    keep_values: float,
+    window: int,
+    sinks: int,
+    **options: Any,
+) -> Any:
     """As `attention` with a `cache_update` before it; what is older than `window` keeps its largest numbers only.
 
     A prompt attends to itself whole. Without a cache nothing is forgotten.
@@ -150,8 +166,10 @@ def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | No
     return (out if activation is None else ACT2FN[activation](out)).to(x.dtype)
 
 
-OWN = {f.__name__: f for f in (attention, grouped_attention, packed_attention, rotary, masked, cache_update,
-                                cache_length, causal_conv)}
+OWN = {
+    f.__name__: f
+    for f in (attention, grouped_attention, packed_attention, rotary, masked, cache_update, cache_length, causal_conv)
+}
 
 
 def own(module: nn.Module, name: str, *, optional: bool = False) -> Any:
@@ -197,8 +215,10 @@ def is_leaf(module: nn.Module, family: str) -> bool:
     """Whether a call of the module is one node. `family` is the package of the model's own source."""
     if is_container(module):
         return False
-    if any(base.__module__.startswith("torch.nn.") and base not in (nn.Module, *_CONTAINERS)
-           for base in type(module).__mro__):
+    if any(
+        base.__module__.startswith("torch.nn.") and base not in (nn.Module, *_CONTAINERS)
+        for base in type(module).__mro__
+    ):
         return True
     if module_role(module) in ("norm", "rotary_embedding", "experts", "router"):
         return True
@@ -210,10 +230,14 @@ def is_modeling(module_name: str, family: str) -> bool:
     if module_name.startswith(("transformers.models.", "transformers_modules.")):
         return True
     return not module_name.startswith(("torch.", "transformers.", f"{_ROOT}.")) and (
-        module_name.partition(".")[0] == family.partition(".")[0])
+        module_name.partition(".")[0] == family.partition(".")[0]
+    )
 
 
 def is_library_leaf(function: Any) -> bool:
     """Whether a function found in a model's source file is one that stays whole."""
-    return callable(function) and not isinstance(function, type) and (
-        function_role(getattr(function, "__name__", "")) is not None)
+    return (
+        callable(function)
+        and not isinstance(function, type)
+        and (function_role(getattr(function, "__name__", "")) is not None)
+    )

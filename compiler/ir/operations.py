@@ -77,8 +77,7 @@ _ATTRIBUTE = frozenset({"shape", "device", "T", "mT", "H", "mH", "data", "real",
 _LIBRARY = re.compile(r"transformers\.(masking_utils|modeling_utils|models\.\w+\.modeling_\w+)\.(\w+)")
 _PARTS = re.compile(r"(?!_*$)[A-Za-z0-9]\w*|_\w*[A-Za-z0-9]\w*")
 
-DTYPES = {str(value).removeprefix("torch."): value
-          for value in vars(torch).values() if isinstance(value, torch.dtype)}
+DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
 class Unlisted(ValueError):
@@ -123,8 +122,11 @@ def is_library(function: Any) -> bool:
 
     Its module has been imported by whoever built the model: nothing is imported because a file names it.
     """
-    return isinstance(function, types.FunctionType) and leaves.function_role(function.__name__) is not None and (
-        str(function.__module__).startswith("transformers."))
+    return (
+        isinstance(function, types.FunctionType)
+        and leaves.function_role(function.__name__) is not None
+        and (str(function.__module__).startswith("transformers."))
+    )
 
 
 def operand_count(function: Any) -> int:

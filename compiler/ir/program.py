@@ -42,17 +42,15 @@ class Program:
     @property
     def flat(self) -> Unit:
         """The whole model as one graph that returns logits or the last hidden state; made when asked for."""
-        from ..capture.capture import (
-            capture_flat,
-        )  # capture makes programs, so it imports this file first
+        from ..capture.capture import capture_flat  # capture makes programs, so it imports this file first
+
         return self.analysis(capture_flat)
 
     @property
     def skeleton(self) -> Skeleton:
         """Shapes and discovered structure as they are now."""
-        from ..discovery.discover import (
-            discover,
-        )  # discovery reads programs, so it imports this file first
+        from ..discovery.discover import discover  # discovery reads programs, so it imports this file first
+
         return self.analysis(discover)
 
     def note(self, **decision: Any) -> None:

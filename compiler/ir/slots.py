@@ -9,7 +9,7 @@ from typing import Any
 
 UNIFORM = "attention"
 _PREFERRED = "full_attention"
-_STATES = frozenset({"linear_attention", "conv", "mamba"})      # slots that keep a state, not keys and values
+_STATES = frozenset({"linear_attention", "conv", "mamba"})  # slots that keep a state, not keys and values
 _BOTH = frozenset({"hybrid", "hybrid_sliding"})
 _PER_LAYER = ("layer", "block", "pattern")
 
@@ -41,8 +41,10 @@ def assign(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, .
         mover = next((i for i in alive if kinds[i] == _PREFERRED), alive[0])
         slots[0], slots[mover] = mover, 0
         kinds = (kinds[mover], *kinds[1:])
-    return Slots(tuple(slots), tuple(kind if used or i == 0 else kinds[0]
-                                     for i, (kind, used) in enumerate(zip(kinds, live, strict=True))))
+    return Slots(
+        tuple(slots),
+        tuple(kind if used or i == 0 else kinds[0] for i, (kind, used) in enumerate(zip(kinds, live, strict=True))),
+    )
 
 
 def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...]) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ def per_layer_values(config: Any, layers: int) -> dict[str, Any]:
 
 def without_entry(value: Any, place: int) -> Any:
     """A list, tuple or string without one entry."""
-    return value[:place] + value[place + 1:]
+    return value[:place] + value[place + 1 :]
 
 
 def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
@@ -81,9 +83,12 @@ def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
     found = {}
     for name in sorted(vars(config)):
         value = getattr(config, name)
-        if (isinstance(value, list) and len(value) != layers
-                and name.endswith(("_layers", "_idxs", "_indices"))
-                and all(type(i) is int and 0 <= i < layers for i in value)):
+        if (
+            isinstance(value, list)
+            and len(value) != layers
+            and name.endswith(("_layers", "_idxs", "_indices"))
+            and all(type(i) is int and 0 <= i < layers for i in value)
+        ):
             found[name] = value
     return found
 

@@ -63,7 +63,7 @@ def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
     places = list(owners(model, old))
     for _, module, name in places:
         (module._parameters if name in module._parameters else module._buffers)[name] = tensor
-        module._non_persistent_buffers_set.discard(name)       # a constructor makes it in its old size
+        module._non_persistent_buffers_set.discard(name)  # a constructor makes it in its old size
         if name == "weight":
             fit(module)
     return [f"{owner}.{name}" if owner else name for owner, _, name in places]
@@ -150,7 +150,7 @@ def own_config(model: nn.Module) -> None:
     for module in model.modules():
         config = vars(module).get("config")
         if config is not None:
-            module.config = copy.deepcopy(config, copies)   # what is shared within the model stays shared
+            module.config = copy.deepcopy(config, copies)  # what is shared within the model stays shared
 
 
 def config_path(model: nn.Module, path: str) -> str:

@@ -18,8 +18,8 @@ from . import leaves
 from .operations import Unlisted, is_library
 from .surgery import module_at, split
 
-_TEXT = re.compile(r"[\w ,.>()\-]{0,64}")       # `einsum`'s equations are the longest
-_MOST_LAYERS = 4096                             # a cache makes a slot for every number below the one it is asked for
+_TEXT = re.compile(r"[\w ,.>()\-]{0,64}")  # `einsum`'s equations are the longest
+_MOST_LAYERS = 4096  # a cache makes a slot for every number below the one it is asked for
 _CACHE = ("cache_update", "cache_length", "packed_attention", "causal_conv")
 
 
@@ -57,8 +57,10 @@ def held_at(layer: nn.Module, path: str) -> Any:
         if table.get(name) is not None:
             return table[name]
     found = vars(module).get(name)
-    _need(isinstance(found, (bool, int, float, PreTrainedConfig)),
-          f"the path {path}, which is no module, tensor or number")
+    _need(
+        isinstance(found, (bool, int, float, PreTrainedConfig)),
+        f"the path {path}, which is no module, tensor or number",
+    )
     return found
 
 
@@ -68,8 +70,11 @@ def _is_tensor(layer: nn.Module, path: str) -> bool:
 
 def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
     found = held_at(layer, node.target)
-    runs = isinstance(found, nn.Module) and not leaves.is_container(found) and (
-        leaves.is_leaf(found, family) or next(found.parameters(), None) is not None)
+    runs = (
+        isinstance(found, nn.Module)
+        and not leaves.is_container(found)
+        and (leaves.is_leaf(found, family) or next(found.parameters(), None) is not None)
+    )
     _need(runs, f"a call of {node.target}, which is no module that computes")
 
 
@@ -87,10 +92,18 @@ def _check_read(node: fx.Node, layer: nn.Module) -> None:
 
 def _takes_module(user: fx.Node, node: fx.Node) -> bool:
     """Whether a call is of one of our functions whose first argument is a module, and that is what it is given."""
-    takes = user.op == "call_function" and leaves.OWN.get(getattr(user.target, "__name__", "")) is user.target and (
-        "module" in _parameters(user.target))
-    return takes and user.all_input_nodes.count(node) == 1 and bool(user.args) and user.args[0] is node and not any(
-        a is node for a in (*user.args[1:], *user.kwargs.values()))
+    takes = (
+        user.op == "call_function"
+        and leaves.OWN.get(getattr(user.target, "__name__", "")) is user.target
+        and ("module" in _parameters(user.target))
+    )
+    return (
+        takes
+        and user.all_input_nodes.count(node) == 1
+        and bool(user.args)
+        and user.args[0] is node
+        and not any(a is node for a in (*user.args[1:], *user.kwargs.values()))
+    )
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -110,10 +123,15 @@ def _check_function(node: fx.Node) -> None:
         _need(isinstance(module, fx.Node) and module.op == "get_attr", f"leaf.{name} of what is no module")
     if name in _CACHE:
         cache, index = bound.get("cache"), bound.get("layer_idx", 0)
-        _need(cache is None or (isinstance(cache, fx.Node) and cache.op == "placeholder"),
-              f"leaf.{name} with a cache that is no argument of the layer")
-        _need((isinstance(index, fx.Node) and index.op == "get_attr")
-              or (type(index) is int and 0 <= index < _MOST_LAYERS), f"leaf.{name} with an odd slot")
+        _need(
+            cache is None or (isinstance(cache, fx.Node) and cache.op == "placeholder"),
+            f"leaf.{name} with a cache that is no argument of the layer",
+        )
+        _need(
+            (isinstance(index, fx.Node) and index.op == "get_attr")
+            or (type(index) is int and 0 <= index < _MOST_LAYERS),
+            f"leaf.{name} with an odd slot",
+        )
 
 
 def _check_argument(value: Any) -> Any:

@@ -61,7 +61,7 @@ class Unit:
         layer = self.module(model)
         names = argument_names(type(layer))
         run = bound(self.function(), names, self.placeholders, self.statics, self.path)
-        run.__signature__ = inspect.signature(inspect.unwrap(type(layer).forward))      # what exporters ask for
+        run.__signature__ = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
         layer.forward = types.MethodType(run, layer)
 
     def unbind(self, model: nn.Module) -> None:
@@ -90,12 +90,18 @@ def code_key(graph: fx.Graph) -> str:
     return hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
 
 
-def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tuple[str, ...],
-          statics: Mapping[str, Any], path: str) -> Callable[..., Any]:
+def bound(
+    function: Callable[..., Any],
+    names: tuple[str, ...],
+    placeholders: tuple[str, ...],
+    statics: Mapping[str, Any],
+    path: str,
+) -> Callable[..., Any]:
     """A `forward` that hands its arguments to `function`.
 
     Raises TypeError when an argument that the graph has baked comes with another value.
     """
+
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         values = [given.pop(name, None) for name in placeholders]
@@ -105,14 +111,18 @@ def bound(function: Callable[..., Any], names: tuple[str, ...], placeholders: tu
         return function(self, *values)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not (isinstance(self, GradientCheckpointingLayer) and self.gradient_checkpointing and self.training
-                and torch.is_grad_enabled()):
+        if not (
+            isinstance(self, GradientCheckpointingLayer)
+            and self.gradient_checkpointing
+            and self.training
+            and torch.is_grad_enabled()
+        ):
             return run(self, *args, **kwargs)
         # As the class's own wrapper does: a replay in the backward pass would write to the cache twice.
         kwargs |= {name: None for name in _CACHES if name in kwargs}
         return self._gradient_checkpointing_func(partial(run, self, **kwargs), *args)
 
-    forward.effc_names = function.__globals__         # what a later trace exchanges leaf functions in
+    forward.effc_names = function.__globals__  # what a later trace exchanges leaf functions in
     return forward
 
 

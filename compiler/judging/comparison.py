@@ -50,12 +50,15 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
     pairs |= {metric: pair for metric, pair in turns.items() if metric not in pairs}
-    run = {"created": datetime.now(UTC).isoformat(timespec="seconds"),
-           "seconds": {"measure": round(time.time() - started, 2)}}
+    run = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {"measure": round(time.time() - started, 2)},
+    }
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
     spread = {metric: t.spread for metric, t in taken.items()}
-    measures = (replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m))
-                for m in in_order(pairs))
+    measures = (
+        replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
+    )
     return Comparison(tuple(outcomes), tuple(measures), run)
 
 
@@ -75,24 +78,28 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     The former are timed until they decide their bounds, or for SECONDS.
     """
     asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
-    decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")      # a plain program doesn't
+    decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
     more = [MetricRef(SPEED)] if decodes else []
     found = {}
     for metric in dict.fromkeys([*asked, *more]):
         try:
-            bounds = [b for b in plan.pipeline.expects if b.metric == metric and b.profile is None
-                      and b.baseline in (None, plan.pipeline.model)]
+            bounds = [
+                b
+                for b in plan.pipeline.expects
+                if b.metric == metric and b.profile is None and b.baseline in (None, plan.pipeline.model)
+            ]
             unit = ctx.metric(metric).unit
 
             def enough(turns: Turns, bounds: Sequence[Bound] = bounds, unit: str = unit) -> bool:
                 return all(decides(b, turns, turns.values["original"], unit) for b in bounds)
 
-            turns = interleaved({"original": original, "compiled": model}, ctx.metric(metric), rounds=3, enough=enough,
-                                seconds=SECONDS)
+            turns = interleaved(
+                {"original": original, "compiled": model}, ctx.metric(metric), rounds=3, enough=enough, seconds=SECONDS
+            )
         except Reject as refused:
             if metric in asked or any(d.fault is not no_cache for d in refused.diagnostics):
                 raise
-            continue                     # nobody asked how fast a model decodes that doesn't
+            continue  # nobody asked how fast a model decodes that doesn't
         found[metric] = turns
     return found
 

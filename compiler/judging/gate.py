@@ -27,12 +27,14 @@ expectation_missed = Fault(
     "A measured value lies outside the bound that an `expect` block sets.\n\n"
     "The artifact exists and reloads, but it is not as good, as small or as fast as the recipe demands. "
     "Loosen the bound, or ask less of the passes: keep more channels, remove fewer blocks, tune longer.",
-    exit="gate")
+    exit="gate",
+)
 bound_skipped = Fault(
     "bound-skipped",
     "A bound holds for a machine profile that this machine does not match, so it was not measured here.\n\n"
     "Run `effc test` on the machine that the profile describes.",
-    severity="warning")
+    severity="warning",
+)
 
 bound_undecided = Fault(
     "bound-undecided",
@@ -40,18 +42,25 @@ bound_undecided = Fault(
     "much.\n\n"
     "The two models took turns, step by step, until the confidence interval of the median lay on one side of the limit "
     "or a minute had passed. It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
-    exit="gate")
+    exit="gate",
+)
 bound_left_open = Fault(
-    "bound-left-open", "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
-    severity="warning")
+    "bound-left-open",
+    "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
+    severity="warning",
+)
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
-    "<=": lambda a, b: a <= b, "<": lambda a, b: a < b, ">=": lambda a, b: a >= b, ">": lambda a, b: a > b,
-    "==": lambda a, b: a == b or math.isclose(a, b, rel_tol=1e-9)}     # 1e-9: the limit is a product
+    "<=": lambda a, b: a <= b,
+    "<": lambda a, b: a < b,
+    ">=": lambda a, b: a >= b,
+    ">": lambda a, b: a > b,
+    "==": lambda a, b: a == b or math.isclose(a, b, rel_tol=1e-9),
+}  # 1e-9: the limit is a product
 _LIES = {"<=": "above", "<": "not below", ">=": "below", ">": "not above", "==": "not", "in": "outside"}
 
 
-Known = dict[tuple[str, MetricRef], float]          # values of baselines by (model name, metric)
+Known = dict[tuple[str, MetricRef], float]  # values of baselines by (model name, metric)
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,18 @@ class Outcome:
         def finite(x: float | None) -> float | str | None:
             return x if x is None or math.isfinite(x) else str(x)
 
-        return {"bound": bound_text(self.bound), "metric": metric_label(self.bound), "state": self.state,
-                "value": finite(self.value), "original": finite(self.original), "unit": self.unit,
-                "low": finite(self.low), "high": finite(self.high), "skipped": self.skipped,
-                "undecided": self.undecided}
+        return {
+            "bound": bound_text(self.bound),
+            "metric": metric_label(self.bound),
+            "state": self.state,
+            "value": finite(self.value),
+            "original": finite(self.original),
+            "unit": self.unit,
+            "low": finite(self.low),
+            "high": finite(self.high),
+            "skipped": self.skipped,
+            "undecided": self.undecided,
+        }
 
 
 def judge(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
@@ -108,12 +125,19 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
     ends = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
     low, high = (in_unit(end, unit) * factor for end in ends)
     if bound.op == "in":
-        low, high = min(low, high), max(low, high)       # a negative baseline turns the range round
+        low, high = min(low, high), max(low, high)  # a negative baseline turns the range round
         holds = low <= value <= high
         return Outcome(bound, value, original, unit, holds, low, high)
     holds = _HOLDS[bound.op](value, low)
-    return Outcome(bound, value, original, unit, holds, None if bound.op in ("<=", "<") else low,
-                   None if bound.op in (">=", ">") else high)
+    return Outcome(
+        bound,
+        value,
+        original,
+        unit,
+        holds,
+        None if bound.op in ("<=", "<") else low,
+        None if bound.op in (">=", ">") else high,
+    )
 
 
 def in_unit(limit: Any, unit: str) -> float:
@@ -128,8 +152,13 @@ def in_unit(limit: Any, unit: str) -> float:
     return float(limit)
 
 
-def measure_bounds(pipeline: Pipeline, model: "torch.nn.Module", ctx: "Context", known: "Known | None" = None,
-                   taken: "Mapping[MetricRef, float] | None" = None) -> list[Outcome]:
+def measure_bounds(
+    pipeline: Pipeline,
+    model: "torch.nn.Module",
+    ctx: "Context",
+    known: "Known | None" = None,
+    taken: "Mapping[MetricRef, float] | None" = None,
+) -> list[Outcome]:
     """Measure and judge every bound of a pipeline on its result, in the order they are written.
 
     `known` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
@@ -201,8 +230,14 @@ def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnos
             found.append(bound_skipped(message, o.bound.span, note=o.skipped))
         elif o.undecided:
             fault = bound_undecided if undecided == "fail" else bound_left_open
-            found.append(fault(f"`{bound_text(o.bound)}` is undecided on this machine", o.bound.span, note=o.undecided,
-                               help="measure on a machine at rest, or loosen the bound"))
+            found.append(
+                fault(
+                    f"`{bound_text(o.bound)}` is undecided on this machine",
+                    o.bound.span,
+                    note=o.undecided,
+                    help="measure on a machine at rest, or loosen the bound",
+                )
+            )
         elif not o.holds:
             found.append(_miss(o))
     return found

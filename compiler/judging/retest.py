@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 not_compiled = Fault(
     "not-compiled",
-    "No artifact of the recipe is where it should be.\n\n"
-    "Compile the recipe, or say with `-o` where its artifacts are.",
-    exit="usage")
+    "No artifact of the recipe is where it should be.\n\nCompile the recipe, or say with `-o` where its artifacts are.",
+    exit="usage",
+)
 recipe_lost = Fault(
     "recipe-lost",
     "The recipe that an artifact was compiled from is not beside it.\n\n"
     "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
-    exit="usage")
-RECIPE = 1 << 20            # bytes: more than any has
+    exit="usage",
+)
+RECIPE = 1 << 20  # bytes: more than any has
 
 nothing_expected = Fault("nothing-expected", "A recipe without `expect` was tested.", exit="usage")
 
@@ -57,8 +58,12 @@ def test_recipe(session: "Session", out: Path) -> list[Tested]:
         paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
         found += [(path, plan) for path in paths if (path / NAME).is_file() and _measurable(read_manifest(path))]
     if not found:
-        raise Reject(not_compiled(f"{out} holds no artifact of {session.path}",
-                                  help=f"effc compile {session.path}, or name their folder with -o"))
+        raise Reject(
+            not_compiled(
+                f"{out} holds no artifact of {session.path}",
+                help=f"effc compile {session.path}, or name their folder with -o",
+            )
+        )
     return _all_tested(found, session)
 
 
@@ -70,31 +75,44 @@ def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list
 
     manifest = read_manifest(path)
     if not _measurable(manifest):
-        raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
-                                help="test the artifact of another target of the same recipe"))
+        raise Reject(
+            other_kind(
+                f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
+                help="test the artifact of another target of the same recipe",
+            )
+        )
     file = recipe or recipe_of(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
-        raise Reject(recipe_lost(f"{name}, which {path} was compiled from, is not beside it",
-                                 help="name it with --recipe"))
+        raise Reject(
+            recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
+        )
     session = api.session(file, settings=settings, set=params_of(manifest))
     variant = manifest.recipe.get("variant", "")
-    plans = [p for p in api.plans(session)
-             if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
+    plans = [p for p in api.plans(session) if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
     if not plans:
-        raise Reject(recipe_lost(f"{file} has no pipeline `{manifest.name}` any more",
-                                 help="name the recipe of the artifact with --recipe"))
+        raise Reject(
+            recipe_lost(
+                f"{file} has no pipeline `{manifest.name}` any more",
+                help="name the recipe of the artifact with --recipe",
+            )
+        )
     return _all_tested([(path, plans[0])], session)
 
 
 def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in found):
-        raise Reject(nothing_expected(f"{session.path} expects nothing",
-                                      help="add `expect NAME { params <= 0.9 * base }`"))
+        raise Reject(
+            nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
+        )
     spoken = [(path, plan) for path, plan in found if _speaks_of(plan, path)]
     if not spoken:
-        raise Reject(nothing_expected(f"no bound of the recipe speaks of {found[0][0]}",
-                                      help="its bounds are `in` other artifacts or points: test those"))
+        raise Reject(
+            nothing_expected(
+                f"no bound of the recipe speaks of {found[0][0]}",
+                help="its bounds are `in` other artifacts or points: test those",
+            )
+        )
     return [_tested(path, plan, session) for path, plan in spoken]
 
 

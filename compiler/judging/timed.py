@@ -6,7 +6,7 @@ from ..measuring.timing import Turns
 from ..report.quantity import measured
 from .gate import judge
 
-SECONDS = 60.0            # for which a timed bound is measured again until it is decided
+SECONDS = 60.0  # for which a timed bound is measured again until it is decided
 
 
 def interval(bound: Bound, turns: Turns, original: float) -> tuple[float, float] | None:
@@ -39,5 +39,7 @@ def openness(bound: Bound, turns: Turns, original: float, unit: str) -> str:
     rounds = f"after {len(turns.rounds)} rounds"
     if ends is None:
         return f"{rounds} nothing is sure"
-    return (f"{rounds} it lies between {measured(ends[0], unit)} and {measured(ends[1], unit)} "
-            f"with {CONFIDENCE:.0%} confidence")
+    return (
+        f"{rounds} it lies between {measured(ends[0], unit)} and {measured(ends[1], unit)} "
+        f"with {CONFIDENCE:.0%} confidence"
+    )

@@ -12,12 +12,13 @@ from ...kernels import ops as _registered  # noqa: F401 (makes torch.ops.effc.NA
 from ...kernels.cache import Cache as Store
 from ...kernels.native import KernelError
 
-UNKNOWN = ("softcap", "s_aux")     # options that change what attention computes, unknown to rows and stores
-_FIRST = 512                       # tokens that a store has room for at first
+UNKNOWN = ("softcap", "s_aux")  # options that change what attention computes, unknown to rows and stores
+_FIRST = 512  # tokens that a store has room for at first
 
 
-def as_rows(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-            options: Mapping[str, Any]) -> Tensor | None:
+def as_rows(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+) -> Tensor | None:
     """Attention [b, 1, h, d] of one token whose heads share keys; None where that is not what is asked.
 
     q [b, h, 1, d], k and v [b, g, s, d]. torch's own reads the keys once for every query head.
@@ -26,8 +27,8 @@ def as_rows(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     plain = module.config._attn_implementation == "sdpa" and not any(options.get(name) for name in UNKNOWN)
     if t != 1 or h == k.shape[1] or not plain or (mask is not None and mask.shape[1] != 1) or module.training:
         return None
-    rows = q.reshape(b, k.shape[1], -1, q.shape[3])                                  # [b, g, h / g, d]
-    mask = None if mask is None else mask[..., :k.shape[2]]
+    rows = q.reshape(b, k.shape[1], -1, q.shape[3])  # [b, g, h / g, d]
+    mask = None if mask is None else mask[..., : k.shape[2]]
     out = scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=options.get("scaling"))
     return out.reshape(b, 1, h, v.shape[3])
 
@@ -45,7 +46,7 @@ class PackedLayer(CacheLayerMixin):
     def __init__(self, keep: tuple[float, float], window: int, sinks: int):
         super().__init__()
         self.keep, self.window, self.sinks = keep, window, sinks
-        self.length = 0                                       # positions, padding included
+        self.length = 0  # positions, padding included
         self.stores: list[tuple[int, list[int], Store]] = []  # padding, sequences, their tokens
 
     def begin(self, k: Tensor, v: Tensor, padding: list[int]) -> None:
@@ -63,7 +64,7 @@ class PackedLayer(CacheLayerMixin):
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Add one token and attend: q [b, h, 1, d], k and v [b, g, 1, d] -> [b, 1, h, d]."""
-        out = torch.empty_like(q[:, :, 0])                                           # [b, h, d]
+        out = torch.empty_like(q[:, :, 0])  # [b, h, d]
         for place, (pad, rows, store) in enumerate(self.stores):
             if store.length == store.longest:
                 store = grown(store)
@@ -103,8 +104,7 @@ class PackedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise KernelError("this cache is written by graphs that know it")
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any,
-               **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise KernelError("this cache can't hand out keys and values whole: another layer wrote to its place")
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -125,8 +125,7 @@ class PackedLayer(CacheLayerMixin):
 
 def grown(store: Store) -> Store:
     """The same tokens in a store with room for twice as many."""
-    new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window,
-                store.sinks)
+    new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window, store.sinks)
     return _filled(new, store, list(range(len(store.keys))))
 
 
@@ -139,9 +138,9 @@ def picked(store: Store, sequences: list[int]) -> Store:
 def _filled(new: Store, old: Store, rows: list[int]) -> Store:
     used = int(old.offsets[:, old.blocks].max())
     new.stream[:, :used] = old.stream[rows, :used]
-    new.offsets[:, :old.blocks + 1] = old.offsets[rows, :old.blocks + 1]
-    new.keys[:, :old.recent] = old.keys[rows, :old.recent]
-    new.values[:, :old.recent] = old.values[rows, :old.recent]
+    new.offsets[:, : old.blocks + 1] = old.offsets[rows, : old.blocks + 1]
+    new.keys[:, : old.recent] = old.keys[rows, : old.recent]
+    new.values[:, : old.recent] = old.values[rows, : old.recent]
     new.blocks, new.recent = old.blocks, old.recent
     return new
 
@@ -155,8 +154,10 @@ def layer_of(cache: Any, slot: int, keep: tuple[float, float], window: int, sink
     if isinstance(layer, PackedLayer):
         return layer
     if type(layer) is not DynamicLayer or layer.get_seq_length():
-        raise KernelError(f"the pruned cache grows in the place of a DynamicLayer that is empty, and a "
-                          f"{type(layer).__name__} of {layer.get_seq_length()} tokens is there")
+        raise KernelError(
+            f"the pruned cache grows in the place of a DynamicLayer that is empty, and a "
+            f"{type(layer).__name__} of {layer.get_seq_length()} tokens is there"
+        )
     cache.layers[slot] = PackedLayer(keep, window, sinks)
     return cache.layers[slot]
 
@@ -177,12 +178,11 @@ def padding_of(mask: Tensor | None, batch: int, length: int) -> list[int]:
     return pads
 
 
-def packed_step(layer: PackedLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-                scale: float | None) -> Tensor:
+def packed_step(
+    layer: PackedLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
     """Attention of tokens that come after others: one by one, as each sees what the ones before it left."""
     if not layer.fits(padding_of(mask, len(q), layer.length + q.shape[2])) and mask is not None:
         raise KernelError("sequences in the pruned cache are padded otherwise than they were at first")
-    steps = [layer.step(*(x[:, :, i:i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
+    steps = [layer.step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
     return steps[0] if len(steps) == 1 else torch.cat(steps, 1)
-
-

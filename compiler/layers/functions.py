@@ -21,7 +21,7 @@ from ...kernels.ssd_scan import SsdScan
 from ...kernels.ssd_step import SsdStep
 from ..ir import leaves
 
-PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")     # several sequences in one row are the library's matter
+PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")  # several sequences in one row are the library's matter
 _SILU = ("silu", "swish")
 
 
@@ -69,31 +69,58 @@ def _one_of(x: Tensor | None) -> Tensor | None:
     return x[(..., *(0,) * (x.dim() - 1))]
 
 
-def _convolution(hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None,
-                 activation: str | None = None, **_: Any) -> Tensor:
+def _convolution(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
+) -> Tensor:
     _need(not CausalConv.accepts(weight, activation) and hidden_states.dim() == 3)
     return run(CausalConv, hidden_states, weight, bias, None, None, activation in _SILU)
 
 
-def _convolution_step(hidden_states: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None,
-                      activation: str | None = None, **_: Any) -> Tensor:
+def _convolution_step(
+    hidden_states: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **_: Any,
+) -> Tensor:
     _need(not CausalConv.accepts(weight, activation) and hidden_states.shape[-1] == 1)
     _need(_without_gradient(hidden_states, conv_state, weight, bias))
     y = run(CausalConvStep, hidden_states[:, :, 0], conv_state, weight, bias, activation in _SILU)
     return y[:, :, None]
 
 
-def _selective_scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                    D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,
-                    delta_softplus: bool = False, return_last_state: bool = False, **_: Any) -> Any:
+def _selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> Any:
     _need(A.dim() == 2 and B.dim() == C.dim() == 3 and not SelectiveScan.accepts(A.shape[-1]))
     y, state = run(SelectiveScan, hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, None, None)
     return (y, state) if return_last_state else y
 
 
-def _selective_step(state: Tensor, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                    D: Tensor | None = None, z: Tensor | None = None, dt_bias: Tensor | None = None,
-                    dt_softplus: bool = False, **_: Any) -> Tensor:
+def _selective_step(
+    state: Tensor,
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    **_: Any,
+) -> Tensor:
     _need(A.dim() == 2 and B.dim() == C.dim() == 2)
     _need(_without_gradient(hidden_states, dt, A, B, C, D, z, dt_bias))
     return run(SelectiveStep, state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
@@ -104,25 +131,49 @@ def _without_gradient(*given: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given))
 
 
-def _chunk_scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int,
-                D: Tensor | None = None, dt_bias: Tensor | None = None, initial_states: Tensor | None = None,
-                dt_softplus: bool = False, dt_limit: tuple[float, float] = (0.0, float("inf")),
-                return_final_states: bool = False, z: Tensor | None = None, **_: Any) -> Any:
+def _chunk_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    z: Tensor | None = None,
+    **_: Any,
+) -> Any:
     _need(z is None and A.dim() == 1 and (D is None or D.dim() == 1) and hidden_states.dim() == 4)
     _need(not SsdScan.accepts(hidden_states.shape[2], B.shape[2]))
-    y, state = run(SsdScan, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, *map(float, dt_limit),
-                   initial_states, None)
+    y, state = run(
+        SsdScan, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, *map(float, dt_limit), initial_states, None
+    )
     return (y, state) if return_final_states else y
 
 
-def _ssd_step(state: Tensor, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-              D: Tensor | None = None, z: Tensor | None = None, dt_bias: Tensor | None = None,
-              dt_softplus: bool = False, **_: Any) -> Tensor:
+def _ssd_step(
+    state: Tensor,
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    **_: Any,
+) -> Tensor:
     _need(z is None and hidden_states.dim() == B.dim() == 3 and A.dim() == 3 and dt.dim() == 3)
     _need(_without_gradient(hidden_states, dt, A, B, C, D, dt_bias))
     _need(dt.shape[2] == 1 or dt.stride(2) == 0)
-    return run(SsdStep, state, hidden_states, dt[:, :, 0], _one_of(A), B, C, _one_of(D), _one_of(dt_bias),
-               dt_softplus, False)
+    return run(
+        SsdStep, state, hidden_states, dt[:, :, 0], _one_of(A), B, C, _one_of(D), _one_of(dt_bias), dt_softplus, False
+    )
 
 
 QUICK: dict[str, Callable[..., Any]] = {
@@ -135,8 +186,9 @@ QUICK: dict[str, Callable[..., Any]] = {
 }
 
 
-def leaf_convolution(cache: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None,
-                     layer_idx: int) -> Tensor:
+def leaf_convolution(
+    cache: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, layer_idx: int
+) -> Tensor:
     """`leaves.causal_conv` over the kernel."""
     length, k = x.shape[-1], weight.shape[-1]
     if CausalConv.accepts(weight, activation) or x.device.type != "cpu" or x.dtype not in FLOATS:

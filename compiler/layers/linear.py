@@ -16,9 +16,11 @@ packed_damaged = Fault(
     "packed-damaged",
     "A packed weight does not hold together: it was cut, changed, or is of another version or byte order.\n\n"
     "Kernels read packed weights without looking, so each is checked whole before the first use.",
-    exit="environment")
-cpu_only = Fault("cpu-only", "A model that runs native kernels is to run on something else than a CPU.",
-                 exit="environment")
+    exit="environment",
+)
+cpu_only = Fault(
+    "cpu-only", "A model that runs native kernels is to run on something else than a CPU.", exit="environment"
+)
 
 
 class KernelLinear(nn.Module):
@@ -30,8 +32,7 @@ class KernelLinear(nn.Module):
     A swappable module (`edits.Swappable`): a graph sees one call of a leaf whose role is "linear".
     """
 
-    def __init__(self, kernel: str, in_features: int, out_features: int, packed: Tensor,
-                 bias: Tensor | None = None):
+    def __init__(self, kernel: str, in_features: int, out_features: int, packed: Tensor, bias: Tensor | None = None):
         super().__init__()
         if kernel not in packing.KINDS:
             raise ValueError(f"{kernel} is no kernel for linear modules")
@@ -53,8 +54,13 @@ class KernelLinear(nn.Module):
         return f"{self.kernel}, in_features={self.in_features}, out_features={self.out_features}"
 
     def spec(self) -> dict[str, Any]:
-        return {"kernel": self.kernel, "in_features": self.in_features, "out_features": self.out_features,
-                "bytes": self.packed.numel(), "bias": self.bias is not None}
+        return {
+            "kernel": self.kernel,
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bytes": self.packed.numel(),
+            "bias": self.bias is not None,
+        }
 
     @classmethod
     def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> "KernelLinear":
@@ -63,7 +69,7 @@ class KernelLinear(nn.Module):
         n, k, size = spec["out_features"], spec["in_features"], spec["bytes"]
         most = weight_of(old).shape
         fits = all(type(number) is int and number > 0 for number in (n, k, size)) and n <= most[0] and k <= most[1]
-        if not fits or size > 4 * (n + 64) * (k + 64) + (1 << 16):    # float32 with room for masks and scales
+        if not fits or size > 4 * (n + 64) * (k + 64) + (1 << 16):  # float32 with room for masks and scales
             raise ValueError(f"a packed weight of {n} outputs, {k} inputs and {size} bytes")
         device = old.weight.device
         bias = torch.empty(n, dtype=old.weight.dtype, device=device) if spec["bias"] else None
@@ -77,8 +83,9 @@ class KernelLinear(nn.Module):
         packed = packing.adopt(self.kernel, self.packed, self.out_features)
         inputs = packing.facts(packed).k
         if inputs != self.in_features:
-            raise KernelError(f"the packed weight can't be used: it has {inputs} inputs, and the layer has "
-                              f"{self.in_features}")
+            raise KernelError(
+                f"the packed weight can't be used: it has {inputs} inputs, and the layer has {self.in_features}"
+            )
         self.packed = packed
 
 
@@ -111,13 +118,16 @@ def settle(model: nn.Module) -> None:
         try:
             module.settle()
         except KernelError as error:
-            raise Reject(packed_damaged(f"{path}: {error}",
-                                        help="copy the files again, or compile again")) from error
+            raise Reject(packed_damaged(f"{path}: {error}", help="copy the files again, or compile again")) from error
 
 
 def refuse_elsewhere(model: nn.Module, device: Any) -> None:
     """Reject a device that kernels don't run on, where a model has any."""
     first = next(lowered(model), None)
     if first is not None and torch.device(device).type != "cpu":
-        raise Reject(cpu_only(f"{first[0]} runs the kernel `{first[1].kernel}`, which {device} has not",
-                              help="load it on the CPU, or compile without the steps `lower.*`"))
+        raise Reject(
+            cpu_only(
+                f"{first[0]} runs the kernel `{first[1].kernel}`, which {device} has not",
+                help="load it on the CPU, or compile without the steps `lower.*`",
+            )
+        )

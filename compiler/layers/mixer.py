@@ -13,7 +13,7 @@ from . import pieces, steps
 class Call(NamedTuple):
     """What a mixer's forward is given; hidden is [b, t, w]."""
 
-    forward: Callable[..., Any]     # the class's, over kernels
+    forward: Callable[..., Any]  # the class's, over kernels
     mixer: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

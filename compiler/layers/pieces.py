@@ -25,15 +25,15 @@ from .steps import near, normed
 if TYPE_CHECKING:
     from .mixer import Call
 
-ROWS = 384          # of a piece: with more of them products are hardly faster, and what they leave is colder
-LEAST = 32          # positions of a piece, and of the proof
+ROWS = 384  # of a piece: with more of them products are hardly faster, and what they leave is colder
+LEAST = 32  # positions of a piece, and of the proof
 
 
 class Carried(NamedTuple):
     """What goes from piece to piece."""
 
-    seen: Tensor            # [b, c, k]: what the convolution read last, zeros before the first position
-    state: Tensor | None    # of the scan
+    seen: Tensor  # [b, c, k]: what the convolution read last, zeros before the first position
+    state: Tensor | None  # of the scan
 
 
 Family = Callable[[nn.Module, Tensor, Tensor | None, Carried], tuple[Tensor, Carried]]
@@ -73,7 +73,7 @@ def _fits(call: "Call") -> bool:
     if call.mask is not None and call.mask.shape != call.hidden.shape[:2]:
         return False
     if any(m._forward_hooks or m._forward_pre_hooks for m in call.mixer.modules()):
-        return False                                # who listens to a projection expects one call
+        return False  # who listens to a projection expects one call
     if call.cache is None:
         return True
     index = call.mixer.layer_idx
@@ -83,13 +83,12 @@ def _fits(call: "Call") -> bool:
 def _agrees(family: Family, mixer: nn.Module, hidden: Tensor, wanted: Tensor) -> bool:
     try:
         found, _ = over(family, mixer, hidden, None, LEAST // 2)
-    except (AttributeError, RuntimeError, ValueError, TypeError):     # it is no mixer of that family
+    except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
         return False
     return near(found, wanted)
 
 
-def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None,
-         size: int) -> tuple[Tensor, Carried]:
+def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Carried]:
     """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
     filters = mixer.conv1d.weight
     carried = Carried(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
@@ -103,18 +102,19 @@ def over(family: Family, mixer: nn.Module, hidden: Tensor, mask: Tensor | None,
 
 # -- the two families ----------------------------------------------------------------------------------------
 
-def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None,
-              before: Carried) -> tuple[Tensor, Carried]:
+
+def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
     x, seen = _convolved(mixer, x, live, before.seen)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
     dt, b, c = normed(mixer, parts)
-    dt = linear(dt, mixer.dt_proj.weight)                       # the scan adds the bias
+    dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
     a = -torch.exp(mixer.A_log.float())
-    y, state = SelectiveScan.native(x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True,
-                                    before.state, None)
+    y, state = SelectiveScan.native(
+        x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True, before.state, None
+    )
     return mixer.out_proj(y.mT), Carried(seen, state)
 
 
@@ -126,9 +126,19 @@ def ssd(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) 
     mixed, seen = _convolved(mixer, mixed, live, before.seen)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
-    y, state = SsdScan.native(x.unflatten(2, (heads, -1)), dt, a, b.unflatten(2, (groups, -1)),
-                              c.unflatten(2, (groups, -1)), mixer.D, mixer.dt_bias, True,
-                              *map(float, mixer.time_step_limit), before.state, None)
+    y, state = SsdScan.native(
+        x.unflatten(2, (heads, -1)),
+        dt,
+        a,
+        b.unflatten(2, (groups, -1)),
+        c.unflatten(2, (groups, -1)),
+        mixer.D,
+        mixer.dt_bias,
+        True,
+        *map(float, mixer.time_step_limit),
+        before.state,
+        None,
+    )
     y = mixer.norm(y.flatten(2), gate)
     return mixer.out_proj(y.to(hidden.dtype)), Carried(seen, state)
 

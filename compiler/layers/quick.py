@@ -19,7 +19,7 @@ from torch import nn
 from ...kernels import levels
 from ..ir import leaves
 
-MARK = "cpu_scan"      # the attribute by which edits say that a module was quickened
+MARK = "cpu_scan"  # the attribute by which edits say that a module was quickened
 DECAY = "A_log"
 _NORM = re.compile(r"\w*RMSNorm(Gated)?")
 
@@ -63,8 +63,11 @@ def is_marked(model: nn.Module, path: str) -> bool:
 def as_library(model: nn.Module) -> Iterator[bool]:
     """Run a model as plain transformers does, within a block; whether that is another way than before."""
     bound = [(module, module.forward) for module in model.modules() if is_quick(module)]
-    graphs = [(names, dict(names)) for names in map(_graph_names, model.modules())
-              if names and quick_convolution() in names.values()]
+    graphs = [
+        (names, dict(names))
+        for names in map(_graph_names, model.modules())
+        if names and quick_convolution() in names.values()
+    ]
     slowed(model)
     try:
         yield bool(bound or graphs)
@@ -98,8 +101,11 @@ def _scans(module: nn.Module) -> bool:
 def _calls_kernels(module: nn.Module) -> bool:
     names = _graph_names(module)
     if names is not None:
-        return any(held in (leaves.causal_conv, quick_convolution()) for held in names.values()
-                   if isinstance(held, types.FunctionType))
+        return any(
+            held in (leaves.causal_conv, quick_convolution())
+            for held in names.values()
+            if isinstance(held, types.FunctionType)
+        )
     called = _called(type(module))
     return _scans(module) or (bool(called) and all("conv" in name for name in called))
 
@@ -122,6 +128,7 @@ def _called(kind: type) -> frozenset[str]:
 
 
 # -- running -------------------------------------------------------------------------------------------------
+
 
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if leaves.is_tracing() or torch.compiler.is_compiling():

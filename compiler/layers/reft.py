@@ -44,7 +44,7 @@ FORMS = {
     "lobireft": Form("h + R'b", True, False, False),
 }
 STARTS = ("identity", "random")
-_MOST = 1 << 20              # of any size that a stored spec says
+_MOST = 1 << 20  # of any size that a stored spec says
 
 
 class Intervention(nn.Module):
@@ -72,7 +72,7 @@ class Intervention(nn.Module):
         """hidden [n, d] -> [n, d]; active [n, r] bool, or [r]: coordinates that are edited, all where it is None."""
         form, work = FORMS[self.form], torch.promote_types(hidden.dtype, torch.float32)
         h, p = hidden.to(work), self.rows().to(work)
-        edit = self.bias.to(work).expand(len(h), -1)                               # [n, r]
+        edit = self.bias.to(work).expand(len(h), -1)  # [n, r]
         if form.aims and form.subtracts:
             # Not one product with A - P: where A is P bit for bit, so is what comes out.
             edit = linear(h, self.aim.to(work)) - linear(h, p) + edit
@@ -88,7 +88,7 @@ class Intervention(nn.Module):
     def start(self, how: str, generator: torch.Generator) -> None:
         """First values. "identity" changes nothing yet; "random" is that of the published code."""
         form, width = FORMS[self.form], self.project.shape[1]
-        spread = width ** -0.5                                                     # torch's own of a Linear
+        spread = width**-0.5  # torch's own of a Linear
         for parameter in (self.project, self.aim, self.bias):
             if parameter is not None:
                 noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
@@ -127,7 +127,7 @@ def orthonormal(rows: Tensor) -> Tensor:
     for _ in range(2):
         factor = torch.linalg.cholesky(rows @ rows.T)
         rows = torch.linalg.solve_triangular(factor, rows, upper=False)
-    return rows.contiguous()      # as parameters lie: products with equal rows are then equal to the bit
+    return rows.contiguous()  # as parameters lie: products with equal rows are then equal to the bit
 
 
 class Reft(nn.Module):
@@ -143,7 +143,7 @@ class Reft(nn.Module):
         self.first, self.last, self.tied = first, last, tied
         names = ("both",) if tied and first and last else [n for n, k in (("prefix", first), ("suffix", last)) if k]
         self.functions = nn.ModuleDict({name: Intervention(form, width, rank, drop, **made) for name in names})
-        self.prompts = Prompts()                   # until `connect` gives all of a model the same
+        self.prompts = Prompts()  # until `connect` gives all of a model the same
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.prompts.on or hidden.is_meta:
@@ -176,23 +176,44 @@ class Reft(nn.Module):
     def spec(self) -> dict[str, Any]:
         form, width, rank = self.shape
         drop = next(iter(self.functions.values())).drop
-        return {"form": form, "width": width, "rank": rank, "first": self.first, "last": self.last,
-                "tied": self.tied, "dropout": drop}
+        return {
+            "form": form,
+            "width": width,
+            "rank": rank,
+            "first": self.first,
+            "last": self.last,
+            "tied": self.tied,
+            "dropout": drop,
+        }
 
     @classmethod
     def from_spec(cls, old: nn.Module, spec: dict[str, Any]) -> "Reft":
         """`old` is the layer that it goes into: it says where its numbers lie."""
         known = {"form", "width", "rank", "first", "last", "tied", "dropout"}
         counts = [spec.get(name) for name in ("width", "rank", "first", "last")]
-        if not (set(spec) == known and spec["form"] in FORMS and type(spec["tied"]) is bool
-                and all(type(n) is int and 0 <= n <= _MOST for n in counts)
-                and type(spec["dropout"]) in (int, float) and 0 <= spec["dropout"] < 1
-                and 0 < spec["rank"] <= spec["width"] and spec["first"] + spec["last"] > 0):
+        if not (
+            set(spec) == known
+            and spec["form"] in FORMS
+            and type(spec["tied"]) is bool
+            and all(type(n) is int and 0 <= n <= _MOST for n in counts)
+            and type(spec["dropout"]) in (int, float)
+            and 0 <= spec["dropout"] < 1
+            and 0 < spec["rank"] <= spec["width"]
+            and spec["first"] + spec["last"] > 0
+        ):
             raise ValueError("interventions of another form")
         like = next((t for t in [*old.parameters(), *old.buffers()] if t.is_floating_point()), torch.empty(0))
         made = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
-        return cls(spec["form"], spec["width"], spec["rank"], spec["first"], spec["last"], spec["tied"],
-                   float(spec["dropout"]), **made)
+        return cls(
+            spec["form"],
+            spec["width"],
+            spec["rank"],
+            spec["first"],
+            spec["last"],
+            spec["tied"],
+            float(spec["dropout"]),
+            **made,
+        )
 
     def extra_repr(self) -> str:
         form, width, rank = self.shape

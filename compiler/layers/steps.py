@@ -42,8 +42,9 @@ def _tried(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
     """The whole, and from then on the step that gives the same."""
     copies = [state.clone() for state in states]
     wanted = call.whole()
-    _proven[call.mixer] = next((step for step in (selective, ssd)
-                                if _agrees(step, call.mixer, call.hidden, copies, wanted, states)), None)
+    _proven[call.mixer] = next(
+        (step for step in (selective, ssd) if _agrees(step, call.mixer, call.hidden, copies, wanted, states)), None
+    )
     return wanted
 
 
@@ -56,13 +57,14 @@ def _states(call: "Call") -> tuple[Tensor, Tensor] | None:
     return None if states[0] is None or states[1] is None else states
 
 
-def _agrees(step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], wanted: Tensor,
-            after: tuple[Tensor, ...]) -> bool:
+def _agrees(
+    step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], wanted: Tensor, after: tuple[Tensor, ...]
+) -> bool:
     """Whether a step gives what the mixer gave, and leaves the states as it did."""
     own = [state.clone() for state in before]
     try:
         found = step(mixer, hidden, *own)
-    except (AttributeError, RuntimeError, ValueError, TypeError):     # it is no mixer of that family
+    except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
         return False
     return all(near(a, b) for a, b in zip((found, *own), (wanted, *after), strict=True))
 
@@ -71,22 +73,24 @@ def near(found: Tensor, wanted: Tensor) -> bool:
     """Within float32 sums in another order; in bfloat16 the library rounds between operations, a kernel not."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
-    most = 1e-5 if found.dtype is torch.float32 else 2 ** -5
+    most = 1e-5 if found.dtype is torch.float32 else 2**-5
     return bool((found.float() - wanted.float()).abs().max() <= most * wanted.float().abs().max() + 1e-7)
 
 
 # -- the two families ----------------------------------------------------------------------------------------
 
+
 def selective(mixer: nn.Module, hidden: Tensor, seen: Tensor, state: Tensor) -> Tensor:
     """Mamba-1: hidden [b, 1, w], seen [b, c, k], state [b, c, n] -> [b, 1, w]."""
     channels, n = state.shape[1:]
-    both = _product(mixer.in_proj, hidden[:, 0])                                  # [b, 2 c]
+    both = _product(mixer.in_proj, hidden[:, 0])  # [b, 2 c]
     x = _convolved(mixer, both[:, :channels], seen)
     parts = _product(mixer.x_proj, x).split_with_sizes([mixer.x_proj.out_features - 2 * n, n, n], 1)
     dt, b, c = normed(mixer, parts)
     dt = RowProduct.native(dt, mixer.dt_proj.weight, None)
-    y = SelectiveStep.native(state, x, dt, mixer.A_log, b, c, mixer.D, both[:, channels:], mixer.dt_proj.bias,
-                             True, True)
+    y = SelectiveStep.native(
+        state, x, dt, mixer.A_log, b, c, mixer.D, both[:, channels:], mixer.dt_proj.bias, True, True
+    )
     return _product(mixer.out_proj, y)[:, None]
 
 
@@ -123,5 +127,3 @@ def _product(linear: nn.Module, x: Tensor) -> Tensor:
     if plain and "forward" not in vars(linear) and x.shape[0] <= MOST_ROWS and linear.weight.dtype is x.dtype:
         return RowProduct.native(x, linear.weight, linear.bias)
     return linear(x)
-
-

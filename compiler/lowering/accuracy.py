@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..words.context import Context
 
-TOKENS = 64               # of each module's inputs that are kept to compare outputs on
-ROWS = 4                  # rows that those come from
+TOKENS = 64  # of each module's inputs that are kept to compare outputs on
+ROWS = 4  # rows that those come from
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Ten
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = (args[0] if args else next(iter(kwargs.values()))).detach().flatten(0, -2)
             found.setdefault(path, x[:: max(1, len(x) // TOKENS)][:TOKENS].clone())
+
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True)
-             for path in paths]
+    hooks = [model.get_submodule(path).register_forward_pre_hook(keeping(path), with_kwargs=True) for path in paths]
     try:
         with evaluating(model):
             for batch in batches(model, rows[:ROWS]):

@@ -17,8 +17,7 @@ from ..planning.select import branches
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-no_attention = Fault("no-attention",
-                     "A pass exchanges how layers attend, and none of them attends in a way it knows.")
+no_attention = Fault("no-attention", "A pass exchanges how layers attend, and none of them attends in a way it knows.")
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,12 @@ def attendings(program: "Program", on: Selector | None) -> tuple[Attending, ...]
     return tuple(found)
 
 
-def exchange(program: "Program", chosen: Sequence[Attending], refuse: Callable[[fx.Node], str],
-             put: Callable[[fx.Graph, fx.Node], None]) -> dict[str, str]:
+def exchange(
+    program: "Program",
+    chosen: Sequence[Attending],
+    refuse: Callable[[fx.Node], str],
+    put: Callable[[fx.Graph, fx.Node], None],
+) -> dict[str, str]:
     """Let `put` rewrite each call in a copy of its graph; site -> why of those that `refuse` has a reason against.
 
     Raises Reject (no-attention) where none is left.
@@ -64,10 +67,12 @@ def exchange(program: "Program", chosen: Sequence[Attending], refuse: Callable[[
             if changed:
                 rewrite.exchange_graph(path, graph)
     if len(why) == len(chosen):
-        first = next((f"{site}: {reason}" for site, reason in why.items()),
-                     "no layer calls attention as one operation")
-        raise Reject(no_attention(f"no attention of {program.skeleton.model_type} can be exchanged; {first}",
-                                  help="leave the step out"))
+        first = next((f"{site}: {reason}" for site, reason in why.items()), "no layer calls attention as one operation")
+        raise Reject(
+            no_attention(
+                f"no attention of {program.skeleton.model_type} can be exchanged; {first}", help="leave the step out"
+            )
+        )
     return why
 
 
@@ -82,8 +87,7 @@ def heads_of(node: fx.Node) -> tuple[int, int]:
     return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
 
 
-def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...],
-             more: dict[str, Any]) -> None:
+def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], more: dict[str, Any]) -> None:
     """Put a call of another leaf in a call's place; it stands for the same values."""
     with graph.inserting_before(node):
         new = graph.call_function(target, args, {**node.kwargs, **more})
@@ -94,8 +98,9 @@ def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...],
 
 def updated(node: fx.Node) -> fx.Node | None:
     """The cache update whose two results a call attends to, if it is one and nothing else reads them."""
-    sources = [x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None
-               for x in node.args[2:4]]
+    sources = [
+        x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None for x in node.args[2:4]
+    ]
     update = sources[0]
     if not isinstance(update, fx.Node) or update is not sources[1]:
         return None

@@ -23,21 +23,30 @@ from .speed import INT8, Case
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-FORMATS = {"dense_bf16": "dense_linear", "sparse_bf16": "sparse_linear", "block": "block_sparse_linear",
-           "dense_int8": "dense_linear_int8", "sparse_int8": "sparse_linear_int8"}
+FORMATS = {
+    "dense_bf16": "dense_linear",
+    "sparse_bf16": "sparse_linear",
+    "block": "block_sparse_linear",
+    "dense_int8": "dense_linear_int8",
+    "sparse_int8": "sparse_linear_int8",
+}
 FORMAT_OF = {kernel: name for name, kernel in FORMATS.items()}
-WINS = 1.05               # how many times faster something is to be preferred: less is noise
+WINS = 1.05  # how many times faster something is to be preferred: less is noise
 
 lowering_inaccurate = Fault(
     "lowering-inaccurate",
     "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
     "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
-    "steps. Which modules suffer most stands in the note.", exit="gate")
+    "steps. Which modules suffer most stands in the note.",
+    exit="gate",
+)
 cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
 nothing_lowered = Fault(
-    "nothing-lowered", "No linear module is better off with a kernel.\n\n"
+    "nothing-lowered",
+    "No linear module is better off with a kernel.\n\n"
     "Each stays as it is where no kernel takes it, or none is faster than torch on that machine.",
-    exit="failure")
+    exit="failure",
+)
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,18 @@ class Choice:
     def to_json(self) -> dict[str, Any]:
         others = (EAGER, PREPACKED, DYNAMIC, "dense_linear", "dense_linear_int8")
         ratios = {name: self.ratio(name) for name in others if name != (self.kernel or EAGER)}
-        return {"module": self.site.path, "shape": [self.site.case.n, self.site.case.k],
-                "zeros": round(self.site.zeros, 4), "kernel": self.kernel,
-                "format": FORMAT_OF.get(self.kernel, "dense"), "bytes": self.bytes,
-                "bytes_before": self.site.bytes, "error": self.error, "why": self.why,
-                "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None}}
+        return {
+            "module": self.site.path,
+            "shape": [self.site.case.n, self.site.case.k],
+            "zeros": round(self.site.zeros, 4),
+            "kernel": self.kernel,
+            "format": FORMAT_OF.get(self.kernel, "dense"),
+            "bytes": self.bytes,
+            "bytes_before": self.site.bytes,
+            "error": self.error,
+            "why": self.why,
+            "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None},
+        }
 
 
 def site_of(path: str, module: nn.Module) -> Site:
@@ -114,11 +130,13 @@ def unfit(program: "Program", paths: Sequence[str]) -> dict[str, str]:
         for path, kind in kinds.items():
             program.model.get_submodule(path).__class__ = kind
     return {path: "its weight is read by other code than its own" for path in paths if path in read} | {
-        path: "nothing runs it" for path in paths if path not in called | read}
+        path: "nothing runs it" for path in paths if path not in called | read
+    }
 
 
 def _watched(kind: type, path: str, read: set[str]) -> type:
     """The class, noting where the weight is read outside of its own forward."""
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         vars(self)["effc_inside"] = True
         try:
@@ -138,17 +156,19 @@ def _watched(kind: type, path: str, read: set[str]) -> type:
 def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
     """The kernels that may take a module, and why others, or all, may not."""
     asked = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
-    refused = {kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype))
-               for kernel in asked}
+    refused = {
+        kernel: KERNELS[kernel].accepts(site.case.n, site.case.k, getattr(torch, site.case.dtype)) for kernel in asked
+    }
     found = [kernel for kernel in asked if not refused[kernel]]
-    if format == "auto":          # zeros that are not there can't be skipped
+    if format == "auto":  # zeros that are not there can't be skipped
         found = [k for k in found if k not in ("sparse_linear", "sparse_linear_int8") or site.zeros >= 0.05]
         found = [k for k in found if k != "block_sparse_linear" or site.case.blocks >= 0.2]
     return found, next(filter(None, refused.values()), "")
 
 
-def choose(site: Site, kernels: Sequence[str], times: Mapping[str, float], errors: Mapping[str, float],
-           most: float) -> tuple[str, str]:
+def choose(
+    site: Site, kernels: Sequence[str], times: Mapping[str, float], errors: Mapping[str, float], most: float
+) -> tuple[str, str]:
     """(kernel or "", why) of a module whose contenders were timed.
 
     Of kernels that are equally fast it is the most exact; int8 only where it is not too far off.
@@ -163,8 +183,10 @@ def choose(site: Site, kernels: Sequence[str], times: Mapping[str, float], error
     exact = [k for k in fit if k not in INT8 and times[k] <= times[fastest] * WINS]
     kernel = min(exact, key=times.__getitem__) if exact else fastest
     if times[kernel] * WINS > times[EAGER]:
-        return "", (f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
-                    f"{seconds(times[kernel])}{left_out}")
+        return "", (
+            f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
+            f"{seconds(times[kernel])}{left_out}"
+        )
     return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
 
 
@@ -188,8 +210,7 @@ def packed(path: str, module: nn.Module, kernel: str) -> KernelLinear:
     try:
         return KernelLinear.of(module, kernel)
     except KernelError as error:
-        raise Reject(cant_pack(f"{path}: {error}",
-                               help="leave it out of `on:`, or ask for another format")) from error
+        raise Reject(cant_pack(f"{path}: {error}", help="leave it out of `on:`, or ask for another format")) from error
 
 
 def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
@@ -202,9 +223,13 @@ def gate(accuracy: Accuracy, most: float, choices: Sequence[Choice]) -> None:
     if accuracy.perplexity:
         before, after = accuracy.perplexity
         said = f", perplexity {digits(before)} became {digits(after)}"
-    raise Reject(lowering_inaccurate(
-        f"predictions moved by {digits(accuracy.divergence)} nats, at most {digits(most)} are allowed{said}",
-        note=worst, help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`"))
+    raise Reject(
+        lowering_inaccurate(
+            f"predictions moved by {digits(accuracy.divergence)} nats, at most {digits(most)} are allowed{said}",
+            note=worst,
+            help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
+        )
+    )
 
 
 def summary(choices: Sequence[Choice]) -> list[str]:
@@ -212,5 +237,9 @@ def summary(choices: Sequence[Choice]) -> list[str]:
     groups: dict[tuple[str, str], list[Choice]] = {}
     for c in choices:
         groups.setdefault((c.site.case.name, FORMAT_OF.get(c.kernel, "as it is")), []).append(c)
-    return [f"{name}: {len(found)} on {format}, {found[0].why}" if format != "as it is" else
-            f"{name}: {len(found)} stay dense, {found[0].why}" for (name, format), found in groups.items()]
+    return [
+        f"{name}: {len(found)} on {format}, {found[0].why}"
+        if format != "as it is"
+        else f"{name}: {len(found)} stay dense, {found[0].why}"
+        for (name, format), found in groups.items()
+    ]

@@ -50,7 +50,7 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
     torch.backends.quantized.engine = "x86"
     scale = max(float(w.abs().max()), 1e-8) / 127
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                # that it is to go: until then it is the opponent
+        warnings.simplefilter("ignore")  # that it is to go: until then it is the opponent
         quantised = torch.quantize_per_tensor(w.float(), scale, 0, torch.qint8)
     held = copies(lambda: torch.ops.quantized.linear_prepack(quantised, None), w.numel())
     wide, op = x.float(), torch.ops.quantized.linear_dynamic
@@ -65,7 +65,7 @@ def of_torch(w: Tensor, x: Tensor) -> list[Contender]:
             contender = make(w, x)
             contender.calls[0]()
             found.append(contender)
-        except (RuntimeError, NotImplementedError, AttributeError):       # a build without oneDNN or FBGEMM
+        except (RuntimeError, NotImplementedError, AttributeError):  # a build without oneDNN or FBGEMM
             continue
     return found
 
@@ -82,12 +82,12 @@ def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
     """What a torch user may write for one token: the query heads of a key head as rows."""
     rows = q.view(1, k.shape[1], -1, k.shape[3])
     held = copies(lambda: (k.clone(), v.clone()), 2 * k.nbytes)
-    return Contender(GROUPED, [lambda p=p: scaled_dot_product_attention(rows, *p) for p in held],
-                     2 * k.nbytes)
+    return Contender(GROUPED, [lambda p=p: scaled_dot_product_attention(rows, *p) for p in held], 2 * k.nbytes)
 
 
 def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
     """Our attention over a cache that keeps this share."""
+
     def filled() -> Cache:
         cache = Cache(k.shape[1], k.shape[3], k.shape[2], 1, (keep, keep), window=64)
         cache.append(k, v)

@@ -16,8 +16,8 @@ from .accuracy import Accuracy
 if TYPE_CHECKING:
     from ..words.context import Context
 
-ROWS = 8                  # that are decoded
-STEPS = 64                # tokens that are fed one by one, at most
+ROWS = 8  # that are decoded
+STEPS = 64  # tokens that are fed one by one, at most
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class Before:
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
         if prompt < window + 64:
-            raise Reject(bad_rows(f"rows of {length} tokens hardly leave a window of {window}",
-                                  help=f"give rows of {2 * (window + 64)} tokens or more as `data`"))
+            raise Reject(
+                bad_rows(
+                    f"rows of {length} tokens hardly leave a window of {window}",
+                    help=f"give rows of {2 * (window + 64)} tokens or more as `data`",
+                )
+            )
         ids = rows[:ROWS]
         return Before(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
 
@@ -50,7 +54,7 @@ class Before:
         return Accuracy(divergence, (self._perplexity(self.said), self._perplexity(now)))
 
     def _perplexity(self, said: Tensor) -> float:
-        nats = losses(said[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1:].flatten())
+        nats = losses(said[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
         return math.exp(min(float(nats.double().mean()), 700.0))
 
 
@@ -60,6 +64,6 @@ def decoded(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: s
     with evaluating(model):
         out = model(input_ids=ids[:, :prompt], use_cache=True)
         for place in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
-            out = model(input_ids=ids[:, place:place + 1], use_cache=True, **cache_of(out))
+            out = model(input_ids=ids[:, place : place + 1], use_cache=True, **cache_of(out))
             said.append(output_logits(out)[:, -1].float())
     return torch.stack(said, 1)

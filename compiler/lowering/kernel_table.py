@@ -26,8 +26,7 @@ from .contenders import (
 )
 from .racing import Contender, race, real_time
 
-SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576),
-          (1000, 777)]
+SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,30 @@ class Line:
 
     def text(self) -> str:
         first = self.contenders[0]
-        lines = [self.title + (f"   read {self.rate / 1e9:.1f} GB/s" if self.rate else ""),
-                 f"{'us':>34}{'x ' + first.name:>22}{'of read' if self.rate else '':>10}{'kept':>8}{'thrown':>8}"]
+        lines = [
+            self.title + (f"   read {self.rate / 1e9:.1f} GB/s" if self.rate else ""),
+            f"{'us':>34}{'x ' + first.name:>22}{'of read' if self.rate else '':>10}{'kept':>8}{'thrown':>8}",
+        ]
         for c in self.contenders:
             share = f"{self.of_read(c.name):.2f}" if self.rate else ""
-            lines.append(f"  {c.name:<22}{c.seconds * 1e6:10.1f}{first.seconds / c.seconds:22.2f}{share:>10}"
-                         f"{len(c.kept):8}{len(c.thrown):8}")
+            lines.append(
+                f"  {c.name:<22}{c.seconds * 1e6:10.1f}{first.seconds / c.seconds:22.2f}{share:>10}"
+                f"{len(c.kept):8}{len(c.thrown):8}"
+            )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{"name": c.name, "us": round(c.seconds * 1e6, 2), "bytes": c.bytes, "kept": len(c.kept),
-                 "thrown": len(c.thrown), "of_read": round(self.of_read(c.name), 4) if self.rate else None}
-                for c in self.contenders]
+        rows = [
+            {
+                "name": c.name,
+                "us": round(c.seconds * 1e6, 2),
+                "bytes": c.bytes,
+                "kept": len(c.kept),
+                "thrown": len(c.thrown),
+                "of_read": round(self.of_read(c.name), 4) if self.rate else None,
+            }
+            for c in self.contenders
+        ]
         read = round(self.rate / 1e9, 2) if self.rate else None
         return {"title": self.title, "read_gb_per_s": read, "rows": rows}
 
@@ -93,13 +104,20 @@ class Target:
     @property
     def line(self) -> str:
         bound = "" if self.met or self.allowed is None else f"memory allows {self.allowed:.2f}"
-        return (f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.found:6.2f} of {self.wanted:<5}"
-                f"{bound}{', less than the target' if self.beyond else ''}").rstrip()
+        return (
+            f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.found:6.2f} of {self.wanted:<5}"
+            f"{bound}{', less than the target' if self.beyond else ''}"
+        ).rstrip()
 
     def to_json(self) -> dict[str, Any]:
         allowed = None if self.allowed is None else round(self.allowed, 3)
-        return {"text": self.text, "found": round(self.found, 3), "wanted": self.wanted, "met": self.met,
-                "memory_allows": allowed}
+        return {
+            "text": self.text,
+            "found": round(self.found, 3),
+            "wanted": self.wanted,
+            "met": self.met,
+            "memory_allows": allowed,
+        }
 
 
 def summary(targets: Sequence[Target]) -> str:
@@ -129,7 +147,7 @@ class Table:
         last = contenders[-1]
         found = Line(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
         for c in contenders:
-            c.calls.clear()                                      # frees the copies
+            c.calls.clear()  # frees the copies
         self.lines.append(found)
         self.tell(found)
         return found
@@ -156,8 +174,13 @@ class Table:
 def surroundings(table: Table) -> dict[str, Any]:
     """Where and how a table is measured."""
     raised = table.real_time and real_time(True) and real_time(False)
-    return {**machine(), "threads": table.threads, "kernels": levels.why(),
-            "bursts": "real-time" if raised else "ordinary", "load": round(os.getloadavg()[0], 1)}
+    return {
+        **machine(),
+        "threads": table.threads,
+        "kernels": levels.why(),
+        "bursts": "real-time" if raised else "ordinary",
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
@@ -165,9 +188,19 @@ def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
         for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
             w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
             half = ours("sparse_linear", w, x)
-            found = table.line(f"{n} x {k}, {sparsity:.0%} zeros, 1 row", [
-                eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x), half,
-                ours("dense_linear_int8", w, x), ours("sparse_linear_int8", w, x)], half.bytes)
+            found = table.line(
+                f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
+                [
+                    eager(w, x),
+                    prepacked(w, x),
+                    dynamic_int8(w, x),
+                    ours("dense_linear", w, x),
+                    half,
+                    ours("dense_linear_int8", w, x),
+                    ours("sparse_linear_int8", w, x),
+                ],
+                half.bytes,
+            )
             _of_gemv(table, found, f"{n} x {k} {sparsity:.0%}", sparsity)
 
 
@@ -191,8 +224,11 @@ def blocks(table: Table, _shapes: object) -> None:
     for sparsity, wanted in ((0.8, 14), (0.9, 25)):
         w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
         own = ours("block_sparse_linear", w, x)
-        found = table.line(f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
-                           [eager(w, x), ours("dense_linear", w, x), own], own.bytes)
+        found = table.line(
+            f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
+            [eager(w, x), ours("dense_linear", w, x), own],
+            own.bytes,
+        )
         table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", found, EAGER, "block_sparse_linear", wanted)
 
 
@@ -200,8 +236,11 @@ def rows(table: Table, _shapes: object) -> None:
     for count, wanted in ((2, 3.5), (4, 3), (8, 2.3), (16, 1.6)):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
         half = ours("sparse_linear", w, x)
-        found = table.line(f"2048 x 8192, 50% zeros, {count} rows",
-                           [eager(w, x), prepacked(w, x), ours("dense_linear", w, x), half], half.bytes)
+        found = table.line(
+            f"2048 x 8192, 50% zeros, {count} rows",
+            [eager(w, x), prepacked(w, x), ours("dense_linear", w, x), half],
+            half.bytes,
+        )
         table.ratio(f"{count} rows sparse / torch bf16", found, EAGER, "sparse_linear", wanted)
         table.ratio(f"{count} rows sparse / torch pre-packed", found, PREPACKED, "sparse_linear", 1)
 
@@ -209,9 +248,17 @@ def rows(table: Table, _shapes: object) -> None:
 def prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        found = table.line(f"{n} x {k}, 50% zeros, {count} rows", [
-            eager(w, x), prepacked(w, x), dynamic_int8(w, x), ours("dense_linear", w, x),
-            ours("sparse_linear", w, x), ours("sparse_linear_int8", w, x)])
+        found = table.line(
+            f"{n} x {k}, 50% zeros, {count} rows",
+            [
+                eager(w, x),
+                prepacked(w, x),
+                dynamic_int8(w, x),
+                ours("dense_linear", w, x),
+                ours("sparse_linear", w, x),
+                ours("sparse_linear_int8", w, x),
+            ],
+        )
         if count == 512:
             table.ratio("512 rows sparse / torch bf16 (oneDNN)", found, EAGER, "sparse_linear", 0.95)
             table.ratio("512 rows sparse / pre-packed oneDNN", found, PREPACKED, "sparse_linear", 0.95)
@@ -230,11 +277,18 @@ def attention(table: Table, _shapes: object) -> None:
 
 def packing(table: Table, _shapes: object) -> None:
     w = random_weight(4096, 4096, 0.5)
-    contenders = [Contender(name, [lambda name=name: KERNELS[name].pack(w, table.threads)], w.nbytes)
-                  for name in packed.KINDS]
+    contenders = [
+        Contender(name, [lambda name=name: KERNELS[name].pack(w, table.threads)], w.nbytes) for name in packed.KINDS
+    ]
     for c in table.line("packing 4096 x 4096", contenders).contenders:
         table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
 
 
 PARTS: dict[str, Callable[[Table, Any], None]] = {
-    "gemv": gemv, "block": blocks, "rows": rows, "prefill": prefill, "attention": attention, "pack": packing}
+    "gemv": gemv,
+    "block": blocks,
+    "rows": rows,
+    "prefill": prefill,
+    "attention": attention,
+    "pack": packing,
+}

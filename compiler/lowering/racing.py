@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-COLD = 5                  # how many times the last cache the copies of a weight exceed
-BURST = 0.05              # seconds of one burst
-_LARGE_CACHE = 32 << 20   # bytes, where the system does not tell
+COLD = 5  # how many times the last cache the copies of a weight exceed
+BURST = 0.05  # seconds of one burst
+_LARGE_CACHE = 32 << 20  # bytes, where the system does not tell
 
 
 @dataclass
@@ -81,7 +81,7 @@ def real_time(on: bool) -> bool:
     try:
         policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if on else (os.SCHED_OTHER, os.sched_param(0))
         for thread in os.listdir("/proc/self/task"):
-            with suppress(ProcessLookupError):           # it ended meanwhile
+            with suppress(ProcessLookupError):  # it ended meanwhile
                 os.sched_setscheduler(int(thread), policy, parameter)
     except (OSError, AttributeError):
         return False
@@ -98,6 +98,8 @@ def last_cache() -> int:
     """Bytes of the largest cache."""
     sizes = [_LARGE_CACHE]
     with suppress(OSError, ValueError):
-        sizes = [int(f.read_text().strip().removesuffix("K")) << 10
-                 for f in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")] or sizes
+        sizes = [
+            int(f.read_text().strip().removesuffix("K")) << 10
+            for f in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        ] or sizes
     return max(sizes)

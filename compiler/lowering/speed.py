@@ -15,23 +15,30 @@ from ...kernels import levels
 from .contenders import EAGER, of_torch, ours
 from .racing import race
 
-bad_timings = Fault("bad-timings", "A file of timings can't be read, or lacks a shape that a model has.",
-                    exit="environment")
+bad_timings = Fault(
+    "bad-timings", "A file of timings can't be read, or lacks a shape that a model has.", exit="environment"
+)
 
-SECONDS = 0.1             # of racing, for each contender
-STEP = 0.05               # sparsities that differ less are one case
+SECONDS = 0.1  # of racing, for each contender
+STEP = 0.05  # sparsities that differ less are one case
 INT8 = ("dense_linear_int8", "sparse_linear_int8")
 
 # Reckoned: bytes a thread reads per second, and nanoseconds that 32 weights take a thread where memory is no
 # limit. Measured on a Zen 4 (EPYC, 3.7 GHz), kernels held to each level. Other machines differ by their clock
 # and memory, less by what is faster than what.
 READ = 26e9
-TORCH_READ = {2: 7.5e9, 4: 9.3e9}         # one row: what torch gets of it, by bytes of an element
+TORCH_READ = {2: 7.5e9, 4: 9.3e9}  # one row: what torch gets of it, by bytes of an element
 CALL = 4e-6
 _ORDER = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8")
-NANOSECONDS = {level: dict(zip(_ORDER, times, strict=True)) for level, times in {
-    "portable": (3.5, 14.9, 18.9, 30.4), "avx2": (1.2, 2.1, 1.3, 2.5), "avx512": (1.0, 1.2, 0.85, 1.1),
-    "avx512_bf16": (0.85, 1.1, 0.6, 0.76)}.items()}
+NANOSECONDS = {
+    level: dict(zip(_ORDER, times, strict=True))
+    for level, times in {
+        "portable": (3.5, 14.9, 18.9, 30.4),
+        "avx2": (1.2, 2.1, 1.3, 2.5),
+        "avx512": (1.0, 1.2, 0.85, 1.1),
+        "avx512_bf16": (0.85, 1.1, 0.6, 0.76),
+    }.items()
+}
 # Of block_sparse_linear: (least, and what all blocks kept take more).
 BLOCKS = {"portable": (0.5, 3.2), "avx2": (0.4, 0.85), "avx512": (0.4, 0.65), "avx512_bf16": (0.4, 0.57)}
 
@@ -50,6 +57,7 @@ class Case:
     def of(weight: Tensor, zeros: float, blocks: float) -> "Case":
         def near(share: float) -> float:
             return round(round(share / STEP) * STEP, 2)
+
         return Case(*weight.shape, str(weight.dtype).removeprefix("torch."), near(zeros), near(blocks))
 
     @property
@@ -75,7 +83,7 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
 
     sizes   kernel -> bytes of the packed weight
     """
-    level = isa if isa in NANOSECONDS else "avx512_bf16"       # a row at a time AMX's instructions gain nothing
+    level = isa if isa in NANOSECONDS else "avx512_bf16"  # a row at a time AMX's instructions gain nothing
     width = 4 if case.dtype == "float32" else 2
     found = {EAGER: CALL + case.n * case.k * width / (TORCH_READ[width] * threads) * max(1.0, rows / 16)}
     for kernel, size in sizes.items():
@@ -90,17 +98,28 @@ def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
     try:
         entries = list(_timings(json.loads(file.read_bytes())))
-        known = {Case(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}):
-                 {str(name): float(s) for name, s in e["seconds"].items()} for e in entries}
+        known = {
+            Case(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
+                str(name): float(s) for name, s in e["seconds"].items()
+            }
+            for e in entries
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Reject(bad_timings(
-            f"{file} holds no timings that can be read", note=str(error)[:200],
-            help="give the manifest.json of what was lowered on that machine")) from error
+        raise Reject(
+            bad_timings(
+                f"{file} holds no timings that can be read",
+                note=str(error)[:200],
+                help="give the manifest.json of what was lowered on that machine",
+            )
+        ) from error
     missing = [case for case in cases if EAGER not in known.get(case, {})]
     if missing:
-        raise Reject(bad_timings(
-            f"{file} has no timing of {missing[0].name}",
-            help="lower this very model on that machine once, and take its manifest.json"))
+        raise Reject(
+            bad_timings(
+                f"{file} has no timing of {missing[0].name}",
+                help="lower this very model on that machine once, and take its manifest.json",
+            )
+        )
     return {case: known[case] for case in cases}
 
 

@@ -15,14 +15,16 @@ from ...dsl.diagnostics import Diagnostic, Fault, Reject
 package_missing = Fault(
     "package-missing",
     "A package that this work needs is not installed.\n\n"
-    "Optional packages come in groups: `pip install \"effc[gguf]\"` installs what the gguf target needs. "
+    'Optional packages come in groups: `pip install "effc[gguf]"` installs what the gguf target needs. '
     "`effc doctor` lists all of them.",
-    exit="environment")
+    exit="environment",
+)
 package_version = Fault(
     "package-version",
     "An installed package lies outside the range of versions that effc is tested with.\n\n"
     "Install a version inside the range; `effc doctor` shows every package and its range.",
-    exit="environment")
+    exit="environment",
+)
 
 
 unknown_device = Fault("unknown-device", "`--device` names no kind of device that torch knows.", exit="usage")
@@ -30,7 +32,8 @@ device_missing = Fault(
     "device-missing",
     "The device given with `--device` is not there, or this torch was built without it.\n\n"
     "Leave `--device` out to use the CPU.",
-    exit="environment")
+    exit="environment",
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Package:
     name: str
     range: str
     group: str = ""
-    version: str = ""              # "" where it is missing
+    version: str = ""  # "" where it is missing
 
     @property
     def state(self) -> str:
-        """"ok", "missing" or "outside" its range."""
+        """ "ok", "missing" or "outside" its range."""
         if not self.version:
             return "missing"
         return "ok" if _within(self.version, self.range) else "outside"
@@ -90,10 +93,12 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         if "device string" in first or "device type" in first:
-            raise Reject(unknown_device(f"torch knows no device `{name}`",
-                                        help="devices are cpu, cuda, cuda:1, mps")) from error
-        raise Reject(device_missing(f"there is no device `{name}` here: {first}",
-                                    help="leave --device out to use the CPU")) from error
+            raise Reject(
+                unknown_device(f"torch knows no device `{name}`", help="devices are cpu, cuda, cuda:1, mps")
+            ) from error
+        raise Reject(
+            device_missing(f"there is no device `{name}` here: {first}", help="leave --device out to use the CPU")
+        ) from error
 
 
 def check_modules(modules: Iterable[str], group: str, user: str) -> None:
@@ -102,17 +107,22 @@ def check_modules(modules: Iterable[str], group: str, user: str) -> None:
 
     missing = [m for m in modules if find_spec(m) is None]
     if missing:
-        raise Reject(package_missing(
-            f"{user} needs {' and '.join(missing)}, not installed here",
-            help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}"))
+        raise Reject(
+            package_missing(
+                f"{user} needs {' and '.join(missing)}, not installed here",
+                help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}",
+            )
+        )
 
 
 def complaint(package: Package) -> Diagnostic:
     if package.state == "missing":
-        return package_missing(f"{package.name} is not installed, effc needs {package.name}{package.range}",
-                               help=package.remedy)
-    return package_version(f"{package.name} {package.version} is installed, effc needs {package.range}",
-                           help=package.remedy)
+        return package_missing(
+            f"{package.name} is not installed, effc needs {package.name}{package.range}", help=package.remedy
+        )
+    return package_version(
+        f"{package.name} {package.version} is installed, effc needs {package.range}", help=package.remedy
+    )
 
 
 def _requirement(text: str) -> tuple[str, str, str]:
@@ -137,11 +147,17 @@ def _version(name: str) -> str:
 def _within(version: str, spread: str) -> bool:
     """Whether `2.13.0+cpu` lies in `>=2.8,<3`. Enough of PEP 440 for what pyproject.toml says."""
     at = _release(version)
-    tests = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
-             "!=": lambda a, b: a != b, ">": lambda a, b: a > b, "<": lambda a, b: a < b}
+    tests = {
+        ">=": lambda a, b: a >= b,
+        "<=": lambda a, b: a <= b,
+        "==": lambda a, b: a == b,
+        "!=": lambda a, b: a != b,
+        ">": lambda a, b: a > b,
+        "<": lambda a, b: a < b,
+    }
     for clause in filter(None, spread.split(",")):
         op = next(o for o in tests if clause.startswith(o))
-        bound = _release(clause[len(op):])
+        bound = _release(clause[len(op) :])
         width = max(len(at), len(bound))
         if not tests[op](at + (0,) * (width - len(at)), bound + (0,) * (width - len(bound))):
             return False

@@ -19,9 +19,15 @@ def machine() -> dict[str, Any]:
     from .environment import processor_name, python_version
 
     facts = {
-        "cpu": processor_name(), "isa": _isa(), "cores": _cores(), "cpus": cpus(), "threads": _threads(),
-        "memory_bytes": _memory(), "os": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": python_version(), **versions(),
+        "cpu": processor_name(),
+        "isa": _isa(),
+        "cores": _cores(),
+        "cpus": cpus(),
+        "threads": _threads(),
+        "memory_bytes": _memory(),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": python_version(),
+        **versions(),
     }
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -52,8 +58,11 @@ def _cores() -> int | None:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return None
-    blocks = [dict(_pair(line) for line in block.splitlines() if ":" in line)
-              for block in info.read_text(errors="replace").split("\n\n") if block.strip()]
+    blocks = [
+        dict(_pair(line) for line in block.splitlines() if ":" in line)
+        for block in info.read_text(errors="replace").split("\n\n")
+        if block.strip()
+    ]
     return len({(b.get("physical id", "0"), b.get("core id", b.get("processor"))) for b in blocks}) or None
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from ...dsl.diagnostics import Fault, Reject
 from ..report.quantity import size
 
-memory_bound = Fault("memory-bound",
-                     "A compile would hold, or came to hold, more memory than it was allowed.",
-                     exit="resources")
+memory_bound = Fault(
+    "memory-bound", "A compile would hold, or came to hold, more memory than it was allowed.", exit="resources"
+)
 
 _STATUS = Path("/proc/self/status")
 
@@ -51,10 +51,12 @@ class Watch:
 
     def check(self) -> None:
         if self.limit is not None and self.peak > self.limit:
-            raise Reject(memory_bound(
-                f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
-                help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the "
-                     "cache"))
+            raise Reject(
+                memory_bound(
+                    f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
+                    help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache",
+                )
+            )
 
 
 def room_for(limit: int | None, share: float = 0.5, most: int = 4 << 30) -> int:

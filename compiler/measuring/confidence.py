@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import comb
 
 CONFIDENCE = 0.95
-FEWEST = 6       # timings: the range of five holds the median only 15 times in 16
+FEWEST = 6  # timings: the range of five holds the median only 15 times in 16
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:

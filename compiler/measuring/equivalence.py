@@ -76,7 +76,7 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
     seen = []
     for start, end in ((0, length), *((i, i + 1) for i in range(length, length + _STEPS))):
         passed: dict[str, Any] = {"input_ids": given["input_ids"][:, start:end], "use_cache": True}
-        if padded and (cache is None or not all(cache.is_linear)):   # a pure state has no use for an old mask
+        if padded and (cache is None or not all(cache.is_linear)):  # a pure state has no use for an old mask
             passed["attention_mask"] = given["attention_mask"][:, :end]
         if padded:
             passed["position_ids"] = given["position_ids"][:, start:end]

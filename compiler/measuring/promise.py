@@ -31,8 +31,12 @@ class Promise:
         worst = distance(self.outputs, observed(program))
         most = self._allowed(program, keeps)
         if not worst <= most:
-            raise Reject(promise_broken(f"outputs changed by {worst:.3g}, the pass promises at most {most:.3g}",
-                                        help="this is a defect of the pass: leave the step out, and report it"))
+            raise Reject(
+                promise_broken(
+                    f"outputs changed by {worst:.3g}, the pass promises at most {most:.3g}",
+                    help="this is a defect of the pass: leave the step out, and report it",
+                )
+            )
 
     def _allowed(self, program: "Program", keeps: Close) -> float:
         """`atol` is told for float32; a narrower type rounds sums that are added in another order more coarsely."""

@@ -32,8 +32,9 @@ from ..store.cache import digest
 from ..words.context import Context
 
 no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
-other_vocabulary = Fault("other-vocabulary",
-                         "A metric compares with the original's outputs and the model has another vocabulary.")
+other_vocabulary = Fault(
+    "other-vocabulary", "A metric compares with the original's outputs and the model has another vocabulary."
+)
 
 FORMAT = 1
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32"}
@@ -56,7 +57,7 @@ class Reference:
     @torch.no_grad()
     def logits(self, rows: slice, part: slice) -> Tensor:
         """[c, vocab] float32 of some positions of some rows: equal to the original's up to a constant per row."""
-        said = self.said[rows].flatten(0, 1)[part]                             # [c, d] or [c, vocab]
+        said = self.said[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
         if self.head is None:
             return said.float()
         weight, bias, tail = self.head
@@ -117,7 +118,7 @@ def divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, 
     """Mean over all predictions of KL(reference || model), in nats."""
     total, count = 0.0, 0
     for ours, theirs in compared(model, rows, reference, name):
-        q, p = ours.log_softmax(-1), theirs.log_softmax(-1)                    # [c, vocab]
+        q, p = ours.log_softmax(-1), theirs.log_softmax(-1)  # [c, vocab]
         total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
         count += len(q)
     # Rounding of float32 sums may fall below 0, which no divergence does.
@@ -129,18 +130,22 @@ def compared(model: nn.Module, rows: Tensor, reference: Reference, name: str) ->
     at = 0
     with evaluating(model):
         for batch in batches(model, rows):
-            ours = logits(model, batch).flatten(0, 1)                          # [b * t, vocab]
+            ours = logits(model, batch).flatten(0, 1)  # [b * t, vocab]
             for part in positions(ours):
                 theirs = reference.logits(slice(at, at + len(batch)), part)
                 if theirs.shape[-1] != ours.shape[-1]:
-                    raise Reject(other_vocabulary(
-                        f"{name} compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
-                        help="compare models of different vocabularies by `perplexity`"))
+                    raise Reject(
+                        other_vocabulary(
+                            f"{name} compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
+                            help="compare models of different vocabularies by `perplexity`",
+                        )
+                    )
                 yield ours[part].float(), theirs.to(ours.device)
             at += len(batch)
 
 
 # -- what the output embedding does --------------------------------------------------------------------------
+
 
 def tails(name: str) -> Tail:
     """What a model does to its logits last: "", "cap:30.0" (tanh), "scale:0.125"."""
@@ -204,9 +209,19 @@ def _predictions(model: nn.Module, rows: Tensor) -> tuple[int, int]:
 
 # -- files ---------------------------------------------------------------------------------------------------
 
+
 def _place(ctx: Context, ref: DataRef) -> Path:
-    key = digest(["reference", FORMAT, ctx.origin.identity, keys.data_identity(ref, ctx), version("torch"),
-                  version("transformers"), ctx.settings.device])
+    key = digest(
+        [
+            "reference",
+            FORMAT,
+            ctx.origin.identity,
+            keys.data_identity(ref, ctx),
+            version("torch"),
+            version("transformers"),
+            ctx.settings.device,
+        ]
+    )
     return ctx.settings.cache_dir / "references" / f"{key}.safetensors"
 
 
@@ -231,8 +246,12 @@ def _keep_head(place: Path, head: nn.Linear, tail: str) -> None:
 class _whole:
     """Writes a safetensors file front to back, a piece at a time; it appears when it is whole."""
 
-    def __init__(self, place: Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-                 metadata: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        place: Path,
+        shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ):
         self.place, self.draft = place, place.with_name(f".{place.name}.{os.getpid()}")
         entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         self.size = 0
@@ -241,15 +260,19 @@ class _whole:
             entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [self.size, end]}
             self.size = end
         text = json.dumps(entries).encode()
-        self.header = text + b" " * (-len(text) % 8)                           # tensors start aligned
+        self.header = text + b" " * (-len(text) % 8)  # tensors start aligned
         self.file: BinaryIO | None = None
 
     def __enter__(self) -> Callable[[Tensor], None]:
         self.place.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.place.parent).free
         if self.size > 0.9 * free:
-            raise Reject(no_space(f"the original's outputs take {size(self.size)}, {size(free)} are free in "
-                                  f"{self.place.parent}", help="give fewer `samples`, or another --cache-dir"))
+            raise Reject(
+                no_space(
+                    f"the original's outputs take {size(self.size)}, {size(free)} are free in {self.place.parent}",
+                    help="give fewer `samples`, or another --cache-dir",
+                )
+            )
         self.file = open(self.draft, "wb")
         self.file.write(len(self.header).to_bytes(8, "little") + self.header)
         return lambda x: self.file.write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -22,8 +22,8 @@ from ..rows.forward import device_of, evaluating, output_logits, vocabulary
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 
-WARMUP = 3                       # runs that are not counted: allocations, page faults, lazily built tables
-CACHES = ("cache", "past_key_values", "cache_params")    # newest name first; later ones may be its aliases
+WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
+CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
 
 
 def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
@@ -62,24 +62,27 @@ def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
         started = _now(model)
         model(input_ids=ids, **caching)
         return _now(model) - started
+
     return step
 
 
 def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
     if not _caching(model):
-        raise Reject(no_cache(f"the forward of {type(model).__name__} takes no `use_cache`",
-                              help="time it with `prefill`"))
+        raise Reject(
+            no_cache(f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`")
+        )
     output: Any = None
 
     def step() -> float:
         nonlocal output
         if output is None:
             output = model(input_ids=prompt_ids(model, batch, length), **_caching(model))
-        token = output_logits(output)[:, -1:].argmax(-1)                       # [batch, 1]
+        token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
         started = _now(model)
         output = model(input_ids=token, **_caching(model), **cache_of(output))
         return _now(model) - started
+
     return step
 
 
@@ -114,8 +117,13 @@ class Turns:
         return min(ratios), max(ratios)
 
 
-def interleaved(models: Mapping[str, nn.Module], metric: Any, rounds: int = 5,
-                enough: Callable[[Turns], bool] = lambda turns: True, seconds: float = 0.0) -> Turns:
+def interleaved(
+    models: Mapping[str, nn.Module],
+    metric: Any,
+    rounds: int = 5,
+    enough: Callable[[Turns], bool] = lambda turns: True,
+    seconds: float = 0.0,
+) -> Turns:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
 
     models  name -> model, the one to compare with first

@@ -31,7 +31,7 @@ class Agreement(Metric):
         same, at = 0, 0
         with evaluating(model):
             for batch in batches(model, rows):
-                values = logits(model, batch)                                  # [b, t, vocab]
+                values = logits(model, batch)  # [b, t, vocab]
                 best, token = values.max(-1)
                 finite(best.float().sum().item(), "agreement", self.data.name)
                 same += int((token.cpu() == top[at : at + len(batch)]).sum())

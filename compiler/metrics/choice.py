@@ -11,8 +11,7 @@ from ..rows.forward import continuations, finite
 from ..words.context import Context
 from ..words.kinds import Metric, param
 
-no_choices = Fault("no-choices",
-                   "Accuracy is measured on data made by `choices`, which has questions with options.")
+no_choices = Fault("no-choices", "Accuracy is measured on data made by `choices`, which has questions with options.")
 
 
 class Choice(Metric):
@@ -33,8 +32,9 @@ class Choice(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         data = ctx.data(self.data)
         if not isinstance(data, Choices):
-            raise Reject(no_choices(f"`{self.data.name}` has rows, not questions with options",
-                                    help="make it with `choices`"))
+            raise Reject(
+                no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
+            )
         items = data.items(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
         asked = [(row, begin) for item in items for row, begin in zip(item.rows, item.begins, strict=True)]
         sums = iter(continuations(model, asked))

@@ -46,14 +46,20 @@ class LmEval(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         check_modules(self.requires, self.extra, "metric lm_eval")
         if self.tasks and not ctx.settings.trust_remote_code:
-            raise Reject(remote_code(f"lm_eval reads tasks from {ctx.folder / self.tasks}, which may hold code",
-                                     help="read those files, then add --trust-remote-code"))
+            raise Reject(
+                remote_code(
+                    f"lm_eval reads tasks from {ctx.folder / self.tasks}, which may hold code",
+                    help="read those files, then add --trust-remote-code",
+                )
+            )
         scores = self._scores(model, ctx)
-        found = {name.removesuffix(",none"): value for name, value in scores.items()
-                 if isinstance(value, float)}
+        found = {name.removesuffix(",none"): value for name, value in scores.items() if isinstance(value, float)}
         if self.score not in found:
-            raise Reject(unknown_task(f"the task `{self.task}` has no score `{self.score}`",
-                                      help=suggestion(self.score, found, "it has")))
+            raise Reject(
+                unknown_task(
+                    f"the task `{self.task}` has no score `{self.score}`", help=suggestion(self.score, found, "it has")
+                )
+            )
         return finite(found[self.score], f"lm_eval `{self.task}`")
 
     def _scores(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
@@ -63,18 +69,32 @@ class LmEval(Metric):
 
         manager = TaskManager(include_path=str(ctx.folder / self.tasks) if self.tasks else None)
         if self.task not in manager.all_tasks:
-            raise Reject(unknown_task(f"the harness has no task `{self.task}`",
-                                      help=suggestion(self.task, manager.all_tasks)))
+            raise Reject(
+                unknown_task(f"the harness has no task `{self.task}`", help=suggestion(self.task, manager.all_tasks))
+            )
         tokenizer = need_tokenizer(ctx.tokenizer, ctx)
         try:
-            with quiet(), redirect_stderr(StringIO()), evaluating(model):     # its bars have no switch
+            with quiet(), redirect_stderr(StringIO()), evaluating(model):  # its bars have no switch
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
-                result = simple_evaluate(wrapped, tasks=[self.task], num_fewshot=self.shots, limit=self.limit,
-                                         task_manager=manager, log_samples=False, bootstrap_iters=0,
-                                         random_seed=ctx.seed, numpy_random_seed=ctx.seed,
-                                         torch_random_seed=ctx.seed, fewshot_random_seed=ctx.seed)
+                result = simple_evaluate(
+                    wrapped,
+                    tasks=[self.task],
+                    num_fewshot=self.shots,
+                    limit=self.limit,
+                    task_manager=manager,
+                    log_samples=False,
+                    bootstrap_iters=0,
+                    random_seed=ctx.seed,
+                    numpy_random_seed=ctx.seed,
+                    torch_random_seed=ctx.seed,
+                    fewshot_random_seed=ctx.seed,
+                )
         except (ConnectionError, FileNotFoundError) as error:
-            raise Reject(task_unreachable(f"the data of the task `{self.task}` can't be had",
-                                          help="check the network; what was fetched once is kept",
-                                          note=first_line(error))) from error
+            raise Reject(
+                task_unreachable(
+                    f"the data of the task `{self.task}` can't be had",
+                    help="check the network; what was fetched once is kept",
+                    note=first_line(error),
+                )
+            ) from error
         return result["results"][self.task]

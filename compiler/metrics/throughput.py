@@ -31,5 +31,8 @@ class Throughput(Metric):
         return self.clock(model).measure(model)
 
     def clock(self, model: nn.Module) -> Clock:
-        return Clock(decode_step(model, self.prompt, self.batch), self.steps,
-                     lambda seconds: self.batch * len(seconds) / sum(seconds))
+        return Clock(
+            decode_step(model, self.prompt, self.batch),
+            self.steps,
+            lambda seconds: self.batch * len(seconds) / sum(seconds),
+        )

@@ -21,8 +21,8 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
-_SHARE = 2e-6            # of float32: another order of the same operations
-_MOST = 5                # constants whose products are tried
+_SHARE = 2e-6  # of float32: another order of the same operations
+_MOST = 5  # constants whose products are tried
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def recognise(function: Pending) -> Recognised | None:
     x = torch.cat([near, far, torch.tensor([1e-4, -1e-4])]).double()
     try:
         y = function(x)
-    except (TypeError, RuntimeError):       # made for float32, as compiled code is
+    except (TypeError, RuntimeError):  # made for float32, as compiled code is
         y = function(x.float()).double()
     if torch.equal(x, y.to(x.dtype)):
         return Recognised("", {})
@@ -65,6 +65,10 @@ def _products(constants: list[float]) -> list[float]:
     """Constants, their inverses and negatives, and products of such."""
     distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MOST]
     single = [s for c in distinct for s in (c, 1 / c)]
-    chosen = [math.prod(parts) for count in range(1, len(distinct) + 1)
-              for group in combinations(distinct, count) for parts in product(*((c, 1 / c) for c in group))]
+    chosen = [
+        math.prod(parts)
+        for count in range(1, len(distinct) + 1)
+        for group in combinations(distinct, count)
+        for parts in product(*((c, 1 / c) for c in group))
+    ]
     return list(dict.fromkeys(sign * v for v in [*single, *chosen] for sign in (1.0, -1.0)))

@@ -64,9 +64,9 @@ class Attending:
             x = torch.ones(1, probe, call.width)
             try:
                 if not torch.allclose(call.turn(x, 0, context), call.turn(x, 0, probe), atol=1e-6):
-                    continue                          # frequencies that depend on the length
+                    continue  # frequencies that depend on the length
                 found = rotations.recognise(partial(call.turn, length=context), context, call.width)
-            except (RuntimeError, TypeError, ValueError, IndexError):      # made for other operands than one row's
+            except (RuntimeError, TypeError, ValueError, IndexError):  # made for other operands than one row's
                 return None
             self.reader.plan.context = min(self.reader.plan.context, context)
             return found
@@ -86,24 +86,37 @@ class Attending:
             return Rows(_sorted(x.index, rotation), x.pending)
         plan, x = self.reader.plan, self.reader.settled(x)
         name = plan.vector(f"{self.reader.current.name}.frequencies", rotation.frequencies.values)
-        fields = {"rotary_dim": rotation.width, "inverse_frequencies": name,
-                  "scale": rotation.frequencies.scale, "interleaved": rotation.interleaved}
+        fields = {
+            "rotary_dim": rotation.width,
+            "inverse_frequencies": name,
+            "scale": rotation.frequencies.scale,
+            "interleaved": rotation.interleaved,
+        }
         lane = plan.layout.lane(x.index)
         head_dim = x.index.shape[-1]
         found = runs(plan.layout, lane.columns)
         if wide and len(found) == 1 and _cuts_heads(found[0], plan.layout.widths):
             run = found[0]
             whole = plan.layout.widths[run.register]
-            made = plan.step("rotary", whole, x=run.register, heads=run.count, head_dim=run.stride,
-                             start=run.start, **fields)
+            made = plan.step(
+                "rotary", whole, x=run.register, heads=run.count, head_dim=run.stride, start=run.start, **fields
+            )
             own = plan.layout.columns(run.register)
             kept = ~torch.isin(own, lane.columns)
             plan.copies[made] = (run.register, kept)
             moved = x.index - int(own[0]) + int(plan.layout.columns(made)[0])
             return Rows(_sorted(moved, rotation))
         register, lane = self.reader.register(x)
-        made = self.reader.written("rotary", x.index.shape, lane, x=register, heads=len(lane.columns) // head_dim,
-                                   head_dim=head_dim, start=0, **fields)
+        made = self.reader.written(
+            "rotary",
+            x.index.shape,
+            lane,
+            x=register,
+            heads=len(lane.columns) // head_dim,
+            head_dim=head_dim,
+            start=0,
+            **fields,
+        )
         return Rows(_sorted(made.index, rotation))
 
     # -- attention -------------------------------------------------------------------------------------------
@@ -121,15 +134,27 @@ class Attending:
         sizes = (heads, kv_heads, head_dim, value_dim)
         found = heads % kv_heads == 0 and attentions.recognise(module, self._mask(mask), sizes, options)
         if not found:
-            raise self.reader.refuse(node, "attention that the engine does not have: its scale, cap, window or "
-                                           "mask is none of the known")
+            raise self.reader.refuse(
+                node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
+            )
         plan = self.reader.plan
         sinks = None if found.sinks is None else plan.vector(f"{node.name}.sinks", found.sinks)
         registers = {name: self.reader.register(x)[0] for name, x in (("q", q), ("k", k.rows), ("v", v.rows))}
         window = found.window if found.window is not None and found.window < plan.context else None
-        made = plan.step("attention", heads * value_dim, **registers, slot=k.slot, heads=heads,
-                         kv_heads=kv_heads, head_dim=head_dim, value_dim=value_dim, scale=found.scale,
-                         softcap=found.softcap, window=window, sinks=sinks)
+        made = plan.step(
+            "attention",
+            heads * value_dim,
+            **registers,
+            slot=k.slot,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=found.scale,
+            softcap=found.softcap,
+            window=window,
+            sinks=sinks,
+        )
         batch, length = self.reader.shape
         return Rows(plan.layout.rows(made).view(batch, length, heads, value_dim)), None
 
@@ -167,22 +192,33 @@ class _Call:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for calls that turn alike: every layer has one, and mostly of the same tables."""
-        operands = [value.node if isinstance(value, Positional) else tuple(value.index.shape)
-                    if isinstance(value, Rows) else type(value) if isinstance(value, torch.nn.Module) else repr(value)
-                    for value in (*self.args, *self.options.values())]
+        operands = [
+            value.node
+            if isinstance(value, Positional)
+            else tuple(value.index.shape)
+            if isinstance(value, Rows)
+            else type(value)
+            if isinstance(value, torch.nn.Module)
+            else repr(value)
+            for value in (*self.args, *self.options.values())
+        ]
         return self.node.target, self.place, *operands
 
     def turn(self, x: Tensor, start: int, length: int) -> Tensor:
         """x [heads, t, width] turned by the tables of a context from position `start` on."""
+
         def operand(value: Any) -> Any:
             if isinstance(value, Positional):
                 return _part(self.reader.positions.at(value.node, length), length, start, x.shape[1])
             if isinstance(value, Rows):
                 return self._laid(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
             return value
+
         own = self.args[self.place]
-        args = [self._laid(x, value) if value is own and i == self.place else operand(value)
-                for i, value in enumerate(self.args)]
+        args = [
+            self._laid(x, value) if value is own and i == self.place else operand(value)
+            for i, value in enumerate(self.args)
+        ]
         found = call(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
         found = found[self.number] if isinstance(found, tuple | list) else found
         return self._laid(found, own, back=True).float()
@@ -212,5 +248,8 @@ def _part(value: Any, length: int, start: int, count: int) -> Any:
 
 def _cuts_heads(run: Run, widths: list[int]) -> bool:
     """Whether a run is a part of every head of a register."""
-    return run.block < run.stride and run.stride * run.count == widths[run.register] and (
-        run.start + run.block <= run.stride)
+    return (
+        run.block < run.stride
+        and run.stride * run.count == widths[run.register]
+        and (run.start + run.block <= run.stride)
+    )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..ir import leaves
 
-_ATOL = 2e-5            # of float32 outputs of size one
-SHORT = 9               # keys, where no window is near
+_ATOL = 2e-5  # of float32 outputs of size one
+SHORT = 9  # keys, where no window is near
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,16 @@ class Attention:
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.window is not None:
-            scores[:, :max(0, scores.shape[1] - self.window)] = -torch.inf
+            scores[:, : max(0, scores.shape[1] - self.window)] = -torch.inf
         if self.sinks is not None:
             scores = torch.cat([scores, self.sinks[:, None]], 1)
-        return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, :v.shape[1]], v)
+        return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, : v.shape[1]], v)
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]
-              ) -> Attention | None:
+def recognise(
+    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]
+) -> Attention | None:
     """What `attention` of the module computes, or None.
 
     mask      n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
@@ -56,8 +57,9 @@ def recognise(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], op
     return None
 
 
-def _trial(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any],
-           length: int) -> tuple[Tensor, ...]:
+def _trial(
+    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
+) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
     heads, kv_heads, head_dim, value_dim = sizes
     generator = torch.Generator().manual_seed(length)
@@ -77,18 +79,24 @@ def _float(module: nn.Module) -> nn.Module:
     import copy
 
     light = copy.copy(module)
-    light._parameters = {n: None if p is None else nn.Parameter(p.float(), requires_grad=False)
-                         for n, p in module._parameters.items()}
-    light._buffers = {n: b.float() if b is not None and b.is_floating_point() else b
-                      for n, b in module._buffers.items()}
+    light._parameters = {
+        n: None if p is None else nn.Parameter(p.float(), requires_grad=False) for n, p in module._parameters.items()
+    }
+    light._buffers = {
+        n: b.float() if b is not None and b.is_floating_point() else b for n, b in module._buffers.items()
+    }
     return light
 
 
 def _windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
     """Widths of a window that the call, the module or its config names."""
     config = getattr(module, "config", None)
-    named = (options.get("sliding_window"), getattr(module, "sliding_window", None),
-             getattr(config, "sliding_window", None), getattr(config, "window_size", None))
+    named = (
+        options.get("sliding_window"),
+        getattr(module, "sliding_window", None),
+        getattr(config, "sliding_window", None),
+        getattr(config, "window_size", None),
+    )
     return list(dict.fromkeys(w for w in named if type(w) is int and w > 0))
 
 
@@ -96,8 +104,9 @@ def _lengths(windows: list[int]) -> list[int]:
     return [SHORT, *(w + 3 for w in windows)]
 
 
-def _forms(module: nn.Module, head_dim: int, heads: int, options: dict[str, Any], windows: list[int]
-           ) -> Iterator[Attention]:
+def _forms(
+    module: nn.Module, head_dim: int, heads: int, options: dict[str, Any], windows: list[int]
+) -> Iterator[Attention]:
     named = (options.get("scaling"), getattr(module, "scaling", None), head_dim**-0.5)
     scales = dict.fromkeys(float(s) for s in named if isinstance(s, (int, float)))
     caps = [options.get("softcap"), getattr(module, "attn_logit_softcapping", None)]

@@ -9,23 +9,67 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 # Change only where numbers lie: run on element numbers as they are.
-MOVES = frozenset({
-    "view", "reshape", "transpose", "permute", "chunk", "split", "getitem", "unflatten", "flatten", "squeeze",
-    "unsqueeze", "expand", "expand_as", "narrow", "select", "unbind", "swapaxes", "movedim",
-    "repeat_interleave", "repeat", "contiguous", "clone", "view_as", "reshape_as", "tensor_split", "index_select"})
+MOVES = frozenset(
+    {
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "chunk",
+        "split",
+        "getitem",
+        "unflatten",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+        "narrow",
+        "select",
+        "unbind",
+        "swapaxes",
+        "movedim",
+        "repeat_interleave",
+        "repeat",
+        "contiguous",
+        "clone",
+        "view_as",
+        "reshape_as",
+        "tensor_split",
+        "index_select",
+    }
+)
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 ASKS = frozenset({"size", "dim", "numel", "getattr"})
-SAME = frozenset({
-    "to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})
+SAME = frozenset({"to", "float", "bfloat16", "half", "double", "type_as", "detach", "contiguous", "dropout", "type"})
 UNARY: dict[str, Callable[..., Any]] = {
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "silu": F.silu, "gelu": F.gelu,
-    "exp": torch.exp, "square": torch.square, "sqrt": torch.sqrt, "neg": torch.neg, "erf": torch.erf,
-    "softplus": F.softplus, "abs": torch.abs}
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "exp": torch.exp,
+    "square": torch.square,
+    "sqrt": torch.sqrt,
+    "neg": torch.neg,
+    "erf": torch.erf,
+    "softplus": F.softplus,
+    "abs": torch.abs,
+}
 BINARY: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
-    "div": operator.truediv, "multiply": operator.mul, "pow": operator.pow,
-    "iadd": operator.add, "imul": operator.mul, "isub": operator.sub, "itruediv": operator.truediv,
-    "rsub": lambda a, b: b - a}
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "truediv": operator.truediv,
+    "div": operator.truediv,
+    "multiply": operator.mul,
+    "pow": operator.pow,
+    "iadd": operator.add,
+    "imul": operator.mul,
+    "isub": operator.sub,
+    "itruediv": operator.truediv,
+    "rsub": lambda a, b: b - a,
+}
 
 
 def name_of(node: fx.Node) -> str:

@@ -19,11 +19,16 @@ def emit(program: Program, folder: Path, ctx: Context, weights: str) -> None:
     companions(program, folder, ctx)
     try:
         write(plan, folder, facts(program.model, weights))
-    except KernelError as error:                    # a weight that is not finite, or no memory for it
+    except KernelError as error:  # a weight that is not finite, or no memory for it
         raise refused_whole(program.model, str(error)) from error
 
 
 def facts(model: Any, weights: str) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
-    return {"class": type(model).__name__, "model_type": model.config.model_type, "params": params(model),
-            "weights": weights, "isa": "portable"}
+    return {
+        "class": type(model).__name__,
+        "model_type": model.config.model_type,
+        "params": params(model),
+        "weights": weights,
+        "isa": "portable",
+    }

@@ -20,14 +20,20 @@ from ..words.context import Context
 from .reader import Reader
 from .refusal import cannot_run_natively
 
-_OWN = 1 << 16           # numbers of a tensor that gets its own; a larger one gets a row
+_OWN = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
 
 
 def foresee(ctx: Context, weights: str) -> None:
     """Raise Reject where the engine would refuse the recipe's model; what was found is kept by its config."""
     store = Cache(ctx.settings.cache_dir)
-    parts = {"foreseen": "native", "model": ctx.origin.fingerprint, "dtype": ctx.origin.dtype, "weights": weights,
-             "source": fingerprint(Path(__file__)), "libraries": versions()}
+    parts = {
+        "foreseen": "native",
+        "model": ctx.origin.fingerprint,
+        "dtype": ctx.origin.dtype,
+        "weights": weights,
+        "source": fingerprint(Path(__file__)),
+        "libraries": versions(),
+    }
     known = store.value(parts)
     if known is None:
         refused = foreseen(ctx.origin, weights)

@@ -12,17 +12,27 @@ from .sampling import Chooser, Sampling, bad_sampling
 if TYPE_CHECKING:
     from .model import NativeModel
 
-_TAIL = 8            # tokens more than a stop string has characters are looked at: one may be several
+_TAIL = 8  # tokens more than a stop string has characters are looked at: one may be several
 
 
 class Generation:
     """Rows that grow together, each in a sequence of its own."""
 
-    def __init__(self, model: "NativeModel", sampling: Sampling, stops: Sequence[str], tokenizer: Any,
-                 streamer: Any, keep_logits: bool):
+    def __init__(
+        self,
+        model: "NativeModel",
+        sampling: Sampling,
+        stops: Sequence[str],
+        tokenizer: Any,
+        streamer: Any,
+        keep_logits: bool,
+    ):
         if stops and tokenizer is None:
-            raise Reject(bad_sampling("stop strings are looked for in text, and there is no tokenizer",
-                                      help="hand `generate` a tokenizer"))
+            raise Reject(
+                bad_sampling(
+                    "stop strings are looked for in text, and there is no tokenizer", help="hand `generate` a tokenizer"
+                )
+            )
         self.model, self.sampling, self.stops = model, sampling, stops
         self.tokenizer, self.streamer, self.keep_logits = tokenizer, streamer, keep_logits
         self.chooser = Chooser(sampling)
@@ -31,8 +41,7 @@ class Generation:
         """The sequences [b, t + new] and the logits [b, vocabulary] of every step."""
         prompts = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
-            raise Reject(bad_sampling("a prompt has no token",
-                                      help="begin it with the tokenizer's first token"))
+            raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
         if self.streamer is not None:
             self.streamer.put(ids.cpu())
         with self.model.opened(len(ids)) as numbers:
@@ -48,7 +57,7 @@ class Generation:
         every: list[Tensor] = []
         fresh = dict(zip(numbers, prompts, strict=True))
         while live:
-            logits = self.model.feed(fresh, "last")                                  # [live, vocabulary]
+            logits = self.model.feed(fresh, "last")  # [live, vocabulary]
             if self.keep_logits:
                 step = torch.zeros((rows, logits.shape[1]))
                 step[live] = logits
@@ -71,9 +80,9 @@ class Generation:
         if int(held[-1]) in self.sampling.eos and len(held) - prompt >= self.sampling.min_new_tokens:
             return True
         if len(held) > self.model.plan["context"]:
-            return True                                            # its next token would have no position
+            return True  # its next token would have no position
         if not self.stops:
             return False
-        tail = held[max(prompt, len(held) - max(map(len, self.stops)) - _TAIL):]
+        tail = held[max(prompt, len(held) - max(map(len, self.stops)) - _TAIL) :]
         text = self.tokenizer.decode(tail.tolist(), skip_special_tokens=False)
         return any(stop in text for stop in self.stops)

@@ -69,10 +69,10 @@ class Layout:
             raise Scattered
         register, column = self.owner(int(flat[0]))
         if column == 0 and torch.equal(flat, self.rows(register).reshape(-1)):
-            return Lane(self.columns(register), torch.arange(flat.numel()))   # a whole register, as most are
+            return Lane(self.columns(register), torch.arange(flat.numel()))  # a whole register, as most are
         register, token = self.locate(flat)
         order = torch.sort(token, stable=True).indices
-        elements = flat[order].view(self.tokens, -1)                          # [tokens, width]
+        elements = flat[order].view(self.tokens, -1)  # [tokens, width]
         widths = torch.tensor(self.widths)[register[order]].view(self.tokens, -1)[0]
         expected = elements[0] + torch.arange(self.tokens)[:, None] * widths
         if not torch.equal(expected, elements):
@@ -99,7 +99,7 @@ class Run:
 
 def runs(layout: Layout, columns: Tensor) -> list[Run]:
     """Columns as few regular runs, in order."""
-    pieces: list[list[int]] = []                               # [register, start, length]
+    pieces: list[list[int]] = []  # [register, start, length]
     for element in columns.tolist():
         register, column = layout.owner(element)
         if pieces and pieces[-1][0] == register and pieces[-1][1] + pieces[-1][2] == column:

@@ -64,7 +64,7 @@ def of(module: nn.Module) -> Linear | None:
         ours = nn.functional.linear(x, candidate, bias)
         try:
             found = module(x)
-        except (RuntimeError, ValueError):           # the other way round
+        except (RuntimeError, ValueError):  # the other way round
             continue
         if found.shape == ours.shape and torch.allclose(found.float(), ours.float(), rtol=1e-2, atol=1e-3):
             return Linear(tuple(candidate.shape), bias, weight=candidate)

@@ -16,11 +16,15 @@ from .generation import Generation
 from .sampling import Sampling, as_tokens
 
 context_full = Fault(
-    "context-full", "A sequence has more tokens than the model has positions.\n\n"
-    "The engine computes up to the longest context that the model's config states.", exit="usage")
+    "context-full",
+    "A sequence has more tokens than the model has positions.\n\n"
+    "The engine computes up to the longest context that the model's config states.",
+    exit="usage",
+)
 unknown_token = Fault("unknown-token", "A token id is given that a model does not have.", exit="usage")
 too_many_sequences = Fault(
-    "too-many-sequences", "More sequences are open at once than the engine was loaded for.", exit="usage")
+    "too-many-sequences", "More sequences are open at once than the engine was loaded for.", exit="usage"
+)
 
 
 class Output(dict):
@@ -61,16 +65,27 @@ class NativeModel(nn.Module):
     facts       what the artifact says of the model that it was
     """
 
-    def __init__(self, engine: Any, plan: Mapping[str, Any], weights: Mapping[str, Tensor],
-                 facts: Mapping[str, Any], sequences: int, generation: Mapping[str, Any] | None = None,
-                 tokenizer: Any = None):
+    def __init__(
+        self,
+        engine: Any,
+        plan: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        sequences: int,
+        generation: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+    ):
         super().__init__()
         self.engine, self.plan, self.facts, self.tokenizer = engine, plan, facts, tokenizer
         self.weights = nn.Module()
         for name, tensor in weights.items():
             self.weights.register_buffer(name.replace(".", "/"), tensor)
-        self.config = SimpleNamespace(vocab_size=plan["vocabulary"], max_position_embeddings=plan["context"],
-                                      model_type=facts.get("model_type", ""), _name_or_path="")
+        self.config = SimpleNamespace(
+            vocab_size=plan["vocabulary"],
+            max_position_embeddings=plan["context"],
+            model_type=facts.get("model_type", ""),
+            _name_or_path="",
+        )
         self.config.get_text_config = lambda decoder=True: self.config
         told = {"eos_token_id": None, "pad_token_id": None, **(generation or {})}
         self.generation_config = SimpleNamespace(**told)
@@ -99,9 +114,12 @@ class NativeModel(nn.Module):
         """Numbers of sequences that are free; Reject where the engine has no more."""
         with self._alone():
             if count > len(self._free):
-                raise Reject(too_many_sequences(
-                    f"{count} more sequences are asked for, and {len(self._free)} are free",
-                    help="load the artifact with a larger `sequences=`, or close what is open"))
+                raise Reject(
+                    too_many_sequences(
+                        f"{count} more sequences are asked for, and {len(self._free)} are free",
+                        help="load the artifact with a larger `sequences=`, or close what is open",
+                    )
+                )
             return [self._free.pop() for _ in range(count)]
 
     def give_back(self, numbers: Sequence[int]) -> None:
@@ -128,15 +146,21 @@ class NativeModel(nn.Module):
         for number, ids in rows.items():
             length = self.engine.length(number) + len(ids)
             if length > self.plan["context"]:
-                raise Reject(context_full(
-                    f"a sequence of {length} tokens is longer than the model's context of "
-                    f"{self.plan['context']}",
-                    help="give it fewer tokens, or ask for fewer new ones"))
+                raise Reject(
+                    context_full(
+                        f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
+                        help="give it fewer tokens, or ask for fewer new ones",
+                    )
+                )
         ids = torch.cat(list(rows.values()))
         if int(ids.min()) < 0 or int(ids.max()) >= self.plan["vocabulary"]:
             known = self.plan["vocabulary"]
-            raise Reject(unknown_token(f"a token id is outside of the {known} that the model has",
-                                       help="use the tokenizer that lies beside the weights"))
+            raise Reject(
+                unknown_token(
+                    f"a token id is outside of the {known} that the model has",
+                    help="use the tokenizer that lies beside the weights",
+                )
+            )
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
         asked = [wanted == "all" or i == len(ids) - 1 for ids in rows.values() for i in range(len(ids))]
         with self._alone():
@@ -144,9 +168,15 @@ class NativeModel(nn.Module):
 
     # -- what transformers' models have ----------------------------------------------------------------------
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, cache: Sequences | None = None,
-                use_cache: bool | None = None, logits_to_keep: int = 0) -> Output:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Sequences | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Output:
         """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
         length = input_ids.shape[1]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
@@ -164,23 +194,37 @@ class NativeModel(nn.Module):
         return Output(logits=logits)
 
     def _fill(self, logits: Tensor, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> None:
-        for row, number in enumerate(numbers):                   # row by row: the logits of one fit in memory
+        for row, number in enumerate(numbers):  # row by row: the logits of one fit in memory
             seen = mask[row].bool()
             if seen.any():
-                last = seen.nonzero()[-logits.shape[1]:, 0] - (ids.shape[1] - logits.shape[1])
+                last = seen.nonzero()[-logits.shape[1] :, 0] - (ids.shape[1] - logits.shape[1])
                 found = self.feed({number: ids[row][seen]}, "last" if logits.shape[1] == 1 else "all")
                 last = last[last >= 0]
-                logits[row, last] = found[len(found) - len(last):]
+                logits[row, last] = found[len(found) - len(last) :]
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, generation_config: Any = None,
-                 *, max_new_tokens: int | None = None, min_new_tokens: int | None = None,
-                 do_sample: bool | None = None, temperature: float | None = None, top_k: int | None = None,
-                 top_p: float | None = None, repetition_penalty: float | None = None,
-                 eos_token_id: int | Sequence[int] | None = None,
-                 pad_token_id: int | None = None, seed: int | None = None, streamer: Any = None,
-                 stop_strings: str | Sequence[str] | None = None, tokenizer: Any = None,
-                 return_dict_in_generate: bool | None = None, output_logits: bool | None = None) -> Any:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+        streamer: Any = None,
+        stop_strings: str | Sequence[str] | None = None,
+        tokenizer: Any = None,
+        return_dict_in_generate: bool | None = None,
+        output_logits: bool | None = None,
+    ) -> Any:
         """Tokens [b, t + new], prompts left-padded under `attention_mask`, or with
         `return_dict_in_generate` an object with `sequences` and, with `output_logits`, `logits` step by step.
 
@@ -188,10 +232,22 @@ class NativeModel(nn.Module):
         without one they follow torch's generator. Interrupted, it leaves the engine ready for the next call.
         """
         config = generation_config if generation_config is not None else self.generation_config
-        sampling = Sampling.of_config(config).overlaid(
-            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, do_sample=do_sample,
-            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
-            eos=as_tokens(eos_token_id), pad=pad_token_id, seed=seed).checked()
+        sampling = (
+            Sampling.of_config(config)
+            .overlaid(
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                do_sample=do_sample,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
+                eos=as_tokens(eos_token_id),
+                pad=pad_token_id,
+                seed=seed,
+            )
+            .checked()
+        )
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         as_object = return_dict_in_generate

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-_SHARE = 2e-5            # of float32: sums in another order, and the gain is read off one sample
+_SHARE = 2e-5  # of float32: sums in another order, and the gain is read off one sample
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
     module = copy.deepcopy(module).float().eval()
     generator = torch.Generator().manual_seed(0)
     x = (1 + torch.rand(shape, generator=generator)) * torch.randn(shape, generator=generator).sign()
-    small = torch.randn(shape, generator=generator) * 3e-3        # where epsilon is felt
+    small = torch.randn(shape, generator=generator) * 3e-3  # where epsilon is felt
     y, opposite, probe = module(x), module(-x), module(small)
     if y.shape != shape:
         return None
@@ -63,12 +63,18 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
     """The gated norm that a module computes of x and a gate [shape], or None."""
     module, width = copy.deepcopy(module).float().eval(), shape[-1]
     generator = torch.Generator().manual_seed(0)
-    samples = [(torch.randn(shape, generator=generator) * size, torch.randn(shape, generator=generator))
-               for size in (1.0, 3e-3)]                           # the second feels epsilon
+    samples = [
+        (torch.randn(shape, generator=generator) * size, torch.randn(shape, generator=generator))
+        for size in (1.0, 3e-3)
+    ]  # the second feels epsilon
     wanted = [module(x, gate) for x, gate in samples]
     gains = [p.flatten() for p in module.parameters() if p.numel() == width]
-    sizes = [n for value in vars(module).values() if type(value) is int and 0 < value <= width
-             and width % value == 0 for n in (value, width // value)]
+    sizes = [
+        n
+        for value in vars(module).values()
+        if type(value) is int and 0 < value <= width and width % value == 0
+        for n in (value, width // value)
+    ]
     for form in product(_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False)):
         known = GatedNorm(*form)
         if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(wanted, samples, strict=True)):
@@ -89,7 +95,7 @@ def _own(found: Tensor, module: nn.Module) -> Tensor:
         for exact in (parameter, 1 + parameter):
             try:
                 whole = exact.expand_as(found)
-            except RuntimeError:                      # of another shape
+            except RuntimeError:  # of another shape
                 continue
             if torch.allclose(found, whole, rtol=1e-5, atol=1e-6):
                 return whole
@@ -107,6 +113,10 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _epsilons(module: nn.Module) -> Iterator[float]:
     """Small numbers that the module or its parts hold."""
-    found = [value for part in module.modules() for value in vars(part).values()
-             if isinstance(value, float) and 0 <= value < 0.1]
+    found = [
+        value
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, float) and 0 <= value < 0.1
+    ]
     return iter(dict.fromkeys([*found, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))

@@ -15,12 +15,13 @@ from .stored import native_damaged, read, tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-SEQUENCES = 16           # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
+SEQUENCES = 16  # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
 _AGAIN = "copy the artifact again, or compile again"
 
 
-def open_native(folder: Path, *, threads: int | None = None, sequences: int = SEQUENCES,
-                mapped: bool = False, steady: bool = False) -> NativeModel:
+def open_native(
+    folder: Path, *, threads: int | None = None, sequences: int = SEQUENCES, mapped: bool = False, steady: bool = False
+) -> NativeModel:
     """The model of a folder that the target `native` wrote.
 
     threads     that compute; as many as torch has by default
@@ -39,8 +40,7 @@ def open_native(folder: Path, *, threads: int | None = None, sequences: int = SE
     try:
         if not mapped:
             check(weights, stored.entries, threads)
-        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False,
-                        steady=steady)
+        engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
     model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, read_generation(folder))

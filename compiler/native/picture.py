@@ -34,19 +34,43 @@ class Picture:
     weights: tuple[Weights, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"facts": dict(self.facts), "context": self.context, "steps": dict(self.steps),
-                "weights": [{"form": w.form, "shape": list(w.shape), "entries": w.entries, "bytes": w.bytes,
-                             "kept": round(w.kept, 4)} for w in self.weights]}
+        return {
+            "facts": dict(self.facts),
+            "context": self.context,
+            "steps": dict(self.steps),
+            "weights": [
+                {
+                    "form": w.form,
+                    "shape": list(w.shape),
+                    "entries": w.entries,
+                    "bytes": w.bytes,
+                    "kept": round(w.kept, 4),
+                }
+                for w in self.weights
+            ],
+        }
 
     def draw(self) -> str:
-        head = (f"{self.facts['class']}, {count(self.facts['params'])} parameters, "
-                f"context of {counted(self.context, 'token')}")
+        head = (
+            f"{self.facts['class']}, {count(self.facts['params'])} parameters, "
+            f"context of {counted(self.context, 'token')}"
+        )
         steps = ", ".join(f"{n} {op}" for op, n in self.steps.items())
-        rows = [(w.form, " x ".join(map(str, w.shape)) or "vectors", f"{w.entries}", size(w.bytes),
-                 f"{1 - w.kept:.0%} zeros" if w.kept < 1 else "") for w in self.weights]
+        rows = [
+            (
+                w.form,
+                " x ".join(map(str, w.shape)) or "vectors",
+                f"{w.entries}",
+                size(w.bytes),
+                f"{1 - w.kept:.0%} zeros" if w.kept < 1 else "",
+            )
+            for w in self.weights
+        ]
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [f"  {form:<{wide[0]}}  {shape:>{wide[1]}}  {number:>{wide[2]}}  {bytes:>{wide[3]}}  {zeros}"
-                 for form, shape, number, bytes, zeros in rows]
+        lines = [
+            f"  {form:<{wide[0]}}  {shape:>{wide[1]}}  {number:>{wide[2]}}  {bytes:>{wide[3]}}  {zeros}"
+            for form, shape, number, bytes, zeros in rows
+        ]
         whole = size(sum(w.bytes for w in self.weights))
         return "\n".join([head, f"a token: {steps}", f"weights: {whole}", *map(str.rstrip, lines)])
 
@@ -69,9 +93,10 @@ def picture(folder: Path) -> Picture:
         if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
             raise TypeError("its class, parameters or context are of another form")
     except (KernelError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Reject(native_damaged(f"{folder}: {error}",
-                                    help="copy the artifact again, or compile again")) from error
-    weights = [Weights(form, shape, len(held), sum(b for b, _ in held), sum(k for _, k in held) / len(held))
-               for (form, shape), held in found.items()]
+        raise Reject(native_damaged(f"{folder}: {error}", help="copy the artifact again, or compile again")) from error
+    weights = [
+        Weights(form, shape, len(held), sum(b for b, _ in held), sum(k for _, k in held) / len(held))
+        for (form, shape), held in found.items()
+    ]
     weights.sort(key=lambda w: -w.bytes)
     return Picture(stored.facts, context, dict(steps.most_common()), tuple(weights))

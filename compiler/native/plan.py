@@ -38,7 +38,7 @@ class Plan:
     slots: list[dict[str, int]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     logits: int = -1
-    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)     # register -> (original, kept)
+    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
 
     def step(self, op: str, width: int, **fields: Any) -> int:
@@ -53,12 +53,13 @@ class Plan:
     def vector(self, name: str, values: Tensor) -> str:
         """A float32 entry; one of the same values is used again."""
         values = values.detach().float().contiguous().cpu()
-        return self.entry(name, Entry("f32", tuple(values.shape), lambda: values),
-                          (tuple(values.shape), values.numpy().tobytes()))
+        return self.entry(
+            name, Entry("f32", tuple(values.shape), lambda: values), (tuple(values.shape), values.numpy().tobytes())
+        )
 
     def entry(self, name: str, entry: Entry, key: Any) -> str:
         """The name under which an entry is kept; entries with one key are one."""
-        known: dict[Any, str] = self._known        # names and registers share one memory
+        known: dict[Any, str] = self._known  # names and registers share one memory
         if key not in known:
             assert name not in self.entries, f"two weights are called {name}"
             self.entries[name] = entry
@@ -92,8 +93,9 @@ class Plan:
         width = run.block * run.count
         if run.count == 1 and width == self.layout.widths[run.register]:
             return run.register
-        return self.step("columns", width, x=run.register, start=run.start, block=run.block,
-                         stride=run.stride, count=run.count)
+        return self.step(
+            "columns", width, x=run.register, start=run.start, block=run.block, stride=run.stride, count=run.count
+        )
 
     def _from_copies(self, columns: Tensor) -> Tensor:
         """Columns read from a register that has copies of them beside what else is asked for."""
@@ -103,8 +105,10 @@ class Plan:
             original, kept = self.copies[register]
             if original in asked:
                 here = self.layout.columns(register)
-                moved = [int(here[column]) if owner == original and bool(kept[column]) else element
-                         for (owner, column), element in zip(owners, columns.tolist(), strict=True)]
+                moved = [
+                    int(here[column]) if owner == original and bool(kept[column]) else element
+                    for (owner, column), element in zip(owners, columns.tolist(), strict=True)
+                ]
                 return torch.tensor(moved)
         return columns
 
@@ -113,9 +117,15 @@ class Plan:
         needed = self._needed()
         number = {step["to"]: i for i, step in enumerate(needed)}
         steps = [renumbered(step, number) for step in needed]
-        return {"version": VERSION, "vocabulary": self.vocabulary, "context": self.context,
-                "registers": [self.layout.widths[step["to"]] for step in needed], "slots": self.slots,
-                "steps": steps, "logits": number[self.logits]}
+        return {
+            "version": VERSION,
+            "vocabulary": self.vocabulary,
+            "context": self.context,
+            "registers": [self.layout.widths[step["to"]] for step in needed],
+            "slots": self.slots,
+            "steps": steps,
+            "logits": number[self.logits],
+        }
 
     def used(self) -> dict[str, Entry]:
         """The entries that those steps read."""
@@ -131,7 +141,7 @@ class Plan:
         return kept[::-1]
 
 
-KEEPERS = ("attention", *STATEFUL)       # of something of the tokens before
+KEEPERS = ("attention", *STATEFUL)  # of something of the tokens before
 
 
 def inputs(step: Mapping[str, Any]) -> list[int]:
@@ -150,6 +160,7 @@ def weights(step: Mapping[str, Any]) -> list[str]:
 
 def renumbered(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
     """A step with its registers called by their new numbers."""
+
     def value(name: str, old: Any) -> Any:
         kind = "r" if name == "to" else STEPS[step["op"]].get(name)
         if kind == "R":

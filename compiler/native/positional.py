@@ -22,7 +22,7 @@ class Positions:
 
     def __init__(self, model: nn.Module, values: dict[fx.Node, Any]):
         self.model = model
-        self._values = values                  # what the plan knows of nodes; tokens' numbers are not needed
+        self._values = values  # what the plan knows of nodes; tokens' numbers are not needed
         self._memory: dict[int, dict[fx.Node, Any]] = {}
         self._first = first_position(model)
 
@@ -42,7 +42,7 @@ class Positions:
             try:
                 self.at(node, middle)
                 least = middle
-            except (IndexError, RuntimeError):               # a gather beyond the end is a RuntimeError
+            except (IndexError, RuntimeError):  # a gather beyond the end is a RuntimeError
                 most = middle - 1
         return least
 
@@ -53,6 +53,7 @@ class Positions:
 
         def operand(used: fx.Node) -> Any:
             return ids if isinstance(self._values.get(used), Rows) else self.at(used, length)
+
         try:
             args, kwargs = (fx.map_arg(part, operand) for part in (node.args, node.kwargs))
             return isinstance(call(node, self.model, args, kwargs), Tensor)

@@ -22,8 +22,8 @@ from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .values import CACHE, Cached, Ids, Mask, Pending, Positional, Rows
 
-_TABLE_PROBE = 8         # ids whose rows an embedding is compared by
-ENDLESS = 2**20          # tokens of a sequence, where a state stands for them and a config names no limit
+_TABLE_PROBE = 8  # ids whose rows an embedding is compared by
+ENDLESS = 2**20  # tokens of a sequence, where a state stands for them and a config names no limit
 
 
 class Reader:
@@ -49,8 +49,8 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning = Attending(self), Scanning(self)
-        self.lowered: dict[str, Tensor] = {}                 # packed weights that a pass left, by their entries
-        self.current = next(iter(self.graph.nodes))          # the node that is being read
+        self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
+        self.current = next(iter(self.graph.nodes))  # the node that is being read
 
     def read(self) -> Plan:
         for node in follow(self.graph.nodes, "reading the graph", len(self.graph.nodes)):
@@ -74,8 +74,11 @@ class Reader:
                 continue
             name = self.plan.tied(step["table"]) if self.weights == "bf16" else step["table"]
             table = self.plan.entries[name]
-            alike = (n for n, held in self.lowered.items() if self.plan.entries[n].shape == table.shape
-                     and linears.holds(held, table.make()))
+            alike = (
+                n
+                for n, held in self.lowered.items()
+                if self.plan.entries[n].shape == table.shape and linears.holds(held, table.make())
+            )
             step["table"] = next(alike, name)
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
@@ -135,7 +138,7 @@ class Reader:
         if role == "attention":
             return self.attending.attention(node, args, kwargs)
         if role in ("dropout", "identity", "slice_logits", "padding"):
-            return args[0]                       # sequences of the engine have no padding
+            return args[0]  # sequences of the engine have no padding
         if role == "ssm_conv":
             return self.scanning.convolution(node, args, kwargs)
         if role == "ssm_scan":
@@ -218,8 +221,15 @@ class Reader:
     def _of_two(self, node: fx.Node, name: str, a: Rows, b: Rows) -> Rows:
         if name in ("sub", "isub"):
             b = Rows(b.index, Pending(calls.BINARY["mul"], (b.pending, -1.0)))
-        op = {"add": "add", "iadd": "add", "sub": "add", "isub": "add", "mul": "mul", "imul": "mul",
-              "multiply": "mul"}.get(name)
+        op = {
+            "add": "add",
+            "iadd": "add",
+            "sub": "add",
+            "isub": "add",
+            "mul": "mul",
+            "imul": "mul",
+            "multiply": "mul",
+        }.get(name)
         if op is None:
             raise self.refuse(node, f"`{name}` of two values is not among the engine's steps")
         ai, bi = torch.broadcast_tensors(self.settled(a).index, self.settled(b).index)
@@ -247,8 +257,12 @@ class Reader:
     def _embedding(self, node: fx.Node, module: nn.Module, args: Any) -> Rows:
         given = args[0] if args else None
         table = getattr(module, "weight", None)
-        if not (isinstance(given, Rows) and self.ids.are(given.index) and isinstance(table, Tensor)
-                and given.index.shape == self.shape):
+        if not (
+            isinstance(given, Rows)
+            and self.ids.are(given.index)
+            and isinstance(table, Tensor)
+            and given.index.shape == self.shape
+        ):
             why = "an embedding of something else than token ids is not among the engine's steps"
             raise self.refuse(node, why)
         ids = torch.arange(min(_TABLE_PROBE, len(table)))
@@ -271,9 +285,11 @@ class Reader:
         table = table[None] if table.dim() == 2 else table
         if table.dim() != 3 or table.shape[:2] != (1, context):
             raise self.refuse(node, "it adds something that is not one row for every position")
-        name = self.plan.entry(f"{value.node.name}.rows", Entry("f32", tuple(table.shape[1:]),
-                                                                lambda: table[0].float().contiguous()),
-                               ("positions", value.node.name))
+        name = self.plan.entry(
+            f"{value.node.name}.rows",
+            Entry("f32", tuple(table.shape[1:]), lambda: table[0].float().contiguous()),
+            ("positions", value.node.name),
+        )
         register = self.plan.step("positions", table.shape[-1], table=name)
         return Rows(self.plan.layout.rows(register).view(*self.shape, -1))
 
@@ -295,8 +311,9 @@ class Reader:
                 if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
                     vector = short[0]
                 fields[key] = self.plan.vector(f"{node.target}.{key}", vector)
-        return self.written("norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps,
-                            group=group, **fields)
+        return self.written(
+            "norm", given.index.shape, lane, x=register, kind=found.kind, eps=found.eps, group=group, **fields
+        )
 
     def linear(self, node: fx.Node, given: Rows, name: str, found: linears.Linear, weights: str = "") -> Rows:
         """`weights`: other numbers than those of all linear layers."""
@@ -352,8 +369,10 @@ class Reader:
         """A function that no step computes, operand by operand."""
         node = self.current
         op = {calls.BINARY[name]: name for name in ("add", "sub", "mul")}.get(function.call)
-        parts = [base if part is None else self._applied(base, part) if isinstance(part, Pending) else part
-                 for part in function.operands]
+        parts = [
+            base if part is None else self._applied(base, part) if isinstance(part, Pending) else part
+            for part in function.operands
+        ]
         if len(parts) == 1 and function.operands[0] is not None:
             return self._applied(parts[0], Pending(function.call, (None,)))
         if len(parts) == 2 and op and all(isinstance(part, Rows) for part in parts):

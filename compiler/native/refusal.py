@@ -15,7 +15,8 @@ cannot_run_natively = Fault(
     "positions, attention over a cache, convolutions and scans with a state, activations, sums and products. "
     "What a model computes is read from its graph; experts and biases by distance (ALiBi) are not among the "
     "steps.",
-    exit="environment")
+    exit="environment",
+)
 
 _REMEDY = "`hf` and `pt2` write what torch runs"
 
@@ -42,5 +43,5 @@ def _written(module: nn.Module) -> str:
     forward: Any = inspect.unwrap(type(module).forward)
     try:
         return f", {Path(inspect.getfile(forward)).name}:{inspect.getsourcelines(forward)[1]}"
-    except (OSError, TypeError):          # a class without a source file
+    except (OSError, TypeError):  # a class without a source file
         return ""

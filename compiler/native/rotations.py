@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SHARE = 3e-5           # tables are float32, angles at their end too
-_HALVES = {torch.bfloat16: 2**-8, torch.float16: 2**-11}       # how far rounding takes a table's number
-ROWS = 8192             # positions that are looked at at once: contexts are long
-PROBE = 16              # positions at which every column is looked at
+_SHARE = 3e-5  # tables are float32, angles at their end too
+_HALVES = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # how far rounding takes a table's number
+ROWS = 8192  # positions that are looked at at once: contexts are long
+PROBE = 16  # positions at which every column is looked at
 
 # x [heads, t, width], first position -> the same turned, as positions first, first + 1, ... turn it
 Turn = Callable[[Tensor, int], Tensor]
@@ -20,7 +20,7 @@ Turn = Callable[[Tensor, int], Tensor]
 class Frequencies:
     """cos and sin of position * frequency, both times `scale`."""
 
-    values: Tensor                     # [pairs] float32
+    values: Tensor  # [pairs] float32
     scale: float
 
 
@@ -50,7 +50,7 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     known to twice the precision.
     """
     count, rounding = len(cos), _rounding(cos, sin)
-    scale = round(float((cos.square() + sin.square()).double().mean().sqrt()), 7)       # of float32 tables
+    scale = round(float((cos.square() + sin.square()).double().mean().sqrt()), 7)  # of float32 tables
     scale = 1.0 if abs(scale - 1) < rounding else scale
     if count < 2 or scale == 0:
         return None
@@ -61,7 +61,7 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
         turns = ((estimate * position - seen) / (2 * math.pi)).round()
         estimate = (seen + 2 * math.pi * turns) / position
     values = estimate.float()
-    share = max(_SHARE, 3e-7 * count, rounding)        # a frequency is rounded at 2**-24 of an angle
+    share = max(_SHARE, 3e-7 * count, rounding)  # a frequency is rounded at 2**-24 of an angle
     for start in range(0, count, ROWS):
         rows = slice(start, min(start + ROWS, count))
         angles = (torch.arange(rows.start, rows.stop)[:, None].float() * values).double()
@@ -73,8 +73,14 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
 
 def _rounding(*tables: Tensor) -> float:
     """How far the numbers of tables that a model keeps in half precision may be off; 0 of others."""
-    return next((share for dtype, share in _HALVES.items()
-                 if all(torch.equal(table, table.to(dtype).float()) for table in tables)), 0.0)
+    return next(
+        (
+            share
+            for dtype, share in _HALVES.items()
+            if all(torch.equal(table, table.to(dtype).float()) for table in tables)
+        ),
+        0.0,
+    )
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
@@ -92,7 +98,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
 def recognise(turn: Turn, context: int, head_dim: int) -> Rotation | None:
     """The rotation that a function makes of the positions of a context, or None."""
     probe = min(PROBE, context)
-    found = turn(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)     # [from, t, to]
+    found = turn(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
     order = _order(found[:, 0])
     pairs = None if order is None else _pairs(found[..., order])
     if pairs is None:

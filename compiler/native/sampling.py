@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 
-bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.",
-                     exit="usage")
+bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.", exit="usage")
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,23 @@ class Sampling:
     seed: int | None = None
 
     def checked(self) -> "Sampling":
-        wrong = [text for bad, text in (
-            (self.max_new_tokens < 1,
-             f"max_new_tokens is {self.max_new_tokens}, and at least one is generated"),
-            (self.do_sample and not self.temperature > 0,
-             f"temperature is {self.temperature}, and must be above 0 where tokens are drawn"),
-            (self.top_k < 0, f"top_k is {self.top_k}, and 0 takes all tokens"),
-            (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, which is no share above 0"),
-            (not self.repetition_penalty > 0,
-             f"repetition_penalty is {self.repetition_penalty}, and must be above 0"),
-        ) if bad]
+        wrong = [
+            text
+            for bad, text in (
+                (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}, and at least one is generated"),
+                (
+                    self.do_sample and not self.temperature > 0,
+                    f"temperature is {self.temperature}, and must be above 0 where tokens are drawn",
+                ),
+                (self.top_k < 0, f"top_k is {self.top_k}, and 0 takes all tokens"),
+                (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, which is no share above 0"),
+                (
+                    not self.repetition_penalty > 0,
+                    f"repetition_penalty is {self.repetition_penalty}, and must be above 0",
+                ),
+            )
+            if bad
+        ]
         if wrong:
             raise Reject(*(bad_sampling(text) for text in wrong))
         return self
@@ -101,6 +107,6 @@ class Chooser:
         if s.top_p < 1.0:
             ordered, order = scores.sort(descending=False)
             less = ordered.softmax(-1).cumsum(-1) <= 1 - s.top_p
-            less[:, -1] = False                             # the likeliest stays
+            less[:, -1] = False  # the likeliest stays
             scores = scores.masked_fill(less.scatter(1, order, less), -torch.inf)
         return scores.softmax(-1)

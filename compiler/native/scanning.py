@@ -36,8 +36,9 @@ class Scanning:
             return self._convolution(node, x, weight, bias, activation)
         return self._convolution(node, *args, **kwargs)
 
-    def _convolution(self, node: fx.Node, x: Any, weight: Any, bias: Any = None, activation: str | None = None,
-                     **_: Any) -> Rows:
+    def _convolution(
+        self, node: fx.Node, x: Any, weight: Any, bias: Any = None, activation: str | None = None, **_: Any
+    ) -> Rows:
         plain = isinstance(x, Rows) and x.index.dim() == 3 and isinstance(weight, Tensor) and weight.dim() == 2
         if not plain or weight.shape[0] != x.index.shape[1]:
             raise self.reader.refuse(node, "a convolution of another form than one filter for each channel")
@@ -45,16 +46,29 @@ class Scanning:
         filters = plan.vector(f"{node.name}.filters", weight.mT)
         shift = None if bias is None else plan.vector(f"{node.name}.bias", bias)
         silu = activation in _SILU
-        made = self.reader.written("convolve", x.index.shape, lane, x=register, filters=filters, bias=shift,
-                                   silu=silu)
+        made = self.reader.written("convolve", x.index.shape, lane, x=register, filters=filters, bias=shift, silu=silu)
         return made if silu or activation is None else Rows(made.index, Pending(ACT2FN[activation], (None,)))
 
     # -- scans -----------------------------------------------------------------------------------------------
 
-    def _ssd(self, node: fx.Node, x: Any, dt: Any, A: Any, B: Any, C: Any, *, D: Any = None, z: Any = None,
-             dt_bias: Any = None, dt_softplus: bool = False, initial_states: Any = None,
-             dt_limit: tuple[float, float] = (0.0, float("inf")), return_final_states: bool = False,
-             **_: Any) -> Rows:
+    def _ssd(
+        self,
+        node: fx.Node,
+        x: Any,
+        dt: Any,
+        A: Any,
+        B: Any,
+        C: Any,
+        *,
+        D: Any = None,
+        z: Any = None,
+        dt_bias: Any = None,
+        dt_softplus: bool = False,
+        initial_states: Any = None,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        return_final_states: bool = False,
+        **_: Any,
+    ) -> Rows:
         rows = all(isinstance(part, Rows) for part in (x, dt, B, C)) and x.index.dim() == B.index.dim() == 4
         if not rows or z is not None or initial_states is not None or return_final_states or A.dim() != 1:
             raise self.reader.refuse(node, "a scan of another form than one decay for each head")
@@ -63,30 +77,64 @@ class Scanning:
         least, most = map(float, dt_limit)
         plan, (register, lane) = self.reader.plan, self.reader.register(x)
         return self.reader.written(
-            "ssd", x.index.shape, lane, x=register, **self._registers(dt=dt, b=B, c=C), heads=heads,
-            head_dim=head_dim, groups=groups, states=states, rates=plan.vector(f"{node.name}.rates", A),
-            **self._vectors(node, skip=D, bias=dt_bias), softplus=bool(dt_softplus), least=max(least, 0.0),
-            most=most if most < float("inf") else None)
+            "ssd",
+            x.index.shape,
+            lane,
+            x=register,
+            **self._registers(dt=dt, b=B, c=C),
+            heads=heads,
+            head_dim=head_dim,
+            groups=groups,
+            states=states,
+            rates=plan.vector(f"{node.name}.rates", A),
+            **self._vectors(node, skip=D, bias=dt_bias),
+            softplus=bool(dt_softplus),
+            least=max(least, 0.0),
+            most=most if most < float("inf") else None,
+        )
 
-    def _selective(self, node: fx.Node, x: Any, dt: Any, A: Any, B: Any, C: Any, *, D: Any = None, z: Any = None,
-                   delta_bias: Any = None, delta_softplus: bool = False, return_last_state: bool = False,
-                   **_: Any) -> Rows:
+    def _selective(
+        self,
+        node: fx.Node,
+        x: Any,
+        dt: Any,
+        A: Any,
+        B: Any,
+        C: Any,
+        *,
+        D: Any = None,
+        z: Any = None,
+        delta_bias: Any = None,
+        delta_softplus: bool = False,
+        return_last_state: bool = False,
+        **_: Any,
+    ) -> Rows:
         rows = all(isinstance(part, Rows) and part.index.dim() == 3 for part in (x, dt, B, C))
         if not rows or not (z is None or isinstance(z, Rows)) or return_last_state or A.dim() != 2:
             raise self.reader.refuse(node, "a scan of another form than a decay for each channel and state")
         plan, (register, lane) = self.reader.plan, self.reader.register(x)
         gate = {"gate": None} if z is None else self._registers(gate=z)
         return self.reader.written(
-            "selective", x.index.shape, lane, x=register, **self._registers(dt=dt, b=B, c=C), **gate,
-            states=A.shape[1], rates=plan.vector(f"{node.name}.rates", A),
-            **self._vectors(node, skip=D, bias=delta_bias), softplus=bool(delta_softplus))
+            "selective",
+            x.index.shape,
+            lane,
+            x=register,
+            **self._registers(dt=dt, b=B, c=C),
+            **gate,
+            states=A.shape[1],
+            rates=plan.vector(f"{node.name}.rates", A),
+            **self._vectors(node, skip=D, bias=delta_bias),
+            softplus=bool(delta_softplus),
+        )
 
     def _registers(self, **values: Rows) -> dict[str, int]:
         return {name: self.reader.register(value)[0] for name, value in values.items()}
 
     def _vectors(self, node: fx.Node, **values: Tensor | None) -> dict[str, str | None]:
-        return {name: None if value is None else self.reader.plan.vector(f"{node.name}.{name}", value)
-                for name, value in values.items()}
+        return {
+            name: None if value is None else self.reader.plan.vector(f"{node.name}.{name}", value)
+            for name, value in values.items()
+        }
 
     # -- what is around them ---------------------------------------------------------------------------------
 
@@ -99,8 +147,17 @@ class Scanning:
             x = self.reader.product(node, x, opened)
         register, lane = self.reader.register(x)
         gain = self.reader.plan.vector(f"{node.target}.weight", found.gain)
-        made = self.reader.written("norm", x.index.shape, lane, x=register, kind="rms", eps=found.eps,
-                                   group=found.group, weight=gain, bias=None)
+        made = self.reader.written(
+            "norm",
+            x.index.shape,
+            lane,
+            x=register,
+            kind="rms",
+            eps=found.eps,
+            group=found.group,
+            weight=gain,
+            bias=None,
+        )
         return made if found.gate_first else self.reader.product(node, made, opened)
 
     def product(self, node: fx.Node, a: Any, b: Any) -> Rows:

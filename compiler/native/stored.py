@@ -31,14 +31,16 @@ native_damaged = Fault(
     "The files of a native artifact do not hold together: one was cut, changed or exchanged, or is of another "
     "version or byte order.\n\n"
     "The engine reads weights without looking at each, so sizes, headers, the plan and packed weights are "
-    "checked before it starts.", exit="environment")
+    "checked before it starts.",
+    exit="environment",
+)
 
 PLAN, WEIGHTS = "plan.json", "weights.bin"
 VERSION = 1
 ALIGN, PAGE = 64, 4096
 _MAGIC, _ORDER, _HEADER = b"effcwts\0", 0x01020304, struct.Struct("=8sIIq")
 _WIDTH = {"packed": 1, "f32": 4, "bf16": 2}
-_MOST = 1 << 48           # bytes of a file, numbers of a shape: larger ones are no sizes
+_MOST = 1 << 48  # bytes of a file, numbers of a shape: larger ones are no sizes
 _AGAIN = "copy the artifact again, or compile again"
 
 
@@ -68,15 +70,23 @@ def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
             at = -(-at // _align(len(raw))) * _align(len(raw))
             file.seek(at)
             file.write(raw)
-            entries[name] = {"at": at, "bytes": len(raw), "kind": entry.kind, "shape": list(entry.shape),
-                             "sha256": hashlib.sha256(raw).hexdigest()}
+            entries[name] = {
+                "at": at,
+                "bytes": len(raw),
+                "kind": entry.kind,
+                "shape": list(entry.shape),
+                "sha256": hashlib.sha256(raw).hexdigest(),
+            }
             at += len(raw)
         size = -(-at // PAGE) * PAGE
         file.truncate(size)
         file.seek(0)
         file.write(_HEADER.pack(_MAGIC, _ORDER, VERSION, size))
-    body = {"facts": {"version": VERSION, "byte_order": sys.byteorder, **facts}, "plan": plan.to_json(),
-            "entries": entries}
+    body = {
+        "facts": {"version": VERSION, "byte_order": sys.byteorder, **facts},
+        "plan": plan.to_json(),
+        "entries": entries,
+    }
     text = json.dumps(body, indent=1, allow_nan=False)
     (folder / PLAN).write_text(text + "\n", encoding="utf-8")
 
@@ -94,6 +104,7 @@ def _bytes(tensor: "Tensor") -> memoryview:
 
 # -- reading -------------------------------------------------------------------------------------------------
 
+
 def read(folder: Path) -> Stored:
     """The plan and the table, with the sizes of the weights' file checked against it."""
     body = _json(folder / PLAN)
@@ -103,11 +114,17 @@ def read(folder: Path) -> Stored:
     except (KeyError, TypeError) as error:
         raise _damaged(folder / PLAN, f"lacks a field or has one of another form: {error}") from error
     if version != VERSION:
-        raise _damaged(folder / PLAN, f"was written in format {version!r}, and this effc reads {VERSION}",
-                       help="load it with the effc that wrote it, or compile again")
+        raise _damaged(
+            folder / PLAN,
+            f"was written in format {version!r}, and this effc reads {VERSION}",
+            help="load it with the effc that wrote it, or compile again",
+        )
     if order != sys.byteorder:
-        raise _damaged(folder / PLAN, f"was written on a machine of {order}-endian byte order, and this one "
-                                      f"is {sys.byteorder}-endian", help="compile on a machine of this kind")
+        raise _damaged(
+            folder / PLAN,
+            f"was written on a machine of {order}-endian byte order, and this one is {sys.byteorder}-endian",
+            help="compile on a machine of this kind",
+        )
     if why := _missing(stored.facts.get("isa", "portable")):
         raise _damaged(folder / PLAN, f"is for another processor: {why}", help="compile on a machine of this kind")
     size = _weights_size(folder / WEIGHTS)

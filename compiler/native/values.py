@@ -30,8 +30,9 @@ class Pending:
     operands: "tuple[Pending | float | None, ...]"
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.call(*(x if part is None else part(x) if isinstance(part, Pending) else part
-                           for part in self.operands))
+        return self.call(
+            *(x if part is None else part(x) if isinstance(part, Pending) else part for part in self.operands)
+        )
 
     def constants(self) -> list[float]:
         found = [part for part in self.operands if isinstance(part, (int, float))]
@@ -71,4 +72,4 @@ class Ids:
         return bool((register == self.register).all())
 
 
-CACHE = object()       # the cache itself, of which only slots are ever read
+CACHE = object()  # the cache itself, of which only slots are ever read

@@ -10,7 +10,7 @@ class Amount:
     """A share or count to keep of something, as a recipe says it."""
 
     value: int | Ratio
-    removes: bool = False          # `remove:` rather than `keep:`
+    removes: bool = False  # `remove:` rather than `keep:`
 
     def kept(self, total: int, align: int = 1) -> int:
         """How many of `total` items stay: the nearest multiple of `align`, at least one step, at most all.
@@ -19,7 +19,7 @@ class Amount:
         """
         share = self.value.value * total if isinstance(self.value, Ratio) else self.value
         wanted = total - share if self.removes else share
-        steps = int(wanted / align + 0.5 + 1e-9)          # 1e-9: 0.85 * 20 is 16.999999999999996
+        steps = int(wanted / align + 0.5 + 1e-9)  # 1e-9: 0.85 * 20 is 16.999999999999996
         return min(max(steps, 1) * align, total)
 
     @property

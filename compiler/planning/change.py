@@ -31,11 +31,15 @@ def _counted(before: Skeleton, after: Skeleton) -> str:
     layers = len(before.units) - len(after.units)
     branches = len(before.branches) - len(after.branches)
     counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
-    if not layers and not branches and not _lowered(before, after):        # which no longer tell what they couple
-        for kind, name in (("channels", "channels"), ("kv_heads", "KV heads"), ("heads", "heads"),
-                           ("experts", "experts")):
+    if not layers and not branches and not _lowered(before, after):  # which no longer tell what they couple
+        for kind, name in (
+            ("channels", "channels"),
+            ("kv_heads", "KV heads"),
+            ("heads", "heads"),
+            ("experts", "experts"),
+        ):
             lost = _total(before, kind) - _total(after, kind)
-            if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):   # they went with them
+            if lost and not (kind == "heads" and counts and counts[-1].endswith("KV heads")):  # they went with them
                 counts.append(f"-{lost} {name}")
     return ", ".join([*(c for c in counts if c), *_lowered(before, after)])
 
@@ -59,8 +63,11 @@ def _branches(before: Skeleton, after: Skeleton) -> list[str]:
         return []
     left = {b.site for b in after.branches}
     shapes = before.shapes()
-    return [f"{b.site} removed, {-_weight(shapes, b.parts) / 1e6:+.2f} M params"
-            for b in before.branches if b.site not in left]
+    return [
+        f"{b.site} removed, {-_weight(shapes, b.parts) / 1e6:+.2f} M params"
+        for b in before.branches
+        if b.site not in left
+    ]
 
 
 def _weight(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
@@ -78,5 +85,8 @@ def _groups(before: Skeleton, after: Skeleton) -> list[str]:
     if len(before.units) != len(after.units) or _lowered(before, after):
         return []
     now = {(g.site, g.kind): g.count for g in after.groups}
-    return [f"{g.site} {g.count} -> {now[g.site, g.kind]} {g.kind}"
-            for g in before.groups if now.get((g.site, g.kind), g.count) != g.count]
+    return [
+        f"{g.site} {g.count} -> {now[g.site, g.kind]} {g.kind}"
+        for g in before.groups
+        if now.get((g.site, g.kind), g.count) != g.count
+    ]

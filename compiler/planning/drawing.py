@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
     from ..ir.unit import Unit
 
-_INLINED = ("size", "int")      # nodes of these types are written where they are used
-_TOLD = ("opaque", "experts", "router", "ssm_scan", "ssm_conv")      # roles that a call's name may not show
+_INLINED = ("size", "int")  # nodes of these types are written where they are used
+_TOLD = ("opaque", "experts", "router", "ssm_scan", "ssm_conv")  # roles that a call's name may not show
 
 
 # -- the tree ------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class _Module:
@@ -29,7 +30,7 @@ class _Module:
     children: list["_Module"] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     kind: str = ""
-    tied: tuple[str, ...] = ()         # its tensors that another module owns, too, and that counted there
+    tied: tuple[str, ...] = ()  # its tensors that another module owns, too, and that counted there
     alike: int = 1
 
     def child(self, name: str) -> "_Module":
@@ -41,8 +42,13 @@ class _Module:
 
     def shape(self) -> Any:
         """Equal for modules that look the same but for their name."""
-        return (self.kind, self.notes, self.tied, self.part and self.part.tensors,
-                tuple((c.name, c.alike, c.shape()) for c in self.children))
+        return (
+            self.kind,
+            self.notes,
+            self.tied,
+            self.part and self.part.tensors,
+            tuple((c.name, c.alike, c.shape()) for c in self.children),
+        )
 
     def count(self) -> int:
         """Numbers that it holds, without those that are another module's, too."""
@@ -57,17 +63,14 @@ def draw(skeleton: Skeleton, *, width: int = 100) -> str:
     width   columns; longer lines end in an ellipsis
     """
     root = _tree(skeleton)
-    rows = [row for i, child in enumerate(root.children)
-            for row in _rows(child, "", i + 1 == len(root.children))]
+    rows = [row for i, child in enumerate(root.children) for row in _rows(child, "", i + 1 == len(root.children))]
     kinds = max((len(row.kind) for row in rows if row.shape), default=0)
-    cells = [(row.tree, f"{row.kind.ljust(kinds)}  {row.shape}" if row.shape else row.kind, row.count)
-             for row in rows]
+    cells = [(row.tree, f"{row.kind.ljust(kinds)}  {row.shape}" if row.shape else row.kind, row.count) for row in rows]
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [_title(skeleton)]
-    lines += [f"{tree.ljust(sizes[0])}  {what.ljust(sizes[1])}  {count.rjust(sizes[2])}"
-              for tree, what, count in cells]
+    lines += [f"{tree.ljust(sizes[0])}  {what.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, what, count in cells]
     lines += _remarks(skeleton)
-    return "\n".join(line if len(line) <= width else f"{line[:width - 1]}…" for line in lines)
+    return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
 
 def _title(skeleton: Skeleton) -> str:
@@ -127,8 +130,9 @@ def said(group: Group, skeleton: Skeleton) -> str:
         return f"{group.count} heads of {size}"
     if group.kind == "heads":
         return f"{group.count} heads of {size} in {group.count // group.per_block} KV groups"
-    return "" if any(g.kind == "heads" and g.site == group.site for g in skeleton.groups) else (
-        f"{group.count} KV groups")
+    return (
+        "" if any(g.kind == "heads" and g.site == group.site for g in skeleton.groups) else (f"{group.count} KV groups")
+    )
 
 
 def _folded(module: _Module) -> _Module:
@@ -212,6 +216,7 @@ def human(count: int) -> str:
 
 # -- a layer's program ---------------------------------------------------------------------------------------
 
+
 def graph_text(unit: "Unit") -> str:
     """The program of a unit, one line per step, with the shapes that it had in the captured run."""
     texts: dict[Any, str] = {}
@@ -249,8 +254,12 @@ def _result(node: "fx.Node") -> str:
 
 def _is_parted(node: "fx.Node") -> bool:
     """Whether each of a node's results goes its own way."""
-    return (node.op != "placeholder" and isinstance(node.meta.get("dtype"), tuple) and bool(node.users)
-            and all(map(_is_item, node.users)))
+    return (
+        node.op != "placeholder"
+        and isinstance(node.meta.get("dtype"), tuple)
+        and bool(node.users)
+        and all(map(_is_item, node.users))
+    )
 
 
 def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
@@ -277,7 +286,7 @@ def _called(node: "fx.Node") -> str:
 def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     args = [_written(x, texts) for x in node.args]
     if node.op == "call_method" and len(args) == 2 and isinstance(node.args[1], tuple):
-        args = [args[0], *(_written(x, texts) for x in node.args[1])]      # view((a, b)) is view(a, b)
+        args = [args[0], *(_written(x, texts) for x in node.args[1])]  # view((a, b)) is view(a, b)
     named = [f"{key}={_written(x, texts)}" for key, x in node.kwargs.items()]
     if node.op == "get_attr":
         return f"self.{node.target}"
@@ -291,7 +300,7 @@ def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     if name == "getitem":
         whole, from_front = args[0].removesuffix("]").rpartition("[:-")[::2]
         if whole and from_front.isdigit() and isinstance(node.args[1], int) and node.args[1] >= 0:
-            return f"{whole}[{node.args[1]}]"       # x.shape[:-1][0]
+            return f"{whole}[{node.args[1]}]"  # x.shape[:-1][0]
         inner = args[1][1:-1] if isinstance(node.args[1], tuple) else args[1]
         return f"{args[0]}[{inner.rstrip(',')}]"
     if name in _INFIX and len(args) == 2:

@@ -21,8 +21,12 @@ def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
             taking = next((step.name for step in pipeline.steps if _takes_out(step.call, ctx)), None)
             if taking is None:
                 raise
-            ctx.tell(Warned(f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}; "
-                            f"it is refused at the end unless `{taking}` takes that out"))
+            ctx.tell(
+                Warned(
+                    f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}; "
+                    f"it is refused at the end unless `{taking}` takes that out"
+                )
+            )
 
 
 def _takes_out(call: Invocation, ctx: Context) -> bool:

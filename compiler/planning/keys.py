@@ -15,7 +15,7 @@ from ..words.context import Context
 from ..words.placing import placed
 
 FORMAT = 1
-LOADING = Path(__file__).parents[1] / "checkpoints" / "checkpoint.py"      # how weights become a model
+LOADING = Path(__file__).parents[1] / "checkpoints" / "checkpoint.py"  # how weights become a model
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -28,18 +28,22 @@ def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, 
     words = [("pass", call.word), *(("metric", m.name) for m in found(call.args, MetricRef))]
     data = {ref.name: data_identity(ref, ctx) for ref in found(call.args, DataRef)}
     words += [("data", ctx.recipe.data[name].word) for name in data]
-    return {
-        "step": {"word": call.word, "args": to_jsonable(call.args)},
-        "input": source,
-        "data": data,
-        "files": files(call, ctx),
-        "seed": ctx.settings.seed,
-        "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
-        "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
-        "device": ctx.settings.device,
-        "threads": ctx.settings.threads,
-        "format": FORMAT,
-    } | _results(call, steps) | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+    return (
+        {
+            "step": {"word": call.word, "args": to_jsonable(call.args)},
+            "input": source,
+            "data": data,
+            "files": files(call, ctx),
+            "seed": ctx.settings.seed,
+            "source": {f"{kind} {name}": word_source(kind, name, ctx) for kind, name in words},
+            "libraries": versions(*ctx.shelf.vocabulary.word("pass", call.word).facts.get("requires", ())),
+            "device": ctx.settings.device,
+            "threads": ctx.settings.threads,
+            "format": FORMAT,
+        }
+        | _results(call, steps)
+        | (_measured_on(call, ctx) if ctx.shelf.make("pass", call).reads_clock() else {})
+    )
 
 
 def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
@@ -92,9 +96,16 @@ def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
 def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
     data = {ref.name: data_identity(ref, ctx) for ref in found(dict(metric.args), DataRef)}
-    return {"metric": to_json(metric), "model": origin, "data": data, "source": word_source("metric", metric.name, ctx),
-            "loading": fingerprint(LOADING), "libraries": versions(), "device": ctx.settings.device,
-            "threads": ctx.settings.threads}
+    return {
+        "metric": to_json(metric),
+        "model": origin,
+        "data": data,
+        "source": word_source("metric", metric.name, ctx),
+        "loading": fingerprint(LOADING),
+        "libraries": versions(),
+        "device": ctx.settings.device,
+        "threads": ctx.settings.threads,
+    }
 
 
 def key(parts: Mapping[str, Any]) -> str:

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from ..checkpoints.origin import Origin
     from ..words.context import Context
 
-CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16     # as compiler/rows/forward.py runs a model
-MARGIN = 1.05                        # what allocators and libraries keep for themselves
-PROCESS = 280 << 20                  # Python with torch and transformers, where the system doesn't tell
+CHUNK_BYTES, BATCH_BYTES, BATCH_ROWS = 64 << 20, 256 << 20, 16  # as compiler/rows/forward.py runs a model
+MARGIN = 1.05  # what allocators and libraries keep for themselves
+PROCESS = 280 << 20  # Python with torch and transformers, where the system doesn't tell
 
 
 def itemsize(skeleton: Skeleton) -> int:
     return shrink.bytes_(skeleton) // max(1, shrink.params(skeleton))
 
 
-def peak_bytes(call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context",
-               apart: int = 0) -> int:
+def peak_bytes(
+    call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context", apart: int = 0
+) -> int:
     """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it.
 
     apart   what it holds besides the weights before it scores

@@ -79,8 +79,8 @@ class Plan:
 
     recipe: Recipe
     pipeline: Pipeline
-    model: str                      # label of the source
-    identity: str                   # hash of what decides the weights
+    model: str  # label of the source
+    identity: str  # hash of what decides the weights
     stages: tuple[Stage, ...]
     skeleton: Skeleton = field(repr=False)
 
@@ -102,14 +102,34 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
-        stages = [{"name": s.name, "word": s.call.word, "args": keys.to_jsonable(s.call.args), "key": s.key,
-                   "parts": s.parts, "matched": list(s.matched), "before": vars(s.before), "after": vars(s.after),
-                   "told": list(s.told), "forwards": s.forwards, "seconds": round(s.seconds, 1),
-                   "peak_bytes": s.peak_bytes, "cached": s.cached, "why": s.why} for s in self.stages]
-        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source}
-                 for e in self.pipeline.emits]
-        return {"pipeline": self.pipeline.name, "variant": self.recipe.variant, "model": self.model,
-                "identity": self.identity, "stages": stages, "emits": emits}
+        stages = [
+            {
+                "name": s.name,
+                "word": s.call.word,
+                "args": keys.to_jsonable(s.call.args),
+                "key": s.key,
+                "parts": s.parts,
+                "matched": list(s.matched),
+                "before": vars(s.before),
+                "after": vars(s.after),
+                "told": list(s.told),
+                "forwards": s.forwards,
+                "seconds": round(s.seconds, 1),
+                "peak_bytes": s.peak_bytes,
+                "cached": s.cached,
+                "why": s.why,
+            }
+            for s in self.stages
+        ]
+        emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
+        return {
+            "pipeline": self.pipeline.name,
+            "variant": self.recipe.variant,
+            "model": self.model,
+            "identity": self.identity,
+            "stages": stages,
+            "emits": emits,
+        }
 
 
 def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
@@ -128,8 +148,17 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
 
 
-def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str, first: bool,
-           ctx: Context, store: Cache, steps: Mapping[str, str]) -> tuple[Stage, Skeleton]:
+def _stage(
+    name: str,
+    call: Invocation,
+    source: str,
+    before: Skeleton,
+    told: str,
+    first: bool,
+    ctx: Context,
+    store: Cache,
+    steps: Mapping[str, str],
+) -> tuple[Stage, Skeleton]:
     pass_ = ctx.shelf.make("pass", call)
     after = pass_.forecast(before)
     parts = keys.step_parts(call, source, ctx, steps)
@@ -139,11 +168,21 @@ def _stage(name: str, call: Invocation, source: str, before: Skeleton, told: str
     key = keys.key(parts)
     cached = store.has(key)
     stage = Stage(
-        name, call, key, parts, source, matched(before, pass_.acts_on, call), Size.of(before), Size.of(after),
-        told=(told, _told(pass_, forwards, told)), forwards=forwards,
+        name,
+        call,
+        key,
+        parts,
+        source,
+        matched(before, pass_.acts_on, call),
+        Size.of(before),
+        Size.of(after),
+        told=(told, _told(pass_, forwards, told)),
+        forwards=forwards,
         seconds=tokens * Size.of(before).flops / flops_per_second(),
         peak_bytes=peak_bytes(call, before, after, first, ctx, effort.apart) + effort.bytes,
-        cached=cached, why="" if cached else store.why(parts))
+        cached=cached,
+        why="" if cached else store.why(parts),
+    )
     return stage, after
 
 
@@ -194,8 +233,7 @@ def flops_per_second() -> float:
 def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
     """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
     if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
-        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}",
-                                help="make it again with `effc plan -o`"))
+        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
     _same("the number of pipelines", len(saved["plans"]), len(now))
     for old, plan in zip(saved["plans"], now, strict=True):
         fresh = plan.to_json()
@@ -209,8 +247,12 @@ def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
 
 def _same(what: str, then: Any, today: Any) -> None:
     if then != today:
-        raise Reject(plan_drift(f"{what} was {_brief(then)} when the plan was made and is {_brief(today)} now",
-                                help="look at `effc plan` again, and save it with -o if it is what you want"))
+        raise Reject(
+            plan_drift(
+                f"{what} was {_brief(then)} when the plan was made and is {_brief(today)} now",
+                help="look at `effc plan` again, and save it with -o if it is what you want",
+            )
+        )
 
 
 def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
@@ -244,11 +286,13 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
     moved = f"({change(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
         moved = "(the weights decide)"
-    lines = [f"  {index}. {stage.name} = {stage.call.word}",
-             f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
-             f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {moved}",
-             f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
-             f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}"]
+    lines = [
+        f"  {index}. {stage.name} = {stage.call.word}",
+        f"     touches   {_paths(stage.matched, width - 15)}" if stage.matched else "",
+        f"     params    {before}{count(stage.before.params)} -> {after}{count(stage.after.params)}  {moved}",
+        f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
+        f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
+    ]
     if stage.forwards:
         lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
     elif stage.seconds:

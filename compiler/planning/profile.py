@@ -13,7 +13,7 @@ from ...dsl.skeleton import Branch, Group, Skeleton
 from .select import is_inside
 
 Profile = dict[str, dict[str, dict[str, Any]]]
-BAR = 20                     # characters of a full bar
+BAR = 20  # characters of a full bar
 _WIDTHS = ("channels", "kv_heads", "heads")
 _UNITS = {"channels": "channels", "kv_heads": "KV heads", "heads": "heads"}
 
@@ -31,8 +31,9 @@ def profile(skeleton: Skeleton, kept: Mapping[str, Sequence[int]] | None = None)
     return found
 
 
-def packed_widths(before: Skeleton, after: Skeleton, swapped: Mapping[str, Any],
-                  kept: Mapping[str, Sequence[int]] | None = None) -> Profile:
+def packed_widths(
+    before: Skeleton, after: Skeleton, swapped: Mapping[str, Any], kept: Mapping[str, Sequence[int]] | None = None
+) -> Profile:
     """The profile of a model whose linear modules are packed: they tell no groups, but their own sizes do.
 
     before    with the groups of the original
@@ -61,7 +62,7 @@ def _packed_count(before: Skeleton, group: Group, swapped: Mapping[str, Any], ol
         size = member.segments[0][1]
         if size * group.count != shapes[member.tensor][member.axis]:
             continue
-        outputs = (member.axis == 0) != (kinds[path] == "Conv1D")       # whose weight lies the other way round
+        outputs = (member.axis == 0) != (kinds[path] == "Conv1D")  # whose weight lies the other way round
         return entry["spec"]["out_features" if outputs else "in_features"] // size
     return None
 
@@ -89,9 +90,11 @@ def draw(before: Profile, after: Profile) -> str:
         rows.append([path.rpartition(".")[2], *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
-        "  ".join(cell.rjust(w) if i == 0 else cell.ljust(w)
-                  for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows)
+        "  ".join(
+            cell.rjust(w) if i == 0 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _counted(path: str) -> list[tuple[bool, int, str]]:
@@ -118,10 +121,10 @@ def _cell(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     if kind is None:
         return "█" * BAR
     if kind not in now and "heads" not in now:
-        return "packed"                      # and too fused to tell
+        return "packed"  # and too fused to tell
     full, left, unit = was[kind], _left(now, kind), ""
     if kind == "kv_heads" and "heads" in now and now["heads"] * full < was.get("heads", 0) * left:
-        full, left, unit = was["heads"], now["heads"], " heads"     # these went without their KV heads
+        full, left, unit = was["heads"], now["heads"], " heads"  # these went without their KV heads
     bar = "█" * max(1, round(BAR * left / full))
     lost = f" -{1 - left / full:.0%}" if left < full else ""
     return f"{bar.ljust(BAR, '░')} {left}{unit}{lost}"

@@ -17,7 +17,8 @@ another_machine = Fault(
     "another-machine",
     "A step decides by what it measures on a machine, and this is another one.\n\n"
     "Compile on a machine with the instruction set that the profile names, or name one that this machine has.",
-    exit="environment")
+    exit="environment",
+)
 
 
 def named(call: Invocation) -> str | None:
@@ -35,8 +36,11 @@ def refuse_others(calls: Sequence[Invocation], ctx: "Context") -> None:
         reason = differs(named(call), ctx)
         if reason:
             with placed(call.span):
-                raise Reject(another_machine(
-                    reason, help="compile on such a machine, or leave the profile out to measure on this one"))
+                raise Reject(
+                    another_machine(
+                        reason, help="compile on such a machine, or leave the profile out to measure on this one"
+                    )
+                )
 
 
 def differs(profile: str | None, ctx: "Context") -> str:
@@ -48,7 +52,7 @@ def differs(profile: str | None, ctx: "Context") -> str:
 
     isa = str(ctx.recipe.profiles[profile].get("isa", "portable"))
     here = level()
-    if isa not in NAMES:                     # finer than the kernels' levels: amx_bf16, avx512_bf16
+    if isa not in NAMES:  # finer than the kernels' levels: amx_bf16, avx512_bf16
         has = isa in processor_flags()
         return "" if has else f"profile {profile} asks for {isa}, which this machine lacks"
     if NAMES.index(isa) > NAMES.index(here):

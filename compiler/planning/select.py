@@ -14,7 +14,8 @@ nothing_to_narrow = Fault(
     "A pass narrows channels or heads, and discovery found none in the model that could go.\n\n"
     "Channels can't go alone where a norm takes its mean over them, where an operation that effc doesn't know mixes "
     "them, where another module shares the weights, or where a number is written into the source. A module that "
-    "couldn't be captured is taken as a whole.")
+    "couldn't be captured is taken as a whole.",
+)
 
 
 def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
@@ -51,9 +52,13 @@ def required(skeleton: Skeleton, kind: str, found: Sequence[Group]) -> tuple[Gro
         reasons = [f"{path or 'the model'}: {because(skeleton, path, why)}" for path, why in refused]
         words = kind.replace("_", " ").replace("kv", "KV")
         first = f"; {reasons[0]}" if reasons else ""
-        raise Reject(nothing_to_narrow(
-            f"{skeleton.model_type} has no {words} that could go{first}", note="; ".join(reasons[1:6]),
-            help="`effc plan` lists what a model has, and what stays as it is and why"))
+        raise Reject(
+            nothing_to_narrow(
+                f"{skeleton.model_type} has no {words} that could go{first}",
+                note="; ".join(reasons[1:6]),
+                help="`effc plan` lists what a model has, and what stays as it is and why",
+            )
+        )
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ from ...dsl.skeleton import Branch, Group, Member, Part, Scan, Skeleton
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
-_LOOKUPS = ("Embedding", "Embeddings")     # class names that end so read rows and multiply nothing
+_LOOKUPS = ("Embedding", "Embeddings")  # class names that end so read rows and multiply nothing
 
 
 def params(skeleton: Skeleton) -> int:
@@ -34,8 +34,11 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     channel and state: decay, input and output, each multiplied and added.
     """
     weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
-    return (2 * weights + 4 * context * sum(map(_attended, _query_heads(skeleton)))
-            + 6 * sum(_states(skeleton, scan.site) for scan in skeleton.scans))
+    return (
+        2 * weights
+        + 4 * context * sum(map(_attended, _query_heads(skeleton)))
+        + 6 * sum(_states(skeleton, scan.site) for scan in skeleton.scans)
+    )
 
 
 def _states(skeleton: Skeleton, site: str) -> int:
@@ -70,12 +73,13 @@ def _attended(group: Group) -> int:
 
 # -- cuts ----------------------------------------------------------------------------------------------------
 
+
 def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
     """The skeleton when a residual branch is gone, with its modules and groups."""
     dead = set(branch.parts)
     return replace(
-        _kept(skeleton, lambda path: path not in dead),
-        branches=tuple(b for b in skeleton.branches if b != branch))
+        _kept(skeleton, lambda path: path not in dead), branches=tuple(b for b in skeleton.branches if b != branch)
+    )
 
 
 def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
@@ -85,18 +89,24 @@ def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
     def left(part: Part) -> Part:
         named = [(name, shapes.get(f"{part.path}.{name}", shape)) for name, shape in part.tensors]
         return replace(part, tensors=tuple((name, shape) for name, shape in named if shape is not None))
+
     parts = [p for p in map(left, skeleton.parts) if p.tensors]
     return replace(
-        skeleton, parts=tuple(parts), scans=tuple(s for s in skeleton.scans if s != scan),
-        groups=tuple(g for g in skeleton.groups if not (g.site == scan.site and g.kind in _SCANNED)))
+        skeleton,
+        parts=tuple(parts),
+        scans=tuple(s for s in skeleton.scans if s != scan),
+        groups=tuple(g for g in skeleton.groups if not (g.site == scan.site and g.kind in _SCANNED)),
+    )
 
 
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
     left = _kept(skeleton, lambda path: not _below(path, unit))
     left = replace(
-        left, units=tuple(u for u in skeleton.units if u != unit),
-        branches=tuple(b for b in skeleton.branches if b.unit != unit))
+        left,
+        units=tuple(u for u in skeleton.units if u != unit),
+        branches=tuple(b for b in skeleton.branches if b.unit != unit),
+    )
     layers = skeleton.facts.get("layers")
     if isinstance(layers, int):
         left = replace(left, facts={**left.facts, "layers": layers - 1})
@@ -105,18 +115,21 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
 
 def _kept(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
+
     def owner(tensor: str) -> str:
         return tensor.rpartition(".")[0]
 
     tied = (tuple(name for name in same if alive(owner(name))) for same in skeleton.tied)
     refused = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
     return replace(
-        skeleton, parts=tuple(p for p in skeleton.parts if alive(p.path)),
+        skeleton,
+        parts=tuple(p for p in skeleton.parts if alive(p.path)),
         groups=tuple(g for g in skeleton.groups if all(alive(owner(m.tensor)) for m in g.members)),
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
         scans=tuple(s for s in skeleton.scans if alive(s.site)),
-        facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts)
+        facts={**skeleton.facts, "refused": refused} if "refused" in skeleton.facts else skeleton.facts,
+    )
 
 
 def _below(path: str, unit: str) -> bool:
@@ -130,10 +143,11 @@ def _move_up(unit: str) -> Callable[[str], str]:
     def moved(path: str) -> str:
         if not path.startswith(f"{prefix}."):
             return path
-        number, dot, rest = path[len(prefix) + 1:].partition(".")
+        number, dot, rest = path[len(prefix) + 1 :].partition(".")
         if not number.isdigit() or int(number) < int(gone):
             return path
         return f"{prefix}.{int(number) - 1}{dot}{rest}"
+
     return moved
 
 
@@ -142,22 +156,33 @@ def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
     if "refused" in facts:
         facts = {**facts, "refused": [[name(path), why] for path, why in facts["refused"]]}
     return replace(
-        skeleton, facts=facts, units=tuple(map(name, skeleton.units)),
+        skeleton,
+        facts=facts,
+        units=tuple(map(name, skeleton.units)),
         parts=tuple(replace(p, path=name(p.path)) for p in skeleton.parts),
         branches=tuple(
-            replace(b, site=name(b.site), unit=name(b.unit), parts=tuple(map(name, b.parts)))
-            for b in skeleton.branches),
+            replace(b, site=name(b.site), unit=name(b.unit), parts=tuple(map(name, b.parts))) for b in skeleton.branches
+        ),
         groups=tuple(
-            replace(g, site=name(g.site), members=tuple(replace(m, tensor=name(m.tensor)) for m in g.members),
-                    attributes=tuple((name(path), *rest) for path, *rest in g.attributes))
-            for g in skeleton.groups),
+            replace(
+                g,
+                site=name(g.site),
+                members=tuple(replace(m, tensor=name(m.tensor)) for m in g.members),
+                attributes=tuple((name(path), *rest) for path, *rest in g.attributes),
+            )
+            for g in skeleton.groups
+        ),
         tied=tuple(tuple(map(name, same)) for same in skeleton.tied),
         opaque=tuple((name(path), why) for path, why in skeleton.opaque),
-        scans=tuple(replace(s, site=name(s.site), unit=name(s.unit), cuts=tuple((name(t), n) for t, n in s.cuts))
-                    for s in skeleton.scans))
+        scans=tuple(
+            replace(s, site=name(s.site), unit=name(s.unit), cuts=tuple((name(t), n) for t, n in s.cuts))
+            for s in skeleton.scans
+        ),
+    )
 
 
 # -- widths --------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class _Cut:
@@ -169,20 +194,26 @@ class _Cut:
     def lost_before(self, tensor: str, axis: int, at: float) -> int:
         """Indices that vanish along an axis before position `at`."""
         gone = self.group.count - self.count
-        return sum(gone * size for m in self.group.members if (m.tensor, m.axis) == (tensor, axis)
-                   for start, size in m.segments if start < at)
+        return sum(
+            gone * size
+            for m in self.group.members
+            if (m.tensor, m.axis) == (tensor, axis)
+            for start, size in m.segments
+            if start < at
+        )
 
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n - self.lost_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
     def members(self, other: Group, count: int) -> tuple[Member, ...]:
         """The members of a group that will have `count` items: where they lie, and how wide an item is."""
+
         def moved(m: Member, start: int, size: int) -> tuple[int, int]:
             end = start + other.count * size
             front, all_in_all = (self.lost_before(m.tensor, m.axis, at) for at in (start, end))
             return start - front, (end - start - all_in_all + front) // count
-        return tuple(
-            replace(m, segments=tuple(moved(m, *segment) for segment in m.segments)) for m in other.members)
+
+        return tuple(replace(m, segments=tuple(moved(m, *segment) for segment in m.segments)) for m in other.members)
 
     def applied(self, other: Group) -> Group:
         """Any group of the model after the cut."""
@@ -202,7 +233,8 @@ class _Cut:
         after = {(path, name): per * self.count for path, name, per in self.group.attributes}
         attributes = tuple(
             (path, name, round(after.get((path, name), per * other.count)) / count)
-            for path, name, per in other.attributes)
+            for path, name, per in other.attributes
+        )
         return _sized(other, count, self.members(other, count), attributes, other.per_block)
 
 
@@ -235,12 +267,21 @@ def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
     touched = {m.tensor for m in group.members}
 
     def part(p: Part) -> Part:
-        return replace(p, tensors=tuple(
-            (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
-            for name, shape in p.tensors))
+        return replace(
+            p,
+            tensors=tuple(
+                (name, cut.shape(full, shape) if (full := f"{p.path}.{name}") in touched else shape)
+                for name, shape in p.tensors
+            ),
+        )
+
     groups = map(cut.applied, skeleton.groups)
-    return replace(skeleton, parts=tuple(map(part, skeleton.parts)), groups=tuple(_merged(list(groups))),
-                   scans=tuple(_rescanned(skeleton, scan, cut) for scan in skeleton.scans))
+    return replace(
+        skeleton,
+        parts=tuple(map(part, skeleton.parts)),
+        groups=tuple(_merged(list(groups))),
+        scans=tuple(_rescanned(skeleton, scan, cut) for scan in skeleton.scans),
+    )
 
 
 def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
@@ -253,8 +294,11 @@ def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
     def left(tensor: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if shape is None:
             return None
-        return tuple(after - cut.lost_before(tensor, axis, after if after < full else math.inf)
-                     for axis, (after, full) in enumerate(zip(shape, shapes[tensor], strict=True)))
+        return tuple(
+            after - cut.lost_before(tensor, axis, after if after < full else math.inf)
+            for axis, (after, full) in enumerate(zip(shape, shapes[tensor], strict=True))
+        )
+
     return replace(scan, cuts=tuple((tensor, left(tensor, shape)) for tensor, shape in scan.cuts))
 
 

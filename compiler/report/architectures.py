@@ -27,8 +27,10 @@ class Matrix:
     @property
     def summary(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return (f"{self.counts['green']} of {self.counts['total']} stages work, {self.counts['refused']} are refused "
-                f"({versions})")
+        return (
+            f"{self.counts['green']} of {self.counts['total']} stages work, {self.counts['refused']} are refused "
+            f"({versions})"
+        )
 
 
 def matrix(body: dict[str, Any] | None = None) -> Matrix:
@@ -52,8 +54,10 @@ def markdown(found: Matrix) -> str:
     passes = [column for column in found.columns if "." in column]
     looks = [column for column in found.columns if column not in passes]
     head = ["", "capture", *(column.replace(".", ".<br>") for column in passes)]
-    rows = [[name, _worst(cells[look] for look in looks), *(cells[column] for column in passes)]
-            for name, cells in found.cells.items()]
+    rows = [
+        [name, _worst(cells[look] for look in looks), *(cells[column] for column in passes)]
+        for name, cells in found.cells.items()
+    ]
     rows = [["no" if cell == "refused" else cell for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join([*lines, "", found.summary + "."])

@@ -5,8 +5,17 @@ import math
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 SECONDS_PER = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
-BYTES_PER = {"B": 1, "byte": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
-             "kB": 1000, "MB": 10**6, "GB": 10**9}
+BYTES_PER = {
+    "B": 1,
+    "byte": 1,
+    "bytes": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "kB": 1000,
+    "MB": 10**6,
+    "GB": 10**9,
+}
 
 
 def digits(value: float, figures: int = 4) -> str:

@@ -21,7 +21,7 @@ from .quantity import measured, seconds, size
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-HEARTBEAT = 4.0     # seconds without a line after which a long stage says that it lives
+HEARTBEAT = 4.0  # seconds without a line after which a long stage says that it lives
 
 
 class Renderer(ABC):
@@ -41,7 +41,7 @@ class Renderer(ABC):
                     self.stage, self.tick, self.pace = event, None, None
                     self.began(event)
                 case Ticked():
-                    if self.stage is None:                   # before the first: hashing, finding structure
+                    if self.stage is None:  # before the first: hashing, finding structure
                         self.stage = StageBegan("plan", at=event.at)
                         self.began(self.stage)
                     if self.pace is None or not self.pace.fits(event):
@@ -50,7 +50,7 @@ class Renderer(ABC):
                     self.ticked(event)
                 case StageEnded():
                     if self.stage and self.stage.stage != event.stage:
-                        self.stage = None                # one that was cached never began
+                        self.stage = None  # one that was cached never began
                     self.ended(event)
                     if event.dump:
                         self.line(event.dump.rstrip("\n"))
@@ -142,7 +142,7 @@ class Plain(Renderer):
         self.since = self.said = time.monotonic()
 
     def ticked(self, event: Ticked) -> None:
-        pass                                     # the heartbeat tells how far it is
+        pass  # the heartbeat tells how far it is
 
     def ended(self, event: StageEnded) -> None:
         self.line(summary(self.stage, event))
@@ -175,14 +175,18 @@ class Bars(Renderer):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        console = Console(file=stream, force_terminal=True, no_color=not color, highlight=False,
-                          soft_wrap=True)
+        console = Console(file=stream, force_terminal=True, no_color=not color, highlight=False, soft_wrap=True)
         self.progress = Progress(
-            SpinnerColumn(style="cyan"), TextColumn("{task.fields[place]}  {task.fields[stage]}"),
+            SpinnerColumn(style="cyan"),
+            TextColumn("{task.fields[place]}  {task.fields[stage]}"),
             TextColumn("[dim]{task.description}"),
             BarColumn(24, style="bright_black", complete_style="cyan", pulse_style="cyan"),
-            TextColumn("{task.fields[state]}", markup=False), TimeElapsedColumn(),
-            console=console, transient=True, refresh_per_second=8)
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            refresh_per_second=8,
+        )
         self.task: TaskID | None = None
 
     def began(self, event: StageBegan) -> None:
@@ -193,10 +197,18 @@ class Bars(Renderer):
     def ticked(self, event: Ticked) -> None:
         if self.task is not None:
             left = self.pace.left(event, event.at) if self.pace else None
-            state = [f"{event.done}/{event.total}" if event.total else "", f"{seconds(left)} left" if left else "",
-                     event.note]
-            self.progress.update(self.task, description=event.label, completed=event.done,
-                                 total=event.total or None, state="  ".join(filter(None, state)))
+            state = [
+                f"{event.done}/{event.total}" if event.total else "",
+                f"{seconds(left)} left" if left else "",
+                event.note,
+            ]
+            self.progress.update(
+                self.task,
+                description=event.label,
+                completed=event.done,
+                total=event.total or None,
+                state="  ".join(filter(None, state)),
+            )
 
     def ended(self, event: StageEnded) -> None:
         self._drop()
@@ -238,8 +250,15 @@ class Lines:
 
 
 @contextmanager
-def listening(*, quiet: bool = False, progress: bool = True, bars: bool = False, color: bool = True,
-              verbose: int = 0, events: Path | None = None) -> Iterator[Listener]:
+def listening(
+    *,
+    quiet: bool = False,
+    progress: bool = True,
+    bars: bool = False,
+    color: bool = True,
+    verbose: int = 0,
+    events: Path | None = None,
+) -> Iterator[Listener]:
     """The listener for a command, alive inside the `with`."""
     with ExitStack() as stack:
         heard: list[Listener] = []

@@ -9,7 +9,7 @@ from .prompts import prompts
 
 other_classes = Fault("other-classes", "A model's head has other outputs than the data has classes.")
 
-EACH = 32                # rows of a forward that is not learned from
+EACH = 32  # rows of a forward that is not learned from
 
 
 def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor, active: Tensor | None = None) -> Tensor:
@@ -23,16 +23,23 @@ def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor, active: Tensor
     with prompts(model, subspace=active):
         found = output_logits(model(input_ids=ids, attention_mask=mask))
     if found.dim() != 2:
-        raise Reject(other_classes(f"{type(model).__name__} has no head over whole rows",
-                                   help="take a ...ForSequenceClassification"))
+        raise Reject(
+            other_classes(
+                f"{type(model).__name__} has no head over whole rows", help="take a ...ForSequenceClassification"
+            )
+        )
     return found
 
 
 def check_classes(found: Tensor, labels: Tensor, name: str) -> None:
     """Reject labels that the head has no output for."""
     if int(labels.max()) >= found.shape[1]:
-        raise Reject(other_classes(f"the head has {found.shape[1]} outputs, and `{name}` has more classes",
-                                   help="take the model with a head of as many"))
+        raise Reject(
+            other_classes(
+                f"the head has {found.shape[1]} outputs, and `{name}` has more classes",
+                help="take the model with a head of as many",
+            )
+        )
 
 
 def judge_classes(model: nn.Module, rows: Tensor, lengths: Tensor, labels: Tensor, name: str) -> tuple[float, float]:

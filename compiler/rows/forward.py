@@ -17,13 +17,14 @@ not_a_number = Fault(
     "not-a-number",
     "A metric, or what a model computes, came out as NaN or infinite.\n\n"
     "The model's outputs are not finite: a step diverged or overflowed, or the model came like that.",
-    exit="failure")
+    exit="failure",
+)
 no_logits = Fault("no-logits", "A metric needs logits, and the model returns something else.")
 no_next_token = Fault("no-next-token", "A metric over predicted tokens measures a model that predicts none.")
 LOOK = "look at the last step that changed weights; --dump-ir shows what each changed"
 
-BATCH_BYTES = 256 << 20          # what the logits of one batch may take
-CHUNK_BYTES = 64 << 20           # what their float32 copy may take
+BATCH_BYTES = 256 << 20  # what the logits of one batch may take
+CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 
 
 def logits(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
@@ -37,8 +38,12 @@ def output_logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and "logits" not in output:
-        raise Reject(no_logits(f"the model returns {', '.join(output)}, and no logits to score it by",
-                               help="take it with a head, as a ...ForMaskedLM or ...ForImageClassification"))
+        raise Reject(
+            no_logits(
+                f"the model returns {', '.join(output)}, and no logits to score it by",
+                help="take it with a head, as a ...ForMaskedLM or ...ForImageClassification",
+            )
+        )
     return output["logits"] if isinstance(output, Mapping) else output[0]
 
 
@@ -87,12 +92,21 @@ def positions(values: Tensor) -> Iterator[slice]:
 
 def losses(values: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy per position in float32, whatever the dtype: [n, vocab], targets [n] -> [n] nats."""
-    return torch.cat([nn.functional.cross_entropy(values[part].float(), targets[part], reduction="none")
-                      for part in positions(values)])
+    return torch.cat(
+        [
+            nn.functional.cross_entropy(values[part].float(), targets[part], reduction="none")
+            for part in positions(values)
+        ]
+    )
 
 
-def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None, asked: Tensor | None = None,
-        active: Tensor | None = None) -> tuple[float, int]:
+def nll(
+    model: nn.Module,
+    rows: Tensor,
+    counted: Tensor | None = None,
+    asked: Tensor | None = None,
+    active: Tensor | None = None,
+) -> tuple[float, int]:
     """Nats over all predicted tokens of rows [n, length], and how many there are: n * (length - 1).
 
     counted   [n, length] bool: which tokens count when they are predicted, all where it is None
@@ -102,13 +116,17 @@ def nll(model: nn.Module, rows: Tensor, counted: Tensor | None = None, asked: Te
     total, count, first = 0.0, 0, 0
     with evaluating(model):
         for batch in follow(list(batches(model, rows)), "batches of rows"):
-            with prompts(model, None if asked is None else asked[first:first + len(batch)], active):
-                values = logits(model, batch)                                  # [b, t, vocab]
+            with prompts(model, None if asked is None else asked[first : first + len(batch)], active):
+                values = logits(model, batch)  # [b, t, vocab]
             if values.shape[:2] != batch.shape:
-                raise Reject(no_next_token(f"{type(model).__name__} predicts no next token",
-                                           help="compare it with the original by `divergence` or `agreement`"))
+                raise Reject(
+                    no_next_token(
+                        f"{type(model).__name__} predicts no next token",
+                        help="compare it with the original by `divergence` or `agreement`",
+                    )
+                )
             for number, (row, ids) in enumerate(zip(values, batch.to(values.device), strict=True), start=first):
-                nats = losses(row[:-1], ids[1:]).cpu().double()                # a slice copies nothing
+                nats = losses(row[:-1], ids[1:]).cpu().double()  # a slice copies nothing
                 if counted is not None:
                     nats = nats[counted[number, 1:]]
                 total += nats.sum().item()
@@ -127,25 +145,29 @@ def continuations(model: nn.Module, asked: Sequence[tuple[Sequence[int], int]]) 
     with evaluating(model):
         for group in follow(list(_groups(model, order, asked)), "batches of questions"):
             width = len(asked[group[-1]][0])
-            ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])   # [b, t]
+            ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in group])  # [b, t]
             with prompts(model, torch.tensor([asked[i][1] for i in group])):
                 values = logits(model, ids)
             for row, i in enumerate(group):
                 tokens, begin = asked[i]
                 targets = ids[row, begin : len(tokens)].to(values.device)
                 said = losses(values[row, begin - 1 : len(tokens) - 1], targets)
-                found[i] = -said.cpu().double().sum().item()                   # not all devices have float64
+                found[i] = -said.cpu().double().sum().item()  # not all devices have float64
     return found
 
 
-def _groups(model: nn.Module, order: Sequence[int], asked: Sequence[tuple[Sequence[int], int]]
-            ) -> Iterator[Sequence[int]]:
+def _groups(
+    model: nn.Module, order: Sequence[int], asked: Sequence[tuple[Sequence[int], int]]
+) -> Iterator[Sequence[int]]:
     """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""
     width, start = vocabulary(model) or 1 << 15, 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and end - start < 16 and (
-                (end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES):
+        while (
+            end < len(order)
+            and end - start < 16
+            and ((end - start + 1) * len(asked[order[end]][0]) * width * 4 <= BATCH_BYTES)
+        ):
             end += 1
         yield order[start:end]
         start = end
@@ -156,5 +178,4 @@ def finite(value: float, metric: str, data: str = "") -> float:
     if math.isfinite(value):
         return value
     over = f" over `{data}`" if data else ""
-    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}",
-                              help=LOOK))
+    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=LOOK))

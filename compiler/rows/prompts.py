@@ -37,8 +37,8 @@ class Prompts:
 
     def __init__(self) -> None:
         self.on = True
-        self.told: Tensor | None = None            # [b] tokens of each prompt
-        self.subspace: Tensor | None = None        # [r] or [b, r] bool: which coordinates are active; None: all
+        self.told: Tensor | None = None  # [b] tokens of each prompt
+        self.subspace: Tensor | None = None  # [r] or [b, r] bool: which coordinates are active; None: all
         self.shape: tuple[int, int] | None = None
         self.extent: tuple[Tensor, Tensor] | None = None
         self._found: dict[tuple[int, int], tuple[Cells, Cells]] = {}
@@ -48,7 +48,7 @@ class Prompts:
         given = dict(zip(_names(type(model)), args, strict=False)) | kwargs
         rows = next((given[name] for name in _ROWS if given.get(name) is not None), None)
         if rows is not None and not isinstance(rows, Tensor):
-            return                                 # a trace, whose leaves run on the values of an earlier forward
+            return  # a trace, whose leaves run on the values of an earlier forward
         self._found.clear()
         self.shape = None if rows is None else tuple(rows.shape[:2])
         self.extent = None if rows is None or _goes_on(given) else self._read(rows, given.get("attention_mask"))
@@ -57,7 +57,7 @@ class Prompts:
         b, t = rows.shape[:2]
         start = torch.zeros(b, dtype=torch.int64, device=rows.device)
         stop = torch.full_like(start, t)
-        seen = None if rows.is_meta else _seen(mask, b, t)                         # [b, t]
+        seen = None if rows.is_meta else _seen(mask, b, t)  # [b, t]
         if seen is not None:
             places = torch.arange(t, device=seen.device)
             start = torch.where(seen, places, t).amin(1).to(rows.device)
@@ -92,15 +92,14 @@ def spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     if not first or not last:
         return length.clamp(max=first), length.clamp(max=last)
     short, half = length < first + last, length // 2
-    return (torch.where(short, half.clamp(max=first), first),
-            torch.where(short, (length - half).clamp(max=last), last))
+    return (torch.where(short, half.clamp(max=first), first), torch.where(short, (length - half).clamp(max=last), last))
 
 
 def _cells(start: Tensor, stop: Tensor, first: int, last: int, t: int, device: torch.device) -> tuple[Cells, Cells]:
     front, behind = spans(stop - start, first, last)
-    places = torch.arange(t, device=start.device)                                  # [t]
+    places = torch.arange(t, device=start.device)  # [t]
     start, stop = start[:, None], stop[:, None]
-    prefix = (places >= start) & (places < start + front[:, None])                 # [b, t]
+    prefix = (places >= start) & (places < start + front[:, None])  # [b, t]
     suffix = (places < stop) & (places >= stop - behind[:, None])
     return tuple(Cells(*(x.to(device) for x in found.nonzero(as_tuple=True))) for found in (prefix, suffix))
 
@@ -112,12 +111,12 @@ def _goes_on(given: Mapping[str, Any]) -> bool:
 
 def _holds(state: Any) -> bool:
     if not isinstance(state, Cache):
-        return True                                # RWKV hands its state on, and begins without one
+        return True  # RWKV hands its state on, and begins without one
     for ask in (state.get_seq_length, state.has_previous_state):
         try:
             if ask():
                 return True
-        except ValueError:                         # a cache of only one kind of layers can't say it of the other
+        except ValueError:  # a cache of only one kind of layers can't say it of the other
             continue
     return False
 
@@ -140,6 +139,7 @@ def _seen(mask: Any, b: int, t: int) -> Tensor | None:
 
 
 # -- at a model ----------------------------------------------------------------------------------------------
+
 
 def listener(model: nn.Module) -> Prompts | None:
     """The object that listens at a model's door, if one does."""

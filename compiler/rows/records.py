@@ -26,8 +26,11 @@ def read_records(path: Path) -> list[Record]:
     elif path.suffix == ".json":
         found = _parse(text, str(path))
     else:
-        found = [_parse(line, f"line {number} of {path}") for number, line in enumerate(text.split("\n"), start=1)
-                 if line.strip()]
+        found = [
+            _parse(line, f"line {number} of {path}")
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
     if not isinstance(found, list) or not found:
         raise Reject(bad_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
     for number, record in enumerate(found, start=1):
@@ -47,8 +50,9 @@ def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
     """Reject a field that some record lacks, with the nearest one that it has."""
     for number, record in enumerate(records, start=1):
         if name not in record:
-            raise Reject(no_field(f"record {number} of {path} has no field `{name}`",
-                                  help=suggestion(name, record, "it has")))
+            raise Reject(
+                no_field(f"record {number} of {path} has no field `{name}`", help=suggestion(name, record, "it has"))
+            )
 
 
 def text_of(record: Record, name: str, number: int, path: str | Path) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, nodes
 
-LINES, TEXT, TEMPLATE = 500_000, 32 << 20, 1 << 20      # lines run, characters of a text, of a template
-_WIDE = re.compile(r"[%:<>^=.*]\d{5,}")                  # a width in a format, "%99999d"
+LINES, TEXT, TEMPLATE = 500_000, 32 << 20, 1 << 20  # lines run, characters of a text, of a template
+_WIDE = re.compile(r"[%:<>^=.*]\d{5,}")  # a width in a format, "%99999d"
 
 
 class TooLong(TemplateError):
@@ -35,10 +35,14 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **more: Any)
 def _check(text: str) -> None:
     if len(text) > TEMPLATE:
         raise TooLong(f"it has {len(text)} characters")
-    for node in Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_plain(text)).find_all(
-            (nodes.Pow, nodes.Mul, nodes.Mod, nodes.Const, nodes.Filter)):
+    for node in (
+        Environment(extensions=["jinja2.ext.loopcontrols"])
+        .parse(_plain(text))
+        .find_all((nodes.Pow, nodes.Mul, nodes.Mod, nodes.Const, nodes.Filter))
+    ):
         text_first = isinstance(node, (nodes.Mul, nodes.Mod)) and any(
-            isinstance(side, nodes.Const) and isinstance(side.value, str) for side in (node.left, node.right))
+            isinstance(side, nodes.Const) and isinstance(side.value, str) for side in (node.left, node.right)
+        )
         wide = isinstance(node, nodes.Const) and isinstance(node.value, str) and _WIDE.search(node.value)
         padded = isinstance(node, nodes.Filter) and node.name in ("center", "wordwrap")
         if isinstance(node, nodes.Pow) or text_first or wide or padded:

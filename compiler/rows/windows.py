@@ -20,16 +20,22 @@ not_utf8 = Fault("not-utf8", "A text file is in another encoding than UTF-8.")
 too_short = Fault(
     "too-short",
     "A data set has fewer tokens than its rows need.\n\n"
-    "Rows are cut without overlap: `samples` rows of `length` tokens need that many tokens of text.")
-no_tokenizer = Fault("no-tokenizer", "Text is to become tokens and the model came without a tokenizer.",
-                     exit="environment")
+    "Rows are cut without overlap: `samples` rows of `length` tokens need that many tokens of text.",
+)
+no_tokenizer = Fault(
+    "no-tokenizer", "Text is to become tokens and the model came without a tokenizer.", exit="environment"
+)
 bad_rows = Fault(
-    "bad-rows",
-    "Rows of tokens do not fit the model: ids that its embedding lacks, or more positions than it has.")
+    "bad-rows", "Rows of tokens do not fit the model: ids that its embedding lacks, or more positions than it has."
+)
 
-_SHORTEST = 8                      # tokens in a row that are still worth a suggestion
-_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
-          codecs.BOM_UTF16_BE: "utf-16"}
+_SHORTEST = 8  # tokens in a row that are still worth a suggestion
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
@@ -63,14 +69,22 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
-        raise Reject(not_utf8(f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
-                              help=f"convert it: iconv -f {encoding} -t utf-8 {path.name}")) from error
+        raise Reject(
+            not_utf8(
+                f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
+                help=f"convert it: iconv -f {encoding} -t utf-8 {path.name}",
+            )
+        ) from error
 
 
 def need_tokenizer(tokenizer: Any, ctx: Context) -> Any:
     if tokenizer is None:
-        raise Reject(no_tokenizer(f"{ctx.origin.label} has no tokenizer files",
-                                  help="take a folder with tokenizer.json, or give token ids with `tokens`"))
+        raise Reject(
+            no_tokenizer(
+                f"{ctx.origin.label} has no tokenizer files",
+                help="take a folder with tokenizer.json, or give token ids with `tokens`",
+            )
+        )
     return tokenizer
 
 
@@ -87,8 +101,7 @@ def start_token(tokenizer: Any, start: str) -> int | None:
     return tokenizer.bos_token_id if habit or start == "always" else None
 
 
-def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int
-        ) -> "Iterator[torch.Tensor]":
+def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int) -> "Iterator[torch.Tensor]":
     """Rows of `length` ids without overlap, each behind `start`; the tail that fills no row is left out.
 
     With `samples`, that many of them in an order that the seed decides: fewer samples are a prefix of more.
@@ -99,11 +112,15 @@ def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None,
     count = len(ids) // body if body else 0
     wanted = samples or 1
     if count < wanted:
-        raise Reject(too_short(f"{len(ids)} tokens make {count} of {wanted} rows of {length} tokens",
-                               help=_shorter(len(ids), count, wanted, length, body)))
-    rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)     # [count, body]
+        raise Reject(
+            too_short(
+                f"{len(ids)} tokens make {count} of {wanted} rows of {length} tokens",
+                help=_shorter(len(ids), count, wanted, length, body),
+            )
+        )
+    rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)  # [count, body]
     if start is not None:
-        rows = torch.cat([torch.full((count, 1), start), rows], dim=1)                # [count, length]
+        rows = torch.cat([torch.full((count, 1), start), rows], dim=1)  # [count, length]
     return choose_rows(rows, samples, seed)
 
 
@@ -114,8 +131,7 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     if samples is None:
         return iter(rows)
     if samples > len(rows):
-        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there",
-                               help=f"`samples: {len(rows)}`"))
+        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there", help=f"`samples: {len(rows)}`"))
     generator = torch.Generator().manual_seed(seed)
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
@@ -138,11 +154,19 @@ def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:
     if low < 0:
         found.append(bad_rows(f"`{name}` holds the token id {low}"))
     if origin.vocabulary is not None and top >= origin.vocabulary:
-        found.append(bad_rows(f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary}",
-                              help="take the tokenizer that the model was trained with"))
+        found.append(
+            bad_rows(
+                f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary}",
+                help="take the tokenizer that the model was trained with",
+            )
+        )
     if origin.positions is not None and rows.shape[1] > origin.positions:
-        found.append(bad_rows(f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has "
-                              f"{origin.positions} positions", help=f"at most `length: {origin.positions}`"))
+        found.append(
+            bad_rows(
+                f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has {origin.positions} positions",
+                help=f"at most `length: {origin.positions}`",
+            )
+        )
     if found:
         raise Reject(*found)
 
@@ -150,5 +174,4 @@ def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:
 def content_identity(word: str, files: Iterable[Path], about: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
     contents = [file_hash(f, ctx.settings.cache_dir) for f in files]
-    return digest({"word": word, "files": contents, "about": about,
-                   "tokenizer": ctx.origin.tokenizer_identity})
+    return digest({"word": word, "files": contents, "about": about, "tokenizer": ctx.origin.tokenizer_identity})

@@ -76,8 +76,9 @@ class Adaptable:
     prompt   token ids of a question as it is asked when it is answered
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, on: tuple[str, ...], regime: Regime,
-                 prompt: Callable[[str], list[int]]):
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, on: tuple[str, ...], regime: Regime, prompt: Callable[[str], list[int]]
+    ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
         self._stack = ExitStack()
         shape = Shape(regime.rank, regime.alpha, 0.0)
@@ -131,7 +132,7 @@ class Adaptable:
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]
         self.put(self._initial)
-        for parameter in self._own.values():         # the switch of the adapters froze them
+        for parameter in self._own.values():  # the switch of the adapters froze them
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(self._own.values(), lr=regime.lr, weight_decay=0.0)
         found, until = [], time.monotonic() + regime.seconds
@@ -143,17 +144,18 @@ class Adaptable:
                 found.append(self._step(optimizer, rows[part], weights[part]))
         return Trained(tuple(found), stopped=False)
 
-    def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[tuple[list[int], int]],
-              weights: Sequence[float]) -> float:
+    def _step(
+        self, optimizer: torch.optim.Optimizer, rows: Sequence[tuple[list[int], int]], weights: Sequence[float]
+    ) -> float:
         """One step; the mean loss of its tokens. Rows run one at a time, so that one row's logits are in memory."""
         optimizer.zero_grad(set_to_none=True)
         count, total = sum(len(ids) - begin for ids, begin in rows), 0.0
         for (ids, begin), weight in zip(rows, weights, strict=True):
             row = torch.tensor([ids])
-            values = logits(self.model, row)[0, begin - 1 : -1]                # [t, vocab]
+            values = logits(self.model, row)[0, begin - 1 : -1]  # [t, vocab]
             targets = row[0, begin:].to(values.device)
             gradient = torch.empty_like(values)
-            for part in positions(values):                  # float32 copies of all logits never exist
+            for part in positions(values):  # float32 copies of all logits never exist
                 ours = values.detach()[part].float().requires_grad_()
                 loss = losses(ours, targets[part]).sum()
                 (slope,) = torch.autograd.grad(loss, ours)

@@ -33,8 +33,9 @@ FORMAT, NAME, CALIBRATION = 1, "app.json", "calibration.json"
 KNOWLEDGE, EMBEDDER, REWARD = "knowledge", "embedder", "reward"
 REWARDS = ("self", "scorer", "judge")
 
-broken_app = Fault("broken-app", "The description of a test-time compute folder is not what effc writes.",
-                   exit="environment")
+broken_app = Fault(
+    "broken-app", "The description of a test-time compute folder is not what effc writes.", exit="environment"
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,19 @@ def read_app(folder: Path) -> App:
         policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), Regime(**body.pop("regime"))
         app = App(policy=policy, regime=regime, **body)
         numbers = all(isinstance(value, (int, float)) for value in asdict(regime).values())
-        fits = (app.reward in REWARDS, app.embed in ("own", "folder"), app.selection in SELECTIONS,
-                type(app.bytes) is int and 0 <= app.bytes < 2**40, type(app.adapters) is bool,
-                all(isinstance(app.near[name], (int, float)) for name in ("lists", "states")),
-                numbers and 1 <= regime.rank <= 256, 1 <= regime.batch <= 64,
-                1 <= regime.epochs <= 16, 2 <= regime.length <= 4096, 0 <= regime.seconds <= 600)
+        fits = (
+            app.reward in REWARDS,
+            app.embed in ("own", "folder"),
+            app.selection in SELECTIONS,
+            type(app.bytes) is int and 0 <= app.bytes < 2**40,
+            type(app.adapters) is bool,
+            all(isinstance(app.near[name], (int, float)) for name in ("lists", "states")),
+            numbers and 1 <= regime.rank <= 256,
+            1 <= regime.batch <= 64,
+            1 <= regime.epochs <= 16,
+            2 <= regime.length <= 4096,
+            0 <= regime.seconds <= 600,
+        )
         if not all(fits):
             raise ValueError("a field has another form, or is out of its range")
         return app
@@ -102,8 +111,9 @@ def prompts_of(model: Any, tokenizer: Any) -> Prompts:
     return Prompts(tokenizer, getattr(model.config, "max_position_embeddings", None) or 1 << 20)
 
 
-def client_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path,
-              server: Remote | None = None) -> Guided:
+def client_of(
+    app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path, server: Remote | None = None
+) -> Guided:
     """A client over the parts of a folder. Its caches lie in `cache_dir`, by what they belong to.
 
     server   asked for samples in place of the folder's own base
@@ -121,6 +131,8 @@ def client_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Pat
     weights = base_hash(model)
     adaptable = Adaptable(model, tokenizer, places_of(model), app.regime, prompts.question) if app.adapters else None
     identity = identity_of(weights, embedder.identity, version, adaptable.shape if adaptable else "")
-    lists, states = (StateCache(identity, app.near[name], app.bytes, folder=cache_dir / "rttc" / identity[:32] / name)
-                     for name in ("lists", "states"))
+    lists, states = (
+        StateCache(identity, app.near[name], app.bytes, folder=cache_dir / "rttc" / identity[:32] / name)
+        for name in ("lists", "states")
+    )
     return Guided(model, prompts, embedder, retriever, reward, app.policy, lists, states, adaptable)

@@ -49,8 +49,9 @@ class StateCache:
     folder      None keeps nothing over a restart
     """
 
-    def __init__(self, identity: str, threshold: float, bytes: int, eviction: Eviction = "lfu",
-                 folder: Path | None = None):
+    def __init__(
+        self, identity: str, threshold: float, bytes: int, eviction: Eviction = "lfu", folder: Path | None = None
+    ):
         self.identity, self.threshold, self.most, self.eviction = identity, threshold, bytes, eviction
         self._folder, self._lock = folder, threading.RLock()
         self._entries: dict[int, Entry] = {}
@@ -89,8 +90,14 @@ class StateCache:
         with self._lock:
             self._turn += 1
             number = max(self._entries, default=0) + 1
-            entry = Entry(number, vector.detach().clone(), {n: t.detach().clone() for n, t in tensors.items()}, 0,
-                          self._turn, self._turn)
+            entry = Entry(
+                number,
+                vector.detach().clone(),
+                {n: t.detach().clone() for n, t in tensors.items()},
+                0,
+                self._turn,
+                self._turn,
+            )
             if entry.bytes > self.most:
                 return
             while self._entries and self.held + entry.bytes > self.most:

@@ -15,7 +15,7 @@ from .reward import Verifier
 from .sample import Sample
 from .scorer import LEAST_AUC, auc, weak_reward
 
-PAIRS = 2000              # random pairs of samples whose nearness says what a false hit looks like
+PAIRS = 2000  # random pairs of samples whose nearness says what a false hit looks like
 
 
 def trials(client: Guided, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
@@ -57,8 +57,12 @@ def fit(found: Sequence[Trial], policy: Policy, price: float, force: bool) -> tu
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
     whole = aucs(found)["all"]
     if whole < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise Reject(weak_reward(f"the reward's AUC is {whole:.3f} over {3 * len(found)} answers to dev questions",
-                                 help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`"))
+        raise Reject(
+            weak_reward(
+                f"the reward's AUC is {whole:.3f} over {3 * len(found)} answers to dev questions",
+                help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`",
+            )
+        )
     chosen, points = calibrate(found, price)
     return replace(policy, direct=chosen.direct, rag=chosen.rag), points
 

@@ -14,7 +14,7 @@ from ..store.cache import digest
 no_embedder = Fault("no-embedder", "A folder that was to embed texts holds no encoder that can.", exit="environment")
 
 _BATCH = 16
-_LENGTH = 256             # tokens of a text that count; MiniLM was trained with as many
+_LENGTH = 256  # tokens of a text that count; MiniLM was trained with as many
 
 
 class Embedder(Protocol):
@@ -43,7 +43,7 @@ class Pooled:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         found = torch.empty(len(texts), self.width)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))         # little padding
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
             found[chosen] = self._batch([texts[i] for i in chosen])
@@ -52,10 +52,10 @@ class Pooled:
     def _batch(self, texts: Sequence[str]) -> Tensor:
         rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
         width = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])                # [b, t]
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])  # [b, t]
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         with evaluating(self._encoder):
-            hidden = self._encoder(input_ids=ids, attention_mask=mask)[0].float()              # [b, t, width]
+            hidden = self._encoder(input_ids=ids, attention_mask=mask)[0].float()  # [b, t, width]
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return nn.functional.normalize(mean, dim=-1)
 
@@ -80,8 +80,9 @@ def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
         raise Reject(no_embedder(f"{folder} {why}", help="take a MiniLM-class encoder with its tokenizer files"))
     files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
     with quiet():
-        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True,
-                                            trust_remote_code=False, dtype=torch.float32)
+        encoder = AutoModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
     if not getattr(encoder.config, "hidden_size", None):
         raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
     return Pooled(encoder.eval(), load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

@@ -23,7 +23,7 @@ from ..serving.request import Piece
 from .generation import Cancelled, Settings
 from .guided import Answered, Guided
 
-_PIECE = 24               # characters of an event: an answer is judged before it is told, so it comes whole
+_PIECE = 24  # characters of an event: an answer is judged before it is told, so it comes whole
 BRANCH = "X-Effc-Branch"
 
 
@@ -39,17 +39,20 @@ class Front:
         self._stopped = threading.Event()
         self._held = 0
         self.registry = CollectorRegistry()
-        self.branches = Counter("effc_queries", "Queries by the branch that answered.", ["branch"],
-                                registry=self.registry)
+        self.branches = Counter(
+            "effc_queries", "Queries by the branch that answered.", ["branch"], registry=self.registry
+        )
         self.hits = Counter("effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry)
         self.took = Histogram("effc_query_seconds", "To answer one, waiting left out.", registry=self.registry)
-        self.answers = Counter("effc_http_responses", "Answers by the path and the status.", ["path", "status"],
-                               registry=self.registry)
+        self.answers = Counter(
+            "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
+        )
         for cache in ("lists", "states"):
             held = Gauge(f"effc_cached_{cache}_bytes", f"Bytes that cached {cache} hold.", registry=self.registry)
             held.set_function(lambda cache=cache: getattr(client, cache).held)
         Gauge("effc_queries_held", "Queries that wait or are answered.", registry=self.registry).set_function(
-            lambda: self._held)
+            lambda: self._held
+        )
 
     def stop(self) -> None:
         """Cancel all; caches keep their counts."""
@@ -59,8 +62,9 @@ class Front:
 
     async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
         if asked.model != self.name:
-            raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model",
-                          "model_not_found")
+            raise Refused(
+                404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model", "model_not_found"
+            )
         if asked.alternatives is not None:
             raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
         answered = await self._answered(_messages(asked, self.client), _settings(asked), call)
@@ -68,8 +72,11 @@ class Front:
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
         if asked.stream:
-            return StreamingResponse(_events(answer, answered, asked.tells_usage), media_type="text/event-stream",
-                                     headers={"Cache-Control": "no-cache", **headers})
+            return StreamingResponse(
+                _events(answer, answered, asked.tells_usage),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache", **headers},
+            )
         answer.add(Piece(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
         return JSONResponse({**answer.whole(False), "effc": answered.decision.to_json()}, headers=headers)
 
@@ -78,14 +85,19 @@ class Front:
             raise Refused(503, "the server stops", code="stopping")
         if self._held > self._most:
             seconds = max(1, min(60, round(2 * self._held)))
-            raise Refused(429, f"ask again in {seconds} s: as many queries wait as may", code="too_many_requests",
-                          headers={"Retry-After": str(seconds)})
+            raise Refused(
+                429,
+                f"ask again in {seconds} s: as many queries wait as may",
+                code="too_many_requests",
+                headers={"Retry-After": str(seconds)},
+            )
         left = threading.Event()
         watch = asyncio.create_task(_leave(call, left))
         self._held += 1
         try:
             answered = await asyncio.get_running_loop().run_in_executor(
-                self._worker, self._ask, messages, settings, left)
+                self._worker, self._ask, messages, settings, left
+            )
         except Cancelled as gone:
             raise Refused(503, "the server stops", code="stopping") from gone
         except Reject as refused:
@@ -118,8 +130,12 @@ def _messages(asked: AskedChat | AskedCompletion, client: Guided) -> list[dict[s
     else:
         raise Refused(400, "the prompt is tokens, and a text is needed to look for samples", "prompt")
     if sum(len(m["content"]) for m in found) > 64 * client.prompts.context:
-        raise Refused(400, f"the model's context is {client.prompts.context} tokens, and the text is longer",
-                      "messages", "context_length_exceeded")
+        raise Refused(
+            400,
+            f"the model's context is {client.prompts.context} tokens, and the text is longer",
+            "messages",
+            "context_length_exceeded",
+        )
     return found
 
 

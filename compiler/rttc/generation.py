@@ -30,8 +30,9 @@ class Settings:
     stops: tuple[str, ...] = ()
 
 
-def generate(model: Any, prompts: Prompts, ids: list[int], settings: Settings,
-             stopped: Callable[[], bool]) -> tuple[str, int, str]:
+def generate(
+    model: Any, prompts: Prompts, ids: list[int], settings: Settings, stopped: Callable[[], bool]
+) -> tuple[str, int, str]:
     """The text, the number of its tokens, and why it ended: "stop" or "length"."""
     most = min(settings.most, prompts.context - len(ids))
     if most < 1:
@@ -39,17 +40,27 @@ def generate(model: Any, prompts: Prompts, ids: list[int], settings: Settings,
     heard = _Heard(prompts.tokenizer, settings.stops, stopped)
     row = torch.tensor([ids], device=device_of(model))
     drawn = settings.temperature > 0
-    chosen: dict[str, Any] = {"do_sample": drawn, "max_new_tokens": most,
-                              "temperature": settings.temperature if drawn else None,
-                              "top_p": settings.top_p if drawn else None, "top_k": 0 if drawn else None}
+    chosen: dict[str, Any] = {
+        "do_sample": drawn,
+        "max_new_tokens": most,
+        "temperature": settings.temperature if drawn else None,
+        "top_p": settings.top_p if drawn else None,
+        "top_k": 0 if drawn else None,
+    }
     ends = model.generation_config.eos_token_id
     ends = prompts.tokenizer.eos_token_id if ends is None else ends
     pad = ends[0] if isinstance(ends, list) else ends
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):        # training follows: no inference tensors
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # training follows: no inference tensors
         torch.manual_seed(settings.seed % 2**63)
         with suppress(_Met):
-            model.generate(input_ids=row, attention_mask=torch.ones_like(row), eos_token_id=ends, pad_token_id=pad,
-                           streamer=heard, **chosen)
+            model.generate(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                eos_token_id=ends,
+                pad_token_id=pad,
+                streamer=heard,
+                **chosen,
+            )
     if stopped():
         raise Cancelled
     text, last = heard.text(), heard.tokens[-1] if heard.tokens else None

@@ -66,8 +66,9 @@ class Guided:
         self._lock = threading.Lock()
         self._facts: Any = None
 
-    def ask(self, messages: Sequence[Message], settings: Settings = Settings(),
-            stopped: Callable[[], bool] = lambda: False) -> Answered:
+    def ask(
+        self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
+    ) -> Answered:
         """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
         with self._lock:
             return _Query(self, list(messages), settings, stopped).answer()
@@ -118,7 +119,7 @@ class _Query:
             else:
                 choose(client.policy, self._branch, self._score, decision)
                 self._remember()
-        except Reject as refused:                    # a reward without a number; the prompt was taken already
+        except Reject as refused:  # a reward without a number; the prompt was taken already
             if "direct" not in self._made:
                 raise
             decision.branch, decision.note = "direct", refused.diagnostics[0].message
@@ -207,7 +208,7 @@ class _Query:
 
     def _score(self, text: str) -> float:
         with self._timed("reward"):
-            self._bare()                             # a judge of its own likelihood is the bare model
+            self._bare()  # a judge of its own likelihood is the bare model
             return self._client.reward.score(self._question, [text])[0]
 
     def _generate(self, branch: Branch, ids: list[int]) -> str:

@@ -29,12 +29,20 @@ from .sample import Sample, bad_samples, distinct, read_samples
 from .selection import SELECTIONS
 
 FORMAT, NAME, TEXTS, VECTORS = 1, "kb.json", "samples.jsonl", "vectors.safetensors"
-_SHARD = 512              # samples that are embedded between two looks at the clock; a killed build goes on there
+_SHARD = 512  # samples that are embedded between two looks at the clock; a killed build goes on there
 
-broken_base = Fault("broken-knowledge-base", "A knowledge base is not whole, or not what was written.\n\n"
-                    "Its hashes are compared when it is opened. Build it again from its samples.", exit="environment")
-other_embedder = Fault("other-embedder", "A knowledge base and a query were embedded by different models.\n\n"
-                       "Vectors of different models mean nothing to each other.", exit="environment")
+broken_base = Fault(
+    "broken-knowledge-base",
+    "A knowledge base is not whole, or not what was written.\n\n"
+    "Its hashes are compared when it is opened. Build it again from its samples.",
+    exit="environment",
+)
+other_embedder = Fault(
+    "other-embedder",
+    "A knowledge base and a query were embedded by different models.\n\n"
+    "Vectors of different models mean nothing to each other.",
+    exit="environment",
+)
 
 
 @dataclass(frozen=True)
@@ -63,15 +71,26 @@ class Base:
     def search(self, query: Tensor, count: int, selection: str = "diverse") -> list[Match]:
         """Samples for a placed query [width]: at most `count`, none twice."""
         if query.shape != self.centre.shape:
-            raise Reject(other_embedder(f"a query has {query.numel()} numbers, the base's vectors have "
-                                        f"{self.centre.numel()}", help="embed it with the base's own embedder"))
+            raise Reject(
+                other_embedder(
+                    f"a query has {query.numel()} numbers, the base's vectors have {self.centre.numel()}",
+                    help="embed it with the base's own embedder",
+                )
+            )
         rows = SELECTIONS[selection](query, self.vectors, count)
         scores = self.vectors[rows] @ query if rows else torch.empty(0)
         return [Match(self.samples[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
 
-def build(files: Iterable[Path], embedder: Embedder, folder: Path, *, guard: Sequence[str] = (), near: float = 0.98,
-          tell: Callable[[int, int], None] = lambda at, of: None) -> Base:
+def build(
+    files: Iterable[Path],
+    embedder: Embedder,
+    folder: Path,
+    *,
+    guard: Sequence[str] = (),
+    near: float = 0.98,
+    tell: Callable[[int, int], None] = lambda at, of: None,
+) -> Base:
     """Make a base in `folder`, or go on with one whose build was killed.
 
     guard   questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of `near`, is
@@ -90,8 +109,14 @@ def build(files: Iterable[Path], embedder: Embedder, folder: Path, *, guard: Seq
     kept = _unasked(samples, vectors, guard, asked, near)
     if not kept:
         raise Reject(bad_samples("every sample is one of the evaluation's questions"))
-    _write(folder, [samples[i] for i in kept], vectors[kept].contiguous(), centre, embedder.identity,
-           len(samples) - len(kept))
+    _write(
+        folder,
+        [samples[i] for i in kept],
+        vectors[kept].contiguous(),
+        centre,
+        embedder.identity,
+        len(samples) - len(kept),
+    )
     shutil.rmtree(draft, ignore_errors=True)
     return open_base(folder)
 
@@ -115,19 +140,22 @@ def _embedded(samples: Sequence[Sample], embedder: Embedder, draft: Path, tell: 
     return torch.cat(parts)
 
 
-def _unasked(samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], asked: Tensor,
-             near: float) -> list[int]:
+def _unasked(samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], asked: Tensor, near: float) -> list[int]:
     """Numbers of the samples that give away no question of `guard`, whose vectors are `asked` [g, width]."""
     if not guard:
         return list(range(len(samples)))
     plain = {" ".join(text.lower().split()) for text in guard}
-    closest = torch.stack([vectors @ row for row in asked]).amax(0)                            # [n]
-    return [i for i, sample in enumerate(samples)
-            if " ".join(sample.asked.lower().split()) not in plain and float(closest[i]) < near]
+    closest = torch.stack([vectors @ row for row in asked]).amax(0)  # [n]
+    return [
+        i
+        for i, sample in enumerate(samples)
+        if " ".join(sample.asked.lower().split()) not in plain and float(closest[i]) < near
+    ]
 
 
-def _write(folder: Path, samples: Sequence[Sample], vectors: Tensor, centre: Tensor, embedder: str,
-           dropped: int) -> None:
+def _write(
+    folder: Path, samples: Sequence[Sample], vectors: Tensor, centre: Tensor, embedder: str, dropped: int
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).unlink(missing_ok=True)
     lines = "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in samples)
@@ -135,8 +163,14 @@ def _write(folder: Path, samples: Sequence[Sample], vectors: Tensor, centre: Ten
     save_file({"vectors": vectors, "centre": centre}, fresh := folder / f".{VECTORS}")
     os.replace(fresh, folder / VECTORS)
     hashes = {name: _hash(folder / name) for name in (TEXTS, VECTORS)}
-    body = {"format": FORMAT, "samples": len(samples), "dropped": dropped, "embedder": embedder, "files": hashes,
-            "version": digest([hashes, embedder])[:16]}
+    body = {
+        "format": FORMAT,
+        "samples": len(samples),
+        "dropped": dropped,
+        "embedder": embedder,
+        "files": hashes,
+        "version": digest([hashes, embedder])[:16],
+    }
     write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -150,11 +184,18 @@ def open_base(folder: Path) -> Base:
             if _hash(folder / name) != body["files"][name]:
                 raise ValueError(f"{name} has other content than when it was written")
         tensors = load_file(folder / VECTORS)
-        base = Base(list(read_samples(folder / TEXTS)), tensors["vectors"], tensors["centre"], body["embedder"],
-                    body["version"], body["dropped"])
+        base = Base(
+            list(read_samples(folder / TEXTS)),
+            tensors["vectors"],
+            tensors["centre"],
+            body["embedder"],
+            body["version"],
+            body["dropped"],
+        )
     except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise Reject(broken_base(f"{folder} is no whole knowledge base: {_words(error)}",
-                                 help="build it again from its samples")) from error
+        raise Reject(
+            broken_base(f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples")
+        ) from error
     shape = (len(base.samples), base.centre.numel())
     if base.vectors.shape != shape or base.vectors.dtype != torch.float32:
         raise Reject(broken_base(f"{folder} has {len(base.samples)} samples, and vectors {tuple(base.vectors.shape)}"))
@@ -163,8 +204,12 @@ def open_base(folder: Path) -> Base:
 
 def check_embedder(base: Base, embedder: Embedder) -> None:
     if base.embedder != embedder.identity:
-        raise Reject(other_embedder("the knowledge base was embedded by another model than the one at hand",
-                                    help="build it again with this embedder, or name the one it was built with"))
+        raise Reject(
+            other_embedder(
+                "the knowledge base was embedded by another model than the one at hand",
+                help="build it again with this embedder, or name the one it was built with",
+            )
+        )
 
 
 def _hash(file: Path) -> str:

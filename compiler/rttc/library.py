@@ -42,26 +42,37 @@ class Library:
         self.registry = CollectorRegistry()
         self.asked = Counter("effc_retrievals", "Lists of samples that were sent.", registry=self.registry)
         self.took = Histogram("effc_retrieval_seconds", "To find one list.", buckets=_SECONDS, registry=self.registry)
-        self.answers = Counter("effc_http_responses", "Answers by the path and the status.", ["path", "status"],
-                               registry=self.registry)
+        self.answers = Counter(
+            "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
+        )
 
     def facts(self) -> dict[str, Any]:
-        return {"version": self.base.version, "embedder": self.base.embedder, "samples": len(self.base.samples),
-                "centre": [round(v, 6) for v in self.base.centre.tolist()]}
+        return {
+            "version": self.base.version,
+            "embedder": self.base.embedder,
+            "samples": len(self.base.samples),
+            "centre": [round(v, 6) for v in self.base.centre.tolist()],
+        }
 
     def search(self, asked: AskedSamples) -> dict[str, Any]:
         width = self.base.centre.numel()
         if len(asked.vector) != width:
-            raise Refused(400, f"`vector` has {len(asked.vector)} numbers, the base's have {width}: it is of another "
-                          "embedder", "vector", "other_embedder")
+            raise Refused(
+                400,
+                f"`vector` has {len(asked.vector)} numbers, the base's have {width}: it is of another embedder",
+                "vector",
+                "other_embedder",
+            )
         query = torch.tensor(asked.vector)
         if not torch.isfinite(query).all():
             raise Refused(400, "`vector` has a number too large for float32", "vector")
         with self.took.time():
             matches = self.base.search(query, asked.count, self.selection)
         self.asked.inc()
-        return {"version": self.base.version,
-                "matches": [{"sample": m.sample.to_json(), "score": round(m.score, 6)} for m in matches]}
+        return {
+            "version": self.base.version,
+            "matches": [{"sample": m.sample.to_json(), "score": round(m.score, 6)} for m in matches],
+        }
 
     def scores(self, asked: AskedScores) -> dict[str, Any]:
         if self.reward is None:

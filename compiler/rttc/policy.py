@@ -60,8 +60,9 @@ def good_enough(policy: Policy, branch: Branch, reward: float) -> bool:
     return branch == "ttt" or reward >= (policy.direct if branch == "direct" else policy.rag)
 
 
-def choose(policy: Policy, answer: Callable[[Branch], str | None], score: Callable[[str], float],
-           decision: Decision) -> str:
+def choose(
+    policy: Policy, answer: Callable[[Branch], str | None], score: Callable[[str], float], decision: Decision
+) -> str:
     """Run the branches that the policy asks for, and give the best answer among them; the first of equals.
 
     answer   makes a branch's answer; None where it can't (no server, no samples): the policy goes on without it
@@ -151,9 +152,13 @@ def read_policy(text: bytes) -> Policy:
     try:
         body = json.loads(text)
         policy = Policy(**body)
-        kinds = (isinstance(policy.direct, (int, float)), isinstance(policy.rag, (int, float)),
-                 policy.kind in KINDS, type(policy.count) is int and 1 <= policy.count <= 256,
-                 type(policy.shown) is int and 1 <= policy.shown <= policy.count)
+        kinds = (
+            isinstance(policy.direct, (int, float)),
+            isinstance(policy.rag, (int, float)),
+            policy.kind in KINDS,
+            type(policy.count) is int and 1 <= policy.count <= 256,
+            type(policy.shown) is int and 1 <= policy.shown <= policy.count,
+        )
         if not all(kinds):
             raise ValueError("a field has another form, or is out of its range")
     except (TypeError, ValueError, RecursionError) as error:

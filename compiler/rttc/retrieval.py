@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .knowledge import Base, Match
 from .sample import sample_of
 
-_MOST_BYTES = 16 << 20            # of a server's answer
+_MOST_BYTES = 16 << 20  # of a server's answer
 
 
 class Unreachable(Exception):

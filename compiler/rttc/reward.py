@@ -12,12 +12,19 @@ from ...dsl.diagnostics import Fault, Reject
 from ..rows.forward import continuations, evaluating
 from .prompts import Prompts
 
-no_number = Fault("reward-no-number", "A reward model gave NaN or infinity for an answer.\n\n"
-                  "Nothing can be decided by it. While a calibration runs this ends it; while queries are answered, "
-                  "the direct answer is given and the decision says so.", exit="failure")
-no_judge = Fault("no-reward-model", "A folder that was to hold a reward model holds none.\n\n"
-                 "A reward model is a sequence classifier with one output, as `save_pretrained` writes it.",
-                 exit="environment")
+no_number = Fault(
+    "reward-no-number",
+    "A reward model gave NaN or infinity for an answer.\n\n"
+    "Nothing can be decided by it. While a calibration runs this ends it; while queries are answered, "
+    "the direct answer is given and the decision says so.",
+    exit="failure",
+)
+no_judge = Fault(
+    "no-reward-model",
+    "A folder that was to hold a reward model holds none.\n\n"
+    "A reward model is a sequence classifier with one output, as `save_pretrained` writes it.",
+    exit="environment",
+)
 
 
 class Reward(Protocol):
@@ -53,7 +60,7 @@ class SelfLikelihood:
         tails = [self._prompts.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
         told = [(i, tail) for i, tail in enumerate(tails) if tail]
         sums = continuations(self._model, [([*head, *tail], len(head)) for _, tail in told])
-        found = [-100.0] * len(answers)                     # an empty answer is a bad one, and a finite number
+        found = [-100.0] * len(answers)  # an empty answer is a bad one, and a finite number
         for (i, tail), total in zip(told, sums, strict=True):
             found[i] = total / len(tail)
         return finite(found, self.name)
@@ -76,7 +83,8 @@ class Judge:
             raise Reject(no_judge(f"{folder} {why}"))
         with quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32)
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            )
         if model.config.num_labels != 1:
             raise Reject(no_judge(f"{folder} has {model.config.num_labels} outputs, and a reward is one"))
         self.name = f"judge {folder.name}"

@@ -8,11 +8,15 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 
-bad_samples = Fault("bad-samples", "A file of samples for a knowledge base can't be read.\n\n"
-                    "It is JSON lines, each `{\"question\": ..., \"answer\": ...}` or `{\"text\": ...}`; or a plain "
-                    "text, whose paragraphs are the samples.", exit="usage")
+bad_samples = Fault(
+    "bad-samples",
+    "A file of samples for a knowledge base can't be read.\n\n"
+    'It is JSON lines, each `{"question": ..., "answer": ...}` or `{"text": ...}`; or a plain '
+    "text, whose paragraphs are the samples.",
+    exit="usage",
+)
 
-MOST_CHARACTERS = 8192    # of a sample: what a stranger put into a base can't make a training longer than this
+MOST_CHARACTERS = 8192  # of a sample: what a stranger put into a base can't make a training longer than this
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,15 @@ def sample_of(body: Any) -> Sample:
     """Raises ValueError on what is none."""
     if isinstance(body, dict) and isinstance(body.get("text"), str) and body["text"].strip():
         found = Sample("", body["text"])
-    elif isinstance(body, dict) and all(isinstance(body.get(k), str) and body[k].strip()
-                                        for k in ("question", "answer")):
+    elif isinstance(body, dict) and all(
+        isinstance(body.get(k), str) and body[k].strip() for k in ("question", "answer")
+    ):
         found = Sample(body["question"], body["answer"])
     else:
         raise ValueError("it has neither `question` and `answer` nor `text`")
     if len(found.text) > MOST_CHARACTERS:
         raise ValueError(f"it has {len(found.text)} characters, and at most {MOST_CHARACTERS} are taken")
-    found.text.encode()                       # UnicodeEncodeError, a ValueError, for a lone surrogate
+    found.text.encode()  # UnicodeEncodeError, a ValueError, for a lone surrogate
     return found
 
 

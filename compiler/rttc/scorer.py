@@ -17,11 +17,15 @@ from .reward import finite
 from .sample import bad_samples
 
 _NAME, _WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
-LEAST_AUC = 0.55          # below, a coin is about as good
+LEAST_AUC = 0.55  # below, a coin is about as good
 
-weak_reward = Fault("weak-reward", "A reward does not tell right answers from wrong ones, on samples held out.\n\n"
-                    "An AUC of 0.5 is a coin's. Routing by it is noise; train on more, or on samples of the own task, "
-                    "or insist with `force`.", exit="gate")
+weak_reward = Fault(
+    "weak-reward",
+    "A reward does not tell right answers from wrong ones, on samples held out.\n\n"
+    "An AUC of 0.5 is a coin's. Routing by it is noise; train on more, or on samples of the own task, "
+    "or insist with `force`.",
+    exit="gate",
+)
 broken_scorer = Fault("broken-scorer", "A folder that was to hold a trained scorer does not.", exit="environment")
 
 
@@ -70,12 +74,20 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
     except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise Reject(broken_scorer(f"{folder} holds no scorer for this embedder: {error}",
-                                   help="train it again")) from error
+        raise Reject(
+            broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
+        ) from error
 
 
-def train(graded: Sequence[Graded], embedder: Embedder, *, seed: int = 0, held: float = 0.25, penalty: float = 1e-3,
-          force: bool = False) -> Scorer:
+def train(
+    graded: Sequence[Graded],
+    embedder: Embedder,
+    *,
+    seed: int = 0,
+    held: float = 0.25,
+    penalty: float = 1e-3,
+    force: bool = False,
+) -> Scorer:
     """Logistic regression, by L-BFGS. Questions are split, so that no question is on both sides.
 
     Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
@@ -84,13 +96,22 @@ def train(graded: Sequence[Graded], embedder: Embedder, *, seed: int = 0, held: 
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = {questions[i] for i in order[: max(1, round(held * len(questions)))]}
     parts = [[g for g in graded if (g.question in kept) == out] for out in (False, True)]
-    (x, y), (x_held, _) = [(_features(embedder, [g.question for g in part], [g.answer for g in part]),
-                            torch.tensor([float(g.right) for g in part])) for part in parts]
+    (x, y), (x_held, _) = [
+        (
+            _features(embedder, [g.question for g in part], [g.answer for g in part]),
+            torch.tensor([float(g.right) for g in part]),
+        )
+        for part in parts
+    ]
     weight, bias = _fit(x, y, penalty)
     found = auc((x_held @ weight + bias).tolist(), [g.right for g in parts[1]])
     if found < LEAST_AUC and not force:
-        raise Reject(weak_reward(f"the scorer's AUC is {found:.3f} on {len(parts[1])} answers to {len(kept)} "
-                                 "questions held out", help="grade more answers of the own task, or use `force`"))
+        raise Reject(
+            weak_reward(
+                f"the scorer's AUC is {found:.3f} on {len(parts[1])} answers to {len(kept)} questions held out",
+                help="grade more answers of the own task, or use `force`",
+            )
+        )
     return Scorer(weight, bias, embedder, found)
 
 

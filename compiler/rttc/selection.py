@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-POOL = 256                # nearest vectors that a diverse selection chooses from
+POOL = 256  # nearest vectors that a diverse selection chooses from
 
 Selection = Callable[[Tensor, Tensor, int], list[int]]
 
@@ -14,7 +14,7 @@ def nearest(query: Tensor, vectors: Tensor, count: int) -> list[int]:
     """The rows of vectors [n, d] with the largest inner products with query [d]; the first of equals."""
     scores = vectors @ query
     least = scores.topk(min(count, len(scores))).values[-1]
-    near = (scores >= least).nonzero()[:, 0]                       # few: all of them are sorted in a blink
+    near = (scores >= least).nonzero()[:, 0]  # few: all of them are sorted in a blink
     return near[torch.sort(scores[near], descending=True, stable=True).indices[:count]].tolist()
 
 
@@ -26,7 +26,7 @@ def diverse(query: Tensor, vectors: Tensor, count: int, noise: float = 0.01) -> 
     Source: SIFT, Hübotter et al. 2025 (arXiv 2410.08020), equation 5, greedy as in its algorithm 1.
     """
     pool = nearest(query, vectors, max(count, POOL))
-    points = torch.cat([query[None], vectors[pool]]).double()                  # [1 + pool, d]
+    points = torch.cat([query[None], vectors[pool]]).double()  # [1 + pool, d]
     covariance = points @ points.T
     chosen: list[int] = []
     for _ in range(min(count, len(pool))):

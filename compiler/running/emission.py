@@ -70,8 +70,12 @@ class Emission:
                 compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts, self.ctx.settings.undecided))
             return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
-                checks=checks, measures=compared.measures, machine=machine(),
-                expectations=tuple(expectation(v) for v in compared.outcomes), run=compared.run)
+                checks=checks,
+                measures=compared.measures,
+                machine=machine(),
+                expectations=tuple(expectation(v) for v in compared.outcomes),
+                run=compared.run,
+            )
 
         manifest = write(path, build=build, force=self.force)
         return Artifact(path, manifest, tuple(new))
@@ -82,8 +86,9 @@ class Emission:
             return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
         if isinstance(outcome, Model) and forms:
             rounds = any(form.rounds for form in forms)
-            return self.verdicts.on_model(target, lambda: load(
-                folder / forms[0].folder, check="size", device=self.ctx.settings.device), rounds)
+            return self.verdicts.on_model(
+                target, lambda: load(folder / forms[0].folder, check="size", device=self.ctx.settings.device), rounds
+            )
         with closing(outcome.members()) as members:
             _, program = next(members)
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
@@ -95,7 +100,7 @@ def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int) -> tupl
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
-        program.model.to("cpu")                # files are computed again from there
+        program.model.to("cpu")  # files are computed again from there
         checks += verify(folder, program.model, [f for f in forms if f.member == name], seed=seed)
     return tuple(checks)
 
@@ -104,27 +109,55 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
     """The part of a manifest that is the same whenever the recipe is compiled."""
     recipe = plan.recipe
     return Manifest(
-        kind=target.call.word, name=plan.pipeline.name, effc=version("effc"),
-        recipe={"name": Path(recipe.source.name).name, "text": recipe.source.text, "variant": recipe.variant,
-                "params": keys.to_jsonable(recipe.params), "resolved": resolved(recipe)},
-        lock={"inputs": inputs(plan, ctx), "versions": keys.versions(), "seed": ctx.seed,
-              "threads": ctx.settings.threads, "device": ctx.settings.device},
-        steps=tuple(steps(plan, cache, target.source)), **facts(outcome, plan))
+        kind=target.call.word,
+        name=plan.pipeline.name,
+        effc=version("effc"),
+        recipe={
+            "name": Path(recipe.source.name).name,
+            "text": recipe.source.text,
+            "variant": recipe.variant,
+            "params": keys.to_jsonable(recipe.params),
+            "resolved": resolved(recipe),
+        },
+        lock={
+            "inputs": inputs(plan, ctx),
+            "versions": keys.versions(),
+            "seed": ctx.seed,
+            "threads": ctx.settings.threads,
+            "device": ctx.settings.device,
+        },
+        steps=tuple(steps(plan, cache, target.source)),
+        **facts(outcome, plan),
+    )
 
 
 def facts(outcome: Outcome, plan: Plan) -> dict[str, Any]:
     """Edits and widths of a model; of a front the measures of its points, by name."""
     if isinstance(outcome, Front):
         measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
-        return {"members": tuple({"name": name, "measures": measures[name], "steps": sorted(ancestors(plan, name)),
-                                  **changed(program, plan)} for name, program in outcome.members())}
+        return {
+            "members": tuple(
+                {
+                    "name": name,
+                    "measures": measures[name],
+                    "steps": sorted(ancestors(plan, name)),
+                    **changed(program, plan),
+                }
+                for name, program in outcome.members()
+            )
+        }
     return changed(outcome.program, plan)
 
 
 def changed(program: Program, plan: Plan) -> dict[str, Any]:
     """What the program's edits are, and the widths of its layers before and after them."""
-    return {"edits": program.edits.to_json(), "profile": {"before": profile(plan.skeleton), "after": packed_widths(
-        plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers)}}
+    return {
+        "edits": program.edits.to_json(),
+        "profile": {
+            "before": profile(plan.skeleton),
+            "after": packed_widths(plan.skeleton, program.skeleton, program.edits.swapped, program.edits.layers),
+        },
+    }
 
 
 def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
@@ -137,8 +170,16 @@ def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
         body = cache.step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"
         notes = body["notes"]
-        found.append({"name": name, "word": step.call.word, "args": keys.to_jsonable(step.call.args),
-                      "summary": notes["summary"], "changes": notes["changes"], "decisions": notes["step"]})
+        found.append(
+            {
+                "name": name,
+                "word": step.call.word,
+                "args": keys.to_jsonable(step.call.args),
+                "summary": notes["summary"],
+                "changes": notes["changes"],
+                "decisions": notes["step"],
+            }
+        )
     return found
 
 
@@ -157,18 +198,21 @@ def ancestors(plan: Plan, last: str) -> set[str]:
 def inputs(plan: Plan, ctx: Context) -> dict[str, str]:
     """Identity of the model and of every data set."""
     return {plan.model: plan.identity} | {
-        f"data {name}": keys.data_identity(DataRef(name), ctx) for name in sorted(ctx.recipe.data)}
+        f"data {name}": keys.data_identity(DataRef(name), ctx) for name in sorted(ctx.recipe.data)
+    }
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """Models and data with all their arguments, defaults too."""
-    return {kind: {name: {"word": call.word, "args": keys.to_jsonable(call.args)} for name, call in table.items()}
-            for kind, table in (("models", recipe.models), ("data", recipe.data))}
+    return {
+        kind: {name: {"word": call.word, "args": keys.to_jsonable(call.args)} for name, call in table.items()}
+        for kind, table in (("models", recipe.models), ("data", recipe.data))
+    }
 
 
 def expectation(outcome: Verdict) -> Expectation:
     state = {"ok": "holds", "missed": "fails"}.get(outcome.state, outcome.state)
     line = outcome.bound.span.line if outcome.bound.span else 0
-    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line,
-                       outcome.skipped or outcome.undecided)
-
+    return Expectation(
+        bound_text(outcome.bound), outcome.value, outcome.limit, state, line, outcome.skipped or outcome.undecided
+    )

@@ -22,10 +22,14 @@ from ..targets.hf import FORMS as CHECKPOINTS
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
 none_fits = Fault(
-    "none-fits", "No point of a front keeps the limits that were asked for.\n\n"
-    "The points and what they measure stand in the artifact's README.md; `effc inspect` lists them.", exit="gate")
-unmeasured_limit = Fault("unmeasured-limit", "A limit is set on what was not measured of a front's points.",
-                         exit="usage")
+    "none-fits",
+    "No point of a front keeps the limits that were asked for.\n\n"
+    "The points and what they measure stand in the artifact's README.md; `effc inspect` lists them.",
+    exit="gate",
+)
+unmeasured_limit = Fault(
+    "unmeasured-limit", "A limit is set on what was not measured of a front's points.", exit="usage"
+)
 
 into_itself = Fault("into-itself", "A point would be picked into the front that it comes from.", exit="usage")
 
@@ -45,8 +49,9 @@ class Limit:
     def distance(self, measures: Measures) -> float:
         """How far a point is from the limit, as a share of it; at most 0 where it keeps it."""
         if self.metric not in measures:
-            raise Reject(unmeasured_limit(f"the front has no measure `{self.metric}`",
-                                          help=f"it has {', '.join(measures)}"))
+            raise Reject(
+                unmeasured_limit(f"the front has no measure `{self.metric}`", help=f"it has {', '.join(measures)}")
+            )
         value, unit, better = measures[self.metric]
         limit = in_unit(_value(self.value), unit)
         gap = (value - limit) if better == "lower" else (limit - value)
@@ -61,8 +66,15 @@ def _value(text: str) -> Any:
     return value
 
 
-def pick(path: Path, into: Path, *, point: str = "", limits: tuple[Limit, ...] = (), force: bool = False,
-         tell: Listener = silent) -> tuple[str, Manifest]:
+def pick(
+    path: Path,
+    into: Path,
+    *,
+    point: str = "",
+    limits: tuple[Limit, ...] = (),
+    force: bool = False,
+    tell: Listener = silent,
+) -> tuple[str, Manifest]:
     """Copy one point of a front to `into`, and compare what a fresh process computes from the copy.
 
     point    its name, or its number in the order of the recipe, from 1
@@ -71,8 +83,12 @@ def pick(path: Path, into: Path, *, point: str = "", limits: tuple[Limit, ...] =
     """
     front = read_manifest(path)
     if front.kind != "front":
-        raise Reject(no_front(f"{path} was written by the target `{front.kind}`, which holds one model",
-                              help='emit a front first: `emit NAME { front("sizes") }`'))
+        raise Reject(
+            no_front(
+                f"{path} was written by the target `{front.kind}`, which holds one model",
+                help='emit a front first: `emit NAME { front("sizes") }`',
+            )
+        )
     if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
         raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
     check_free(into, force)
@@ -97,8 +113,13 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
     if not fit:
         near = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
         said = ", ".join(f"{name} {measured(value, unit)}" for name, (value, unit, _) in measures[near].items())
-        raise Reject(none_fits("no point keeps what was asked for", note=f"the nearest is `{near}`: {said}",
-                               help=f"loosen a limit, or take it with `--point {near}`"))
+        raise Reject(
+            none_fits(
+                "no point keeps what was asked for",
+                note=f"the nearest is `{near}`: {said}",
+                help=f"loosen a limit, or take it with `--point {near}`",
+            )
+        )
     first = next(iter(measures[fit[0]]))
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
 
@@ -117,8 +138,16 @@ def _copy(path: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
         rows = [m for m in front.measures if m.metric.endswith(own)]
         measures = tuple(replace(m, metric=m.metric.removesuffix(own)) for m in rows)
-        return replace(front, kind="hf", steps=steps, edits=member["edits"], profile=member["profile"], members=(),
-                       notes=(f"Point `{name}` of a front.",), files={}, expectations=()).with_measures(
-            measures=measures, checks=checks, machine=machine(), run=front.run, expectations=())
+        return replace(
+            front,
+            kind="hf",
+            steps=steps,
+            edits=member["edits"],
+            profile=member["profile"],
+            members=(),
+            notes=(f"Point `{name}` of a front.",),
+            files={},
+            expectations=(),
+        ).with_measures(measures=measures, checks=checks, machine=machine(), run=front.run, expectations=())
 
     return build

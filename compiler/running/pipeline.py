@@ -55,7 +55,7 @@ class Build:
     plan: Plan
     ctx: Context
     cache: Cache
-    dump: str = ""                     # "", "changed", "before", "after": what to say of the program at each step
+    dump: str = ""  # "", "changed", "before", "after": what to say of the program at each step
     outcome: Outcome | None = None
     at: str = ""
     total: int = 0
@@ -86,14 +86,17 @@ class Build:
             return
         with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
-            if keys.found(stage.call.args, StepRef):       # it names what it works on, one at a time
+            if keys.found(stage.call.args, StepRef):  # it names what it works on, one at a time
                 outcome: Outcome = Front((), self.program_of)
             else:
                 outcome = self.reach(stage.source)
-            self.at = ""                                   # from here until it is kept, the program is between steps
+            self.at = ""  # from here until it is kept, the program is between steps
             given, facts = self.give(pass_, outcome, stage)
-            if isinstance(given, (Unmerged, Family)) and isinstance(outcome, Model) \
-                    and stage.source != self.plan.identity:
+            if (
+                isinstance(given, (Unmerged, Family))
+                and isinstance(outcome, Model)
+                and stage.source != self.plan.identity
+            ):
                 given.base = stage.source
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
@@ -115,19 +118,25 @@ class Build:
         with as_profiled(named(stage.call), ctx):
             made = pass_.give(outcome, ctx)
         if made is outcome and program.version == version:
-            raise Reject(no_change(f"`{stage.call.word}` changed nothing",
-                                   help="ask more of it, or leave the step out"))
+            raise Reject(
+                no_change(f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out")
+            )
         if promise:
             with announce("comparing with the model before"):
                 promise.check(program, pass_.keeps)
         lines = describe(before, program.skeleton)
-        return made, {"program": program.notes, "step": program.notes[notes:], "changes": lines.rows,
-                      "summary": made.summary or lines.summary, "dump": lines.text}
+        return made, {
+            "program": program.notes,
+            "step": program.notes[notes:],
+            "changes": lines.rows,
+            "summary": made.summary or lines.summary,
+            "dump": lines.text,
+        }
 
     def reach(self, key: str) -> Outcome:
         """The result under a key: what we have, a kept one, or the original captured."""
         if self.outcome is None or self.at != key:
-            self.outcome = None                            # frees the one we have before another is loaded
+            self.outcome = None  # frees the one we have before another is loaded
             if key == self.plan.identity:
                 with announce("loading the model"):
                     program = capture(self.ctx.origin.load())
@@ -161,7 +170,7 @@ class Build:
     def emit(self, target: Emit, emission: Emission) -> Artifact:
         outcome = self.reach(self.plan.key_of(target.source))
         if isinstance(outcome, Model):
-            outcome.program.model.to("cpu")    # files are written from there
+            outcome.program.model.to("cpu")  # files are written from there
         artifact = emission.emit(outcome, target)
         self.outcome, self.at = None, ""
         return artifact
@@ -169,8 +178,7 @@ class Build:
     def context(self, stage: Stage) -> Context:
         work = self.cache.work(stage.key)
         work.mkdir(parents=True, exist_ok=True)
-        return replace(self.ctx.relative_to(stage.call), workdir=work,
-                       results=self.result)
+        return replace(self.ctx.relative_to(stage.call), workdir=work, results=self.result)
 
     def result(self, name: str) -> tuple[str, Program]:
         """The key and the program of another step."""
@@ -188,8 +196,9 @@ class Build:
             with hear(self.ctx.tick):
                 yield done
         watch.check()
-        self.ctx.tell(StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak,
-                                 dump=done.dump))
+        self.ctx.tell(
+            StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak, dump=done.dump)
+        )
 
 
 @dataclass

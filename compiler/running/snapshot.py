@@ -23,20 +23,30 @@ from ..training.family import Family
 from ..training.unmerged import Unmerged
 
 
-def save(outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin,
-         notes: Mapping[str, Any]) -> None:
+def save(
+    outcome: Outcome, cache: Cache, key: str, parts: Mapping[str, Any], origin: Origin, notes: Mapping[str, Any]
+) -> None:
     """Store a finished step."""
     if isinstance(outcome, Front):
-        body = {"points": [{"name": p.name, "key": p.key, "measures": [[name, *m] for name, m in p.measures.items()]}
-                           for p in outcome.points],
-                "needs": [point.key for point in outcome.points]}
+        body = {
+            "points": [
+                {"name": p.name, "key": p.key, "measures": [[name, *m] for name, m in p.measures.items()]}
+                for p in outcome.points
+            ],
+            "needs": [point.key for point in outcome.points],
+        }
     elif isinstance(outcome, Unmerged):
-        body = {"adapters": {"base": outcome.base, "shape": asdict(outcome.shape)},
-                "needs": [outcome.base] if outcome.base else [],
-                "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()}}
+        body = {
+            "adapters": {"base": outcome.base, "shape": asdict(outcome.shape)},
+            "needs": [outcome.base] if outcome.base else [],
+            "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()},
+        }
     elif isinstance(outcome, Family):
-        body = {"family": outcome.to_json(), "needs": [outcome.base] if outcome.base else [],
-                "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()}}
+        body = {
+            "family": outcome.to_json(),
+            "needs": [outcome.base] if outcome.base else [],
+            "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()},
+        }
     else:
         body = _program(outcome.program, cache, origin)
     cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
@@ -99,7 +109,9 @@ def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
     known = cache.value(parts)
     if known is None:
         model = origin.load()
-        known = {tensor_hash(t): name
-                 for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))}
+        known = {
+            tensor_hash(t): name
+            for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))
+        }
         cache.keep(parts, known)
     return known

@@ -21,14 +21,21 @@ from .sparsity import weight_score
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-OUTLIER, SPREAD = 5.0, 0.08       # OWL's M and lambda, as published for Llama
-STEP, REACH = 0.1, 0.2            # how far from the mean share is probed, and how far a layer may end
-TOKENS = 512                      # that a probe reads, at most; and at least one row
-ROOM = 512 << 20                  # bytes of kept layer outputs
+OUTLIER, SPREAD = 5.0, 0.08  # OWL's M and lambda, as published for Llama
+STEP, REACH = 0.1, 0.2  # how far from the mean share is probed, and how far a layer may end
+TOKENS = 512  # that a probe reads, at most; and at least one row
+ROOM = 512 << 20  # bytes of kept layer outputs
 
 
-def shares(program: "Program", found: Sequence[Stage], rows: Tensor, share: float, how: str, sizes: Mapping[str, int],
-           ctx: Context) -> dict[str, float]:
+def shares(
+    program: "Program",
+    found: Sequence[Stage],
+    rows: Tensor,
+    share: float,
+    how: str,
+    sizes: Mapping[str, int],
+    ctx: Context,
+) -> dict[str, float]:
     """The share of zeros of each stage by its unit; those outside of all units take `share`.
 
     sizes   weights of each module
@@ -56,6 +63,7 @@ def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[st
 
 # -- by outliers ---------------------------------------------------------------------------------------------
 
+
 def _outliers(program: "Program", stage: Stage, norms: Mapping[str, list[float]]) -> float:
     """Share of a layer's weights whose score, magnitude times input norm, is above five times the layer's mean."""
     scores = [weight_score(program, path, norms[path]).flatten() for path in stage.modules]
@@ -77,8 +85,10 @@ def owl(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -
 
 # -- by measured sensitivity ---------------------------------------------------------------------------------
 
-def searched(costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int],
-             share: float) -> dict[str, float]:
+
+def searched(
+    costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int], share: float
+) -> dict[str, float]:
     """The shares at which one more zero costs the same in every layer.
 
     costs    unit -> (share, divergence in nats per token when only this layer has that share), two points
@@ -93,8 +103,11 @@ def searched(costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mappin
 
     def at(slope: float) -> dict[str, float]:
         """Where the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
-        return {unit: min(most, max(least, (slope - start - math.log(rise / weights[unit])) / rise))
-                for unit, (rise, start) in curves.items()}
+        return {
+            unit: min(most, max(least, (slope - start - math.log(rise / weights[unit])) / rise))
+            for unit, (rise, start) in curves.items()
+        }
+
     return _leveled(at, weights, share)
 
 
@@ -109,13 +122,20 @@ def _leveled(at: Callable[[float], dict[str, float]], weights: Mapping[str, int]
     return at(low)
 
 
-def _costs(program: "Program", inside: Sequence[Stage], rows: Tensor, share: float,
-           norms: Mapping[str, list[float]], journal: Journal, ctx: Context) -> dict[str, list[tuple[float, float]]]:
+def _costs(
+    program: "Program",
+    inside: Sequence[Stage],
+    rows: Tensor,
+    share: float,
+    norms: Mapping[str, list[float]],
+    journal: Journal,
+    ctx: Context,
+) -> dict[str, list[tuple[float, float]]]:
     """What the model loses where one layer alone has zeros by magnitude times input norm."""
     rows = rows[: max(1, TOKENS // rows[0].numel())]
     probes = [max(0.01, share - STEP), min(0.99, share + STEP)]
     asked = [(stage, probe) for stage in inside for probe in probes]
-    probing: list[_Probing] = []                           # made when the first answer is not known yet
+    probing: list[_Probing] = []  # made when the first answer is not known yet
 
     def cost(stage: Stage, probe: float) -> float:
         if not probing:
@@ -134,7 +154,7 @@ class _Probing:
 
     def __init__(self, program: "Program", rows: Tensor):
         self.program, self.rows = program, rows
-        self.said: list[Tensor] = []                       # log-probabilities of the model as it is, by batch
+        self.said: list[Tensor] = []  # log-probabilities of the model as it is, by batch
         self.prefix = Prefix(program, ROOM)
         self.prefix.measure(self._run)
 

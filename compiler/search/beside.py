@@ -11,7 +11,7 @@ from ..report.quantity import counted
 if TYPE_CHECKING:
     from .loop import Search
 
-FITTED = 1.25        # how many times faster than the score it may grow before that is said
+FITTED = 1.25  # how many times faster than the score it may grow before that is said
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,12 @@ class Beside:
         if min(first.score, first.beside, last.score) > 0:
             grown, fitted = last.beside / first.beside, last.score / first.score
             if grown > FITTED * fitted:
-                search.ctx.tell(Warned(
-                    f"warning: {show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
-                    f"{fitted:.2f}-fold: the search fitted the score's rows; give it more of them"))
+                search.ctx.tell(
+                    Warned(
+                        f"warning: {show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
+                        f"{fitted:.2f}-fold: the search fitted the score's rows; give it more of them"
+                    )
+                )
 
     def _row(self, seen: Seen) -> list[Any]:
         return [seen.share, show(seen.by), seen.score, seen.beside]

@@ -64,8 +64,12 @@ class BranchCut(Candidate):
     def cut(self) -> None:
         program, branch = self.pool.program, self.branch
         with Rewriter(program) as rewrite:
-            rewrite.drop_branch(branch.unit, branch.join, keep=staying(program.units[branch.unit].graph, branch),
-                                frees=self.saves("params"))
+            rewrite.drop_branch(
+                branch.unit,
+                branch.join,
+                keep=staying(program.units[branch.unit].graph, branch),
+                frees=self.saves("params"),
+            )
 
     def saves(self, of: str) -> float:
         return self.pool.ledger.branch(self.branch.site, of)
@@ -82,7 +86,7 @@ class Layers(Pool):
 
     def __init__(self, program: "Program", chosen: Sequence[str], ledger: Ledger):
         self.program, self.ledger = program, ledger
-        self.names = list(program.skeleton.units)          # of what is left, in order
+        self.names = list(program.skeleton.units)  # of what is left, in order
         self.allowed = set(chosen)
         self.free = self._free()
         self.independent = self.free == self.allowed
@@ -110,15 +114,22 @@ class Layers(Pool):
         """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""
         if len(self.names) <= 1:
             return set()
-        return {name for name, unit in self._pairs()
-                if name in self.allowed and _dropped(weightless(self.program), unit)}
+        return {
+            name for name, unit in self._pairs() if name in self.allowed and _dropped(weightless(self.program), unit)
+        }
 
     def _reachable_from_the_end(self, of: str) -> float:
         """What goes when the last layer that can is dropped, again and again, from a copy without weights."""
         bare, left, total = weightless(self.program), list(self.names), 0.0
         while len(left) > 1:
-            last = next((name for name, unit in reversed(list(zip(left, bare.units, strict=True)))
-                         if name in self.allowed and _dropped(bare, unit)), None)
+            last = next(
+                (
+                    name
+                    for name, unit in reversed(list(zip(left, bare.units, strict=True)))
+                    if name in self.allowed and _dropped(bare, unit)
+                ),
+                None,
+            )
             if last is None:
                 break
             left.remove(last)

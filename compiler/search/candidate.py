@@ -63,7 +63,7 @@ class Cut:
     name: str
     kind: str
     score: float
-    runner_up: float | None             # the best score that lost
-    scores: dict[str, float]            # of every candidate that was scored in this round
-    saved: float                        # so far, of what the budget counts
-    total: float                        # of what the budget counts, in the whole model
+    runner_up: float | None  # the best score that lost
+    scores: dict[str, float]  # of every candidate that was scored in this round
+    saved: float  # so far, of what the budget counts
+    total: float  # of what the budget counts, in the whole model

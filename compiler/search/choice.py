@@ -88,7 +88,7 @@ class Racing(Choice):
 
     def __init__(self, per: str, patience: int = 3):
         self.per, self.patience = per, patience
-        self.known: dict[str, float] = {}           # place -> growth at its last score
+        self.known: dict[str, float] = {}  # place -> growth at its last score
 
     def choose(self, now: Round) -> Candidate | None:
         best, least, fruitless = None, (math.inf, math.inf), 0
@@ -98,7 +98,7 @@ class Racing(Choice):
                 break
             candidate = now.candidates[place]
             growth = self.known[candidate.place] = now.growth(candidate)
-            cost = (now.cost(candidate, growth, self.per), place)       # of equals the first, as in Exact
+            cost = (now.cost(candidate, growth, self.per), place)  # of equals the first, as in Exact
             if math.isfinite(cost[0]) and cost < least:
                 best, least, fruitless = candidate, cost, 0
             else:

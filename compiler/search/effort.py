@@ -15,7 +15,7 @@ from .reconstruct import readers
 if TYPE_CHECKING:
     from ..words.context import Context
 
-_SOLVED = 3 * 8      # bytes per entry: the float64 factor, what is solved, and the weights that read it
+_SOLVED = 3 * 8  # bytes per entry: the float64 factor, what is solved, and the weights that read it
 
 
 def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data: DataRef | None) -> Effort:
@@ -37,6 +37,6 @@ def of_fitting(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data
 
 def _kept_per_token(skeleton: Skeleton) -> int:
     """Bytes of keys and values of a token over all layers."""
-    by_site = {g.site: g for g in skeleton.groups if g.kind in ("heads", "kv_heads")}       # kv_heads come last
+    by_site = {g.site: g for g in skeleton.groups if g.kind in ("heads", "kv_heads")}  # kv_heads come last
     widths = [min(g.count * m.segments[0][1] for m in g.members) for g in by_site.values()]
     return 2 * itemsize(skeleton) * sum(widths)

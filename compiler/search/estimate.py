@@ -43,8 +43,9 @@ def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
     return sum(g.count if of.startswith("ssm_") else steps(g) for g in skeleton.groups if g.kind == of)
 
 
-def _narrowed(skeleton: Skeleton, goal: Budget, saved: float, kind: WidthParts,
-              met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
+def _narrowed(
+    skeleton: Skeleton, goal: Budget, saved: float, kind: WidthParts, met: Callable[[Skeleton], bool]
+) -> tuple[Skeleton, int]:
     """All groups narrowed by the same share, rounded down; then one step of each in turn until the budget is met."""
     groups, ledger = [again(skeleton, g) for g in kind.groups if _is_left(skeleton, g)], Ledger(skeleton)
     full = sum(kind.most(g) * kind.step * ledger.of_step(g.site, g.kind, goal.of) for g in groups)

@@ -35,8 +35,10 @@ class Fit:
 
     def read(self, parts: "Sequence[Parts]") -> list[Group]:
         """The groups whose readers' inputs are looked at."""
+
         def looked_at(kind: "Parts") -> bool:
             return kind.kind != "experts" and (kind.sliced or self.repair or self.order != "l1")
+
         return [g for kind in parts if looked_at(kind) for g in kind.groups if g.readers]
 
 
@@ -53,8 +55,9 @@ class Fitting:
         model, groups = self.program.model, self.fit.read(parts)
         modules = [module_of(m) for g in groups for m in readers(g) if has_moments(model, m)]
         if modules:
-            self.search.collect(self.moments, modules, self.score, self.fit.data,
-                                room_for(self.ctx.settings.max_memory))
+            self.search.collect(
+                self.moments, modules, self.score, self.fit.data, room_for(self.ctx.settings.max_memory)
+            )
 
     def important(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""

@@ -13,7 +13,8 @@ from .saving import OF_MODEL, SCANS, Ledger, steps, whole
 too_coarse = Fault(
     "too-coarse",
     "A cut is larger than all that it could be cut from.\n\n"
-    "Of a kind of which nothing can go, a search would say nothing, and its budget would come from the others.")
+    "Of a kind of which nothing can go, a search would say nothing, and its budget would come from the others.",
+)
 
 
 def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
@@ -21,7 +22,7 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = 
 
     total   how much there is to choose from, where it isn't all that the skeleton says: items, or a measured latency
     """
-    of = amount.of if amount.of in OF_MODEL or amount.of == "latency" else kind     # "heads" of mixers are "ssm_heads"
+    of = amount.of if amount.of in OF_MODEL or amount.of == "latency" else kind  # "heads" of mixers are "ssm_heads"
     if of == "latency":
         assert total is not None, "a latency is measured"
         return Budget(of, amount.value.value * total, total)
@@ -42,7 +43,7 @@ def turns(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, .
     for kind in order:
         total += split.share(kind) / whole if whole else 0.0
         found.append(((kind,), total))
-    return [*found[:-1], (found[-1][0], 1.0)]          # 1.0: sums of shares are rounded
+    return [*found[:-1], (found[-1][0], 1.0)]  # 1.0: sums of shares are rounded
 
 
 def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
@@ -50,18 +51,26 @@ def reach(ledger: Ledger, of: str, parts: Sequence[Parts]) -> float:
     its widths only; of a group all but what stays."""
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in ledger.inside[b.site]}
-    widths = {(g.site, g.kind): p.most(g) * p.step * _each(ledger, g, of)
-              for p in parts if isinstance(p, WidthParts) for g in p.groups}
+    widths = {
+        (g.site, g.kind): p.most(g) * p.step * _each(ledger, g, of)
+        for p in parts
+        if isinstance(p, WidthParts)
+        for g in p.groups
+    }
     most = sum(saved for site, saved in widths.items() if site not in inside)
     for kind in parts:
         if isinstance(kind, Wholes):
-            each = {name: kind.weigh(ledger, name, of) for name in kind.names
-                    if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)}
+            each = {
+                name: kind.weigh(ledger, name, of)
+                for name in kind.names
+                if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)
+            }
             most += sum(each.values())
             if each and len(each) == kind.all:
                 within = ledger.inside if isinstance(kind, BlockParts) else {}
-                most -= min(saved - sum(widths.get(site, 0.0) for site in within.get(name, ()))
-                            for name, saved in each.items())
+                most -= min(
+                    saved - sum(widths.get(site, 0.0) for site in within.get(name, ())) for name, saved in each.items()
+                )
     return most
 
 
@@ -77,8 +86,12 @@ def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
     most = max((steps(g) for g in sites), default=step)
     if step > most:
         what = sites[0].kind.replace("_", " ").replace("kv", "KV")
-        raise Reject(too_coarse(f"`{parameter}` is {step}, and no module has more than {most} {what}",
-                                help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`"))
+        raise Reject(
+            too_coarse(
+                f"`{parameter}` is {step}, and no module has more than {most} {what}",
+                help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`",
+            )
+        )
 
 
 def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | None = None) -> None:
@@ -87,14 +100,23 @@ def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | N
         return
     note = "; ".join(f"{place} stays: {why}" for place, why in list((refused or {}).items())[:5])
     if wanted.of == CUTS:
-        raise Reject(out_of_reach(f"{wanted.goal:g} cuts are to be made, and {most:g} can", note=note,
-                                  help=f"make at most {most:g} cuts, or let more modules or kinds be cut"))
+        raise Reject(
+            out_of_reach(
+                f"{wanted.goal:g} cuts are to be made, and {most:g} can",
+                note=note,
+                help=f"make at most {most:g} cuts, or let more modules or kinds be cut",
+            )
+        )
     items = wanted.of.removeprefix("ssm_")
     share, reach = wanted.goal / wanted.total, _floor(most / wanted.total)
     less = "" if reach == "0%" else f"remove at most {reach} of {items}, "
-    raise Reject(out_of_reach(
-        f"{share:.1%} of {items} are to go, and at most {reach} can", note=note,
-        help=f"{less}cut in smaller steps, or let more modules or kinds be cut"))
+    raise Reject(
+        out_of_reach(
+            f"{share:.1%} of {items} are to go, and at most {reach} can",
+            note=note,
+            help=f"{less}cut in smaller steps, or let more modules or kinds be cut",
+        )
+    )
 
 
 def _floor(share: float) -> str:

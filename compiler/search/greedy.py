@@ -109,12 +109,20 @@ class Greedy:
         order = tuple(dict.fromkeys(self.order or [p.kind for p in self.parts]))
         if self.split is None:
             if self.widths is not None:
-                raise Reject(bad_turns("`width_score` is for kinds that take turns, and all compete by one score",
-                                       help="add `split`, or leave `width_score` out"))
+                raise Reject(
+                    bad_turns(
+                        "`width_score` is for kinds that take turns, and all compete by one score",
+                        help="add `split`, or leave `width_score` out",
+                    )
+                )
             return [(order, 1.0)]
         if sum(self.split.share(kind) for kind in order) <= 0:
-            raise Reject(bad_turns(f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
-                                   help="name kinds in `order` that `split` gives a share"))
+            raise Reject(
+                bad_turns(
+                    f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
+                    help="name kinds in `order` that `split` gives a share",
+                )
+            )
         return turns(order, self.split)
 
     def _choice(self, goal: Budget) -> Choice:
@@ -160,9 +168,12 @@ class Greedy:
 
     def _refuse_without_score(self) -> None:
         if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
-            raise Reject(needs_score(
-                f"what is kept is a share of {self.amount.of}, and nothing says which layers lose more",
-                help="add `score: perplexity(...)`, or keep a share of the items"))
+            raise Reject(
+                needs_score(
+                    f"what is kept is a share of {self.amount.of}, and nothing says which layers lose more",
+                    help="add `score: perplexity(...)`, or keep a share of the items",
+                )
+            )
 
     def forwards(self, skeleton: Skeleton) -> int:
         """How many scores it takes: every candidate for each cut where it is exact, about six where it races."""
@@ -172,7 +183,7 @@ class Greedy:
         cuts = int(goal.goal) if goal.of == CUTS else thinned(skeleton, goal, self.parts)[1]
         whole = sum(p.count for p in self.parts if isinstance(p, Wholes))
         gone = min(cuts, whole) if whole == first else 0
-        fewer = gone * (gone - 1) // 2                                    # what is gone is asked no more
+        fewer = gone * (gone - 1) // 2  # what is gone is asked no more
         every = cuts * first - fewer
         return every if self.exact else min(every, first + 6 * cuts)
 

@@ -12,7 +12,7 @@ from .sparsity import inputs
 
 unfit_group = Fault("unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module.")
 
-SHRINKS, LEAST = 40, 0.5          # ranges that are tried, from the whole one down to this share of it
+SHRINKS, LEAST = 40, 0.5  # ranges that are tried, from the whole one down to this share of it
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Grid:
         weight    [out, in] float32, groups divide `in`
         squares   [in] summed squares of the inputs
         """
-        groups = weight.reshape(weight.shape[0], -1, self.width(weight.shape[1]))           # [out, groups, group]
+        groups = weight.reshape(weight.shape[0], -1, self.width(weight.shape[1]))  # [out, groups, group]
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
         if not self.search:
             return self._over(low, high)
@@ -59,8 +59,9 @@ class Grid:
             lost = ((tried.round_groups(groups) - groups).square() * worth).sum(2)
             better = lost < least
             least = torch.where(better, lost, least)
-            best = Scales(self.most, torch.where(better, tried.scale, best.scale),
-                          torch.where(better, tried.zero, best.zero))
+            best = Scales(
+                self.most, torch.where(better, tried.scale, best.scale), torch.where(better, tried.zero, best.zero)
+            )
         return best
 
     def _over(self, low: Tensor, high: Tensor) -> "Scales":
@@ -110,7 +111,10 @@ def check_groups(chosen: Sequence[Part], group: int) -> None:
         more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
         width = inputs(odd[0])
         fits = max(n for n in range(1, min(group, width) + 1) if width % n == 0)
-        raise Reject(unfit_group(
-            f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{more}",
-            help=f"write `group: {fits}`, `group: 0` for one scale an output, or leave it out of `on:`, as in "
-                 f"`* - {odd[0].path}`"))
+        raise Reject(
+            unfit_group(
+                f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{more}",
+                help=f"write `group: {fits}`, `group: 0` for one scale an output, or leave it out of `on:`, as in "
+                f"`* - {odd[0].path}`",
+            )
+        )

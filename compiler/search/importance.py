@@ -25,11 +25,11 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
     Source: MultiPruner's weight reorder (Munoz et al. 2025), gate and up rows per channel, q, k and v rows per head.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
-    made = group.members[:len(group.members) - group.readers]
+    made = group.members[: len(group.members) - group.readers]
     served, own = _served(program, group)
     for member in readers(group) if group.kind == "experts" else made:
         tensor = tensor_at(program.model, member.tensor)
-        if isinstance(tensor, nn.Parameter):               # a buffer only follows
+        if isinstance(tensor, nn.Parameter):  # a buffer only follows
             sums = _per_index(tensor.detach().abs(), member.axis)
             for segment in member.segments:
                 times = 1 if (member.tensor, member.axis, segment[0]) in own else served
@@ -83,12 +83,12 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
         weight = program.model.get_parameter(member.tensor).detach()
         place = exact_place(weight)
         weight = weight.to(place).double()
-        across = as_matrix(weight, member)                                           # [out, in]
+        across = as_matrix(weight, member)  # [out, in]
         lower = factor(moment.to(place), range(len(moment)), damping)
         inverse = torch.cholesky_inverse(lower, out=lower)
-        rows = torch.tensor([columns(weight, member, [i]) for i in range(group.count)], device=place)   # [count, size]
-        blocks = inverse[rows[:, :, None], rows[:, None, :]]                         # [count, size, size]
-        taken = across[:, rows].permute(1, 2, 0)                                     # [count, size, out]
+        rows = torch.tensor([columns(weight, member, [i]) for i in range(group.count)], device=place)  # [count, size]
+        blocks = inverse[rows[:, :, None], rows[:, None, :]]  # [count, size, size]
+        taken = across[:, rows].permute(1, 2, 0)  # [count, size, out]
         total += (taken * torch.linalg.solve(blocks, taken)).sum((1, 2)).cpu()
     return total
 

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from ..store.journal import Journal
     from .loop import Search
 
-no_clock = Fault("no-clock", "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "
-                             "is named and nothing is measured there.")
+no_clock = Fault(
+    "no-clock",
+    "Latency is to be saved and the metric that is to measure it reads no clock, or a machine "
+    "is named and nothing is measured there.",
+)
 
-SCAN = "scan"        # beside the roles of branches: what mixers take for their scan alone
-ROUNDS = 3           # medians over so many rounds of a metric's steps
+SCAN = "scan"  # beside the roles of branches: what mixers take for their scan alone
+ROUNDS = 3  # medians over so many rounds of a metric's steps
 
 
 @dataclass(frozen=True)

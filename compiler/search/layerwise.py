@@ -17,7 +17,7 @@ from .reconstruct import inputs_of
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-Listen = Callable[[str, nn.Module, Tensor], None]         # path, module, what it is given
+Listen = Callable[[str, nn.Module, Tensor], None]  # path, module, what it is given
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Layerwise:
 
     def look(self, stage: Stage, listen: Listen) -> None:
         """Let `listen` hear what the modules of a stage are given over all rows, batch by batch."""
-        chain = self.chain if stage.unit else None             # is tried now, before anyone listens
+        chain = self.chain if stage.unit else None  # is tried now, before anyone listens
         with _heard(self.program.model, stage.modules, listen):
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
@@ -70,8 +70,10 @@ class Layerwise:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
-            calls = [Call((batch.to(device_of(model)),), without_cache(model), batch.numel())
-                     for batch in batches(model, self.rows)]
+            calls = [
+                Call((batch.to(device_of(model)),), without_cache(model), batch.numel())
+                for batch in batches(model, self.rows)
+            ]
             self._prefix = prefix = Prefix(self.program, room=0)
             with evaluating(model):
                 prefix.measure(lambda: float(logits(model, self.rows[: len(calls[0].args[0])]).numel()))
@@ -95,6 +97,7 @@ def _heard(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[N
     def hook(path: str) -> Any:
         def heard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listen(path, module, args[0] if args else next(iter(kwargs.values())))
+
         return heard
 
     with ExitStack() as stack:
@@ -105,6 +108,7 @@ def _heard(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[N
 
 
 # -- what is kept of it --------------------------------------------------------------------------------------
+
 
 @dataclass
 class Norms:
@@ -143,7 +147,7 @@ class Grams:
             assert self._given.get(leader) is x, f"{path} is not given what {leader} is any more"
             return
         self._given[path] = x
-        rows = inputs_of(module, x)                                                         # [tokens, in]
+        rows = inputs_of(module, x)  # [tokens, in]
         if path in self.sums:
             self.sums[path].addmm_(rows.T, rows)
         else:
@@ -171,6 +175,7 @@ class _Enough(Exception):
 @contextmanager
 def _ended_behind(module: nn.Module | None) -> Iterator[None]:
     """Forwards end with `_Enough` once a module has run."""
+
     def leave(*_: Any) -> None:
         raise _Enough
 

@@ -34,20 +34,23 @@ no_finite_score = Fault("no-finite-score", "Every candidate of a search scored N
 out_of_reach = Fault(
     "out-of-reach",
     "A step is to remove more than can go.\n\n"
-    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.")
+    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.",
+)
 saved_less = Fault(
     "saved-less",
     "A search counted on more than what its cuts took out of the model.\n\n"
     "Every cut has a size on paper, and the model that results is measured: something of what was cut still runs. "
-    "The step's result is not kept.", exit="failure")
+    "The step's result is not kept.",
+    exit="failure",
+)
 _SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
 _UNCUT = (layer_needed, frees_nothing)
-_HONEST = 0.98         # of what was promised: parts that two branches share are counted with each
+_HONEST = 0.98  # of what was promised: parts that two branches share are counted with each
 
 
-CUTS = "cuts"          # a budget of them is met by their number, whatever they save
+CUTS = "cuts"  # a budget of them is met by their number, whatever they save
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Budget:
     total: float
 
     def is_met(self, saved: float) -> bool:
-        return saved >= self.goal * (1 - 1e-9)      # 1e-9: sums of differences of large numbers
+        return saved >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
 
 
 class Search:
@@ -73,11 +76,11 @@ class Search:
         self.program, self.ctx = program, ctx
         self.journal = Journal(ctx.workdir / "scores.jsonl")
         self.prefixes: dict[MetricRef, Prefix] = {}
-        self.scored_by: MetricRef | None = None        # what the last cut was scored by
+        self.scored_by: MetricRef | None = None  # what the last cut was scored by
         self.saved: dict[str, float] = {}
         self.budget_of = ""
         self.cuts: list[Cut] = []
-        self.refused: dict[str, str] = {}              # places that can't be cut -> why
+        self.refused: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
         self.beside: Beside | None = None
         self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
@@ -97,20 +100,21 @@ class Search:
                 return
             self._decide(pairs, metric, budget, choice)
 
-    def collect(self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None,
-                room: int) -> None:
+    def collect(
+        self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, room: int
+    ) -> None:
         """Second moments of what modules are given, over the data's rows.
 
         Without data they are rows that the original writes itself: they speak for all that it was trained on, and
         keep what is fitted on them apart from what is scored on the metric's. A model that writes nothing has the
         metric's rows for both.
         """
-        self.base(metric)                      # a model that has no score is told so, before it writes nonsense
+        self.base(metric)  # a model that has no score is told so, before it writes nonsense
         rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
         run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
         runs = moments.collect(self.program, modules, run, room)
         if rows is not None and data is None:
-            runs += 1                          # a token that is written goes through every layer once
+            runs += 1  # a token that is written goes through every layer once
         self.layers_other += runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
 
     def _own_rows(self) -> Tensor | None:
@@ -147,17 +151,24 @@ class Search:
         self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
         self.ctx.record("layer outputs kept", kept, "B")
         share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
-        self.ctx.tell(Said(
-            f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, {share:.0%} of "
-            f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"))
+        self.ctx.tell(
+            Said(
+                f"search: {counted(len(self.cuts), 'cut')}, {count(round(self.layers_run))} layer forwards, "
+                f"{share:.0%} of "
+                f"{count(self.layers_naive)} for whole models; {size(kept)} of outputs kept"
+            )
+        )
 
     def _refuse_less(self) -> None:
         """Reject what left the model larger than all cuts together should have."""
         promised, gone = self.saved.get("params", 0.0), self.size - _parameters(self.program)
         if gone < _HONEST * promised:
-            raise Reject(saved_less(
-                f"the search counted on {count(round(promised))} parameters less, and {count(gone)} went",
-                help="cut other kinds of parts, or leave out with `on:` what does not become smaller"))
+            raise Reject(
+                saved_less(
+                    f"the search counted on {count(round(promised))} parameters less, and {count(gone)} went",
+                    help="cut other kinds of parts, or leave out with `on:` what does not become smaller",
+                )
+            )
 
     def base(self, metric: MetricRef) -> float:
         """The score of the model as it is."""
@@ -167,37 +178,51 @@ class Search:
 
     def measured(self, key: str, metric: MetricRef) -> float:
         """A metric of the model as it is, by whole forwards, journalled."""
+
         def measure() -> float:
             scored = [self.ctx.rows(ref) for ref in found(dict(metric.args), DataRef)]
             whole = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
             self.layers_other += len(self.program.units) * whole
             return self._run(metric)
+
         return self.journal.remember(f"{key} {show(metric)}", measure)
 
     def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
         sign = 1.0 if self.ctx.metric(metric).better == "lower" else -1.0
-        now = Round([c for _, c in pairs], lambda: self.base(metric),
-                    lambda c: self._told(number, now, c, metric, budget), sign,
-                    budget.goal - self.saved.get(budget.of, 0.0))
+        now = Round(
+            [c for _, c in pairs],
+            lambda: self.base(metric),
+            lambda c: self._told(number, now, c, metric, budget),
+            sign,
+            budget.goal - self.saved.get(budget.of, 0.0),
+        )
         name, saves = self._cut_best(now, choice, budget)
         self.layers_naive += len(pairs) * len(self.program.units)
         self.scored_by = metric
         for of, value in saves.items():
             self.saved[of] = self.saved.get(of, 0.0) + value
         self.budget_of = budget.of
-        cut = Cut(name, kinds[name], now.scores[name], now.runner_up(name), now.scores, self.saved[budget.of],
-                  budget.total)
+        cut = Cut(
+            name, kinds[name], now.scores[name], now.runner_up(name), now.scores, self.saved[budget.of], budget.total
+        )
         self.cuts.append(cut)
         self.ctx.record(f"cut {len(self.cuts)}: {name}", cut.score)
-        self.program.note(cut=name, kind=cut.kind, score=cut.score, runner_up=cut.runner_up, by=metric.name,
-                          saved=round(cut.saved), share=round(cut.saved / cut.total, 6),
-                          scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()})
+        self.program.note(
+            cut=name,
+            kind=cut.kind,
+            score=cut.score,
+            runner_up=cut.runner_up,
+            by=metric.name,
+            saved=round(cut.saved),
+            share=round(cut.saved / cut.total, 6),
+            scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()},
+        )
 
     def _cut_best(self, now: Round, choice: Choice, budget: Budget) -> tuple[str, dict[str, float]]:
         """Cut what is chosen, and say what it saved; what the model does not run without is none to choose."""
         while (best := choice.choose(now)) is not None:
-            name, units = best.name, list(self.program.units)          # before the cut: names say what is left
+            name, units = best.name, list(self.program.units)  # before the cut: names say what is left
             counted = {"params", "flops", budget.of}
             saves = {of: 1.0 if of == CUTS else best.saves(of) for of in counted}
             place = units.index(best.unit) if best.unit in units else 0
@@ -222,13 +247,17 @@ class Search:
 
     def _nothing_chosen(self, now: Round, budget: Budget) -> Diagnostic:
         if self.refused and not now.candidates:
-            return out_of_reach(f"none of the {len(self.refused)} parts that are left can go",
-                                note="; ".join(list(self.refused.values())[:5]),
-                                help="narrow it instead: prune.channels, prune.heads")
+            return out_of_reach(
+                f"none of the {len(self.refused)} parts that are left can go",
+                note="; ".join(list(self.refused.values())[:5]),
+                help="narrow it instead: prune.channels, prune.heads",
+            )
         if any(math.isfinite(score) for score in now.scores.values()):
-            return out_of_reach(f"nothing that is left saves {budget.of}, and "
-                                f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",
-                                help=f"remove less of {budget.of}, or of `params`")
+            return out_of_reach(
+                f"nothing that is left saves {budget.of}, and "
+                f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",
+                help=f"remove less of {budget.of}, or of `params`",
+            )
         return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP)
 
     def _told(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
@@ -265,8 +294,9 @@ class Search:
         except Reject as refused:
             if any(d.fault is not not_a_number for d in refused.diagnostics):
                 raise
-            raise Reject(no_finite_score(
-                f"the model as it is has a {show(metric)} of NaN or infinity", help=_SCORE_HELP)) from refused
+            raise Reject(
+                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=_SCORE_HELP)
+            ) from refused
 
     def _forget_prefixes_but(self, metric: MetricRef) -> None:
         """What layers gave for a metric whose turn is over."""

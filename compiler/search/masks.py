@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-OUTPUTS, INPUTS = 16, 2           # of a block: one vector of the kernel `block_sparse_linear`
-GROUPS = {"2:4": (2, 4), "4:8": (4, 8)}      # of so many neighbours along the inputs so many go: (2, 4)
+OUTPUTS, INPUTS = 16, 2  # of a block: one vector of the kernel `block_sparse_linear`
+GROUPS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many go: (2, 4)
 
-LEAST = 0.01                      # share of a matrix that is zero on purpose
+LEAST = 0.01  # share of a matrix that is zero on purpose
 
 
 def is_sparse(weight: Tensor) -> bool:
@@ -33,7 +33,7 @@ def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
     if pattern == "blocks":
         kept = keep_mask(_block_scores(score), share, "any", each)
         whole = kept.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
-        return whole[:score.shape[0], :score.shape[1]]
+        return whole[: score.shape[0], : score.shape[1]]
     if pattern in GROUPS:
         gone, of = GROUPS[pattern]
         assert score.shape[1] % of == 0, f"{score.shape[1]} inputs in groups of {of}"
@@ -44,7 +44,7 @@ def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
 
 def spare_groups(score: Tensor, gone: int, of: int) -> Tensor:
     """True but for the `gone` least of every `of` neighbours along the inputs, [out, in] bool."""
-    least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :gone]                  # [out * in / of, gone]
+    least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :gone]  # [out * in / of, gone]
     keep = torch.ones(least.shape[0], of, dtype=torch.bool, device=score.device).scatter_(1, least, False)
     return keep.view(score.shape)
 
@@ -56,7 +56,7 @@ def keep_largest(score: Tensor, kept: int) -> Tensor:
         return torch.full_like(score, bool(kept), dtype=torch.bool)
     least = smallest(score, gone)
     keep = score >= least
-    extra = torch.count_nonzero(keep, 1) - kept              # of those at the threshold the first go, [n]
+    extra = torch.count_nonzero(keep, 1) - kept  # of those at the threshold the first go, [n]
     for row in extra.nonzero()[:, 0].tolist():
         ties = (score[row] == least[row]).nonzero()[: int(extra[row]), 0]
         keep[row, ties] = False
@@ -67,7 +67,7 @@ def smallest(score: Tensor, place: int) -> Tensor:
     """The `place`-th smallest of every row, counted from 1: [n, 1]."""
     if score.device.type != "cpu":
         return score.kthvalue(place, dim=1, keepdim=True).values
-    found = np.partition(score.numpy(), place - 1, axis=1)[:, place - 1:place]     # three times as fast as kthvalue
+    found = np.partition(score.numpy(), place - 1, axis=1)[:, place - 1 : place]  # three times as fast as kthvalue
     return torch.from_numpy(found.copy())
 
 

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from ..ir.program import Program
 
 
-def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, align: int,
-                  tell: Callable[[Event], None] = lambda event: None) -> None:
+def narrow_evenly(
+    program: "Program",
+    groups: Sequence[Group],
+    amount: Amount,
+    align: int,
+    tell: Callable[[Event], None] = lambda event: None,
+) -> None:
     """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
 
     tell   is told which groups stay, and why
@@ -31,13 +36,18 @@ def narrow_evenly(program: "Program", groups: Sequence[Group], amount: Amount, a
     """
     left = {(g.site, g.kind): g.count for g in forecast(program.skeleton, groups, amount, align).groups}
     sites = [Site(group, ascending(l1(program, group))) for group in groups]
-    gone = {(s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count
-            for s in sites}
+    gone = {
+        (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites
+    }
     able, refused = cuttable(program, [(s.group, gone[s.group.site, s.group.kind]) for s in sites])
     leave(program, refused, tell)
     if refused and not any(gone[g.site, g.kind] for g in able):
-        raise Reject(out_of_reach(f"none of the {len(refused)} modules can be narrowed: {refused[0][1]}",
-                                  help="cut other kinds of parts, or whole blocks"))
+        raise Reject(
+            out_of_reach(
+                f"none of the {len(refused)} modules can be narrowed: {refused[0][1]}",
+                help="cut other kinds of parts, or whole blocks",
+            )
+        )
     cuts = [(s.group, set(s.next(gone[s.group.site, s.group.kind]))) for s in sites if s.group in able]
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
@@ -54,8 +64,11 @@ def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[lis
     able, refused, known = [group for group, count in cuts if (group, count) not in tried], [], {}
     for group, count in tried:
         unit = unit_of(group.site, list(program.units))
-        alike = (program.units[unit].key, group.site.removeprefix(unit), group.kind, group.count, count) \
-            if unit else (group.site, group.kind)
+        alike = (
+            (program.units[unit].key, group.site.removeprefix(unit), group.kind, group.count, count)
+            if unit
+            else (group.site, group.kind)
+        )
         if alike not in known:
             known[alike] = group, _refusal(program, [(group, count)])
         first, why = known[alike]
@@ -109,8 +122,12 @@ def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount
         if left <= limit:
             return found
     share = math.ceil(1000 * left / whole) / 10
-    raise Reject(out_of_reach(f"{limit / whole:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
-                              help=f"keep at least {share:g}% of params, or let `align` be less"))
+    raise Reject(
+        out_of_reach(
+            f"{limit / whole:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
+            help=f"keep at least {share:g}% of params, or let `align` be less",
+        )
+    )
 
 
 def again(skeleton: Skeleton, group: Group) -> Group:

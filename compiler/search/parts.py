@@ -80,9 +80,10 @@ class Wholes(Parts):
 
         def left(count: int) -> Skeleton:
             now = skeleton
-            for name in sorted(order[:count], key=self.names.index, reverse=True):     # layers behind one move up
+            for name in sorted(order[:count], key=self.names.index, reverse=True):  # layers behind one move up
                 now = self.without(now, name)
             return now
+
         count = bisect_left(range(most), True, key=lambda count: met(left(count)))
         return left(count), count
 
@@ -200,12 +201,19 @@ class SliceParts(WidthParts):
 
 
 _INSIDE_SCANS = {"scan_heads": "ssm_heads", "scan_channels": "ssm_channels", "states": "ssm_state"}
-_STEPS = {"channels": "group", "heads": "heads", "experts": "experts", "scan_heads": "heads", "scan_channels": "group",
-          "states": "states"}                             # what a pass calls the size of a cut
+_STEPS = {
+    "channels": "group",
+    "heads": "heads",
+    "experts": "experts",
+    "scan_heads": "heads",
+    "scan_channels": "group",
+    "states": "states",
+}  # what a pass calls the size of a cut
 
 
-def parts_of(skeleton: Skeleton, on: Selector | None, order: Sequence[str], sizes: Mapping[str, int],
-             least_experts: int = 1) -> tuple[Parts, ...]:
+def parts_of(
+    skeleton: Skeleton, on: Selector | None, order: Sequence[str], sizes: Mapping[str, int], least_experts: int = 1
+) -> tuple[Parts, ...]:
     """Parts of several kinds, as far as the model has them, inside of what `on` selects.
 
     sizes   how much a cut takes, by the name of the parameter that says it

@@ -60,8 +60,8 @@ class Prefix:
         self.layers_run, self.bytes_kept = 0.0, 0
         self.chain: bool | None = None
         self.calls: list[Call] = []
-        self.outputs: dict[int, list[Any]] = {}        # layer -> its output in every call
-        self.sizes: dict[int, int] = {}                # layer -> bytes of that
+        self.outputs: dict[int, list[Any]] = {}  # layer -> its output in every call
+        self.sizes: dict[int, int] = {}  # layer -> bytes of that
         self.front: tuple[int, list[Any]] | None = None  # the same for the last layer asked for
         self.stride = 1
 
@@ -77,7 +77,7 @@ class Prefix:
         if self.chain and index > 0:
             try:
                 return self._measured(run, index, change)
-            except _OtherForwards:         # a metric whose forwards depend on what the model says
+            except _OtherForwards:  # a metric whose forwards depend on what the model says
                 self._give_up()
         return self._measured(run, 0, change)
 
@@ -146,8 +146,10 @@ class Prefix:
             hook = model.register_forward_hook(seen.end)
             stack.callback(hook.remove)
             for k, layer in enumerate(layers):
-                for handle in (layer.register_forward_pre_hook(seen.enter(k), with_kwargs=True),
-                               layer.register_forward_hook(seen.leave(k))):
+                for handle in (
+                    layer.register_forward_pre_hook(seen.enter(k), with_kwargs=True),
+                    layer.register_forward_hook(seen.leave(k)),
+                ):
                     stack.callback(handle.remove)
             value = run()
         self.layers_run += len(layers)
@@ -159,7 +161,7 @@ class Prefix:
 
     def keep(self, layer: int, output: Any) -> None:
         """Keep one call's output of a layer; thin out what is kept when it passes the room."""
-        if (layer + 1) % self.stride or layer + 1 == len(self.program.units):     # nothing begins behind the last
+        if (layer + 1) % self.stride or layer + 1 == len(self.program.units):  # nothing begins behind the last
             return
         self.outputs.setdefault(layer, []).append(output)
         self.sizes[layer] = self.sizes.get(layer, 0) + _bytes(output)
@@ -180,7 +182,7 @@ class Prefix:
             with evaluating(self.program.model), self._entered(index, given):
                 try:
                     found = output_logits(self.program.model(*call.args, **call.kwargs))
-                except _MISSING:           # what a layer looked for was made by one that did not run
+                except _MISSING:  # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
             if found.shape != expected.shape or not torch.equal(found, expected):
@@ -200,7 +202,7 @@ class Prefix:
                 stack.enter_context(_replaced(layer, at.instead_of(layer.forward)))
             versions = [t._version for t in _tensors(given)]
             yield
-            if versions != [t._version for t in _tensors(given)]:      # a layer writes to its input
+            if versions != [t._version for t in _tensors(given)]:  # a layer writes to its input
                 self._give_up()
 
     @torch.no_grad()
@@ -252,6 +254,7 @@ class _Seen:
             hidden = args[0] if args else kwargs.get("hidden_states")
             known = self.stream is None or (isinstance(hidden, Tensor) and hidden is self.stream)
             self.is_chain &= self.next == k and known
+
         return hook
 
     def leave(self, k: int):
@@ -260,6 +263,7 @@ class _Seen:
             self.stream = output if isinstance(output, Tensor) else output[0]
             if self.is_chain:
                 self.prefix.keep(k, _detached(output))
+
         return hook
 
     def end(self, _module, _args, output) -> None:
@@ -307,6 +311,7 @@ def _taking(taken: dict[int, Any], k: int, stop: bool):
         taken[k] = _detached(output)
         if stop:
             raise _Reached
+
     return hook
 
 

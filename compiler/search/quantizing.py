@@ -25,5 +25,11 @@ def note(program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float],
     weights = sizes(chosen)
     bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in chosen) / sum(weights.values())
     program.changed()
-    program.note(bits=grid.bits, group=grid.group, symmetric=grid.symmetric, bits_per_weight=round(bits, 3),
-                 quantized={path: round(share, 4) for path, share in zeros.items()}, **more)
+    program.note(
+        bits=grid.bits,
+        group=grid.group,
+        symmetric=grid.symmetric,
+        bits_per_weight=round(bits, 3),
+        quantized={path: round(share, 4) for path, share in zeros.items()},
+        **more,
+    )

@@ -24,13 +24,13 @@ from ..rows.forward import not_a_number
 if TYPE_CHECKING:
     from ..ir.program import Program
 
-DAMPING = 1e-3        # of the mean diagonal: keeps nearly equal channels from cancelling each other
-_RAISES = 12          # what rounding adds to the least eigenvalue is at most in^2 * 6e-8 of the mean diagonal
-_ROWS = 512           # gathered at once: a whole float32 copy beside the float64 one would be half as large
+DAMPING = 1e-3  # of the mean diagonal: keeps nearly equal channels from cancelling each other
+_RAISES = 12  # what rounding adds to the least eigenvalue is at most in^2 * 6e-8 of the mean diagonal
+_ROWS = 512  # gathered at once: a whole float32 copy beside the float64 one would be half as large
 
 
 def readers(group: Group) -> tuple[Member, ...]:
-    return group.members[len(group.members) - group.readers:]
+    return group.members[len(group.members) - group.readers :]
 
 
 def module_of(member: Member) -> str:
@@ -187,7 +187,7 @@ def shares(moment: Tensor, keep: Sequence[int], lost: Sequence[int], damping: fl
     """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
     lower = factor(moment, keep, damping)
     found = moment[:, lost][keep].double()
-    found = torch.linalg.solve_triangular(lower, found, upper=False)     # cholesky_solve would copy the factor
+    found = torch.linalg.solve_triangular(lower, found, upper=False)  # cholesky_solve would copy the factor
     return torch.linalg.solve_triangular(lower.mT, found, upper=True)
 
 
@@ -197,7 +197,7 @@ def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
     damping   of the mean diagonal; inputs that depend on each other get ten times as much until they have one
     """
     index = torch.tensor(keep, device=moment.device)
-    inner = torch.empty(len(index), len(index), dtype=torch.float64, device=moment.device).mT    # as LAPACK has it
+    inner = torch.empty(len(index), len(index), dtype=torch.float64, device=moment.device).mT  # as LAPACK has it
     for _ in range(_RAISES):
         for start, rows in zip(range(0, len(index), _ROWS), index.split(_ROWS), strict=True):
             inner[start : start + _ROWS] = moment[rows][:, index]
@@ -205,7 +205,7 @@ def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
         try:
             return torch.linalg.cholesky(inner, out=inner)
         except torch.linalg.LinAlgError:
-            damping = max(10 * damping, 1e-8)        # 1e-8: about the rounding of float32 sums
+            damping = max(10 * damping, 1e-8)  # 1e-8: about the rounding of float32 sums
     raise AssertionError(f"finite moments have no Cholesky factor with a damping of {damping:g}")
 
 
@@ -236,14 +236,18 @@ def has_moments(model: nn.Module, member: Member) -> bool:
 
 
 def _is_matrix(module: nn.Module, member: Member) -> bool:
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and member.axis == 0) or (
-        _convolves(module) and module.groups == 1 and member.axis == 1)
+    return (
+        isinstance(module, nn.Linear)
+        or (type(module).__name__ == "Conv1D" and member.axis == 0)
+        or (_convolves(module) and module.groups == 1 and member.axis == 1)
+    )
 
 
 def _convolves(module: nn.Module) -> bool:
     """Whether a module is a convolution as torch computes it, of zeros around and a number of them."""
     return type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward) and (
-        module.padding_mode == "zeros" and not isinstance(module.padding, str))
+        module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    )
 
 
 def _width(module: nn.Module) -> int:
@@ -256,7 +260,7 @@ def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
     """What each output of a module is a product of, [n, in] float32."""
     if not _convolves(module):
         return x.flatten(0, -2).float()
-    if isinstance(module, nn.Conv1d):                       # as an image of one row
+    if isinstance(module, nn.Conv1d):  # as an image of one row
         sizes = [(1, module.kernel_size[0]), (1, module.dilation[0]), (0, module.padding[0]), (1, module.stride[0])]
         x = x.unsqueeze(-2)
     else:
@@ -266,11 +270,12 @@ def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
 
 def _summing(sums: dict[str, Tensor], path: str):
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = inputs_of(module, args[0].detach())                                               # [tokens, in]
+        x = inputs_of(module, args[0].detach())  # [tokens, in]
         if path in sums:
             sums[path].addmm_(x.T, x)
         else:
             sums[path] = x.T @ x
+
     return hook
 
 
@@ -278,9 +283,12 @@ def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
     """Reject sums of which one isn't finite: no other entry is larger than the diagonal's largest."""
     if not diagonal.isfinite().all():
         what = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
-        raise Reject(not_a_number(
-            f"what {module} is given on the calibration rows is {what}",
-            help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`"))
+        raise Reject(
+            not_a_number(
+                f"what {module} is given on the calibration rows is {what}",
+                help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`",
+            )
+        )
 
 
 def _chunks(items: Sequence[str], sizes: Sequence[int], room: int) -> Iterator[list[str]]:

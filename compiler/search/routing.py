@@ -40,10 +40,12 @@ def trusted(program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[
 
 def _listener(total: torch.Tensor):
     """What experts are called with: hidden states, and for every token the numbers chosen and their weights."""
+
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         index = next(x for x in given if not x.is_floating_point())
-        weights = next(x for x in reversed(given) if x.is_floating_point())          # [tokens, chosen] or [tokens, all]
+        weights = next(x for x in reversed(given) if x.is_floating_point())  # [tokens, chosen] or [tokens, all]
         weights = weights if weights.shape == index.shape else weights.gather(1, index)
         total.index_add_(0, index.flatten().cpu(), weights.flatten().double().cpu())
+
     return hook

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .latency import Latency
 
 SCANS = "scans"
-CONTEXT = 512          # positions that a decoded token attends to where operations are counted
+CONTEXT = 512  # positions that a decoded token attends to where operations are counted
 
 OF_MODEL = {
     "params": shrink.params,
@@ -53,11 +53,12 @@ class Ledger:
 
     def __init__(self, skeleton: Skeleton, norms: bool = True, latency: "Latency | None" = None):
         self.skeleton, self.norms, self.latency = skeleton, norms, latency
-        self.lost: dict[tuple[str, str, str], float] = {}       # (site, kind, of) -> saved there by narrowing
-        self.gone: dict[tuple[str, str], int] = {}              # (site, kind) -> steps that are gone
+        self.lost: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
+        self.gone: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
         self.crossing = _crossing(skeleton)
-        self.inside = {b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)}
-                       for b in skeleton.branches}
+        self.inside = {
+            b.site: {(g.site, g.kind) for g in skeleton.groups if is_inside(g, b)} for b in skeleton.branches
+        }
         for b in skeleton.branches:
             self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}
         self.of_branch = cache(self._of_branch)
@@ -72,8 +73,9 @@ class Ledger:
 
     def branch(self, site: str, of: str) -> float:
         """What a branch that may have been narrowed still has."""
-        gone = sum(v for (place, kind, what), v in self.lost.items()
-                   if what == of and (place, kind) in self.inside[site])
+        gone = sum(
+            v for (place, kind, what), v in self.lost.items() if what == of and (place, kind) in self.inside[site]
+        )
         return self.of_branch(site, of) - gone
 
     def scan(self, scan: Scan, of: str) -> float:
@@ -87,8 +89,9 @@ class Ledger:
         kin = tuple((one, self.gone[one]) for one in self.crossing[site, kind] if self.gone.get(one))
         return self._crossed((site, kind), count, of, kin)
 
-    def _crossed_saving(self, key: tuple[str, str], count: int, of: str,
-                        kin: tuple[tuple[tuple[str, str], int], ...]) -> float:
+    def _crossed_saving(
+        self, key: tuple[str, str], count: int, of: str, kin: tuple[tuple[tuple[str, str], int], ...]
+    ) -> float:
         left = self.skeleton
         for one, steps_gone in kin:
             left = _less(left, one, steps_gone)
@@ -129,7 +132,7 @@ class Ledger:
             return 1
         if of == "latency":
             home = next((b for b, inside in self.inside.items() if (site, kind) in inside), None)
-            if home is None:                   # no branch whose time it is a part of
+            if home is None:  # no branch whose time it is a part of
                 return 0.0
             return self.of_branch(home, of) * self.of_step(site, kind, "params") / self.of_branch(home, "params")
         if of not in OF_MODEL:
@@ -166,6 +169,7 @@ def _less(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
 
 def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:
     """Parameters of the module that does a branch's work; of several modules, of those that multiply matrices."""
+
     def counts(part: Part) -> bool:
         below = branch.site != branch.unit and f"{part.path}.".startswith(f"{branch.site}.")
         return below or any(len(shape) > 1 for _, shape in part.tensors)

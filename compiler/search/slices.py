@@ -45,16 +45,27 @@ class Ranked:
 class Slices(Pool):
     """`step` items of every block at a time from any of the groups; each keeps at least `least` per block."""
 
-    def __init__(self, program: "Program", groups: Sequence[Group], step: int, ledger: Ledger,
-                 important: Callable[[Group], torch.Tensor], kind: str, least: int = 1):
+    def __init__(
+        self,
+        program: "Program",
+        groups: Sequence[Group],
+        step: int,
+        ledger: Ledger,
+        important: Callable[[Group], torch.Tensor],
+        kind: str,
+        least: int = 1,
+    ):
         self.program, self.step, self.ledger, self.kind, self.least = program, step, ledger, kind, least
         self.ranked = {g.site: Ranked(steps(g), list(range(g.count)), ascending(important(g))) for g in groups}
 
     def candidates(self) -> list["Slice"]:
         skeleton = self.program.skeleton
         scans = {s.site for s in skeleton.scans}
-        return [Slice(self, g, unit_of(g.site, skeleton.units)) for g in self.groups()
-                if steps(g) - self.step >= self.least and (g.kind == "experts" or g.site in scans)]
+        return [
+            Slice(self, g, unit_of(g.site, skeleton.units))
+            for g in self.groups()
+            if steps(g) - self.step >= self.least and (g.kind == "experts" or g.site in scans)
+        ]
 
     def groups(self) -> list[Group]:
         """As they are now."""
@@ -126,7 +137,7 @@ def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
             parameter.data = parameter.data.index_select(member.axis, torch.tensor(left, device=parameter.device))
         for module, name, per in group.attributes:
             holder = model.get_submodule(module)
-            if name.startswith("config."):             # its neighbours read the same one
+            if name.startswith("config."):  # its neighbours read the same one
                 holder.config = copy.copy(holder.config)
             now = surgery.attribute(holder, name)
             owner, _, last = f".{name}".rpartition(".")

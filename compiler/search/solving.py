@@ -23,11 +23,19 @@ if TYPE_CHECKING:
 
 # unit, weight [out, in], sums of x x^T or None where no row reached the module -> the weight that takes its place
 New = Callable[[str, Tensor, Tensor | None], Tensor]
-Solve = Callable[[Tensor, Tensor, float], Tensor]         # weight, sums, share of zeros -> weight
+Solve = Callable[[Tensor, Tensor, float], Tensor]  # weight, sums, share of zeros -> weight
 
 
-def solve(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, share: float, how: str,
-          new: Solve, **more: Any) -> None:
+def solve(
+    program: "Program",
+    ctx: Context,
+    chosen: Sequence[Part],
+    rows: Tensor,
+    share: float,
+    how: str,
+    new: Solve,
+    **more: Any,
+) -> None:
     """Make zeros in the chosen modules, from the first layer to the last, and say what became zero.
 
     how    the shares of the layers: "uniform", "owl" or "searched"

@@ -26,7 +26,8 @@ unfit_pattern = Fault(
     "unfit-pattern",
     "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
     "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
-    "modules whose number of inputs is a multiple of four or eight.")
+    "modules whose number of inputs is a multiple of four or eight.",
+)
 
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
@@ -35,14 +36,21 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
     if on is None:
         found = tuple(p for p in found if any(is_below(p.path, unit) for unit in skeleton.units))
     if not found:
-        raise Reject(no_linear(f"{skeleton.model_type} has no linear module that could be changed",
-                               help="name others with `on:`; packed ones stay as they are"))
+        raise Reject(
+            no_linear(
+                f"{skeleton.model_type} has no linear module that could be changed",
+                help="name others with `on:`; packed ones stay as they are",
+            )
+        )
     for part in found:
         same = next((names for names in skeleton.tied if f"{part.path}.weight" in names), None)
         if same:
             other = next(name for name in same if name != f"{part.path}.weight")
-            raise Reject(tied_weight(f"{part.path}.weight is also {other}",
-                                     help=f"leave it out of `on:`, as in `* - {part.path}`"))
+            raise Reject(
+                tied_weight(
+                    f"{part.path}.weight is also {other}", help=f"leave it out of `on:`, as in `* - {part.path}`"
+                )
+            )
     return found
 
 
@@ -52,19 +60,33 @@ def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocat
         return
     gone, of = GROUPS[pattern]
     whole, asked = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%"
-    faults = [] if sparsity.value == gone / of else [unfit_pattern(
-        f"`pattern: \"{pattern}\"` makes {whole} of the weights zero, and {asked} are asked for",
-        help=f"write `sparsity: {whole} of weights`, or `pattern: any`")]
+    faults = (
+        []
+        if sparsity.value == gone / of
+        else [
+            unfit_pattern(
+                f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
+                help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
+            )
+        ]
+    )
     if allocation != "uniform":
-        faults.append(unfit_pattern(f"`pattern: \"{pattern}\"` leaves every layer the same share of zeros, so "
-                                    f"`allocation: {allocation}` has nothing to decide",
-                                    help="leave `allocation` out, or write `pattern: any`"))
+        faults.append(
+            unfit_pattern(
+                f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
+                f"`allocation: {allocation}` has nothing to decide",
+                help="leave `allocation` out, or write `pattern: any`",
+            )
+        )
     odd = [part for part in chosen if inputs(part) % of]
     if odd:
         more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
-        faults.append(unfit_pattern(
-            f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
-            help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`"))
+        faults.append(
+            unfit_pattern(
+                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
+                help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`",
+            )
+        )
     if faults:
         raise Reject(*faults)
 
@@ -121,5 +143,3 @@ def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float],
     program.changed()
     shares = {path: round(share, 4) for path, share in found.items()}
     program.note(sparsity=round(whole, 4), zeros=shares, **more)
-
-

@@ -13,10 +13,10 @@ from .grid import Grid
 from .masks import GROUPS, keep_largest, keep_mask, spare_groups
 from .reconstruct import factor
 
-BLOCK = 128                       # columns that are settled together before those behind them follow
-DAMPING = 0.01                    # of the mean diagonal of H
+BLOCK = 128  # columns that are settled together before those behind them follow
+DAMPING = 0.01  # of the mean diagonal of H
 
-Rounded = Callable[[int, Tensor], Tensor]        # column number, its weights [out] -> what they become
+Rounded = Callable[[int, Tensor], Tensor]  # column number, its weights [out] -> what they become
 
 
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:
@@ -66,8 +66,9 @@ def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping:
 
 
 @torch.no_grad()
-def settled(work: Tensor, upper: Tensor, rounded: Rounded, look: Callable[[int, Tensor], None] | None = None,
-            every: int = BLOCK) -> Tensor:
+def settled(
+    work: Tensor, upper: Tensor, rounded: Rounded, look: Callable[[int, Tensor], None] | None = None, every: int = BLOCK
+) -> Tensor:
     """Columns become what `rounded` says, one after another; those behind give back what that costs.
 
     work     [out, in] float32; overwritten with the result
@@ -78,7 +79,7 @@ def settled(work: Tensor, upper: Tensor, rounded: Rounded, look: Callable[[int, 
     """
     for start in range(0, work.shape[1], BLOCK):
         stop = min(start + BLOCK, work.shape[1])
-        block, inner = work[:, start:stop].T.contiguous(), upper[start:stop, start:stop]     # [block, out]
+        block, inner = work[:, start:stop].T.contiguous(), upper[start:stop, start:stop]  # [block, out]
         errors = torch.empty_like(block)
         for i in range(stop - start):
             if look is not None and i % every == 0:
@@ -136,14 +137,14 @@ def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: floa
     algorithms 1 and 2.
     """
     alive = alive_inputs(gram)
-    norms = torch.where(alive, gram.diagonal(), 1.0).sqrt()                                 # [in]
+    norms = torch.where(alive, gram.diagonal(), 1.0).sqrt()  # [in]
     scaled = gram / norms / norms[:, None]
     scaled.diagonal().copy_(torch.where(alive, scaled.diagonal(), 1.0))
     scaled.diagonal().mul_(1 + damping)
     first = weight.float() * alive * norms
-    wanted = first @ scaled                                                                 # W H [out, in]
+    wanted = first @ scaled  # W H [out, in]
     shifted = scaled.clone()
-    shifted.diagonal().add_(1.0)                                                            # rho = 1
+    shifted.diagonal().add_(1.0)  # rho = 1
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted.double())).float()
     now, dual, zeroed = first, torch.zeros_like(first), first
     for step in range(ADMM_STEPS):

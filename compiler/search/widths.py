@@ -29,7 +29,8 @@ odd_experts = Fault(
     "odd-experts",
     "The experts of a layer would get a width that torch can't multiply in groups.\n\n"
     "The library computes all experts in one grouped matrix product, which wants rows of a multiple of 16 bytes: 4 "
-    "channels in float32, 8 in bfloat16.")
+    "channels in float32, 8 in bfloat16.",
+)
 _GROUPED_BYTES = 16
 
 
@@ -66,8 +67,15 @@ class Widths(Pool):
     repair      what makes up in the readers for what is cut; None leaves their weights as they are
     """
 
-    def __init__(self, program: "Program", groups: Sequence[Group], step: int, ledger: Ledger,
-                 important: Callable[[Group], torch.Tensor], repair: Reconstruction | None = None):
+    def __init__(
+        self,
+        program: "Program",
+        groups: Sequence[Group],
+        step: int,
+        ledger: Ledger,
+        important: Callable[[Group], torch.Tensor],
+        repair: Reconstruction | None = None,
+    ):
         self.program, self.step, self.ledger, self.repair = program, step, ledger, repair
         self.kind = groups[0].kind if groups else "channels"
         self.sites = [Site(g, ascending(important(g))) for g in groups]
@@ -75,13 +83,17 @@ class Widths(Pool):
     def candidates(self) -> list["Narrowing"]:
         alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
         units = self.program.skeleton.units
-        return [Narrowing(self, s, unit_of(s.group.site, units)) for s in self.sites
-                if s.left > self.step and (s.group.site, s.group.kind) in alive]
+        return [
+            Narrowing(self, s, unit_of(s.group.site, units))
+            for s in self.sites
+            if s.left > self.step and (s.group.site, s.group.kind) in alive
+        ]
 
     def reachable(self, of: str) -> float:
         return sum(
             (s.left - 1) // self.step * self.step * self.ledger.of_step(s.group.site, s.group.kind, of)
-            for s in self.sites)
+            for s in self.sites
+        )
 
     def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """The readers' weights when items go, by tensor path."""
@@ -92,8 +104,15 @@ class Widths(Pool):
     def finish(self) -> None:
         alive = {(g.site, g.kind) for g in self.program.skeleton.groups}
         with Rewriter(self.program) as rewrite:
-            slice_all(self.program, rewrite, [(site.group, site.dead) for site in self.sites
-                                              if site.dead and (site.group.site, site.group.kind) in alive])
+            slice_all(
+                self.program,
+                rewrite,
+                [
+                    (site.group, site.dead)
+                    for site in self.sites
+                    if site.dead and (site.group.site, site.group.kind) in alive
+                ],
+            )
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,8 @@ def slice_all(program: "Program", rewrite: Rewriter, cuts: Sequence[tuple[Group,
     for group, dead in cuts:
         for member in group.members:
             gone.setdefault((member.tensor, member.axis), set()).update(
-                i for item in dead for i in member.indices(item))
+                i for item in dead for i in member.indices(item)
+            )
     for (tensor, axis), indices in gone.items():
         _refuse_odd_experts(program, tensor, axis, len(indices))
     for (tensor, axis), indices in gone.items():
@@ -172,8 +192,12 @@ def _refuse_odd_experts(program: "Program", tensor: str, axis: int, lost: int) -
     if weight.dim() == 3 and axis > 0 and module_role(program.model.get_submodule(owner)) == "experts":
         left, step = weight.shape[axis] - lost, _GROUPED_BYTES // weight.element_size()
         if left % step:
-            raise Reject(odd_experts(f"{tensor} would be {left} wide, but experts are multiplied in steps of {step}",
-                                     help=f"`align: {2 * step}` keeps widths that are"))
+            raise Reject(
+                odd_experts(
+                    f"{tensor} would be {left} wide, but experts are multiplied in steps of {step}",
+                    help=f"`align: {2 * step}` keeps widths that are",
+                )
+            )
 
 
 def unit_of(site: str, units: Sequence[str]) -> str:

@@ -10,10 +10,11 @@ from typing import Any, TextIO
 
 from ...dsl.diagnostics import Fault, Reject
 
-unwritable_log = Fault("unwritable-log", "The file that a server was to write its log to can't be opened.",
-                       exit="usage")
+unwritable_log = Fault(
+    "unwritable-log", "The file that a server was to write its log to can't be opened.", exit="usage"
+)
 
-_WAITING = 10_000         # lines that may wait for a slow reader; what is more is counted and dropped
+_WAITING = 10_000  # lines that may wait for a slow reader; what is more is counted and dropped
 
 
 class AccessLog:
@@ -51,7 +52,7 @@ class AccessLog:
             try:
                 self._out.write(line + "\n")
                 self._out.flush()
-            except (OSError, ValueError):          # nobody reads any more; answers go on
+            except (OSError, ValueError):  # nobody reads any more; answers go on
                 pass
             finally:
                 self._lines.task_done()
@@ -66,5 +67,9 @@ def log_to(place: str) -> AccessLog:
     try:
         return AccessLog(Path(place).open("a", encoding="utf-8"))
     except OSError as error:
-        raise Reject(unwritable_log(f"`{place}` can't be written: {(error.strerror or str(error)).lower()}",
-                                    help="name a file in a folder that exists, `-` for stderr or `none`")) from error
+        raise Reject(
+            unwritable_log(
+                f"`{place}` can't be written: {(error.strerror or str(error)).lower()}",
+                help="name a file in a folder that exists, `-` for stderr or `none`",
+            )
+        ) from error

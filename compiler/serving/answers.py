@@ -15,8 +15,14 @@ INVALID = "invalid_request_error"
 class Refused(Exception):
     """A request that is answered by an error."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
-                 headers: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
         kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else INVALID
@@ -51,8 +57,12 @@ class Answer:
 
     def whole(self, logprobs: bool) -> dict[str, Any]:
         choice = self._choice("".join(self._texts), self._logprobs(self._tokens) if logprobs else None)
-        return {**self._head, "object": self.kind, "choices": [{**choice, "finish_reason": self._finish}],
-                "usage": self.usage()}
+        return {
+            **self._head,
+            "object": self.kind,
+            "choices": [{**choice, "finish_reason": self._finish}],
+            "usage": self.usage(),
+        }
 
     def opening(self) -> list[dict[str, Any]]:
         """Chunks before the first text."""
@@ -67,8 +77,11 @@ class Answer:
         return {**self._chunk([]), "usage": self.usage()}
 
     def usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self._prompt, "completion_tokens": self._count,
-                "total_tokens": self._prompt + self._count}
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._count,
+            "total_tokens": self._prompt + self._count,
+        }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self.chunk_kind, "choices": choices}
@@ -80,8 +93,12 @@ class Answer:
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         likeliest = [{self._text(id): logprob for id, logprob in t.likeliest} for t in tokens]
-        return {"tokens": [self._text(t.id) for t in tokens], "token_logprobs": [t.logprob for t in tokens],
-                "top_logprobs": likeliest, "text_offset": []}
+        return {
+            "tokens": [self._text(t.id) for t in tokens],
+            "token_logprobs": [t.logprob for t in tokens],
+            "top_logprobs": likeliest,
+            "text_offset": [],
+        }
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -102,11 +119,12 @@ class ChatAnswer(Answer):
         return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": logprobs}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        told = [{**self._told(t.id, t.logprob), "top_logprobs": [self._told(*pair) for pair in t.likeliest]}
-                for t in tokens]
+        told = [
+            {**self._told(t.id, t.logprob), "top_logprobs": [self._told(*pair) for pair in t.likeliest]} for t in tokens
+        ]
         return {"content": told, "refusal": None}
 
     def _told(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._text(token)
-        whole = "\ufffd" not in text           # else its bytes are no characters, and are not known here
+        whole = "\ufffd" not in text  # else its bytes are no characters, and are not known here
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

@@ -23,7 +23,7 @@ from .protocol import AskedChat, AskedCompletion
 from .request import Piece, Request
 from .scheduler import Full, Scheduler, Stopped
 
-_LAST = 0.5             # seconds that a stopping scheduler has for its call
+_LAST = 0.5  # seconds that a stopping scheduler has for its call
 
 
 class Service:
@@ -38,8 +38,9 @@ class Service:
     async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         if asked.model != self.name:
-            raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model",
-                          "model_not_found")
+            raise Refused(
+                404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model", "model_not_found"
+            )
         if isinstance(asked, AskedChat):
             ids = await asyncio.to_thread(self._chat, asked)
         else:
@@ -54,18 +55,25 @@ class Service:
         try:
             job = self.scheduler.submit(request, hear)
         except Full as full:
-            raise Refused(429, f"{full}: as many requests wait as may", code="too_many_requests",
-                          headers={"Retry-After": str(full.seconds)}) from full
+            raise Refused(
+                429,
+                f"{full}: as many requests wait as may",
+                code="too_many_requests",
+                headers={"Retry-After": str(full.seconds)},
+            ) from full
         except Stopped as stopped:
             raise Refused(503, "the server stops", code="stopping") from stopped
-        except KernelError as error:            # settings that no kernel can draw by
+        except KernelError as error:  # settings that no kernel can draw by
             raise Refused(400, str(error)) from error
         answer = (ChatAnswer if isinstance(asked, AskedChat) else Answer)(self.name, len(ids), self.tokenizer)
         if asked.stream:
             stream = self._stream(answer, asked, pieces)
-            return StreamingResponse(stream, headers={"Cache-Control": "no-cache"},
-                                     media_type="text/event-stream",
-                                     background=BackgroundTask(self.scheduler.cancel, job))
+            return StreamingResponse(
+                stream,
+                headers={"Cache-Control": "no-cache"},
+                media_type="text/event-stream",
+                background=BackgroundTask(self.scheduler.cancel, job),
+            )
         return await self._whole(answer, asked, pieces, call, job)
 
     async def _stream(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]") -> AsyncIterator[str]:
@@ -85,8 +93,7 @@ class Service:
             yield event(answer.closing())
         yield DONE
 
-    async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call,
-                     job: Any) -> Any:
+    async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any) -> Any:
         async def leave() -> None:
             while (await call.receive())["type"] != "http.disconnect":
                 pass
@@ -109,8 +116,13 @@ class Service:
 
     def _chat(self, asked: AskedChat) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise Refused(400, f"the tokenizer of `{self.name}` has no chat template: ask for a completion "
-                          "of a text, at /v1/completions", "messages", "no_chat_template")
+            raise Refused(
+                400,
+                f"the tokenizer of `{self.name}` has no chat template: ask for a completion "
+                "of a text, at /v1/completions",
+                "messages",
+                "no_chat_template",
+            )
         messages = [message.plain() for message in asked.messages]
         self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
@@ -140,29 +152,52 @@ class Service:
     def _check_length(self, characters: int, field: str) -> None:
         """Whether a text may fit: megabytes would take seconds to be found too long token by token."""
         if characters > self._most_characters:
-            raise Refused(400, f"the model's context is {self.context} tokens, and {characters} characters are "
-                          "more", field, "context_length_exceeded")
+            raise Refused(
+                400,
+                f"the model's context is {self.context} tokens, and {characters} characters are more",
+                field,
+                "context_length_exceeded",
+            )
 
     def _request(self, asked: AskedChat | AskedCompletion, ids: list[int]) -> Request:
         room = self.context - len(ids)
         most = max(1, room) if asked.most is None else asked.most
         if most > room:
-            raise Refused(400, f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
-                          f"and {most} of the answer are more",
-                          "messages" if isinstance(asked, AskedChat) else "prompt", "context_length_exceeded")
-        chosen = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k,
-                  "repetition_penalty": asked.repetition_penalty}
-        return Request(tuple(ids), most, stops=asked.stops, alternatives=asked.alternatives,
-                       seed=randbits(64) if asked.seed is None else asked.seed,
-                       **{name: value for name, value in chosen.items() if value is not None})
+            raise Refused(
+                400,
+                f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
+                f"and {most} of the answer are more",
+                "messages" if isinstance(asked, AskedChat) else "prompt",
+                "context_length_exceeded",
+            )
+        chosen = {
+            "temperature": asked.temperature,
+            "top_p": asked.top_p,
+            "top_k": asked.top_k,
+            "repetition_penalty": asked.repetition_penalty,
+        }
+        return Request(
+            tuple(ids),
+            most,
+            stops=asked.stops,
+            alternatives=asked.alternatives,
+            seed=randbits(64) if asked.seed is None else asked.seed,
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
 
     def model(self) -> dict[str, Any]:
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "effc",
-                "max_model_len": self.context}
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "effc",
+            "max_model_len": self.context,
+        }
 
 
 def application(service: Service) -> FastAPI:
     """Routes and errors; it starts and stops the scheduler."""
+
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         service.scheduler.start()
@@ -188,8 +223,9 @@ def application(service: Service) -> FastAPI:
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Any:
         if name != service.name:
-            raise Refused(404, f"the model `{name:.80}` does not exist, `{service.name}` does", "model",
-                          "model_not_found")
+            raise Refused(
+                404, f"the model `{name:.80}` does not exist, `{service.name}` does", "model", "model_not_found"
+            )
         return service.model()
 
     @app.get("/health")

@@ -21,15 +21,20 @@ async def read_body(call: Call, form: type[Form]) -> Form:
     """
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refused(415, f"the body is `{kind:.60}`, and must be `application/json`" if kind else
-                      "the request has no `Content-Type: application/json`", code="unsupported_media_type")
+        raise Refused(
+            415,
+            f"the body is `{kind:.60}`, and must be `application/json`"
+            if kind
+            else "the request has no `Content-Type: application/json`",
+            code="unsupported_media_type",
+        )
     return await asyncio.to_thread(_checked, await call.body(), form)
 
 
 def _checked(body: bytes, form: type[Form]) -> Form:
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings=False)
-    except ValueError as error:             # lone surrogates and bytes that are no UTF-8 too
+    except ValueError as error:  # lone surrogates and bytes that are no UTF-8 too
         raise Refused(400, f"the body is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise Refused(400, "the body is no JSON object")

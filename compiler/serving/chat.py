@@ -12,10 +12,10 @@ from ..report.broken import first_line
 from ..rows.forward import device_of
 from ..rows.template import rendered
 
-prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.",
-                        exit="usage")
-bad_template = Fault("bad-chat-template", "The template by which a tokenizer writes conversations can't be used.",
-                     exit="environment")
+prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
+bad_template = Fault(
+    "bad-chat-template", "The template by which a tokenizer writes conversations can't be used.", exit="environment"
+)
 not_generative = Fault("not-generative", "A model that can't generate text was asked to.", exit="usage")
 
 Message = dict[str, str]
@@ -53,8 +53,11 @@ class Talker:
 
     def __post_init__(self):
         if not getattr(self.model, "can_generate", lambda: False)():
-            raise Reject(not_generative(f"{type(self.model).__name__} generates no text",
-                                        help="`effc run` talks to causal language models"))
+            raise Reject(
+                not_generative(
+                    f"{type(self.model).__name__} generates no text", help="`effc run` talks to causal language models"
+                )
+            )
 
     @property
     def chats(self) -> bool:
@@ -91,8 +94,7 @@ class Talker:
             if ids.shape[1] < room:
                 break
             if len(asked) == 1:
-                raise Reject(prompt_too_long(
-                    f"the prompt has {ids.shape[1]} tokens, the model takes {room - 1}"))
+                raise Reject(prompt_too_long(f"the prompt has {ids.shape[1]} tokens, the model takes {room - 1}"))
             asked = asked[2:]
         ids = ids.to(device_of(self.model))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, asked
@@ -113,16 +115,24 @@ class Talker:
         try:
             return rendered(self.tokenizer, asked, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError) as error:
-            raise Reject(bad_template(f"the tokenizer's chat template can't be used: {first_line(error)}",
-                                      help="fetch the tokenizer files again")) from error
+            raise Reject(
+                bad_template(
+                    f"the tokenizer's chat template can't be used: {first_line(error)}",
+                    help="fetch the tokenizer files again",
+                )
+            ) from error
 
     def _sampling(self) -> dict[str, Any]:
         ends = self.model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
         pad = self.tokenizer.pad_token_id
         pad = (ends[0] if isinstance(ends, list) else ends) if pad is None else pad
-        chosen: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "eos_token_id": ends,
-                                  "pad_token_id": pad, "do_sample": self.temperature > 0}
+        chosen: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "eos_token_id": ends,
+            "pad_token_id": pad,
+            "do_sample": self.temperature > 0,
+        }
         if self.temperature > 0:
             return {**chosen, "temperature": self.temperature}
         return {**chosen, "temperature": None, "top_p": None, "top_k": None}
@@ -154,8 +164,8 @@ class _Stream:
         return self.tokenizer.decode(self.tokens, skip_special_tokens=True)
 
     def _emit(self, whole: str, last: bool) -> None:
-        if not last and whole.endswith("\ufffd"):       # a character of several tokens is not complete
+        if not last and whole.endswith("\ufffd"):  # a character of several tokens is not complete
             return
         if len(whole) > len(self.text):
-            self.hear(whole[len(self.text):])
+            self.hear(whole[len(self.text) :])
             self.text = whole

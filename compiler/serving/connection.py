@@ -20,7 +20,7 @@ class Connection(H11Protocol):
     bytes that trickle in don't start it again.
     """
 
-    limits: Limits                      # of the server
+    limits: Limits  # of the server
     _timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:
@@ -43,7 +43,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.trailing_data[0]:          # the start of a next request came with this one
+        if self.conn.trailing_data[0]:  # the start of a next request came with this one
             self._watch()
 
     def send_400_response(self, msg: str) -> None:
@@ -76,8 +76,12 @@ def protocol_of(limits: Limits) -> type[Connection]:
 
 def settings(limits: Limits) -> dict[str, Any]:
     """Of uvicorn's Config."""
-    return {"http": protocol_of(limits), "ws": "none", "h11_max_incomplete_event_size": _HEADER_BYTES,
-            "timeout_keep_alive": max(1, int(limits.seconds))}
+    return {
+        "http": protocol_of(limits),
+        "ws": "none",
+        "h11_max_incomplete_event_size": _HEADER_BYTES,
+        "timeout_keep_alive": max(1, int(limits.seconds)),
+    }
 
 
 def _plain(status: int, message: str, code: str | None) -> bytes:
@@ -85,5 +89,7 @@ def _plain(status: int, message: str, code: str | None) -> bytes:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     body = json.dumps(error_body(message, kind, None, code)).encode()
     phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
-    return (f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            f"content-length: {len(body)}\r\n\r\n").encode() + body
+    return (
+        f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    ).encode() + body

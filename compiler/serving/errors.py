@@ -17,7 +17,7 @@ def tell_errors(app: FastAPI) -> None:
 
 async def _refused(call: Call, error: Any) -> JSONResponse:
     if error.status >= 500:
-        call.state.fault = error.body["error"]["code"] or "failed"      # for the log
+        call.state.fault = error.body["error"]["code"] or "failed"  # for the log
     return JSONResponse(error.body, error.status, error.headers)
 
 

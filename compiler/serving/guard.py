@@ -22,7 +22,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_OPEN = ("/health",)                         # what machines that hold no key ask
+_OPEN = ("/health",)  # what machines that hold no key ask
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_PATH = 120
 
@@ -42,29 +42,38 @@ class Admission:
         """The number of the key; Refused who may not ask."""
         host = _name(headers.get("host", ""))
         if self.hosts is not None and host not in self.hosts:
-            raise Refused(403, f"this server is not `{host:.80}`: --allow-host lets it be asked under that name",
-                          code="host_not_allowed")
+            raise Refused(
+                403,
+                f"this server is not `{host:.80}`: --allow-host lets it be asked under that name",
+                code="host_not_allowed",
+            )
         if not self.keys or path in _OPEN:
             return None
         number = self.keys.number(headers.get("authorization", ""))
         if number is None:
-            raise Refused(401, "the request has no key that this server knows: send `Authorization: Bearer KEY`",
-                          code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise Refused(
+                401,
+                "the request has no key that this server knows: send `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         return number
 
 
 class Guard:
     """An ASGI application around another. Whatever happens inside, the answer has OpenAI's form and the log a line."""
 
-    def __init__(self, app: Any, admission: Admission, limits: Limits, log: AccessLog,
-                 count: Callable[[str, int, float], None]):
+    def __init__(
+        self, app: Any, admission: Admission, limits: Limits, log: AccessLog, count: Callable[[str, int, float], None]
+    ):
         self._app, self._admission, self._limits, self._log, self._count = app, admission, limits, log, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        return await _Exchange(scope, receive, send, self._limits).go(self._app, self._admission, self._log,
-                                                                      self._count)
+        return await _Exchange(scope, receive, send, self._limits).go(
+            self._app, self._admission, self._log, self._count
+        )
 
 
 class _Exchange:
@@ -79,8 +88,9 @@ class _Exchange:
         self._body: bytes | None = None
         self._left = False
 
-    async def go(self, app: Any, admission: Admission, log: AccessLog,
-                 count: Callable[[str, int, float], None]) -> None:
+    async def go(
+        self, app: Any, admission: Admission, log: AccessLog, count: Callable[[str, int, float], None]
+    ) -> None:
         started, key, broken = time.monotonic(), None, None
         try:
             key = admission.check(self._scope["path"], self._headers)
@@ -94,8 +104,9 @@ class _Exchange:
         except Exception as error:
             broken = _place(error)
             if not self._status:
-                await self._refuse(Refused(500, f"the server failed; its log tells more under {self._id}",
-                                           code="internal_error"))
+                await self._refuse(
+                    Refused(500, f"the server failed; its log tells more under {self._id}", code="internal_error")
+                )
         finally:
             seconds = time.monotonic() - started
             self._write_down(log, key, broken, seconds)
@@ -108,10 +119,19 @@ class _Exchange:
             return
         client = self._scope.get("client")
         fault = broken or self._scope.get("state", {}).get("fault")
-        log.add(request=self._id, client=client[0] if client else None, method=self._scope["method"],
-                path=path[:_LONGEST_PATH], status=self._status or None, ms=round(seconds * 1000, 1),
-                bytes_in=len(self._body) if self._body is not None else None, bytes_out=self._out, key=key,
-                fault=fault, left=True if self._left else None)
+        log.add(
+            request=self._id,
+            client=client[0] if client else None,
+            method=self._scope["method"],
+            path=path[:_LONGEST_PATH],
+            status=self._status or None,
+            ms=round(seconds * 1000, 1),
+            bytes_in=len(self._body) if self._body is not None else None,
+            bytes_out=self._out,
+            key=key,
+            fault=fault,
+            left=True if self._left else None,
+        )
 
     async def _whole_body(self) -> bytes:
         """The body, once it is here; of one too large nothing is kept."""
@@ -134,12 +154,20 @@ class _Exchange:
                     if not message.get("more_body"):
                         return b"".join(chunks)
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {self._limits.slow:g} s", code="timeout",
-                          headers={"Connection": "close"}) from None
+            raise Refused(
+                408,
+                f"the body did not come within {self._limits.slow:g} s",
+                code="timeout",
+                headers={"Connection": "close"},
+            ) from None
 
     def _too_large(self) -> Refused:
-        return Refused(413, f"the body has more than {self._limits.body} bytes, the most that this server reads",
-                       code="request_too_large", headers={"Connection": "close"})
+        return Refused(
+            413,
+            f"the body has more than {self._limits.body} bytes, the most that this server reads",
+            code="request_too_large",
+            headers={"Connection": "close"},
+        )
 
     async def _replay(self) -> MutableMapping[str, Any]:
         """The body as one message, once, then what really comes."""
@@ -155,9 +183,9 @@ class _Exchange:
             self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
         self._out += len(message.get("body", b""))
-        async with asyncio.timeout(self._limits.slow):          # a client that takes nothing is let go
+        async with asyncio.timeout(self._limits.slow):  # a client that takes nothing is let go
             await self._send(message)
-        await asyncio.sleep(0)      # a connection that broke is heard of here, before more is written to it
+        await asyncio.sleep(0)  # a connection that broke is heard of here, before more is written to it
 
     async def _refuse(self, refused: Refused) -> None:
         response = JSONResponse(refused.body, refused.status, refused.headers)

@@ -6,10 +6,13 @@ from hashlib import sha256
 
 from ...dsl.diagnostics import Fault, Reject
 
-bad_key = Fault("bad-api-key", "A key for a server can't be one.\n\n"
-                "A key is at least 16 characters without spaces, such as `openssl rand -hex 24` prints. Give each "
-                "client its own: --api-key may be repeated, EFFC_API_KEY holds several with commas between.",
-                exit="usage")
+bad_key = Fault(
+    "bad-api-key",
+    "A key for a server can't be one.\n\n"
+    "A key is at least 16 characters without spaces, such as `openssl rand -hex 24` prints. Give each "
+    "client its own: --api-key may be repeated, EFFC_API_KEY holds several with commas between.",
+    exit="usage",
+)
 
 _SHORTEST = 16
 
@@ -21,8 +24,13 @@ class Keys:
         keys = list(dict.fromkeys(keys))
         for number, key in enumerate(keys):
             if len(key) < _SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
-                raise Reject(bad_key(f"key {number} is no key: it has {len(key)} characters, and needs {_SHORTEST} "
-                                     "that are printable ASCII and no space", help="`openssl rand -hex 24` makes one"))
+                raise Reject(
+                    bad_key(
+                        f"key {number} is no key: it has {len(key)} characters, and needs {_SHORTEST} "
+                        "that are printable ASCII and no space",
+                        help="`openssl rand -hex 24` makes one",
+                    )
+                )
         self._hashes = [sha256(key.encode()).digest() for key in keys]
 
     def __bool__(self) -> bool:

@@ -24,8 +24,7 @@ class Metrics:
         self.step = self._histogram("effc_time_per_token_seconds", "Between two tokens of an answer, its mean.")
         self.whole = self._histogram("effc_request_seconds", "From a request to its end.")
         self.call = self._histogram("effc_call_tokens", "Tokens in one call of the model.", _SHARES)
-        self.answers = self._counter("effc_http_responses", "Answers by the path and the status.",
-                                     ["path", "status"])
+        self.answers = self._counter("effc_http_responses", "Answers by the path and the status.", ["path", "status"])
         self.http = self._histogram("effc_http_response_seconds", "From the headers to the end of an answer.")
         self._took, self._count = 0.0, 0
 

@@ -6,11 +6,23 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, mo
 
 # Neutral: it asks for what is done anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
-    "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
+    "n": (1,),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "functions": ([],),
-    "function_call": ("none", "auto"), "echo": (False,), "suffix": ("",), "audio": (), "prediction": (),
-    "modalities": (["text"],), "parallel_tool_calls": (True, False), "web_search_options": (),
+    "function_call": ("none", "auto"),
+    "echo": (False,),
+    "suffix": ("",),
+    "audio": (),
+    "prediction": (),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "web_search_options": (),
 }
 
 
@@ -34,7 +46,7 @@ class Asked(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, lt=2**31)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    seed: int | None = Field(None, ge=-2**63, lt=2**64)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     stop: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=4)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -87,8 +99,11 @@ class Unsupported(Exception):
     def __init__(self, name: str, value: Any):
         self.name = name
         legal = " or ".join(str(v) for v in _NEUTRAL[name] if not isinstance(v, (list, dict)) and v != "")
-        super().__init__(f"`{name}` is {value!s:.60}, and only {legal} is supported here" if legal else
-                         f"`{name}` is not supported here")
+        super().__init__(
+            f"`{name}` is {value!s:.60}, and only {legal} is supported here"
+            if legal
+            else f"`{name}` is not supported here"
+        )
 
 
 class Part(BaseModel):
@@ -148,7 +163,7 @@ class AskedCompletion(Asked):
 
     @property
     def most(self) -> int:
-        return self.max_tokens or 16           # OpenAI's default
+        return self.max_tokens or 16  # OpenAI's default
 
     @property
     def alternatives(self) -> int | None:

@@ -12,7 +12,7 @@ from .text import Stops, Words
 
 Finish = Literal["", "stop", "length", "cancelled", "failed"]
 
-_BEFORE = 6          # tokens of a prompt that the first of the answer are decoded behind
+_BEFORE = 6  # tokens of a prompt that the first of the answer are decoded behind
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,17 @@ class Job:
         self.pending = list(request.ids)
         self.sequence: int | None = None
         self.cancelled = False
-        self.over = False                   # its last piece was heard
+        self.over = False  # its last piece was heard
         self.count = 0
         self.submitted = time.monotonic()
-        self.first = 0.0                    # when its first token came
+        self.first = 0.0  # when its first token came
         self._ends = frozenset(ends)
         self._words, self._stops = Words(tokenizer, request.ids[-_BEFORE:]), Stops(request.stops)
         self._seen = list(request.ids)
         self._untold: list[Token] = []
-        self._sampler = Sampler(request.temperature, request.top_k, request.top_p, request.repetition_penalty,
-                                request.seed)
+        self._sampler = Sampler(
+            request.temperature, request.top_k, request.top_p, request.repetition_penalty, request.seed
+        )
 
     @property
     def starting(self) -> bool:

@@ -10,14 +10,16 @@ from torch import Tensor
 from ...dsl.diagnostics import Fault, Reject
 
 unserved_model = Fault(
-    "unserved-model", "A model was asked to be served that can't answer.\n\n"
+    "unserved-model",
+    "A model was asked to be served that can't answer.\n\n"
     "Causal language models that attend to a cache are served: artifacts of the targets `native` and `hf`, "
     "and model folders. Models with state-space layers are served as artifacts of `native`: with transformers some "
     "compute wrong logits when a prompt comes in pieces.",
-    exit="usage")
+    exit="usage",
+)
 
 MOST_SEQUENCES = 16
-_PIECE = 128              # tokens of one forward: a prompt is cut at multiples of it, whatever else runs
+_PIECE = 128  # tokens of one forward: a prompt is cut at multiples of it, whatever else runs
 
 
 class Runner(Protocol):
@@ -98,9 +100,17 @@ def runner_of(model: Any, label: str) -> Runner:
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         kind = type(model).__name__
-        raise Reject(unserved_model(f"{label} is no causal language model: {kind} answers no prompt",
-                                    help="serve an artifact of the targets `native` or `hf`"))
+        raise Reject(
+            unserved_model(
+                f"{label} is no causal language model: {kind} answers no prompt",
+                help="serve an artifact of the targets `native` or `hf`",
+            )
+        )
     if is_state_space(model) or "cache" not in signature(model.forward).parameters:
-        raise Reject(unserved_model(f"{label} keeps a state, and such models may misread a prompt in pieces",
-                                    help="emit it as `native` and serve that; `effc run` talks to it as it is"))
+        raise Reject(
+            unserved_model(
+                f"{label} keeps a state, and such models may misread a prompt in pieces",
+                help="emit it as `native` and serve that; `effc run` talks to it as it is",
+            )
+        )
     return CachedModel(model)

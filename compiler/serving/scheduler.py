@@ -15,7 +15,7 @@ from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
 from .runner import MOST_SEQUENCES, Runner
 
-PROMPT_TOKENS = 512        # of prompts in a call that nobody else waits for
+PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
 STOPS = "the server stops"
 
@@ -39,8 +39,9 @@ class Scheduler:
     waiting   requests that may wait while others run
     """
 
-    def __init__(self, runner: Runner, tokenizer: Any, ends: Sequence[int], waiting: int = 64,
-                 running: int = MOST_SEQUENCES):
+    def __init__(
+        self, runner: Runner, tokenizer: Any, ends: Sequence[int], waiting: int = 64, running: int = MOST_SEQUENCES
+    ):
         self._runner, self._tokenizer, self._ends = runner, tokenizer, tuple(ends)
         self._most_waiting = waiting
         self._free = list(range(min(running, runner.sequences)))[::-1]
@@ -51,8 +52,7 @@ class Scheduler:
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, name="effc-scheduler", daemon=True)
         self.metrics = Metrics()
-        self.metrics.gauge("effc_requests_running", "Requests that are being answered.",
-                           lambda: len(self._running))
+        self.metrics.gauge("effc_requests_running", "Requests that are being answered.", lambda: len(self._running))
         self.metrics.gauge("effc_requests_waiting", "Requests that wait for a place.", lambda: len(self._waiting))
 
     # -- from any thread -------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Scheduler:
         try:
             while self._ready():
                 self._call()
-        finally:                            # also where it breaks: nobody waits for ever
+        finally:  # also where it breaks: nobody waits for ever
             with self._changed:
                 self._stopping = True
                 for job in [*self._running, *self._waiting]:
@@ -143,14 +143,14 @@ class Scheduler:
                 wanted.append(at - 1)
         try:
             logits = self._runner.run(ids, owners, wanted)
-        except Exception as error:          # whatever it is, the next requests may fare better
+        except Exception as error:  # whatever it is, the next requests may fare better
             for job, _ in batch:
                 why = STOPS if self._stopping else f"{type(error).__name__}: {error}"
                 self._end(job, "cancelled" if self._stopping else "failed", why)
             return
         self._count(batch, len(ids))
         for job, tokens in batch:
-            job.pending = job.pending[len(tokens):]
+            job.pending = job.pending[len(tokens) :]
         for job, row in zip(whole, logits, strict=True):
             self._advance(job, row)
 
@@ -175,7 +175,7 @@ class Scheduler:
         starting = job.starting
         try:
             piece = job.advance(logits)
-        except KernelError as error:            # logits that are no numbers
+        except KernelError as error:  # logits that are no numbers
             self._end(job, "failed", str(error))
             return
         self.metrics.new_tokens.inc()

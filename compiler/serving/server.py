@@ -22,22 +22,28 @@ from .keys import Keys
 from .limits import Limits
 
 address_taken = Fault(
-    "address-taken", "The address that a server was to answer at can't be used.\n\n"
+    "address-taken",
+    "The address that a server was to answer at can't be used.\n\n"
     "Another program listens there, or the host is none of this machine's. `--port 0` takes a free port.",
-    exit="environment")
+    exit="environment",
+)
 
 
 open_server = Fault(
-    "open-server", "A server without keys was to be reached from other machines.\n\n"
+    "open-server",
+    "A server without keys was to be reached from other machines.\n\n"
     "Everybody who reaches the address could use the model, and nothing that is sent is hidden from others on the "
     "way unless TLS is on. Give --api-key (or EFFC_API_KEY), best with --tls-cert and --tls-key; --insecure serves "
     "without, where the network itself keeps strangers off.",
-    exit="usage")
+    exit="usage",
+)
 bad_certificate = Fault(
-    "bad-certificate", "The certificate or the key that a server was to use for TLS can't be read.\n\n"
+    "bad-certificate",
+    "The certificate or the key that a server was to use for TLS can't be read.\n\n"
     "Both are PEM files: --tls-cert holds the certificate and its chain, --tls-key the private key without a "
     "passphrase.",
-    exit="usage")
+    exit="usage",
+)
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -58,14 +64,17 @@ class Entrance:
     origins: Sequence[str] = ()
 
 
-def admission_at(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str],
-                 insecure: bool) -> Admission:
+def admission_at(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str], insecure: bool) -> Admission:
     """Who may ask at an address. On this machine's own, only under its own names; elsewhere, only with a key."""
     if loopback(listener.getsockname()[0]):
         return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed)})
     if not keys and not insecure:
-        raise Reject(open_server(f"{host} can be reached from other machines, and there is no --api-key",
-                                 help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists"))
+        raise Reject(
+            open_server(
+                f"{host} can be reached from other machines, and there is no --api-key",
+                help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists",
+            )
+        )
     return Admission(keys, {name.lower() for name in allowed} or None)
 
 
@@ -78,7 +87,7 @@ def check_certificate(cert: Path | None, key: Path | None) -> None:
         raise Reject(bad_certificate(f"{given} needs {missing} beside it"))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
-    except OSError as error:                    # SSLError is one
+    except OSError as error:  # SSLError is one
         why = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
         raise Reject(bad_certificate(why)) from error
 
@@ -121,19 +130,34 @@ def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: En
     guard = Guard(app, entrance.admission, entrance.limits, entrance.log, counted)
     if not entrance.origins:
         return guard
-    return CORSMiddleware(guard, allow_origins=list(entrance.origins), allow_methods=["GET", "POST"],
-                          allow_headers=["Authorization", "Content-Type"], expose_headers=["X-Request-Id"])
+    return CORSMiddleware(
+        guard,
+        allow_origins=list(entrance.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+        expose_headers=["X-Request-Id"],
+    )
 
 
-def serve(app: Any, listener: socket.socket, entrance: Entrance, ready: Callable[[], None],
-          stop: Callable[[], None]) -> None:
+def serve(
+    app: Any, listener: socket.socket, entrance: Entrance, ready: Callable[[], None], stop: Callable[[], None]
+) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
 
     stop   cancels all that is answered, as soon as the signal is there
     """
-    config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, server_header=False,
-                            proxy_headers=False, timeout_graceful_shutdown=1, ssl_certfile=entrance.cert,
-                            ssl_keyfile=entrance.key, **settings(entrance.limits))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=entrance.cert,
+        ssl_keyfile=entrance.key,
+        **settings(entrance.limits),
+    )
     with closing(listener):
         try:
             _Server(config, ready, stop).run(sockets=[listener])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-_HOLE = "\ufffd"          # what a decoder writes for bytes that are no character, or not yet
+_HOLE = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 
 
 class Words:
@@ -15,15 +15,15 @@ class Words:
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._ids = list(before)        # those of the last whole piece, then those behind it
-        self._whole = len(self._ids)    # how many of them are of that piece
-        self._told = self._decoded().rstrip(_HOLE)      # of the text of all of them, what is out
+        self._ids = list(before)  # those of the last whole piece, then those behind it
+        self._whole = len(self._ids)  # how many of them are of that piece
+        self._told = self._decoded().rstrip(_HOLE)  # of the text of all of them, what is out
 
     def push(self, token: int) -> str:
         """What one more token makes certain; often "", where a character is not complete."""
         self._ids.append(token)
         text = self._decoded()
-        whole = text.rstrip(_HOLE)      # some decoders make holes of all bytes of a run, also of good ones
+        whole = text.rstrip(_HOLE)  # some decoders make holes of all bytes of a run, also of good ones
         return self._tell(whole, settled=whole == text)
 
     def end(self) -> str:
@@ -31,10 +31,10 @@ class Words:
         return self._tell(self._decoded(), settled=True)
 
     def _tell(self, text: str, settled: bool) -> str:
-        more = text[len(self._told):]
+        more = text[len(self._told) :]
         self._told = text if more else self._told
         if settled and more:
-            self._ids = self._ids[self._whole:]
+            self._ids = self._ids[self._whole :]
             self._whole, self._told = len(self._ids), self._decoded()
         return more
 
@@ -80,5 +80,4 @@ class Stops:
 
     def _begun(self, stop: str) -> int:
         """How many characters at the end may be the beginning of a stop string."""
-        return next((n for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
-                     if self._held.endswith(stop[:n])), 0)
+        return next((n for n in range(min(len(stop) - 1, len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)

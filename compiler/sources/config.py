@@ -26,7 +26,8 @@ class Config(Source):
     path: str = param("A config.json, relative to the recipe.", positional=True)
     seed: int = param("Decides the weights.", default=0, ge=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = param(
-        "What weights are held and computed in; `auto` is what the config says, else float32.", default="auto")
+        "What weights are held and computed in; `auto` is what the config says, else float32.", default="auto"
+    )
 
     def resolve(self, ctx: Context) -> Origin:
         path = ctx.folder / Path(self.path).expanduser()
@@ -37,13 +38,16 @@ class Config(Source):
         dtype = self._dtype(config)
         tokenizers = tokenizer_files(path.parent)
         return Origin(
-            label=label, config=config, folder=None,
+            label=label,
+            config=config,
+            folder=None,
             identity=digest(["random", config, self.seed, dtype]),
             build=partial(_build, config, dtype),
             load=partial(_random, config, self.seed, dtype),
             tokenizer=cache(partial(load_tokenizer, path.parent, label)) if tokenizers else nothing,
             dtype=dtype,
-            tokenizer_identity=files_hash(tokenizers, ctx.settings.cache_dir) if tokenizers else "")
+            tokenizer_identity=files_hash(tokenizers, ctx.settings.cache_dir) if tokenizers else "",
+        )
 
     def _dtype(self, config: dict) -> str:
         said = config.get("dtype") or config.get("torch_dtype")

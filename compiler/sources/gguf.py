@@ -16,10 +16,11 @@ from ..store.hashes import file_hash
 from ..words.context import Context
 from ..words.kinds import Source, param
 
-bad_gguf = Fault("bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.",
-                 exit="environment")
+bad_gguf = Fault(
+    "bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.", exit="environment"
+)
 
-FORMAT = 1                       # of what lies in the cache folder
+FORMAT = 1  # of what lies in the cache folder
 
 
 class Gguf(Source):
@@ -37,15 +38,15 @@ class Gguf(Source):
 
     path: str = param("The file, relative to the recipe.", positional=True)
     dtype: Literal["float32", "bfloat16", "float16"] = param(
-        "What weights are held and computed in; float32 is exact.", default="float32")
+        "What weights are held and computed in; float32 is exact.", default="float32"
+    )
 
     def resolve(self, ctx: Context) -> Origin:
         check_modules(self.requires, self.extra, "model source gguf")
         path = ctx.folder / Path(self.path).expanduser()
         label = f'gguf("{self.path}")'
         if not path.is_file():
-            raise Reject(no_model(f"{label}: there is no file {path}",
-                                  help="paths are relative to the recipe"))
+            raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
         content = file_hash(path, ctx.settings.cache_dir)
         made = digest([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / made
@@ -53,12 +54,17 @@ class Gguf(Source):
         config = about["config"]
         converted = partial(_converted, path, folder, config, label)
         return Origin(
-            label=label, config=config, folder=folder, identity=digest(["gguf", content, self.dtype]),
+            label=label,
+            config=config,
+            folder=folder,
+            identity=digest(["gguf", content, self.dtype]),
             build=partial(_build, config, self.dtype),
             load=partial(_load, converted, config, self.dtype, label, about["weights"]),
             tokenizer=cache(partial(_tokenizer, converted, label)),
-            dtype=self.dtype, tokenizer_identity=digest(["gguf", content]),
-            weight_bytes=about["weights"] * WIDTHS[self.dtype])
+            dtype=self.dtype,
+            tokenizer_identity=digest(["gguf", content]),
+            weight_bytes=about["weights"] * WIDTHS[self.dtype],
+        )
 
 
 def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
@@ -76,8 +82,7 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
             made = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Reject(bad_gguf(f"{label}: transformers can't read its architecture",
-                              note=first_line(error))) from error
+        raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
     config = json.loads(made.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
@@ -92,14 +97,19 @@ def _count(path: Path, label: str) -> int:
     try:
         return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
-        raise Reject(bad_gguf(f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
-                              help="fetch the file again", note=first_line(error))) from error
+        raise Reject(
+            bad_gguf(
+                f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
+                help="fetch the file again",
+                note=first_line(error),
+            )
+        ) from error
 
 
 def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> Path:
     """The folder of safetensors that the file became, made if it is not there; appears whole or not at all."""
     if folder.is_dir():
-        find_weights(folder, label)             # whole: a disk may have lost what was written last
+        find_weights(folder, label)  # whole: a disk may have lost what was written last
         return folder
     import os
     import shutil
@@ -111,7 +121,7 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> 
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
         os.replace(draft, folder)
     except OSError:
-        if not folder.is_dir():                 # else another process was first, with the same bytes
+        if not folder.is_dir():  # else another process was first, with the same bytes
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -128,14 +138,14 @@ def _convert(path: Path, into: Path, label: str) -> None:
 
     from ..checkpoints.checkpoint import check_finite, check_names, quiet
 
-    with quiet(), redirect_stderr(io.StringIO()):          # a progress bar of its own that nothing turns off
+    with quiet(), redirect_stderr(io.StringIO()):  # a progress bar of its own that nothing turns off
         model, info = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True,
-            local_files_only=True)
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(into)
     check_names(info, label)
     check_finite(model, label)
-    save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})   # tied tensors once
+    save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 
 def _build(config: dict[str, Any], dtype: str):

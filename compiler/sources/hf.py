@@ -9,16 +9,28 @@ from ..checkpoints.origin import Origin
 from ..words.context import Context, Settings
 from ..words.kinds import Source, param
 
-hub_unreachable = Fault("hub-unreachable", "A file of the model hub is needed and the hub can't be reached.",
-                        exit="network")
-hub_refused = Fault("hub-refused",
-                    "The model hub has no such repository or revision, or does not show it to you.",
-                    exit="network")
+hub_unreachable = Fault(
+    "hub-unreachable", "A file of the model hub is needed and the hub can't be reached.", exit="network"
+)
+hub_refused = Fault(
+    "hub-refused", "The model hub has no such repository or revision, or does not show it to you.", exit="network"
+)
 
 # What is fetched: never a pickle, never code unless it was granted.
-WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
-          "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "chat_template.*",
-          "spiece.model", "tekken.json")
+WANTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "chat_template.*",
+    "spiece.model",
+    "tekken.json",
+)
 
 
 class Hf(Source):
@@ -37,14 +49,14 @@ class Hf(Source):
     name: str = param("Folder or repository.", positional=True)
     revision: str = param("Branch, tag or commit of the repository; no meaning for a folder.", default="main")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = param(
-        "What weights are held and computed in; `auto` keeps the files' own.", default="auto")
+        "What weights are held and computed in; `auto` keeps the files' own.", default="auto"
+    )
 
     def resolve(self, ctx: Context) -> Origin:
         label = f'hf("{self.name}")'
         if self.name.startswith((".", "/", "~")):
             folder = ctx.folder / Path(self.name).expanduser()
-            return open_folder(folder, label, self.dtype, ctx.settings,
-                               help="a folder is named relative to the recipe")
+            return open_folder(folder, label, self.dtype, ctx.settings, help="a folder is named relative to the recipe")
         return open_folder(self._fetch(label, ctx.settings), label, self.dtype, ctx.settings)
 
     def _fetch(self, label: str, settings: Settings) -> Path:
@@ -53,14 +65,23 @@ class Hf(Source):
         wanted = [*WANTED, *(("*.py",) if settings.trust_remote_code else ())]
         offline = settings.offline or _offline()
         try:
-            return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=wanted,
-                                          local_files_only=offline))
+            return Path(
+                snapshot_download(self.name, revision=self.revision, allow_patterns=wanted, local_files_only=offline)
+            )
         except errors.HFValidationError as error:
-            raise Reject(hub_refused(f"{label} is neither a folder nor a repository name",
-                                     help='a folder is written "./folder", a repository "org/name"')) from error
+            raise Reject(
+                hub_refused(
+                    f"{label} is neither a folder nor a repository name",
+                    help='a folder is written "./folder", a repository "org/name"',
+                )
+            ) from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
-            raise Reject(hub_refused(f"{label}: the hub shows no revision `{self.revision}` of it",
-                                     help="check name and revision; a gated model needs `hf auth login`")) from error
+            raise Reject(
+                hub_refused(
+                    f"{label}: the hub shows no revision `{self.revision}` of it",
+                    help="check name and revision; a gated model needs `hf auth login`",
+                )
+            ) from error
         except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
             raise Reject(_unreachable(label, offline)) from error
 
@@ -73,7 +94,11 @@ def _offline() -> bool:
 
 def _unreachable(label: str, offline: bool):
     if offline:
-        return hub_unreachable(f"{label} is not in the hub's cache and fetching is off",
-                               help="run once without --offline, or name a folder")
-    return hub_unreachable(f"{label}: the hub can't be reached and the model is not in its cache",
-                           help="check the network, or name a folder")
+        return hub_unreachable(
+            f"{label} is not in the hub's cache and fetching is off",
+            help="run once without --offline, or name a folder",
+        )
+    return hub_unreachable(
+        f"{label}: the hub can't be reached and the model is not in its cache",
+        help="check the network, or name a folder",
+    )

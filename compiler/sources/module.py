@@ -21,7 +21,8 @@ user_module = Fault(
     "user-module",
     "A Python file that is to make the model does not.\n\n"
     "The function is called with the config as a dict where one is given, else with nothing, and returns a "
-    "torch.nn.Module.")
+    "torch.nn.Module.",
+)
 
 
 class Module(Source):
@@ -44,21 +45,27 @@ class Module(Source):
         label = f'module("{self.place}")'
         name, _, function = self.place.rpartition(":")
         if not name or not function.isidentifier():
-            raise Reject(user_module(f"{label} does not name a file and a function",
-                                     help='write it as "./file.py:make"'))
+            raise Reject(
+                user_module(f"{label} does not name a file and a function", help='write it as "./file.py:make"')
+            )
         file = ctx.folder / Path(name).expanduser()
         if not file.is_file():
-            raise Reject(user_module(f"{label}: there is no file {file}",
-                                     help="paths are relative to the recipe"))
+            raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
         if not ctx.settings.trust_remote_code:
-            raise Reject(remote_code(f"{label} runs {file}",
-                                     help="read that file, then add --trust-remote-code"))
+            raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))
         config = _config(ctx.folder / self.config, label) if self.config else None
         code = file_hash(file, ctx.settings.cache_dir)
         make = partial(_make, file, function, config, self.seed, label)
-        return Origin(label=label, config={"model_type": "module", "function": function, **(config or {})},
-                      folder=None, identity=digest(["module", code, function, config, self.seed]),
-                      build=make, load=partial(_load, make, label), tokenizer=nothing, code=code)
+        return Origin(
+            label=label,
+            config={"model_type": "module", "function": function, **(config or {})},
+            folder=None,
+            identity=digest(["module", code, function, config, self.seed]),
+            build=make,
+            load=partial(_load, make, label),
+            tokenizer=nothing,
+            code=code,
+        )
 
 
 def _config(path: Path, label: str) -> dict[str, Any]:
@@ -87,8 +94,11 @@ def _make(file: Path, function: str, config: dict | None, seed: int, label: str)
             spec.loader.exec_module(code)
             made = getattr(code, function)(*([config] if config is not None else []))
         except Exception as error:
-            raise Reject(user_module(f"{label} raises {type(error).__name__}", help="--debug shows where",
-                                     note=first_line(error))) from error
+            raise Reject(
+                user_module(
+                    f"{label} raises {type(error).__name__}", help="--debug shows where", note=first_line(error)
+                )
+            ) from error
     if not isinstance(made, torch.nn.Module):
         raise Reject(user_module(f"{label} returned a {type(made).__name__}, not a torch.nn.Module"))
     return made.eval()

@@ -28,8 +28,7 @@ class Zoo(Source):
     def resolve(self, ctx: Context) -> Origin:
         known = zoo()
         if self.name not in known:
-            raise Reject(unknown_model(f"the zoo has no `{self.name}`",
-                                       help=suggestion(self.name, known, "it has")))
+            raise Reject(unknown_model(f"the zoo has no `{self.name}`", help=suggestion(self.name, known, "it has")))
         return open_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
 
 

@@ -28,14 +28,14 @@ from .sealed import HASH, SEAL, cache_damaged, canonical, read_sealed, refuse_op
 if TYPE_CHECKING:
     import torch
 
-_DRAFT = re.compile(r"\..+\.\d+")    # as `write_whole` names them
+_DRAFT = re.compile(r"\..+\.\d+")  # as `write_whole` names them
 
 
 def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-STRAY = 3600.0      # seconds after which a draft is what a killed run left: no file takes as long to write
+STRAY = 3600.0  # seconds after which a draft is what a killed run left: no file takes as long to write
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -91,7 +91,7 @@ class Cache:
             return None
         if not all(self.has(needed) for needed in body.get("needs", ())):
             return None
-        with suppress(OSError):           # a cache that can only be read
+        with suppress(OSError):  # a cache that can only be read
             os.utime(path)
         return body
 
@@ -104,10 +104,19 @@ class Cache:
         made_of = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
         needs = body.get("needs", [])
         listed = isinstance(needs, list) and path.stem not in needs and all(isinstance(key, str) for key in needs)
-        if not tables or not made_of or not listed or body.get("key") != path.stem or not all(
-                h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values()):
-            raise Reject(cache_damaged(f"{path} is no record of a finished step",
-                                       help="run `effc cache verify --delete`, then compile again"))
+        if (
+            not tables
+            or not made_of
+            or not listed
+            or body.get("key") != path.stem
+            or not all(h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values())
+        ):
+            raise Reject(
+                cache_damaged(
+                    f"{path} is no record of a finished step",
+                    help="run `effc cache verify --delete`, then compile again",
+                )
+            )
         return body
 
     def finish(self, key: str, parts: Mapping[str, Any], body: Mapping[str, Any]) -> None:
@@ -140,11 +149,18 @@ class Cache:
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor("t")
         except (SafetensorError, OSError, KeyError) as error:
-            raise Reject(cache_damaged(f"{path} can't be read: {error}",
-                                       help="run `effc cache verify --delete`, then compile again")) from error
+            raise Reject(
+                cache_damaged(
+                    f"{path} can't be read: {error}", help="run `effc cache verify --delete`, then compile again"
+                )
+            ) from error
         if tensor_hash(tensor) != name:
-            raise Reject(cache_damaged(f"{path} holds another tensor than its name says",
-                                       help="run `effc cache verify --delete`, then compile again"))
+            raise Reject(
+                cache_damaged(
+                    f"{path} holds another tensor than its name says",
+                    help="run `effc cache verify --delete`, then compile again",
+                )
+            )
         return tensor
 
     # -- small values -----------------------------------------------------------------------------------------
@@ -155,11 +171,15 @@ class Cache:
 
     def _value(self, path: Path) -> dict | None:
         body = read_sealed(path, self.folder)
-        if body is None or SEAL not in body:         # of before there were seals: measured again
+        if body is None or SEAL not in body:  # of before there were seals: measured again
             return None
         if not {"parts", "value"} <= set(body) or digest(body["parts"]) != path.stem:
-            raise Reject(cache_damaged(f"{path} is the value of something else than its name says",
-                                       help="run `effc cache verify --delete`, then compile again"))
+            raise Reject(
+                cache_damaged(
+                    f"{path} is the value of something else than its name says",
+                    help="run `effc cache verify --delete`, then compile again",
+                )
+            )
         return body
 
     def keep(self, parts: Mapping[str, Any], value: Any) -> None:
@@ -172,7 +192,7 @@ class Cache:
         for path in (self.folder / "steps").glob("*.json"):
             try:
                 body = self._step(path)
-            except Reject:                # `damaged` says so
+            except Reject:  # `damaged` says so
                 continue
             if body is None:
                 continue
@@ -226,7 +246,7 @@ class Cache:
     def sweep(self) -> int:
         """Drop the drafts that killed runs left in any folder of the cache; bytes freed."""
         horizon, freed = time.time() - STRAY, 0
-        for folder, _, names in os.walk(self.folder):          # which minds no folder that vanishes
+        for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes
             for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
                 if _written(path) < horizon:
                     freed += _drop(path)
@@ -253,7 +273,7 @@ def _drop(path: Path) -> int:
     try:
         size = path.stat().st_size
         path.unlink()
-    except FileNotFoundError:        # another run collects, too
+    except FileNotFoundError:  # another run collects, too
         return 0
     return size
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..report.progress import follow
 from .cache import digest, write_whole
 
-PIECE = 16 << 20     # bytes
+PIECE = 16 << 20  # bytes
 # A file written this recently (seconds) may be written again within one tick of its clock: not remembered.
 SETTLED = 2.0
 
@@ -28,7 +28,7 @@ def file_hash(path: Path, cache_dir: Path) -> str:
         pass
     found = _read(path, fact.st_size)
     if time.time() - fact.st_mtime > SETTLED:
-        with suppress(OSError):                # a cache that can only be read: hashed again next time
+        with suppress(OSError):  # a cache that can only be read: hashed again next time
             write_whole(kept, found.encode())
     return found
 
@@ -39,7 +39,7 @@ def _read(path: Path, size: int) -> str:
     with open(path, "rb", buffering=0) as file:
         for _ in follow(range(parts), f"hashing {path.name}, pieces of 16 MiB", parts):
             digest_.update(file.read(PIECE))
-        while more := file.read(PIECE):                 # it grew since its size was taken
+        while more := file.read(PIECE):  # it grew since its size was taken
             digest_.update(more)
     return digest_.hexdigest()
 

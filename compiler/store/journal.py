@@ -30,7 +30,7 @@ class Journal:
                 break
             self.known[record[0]] = record[1]
             whole += len(line)
-        os.truncate(self.path, whole)     # what follows a torn line was never answered
+        os.truncate(self.path, whole)  # what follows a torn line was never answered
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value of `key`, computed once; on disk before it is returned."""

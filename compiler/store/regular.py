@@ -10,10 +10,11 @@ odd_file = Fault(
     "odd-file",
     "A file of a model, an artifact or a cache is no ordinary file, leads out of its folder, or is far too large.\n\n"
     "Such folders may come from anybody: a link to a device would be read without end, and a pipe waits for ever.",
-    exit="environment")
+    exit="environment",
+)
 
 MIB = 1 << 20
-CONFIG, MANIFEST, TOKENIZER = 16 * MIB, 256 * MIB, 512 * MIB      # bytes: the largest that a file of the kind has
+CONFIG, MANIFEST, TOKENIZER = 16 * MIB, 256 * MIB, 512 * MIB  # bytes: the largest that a file of the kind has
 _HELP = "fetch the folder again, from somebody whom you trust"
 
 
@@ -24,7 +25,7 @@ def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
     """
     check_regular(path, most, within)
     with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):       # exchanged since it was looked at
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since it was looked at
             raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
         data = file.read(most + 1)
     if len(data) > most:

@@ -20,7 +20,8 @@ cache_open = Fault(
     "cache-open",
     "Others than its owner can write to the cache.\n\n"
     "What is kept there is taken for what effc computed itself: whoever writes to it decides what a compile gives.",
-    exit="environment")
+    exit="environment",
+)
 _HELP = "run `effc cache verify --delete`, then compile again"
 
 
@@ -31,7 +32,7 @@ def canonical(value: Any) -> str:
 
 def sealed(body: Mapping[str, Any]) -> bytes:
     """A record as the cache keeps it: with the hash of everything in it."""
-    plain = json.loads(canonical(body))                 # as it is read again: keys are text
+    plain = json.loads(canonical(body))  # as it is read again: keys are text
     return canonical({**plain, SEAL: _seal(plain)}).encode()
 
 
@@ -73,9 +74,13 @@ def refuse_open(folder: Path) -> None:
             fact = path.stat()
         except OSError:
             continue
-        own_group = fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid     # a group of one, as Debian makes them
+        own_group = fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid  # a group of one, as Debian makes them
         if fact.st_uid not in (os.getuid(), 0):
             raise Reject(cache_open(f"{path} belongs to another user", help="give a folder of your own by --cache-dir"))
         if fact.st_mode & stat.S_IWOTH or (fact.st_mode & stat.S_IWGRP and not own_group):
-            raise Reject(cache_open(f"{path} can be written to by others", help=f"`chmod -R go-w {folder}`, then "
-                                    "`effc cache verify`; or give another folder by --cache-dir"))
+            raise Reject(
+                cache_open(
+                    f"{path} can be written to by others",
+                    help=f"`chmod -R go-w {folder}`, then `effc cache verify`; or give another folder by --cache-dir",
+                )
+            )

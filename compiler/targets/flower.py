@@ -11,8 +11,7 @@ from ..words.context import Context
 from ..words.kinds import Form, Target, Wish, param
 from .hf import Hf
 
-unfit_strategy = Fault("unfit-strategy",
-                       "A federation's strategy can't put together what its clients are to train.")
+unfit_strategy = Fault("unfit-strategy", "A federation's strategy can't put together what its clients are to train.")
 
 
 class Flower(Target):
@@ -37,8 +36,10 @@ class Flower(Target):
     Example: flower("fed", data: calib, clients: 4, rounds: 10, strategy: abm)
     """
 
-    loads = {"compact": "`compact/` is the model that clients start from: `effc.load(\".\")`.",
-             "model": "`model/` is the model that clients start from, an ordinary checkpoint."}
+    loads = {
+        "compact": '`compact/` is the model that clients start from: `effc.load(".")`.',
+        "model": "`model/` is the model that clients start from, an ordinary checkpoint.",
+    }
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -46,27 +47,35 @@ class Flower(Target):
     clients: int = param("How many.", default=4, ge=1)
     rounds: int = param("How often states are sent and put together.", default=5, ge=1)
     strategy: Literal["fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone"] = param(
-        "How states are put together.", default="fedavg")
-    trains: Literal["lora", "prompt", "full"] = param("Adapters, embeddings in front of every row, or all weights.",
-                                                      default="lora")
-    on: Selector | None = param("Linear modules with adapters; all inside the layers where it is left out.",
-                                default=None)
+        "How states are put together.", default="fedavg"
+    )
+    trains: Literal["lora", "prompt", "full"] = param(
+        "Adapters, embeddings in front of every row, or all weights.", default="lora"
+    )
+    on: Selector | None = param(
+        "Linear modules with adapters; all inside the layers where it is left out.", default=None
+    )
     rank: int = param("Rank of the adapters.", default=8, ge=1)
-    ranks: tuple[int, ...] | None = param("Ranks of the clients' adapters, one for each, where they differ.",
-                                          default=None)
+    ranks: tuple[int, ...] | None = param(
+        "Ranks of the clients' adapters, one for each, where they differ.", default=None
+    )
     alpha: float = param("What an adapter's product is multiplied with, divided by its rank.", default=16.0, gt=0)
     tokens: int = param("Embeddings of a soft prompt.", default=16, ge=1)
     mix: Ratio = param("Of `abm`: share of the others that a client takes in.", default=Ratio(0.5), ge=0, le=1)
     mixing: Literal["fixed", "adaptive"] = param(
-        "Of `abm`: `mix` for all, or for each client what its own held-back rows like best.", default="fixed")
+        "Of `abm`: `mix` for all, or for each client what its own held-back rows like best.", default="fixed"
+    )
     center: Literal["mean", "median"] = param("Of `abm`: mean or geometric median of the others.", default="mean")
     way: Literal["project", "align", "function"] = param(
-        "Of `abm`, where interventions are trained: how R stays orthonormal.", default="align")
+        "Of `abm`, where interventions are trained: how R stays orthonormal.", default="align"
+    )
     split: Literal["even", "blocks", "dirichlet", "distinct"] = param(
-        "Whose rows are whose: dealt out, cut into blocks, drawn, or a data set for each client.", default="even")
+        "Whose rows are whose: dealt out, cut into blocks, drawn, or a data set for each client.", default="even"
+    )
     beta: float = param("Of `split: dirichlet`: the smaller, the more clients differ.", default=0.5, gt=0)
-    hold: Ratio = param("Share of its rows that a client judges itself by and does not learn from.",
-                        default=Ratio(0.1), ge=0, lt=1)
+    hold: Ratio = param(
+        "Share of its rows that a client judges itself by and does not learn from.", default=Ratio(0.1), ge=0, lt=1
+    )
     share: Ratio = param("Share of the clients that take part in a round.", default=Ratio(1.0), gt=0, le=1)
     steps: int = param("Updates that a client makes in a round.", default=10, ge=1, unit="steps")
     batch: int = param("Rows of an update.", default=4, ge=1, unit="rows")
@@ -80,7 +89,7 @@ class Flower(Target):
         from ..federation.app import write_app
         from ..federation.declaration import base_hash
 
-        self.foresee(ctx)                      # what no step can change is refused here, whatever a plan said of it
+        self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
         full = self._full(program)
         folder = self._write_model(program, into, ctx)
         declared = self._declared(full, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
@@ -105,23 +114,38 @@ class Flower(Target):
         if self.trains == "lora":
             check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
         elif self.strategy in ("ffa", "stack", "svd", "hetlora"):
-            raise Reject(unfit_strategy(f"`strategy: {self.strategy}` puts adapters together, and "
-                                        f"`trains: {self.trains}` has none",
-                                        help="`strategy: fedavg`, or `trains: lora`"))
+            raise Reject(
+                unfit_strategy(
+                    f"`strategy: {self.strategy}` puts adapters together, and `trains: {self.trains}` has none",
+                    help="`strategy: fedavg`, or `trains: lora`",
+                )
+            )
         if self.ranks and self.strategy not in ("stack", "svd", "hetlora"):
-            raise Reject(unfit_strategy(f"`strategy: {self.strategy}` needs adapters of one rank",
-                                        help="`strategy: stack`, `svd` or `hetlora` take several"))
+            raise Reject(
+                unfit_strategy(
+                    f"`strategy: {self.strategy}` needs adapters of one rank",
+                    help="`strategy: stack`, `svd` or `hetlora` take several",
+                )
+            )
         if self.ranks and len(self.ranks) != self.clients:
-            raise Reject(unfit_strategy(f"{len(self.ranks)} ranks for {self.clients} clients",
-                                        help="give one for each client"))
+            raise Reject(
+                unfit_strategy(f"{len(self.ranks)} ranks for {self.clients} clients", help="give one for each client")
+            )
         if self.noise and not self.clip:
             raise Reject(unfit_strategy("`noise` is measured in units of `clip`, which is 0", help="give `clip: 1.0`"))
         if self.clip and self.strategy not in ("fedavg", "ffa"):
-            raise Reject(unfit_strategy(f"`clip` bounds changes of one common state, which `strategy: {self.strategy}` "
-                                        "has not", help="`strategy: fedavg` or `ffa`"))
+            raise Reject(
+                unfit_strategy(
+                    f"`clip` bounds changes of one common state, which `strategy: {self.strategy}` has not",
+                    help="`strategy: fedavg` or `ffa`",
+                )
+            )
         if self.clip and self.share.value < 1:
-            raise Reject(unfit_strategy("the epsilon that is told counts every client in every round",
-                                        help="leave `share` out, or `clip`"))
+            raise Reject(
+                unfit_strategy(
+                    "the epsilon that is told counts every client in every round", help="leave `share` out, or `clip`"
+                )
+            )
 
     def _check_rows(self, ctx: Context) -> None:
         """Reject where a client would have no rows."""
@@ -168,10 +192,29 @@ class Flower(Target):
             return DataSet(ref.name, call.word, {k: to_json(v) for k, v in call.args.items()})
 
         return Declaration(
-            base=base, folder=folder, trains=self.trains, full=full, alpha=self.alpha, ranks=self.ranks or (),
-            strategy=self.strategy, center=self.center, way=self.way,
+            base=base,
+            folder=folder,
+            trains=self.trains,
+            full=full,
+            alpha=self.alpha,
+            ranks=self.ranks or (),
+            strategy=self.strategy,
+            center=self.center,
+            way=self.way,
             mix=None if self.mixing == "adaptive" else self.mix.value,
-            clip=self.clip, noise=self.noise, delta=self.delta,
-            clients=self.clients, split=self.split, beta=self.beta, hold=self.hold.value,
-            data=tuple(data(ref) for ref in self._refs()), steps=self.steps, batch=self.batch, lr=self.lr,
-            rounds=self.rounds, deadline=self.deadline.seconds, share=self.share.value, seed=ctx.seed)
+            clip=self.clip,
+            noise=self.noise,
+            delta=self.delta,
+            clients=self.clients,
+            split=self.split,
+            beta=self.beta,
+            hold=self.hold.value,
+            data=tuple(data(ref) for ref in self._refs()),
+            steps=self.steps,
+            batch=self.batch,
+            lr=self.lr,
+            rounds=self.rounds,
+            deadline=self.deadline.seconds,
+            share=self.share.value,
+            seed=ctx.seed,
+        )

@@ -36,6 +36,11 @@ class Front(Target):
             (hf.write_compact if why else hf.write_stock)(program, folder, ctx, self.shard.value)
 
     def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
-        return tuple(form for name in outcome.names for form in (
-            Form(f"{POINTS}/{name}/model", "plain", member=name),
-            Form(f"{POINTS}/{name}/compact", "effc", member=name)))
+        return tuple(
+            form
+            for name in outcome.names
+            for form in (
+                Form(f"{POINTS}/{name}/model", "plain", member=name),
+                Form(f"{POINTS}/{name}/compact", "effc", member=name),
+            )
+        )

@@ -38,24 +38,30 @@ class Hf(Target):
     """
 
     loads = {
-        "compact": "`compact/` has the true shapes: `effc.load(\".\")` (needs `pip install effc`).",
-        "model": "`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(\"model\")`.",
+        "compact": '`compact/` has the true shapes: `effc.load(".")` (needs `pip install effc`).',
+        "model": '`model/` is an ordinary checkpoint: `AutoModelForCausalLM.from_pretrained("model")`.',
         "compat": "`compat/` has the original shapes, filled with zeros: loads with plain transformers, same "
-                  "logits, none of the saving."}
+        "logits, none of the saving.",
+    }
     cannot_hold = {
-        "form: stock": {"uneven widths": "a config has one width for all layers",
-                        "missing branches": "a config has every branch in every layer",
-                        "packed weights": "transformers has no kernels that read them",
-                        "pruned caches": "transformers has no cache that forgets",
-                        "interventions": "transformers has no modules that edit hidden states of the prompt"},
-        "form: compat": {"packed weights": "transformers has no kernels that read them",
-                         "pruned caches": "transformers has no cache that forgets",
-                         "interventions": "transformers has no modules that edit hidden states of the prompt"},
+        "form: stock": {
+            "uneven widths": "a config has one width for all layers",
+            "missing branches": "a config has every branch in every layer",
+            "packed weights": "transformers has no kernels that read them",
+            "pruned caches": "transformers has no cache that forgets",
+            "interventions": "transformers has no modules that edit hidden states of the prompt",
+        },
+        "form: compat": {
+            "packed weights": "transformers has no kernels that read them",
+            "pruned caches": "transformers has no cache that forgets",
+            "interventions": "transformers has no modules that edit hidden states of the prompt",
+        },
     }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(
         "Which folders; `auto` is stock where shapes allow it, else compact and, where it can be, compat.",
-        default="auto")
+        default="auto",
+    )
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
@@ -93,9 +99,12 @@ class Hf(Target):
             if not why:
                 return ("stock",)
             if self.form == "stock":
-                raise Reject(cannot_write_form(
-                    f"no config of {type(model).__name__} has these shapes: {_first(why)}",
-                    help="`form: auto` writes compact and compat folders where there is no stock one"))
+                raise Reject(
+                    cannot_write_form(
+                        f"no config of {type(model).__name__} has these shapes: {_first(why)}",
+                        help="`form: auto` writes compact and compat folders where there is no stock one",
+                    )
+                )
             notes.append(f"There is no stock checkpoint: {_first(why)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
@@ -106,8 +115,12 @@ class Hf(Target):
         elif self.form == "auto":
             notes.append(f"There is no compat checkpoint: {_first(filled.why)}.")
         else:
-            raise Reject(cannot_write_form(f"zeros can't fill it up to stock shapes: {_first(filled.why)}",
-                                           help="`form: compact` writes the true shapes"))
+            raise Reject(
+                cannot_write_form(
+                    f"zeros can't fill it up to stock shapes: {_first(filled.why)}",
+                    help="`form: compact` writes the true shapes",
+                )
+            )
 
 
 def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int, name: str = "model") -> None:
@@ -124,8 +137,12 @@ def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) 
     tensors = [*distinct(model), *cut_tables(model, program.edits.shapes).items()]
     write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
     companions(program, folder, ctx)
-    write_config(model.config, model, folder,
-                 record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")))
+    write_config(
+        model.config,
+        model,
+        folder,
+        record(ctx.origin.config, program.edits.to_json(), str(model.dtype).removeprefix("torch.")),
+    )
 
 
 def write_compat(program: Program, filled: Padding, into: Path, ctx: Context, shard_bytes: int) -> None:

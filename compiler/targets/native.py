@@ -52,14 +52,14 @@ class Native(Target):
     Example: native("cpu")
     """
 
-    loads = {"native": "`native/` is run by effc's engine: `effc.load(\".\")`, `effc run .` or `effc serve .`."}
+    loads = {"native": '`native/` is run by effc\'s engine: `effc.load(".")`, `effc run .` or `effc serve .`.'}
     marks = {"native": "plan.json"}
     whole = False
     cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
 
     weights: Literal["bf16", "int8"] = param(
-        "Numbers of linear layers that are not lowered: bfloat16, or int8 with a scale for each output.",
-        default="bf16")
+        "Numbers of linear layers that are not lowered: bfloat16, or int8 with a scale for each output.", default="bf16"
+    )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         from ..native.emission import emit
@@ -88,10 +88,14 @@ class Native(Target):
         from ..native.opening import open_native
 
         if wish.device is not None and str(wish.device).partition(":")[0] != "cpu":
-            raise Reject(cpu_only(f"{folder} is run by the native engine, which {wish.device} has not",
-                                  help="load it on the CPU"))
+            raise Reject(
+                cpu_only(
+                    f"{folder} is run by the native engine, which {wish.device} has not", help="load it on the CPU"
+                )
+            )
         if wish.dtype is not None:
-            raise Reject(other_kind(f"{folder} holds packed weights, which have no other dtype",
-                                    help="load it without `dtype`"))
+            raise Reject(
+                other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
+            )
         own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady}
         return open_native(folder, **{name: value for name, value in own.items() if value is not None}), None

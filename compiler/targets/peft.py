@@ -16,7 +16,8 @@ from . import hf
 shaped_base = Fault(
     "shaped-base",
     "Adapters are to be written for peft of a model that plain transformers can't load.\n\n"
-    "Its layers have widths of their own, which no config can say. Merge the adapters instead.")
+    "Its layers have widths of their own, which no config can say. Merge the adapters instead.",
+)
 
 ADAPTER, BASE = "adapter", "base"
 
@@ -33,8 +34,10 @@ class Peft(Target):
     """
 
     holds = ("adapters",)
-    loads = {"adapter": "`adapter/` are adapters on `base/`: `PeftModel.from_pretrained(AutoModelForCausalLM."
-                        "from_pretrained(\"base\"), \"adapter\")`, or `effc.load(\".\")`."}
+    loads = {
+        "adapter": "`adapter/` are adapters on `base/`: `PeftModel.from_pretrained(AutoModelForCausalLM."
+        'from_pretrained("base"), "adapter")`, or `effc.load(".")`.'
+    }
     marks = {"adapter": "adapter_config.json"}
     extra = "tune"
     requires = ("peft",)
@@ -47,8 +50,12 @@ class Peft(Target):
         program.model.to("cpu")
         _, why = stock_config(program.model)
         if why:
-            raise Reject(shaped_base(f"no config has the shapes of the model beneath the adapters: {why[0]}",
-                                     help="leave `merge: false` out, and emit `hf`"))
+            raise Reject(
+                shaped_base(
+                    f"no config has the shapes of the model beneath the adapters: {why[0]}",
+                    help="leave `merge: false` out, and emit `hf`",
+                )
+            )
         hf.write_stock(program, into, ctx, self.shard.value, BASE)
         outcome.save(into / ADAPTER, BASE)
         companions(program, into / ADAPTER, ctx)

@@ -12,8 +12,11 @@ from ..words.context import Context
 from ..words.kinds import Form, Target, Wish
 
 cannot_export = Fault(
-    "cannot-export", "torch.export can't make a program of a model.\n\n"
-    "It follows all that a forward does, as capture does, but under restrictions of its own.", exit="environment")
+    "cannot-export",
+    "torch.export can't make a program of a model.\n\n"
+    "It follows all that a forward does, as capture does, but under restrictions of its own.",
+    exit="environment",
+)
 
 FOLDER = "program"
 
@@ -31,10 +34,14 @@ class Pt2(Target):
     Example: pt2("exported")
     """
 
-    cannot_hold = {"": {"interventions": "a program is the same for every row, and what is edited follows from "
-                                         "where the row's prompt lies"}}
+    cannot_hold = {
+        "": {
+            "interventions": "a program is the same for every row, and what is edited follows from "
+            "where the row's prompt lies"
+        }
+    }
 
-    loads = {"program": "`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(\".\")`."}
+    loads = {"program": '`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(".")`.'}
     marks = {"program": "model.pt2"}
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
@@ -49,16 +56,26 @@ class Pt2(Target):
         with evaluating(program.model), torch.no_grad():
             try:
                 exported = torch.export.export(
-                    _first_result_of(program.model), (), inputs,
-                    dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()})
-            except Exception as error:        # whatever torch meets in a forward
-                raise Reject(cannot_export(
-                    f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
-                    help="--debug shows where; `hf` writes transformers models in another way")) from error
+                    _first_result_of(program.model),
+                    (),
+                    inputs,
+                    dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()},
+                )
+            except Exception as error:  # whatever torch meets in a forward
+                raise Reject(
+                    cannot_export(
+                        f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
+                        help="--debug shows where; `hf` writes transformers models in another way",
+                    )
+                ) from error
         if "input_ids" in inputs and not _takes_longer(exported, inputs):
-            raise Reject(cannot_export(
-                f"torch.export makes a program of {type(program.model).__name__} for prompts of few tokens only: how "
-                "often something is repeated follows from their number", help="`native` and `hf` take any length"))
+            raise Reject(
+                cannot_export(
+                    f"torch.export makes a program of {type(program.model).__name__} for short prompts only: how "
+                    "often something is repeated follows from their number",
+                    help="`native` and `hf` take any length",
+                )
+            )
         ops = write(exported, tuple(inputs), folder)
         if ops:
             note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
@@ -97,7 +114,7 @@ def _takes_longer(exported: Any, inputs: dict[str, Any]) -> bool:
     try:
         with torch.no_grad():
             exported.module()(**longer)
-    except (AssertionError, RuntimeError):       # its guards, or an operation on a shape that was fixed
+    except (AssertionError, RuntimeError):  # its guards, or an operation on a shape that was fixed
         return False
     return True
 
@@ -118,10 +135,15 @@ def _first_result_of(model: Any) -> Any:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None,
-                    pixel_values: Any = None) -> Any:
-            named = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
-                     "pixel_values": pixel_values}
+        def forward(
+            self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, pixel_values: Any = None
+        ) -> Any:
+            named = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "pixel_values": pixel_values,
+            }
             given = {name: x for name, x in named.items() if x is not None}
             return main_output(self.model(**given, **without_cache(self.model)))
 

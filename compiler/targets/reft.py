@@ -36,18 +36,25 @@ class Reft(Target):
     Example: reft("edits")
     """
 
-    loads = {"reft": "`reft/` has interventions alone: `effc.load(\".\")` puts them onto their base, "
-                     "`effc.load(\".\", base=\"folder\")` onto one that you name (needs `pip install effc`)."}
+    loads = {
+        "reft": '`reft/` has interventions alone: `effc.load(".")` puts them onto their base, '
+        '`effc.load(".", base="folder")` onto one that you name (needs `pip install effc`).'
+    }
     marks = {"reft": "reft.json"}
     upon = True
 
-    base: Literal["auto", "inside"] = param("Whether the model beneath is copied: where it must be, or always.",
-                                            default="auto")
+    base: Literal["auto", "inside"] = param(
+        "Whether the model beneath is copied: where it must be, or always.", default="auto"
+    )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         if not any(True for _ in interventions(program.model)):
-            raise Reject(nothing_to_write(f"{type(program.model).__name__} has no interventions",
-                                          help="put `reft.insert()` and `tune.reft()` before it, or emit `hf`"))
+            raise Reject(
+                nothing_to_write(
+                    f"{type(program.model).__name__} has no interventions",
+                    help="put `reft.insert()` and `tune.reft()` before it, or emit `hf`",
+                )
+            )
         folder = into / reft.FOLDER
         folder.mkdir()
         place = "" if self.base == "inside" else place_of(program, ctx)
@@ -71,8 +78,9 @@ class Reft(Target):
         if base is None or isinstance(base, (str, Path)):
             place = reft.base_folder(folder) if base is None else Path(base)
             if not any((place / name).is_file() for name in (NAME, "config.json")):
-                raise Reject(no_artifact(f"{place} holds no model to put interventions on",
-                                         help="name the folder of the base"))
+                raise Reject(
+                    no_artifact(f"{place} holds no model to put interventions on", help="name the folder of the base")
+                )
             sealed = (place / NAME).is_file() or KEY in json.loads((place / "config.json").read_bytes())
             base = load(place, kernels=False) if sealed else stock_model(place, None)
         reft.put_on(base, folder)

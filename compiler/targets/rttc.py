@@ -13,9 +13,12 @@ from ..words.context import Context
 from ..words.kinds import Form, Target, Wish, param
 from .hf import FORMS, Hf
 
-no_questions = Fault("no-dev-questions", "A policy that stops at good answers was asked for without dev questions.\n\n"
-                     "How large a reward is large enough belongs to the model, the reward and the domain: it is "
-                     "calibrated on questions with known answers.")
+no_questions = Fault(
+    "no-dev-questions",
+    "A policy that stops at good answers was asked for without dev questions.\n\n"
+    "How large a reward is large enough belongs to the model, the reward and the domain: it is "
+    "calibrated on questions with known answers.",
+)
 no_graded = Fault("no-graded-answers", "A scorer was to be trained without graded answers.")
 
 
@@ -33,27 +36,38 @@ class Rttc(Target):
     """
 
     loads = {
-        "compact": "`compact/` is the client's model: `effc.load(\".\")`; `effc run .` and `effc serve .` use all.",
+        "compact": '`compact/` is the client\'s model: `effc.load(".")`; `effc run .` and `effc serve .` use all.',
         "model": "`model/` is the client's model, an ordinary checkpoint; `effc run .` and `effc serve .` use all.",
-        "compat": "`compat/` is the same, filled with zeros for plain transformers."}
+        "compat": "`compat/` is the same, filled with zeros for plain transformers.",
+    }
     extra = "rttc"
     requires = ("peft",)
-    cannot_hold = {"": {"packed weights": "kernels of packed weights can't be trained through",
-                        "pruned caches": "adapters are trained through a plain cache",
-                        "interventions": "adapters go onto a model without interventions"}}
+    cannot_hold = {
+        "": {
+            "packed weights": "kernels of packed weights can't be trained through",
+            "pruned caches": "adapters are trained through a plain cache",
+            "interventions": "adapters go onto a model without interventions",
+        }
+    }
 
     knowledge: str = param("Samples: JSON lines with `question` and `answer`, or `text`; or a text, by paragraphs.")
     policy: Literal["sequential", "best", "direct", "rag", "ttt"] = param(
         "Stop at the first answer that is good enough, make all three and take the best, or always one branch.",
-        default="sequential")
+        default="sequential",
+    )
     dev: str = param("Questions with answers, JSON lines, that thresholds are calibrated on.", default="")
     check: Literal["exact", "number", "choice", "pattern"] = param(
-        "How an answer to a dev question is compared with the right one.", default="exact")
+        "How an answer to a dev question is compared with the right one.", default="exact"
+    )
     options: tuple[str, ...] = param("The words that a `choice` chooses from.", default=())
-    embed: str = param("Folder of a sentence encoder (MiniLM and its kin); `own` uses the model's own states.",
-                       default="own")
-    reward: str = param("`self` is the model's likelihood, `scorer` is trained from `graded`, else a folder with a "
-                        "classifier of one logit.", default="self")
+    embed: str = param(
+        "Folder of a sentence encoder (MiniLM and its kin); `own` uses the model's own states.", default="own"
+    )
+    reward: str = param(
+        "`self` is the model's likelihood, `scorer` is trained from `graded`, else a folder with a "
+        "classifier of one logit.",
+        default="self",
+    )
     graded: str = param("Answers with `question`, `answer` and `right`, JSON lines, to train a scorer on.", default="")
     adapt: Literal["lora", "none"] = param("What is trained while answering.", default="lora")
     rank: int = param("Of the adapters.", default=8, ge=1, le=256)
@@ -71,11 +85,19 @@ class Rttc(Target):
         from ..rttc.scorer import read_graded
 
         if self.policy == "sequential" and not self.dev:
-            raise Reject(no_questions("`policy: sequential` has no thresholds without `dev`",
-                                      help="give `dev: \"dev.jsonl\"`, or a fixed policy such as `policy: rag`"))
+            raise Reject(
+                no_questions(
+                    "`policy: sequential` has no thresholds without `dev`",
+                    help='give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+                )
+            )
         if self.reward == "scorer" and not self.graded:
-            raise Reject(no_graded("`reward: scorer` has nothing to learn from without `graded`",
-                                   help="give `graded: \"graded.jsonl\"`, or `reward: \"self\"`"))
+            raise Reject(
+                no_graded(
+                    "`reward: scorer` has nothing to learn from without `graded`",
+                    help='give `graded: "graded.jsonl"`, or `reward: "self"`',
+                )
+            )
         for _ in read_samples(ctx.folder / self.knowledge):
             pass
         self._questions(ctx)
@@ -92,8 +114,15 @@ class Rttc(Target):
 
         Hf(path=self.path).emit(program, into, ctx)
         model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
-        app = App(self._policy(), self._regime(ctx), self._kind(), "own" if self.embed == "own" else "folder", {},
-                  self.selection, adapters=self.adapt == "lora")
+        app = App(
+            self._policy(),
+            self._regime(ctx),
+            self._kind(),
+            "own" if self.embed == "own" else "folder",
+            {},
+            self.selection,
+            adapters=self.adapt == "lora",
+        )
         self._copy(into, ctx)
         embedder = embedder_of(app, into, model, tokenizer, cache)
         base = self._build(into / KNOWLEDGE, embedder, ctx)
@@ -141,8 +170,13 @@ class Rttc(Target):
         from ..rttc.knowledge import build
 
         guard = [sample.question for sample in self._questions(ctx)]
-        return build([ctx.folder / self.knowledge], embedder, folder, guard=guard,
-                     tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)))
+        return build(
+            [ctx.folder / self.knowledge],
+            embedder,
+            folder,
+            guard=guard,
+            tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
+        )
 
     def _questions(self, ctx: Context) -> Sequence[Any]:
         from ..rttc.sample import read_samples
@@ -169,7 +203,7 @@ class Rttc(Target):
         from ..rttc.reward import Verifier
 
         questions = self._questions(ctx)
-        off = replace(app, near={"lists": 2.0, "states": 2.0}, bytes=0)        # every question on its own
+        off = replace(app, near={"lists": 2.0, "states": 2.0}, bytes=0)  # every question on its own
         client = client_of(off, into, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
@@ -181,7 +215,13 @@ class Rttc(Target):
         policy, points = fit(found, app.policy, self.price, self.force)
         areas = aucs(found)
         ctx.record("AUC of the reward", areas["all"])
-        body = {"reward": client.reward.name, "scale": client.reward.scale, "auc": areas, "oracle": oracle(found),
-                "trials": [asdict(trial) for trial in found], "curve": [asdict(point) for point in points]}
+        body = {
+            "reward": client.reward.name,
+            "scale": client.reward.scale,
+            "auc": areas,
+            "oracle": oracle(found),
+            "trials": [asdict(trial) for trial in found],
+            "curve": [asdict(point) for point in points],
+        }
         (into / CALIBRATION).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return replace(app, policy=policy)

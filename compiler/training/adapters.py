@@ -28,13 +28,20 @@ from ..search.masks import is_sparse
 from .masks import MaskedProduct, product
 
 nothing_to_adapt = Fault("nothing-to-adapt", "No linear module is there that could be given an adapter.")
-tied_adapter = Fault("tied-adapter", "An adapter is asked for on a weight that two modules share.\n\n"
-                     "Merging it into one would change the other.")
+tied_adapter = Fault(
+    "tied-adapter",
+    "An adapter is asked for on a weight that two modules share.\n\nMerging it into one would change the other.",
+)
 
 _NAME, _HELD, _MASK = "effc", "held", "effc_mask"
 # Fused kernels of these models, where installed, read this weight past its module; so peft refuses it.
-_FUSED = {"falcon_h1": "out_proj", "mamba": "out_proj", "mamba2": "out_proj", "falcon_mamba": "out_proj",
-          "nemotron_h": "out_proj"}
+_FUSED = {
+    "falcon_h1": "out_proj",
+    "mamba": "out_proj",
+    "mamba2": "out_proj",
+    "falcon_mamba": "out_proj",
+    "nemotron_h": "out_proj",
+}
 
 
 @dataclass(frozen=True)
@@ -53,26 +60,35 @@ def adaptable(program: Program, on: Selector | None) -> tuple[str, ...]:
     Raises Reject where a selected one is tied, and where none is left.
     """
     skeleton, read = program.skeleton, _read_past(program)
-    found = [p.path for p in parts(skeleton, on)
-             if on is not None or any(is_below(p.path, unit) for unit in skeleton.units)]
+    found = [
+        p.path for p in parts(skeleton, on) if on is not None or any(is_below(p.path, unit) for unit in skeleton.units)
+    ]
     fused = _FUSED.get(skeleton.model_type)
     found = [path for path in found if path not in read and split(path)[1] != fused]
     shared = {name for names in skeleton.tied for name in names}
     tied = [path for path in found if f"{path}.weight" in shared]
     if tied:
-        raise Reject(tied_adapter(f"the weight of {tied[0]} is tied to another module's",
-                                  help="leave it out of `on`, or train it with `method: full`"))
+        raise Reject(
+            tied_adapter(
+                f"the weight of {tied[0]} is tied to another module's",
+                help="leave it out of `on`, or train it with `method: full`",
+            )
+        )
     if not found:
-        raise Reject(nothing_to_adapt("no linear module can be given an adapter",
-                                      help="train with `method: full`, or select others with `on`"))
+        raise Reject(
+            nothing_to_adapt(
+                "no linear module can be given an adapter", help="train with `method: full`, or select others with `on`"
+            )
+        )
     return tuple(found)
 
 
 def _read_past(program: Program) -> set[str]:
     """Linear modules that are not called where their owner runs: the dt_proj of a Mamba."""
     model, called = program.model, set()
-    hooks = [module.register_forward_hook(lambda *_, path=path: called.add(path))
-             for path, module in model.named_modules()]
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: called.add(path)) for path, module in model.named_modules()
+    ]
     try:
         with evaluating(model):
             model(**program.inputs)
@@ -90,8 +106,11 @@ class Adapters:
     layers: dict[str, Any]
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {f"{path}.{side}": getattr(layer, side)[_NAME].weight
-                for path, layer in self.layers.items() for side in ("lora_A", "lora_B")}
+        return {
+            f"{path}.{side}": getattr(layer, side)[_NAME].weight
+            for path, layer in self.layers.items()
+            for side in ("lora_A", "lora_B")
+        }
 
     def follow(self, ranks: Mapping[str, int]) -> None:
         """Let each adapter use the first so many of its ranks, as `ranks` says by path whenever it runs."""
@@ -128,7 +147,7 @@ def _keep_zeros(layer: Any) -> None:
     base = layer.get_base_layer()
     weight = base.weight.detach()
     if is_sparse(weight):
-        vars(layer)[_MASK] = (weight.T if isinstance(base, Conv1D) else weight) != 0        # [out, in]
+        vars(layer)[_MASK] = (weight.T if isinstance(base, Conv1D) else weight) != 0  # [out, in]
         layer.forward = _forward(layer, None)
 
 
@@ -143,12 +162,14 @@ def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor
         dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
         added = (dropped @ a.T @ b.T) * scale if mask is None else MaskedProduct.apply(dropped, a, b, mask, scale)
         return result + added.to(result.dtype)
+
     return forward
 
 
 @contextmanager
-def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *,
-            zeros: str = "keep") -> Iterator[Adapters]:
+def adapted(
+    model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *, zeros: str = "keep"
+) -> Iterator[Adapters]:
     """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back.
 
     zeros   "keep": those of sparse weights are not trained; "fill": they are
@@ -161,11 +182,16 @@ def adapted(model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *
     holder = nn.Module()
     holder.add_module(_HELD, model)
     # A pattern, not a list: a name in a list would also match modules whose path ends with it.
-    config = LoraConfig(r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
-                        target_modules="|".join(f"{_HELD}[.]{re.escape(path)}" for path in paths))
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=shape.dropout,
+        bias="none",
+        target_modules="|".join(f"{_HELD}[.]{re.escape(path)}" for path in paths),
+    )
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")              # that a Conv1D lies transposed: it sees to that
+            warnings.simplefilter("ignore")  # that a Conv1D lies transposed: it sees to that
             torch.manual_seed(seed)
             inject_adapter_in_model(config, holder, adapter_name=_NAME)
         layers = {path: model.get_submodule(path) for path in paths}

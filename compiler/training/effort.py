@@ -12,8 +12,16 @@ STATE, COPY = 16, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
-def effort(skeleton: Skeleton, trained: int, batch: int, learned: int, measured: int, *, narrow: bool = False,
-           recomputed: bool = False) -> Effort:
+def effort(
+    skeleton: Skeleton,
+    trained: int,
+    batch: int,
+    learned: int,
+    measured: int,
+    *,
+    narrow: bool = False,
+    recomputed: bool = False,
+) -> Effort:
     """`trained` parameters, `batch` tokens in a forward; `learned` and `measured` tokens in the whole run.
 
     narrow       the trained parameters have the model's type and that is narrower than float32
@@ -31,8 +39,9 @@ def effort(skeleton: Skeleton, trained: int, batch: int, learned: int, measured:
 def _activations(parts: Iterable[Part]) -> int:
     """Numbers per token that a backward pass needs: what every weight matrix is given and gives, and as much
     again for norms, gates and attention (measured on a Llama: 1.8 times)."""
-    return 2 * sum(sum(shape) for part in parts for name, shape in part.tensors
-               if len(shape) == 2 and part.kind != "Embedding")
+    return 2 * sum(
+        sum(shape) for part in parts for name, shape in part.tensors if len(shape) == 2 and part.kind != "Embedding"
+    )
 
 
 def adapter_size(parts: Iterable[Part], rank: int) -> int:

@@ -22,7 +22,8 @@ from .unmerged import Unmerged
 unfit_ranks = Fault(
     "unfit-ranks",
     "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
-    "that it is for.")
+    "that it is for.",
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Space:
         return len(self.ranks) ** len(self.sites)
 
     def choice(self, how: str) -> dict[str, int]:
-        """"largest", "smallest", or "middle": the median, the upper of two."""
-        rank = {"largest": self.ranks[0], "smallest": self.ranks[-1],
-                "middle": self.ranks[(len(self.ranks) - 1) // 2]}[how]
+        """ "largest", "smallest", or "middle": the median, the upper of two."""
+        rank = {"largest": self.ranks[0], "smallest": self.ranks[-1], "middle": self.ranks[(len(self.ranks) - 1) // 2]}[
+            how
+        ]
         return dict.fromkeys(self.sites, rank)
 
     def draw(self, seed: int) -> dict[str, int]:
@@ -137,13 +139,20 @@ class Family(Outcome):
     def acts_on_zeros(self) -> bool:
         """Whether one of the weights beneath is sparse."""
         model = self.program.model
-        return any(is_sparse(model.get_submodule(path).weight.detach()) for path in self.space.by_path(
-            self.space.choice("largest")))
+        return any(
+            is_sparse(model.get_submodule(path).weight.detach())
+            for path in self.space.by_path(self.space.choice("largest"))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All but the program and the tensors."""
-        return {"base": self.base, "shape": vars(self.shape), "masked": self.masked, "ranks": list(self.space.ranks),
-                "sites": {site: list(paths) for site, paths in self.space.sites.items()}}
+        return {
+            "base": self.base,
+            "shape": vars(self.shape),
+            "masked": self.masked,
+            "ranks": list(self.space.ranks),
+            "sites": {site: list(paths) for site, paths in self.space.sites.items()},
+        }
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]) -> "Family":
@@ -156,17 +165,30 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part]) -> None:
     faults = []
     if list(ranks) != sorted(set(ranks), reverse=True) or ranks[-1] < 1:
         fallen = sorted({rank for rank in ranks if rank > 0}, reverse=True)
-        faults.append(unfit_ranks(f"`ranks` are {_listed(ranks)}, which don't fall from one to the next",
-                                  help=f"write `ranks: [{_listed(fallen)}]`" if len(fallen) > 1 else
-                                  "write some, the largest first, as in `ranks: [32, 24, 16]`"))
+        faults.append(
+            unfit_ranks(
+                f"`ranks` are {_listed(ranks)}, which don't fall from one to the next",
+                help=f"write `ranks: [{_listed(fallen)}]`"
+                if len(fallen) > 1
+                else "write some, the largest first, as in `ranks: [32, 24, 16]`",
+            )
+        )
     elif len(ranks) < 2:
-        faults.append(unfit_ranks(f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
-                                  help=f"give two or more, or train with `tune.heal(rank: {ranks[0]})`"))
+        faults.append(
+            unfit_ranks(
+                f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
+                help=f"give two or more, or train with `tune.heal(rank: {ranks[0]})`",
+            )
+        )
     for part in chosen:
         narrow = min(dict(part.tensors)["weight"])
         if narrow < max(ranks):
-            faults.append(unfit_ranks(f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
-                                      help=f"give ranks of at most {narrow}, or leave it out of `on:`"))
+            faults.append(
+                unfit_ranks(
+                    f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
+                    help=f"give ranks of at most {narrow}, or leave it out of `on:`",
+                )
+            )
             break
     if faults:
         raise Reject(*faults)

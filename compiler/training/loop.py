@@ -28,9 +28,10 @@ diverged = Fault(
     "diverged",
     "The loss of a training run became NaN or infinite.\n\n"
     "The steps were too large, or the model's outputs were not finite to begin with.",
-    exit="failure")
+    exit="failure",
+)
 
-POINTS = 50                      # of the loss curve, at most
+POINTS = 50  # of the loss curve, at most
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Course:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     best: int = 0
     ended: bool = False
-    pending: list[float] = field(default_factory=list)             # losses since the last point
+    pending: list[float] = field(default_factory=list)  # losses since the last point
 
     @property
     def lowest(self) -> float:
@@ -102,8 +103,9 @@ class Run:
         self.saved = Saved(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
         self.order = RowOrder(self.rows, self.regime.seed)
         self.course = Course()
-        self.optimizer = torch.optim.AdamW(self.trained.masters.values(), lr=self.regime.lr,
-                                           weight_decay=self.regime.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.masters.values(), lr=self.regime.lr, weight_decay=self.regime.weight_decay
+        )
 
     def run(self) -> Course:
         """Train to the end, and leave the best weights in place."""
@@ -168,11 +170,15 @@ class Run:
         if math.isfinite(value):
             return
         before = self.course.curve[-1:]
-        raise Reject(diverged(
-            f"the {what} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
-            note=f"the loss was {before[0][1]:.3g} at step {before[0][0]}" if before else "",
-            help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`" if step > 1 else
-            "the model's outputs are not finite before it is trained: look at the step before this one"))
+        raise Reject(
+            diverged(
+                f"the {what} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
+                note=f"the loss was {before[0][1]:.3g} at step {before[0][0]}" if before else "",
+                help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`"
+                if step > 1
+                else "the model's outputs are not finite before it is trained: look at the step before this one",
+            )
+        )
 
     # -- held-out data ---------------------------------------------------------------------------------------
 
@@ -217,16 +223,20 @@ class Run:
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
         if wanted > 0.9 * free:
-            raise Reject(no_space(f"the checkpoints of training take {size(wanted)}, {size(free)} are free "
-                                  f"in {self.ctx.workdir}",
-                                  help="train fewer parameters, or give another --cache-dir"))
+            raise Reject(
+                no_space(
+                    f"the checkpoints of training take {size(wanted)}, {size(free)} are free in {self.ctx.workdir}",
+                    help="train fewer parameters, or give another --cache-dir",
+                )
+            )
 
     def _resume(self) -> None:
         kept = self.saved.read()
         if kept is None:
             return
-        self.course = Course(**{**kept, "curve": [(s, v) for s, v in kept["curve"]],
-                                "held_out": [(s, v) for s, v in kept["held_out"]]})
+        self.course = Course(
+            **{**kept, "curve": [(s, v) for s, v in kept["curve"]], "held_out": [(s, v) for s, v in kept["held_out"]]}
+        )
         tensors = self.saved.tensors(f"state-{self.course.step}")
         self.trained.load({name: tensors[f"weight:{name}"] for name in self.trained.masters})
         self.optimizer.load_state_dict(self._state(tensors))

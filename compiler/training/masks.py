@@ -31,7 +31,7 @@ class MaskedProduct(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         x, a, b, mask = ctx.saved_tensors
         of_x = gradient @ product(a, b, mask, ctx.scale) if ctx.needs_input_grad[0] else None
-        slope = gradient.flatten(0, -2).T @ x.flatten(0, -2)                                # [out, in]
+        slope = gradient.flatten(0, -2).T @ x.flatten(0, -2)  # [out, in]
         slope.mul_(mask).mul_(ctx.scale)
         return of_x, b.T @ slope, slope @ a.T, None, None
 

@@ -32,15 +32,15 @@ class Objective:
 
         The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
         """
-        ids = self._needed(chosen)                                             # [b, t]
-        values = logits(self.model, ids)                                       # [b, t, vocab]
+        ids = self._needed(chosen)  # [b, t]
+        values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        learned = None if self.learned is None else self.learned[chosen, 1:ids.shape[1]].to(values.device)
+        learned = None if self.learned is None else self.learned[chosen, 1 : ids.shape[1]].to(values.device)
         count = ids[:, 1:].numel() if learned is None else int(learned.sum())
         ids, total = ids.to(values.device), 0.0
         for row, number in enumerate(chosen.tolist()):
             for part in positions(values[row, :-1]):
-                ours = values.detach()[row, part].float().requires_grad_()     # [c, vocab]
+                ours = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
                 loss = self._loss(ours, ids[row, part.start + 1 : part.stop + 1], number, part, keep)
                 (slope,) = torch.autograd.grad(loss, ours)
@@ -65,9 +65,12 @@ class Objective:
         assert self.original is not None, "there is nothing to distill from"
         theirs = self.original.logits(slice(number, number + 1), part).to(ours.device)
         if theirs.shape != ours.shape:
-            raise Reject(other_vocabulary(
-                f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
-                help="heal without `distill`"))
+            raise Reject(
+                other_vocabulary(
+                    f"distillation compares {ours.shape[-1]} logits with the original's {theirs.shape[-1]}",
+                    help="heal without `distill`",
+                )
+            )
         q, p = ((x / self.temperature).log_softmax(-1) for x in (mine, theirs if keep is None else theirs[keep]))
         apart = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * self.temperature**2 * apart

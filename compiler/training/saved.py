@@ -34,8 +34,7 @@ class Saved:
             body = json.loads((self.folder / MANIFEST).read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             body = {}
-        known = body.get("identity") == self.identity and all(
-            (self.folder / name).is_dir() for name in body["folders"])
+        known = body.get("identity") == self.identity and all((self.folder / name).is_dir() for name in body["folders"])
         self._tidy(body["folders"] if known else [])
         return body["run"] if known else None
 
@@ -51,7 +50,7 @@ class Saved:
         write_tensors(draft, [Piece.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62)
         for path in (*draft.iterdir(), draft):
             _sync(path)
-        shutil.rmtree(place, ignore_errors=True)       # left by a run that was killed before it could name it
+        shutil.rmtree(place, ignore_errors=True)  # left by a run that was killed before it could name it
         os.replace(draft, place)
 
     def finish(self, run: Mapping[str, Any], folders: list[str]) -> None:
@@ -62,8 +61,11 @@ class Saved:
 
     def _tidy(self, folders: list[str]) -> None:
         for path in self.folder.glob("*"):
-            if path.is_dir() and path.name.removeprefix(".").startswith(("state-", "best-")) \
-                    and path.name not in folders:
+            if (
+                path.is_dir()
+                and path.name.removeprefix(".").startswith(("state-", "best-"))
+                and path.name not in folders
+            ):
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     """
     if step <= warmup:
         return step / warmup
-    passed = (step - 1 - warmup) / (steps - warmup)                            # 0 .. 1, the end left out
+    passed = (step - 1 - warmup) / (steps - warmup)  # 0 .. 1, the end left out
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * passed))
     if schedule == "linear":
@@ -29,7 +29,7 @@ def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
 def seed_of(*parts: object) -> int:
     """A generator's seed that is another one for every purpose and number."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1                           # torch takes int64
+    return int.from_bytes(digest[:8], "little") >> 1  # torch takes int64
 
 
 class RowOrder:

@@ -11,8 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...dsl.diagnostics import Fault, Reject
 
-no_checkpointing = Fault("no-checkpointing",
-                         "Gradient checkpointing is asked of a model whose layers don't do it.")
+no_checkpointing = Fault("no-checkpointing", "Gradient checkpointing is asked of a model whose layers don't do it.")
 
 
 class Trained:
@@ -25,8 +24,9 @@ class Trained:
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor] | None = None):
         assert parameters, "nothing to train"
         self.parameters, self.masks = dict(parameters), dict(masks or {})
-        self.masters = {name: nn.Parameter(p.detach().float()) if p.element_size() < 4 else p
-                        for name, p in self.parameters.items()}
+        self.masters = {
+            name: nn.Parameter(p.detach().float()) if p.element_size() < 4 else p for name, p in self.parameters.items()
+        }
 
     @property
     def count(self) -> int:
@@ -90,8 +90,12 @@ def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
     try:
         for layer in layers:
             if not isinstance(layer, GradientCheckpointingLayer):
-                raise Reject(no_checkpointing(f"a {type(layer).__name__} does not do gradient checkpointing",
-                                              help="leave it out, and take a smaller `batch`"))
+                raise Reject(
+                    no_checkpointing(
+                        f"a {type(layer).__name__} does not do gradient checkpointing",
+                        help="leave it out, and take a smaller `batch`",
+                    )
+                )
             known.append((layer, {name: vars(layer)[name] for name in switches if name in vars(layer)}))
             vars(layer).update(switches)
         yield

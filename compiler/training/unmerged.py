@@ -52,7 +52,7 @@ class Unmerged(Outcome):
         with adapted(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters, torch.no_grad():
             adapters.load(self.tensors)
             for layer in adapters.layers.values():
-                layer.eval()                    # new modules would drop some of what they are given
+                layer.eval()  # new modules would drop some of what they are given
             yield
 
     def save(self, folder: Path, base: str) -> None:
@@ -68,11 +68,23 @@ class Unmerged(Outcome):
         lower = {path: rank for path, rank in ranks.items() if rank != shape.rank}
         # peft divides alpha by the module's own rank; all are to be scaled by alpha / shape.rank.
         alphas = {path: shape.alpha * rank / shape.rank for path, rank in lower.items()}
-        config = LoraConfig(rank_pattern=lower, alpha_pattern=alphas,
-                            r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, bias="none",
-                            target_modules=list(self.paths), base_model_name_or_path=base, inference_mode=True,
-                            fan_in_fan_out=transposed, task_type="CAUSAL_LM" if model.can_generate() else None)
+        config = LoraConfig(
+            rank_pattern=lower,
+            alpha_pattern=alphas,
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            bias="none",
+            target_modules=list(self.paths),
+            base_model_name_or_path=base,
+            inference_mode=True,
+            fan_in_fan_out=transposed,
+            task_type="CAUSAL_LM" if model.can_generate() else None,
+        )
         folder.mkdir()
         config.save_pretrained(folder)
-        save_file({f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in self.tensors.items()},
-                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {f"base_model.model.{name}.weight": tensor.contiguous() for name, tensor in self.tensors.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )

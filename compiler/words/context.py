@@ -31,11 +31,11 @@ class Settings:
     device: str = "cpu"
     offline: bool = False
     trust_remote_code: bool = False
-    max_memory: int | None = None          # bytes
+    max_memory: int | None = None  # bytes
     threads: int | None = None
-    undecided: str = "fail"               # or "pass": what a timed bound that can't be decided comes to
+    undecided: str = "fail"  # or "pass": what a timed bound that can't be decided comes to
     tell: Listener = silent
-    watch: "Watch | None" = None           # of the running stage; `each` asks it whether the bound is passed
+    watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
 
 
 @dataclass

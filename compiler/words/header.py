@@ -14,23 +14,54 @@ from ...dsl import values
 from ...dsl.vocabulary import REQUIRED, Param, Word
 from . import kinds
 
-BASES = {"pass": kinds.Pass, "target": kinds.Target, "metric": kinds.Metric, "data": kinds.Data,
-         "model": kinds.Source}
-MAKERS = {c.__name__: c for c in (values.Ratio, values.Bytes, values.Duration, values.Range, values.Selector,
-                                  values.Shares, values.DataRef, values.ModelRef, values.ProfileRef, values.StepRef,
-                                  values.MetricRef, kinds.Close, kinds.Lossy)}
-TYPES = {"int": "int", "float": "float", "str": "string", "bool": "bool", "Ratio": "ratio", "Bytes": "bytes",
-         "Duration": "duration", "Selector": "selector", "Range": "range", "Shares": "shares", "Data": "data",
-         "DataRef": "data", "MetricRef": "metric", "ModelRef": "model", "ProfileRef": "profile",
-         "StepRef": "step"}
+BASES = {"pass": kinds.Pass, "target": kinds.Target, "metric": kinds.Metric, "data": kinds.Data, "model": kinds.Source}
+MAKERS = {
+    c.__name__: c
+    for c in (
+        values.Ratio,
+        values.Bytes,
+        values.Duration,
+        values.Range,
+        values.Selector,
+        values.Shares,
+        values.DataRef,
+        values.ModelRef,
+        values.ProfileRef,
+        values.StepRef,
+        values.MetricRef,
+        kinds.Close,
+        kinds.Lossy,
+    )
+}
+TYPES = {
+    "int": "int",
+    "float": "float",
+    "str": "string",
+    "bool": "bool",
+    "Ratio": "ratio",
+    "Bytes": "bytes",
+    "Duration": "duration",
+    "Selector": "selector",
+    "Range": "range",
+    "Shares": "shares",
+    "Data": "data",
+    "DataRef": "data",
+    "MetricRef": "metric",
+    "ModelRef": "model",
+    "ProfileRef": "profile",
+    "StepRef": "step",
+}
 
 
 def read_header(kind: str, name: str, path: Path) -> Word:
     """The declaration of the one class of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     base = BASES[kind]
-    classes = [n for n in tree.body if isinstance(n, ast.ClassDef)
-               and any(isinstance(b, ast.Name) and b.id == base.__name__ for b in n.bases)]
+    classes = [
+        n
+        for n in tree.body
+        if isinstance(n, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == base.__name__ for b in n.bases)
+    ]
     assert len(classes) == 1, f"{path}: {len(classes)} classes derive from {base.__name__}, a word is one"
     (found,) = classes
     doc = ast.get_docstring(found)
@@ -75,12 +106,8 @@ def _param(statement: ast.AnnAssign, path: Path) -> Param:
     given = {k.arg: _literal(k.value, path) for k in call.keywords}
     assert len(call.args) == 1, f"{path}:{call.lineno}: `{name}` has one sentence, then keywords"
     default = given.pop("default", REQUIRED)
-    assert not optional or default is None, (
-        f"{path}:{call.lineno}: `{name}` may be None, so None is its default"
-    )
-    assert optional or default is not None, (
-        f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
-    )
+    assert not optional or default is None, f"{path}:{call.lineno}: `{name}` may be None, so None is its default"
+    assert optional or default is not None, f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
     made = Param(name, types, _literal(call.args[0], path), default, choices=choices, **given)
     assert "shares" not in types or made.of, f"{path}:{call.lineno}: `{name}` divides among its `of`, which it lacks"
     return made
@@ -120,5 +147,6 @@ def _literal(node: ast.expr, path: Path) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise AssertionError(f"{path}:{node.lineno}: `{ast.unparse(node)}` is not literal; a header is read, "
-                             "not run") from None
+        raise AssertionError(
+            f"{path}:{node.lineno}: `{ast.unparse(node)}` is not literal; a header is read, not run"
+        ) from None

@@ -24,9 +24,18 @@ if TYPE_CHECKING:
 _MISSING = object()
 
 
-def param(doc: str, *, default: Any = _MISSING, ge: float | None = None, gt: float | None = None,
-          le: float | None = None, lt: float | None = None, of: tuple[str, ...] = (), unit: str = "",
-          positional: bool = False) -> Any:
+def param(
+    doc: str,
+    *,
+    default: Any = _MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    of: tuple[str, ...] = (),
+    unit: str = "",
+    positional: bool = False,
+) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, bounds, a unit, and what shares are `of`."""
     about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "positional": positional}
     if default is _MISSING:
@@ -51,8 +60,8 @@ class Lossy:
 class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
     """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses."""
 
-    extra: ClassVar[str] = ""            # the optional dependency group it needs, e.g. "gguf"
-    requires: ClassVar[tuple[str, ...]] = ()   # modules that must import, e.g. ("gguf", "accelerate")
+    extra: ClassVar[str] = ""  # the optional dependency group it needs, e.g. "gguf"
+    requires: ClassVar[tuple[str, ...]] = ()  # modules that must import, e.g. ("gguf", "accelerate")
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

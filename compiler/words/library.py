@@ -10,7 +10,7 @@ from ...dsl import ast
 from ...dsl.parse import parse, read_source
 from ...dsl.write import expression
 
-MODULES = "std"          # the folder whose files are modules
+MODULES = "std"  # the folder whose files are modules
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,11 @@ def folders() -> list[Path]:
 
 def shipped() -> dict[str, Shipped]:
     """Every file of the library by name, whole recipes first."""
-    found = [Shipped(_name(file.relative_to(folder)), file) for folder in folders()
-             for file in sorted(folder.rglob("*.effspec"))]
+    found = [
+        Shipped(_name(file.relative_to(folder)), file)
+        for folder in folders()
+        for file in sorted(folder.rglob("*.effspec"))
+    ]
     return {s.name: s for s in sorted(found, key=lambda s: (s.is_module, s.name))}
 
 
@@ -60,8 +63,11 @@ def page(recipe: Shipped) -> str:
     if not recipe.is_module:
         return f"{recipe.name}, a recipe\n\n{recipe.doc}\n\n{recipe.path}"
     blocks = [f"{recipe.name}, a module of the recipe library: `use {recipe.name}`", recipe.doc]
-    blocks += ["\n".join(lines) for title in ("data", "pipelines", "params")
-               if len(lines := [title.capitalize(), *_lines(recipe, title)]) > 1]
+    blocks += [
+        "\n".join(lines)
+        for title in ("data", "pipelines", "params")
+        if len(lines := [title.capitalize(), *_lines(recipe, title)]) > 1
+    ]
     return "\n\n".join([*blocks, str(recipe.path)])
 
 

@@ -71,8 +71,11 @@ class Shelf:
         from .kinds import Word as Base
 
         module = import_module(f"effc.{SHELVES[kind].replace('/', '.')}.{name}")
-        found = [v for v in vars(module).values()
-                 if isinstance(v, type) and issubclass(v, Base) and v.__module__ == module.__name__]
+        found = [
+            v
+            for v in vars(module).values()
+            if isinstance(v, type) and issubclass(v, Base) and v.__module__ == module.__name__
+        ]
         assert len(found) == 1, f"{module.__name__} defines {len(found)} words, not one"
         return found[0]
 

@@ -27,7 +27,8 @@ nothing_dead = Fault(
     "nothing-dead",
     "`clean.dead` found nothing to remove: every channel, head and branch contributes.\n\n"
     "A step that changes nothing is an error, so leave it out for models that were never masked or padded.",
-    exit="failure")
+    exit="failure",
+)
 
 
 class Dead(Pass):
@@ -57,29 +58,38 @@ class Dead(Pass):
         for kinds in (("kv_heads",), ("heads", "channels")):
             self._narrow(program, kinds)
         if program.version == version:
-            raise Reject(nothing_dead("no channel, head or branch of the model is dead",
-                                      help="leave the step out; prune.* remove what matters least"))
+            raise Reject(
+                nothing_dead(
+                    "no channel, head or branch of the model is dead",
+                    help="leave the step out; prune.* remove what matters least",
+                )
+            )
 
     def _narrow(self, program: Program, kinds: tuple[str, ...]) -> None:
         groups = [g for g in program.skeleton.groups if g.kind in kinds]
         silent = _silent(program, groups)
-        cuts = [(group, _spared(group, _dead(program, group, silent), self.align if group.kind == "channels" else 1))
-                for group in groups]
+        cuts = [
+            (group, _spared(group, _dead(program, group, silent), self.align if group.kind == "channels" else 1))
+            for group in groups
+        ]
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, [(group, gone) for group, gone in cuts if gone])
 
 
 # -- channels and heads --------------------------------------------------------------------------------------
 
+
 def _dead(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
     """Items that nobody reads, or that are made of zeros and come out as zero."""
+
     def zero(members: tuple[Member, ...]) -> torch.Tensor:
         return torch.stack([~_any_of_item(_nonzero(program, m), m, group.count) for m in members]).all(0)
 
-    readers = group.members[-group.readers:]
+    readers = group.members[-group.readers :]
     # A buffer with an entry for each follows, and makes nothing.
-    makers = tuple(m for m in group.members[:-group.readers]
-                   if isinstance(tensor_at(program.model, m.tensor), nn.Parameter))
+    makers = tuple(
+        m for m in group.members[: -group.readers] if isinstance(tensor_at(program.model, m.tensor), nn.Parameter)
+    )
     # With all makers zero an item is the same whatever the input: one run tells whether that is zero.
     quiet = torch.stack([silent[m] for m in readers]).all(0)
     return torch.nonzero(zero(readers) | (zero(makers) & quiet)).flatten().tolist()
@@ -99,10 +109,10 @@ def _silent(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]
     """For every reader: which of its items it is given as zeros throughout, [count] bool, from one run."""
     found, handles = {}, []
     for group in groups:
-        for member in group.members[-group.readers:]:
+        for member in group.members[-group.readers :]:
             found[member] = torch.zeros(group.count, dtype=torch.bool)
             module = program.model.get_submodule(member.tensor.rpartition(".")[0])
-            if isinstance(module, (nn.Linear, Conv1D)):      # others lay out their input in ways of their own
+            if isinstance(module, (nn.Linear, Conv1D)):  # others lay out their input in ways of their own
                 found[member] = torch.ones(group.count, dtype=torch.bool)
                 handles.append(module.register_forward_pre_hook(_listener(found[member], member)))
     try:
@@ -136,6 +146,7 @@ def _any_of_item(flags: torch.Tensor, member: Member, count: int) -> torch.Tenso
 
 
 # -- branches and layers -------------------------------------------------------------------------------------
+
 
 def _drop_layers(program: Program) -> None:
     """Layers all of whose branches give zero, from the last to the first."""
@@ -180,7 +191,7 @@ def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
         return False
     module, below = root.get_submodule(node.target), f"{path}.{node.target}" if path else node.target
     inside = opened(program).get(below)
-    if inside is not None and inside.graph is not None:          # a mixer that is one node for the state that it keeps
+    if inside is not None and inside.graph is not None:  # a mixer that is one node for the state that it keeps
         *_, output = inside.graph.nodes
         return isinstance(output.args[0], fx.Node) and _is_zero(program, output.args[0], below)
     return isinstance(module, (nn.Linear, Conv1D)) and not any(p.any() for p in module.parameters())

@@ -14,9 +14,11 @@ no_scan = Fault(
     "`lower.cpu_scan` found no scan that its kernels know.\n\n"
     "They know those of Mamba and Mamba-2, in whatever model of transformers they occur. Models that only attend "
     "have none, and mixers written elsewhere, or of other kinds, stay as they are.",
-    exit="failure")
-no_cpu = Fault("no-scan-kernels", "Scans can't be lowered where effc's kernels for the CPU don't run.",
-               exit="environment")
+    exit="failure",
+)
+no_cpu = Fault(
+    "no-scan-kernels", "Scans can't be lowered where effc's kernels for the CPU don't run.", exit="environment"
+)
 already = Fault("scans-are-lowered", "All scans of a model run on effc's kernels already.", exit="failure")
 
 
@@ -40,22 +42,26 @@ class CpuScan(Pass):
     """
 
     keeps = Close(atol=1e-4)
-    after = {"shed.ssm": "a mixer without its scan gets a graph of its own, which this step has to know",
-             "shed.blocks": "a layer without its mixer gets a graph of its own, which this step has to know",
-             "shed.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
-             "prune.blocks": "a layer that loses a part gets a graph of its own, which this step has to know",
-             "prune.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
-             "clean.dead": "a layer that loses a part gets a graph of its own, which this step has to know"}
+    after = {
+        "shed.ssm": "a mixer without its scan gets a graph of its own, which this step has to know",
+        "shed.blocks": "a layer without its mixer gets a graph of its own, which this step has to know",
+        "shed.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
+        "prune.blocks": "a layer that loses a part gets a graph of its own, which this step has to know",
+        "prune.multi": "a layer that loses a part gets a graph of its own, which this step has to know",
+        "clean.dead": "a layer that loses a part gets a graph of its own, which this step has to know",
+    }
     determinism = "deterministic"
 
     def run(self, program: Program, ctx: Context) -> None:
         if ctx.settings.device != "cpu":
-            raise Reject(no_cpu(
-                f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
-                help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads"))
+            raise Reject(
+                no_cpu(
+                    f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
+                    help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads",
+                )
+            )
         if levels.library() is None:
-            raise Reject(no_cpu("effc is here without its compiled kernels",
-                                help="install a wheel for this platform"))
+            raise Reject(no_cpu("effc is here without its compiled kernels", help="install a wheel for this platform"))
         model = program.model
         if not quick.scans(model):
             raise Reject(_none_in(program.skeleton))
@@ -75,5 +81,7 @@ class CpuScan(Pass):
 
 
 def _none_in(skeleton: Skeleton):
-    return no_scan(f"{skeleton.model_type} has no scan of Mamba or Mamba-2",
-                   help="leave the step out; `effc plan` lists what a model has")
+    return no_scan(
+        f"{skeleton.model_type} has no scan of Mamba or Mamba-2",
+        help="leave the step out; `effc plan` lists what a model has",
+    )

@@ -48,48 +48,63 @@ class SparseCpu(Pass):
     determinism = "deterministic"
     foreseeable = False
     makes = {"": "packed weights"}
-    after = {"sparsify.magnitude": "packed weights can't be changed",
-             "sparsify.wanda": "packed weights can't be changed",
-             "sparsify.sparsegpt": "packed weights can't be changed",
-             "sparsify.admm": "packed weights can't be changed",
-             "quantize.round": "packed weights can't be changed",
-             "quantize.gptq": "packed weights can't be changed",
-             "tune.heal": "packed weights are not trained",
-             "supernet.lora": "packed weights are not trained",
-             "supernet.pick": "nothing is merged into packed weights",
-             "prune.multi": "packed weights can't be cut", "prune.channels": "packed weights can't be cut",
-             "prune.heads": "packed weights can't be cut", "prune.experts": "packed weights can't be cut",
-             "prune.apply": "packed weights can't be cut", "clean.dead": "packed weights can't be cut",
-             "shed.multi": "packed weights can't be cut", "shed.ssm": "packed weights can't be cut",
-             "shed.state": "packed weights can't be cut", "shed.heads": "packed weights can't be cut",
-             "shed.channels": "packed weights can't be cut"}
+    after = {
+        "sparsify.magnitude": "packed weights can't be changed",
+        "sparsify.wanda": "packed weights can't be changed",
+        "sparsify.sparsegpt": "packed weights can't be changed",
+        "sparsify.admm": "packed weights can't be changed",
+        "quantize.round": "packed weights can't be changed",
+        "quantize.gptq": "packed weights can't be changed",
+        "tune.heal": "packed weights are not trained",
+        "supernet.lora": "packed weights are not trained",
+        "supernet.pick": "nothing is merged into packed weights",
+        "prune.multi": "packed weights can't be cut",
+        "prune.channels": "packed weights can't be cut",
+        "prune.heads": "packed weights can't be cut",
+        "prune.experts": "packed weights can't be cut",
+        "prune.apply": "packed weights can't be cut",
+        "clean.dead": "packed weights can't be cut",
+        "shed.multi": "packed weights can't be cut",
+        "shed.ssm": "packed weights can't be cut",
+        "shed.state": "packed weights can't be cut",
+        "shed.heads": "packed weights can't be cut",
+        "shed.channels": "packed weights can't be cut",
+    }
     elsewhere: ClassVar[bool] = True
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)
     format: Literal["auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8"] = param(
-        "What wins, or one format for all, unmeasured.", default="auto")
+        "What wins, or one format for all, unmeasured.", default="auto"
+    )
     isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = param(
-        "Level of instruction sets that the kernels will run at.", default="native")
-    machine: ProfileRef | None = param("The machine that it will run on, by its instruction set and threads.",
-                                       default=None)
-    timings: str | None = param("File with timings of another machine: a manifest.json written there.",
-                                default=None)
-    rows: int = param("Rows that the kernels race with: sequences that are decoded together.", default=1,
-                      ge=1, le=64)
-    error: float = param("Share of its size by which a module's output may be off on int8.", default=0.03,
-                         ge=0)
+        "Level of instruction sets that the kernels will run at.", default="native"
+    )
+    machine: ProfileRef | None = param(
+        "The machine that it will run on, by its instruction set and threads.", default=None
+    )
+    timings: str | None = param("File with timings of another machine: a manifest.json written there.", default=None)
+    rows: int = param("Rows that the kernels race with: sequences that are decoded together.", default=1, ge=1, le=64)
+    error: float = param("Share of its size by which a module's output may be off on int8.", default=0.03, ge=0)
     data: DataRef | None = param(
-        "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None)
+        "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None
+    )
     divergence: float = param("Nats by which predictions may move on average.", default=0.05, ge=0)
 
     def run(self, program: Program, ctx: Context) -> None:
         if ctx.settings.device != "cpu":
-            raise Reject(cpu_only(f"kernels run on the CPU, this compile is on {ctx.settings.device}",
-                                  help="compile with --device cpu"))
+            raise Reject(
+                cpu_only(
+                    f"kernels run on the CPU, this compile is on {ctx.settings.device}",
+                    help="compile with --device cpu",
+                )
+            )
         paths = [part.path for part in parts(program.skeleton, self.on)]
         if not paths:
-            raise Reject(no_linear(f"{program.skeleton.model_type} has no linear module to lower",
-                                   help="packed ones stay as they are"))
+            raise Reject(
+                no_linear(
+                    f"{program.skeleton.model_type} has no linear module to lower", help="packed ones stay as they are"
+                )
+            )
         rows = accuracy.rows_for(program, ctx, self.data)
         before = None if rows is None else accuracy.Before.of(program, ctx, rows)
         apart = choice.unfit(program, paths)
@@ -119,27 +134,42 @@ class SparseCpu(Pass):
                     rewrite.swap_module(site.path, taken)
         self._close(program, ctx, choices, times, before)
 
-    def _close(self, program: Program, ctx: Context, choices: Sequence[Choice],
-               times: Mapping[Case, Mapping[str, float]], before: accuracy.Before | None) -> None:
+    def _close(
+        self,
+        program: Program,
+        ctx: Context,
+        choices: Sequence[Choice],
+        times: Mapping[Case, Mapping[str, float]],
+        before: accuracy.Before | None,
+    ) -> None:
         """Judge, then say what was decided."""
         if not any(choice.kernel for choice in choices):
-            raise Reject(choice.nothing_lowered(
-                f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].why}",
-                help="leave the step out, make zeros first, or ask for a format by name"))
+            raise Reject(
+                choice.nothing_lowered(
+                    f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].why}",
+                    help="leave the step out, make zeros first, or ask for a format by name",
+                )
+            )
         cost = None if before is None else before.against(program.model)
         if cost is not None:
             choice.gate(cost, self.divergence, choices)
         accuracy.forget(ctx.workdir)
         for sentence in choice.summary(choices):
             ctx.tell(Said(sentence))
-        program.note(lowered=[c.to_json() for c in choices], accuracy=cost and cost.to_json(),
-                     times=self._source(ctx), isa=self._isa(ctx), threads=self._threads(ctx),
-                     timings=[case.to_json() | {"seconds": dict(found)} for case, found in times.items()])
+        program.note(
+            lowered=[c.to_json() for c in choices],
+            accuracy=cost and cost.to_json(),
+            times=self._source(ctx),
+            isa=self._isa(ctx),
+            threads=self._threads(ctx),
+            timings=[case.to_json() | {"seconds": dict(found)} for case, found in times.items()],
+        )
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    def _times(self, program: Program, ctx: Context, sites: Sequence[Site],
-               kernels: Mapping[str, list[str]]) -> dict[Case, dict[str, float]]:
+    def _times(
+        self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
+    ) -> dict[Case, dict[str, float]]:
         """Seconds of each case's contenders, by name."""
         if self.format != "auto":
             return {}
@@ -154,7 +184,8 @@ class SparseCpu(Pass):
             weight = choice.weight_of(program.model.get_submodule(site.path))
             if self._is_here(ctx):
                 found[case] = journal.remember(
-                    case.name, lambda w=weight, k=kernels[site.path]: raced(w, k, self.rows, isa))
+                    case.name, lambda w=weight, k=kernels[site.path]: raced(w, k, self.rows, isa)
+                )
             else:
                 sizes = {kernel: _bytes(kernel, site) for kernel in kernels[site.path]}
                 found[case] = reckoned(case, sizes, self.rows, isa, threads)
@@ -195,5 +226,3 @@ def _bytes(kernel: str, site: Site) -> int:
         return round(wide * (1 - site.case.blocks) * 33 / 32)
     masks = site.case.n * site.case.k // 8 if "sparse" in kernel else 0
     return round(wide * (1 - site.zeros if masks else 1)) + masks
-
-

@@ -54,18 +54,21 @@ class SparseKv(Pass):
     sinks: int = param("First tokens that stay whole, rounded up to 32.", default=32, ge=0, unit="tokens")
     on: Selector | None = param("Which attention modules; all where it is left out.", default=None)
     data: DataRef | None = param(
-        "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None)
-    divergence: float = param("Nats by which predictions may move on average while decoding.", default=0.1,
-                              ge=0)
+        "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None
+    )
+    divergence: float = param("Nats by which predictions may move on average while decoding.", default=0.1, ge=0)
 
     def run(self, program: Program, ctx: Context) -> None:
         if self.window % TOKENS:
             near = max(TOKENS, round(self.window / TOKENS) * TOKENS)
-            raise Reject(unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}",
-                                      help=f"`window: {near}`"))
+            raise Reject(unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {near}`"))
         if ctx.settings.device != "cpu":
-            raise Reject(cpu_only(f"the kernel runs on the CPU, this compile is on {ctx.settings.device}",
-                                  help="compile with --device cpu"))
+            raise Reject(
+                cpu_only(
+                    f"the kernel runs on the CPU, this compile is on {ctx.settings.device}",
+                    help="compile with --device cpu",
+                )
+            )
         rows = rows_for(program, ctx, self.data)
         before = None if rows is None else decoding_accuracy.Before.of(program.model, rows, ctx, self.window)
         chosen = attendings(program, self.on)
@@ -73,21 +76,30 @@ class SparseKv(Pass):
         cost = None if before is None else before.against(program.model, ctx)
         if cost is not None and not cost.divergence <= self.divergence:
             self._refuse(cost, len(chosen) - len(left))
-        program.note(pruned=[a.site for a in chosen if a.site not in left], left_alone=left, **self._told(),
-                     accuracy=None if cost is None else cost.to_json())
+        program.note(
+            pruned=[a.site for a in chosen if a.site not in left],
+            left_alone=left,
+            **self._told(),
+            accuracy=None if cost is None else cost.to_json(),
+        )
 
     def _refuse(self, cost: Accuracy, count: int) -> None:
         told, (before, after) = self._told(), cost.perplexity or (math.nan, math.nan)
-        raise Reject(lowering_inaccurate(
-            f"predictions moved by {digits(cost.divergence)} nats while decoding, at most "
-            f"{digits(self.divergence)} are allowed, perplexity {digits(before)} became {digits(after)}",
-            help="keep more, of keys first, or make the window longer",
-            note=f"the caches of {count} attention modules keep {told['keep_keys']:.0%} of keys and "
-                 f"{told['keep_values']:.0%} of values"))
+        raise Reject(
+            lowering_inaccurate(
+                f"predictions moved by {digits(cost.divergence)} nats while decoding, at most "
+                f"{digits(self.divergence)} are allowed, perplexity {digits(before)} became {digits(after)}",
+                help="keep more, of keys first, or make the window longer",
+                note=f"the caches of {count} attention modules keep {told['keep_keys']:.0%} of keys and "
+                f"{told['keep_values']:.0%} of values",
+            )
+        )
 
     def _told(self) -> dict[str, float | int]:
-        keep = {name: float((own or self.keep).value) for name, own in
-                (("keep_keys", self.keys), ("keep_values", self.values))}
+        keep = {
+            name: float((own or self.keep).value)
+            for name, own in (("keep_keys", self.keys), ("keep_values", self.values))
+        }
         return {**keep, "window": self.window, "sinks": self.sinks}
 
 
@@ -113,5 +125,3 @@ def _packed(graph: fx.Graph, node: fx.Node, told: dict[str, float | int]) -> Non
     for user in list(update.users):
         graph.erase_node(user)
     graph.erase_node(update)
-
-

@@ -31,8 +31,7 @@ class Apply(Pass):
     foreseeable = False
 
     path: str = param("The file, relative to the recipe.", positional=True)
-    reorder: Literal["l1", "none"] = param("Which items stay: those of largest magnitude, or the first.",
-                                           default="l1")
+    reorder: Literal["l1", "none"] = param("Which items stay: those of largest magnitude, or the first.", default="l1")
 
     def files(self) -> tuple[str, ...]:
         return (self.path,)

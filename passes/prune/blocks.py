@@ -32,8 +32,9 @@ class Blocks(Cutter, Pass):
     makes = {"unit: branch": "missing branches"}
     determinism = "deterministic"
 
-    remove: int | Ratio = param("How many to remove, or what share of them or of all parameters.",
-                                of=("blocks", "params"), ge=1, unit="blocks")
+    remove: int | Ratio = param(
+        "How many to remove, or what share of them or of all parameters.", of=("blocks", "params"), ge=1, unit="blocks"
+    )
     score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which may go: paths of attention or MLP modules, or of layers.", default=None)
     unit: Literal["branch", "layer"] = param("Remove single branches, or whole layers.", default="branch")
@@ -45,13 +46,18 @@ class Blocks(Cutter, Pass):
             parts = LayerParts("blocks", all=len(skeleton.units), units=layers(skeleton, self.on))
         else:
             parts = BlockParts("blocks", all=len(skeleton.branches), branches=branches(skeleton, self.on))
-        return Greedy(Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score,
-                      exact=self.search == "exact")
+        return Greedy(
+            Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score, exact=self.search == "exact"
+        )
 
     def _refuse_without_choice(self, skeleton: Skeleton) -> None:
         """The last one stays, so that one alone is none to remove."""
         found, what = (skeleton.units, "layer") if self.unit == "layer" else (skeleton.branches, "residual branch")
         if len(found) <= 1:
-            raise Reject(no_block(f"{skeleton.model_type} has {'one' if found else 'no'} {what} that effc can tell"
-                                  f"{', and the last one stays' if found else ''}",
-                                  help="`prune.channels` makes what is there narrower"))
+            raise Reject(
+                no_block(
+                    f"{skeleton.model_type} has {'one' if found else 'no'} {what} that effc can tell"
+                    f"{', and the last one stays' if found else ''}",
+                    help="`prune.channels` makes what is there narrower",
+                )
+            )

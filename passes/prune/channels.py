@@ -31,24 +31,38 @@ class Channels(Cutter, Pass):
     makes = {"score": "uneven widths"}
     determinism = "deterministic"
 
-    keep: Ratio = param("Share of the channels, or of all parameters, that stays.", of=("channels", "params"),
-                        gt=0, le=1)
+    keep: Ratio = param(
+        "Share of the channels, or of all parameters, that stays.", of=("channels", "params"), gt=0, le=1
+    )
     on: Selector | None = param("Which MLPs.", default=None)
-    align: int = param("Widths are multiples of this, and it is the step of the search.", default=32, ge=1,
-                       unit="channels")
+    align: int = param(
+        "Widths are multiples of this, and it is the step of the search.", default=32, ge=1, unit="channels"
+    )
     score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     reorder: Literal["l1", "wanda", "obs"] | None = param(
         "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
-        "obs with a score, else l1.", default=None)
+        "obs with a score, else l1.",
+        default=None,
+    )
     repair: bool = param("With a score, refit what reads the items that go.", default=True)
     data: DataRef | None = param(
         "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
-        "32 that the model itself writes.", default=None)
+        "32 that the model itself writes.",
+        default=None,
+    )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = required(skeleton, "channels", groups(skeleton, "channels", self.on))
-        return Greedy(Amount(self.keep), "channels", items(chosen),
-                      (WidthParts("channels", groups=chosen, step=self.align),), self.score,
-                      exact=self.search == "exact", rank="loss", align=self.align, even_params=True,
-                      fit=Fit(self.reorder or "obs", self.repair, self.data))
+        return Greedy(
+            Amount(self.keep),
+            "channels",
+            items(chosen),
+            (WidthParts("channels", groups=chosen, step=self.align),),
+            self.score,
+            exact=self.search == "exact",
+            rank="loss",
+            align=self.align,
+            even_params=True,
+            fit=Fit(self.reorder or "obs", self.repair, self.data),
+        )

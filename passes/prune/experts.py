@@ -18,9 +18,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 
-too_few_experts = Fault(
-    "too-few-experts",
-    "A layer would keep fewer experts than its router chooses for every token.")
+too_few_experts = Fault("too-few-experts", "A layer would keep fewer experts than its router chooses for every token.")
 
 
 class Experts(Pass):
@@ -52,8 +50,12 @@ class Experts(Pass):
             site = Site(group, ascending(scores))
             gone = site.next(site.size - Amount(self.keep).kept(site.size))
             cuts += [(group, set(gone))] if gone else []
-        rehearse(program, f"{1 - self.keep.value:.0%} of the experts", lambda trial: self._take(trial, cuts),
-                 remedy="make experts narrower instead: `prune.channels`")
+        rehearse(
+            program,
+            f"{1 - self.keep.value:.0%} of the experts",
+            lambda trial: self._take(trial, cuts),
+            remedy="make experts narrower instead: `prune.channels`",
+        )
         with Rewriter(program) as rewrite:
             self._take(program, cuts, rewrite)
 
@@ -76,9 +78,12 @@ class Experts(Pass):
         for group in found:
             kept = Amount(self.keep).kept(steps(group)) * group.count // steps(group)
             if kept < least:
-                raise Reject(too_few_experts(
-                    f"{group.site} would keep {kept} of {group.count} experts, and {least} are chosen for a token",
-                    help=f"keep at least {least / group.count:.0%} of experts"))
+                raise Reject(
+                    too_few_experts(
+                        f"{group.site} would keep {kept} of {group.count} experts, and {least} are chosen for a token",
+                        help=f"keep at least {least / group.count:.0%} of experts",
+                    )
+                )
         return found
 
 
@@ -89,5 +94,8 @@ def _said_above(program: Program, chosen: Sequence[Group]) -> Iterator[tuple[str
     if len(counts) == 1 and len(chosen) == len(every):
         for path, module in program.model.named_modules():
             if all(g.site.startswith(f"{path}." if path else "") for g in every):
-                yield from ((f"{path}.{name}" if path else name, value) for name, value in vars(module).items()
-                            if type(value) is int and "expert" in name and value in counts)
+                yield from (
+                    (f"{path}.{name}" if path else name, value)
+                    for name, value in vars(module).items()
+                    if type(value) is int and "expert" in name and value in counts
+                )

@@ -37,17 +37,29 @@ class Heads(Cutter, Pass):
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     reorder: Literal["l1", "wanda", "obs"] | None = param(
         "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
-        "obs with a score, else l1.", default=None)
+        "obs with a score, else l1.",
+        default=None,
+    )
     repair: bool = param("With a score, refit what reads the items that go.", default=True)
     data: DataRef | None = param(
         "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
-        "32 that the model itself writes.", default=None)
+        "32 that the model itself writes.",
+        default=None,
+    )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = self._groups(skeleton)
         kind = chosen[0].kind if chosen else "heads"
-        return Greedy(Amount(self.keep), kind, items(chosen), (WidthParts(kind, groups=chosen),), self.score,
-                      exact=self.search == "exact", rank="loss", fit=Fit(self.reorder or "obs", self.repair, self.data))
+        return Greedy(
+            Amount(self.keep),
+            kind,
+            items(chosen),
+            (WidthParts(kind, groups=chosen),),
+            self.score,
+            exact=self.search == "exact",
+            rank="loss",
+            fit=Fit(self.reorder or "obs", self.repair, self.data),
+        )
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """Groups of the kind that `keep` counts; where every query head has its own KV head, both are one."""

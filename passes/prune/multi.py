@@ -44,47 +44,76 @@ class Multi(Cutter, Pass):
     makes = {"": "missing branches", "score": "uneven widths"}
     determinism = "deterministic"
 
-    remove: Ratio = param("Share of the parameters, their bytes, the operations per token or the latency that goes.",
-                          of=("params", "flops", "bytes", "latency"), gt=0, lt=1)
+    remove: Ratio = param(
+        "Share of the parameters, their bytes, the operations per token or the latency that goes.",
+        of=("params", "flops", "bytes", "latency"),
+        gt=0,
+        lt=1,
+    )
     score: MetricRef = param("What the model is scored by without each candidate.")
-    split: Shares | None = param("How what goes is split between kinds that take turns; without it they compete.",
-                                 of=("blocks", "channels", "heads"), default=None)
+    split: Shares | None = param(
+        "How what goes is split between kinds that take turns; without it they compete.",
+        of=("blocks", "channels", "heads"),
+        default=None,
+    )
     order: tuple[Literal["blocks", "channels", "heads"], ...] = param(
-        "The kinds that may be cut, and with `split` whose turn comes when.", default=("blocks", "channels", "heads"))
+        "The kinds that may be cut, and with `split` whose turn comes when.", default=("blocks", "channels", "heads")
+    )
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
     rank: Literal["ratio", "loss"] | None = param(
-        "By loss per unit saved, or by plain loss; an exact search takes plain loss unless told.", default=None)
+        "By loss per unit saved, or by plain loss; an exact search takes plain loss unless told.", default=None
+    )
     reorder: Literal["l1", "wanda", "obs"] | None = param(
         "Which channels and heads of a module go first: by weights, by weights and inputs, or by the error left "
-        "after repair; l1 in an exact search, else obs.", default=None)
+        "after repair; l1 in an exact search, else obs.",
+        default=None,
+    )
     repair: bool | None = param("Refit what reads the channels that go; no in an exact search, else yes.", default=None)
     data: DataRef | None = param(
         "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
-        "32 that the model itself writes.", default=None)
+        "32 that the model itself writes.",
+        default=None,
+    )
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
-    clock: MetricRef = param("Which latency, measured on the machine that compiles.",
-                             default=MetricRef("decode.p50"))
+    clock: MetricRef = param("Which latency, measured on the machine that compiles.", default=MetricRef("decode.p50"))
     machine: ProfileRef | None = param(
-        "The machine whose latency counts: the compile runs there, with the profile's threads.", default=None)
+        "The machine whose latency counts: the compile runs there, with the profile's threads.", default=None
+    )
     check: MetricRef | None = param(
         "The same on other rows, measured now and then: what grows faster there was fitted to the score's rows.",
-        default=None)
+        default=None,
+    )
     on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         if self.machine is not None and self.remove.of != "latency":
-            raise Reject(no_clock(f"`machine` is whose latency is saved, and {self.remove.of} are the same on all",
-                                  help="write `of latency`, or leave `machine` out"))
+            raise Reject(
+                no_clock(
+                    f"`machine` is whose latency is saved, and {self.remove.of} are the same on all",
+                    help="write `of latency`, or leave `machine` out",
+                )
+            )
         exact = self.search == "exact"
         return Greedy(
-            Amount(self.remove, removes=True), "params", 0,
-            parts_of(skeleton, self.on, self.order, {"group": self.group, "heads": self.heads}), self.score, exact,
-            rank=self.rank or ("loss" if exact else "ratio"), order=self.order, split=self.split, norms=not exact,
-            widths=self.width_score, check=self.check, clock=self.clock,
-            fit=Fit(self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair,
-                    self.data))
+            Amount(self.remove, removes=True),
+            "params",
+            0,
+            parts_of(skeleton, self.on, self.order, {"group": self.group, "heads": self.heads}),
+            self.score,
+            exact,
+            rank=self.rank or ("loss" if exact else "ratio"),
+            order=self.order,
+            split=self.split,
+            norms=not exact,
+            widths=self.width_score,
+            check=self.check,
+            clock=self.clock,
+            fit=Fit(
+                self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair, self.data
+            ),
+        )
 
     def reads_clock(self) -> bool:
         return self.remove.of == "latency"

@@ -37,9 +37,11 @@ class Gptq(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "deterministic"
-    after = {"tune.heal": "training would leave the grid",
-             "sparsify.sparsegpt": "its weights would leave the grid",
-             "sparsify.admm": "its weights would leave the grid"}
+    after = {
+        "tune.heal": "training would leave the grid",
+        "sparsify.sparsegpt": "its weights would leave the grid",
+        "sparsify.admm": "its weights would leave the grid",
+    }
 
     data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
     bits: int = param("Bits of a code.", default=4, ge=2, le=8, unit="bits")
@@ -47,10 +49,12 @@ class Gptq(Pass):
     on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     zero: Literal["free", "middle"] = param("Whether 0 is any code, or the middle one.", default="free")
     scales: Literal["range", "search"] = param(
-        "Scales that reach the largest weight, or for which the squared error is least.", default="search")
+        "Scales that reach the largest weight, or for which the squared error is least.", default="search"
+    )
     order: Literal["activation", "given"] = param(
         "Large inputs first, on scales fitted before; or as they lie, on scales fitted as they come.",
-        default="activation")
+        default="activation",
+    )
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
@@ -58,7 +62,7 @@ class Gptq(Pass):
 
         def new(_unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             keep = kept(weight)
-            if gram is None:                                # no row reached it
+            if gram is None:  # no row reached it
                 nearest = grid.fit(weight.float()).round(weight.float())
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)
             return gptq(weight, gram, grid, self.order, keep, self.damping)

@@ -28,16 +28,19 @@ class Round(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "deterministic"
-    after = {"tune.heal": "training would leave the grid",
-             "sparsify.sparsegpt": "its weights would leave the grid",
-             "sparsify.admm": "its weights would leave the grid"}
+    after = {
+        "tune.heal": "training would leave the grid",
+        "sparsify.sparsegpt": "its weights would leave the grid",
+        "sparsify.admm": "its weights would leave the grid",
+    }
 
     bits: int = param("Bits of a code.", default=4, ge=2, le=8, unit="bits")
     group: int = param("Inputs of an output that share a scale; 0 for all.", default=64, ge=0, unit="inputs")
     on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     zero: Literal["free", "middle"] = param("Whether 0 is any code, or the middle one.", default="free")
     scales: Literal["range", "search"] = param(
-        "Scales that reach the largest weight, or for which the squared error is least.", default="search")
+        "Scales that reach the largest weight, or for which the squared error is least.", default="search"
+    )
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen, found = self._chosen(program.skeleton), {}

@@ -46,42 +46,73 @@ class Insert(Pass):
     determinism = "seeded"
 
     form: Literal["loreft", "direft", "noreft", "odireft", "consreft", "lobireft"] = param(
-        "What an edit computes.", default="loreft")
+        "What an edit computes.", default="loreft"
+    )
     on: Selector | None = param("Layers after which hidden states are edited; all where it is left out.", default=None)
-    positions: str = param("Which of the prompt: `f7` its first seven, `l7` its last seven, `f7+l7` both.",
-                           default="f7+l7")
+    positions: str = param(
+        "Which of the prompt: `f7` its first seven, `l7` its last seven, `f7+l7` both.", default="f7+l7"
+    )
     rank: int = param("How many coordinates of a hidden state an edit changes.", default=8, ge=1)
     tied: bool = param("One function for the first and the last positions; false: one for each.", default=True)
-    dropout: float = param("Probability that a number of an edited hidden state is dropped in training.", default=0.0,
-                           ge=0, lt=1)
-    start: Literal["identity", "random"] = param("What they do before they are trained: nothing, or what comes.",
-                                                 default="identity")
+    dropout: float = param(
+        "Probability that a number of an edited hidden state is dropped in training.", default=0.0, ge=0, lt=1
+    )
+    start: Literal["identity", "random"] = param(
+        "What they do before they are trained: nothing, or what comes.", default="identity"
+    )
 
     def run(self, program: Program, ctx: Context) -> None:
         self._refuse_start()
         chosen = layers(program.skeleton, self.on)
-        made = make(program, chosen, self.form, self.rank, edges(self.positions), self.tied, self.dropout,
-                        self.start, lambda path: seed_of("reft", ctx.seed, path))
+        made = make(
+            program,
+            chosen,
+            self.form,
+            self.rank,
+            edges(self.positions),
+            self.tied,
+            self.dropout,
+            self.start,
+            lambda path: seed_of("reft", ctx.seed, path),
+        )
         insert(program, made)
-        program.note(form=self.form, formula=FORMS[self.form].formula, layers=list(chosen), positions=self.positions,
-                     rank=self.rank, tied=self.tied, dropout=self.dropout, start=self.start,
-                     parameters=sum(p.numel() for module in made.values() for p in module.parameters()))
+        program.note(
+            form=self.form,
+            formula=FORMS[self.form].formula,
+            layers=list(chosen),
+            positions=self.positions,
+            rank=self.rank,
+            tied=self.tied,
+            dropout=self.dropout,
+            start=self.start,
+            parameters=sum(p.numel() for module in made.values() for p in module.parameters()),
+        )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         self._refuse_start()
         (first, last), width = edges(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
-            raise Reject(rank_too_large(f"`rank` is {self.rank}, and hidden states are {width} wide",
-                                        help=f"at most `rank: {width}`; 4 to 32 are usual"))
+            raise Reject(
+                rank_too_large(
+                    f"`rank` is {self.rank}, and hidden states are {width} wide",
+                    help=f"at most `rank: {width}`; 4 to 32 are usual",
+                )
+            )
         names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)
         matrix, form = (self.rank, width), FORMS[self.form]
         tensors = (("project", matrix), *((("aim", matrix),) if form.aims else ()), ("bias", (self.rank,)))
-        added = [Part(f"{path}.reft.functions.{name}", "Intervention", tensors)
-                 for path in layers(skeleton, self.on) for name in names]
+        added = [
+            Part(f"{path}.reft.functions.{name}", "Intervention", tensors)
+            for path in layers(skeleton, self.on)
+            for name in names
+        ]
         return replace(skeleton, parts=(*skeleton.parts, *added))
 
     def _refuse_start(self) -> None:
         if self.start == "identity" and not has_identity(self.form):
-            raise Reject(no_identity(
-                f"`{self.form}` sets the same coordinates to constants for every hidden state, so it has no identity",
-                help="`start: random`, or another form"))
+            raise Reject(
+                no_identity(
+                    f"`{self.form}` sets these coordinates to constants for every hidden state, so it has no identity",
+                    help="`start: random`, or another form",
+                )
+            )

@@ -32,17 +32,23 @@ class Front(Pass):
 
     points: list[StepRef] = param("Steps whose results are the points.")
     measure: list[MetricRef] = param("What is measured of each, the most telling first.")
-    keep: Literal["all", "best"] = param("Every point, or those that no other one beats in all measures.",
-                                         default="all")
+    keep: Literal["all", "best"] = param(
+        "Every point, or those that no other one beats in all measures.", default="all"
+    )
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         names = [ref.name for ref in self.points]
         if len(set(names)) < max(2, len(names)):
-            raise Reject(too_few_points("a front has at least two points, each of another step",
-                                        help="name two or more steps: points: [slim, lean]"))
+            raise Reject(
+                too_few_points(
+                    "a front has at least two points, each of another step",
+                    help="name two or more steps: points: [slim, lean]",
+                )
+            )
         if not self.measure:
-            raise Reject(too_few_points("a front without a measure has nothing to choose by",
-                                        help="write `measure: [params]`"))
+            raise Reject(
+                too_few_points("a front without a measure has nothing to choose by", help="write `measure: [params]`")
+            )
         made = [self._point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
         best = [p for p in made if not any(beats(other, p) for other in made)] if self.keep == "best" else made
         assert isinstance(outcome, Points), "a pass that names steps is handed an empty front"
@@ -52,12 +58,20 @@ class Front(Pass):
         key, program = ctx.result(ref)
         words = [ctx.metric(metric) for metric in self.measure]
         values = [float(word.measure(program.model, ctx)) for word in words]
-        return Point(ref.name, key, {show(metric): (value, word.unit, word.better) for metric, word, value in
-                                     zip(self.measure, words, values, strict=True)})
+        return Point(
+            ref.name,
+            key,
+            {
+                show(metric): (value, word.unit, word.better)
+                for metric, word, value in zip(self.measure, words, values, strict=True)
+            },
+        )
 
 
 def beats(one: Point, other: Point) -> bool:
     """Whether a point is at least as good in every measure, and better in one."""
-    pairs = [(a if better == "higher" else -a, b if better == "higher" else -b)
-             for (a, _, better), (b, _, _) in zip(one.measures.values(), other.measures.values(), strict=True)]
+    pairs = [
+        (a if better == "higher" else -a, b if better == "higher" else -b)
+        for (a, _, better), (b, _, _) in zip(one.measures.values(), other.measures.values(), strict=True)
+    ]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

@@ -30,13 +30,18 @@ class Blocks(Cutter, Pass):
     makes = {"": "missing blocks"}
     determinism = "deterministic"
 
-    remove: int | Ratio = param("How many blocks to remove, or what share of them or of the whole model.",
-                                of=("blocks", "params", "flops", "bytes"), ge=1, unit="blocks")
+    remove: int | Ratio = param(
+        "How many blocks to remove, or what share of them or of the whole model.",
+        of=("blocks", "params", "flops", "bytes"),
+        ge=1,
+        unit="blocks",
+    )
     score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which mixers may go.", default=None)
     search: Literal["racing", "exact"] = param("Score the blocks that may be missed least, or all.", default="racing")
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         parts = MixerParts("blocks", all=len(mixers(skeleton, None)), branches=mixers(skeleton, self.on))
-        return Greedy(Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score,
-                      exact=self.search == "exact")
+        return Greedy(
+            Amount(self.remove, removes=True), "blocks", parts.all, (parts,), self.score, exact=self.search == "exact"
+        )

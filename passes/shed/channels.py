@@ -33,19 +33,36 @@ class Channels(Cutter, Pass):
     makes = {"score": "uneven scans"}
     determinism = "deterministic"
 
-    keep: Ratio = param("Share of the channels, or with a score of the whole model, that stays.",
-                        of=("channels", "params", "flops", "bytes"), gt=0, le=1)
+    keep: Ratio = param(
+        "Share of the channels, or with a score of the whole model, that stays.",
+        of=("channels", "params", "flops", "bytes"),
+        gt=0,
+        le=1,
+    )
     on: Selector | None = param("Which mixers.", default=None)
-    align: int = param("Widths are multiples of this where they were, and it is the step of the search.", default=16,
-                       ge=1, unit="channels")
+    align: int = param(
+        "Widths are multiples of this where they were, and it is the step of the search.",
+        default=16,
+        ge=1,
+        unit="channels",
+    )
     score: MetricRef | None = param("What decides which mixers lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     repair: bool = param("With a score, refit what reads the channels that go.", default=True)
-    data: DataRef | None = param("Rows that rank channels and refit readers; unless given, 32 that the model writes.",
-                                 default=None)
+    data: DataRef | None = param(
+        "Rows that rank channels and refit readers; unless given, 32 that the model writes.", default=None
+    )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = groups(skeleton, "ssm_channels", self.on)
         parts = (WidthParts if self.repair else SliceParts)("ssm_channels", groups=chosen, step=self.align)
-        return Greedy(Amount(self.keep), "ssm_channels", sum(g.count for g in chosen), (parts,), self.score,
-                      exact=self.search == "exact", align=self.align, fit=Fit("obs", self.repair, self.data))
+        return Greedy(
+            Amount(self.keep),
+            "ssm_channels",
+            sum(g.count for g in chosen),
+            (parts,),
+            self.score,
+            exact=self.search == "exact",
+            align=self.align,
+            fit=Fit("obs", self.repair, self.data),
+        )

@@ -37,17 +37,28 @@ class Heads(Cutter, Pass):
     makes = {"score": "uneven scans"}
     determinism = "deterministic"
 
-    keep: Ratio = param("Share of the heads, or with a score of the whole model, that stays.",
-                        of=("heads", "params", "flops", "bytes"), gt=0, le=1)
+    keep: Ratio = param(
+        "Share of the heads, or with a score of the whole model, that stays.",
+        of=("heads", "params", "flops", "bytes"),
+        gt=0,
+        le=1,
+    )
     on: Selector | None = param("Which mixers.", default=None)
     score: MetricRef | None = param("What decides which mixers lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
     step: int = param("Heads of every group per cut.", default=1, ge=1, unit="heads")
-    data: DataRef | None = param("Rows that heads are ranked on; unless given, 32 that the model writes.",
-                                 default=None)
+    data: DataRef | None = param("Rows that heads are ranked on; unless given, 32 that the model writes.", default=None)
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = groups(skeleton, "ssm_heads", self.on)
         parts = SliceParts("ssm_heads", groups=chosen, step=self.step)
-        return Greedy(Amount(self.keep), "ssm_heads", sum(g.count for g in chosen), (parts,), self.score,
-                      exact=self.search == "exact", align=self.step, fit=Fit("obs", False, self.data))
+        return Greedy(
+            Amount(self.keep),
+            "ssm_heads",
+            sum(g.count for g in chosen),
+            (parts,),
+            self.score,
+            exact=self.search == "exact",
+            align=self.step,
+            fit=Fit("obs", False, self.data),
+        )

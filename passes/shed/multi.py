@@ -39,45 +39,69 @@ class Multi(Cutter, Pass):
     makes = {"": "missing branches", "score": "uneven widths"}
     determinism = "deterministic"
 
-    remove: int | Ratio = param("Share of the parameters, their bytes, the operations per token or the latency that "
-                                "goes; a number counts cuts.", of=("params", "flops", "bytes", "latency"), gt=0,
-                                unit="cuts")
+    remove: int | Ratio = param(
+        "Share of the parameters, their bytes, the operations per token or the latency that "
+        "goes; a number counts cuts.",
+        of=("params", "flops", "bytes", "latency"),
+        gt=0,
+        unit="cuts",
+    )
     score: MetricRef = param("What the model is scored by without each candidate.")
-    order: tuple[Literal["blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"],
-                 ...] = param(
+    order: tuple[
+        Literal["blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"], ...
+    ] = param(
         "The kinds that may be cut, and with `split` whose turn comes when.",
-        default=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"))
+        default=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
+    )
     split: Shares | None = param(
         "How what goes is split between kinds that take turns; without it they compete.",
-        of=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"), default=None)
+        of=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
+        default=None,
+    )
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
     rank: Literal["ratio", "loss"] | None = param(
-        "By loss per unit saved, or by plain loss; cuts are counted by plain loss.", default=None)
-    repair: bool | None = param("Refit what reads MLP channels and KV heads that go; no in an exact search, else yes.",
-                                default=None)
+        "By loss per unit saved, or by plain loss; cuts are counted by plain loss.", default=None
+    )
+    repair: bool | None = param(
+        "Refit what reads MLP channels and KV heads that go; no in an exact search, else yes.", default=None
+    )
     group: int = param("Channels per cut, of MLPs and of Mamba-1 mixers.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads, or heads of every group of a scan, per cut.", default=1, ge=1, unit="heads")
-    experts: int = param("Experts of a layer per cut; as many stay as are chosen for a token.", default=1, ge=1,
-                         unit="experts")
+    experts: int = param(
+        "Experts of a layer per cut; as many stay as are chosen for a token.", default=1, ge=1, unit="experts"
+    )
     states: int = param("States of every group of a scan per cut.", default=4, ge=1, unit="states")
     data: DataRef | None = param(
-        "Rows that rank items and refit readers; unless given, 32 that the model itself writes.", default=None)
-    clock: MetricRef = param("Which latency, measured on the machine that compiles.",
-                             default=MetricRef("decode.p50"))
+        "Rows that rank items and refit readers; unless given, 32 that the model itself writes.", default=None
+    )
+    clock: MetricRef = param("Which latency, measured on the machine that compiles.", default=MetricRef("decode.p50"))
     on: Selector | None = param("Which blocks may be cut, whole or inside.", default=None)
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         sizes = {"group": self.group, "heads": self.heads, "experts": self.experts, "states": self.states}
         parts = parts_of(skeleton, self.on, self.order, sizes, least_experts(skeleton))
         if not parts:
-            raise Reject(nothing_to_shed(f"the model has none of {', '.join(self.order)}",
-                                         help="name other kinds in `order`, or let it choose among all"))
+            raise Reject(
+                nothing_to_shed(
+                    f"the model has none of {', '.join(self.order)}",
+                    help="name other kinds in `order`, or let it choose among all",
+                )
+            )
         exact = self.search == "exact"
         repair = not exact if self.repair is None else self.repair
-        return Greedy(Amount(self.remove, removes=True), CUTS, 0, parts, self.score, exact,
-                      rank=self.rank or ("loss" if exact else "ratio"), order=self.order, split=self.split,
-                      clock=self.clock,
-                      fit=Fit("obs" if repair else "l1", repair, self.data))
+        return Greedy(
+            Amount(self.remove, removes=True),
+            CUTS,
+            0,
+            parts,
+            self.score,
+            exact,
+            rank=self.rank or ("loss" if exact else "ratio"),
+            order=self.order,
+            split=self.split,
+            clock=self.clock,
+            fit=Fit("obs" if repair else "l1", repair, self.data),
+        )
 
     def reads_clock(self) -> bool:
         return isinstance(self.remove, Ratio) and self.remove.of == "latency"

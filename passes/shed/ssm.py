@@ -34,13 +34,18 @@ class Ssm(Cutter, Pass):
     makes = {"": "missing scans"}
     determinism = "deterministic"
 
-    remove: int | Ratio = param("How many scans to remove, or what share of them or of the whole model.",
-                                of=("scans", "params", "flops", "bytes"), ge=1, unit="scans")
+    remove: int | Ratio = param(
+        "How many scans to remove, or what share of them or of the whole model.",
+        of=("scans", "params", "flops", "bytes"),
+        ge=1,
+        unit="scans",
+    )
     score: MetricRef = param("What the model is scored by without each candidate.")
     on: Selector | None = param("Which mixers may lose their scan.", default=None)
     search: Literal["racing", "exact"] = param("Score the scans that may be missed least, or all.", default="racing")
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         parts = ScanParts("scans", all=len(skeleton.scans), scans=scans(skeleton, self.on))
-        return Greedy(Amount(self.remove, removes=True), "scans", parts.all, (parts,), self.score,
-                      exact=self.search == "exact")
+        return Greedy(
+            Amount(self.remove, removes=True), "scans", parts.all, (parts,), self.score, exact=self.search == "exact"
+        )

@@ -34,8 +34,12 @@ class State(Cutter, Pass):
     makes = {"score": "uneven scans"}
     determinism = "deterministic"
 
-    keep: Ratio = param("Share of the states, or with a score of the whole model, that stays.",
-                        of=("states", "params", "flops", "bytes"), gt=0, le=1)
+    keep: Ratio = param(
+        "Share of the states, or with a score of the whole model, that stays.",
+        of=("states", "params", "flops", "bytes"),
+        gt=0,
+        le=1,
+    )
     on: Selector | None = param("Which mixers.", default=None)
     score: MetricRef | None = param("What decides which scans lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
@@ -44,5 +48,13 @@ class State(Cutter, Pass):
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = groups(skeleton, "ssm_state", self.on)
         parts = SliceParts("ssm_state", groups=chosen, step=self.step)
-        return Greedy(Amount(self.keep), "ssm_state", sum(g.count for g in chosen), (parts,), self.score,
-                      exact=self.search == "exact", align=self.step, fit=Fit("obs", False))
+        return Greedy(
+            Amount(self.keep),
+            "ssm_state",
+            sum(g.count for g in chosen),
+            (parts,),
+            self.score,
+            exact=self.search == "exact",
+            align=self.step,
+            fit=Fit("obs", False),
+        )

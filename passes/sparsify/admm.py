@@ -38,17 +38,20 @@ class Admm(Pass):
     data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
     on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     pattern: Literal["any", "2:4", "4:8"] = param(
-        "Any weights, or two of every four or four of every eight inputs of an output.", default="any")
+        "Any weights, or two of every four or four of every eight inputs of an output.", default="any"
+    )
     allocation: Literal["uniform", "owl", "searched"] = param(
-        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform")
+        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform"
+    )
     damping: float = param("What is added to the inputs' squares, as a share of each.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = chosen_parts(program.skeleton, self.on)
         check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
         new = partial(admm, pattern=self.pattern, damping=self.damping)
-        solve(program, ctx, chosen, ctx.rows(self.data), self.sparsity.value, self.allocation, new,
-              pattern=self.pattern)
+        solve(
+            program, ctx, chosen, ctx.rows(self.data), self.sparsity.value, self.allocation, new, pattern=self.pattern
+        )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""

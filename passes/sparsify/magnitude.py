@@ -32,7 +32,9 @@ class Magnitude(Pass):
     on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     pattern: Literal["any", "2:4", "4:8", "blocks"] = param(
         "Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 "
-        "inputs, which run faster from 80% on.", default="any")
+        "inputs, which run faster from 80% on.",
+        default="any",
+    )
     each: Literal["module", "row"] = param("What loses that share: modules, or every output.", default="module")
 
     def run(self, program: Program, ctx: Context) -> None:

@@ -43,9 +43,12 @@ class Wanda(Pass):
     on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     pattern: Literal["any", "2:4", "4:8", "blocks"] = param(
         "Any weights; two of every four or four of every eight inputs of an output; or blocks of 16 outputs by 2 "
-        "inputs, which run faster from 80% on.", default="any")
+        "inputs, which run faster from 80% on.",
+        default="any",
+    )
     allocation: Literal["uniform", "owl", "searched"] = param(
-        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform")
+        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform"
+    )
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen, found, rows = chosen_parts(program.skeleton, self.on), {}, ctx.rows(self.data)

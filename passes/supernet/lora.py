@@ -51,28 +51,34 @@ class Lora(Pass):
     ranks: list[int] = param("What a site's rank may be, the largest first.")
     data: DataRef = param("Rows to learn from.")
     per: Literal["layer", "module", "kind"] = param(
-        "What has a rank of its own: layers, modules, or all modules of one name.", default="layer")
+        "What has a rank of its own: layers, modules, or all modules of one name.", default="layer"
+    )
     steps: int = param("Updates of the adapters, at most.", default=200, ge=1, unit="steps")
     lr: float = param("Largest learning rate of AdamW.", default=3e-4, gt=0)
     batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
     accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
-    on: Selector | None = param("Linear modules that get an adapter; all inside the layers where it is left out.",
-                                default=None)
+    on: Selector | None = param(
+        "Linear modules that get an adapter; all inside the layers where it is left out.", default=None
+    )
     alpha: float = param("What the products are multiplied with, divided by the largest rank.", default=64.0, gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.1, ge=0, lt=1)
-    zeros: Literal["keep", "fill"] = param("Whether adapters give nothing where a sparse weight is zero.",
-                                           default="keep")
+    zeros: Literal["keep", "fill"] = param(
+        "Whether adapters give nothing where a sparse weight is zero.", default="keep"
+    )
     warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = param("How the learning rate falls after that.",
-                                                              default="cosine")
+    schedule: Literal["cosine", "linear", "constant"] = param(
+        "How the learning rate falls after that.", default="cosine"
+    )
     clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False)
+        "Layers run again in the backward pass: less memory, a third more time.", default=False
+    )
     held_out: DataRef | None = param("Rows to judge by; never learned from.", default=None)
     every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
     patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
-                      unit="steps")
+    save: int = param(
+        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
+    )
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
@@ -88,8 +94,15 @@ class Lora(Pass):
             weights = adapters.parameters()
             course = self._train(outcome, ctx, weights, drawn)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
-        program.note(trained=sum(t.numel() for t in tensors.values()), steps=course.step, best=course.best,
-                     loss=course.curve, held_out=course.held_out, sites=len(drawn.space.sites), ranks=list(self.ranks))
+        program.note(
+            trained=sum(t.numel() for t in tensors.values()),
+            steps=course.step,
+            best=course.best,
+            loss=course.curve,
+            held_out=course.held_out,
+            sites=len(drawn.space.sites),
+            ranks=list(self.ranks),
+        )
         return Family(program, "", shape, tensors, drawn.space, masked=self.zeros == "keep")
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -104,8 +117,14 @@ class Lora(Pass):
         if self.held_out:
             looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
         trained = adapter_size(self._chosen(skeleton), max(self.ranks))
-        return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks,
-                      recomputed=self.gradient_checkpointing)
+        return effort(
+            skeleton,
+            trained,
+            batch,
+            self.steps * self.accumulate * batch,
+            looks,
+            recomputed=self.gradient_checkpointing,
+        )
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         inside = tuple(f"{unit}." for unit in skeleton.units)
@@ -116,9 +135,19 @@ class Lora(Pass):
         model, rows = program.model, ctx.rows(self.data)
         lesson = Objective(model, rows)
         regime = Regime(
-            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
-            batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=0.0, every=self.every,
-            patience=self.patience, save=self.save, seed=ctx.seed)
+            steps=self.steps,
+            lr=self.lr,
+            warmup=round(self.warmup.value * self.steps),
+            schedule=self.schedule,
+            batch=self.batch,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            weight_decay=0.0,
+            every=self.every,
+            patience=self.patience,
+            save=self.save,
+            seed=ctx.seed,
+        )
 
         def judge() -> float:
             drawn.take(drawn.space.choice("middle"))
@@ -127,8 +156,9 @@ class Lora(Pass):
 
         layers = [unit.module(model) for unit in program.units.values()]
         with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(Trained(weights), regime, len(rows), lesson.learn, judge if self.held_out else None, ctx,
-                         drawn.begin).run()
+            course = Run(
+                Trained(weights), regime, len(rows), lesson.learn, judge if self.held_out else None, ctx, drawn.begin
+            ).run()
         if self.held_out and course.best == 0:
             raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], "training"))
         return course

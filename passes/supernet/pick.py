@@ -11,7 +11,8 @@ from ...dsl.diagnostics import Fault, Reject
 masked_apart = Fault(
     "masked-apart",
     "Adapters that give nothing where a weight is zero are asked for apart from the weights.\n\n"
-    "peft's own adapters know no masks, so beside the weights they would compute something else than was trained.")
+    "peft's own adapters know no masks, so beside the weights they would compute something else than was trained.",
+)
 
 
 class Pick(Pass):
@@ -38,8 +39,12 @@ class Pick(Pass):
         choice = outcome.space.choice(self.ranks)
         if not self.merge:
             if outcome.masked and outcome.acts_on_zeros:
-                raise Reject(masked_apart("the family gives nothing where weights are zero, which peft can't say",
-                                          help="leave `merge: false` out, or train it with `zeros: fill`"))
+                raise Reject(
+                    masked_apart(
+                        "the family gives nothing where weights are zero, which peft can't say",
+                        help="leave `merge: false` out, or train it with `zeros: fill`",
+                    )
+                )
             return outcome.unmerged(choice)
         program = outcome.program
         with outcome.applied(choice) as adapters:

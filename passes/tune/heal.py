@@ -73,33 +73,33 @@ class Heal(Pass):
     lr: float = param("Largest learning rate of AdamW.", default=1e-4, gt=0)
     batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
     accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
-    method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.",
-                                            default="lora")
+    method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.", default="lora")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
-    on: Selector | None = param("Linear modules to train; all inside the layers, and with `full` all that "
-                                "the model has, where it is left out.", default=None)
+    on: Selector | None = param(
+        "Linear modules to train; all inside the layers, and with `full` all that the model has, where it is left out.",
+        default=None,
+    )
     rank: int = param("Rank of the adapters.", default=16, ge=1)
-    alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0,
-                         gt=0)
+    alpha: float = param("What the adapters' product is multiplied with, divided by the rank.", default=32.0, gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.05, ge=0, lt=1)
     zeros: Literal["keep", "fill"] = param("Whether zeros of sparse matrices stay zero.", default="keep")
-    distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0),
-                           ge=0, le=1)
-    temperature: float = param("What both predictions are softened by before they are compared.", default=1.0,
-                               gt=0)
-    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0,
-                          le=1)
-    schedule: Literal["cosine", "linear", "constant"] = param("How the learning rate falls after that.",
-                                                              default="cosine")
+    distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0), ge=0, le=1)
+    temperature: float = param("What both predictions are softened by before they are compared.", default=1.0, gt=0)
+    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = param(
+        "How the learning rate falls after that.", default="cosine"
+    )
     clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of what is trained.", default=0.0, ge=0)
     gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False)
+        "Layers run again in the backward pass: less memory, a third more time.", default=False
+    )
     held_out: DataRef | None = param("Rows to judge by; never learned from.", default=None)
     every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
     patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
-                      unit="steps")
+    save: int = param(
+        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
+    )
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:
@@ -131,8 +131,15 @@ class Heal(Pass):
         self._tell(program, course, weights, merged)
 
     def _tell(self, program: Program, course: Course, weights: dict[str, nn.Parameter], merged: float | None) -> None:
-        program.note(method=self.method, trained=sum(p.numel() for p in weights.values()), steps=course.step,
-                     best=course.best, loss=course.curve, held_out=course.held_out, merged=merged)
+        program.note(
+            method=self.method,
+            trained=sum(p.numel() for p in weights.values()),
+            steps=course.step,
+            best=course.best,
+            loss=course.curve,
+            held_out=course.held_out,
+            merged=merged,
+        )
 
     def originals(self) -> tuple[DataRef, ...]:
         return (self.data,) if self.distill.value else ()
@@ -153,11 +160,23 @@ class Heal(Pass):
         else:
             trained = whole_size(chosen) if self.on else shrink.params(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
-        return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks, narrow=narrow,
-                      recomputed=self.gradient_checkpointing)
+        return effort(
+            skeleton,
+            trained,
+            batch,
+            self.steps * self.accumulate * batch,
+            looks,
+            narrow=narrow,
+            recomputed=self.gradient_checkpointing,
+        )
 
-    def _train(self, program: Program, ctx: Context, weights: dict[str, nn.Parameter],
-               kept: Mapping[str, torch.Tensor] | None = None) -> Course:
+    def _train(
+        self,
+        program: Program,
+        ctx: Context,
+        weights: dict[str, nn.Parameter],
+        kept: Mapping[str, torch.Tensor] | None = None,
+    ) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
         model, rows, said = program.model, ctx.rows(self.data), self._said(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
@@ -165,14 +184,29 @@ class Heal(Pass):
         teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
         judge = (lambda: self._held_out_loss(model, ctx)) if self.held_out else None
         regime = Regime(
-            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps),
-            schedule=self.schedule, batch=self.batch, accumulate=self.accumulate, clip=self.clip,
-            weight_decay=self.weight_decay, every=self.every, patience=self.patience, save=self.save,
-            seed=ctx.seed)
+            steps=self.steps,
+            lr=self.lr,
+            warmup=round(self.warmup.value * self.steps),
+            schedule=self.schedule,
+            batch=self.batch,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            weight_decay=self.weight_decay,
+            every=self.every,
+            patience=self.patience,
+            save=self.save,
+            seed=ctx.seed,
+        )
         layers = [unit.module(model) for unit in program.units.values()]
         with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(Trained(weights, kept), regime, len(teaching),
-                         lambda chosen, weight: lesson.learn(teaching[chosen], weight), judge, ctx).run()
+            course = Run(
+                Trained(weights, kept),
+                regime,
+                len(teaching),
+                lambda chosen, weight: lesson.learn(teaching[chosen], weight),
+                judge,
+                ctx,
+            ).run()
         if self.held_out and course.best == 0:
             raise Reject(no_gain(course.held_out[0][1], course.held_out[1:]))
         return course
@@ -195,8 +229,12 @@ class Heal(Pass):
         said = ctx.said(ref)
         if said is None or not said[:, 1:].any():
             who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"
-            raise Reject(no_speakers(f"`{ref.name}` {who}, and only responses are to be learned",
-                                     help="give rows of `chat`, or `learn: all`"))
+            raise Reject(
+                no_speakers(
+                    f"`{ref.name}` {who}, and only responses are to be learned",
+                    help="give rows of `chat`, or `learn: all`",
+                )
+            )
         return said
 
     def _weights(self, program: Program) -> dict[str, nn.Parameter]:
@@ -204,8 +242,11 @@ class Heal(Pass):
         model = program.model
         if self.on is None:
             return dict(model.named_parameters())
-        found = {f"{part.path}.{name}": p for part in parts(program.skeleton, self.on)
-                 for name, p in model.get_submodule(part.path).named_parameters()}
+        found = {
+            f"{part.path}.{name}": p
+            for part in parts(program.skeleton, self.on)
+            for name, p in model.get_submodule(part.path).named_parameters()
+        }
         seen = {id(p): name for name, p in reversed(found.items())}
         return {name: p for name, p in found.items() if seen[id(p)] == name}
 
@@ -218,6 +259,10 @@ class Heal(Pass):
     def _check(self, ctx: Context) -> None:
         self._check_packages()
         if self.method == "full" and not self.merge:
-            raise Reject(nothing_apart("training all weights leaves no adapters apart from them",
-                                       help="write `method: lora`, or leave `merge: false` out"))
+            raise Reject(
+                nothing_apart(
+                    "training all weights leaves no adapters apart from them",
+                    help="write `method: lora`, or leave `merge: false` out",
+                )
+            )
         refuse_same_rows(self.data, self.held_out, ctx)

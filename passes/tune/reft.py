@@ -26,7 +26,8 @@ nothing_inserted = Fault("nothing-inserted", "Interventions are to be trained in
 no_prompts = Fault(
     "no-prompts",
     "Interventions edit prompts, and the rows that they are to learn from don't say where a prompt ends.\n\n"
-    "`pairs` makes rows of a prompt and its answer each.")
+    "`pairs` makes rows of a prompt and its answer each.",
+)
 prompts_too_short = Fault("prompts-too-short", "An intervention has more positions than any prompt has tokens.")
 no_coordinate = Fault("no-coordinate", "A subspace names coordinates that the interventions don't have.")
 
@@ -58,25 +59,31 @@ class Reft(Pass):
     batch: int = param("Rows in a forward.", default=16, ge=1, unit="rows")
     accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
     warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.1), ge=0, le=1)
-    schedule: Literal["linear", "cosine", "constant"] = param("How the learning rate falls after that.",
-                                                              default="linear")
+    schedule: Literal["linear", "cosine", "constant"] = param(
+        "How the learning rate falls after that.", default="linear"
+    )
     clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of the interventions.", default=0.0, ge=0)
     subspace: tuple[int, ...] | None = param("Coordinates to train, from 0; all where it is left out.", default=None)
     gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False)
+        "Layers run again in the backward pass: less memory, a third more time.", default=False
+    )
     held_out: DataRef | None = param("Prompts with answers to judge by; never learned from.", default=None)
     every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
     patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param("Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1,
-                      unit="steps")
+    save: int = param(
+        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
+    )
 
     def run(self, program: Program, ctx: Context) -> None:
         refuse_same_rows(self.data, self.held_out, ctx)
         edits = dict(interventions(program.model))
         if not edits:
-            raise Reject(nothing_inserted(f"{type(program.model).__name__} has no interventions",
-                                          help="put `reft.insert()` before this step"))
+            raise Reject(
+                nothing_inserted(
+                    f"{type(program.model).__name__} has no interventions", help="put `reft.insert()` before this step"
+                )
+            )
         active = self._active(edits)
         weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
         hooks = [] if active is None else [p.register_hook(_only(active)) for p in weights.values()]
@@ -91,27 +98,59 @@ class Reft(Pass):
             for function in module.functions.values():
                 function.settle()
         program.changed()
-        program.note(trained=sum(p.numel() for p in weights.values()), subspace=self.subspace, steps=course.step,
-                     best=course.best, loss=course.curve, held_out=course.held_out)
+        program.note(
+            trained=sum(p.numel() for p in weights.values()),
+            subspace=self.subspace,
+            steps=course.step,
+            best=course.best,
+            loss=course.curve,
+            held_out=course.held_out,
+        )
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         rows, looks = ctx.rows(self.data), 0
         if self.held_out:
             looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
         batch = self.batch * rows.shape[1]
-        trained = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for part in skeleton.parts
-                      if part.kind == "Intervention" for _, shape in part.tensors)
-        return effort(skeleton, trained, batch, self.steps * self.accumulate * batch, looks,
-                      recomputed=self.gradient_checkpointing)
+        trained = sum(
+            shape[0] * (shape[1] if len(shape) > 1 else 1)
+            for part in skeleton.parts
+            if part.kind == "Intervention"
+            for _, shape in part.tensors
+        )
+        return effort(
+            skeleton,
+            trained,
+            batch,
+            self.steps * self.accumulate * batch,
+            looks,
+            recomputed=self.gradient_checkpointing,
+        )
 
-    def _train(self, program: Program, ctx: Context, edits: dict[str, Edits], weights: dict[str, nn.Parameter],
-               active: Tensor | None) -> Course:
+    def _train(
+        self,
+        program: Program,
+        ctx: Context,
+        edits: dict[str, Edits],
+        weights: dict[str, nn.Parameter],
+        active: Tensor | None,
+    ) -> Course:
         """Train, and leave the best interventions in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
         regime = Regime(
-            steps=self.steps, lr=self.lr, warmup=round(self.warmup.value * self.steps), schedule=self.schedule,
-            batch=self.batch, accumulate=self.accumulate, clip=self.clip, weight_decay=self.weight_decay,
-            every=self.every, patience=self.patience, save=self.save, seed=ctx.seed)
+            steps=self.steps,
+            lr=self.lr,
+            warmup=round(self.warmup.value * self.steps),
+            schedule=self.schedule,
+            batch=self.batch,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            weight_decay=self.weight_decay,
+            every=self.every,
+            patience=self.patience,
+            save=self.save,
+            seed=ctx.seed,
+        )
         learn = self._lesson(model, edits, ctx, active)
         judge = self._judge(model, edits, ctx, active) if self.held_out else None
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
@@ -155,14 +194,22 @@ class Reft(Pass):
         """How many tokens of each row are its prompt."""
         lengths = ctx.prompts(ref)
         if lengths is None:
-            raise Reject(no_prompts(f"`{ref.name}` does not say where a prompt ends and its answer begins",
-                                    help="give rows of `pairs`, or of `labels` to a model with a head"))
+            raise Reject(
+                no_prompts(
+                    f"`{ref.name}` does not say where a prompt ends and its answer begins",
+                    help="give rows of `pairs`, or of `labels` to a model with a head",
+                )
+            )
         for path, module in edits.items():
             wanted = module.first + module.last
             if int(lengths.max()) < wanted:
-                raise Reject(prompts_too_short(
-                    f"{path} edits {wanted} positions, and the longest prompt of `{ref.name}` has "
-                    f"{int(lengths.max())} tokens", help="insert interventions of fewer `positions`"))
+                raise Reject(
+                    prompts_too_short(
+                        f"{path} edits {wanted} positions, and the longest prompt of `{ref.name}` has "
+                        f"{int(lengths.max())} tokens",
+                        help="insert interventions of fewer `positions`",
+                    )
+                )
         return lengths
 
     def _active(self, edits: dict[str, Edits]) -> Tensor | None:
@@ -172,8 +219,12 @@ class Reft(Pass):
         ranks = {module.shape[2] for module in edits.values()}
         if len(ranks) > 1 or not self.subspace or not set(self.subspace) <= set(range(min(ranks))):
             there = f"0 to {min(ranks) - 1}" if len(ranks) == 1 else "layers of several ranks"
-            raise Reject(no_coordinate(f"`subspace` is {list(self.subspace)}, and there are {there}",
-                                       help="name coordinates of one rank that all interventions have"))
+            raise Reject(
+                no_coordinate(
+                    f"`subspace` is {list(self.subspace)}, and there are {there}",
+                    help="name coordinates of one rank that all interventions have",
+                )
+            )
         active = torch.zeros(min(ranks), dtype=torch.bool)
         active[list(self.subspace)] = True
         return active
@@ -181,7 +232,9 @@ class Reft(Pass):
 
 def _only(active: Tensor):
     """A gradient with zeros for coordinates that are not trained."""
+
     def keep(gradient: Tensor) -> Tensor:
         mask = active.to(gradient.device).view(-1, *(1,) * (gradient.dim() - 1))
         return gradient * mask
+
     return keep

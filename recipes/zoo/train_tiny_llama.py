@@ -11,6 +11,7 @@ The text is the King James Bible (1611, public domain), as the Debian packages `
 Whole books are held out (`HELD_OUT`): neither the tokenizer nor the weights see them. The same text, options
 and library versions on the same kind of CPU give the same weights; `--minutes` stops early.
 """
+
 import argparse
 import json
 import math
@@ -30,9 +31,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-HELD_OUT = ("Ruth", "Esther", "Ecclesiastes", "Jonah", "James", "1 Peter")    # few parallels elsewhere
-CALIBRATION_STRIDE = 27         # about 140 kB from all over the text
-WINDOW = 512                    # tokens in a training row: all positions that the config allows
+HELD_OUT = ("Ruth", "Esther", "Ecclesiastes", "Jonah", "James", "1 Peter")  # few parallels elsewhere
+CALIBRATION_STRIDE = 27  # about 140 kB from all over the text
+WINDOW = 512  # tokens in a training row: all positions that the config allows
 VOCABULARY, BOS, EOS, PAD = 2048, "<s>", "</s>", "<pad>"
 HEADING = re.compile(r"^((?:[1-3] )?[A-Z][A-Za-z ]*) (\d+)$")
 VERSE = re.compile(r"^ +\d+ ")
@@ -40,7 +41,7 @@ VERSE = re.compile(r"^ +\d+ ")
 
 class Chapter(NamedTuple):
     book: str
-    text: str           # one paragraph, without verse numbers and line wraps
+    text: str  # one paragraph, without verse numbers and line wraps
 
 
 def read_chapters(dump: str) -> list[Chapter]:
@@ -68,14 +69,25 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[BOS, EOS, PAD], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS, PAD],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
-                                   model_max_length=WINDOW, clean_up_tokenization_spaces=False,
-                                   model_input_names=["input_ids", "attention_mask"])
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=WINDOW,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -83,12 +95,21 @@ def encode(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token)
-           for name, token in tokenizer.special_tokens_map.items()}
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokenizer.special_tokens_map.items()}
     return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=8,
-        num_attention_heads=8, num_key_value_heads=4, head_dim=16, max_position_embeddings=WINDOW,
-        rms_norm_eps=1e-5, initializer_range=0.04, tie_word_embeddings=True, **ids)
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=WINDOW,
+        rms_norm_eps=1e-5,
+        initializer_range=0.04,
+        tie_word_embeddings=True,
+        **ids,
+    )
 
 
 def token_stream(chapters: list[Chapter], tokenizer: PreTrainedTokenizerFast) -> Tensor:
@@ -104,11 +125,11 @@ def batches(stream: Tensor, rows: int, seed: int, bos: int) -> Iterator[Tensor]:
     """Endless [rows, WINDOW] batches; each epoch cuts the stream at a new offset and shuffles the windows."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        windows = stream[int(torch.randint(WINDOW, (), generator=generator)):].unfold(0, WINDOW, WINDOW)
+        windows = stream[int(torch.randint(WINDOW, (), generator=generator)) :].unfold(0, WINDOW, WINDOW)
         order = torch.randperm(len(windows), generator=generator)
         for start in range(0, len(order) - rows + 1, rows):
-            batch = windows[order[start: start + rows]].clone()
-            batch[: rows // 2, 0] = bos         # half of the rows: neither needed nor harmful
+            batch = windows[order[start : start + rows]].clone()
+            batch[: rows // 2, 0] = bos  # half of the rows: neither needed nor harmful
             yield batch
 
 
@@ -137,15 +158,16 @@ def save(part: PreTrainedModel | PreTrainedTokenizerFast, folder: Path) -> None:
     with TemporaryDirectory(dir=folder.parent) as temporary:
         part.save_pretrained(temporary)
         for path in sorted(Path(temporary).iterdir()):
-            if path.name == "tokenizer_config.json":        # a name that transformers 4 knows as well as 5
+            if path.name == "tokenizer_config.json":  # a name that transformers 4 knows as well as 5
                 facts = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
                 path.write_text(json.dumps(facts, indent=2) + "\n")
-            path.chmod(0o644)                               # safetensors writes 0600
+            path.chmod(0o644)  # safetensors writes 0600
             os.replace(path, folder / path.name)
 
 
-def train(model: PreTrainedModel, stream: Tensor, held_out: Tensor, args: argparse.Namespace,
-          parameters: list | None = None) -> dict[str, float]:
+def train(
+    model: PreTrainedModel, stream: Tensor, held_out: Tensor, args: argparse.Namespace, parameters: list | None = None
+) -> dict[str, float]:
     """Print the loss curve, save the weights every `--checkpoint-seconds`; return facts for the card.
 
     parameters   groups for the optimizer; by default one of all
@@ -172,15 +194,21 @@ def train(model: PreTrainedModel, stream: Tensor, held_out: Tensor, args: argpar
         optimizer.zero_grad()
         losses.append(loss.item())
     tokens = step * args.rows * WINDOW
-    return {"steps": step, "tokens": tokens, "epochs": tokens / len(stream), "seconds": now - start,
-            "train_loss": mean(losses[-200:])}
+    return {
+        "steps": step,
+        "tokens": tokens,
+        "epochs": tokens / len(stream),
+        "seconds": now - start,
+        "train_loss": mean(losses[-200:]),
+    }
 
 
 @torch.no_grad()
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, seed: int) -> str:
     torch.manual_seed(seed)
-    out = model.eval().generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=70, do_sample=True,
-                                temperature=0.7, top_k=50)
+    out = model.eval().generate(
+        **tokenizer(prompt, return_tensors="pt"), max_new_tokens=70, do_sample=True, temperature=0.7, top_k=50
+    )
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
@@ -242,23 +270,41 @@ Sampled (temperature 0.7, top-k 50, seed {seed}) after "{prompt}":
 PROMPT = "And it came to pass, when the king"
 
 
-def write_card(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float],
-               args: argparse.Namespace) -> None:
+def write_card(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], args: argparse.Namespace
+) -> None:
     held_out = (args.out / "heldout.txt").read_text()
     held_tokens, held_bytes = len(encode(held_out, tokenizer)), len(held_out.encode())
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
-    (args.out / "README.md").write_text(CARD.format(
-        **model.config.to_dict(), **tokenizer.special_tokens_map, **facts, **options,
-        parameters=model.num_parameters(), held_books=", ".join(HELD_OUT), held_bytes=held_bytes,
-        held_tokens=held_tokens, ratio=held_bytes / held_tokens, stride=CALIBRATION_STRIDE, window=WINDOW,
-        calib_bytes=(args.out / "calib.txt").stat().st_size, uniform=math.log(len(tokenizer)),
-        precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32",
-        machine=args.machine, python=platform.python_version(), torch=torch.__version__,
-        tokenizers=tokenizers.__version__, quality=quality(model, tokenizer, args.out), prompt=PROMPT,
-        sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
-        command=f"python recipes/zoo/{Path(__file__).name} --text kjv.txt \\\n        " + " ".join(flags)
-                + ("" if args.bf16 else " --no-bf16")))
+    (args.out / "README.md").write_text(
+        CARD.format(
+            **model.config.to_dict(),
+            **tokenizer.special_tokens_map,
+            **facts,
+            **options,
+            parameters=model.num_parameters(),
+            held_books=", ".join(HELD_OUT),
+            held_bytes=held_bytes,
+            held_tokens=held_tokens,
+            ratio=held_bytes / held_tokens,
+            stride=CALIBRATION_STRIDE,
+            window=WINDOW,
+            calib_bytes=(args.out / "calib.txt").stat().st_size,
+            uniform=math.log(len(tokenizer)),
+            precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32",
+            machine=args.machine,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            tokenizers=tokenizers.__version__,
+            quality=quality(model, tokenizer, args.out),
+            prompt=PROMPT,
+            sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
+            command=f"python recipes/zoo/{Path(__file__).name} --text kjv.txt \\\n        "
+            + " ".join(flags)
+            + ("" if args.bf16 else " --no-bf16"),
+        )
+    )
 
 
 def arguments() -> argparse.Namespace:

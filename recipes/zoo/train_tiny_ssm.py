@@ -8,6 +8,7 @@ are its, so that the three models' numbers compare. The same options and library
 give the same weights; transformers' chunked scan is fast enough at these sizes. `--start` goes on from the weights of
 an earlier run, with a schedule of its own; the card tells both.
 """
+
 import argparse
 import math
 import os
@@ -42,22 +43,48 @@ from transformers import (
 )
 
 TEXTS = Path(__file__).with_name("tiny-llama")
-ATTENTION = [2, 5]              # layers of tiny-hybrid that attend; the others scan
+ATTENTION = [2, 5]  # layers of tiny-hybrid that attend; the others scan
 
 
 def made(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    ids = {f"{kind}_id": tokenizer.convert_tokens_to_ids(token)
-           for kind, token in tokenizer.special_tokens_map.items()}
+    ids = {f"{kind}_id": tokenizer.convert_tokens_to_ids(token) for kind, token in tokenizer.special_tokens_map.items()}
     if name == "tiny-mamba2":
-        return Mamba2ForCausalLM(Mamba2Config(
-            vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=8, num_heads=8, head_dim=32,
-            state_size=32, n_groups=1, chunk_size=64, initializer_range=0.04, tie_word_embeddings=True,
-            rescale_prenorm_residual=False, **ids))
-    return BambaForCausalLM(BambaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=8,
-        num_attention_heads=8, num_key_value_heads=4, attn_layer_indices=ATTENTION, max_position_embeddings=WINDOW,
-        mamba_n_heads=8, mamba_d_head=32, mamba_d_state=32, mamba_n_groups=1, mamba_chunk_size=64,
-        initializer_range=0.04, tie_word_embeddings=True, **ids))
+        return Mamba2ForCausalLM(
+            Mamba2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                num_hidden_layers=8,
+                num_heads=8,
+                head_dim=32,
+                state_size=32,
+                n_groups=1,
+                chunk_size=64,
+                initializer_range=0.04,
+                tie_word_embeddings=True,
+                rescale_prenorm_residual=False,
+                **ids,
+            )
+        )
+    return BambaForCausalLM(
+        BambaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            attn_layer_indices=ATTENTION,
+            max_position_embeddings=WINDOW,
+            mamba_n_heads=8,
+            mamba_d_head=32,
+            mamba_d_state=32,
+            mamba_n_groups=1,
+            mamba_chunk_size=64,
+            initializer_range=0.04,
+            tie_word_embeddings=True,
+            **ids,
+        )
+    )
 
 
 def groups(model: nn.Module) -> list[dict]:
@@ -110,29 +137,55 @@ WHAT = {"tiny-mamba2": "A Mamba-2", "tiny-hybrid": "A hybrid of Mamba-2 and atte
 
 def parts_of(name: str, config: BambaConfig | Mamba2Config) -> str:
     if name == "tiny-mamba2":
-        return (f"{config.num_heads} scan heads of {config.head_dim},\n  state {config.state_size}, "
-                f"{config.n_groups} group, convolution over {config.conv_kernel}")
-    return (f"{config.mamba_n_heads} scan heads of {config.mamba_d_head},\n  state {config.mamba_d_state}; layers "
-            f"{' and '.join(map(str, config.attn_layer_indices))} attend instead, with {config.num_attention_heads} "
-            f"query and {config.num_key_value_heads} key/value heads;\n  MLP {config.intermediate_size}")
+        return (
+            f"{config.num_heads} scan heads of {config.head_dim},\n  state {config.state_size}, "
+            f"{config.n_groups} group, convolution over {config.conv_kernel}"
+        )
+    return (
+        f"{config.mamba_n_heads} scan heads of {config.mamba_d_head},\n  state {config.mamba_d_state}; layers "
+        f"{' and '.join(map(str, config.attn_layer_indices))} attend instead, with {config.num_attention_heads} "
+        f"query and {config.num_key_value_heads} key/value heads;\n  MLP {config.intermediate_size}"
+    )
 
 
-def write_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float],
-               args: argparse.Namespace) -> None:
+def write_card(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], args: argparse.Namespace
+) -> None:
     options = {name: getattr(args, name) for name in ("rows", "lr", "warmup", "seed", "threads")}
     flags = [f"--{name} {value}" for name, value in {"steps": args.steps, **options}.items()]
     flags += [f"--start FIRST --start-steps {args.start_steps}"] if args.start else []
-    first = (f"a first run of {args.start_steps:,} steps, peak learning rate {args.start_lr:g}, left before its rate\n"
-             "  had fallen; then " if args.start else "")
-    (args.out / "README.md").write_text(CARD.format(
-        **model.config.to_dict(), **facts, **options, name=args.name, what=WHAT[args.name], before=first,
-        parameters=model.num_parameters(), parts=parts_of(args.name, model.config), held_books=", ".join(HELD_OUT),
-        window=WINDOW, uniform=math.log(len(tokenizer)), machine=args.machine, python=platform.python_version(),
-        precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32", torch=torch.__version__,
-        tokenizers=tokenizers.__version__, quality=quality(model, tokenizer, TEXTS), prompt=PROMPT,
-        sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
-        command=f"python recipes/zoo/{Path(__file__).name} {args.name} --text kjv.txt \\\n        "
-                + " ".join(flags) + ("" if args.bf16 else " --no-bf16")))
+    first = (
+        f"a first run of {args.start_steps:,} steps, peak learning rate {args.start_lr:g}, left before its rate\n"
+        "  had fallen; then "
+        if args.start
+        else ""
+    )
+    (args.out / "README.md").write_text(
+        CARD.format(
+            **model.config.to_dict(),
+            **facts,
+            **options,
+            name=args.name,
+            what=WHAT[args.name],
+            before=first,
+            parameters=model.num_parameters(),
+            parts=parts_of(args.name, model.config),
+            held_books=", ".join(HELD_OUT),
+            window=WINDOW,
+            uniform=math.log(len(tokenizer)),
+            machine=args.machine,
+            python=platform.python_version(),
+            precision="bfloat16 autocast over float32 weights" if args.bf16 else "float32",
+            torch=torch.__version__,
+            tokenizers=tokenizers.__version__,
+            quality=quality(model, tokenizer, TEXTS),
+            prompt=PROMPT,
+            sample=sample(model, tokenizer, PROMPT, args.seed).replace("\n\n", "\n>\n> "),
+            command=f"python recipes/zoo/{Path(__file__).name} {args.name} --text kjv.txt \\\n        "
+            + " ".join(flags)
+            + ("" if args.bf16 else " --no-bf16"),
+        )
+    )
 
 
 def arguments() -> argparse.Namespace:

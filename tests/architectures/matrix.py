@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED, PAGE = ROOT / "compiler/report/architectures.json", ROOT / "docs/architectures.md"
 LOOKS = ("capture", "other shape", "padded", "decode")
 STEPS = ("prune", "emit", "reload")
-AT_ONCE = 6                                 # architectures whose artifacts one fresh process reopens
+AT_ONCE = 6  # architectures whose artifacts one fresh process reopens
 _SCORE = MetricRef("divergence", (("data", DataRef("rows")),))
 _SCORED = {"on": None, "search": "racing", "reorder": None, "data": None, "score": None, "repair": True}
 PASSES = {
@@ -54,26 +54,63 @@ PASSES = {
     "prune.channels": {**_SCORED, "keep": Ratio(0.75, "channels"), "align": 4},
     "prune.heads": {**_SCORED, "keep": Ratio(0.5, "heads")},
     "prune.multi": {
-        "remove": Ratio(0.1, "params"), "score": _SCORE, "group": 8, "heads": 1, "on": None, "split": None,
-        "order": ("blocks", "channels", "heads"), "search": "racing", "rank": None, "reorder": None, "repair": None,
-        "data": None, "width_score": None, "clock": MetricRef("decode.p50"), "check": None},
+        "remove": Ratio(0.1, "params"),
+        "score": _SCORE,
+        "group": 8,
+        "heads": 1,
+        "on": None,
+        "split": None,
+        "order": ("blocks", "channels", "heads"),
+        "search": "racing",
+        "rank": None,
+        "reorder": None,
+        "repair": None,
+        "data": None,
+        "width_score": None,
+        "clock": MetricRef("decode.p50"),
+        "check": None,
+    },
     "prune.experts": {"keep": Ratio(0.5, "experts"), "on": None, "data": DataRef("rows")},
     "clean.dead": {"align": 4},
     "shed.blocks": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
     "shed.ssm": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
     "shed.heads": {"keep": Ratio(0.5, "heads"), "on": None, "score": None, "search": "racing", "step": 1, "data": None},
-    "shed.channels": {"keep": Ratio(0.5, "channels"), "on": None, "score": None, "search": "racing", "align": 16,
-                      "repair": True, "data": None},
+    "shed.channels": {
+        "keep": Ratio(0.5, "channels"),
+        "on": None,
+        "score": None,
+        "search": "racing",
+        "align": 16,
+        "repair": True,
+        "data": None,
+    },
     "shed.state": {"keep": Ratio(0.5, "states"), "on": None, "score": None, "search": "racing", "step": 1},
     "shed.multi": {
-        "remove": Ratio(0.1, "params"), "score": _SCORE, "on": None, "split": None, "search": "racing", "rank": None,
-        "repair": None, "group": 16, "heads": 1, "experts": 1, "states": 4, "data": None,
+        "remove": Ratio(0.1, "params"),
+        "score": _SCORE,
+        "on": None,
+        "split": None,
+        "search": "racing",
+        "rank": None,
+        "repair": None,
+        "group": 16,
+        "heads": 1,
+        "experts": 1,
+        "states": 4,
+        "data": None,
         "order": ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
-        "clock": MetricRef("decode.p50")},
+        "clock": MetricRef("decode.p50"),
+    },
 }
-NEEDS = {                                   # passes for what only some have: where there is none, there is nothing to say
-    "prune.experts": "experts", "shed.blocks": "ssm", "shed.ssm": "ssm", "shed.heads": "ssm_heads",
-    "shed.channels": "ssm_channels", "shed.state": "ssm_state", "shed.multi": "ssm"}
+NEEDS = {  # passes for what only some have: where there is none, there is nothing to say
+    "prune.experts": "experts",
+    "shed.blocks": "ssm",
+    "shed.ssm": "ssm",
+    "shed.heads": "ssm_heads",
+    "shed.channels": "ssm_channels",
+    "shed.state": "ssm_state",
+    "shed.multi": "ssm",
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +141,7 @@ def refusal(reject: Reject) -> Cell:
 
 # -- capture -------------------------------------------------------------------------------------------------
 
+
 def looks(model: nn.Module) -> dict[str, Cell]:
     """Whether the graphs compute what the model's own forward does, situation by situation."""
     reference = copy.deepcopy(model)
@@ -122,11 +160,18 @@ def looks(model: nn.Module) -> dict[str, Cell]:
 
 # -- passes --------------------------------------------------------------------------------------------------
 
+
 def context(model: nn.Module, folder: Path, name: str) -> Context:
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]} if hasattr(model, "config") else table.PLAIN_CONFIGS.get(name, {})
+    config = (
+        {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        if hasattr(model, "config")
+        else table.PLAIN_CONFIGS.get(name, {})
+    )
     origin = Origin(name, config, None, name, lambda: table.model(name), lambda: table.model(name), lambda: None)
     rows = {"count": 2, "length": 12, "seed": 0}
-    recipe = Recipe(Source("matrix.effspec", "effspec 1\n"), "", {}, {}, {"rows": Invocation("synthetic", rows)}, {}, {})
+    recipe = Recipe(
+        Source("matrix.effspec", "effspec 1\n"), "", {}, {}, {"rows": Invocation("synthetic", rows)}, {}, {}
+    )
     work = folder / "work"
     work.mkdir(parents=True)
     return Context(Settings(folder / "cache", threads=1), recipe, folder, Shelf(), origin, work)
@@ -138,9 +183,9 @@ def masked(program: Program) -> None:
     groups = [g for g in skeleton.groups if g.kind in ("channels", "heads", "kv_heads")]
     with torch.no_grad():
         for group in groups:
-            for member in group.members[-group.readers:]:
+            for member in group.members[-group.readers :]:
                 block = group.per_block or group.count
-                few = 4 if group.kind == "channels" and block > 4 else 1        # experts lose four at a time
+                few = 4 if group.kind == "channels" and block > 4 else 1  # experts lose four at a time
                 items = [start + i for start in range(0, group.count, block) for i in range(few)]
                 dead = torch.tensor([i for item in items for i in member.indices(item)])
                 program.model.get_parameter(member.tensor).index_fill_(member.axis, dead, 0.0)
@@ -165,7 +210,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
     except Reject as reject:
         return refusal(reject)
     after = sum(p.numel() for p in model.parameters())
-    shared = any(unit.edited for unit in program.units.values())       # one call less of a block that others call
+    shared = any(unit.edited for unit in program.units.values())  # one call less of a block that others call
     assert after < before or shared, f"{name}: {word} took nothing"
     for unit in program.units.values():
         if not unit.edited:
@@ -184,8 +229,13 @@ def has(name: str, kind: str) -> bool:
     names = {path.rpartition(".")[2] for path, _ in table.model(name).named_modules()}
     params = {path.rpartition(".")[2] for path, _ in table.model(name).named_parameters()}
     scans = "A_log" in params
-    return {"experts": "experts" in names, "ssm": scans, "ssm_heads": scans and "x_proj" not in names,
-            "ssm_channels": scans and "x_proj" in names, "ssm_state": scans}[kind]
+    return {
+        "experts": "experts" in names,
+        "ssm": scans,
+        "ssm_heads": scans and "x_proj" not in names,
+        "ssm_channels": scans and "x_proj" in names,
+        "ssm_state": scans,
+    }[kind]
 
 
 def emitted(program: Program, ctx: Context, into: Path) -> Cell:
@@ -200,6 +250,7 @@ def emitted(program: Program, ctx: Context, into: Path) -> Cell:
 
 
 # -- all of it -----------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Written:
@@ -222,8 +273,9 @@ def run(names: list[str], words: list[str], folder: Path, tell: Callable[[str], 
         watched(row, "capture", lambda row=row: row.cells.update(looks(table.model(row.name))))
         for word in words:
             place = folder / name.replace(" ", "_") / word
-            watched(row, f"{word} prune", lambda row=row, word=word, place=place: written.extend(
-                attempt(row, word, place)))
+            watched(
+                row, f"{word} prune", lambda row=row, word=word, place=place: written.extend(attempt(row, word, place))
+            )
         tell(summary(row, words))
     reopen(written, folder)
     return rows
@@ -233,9 +285,11 @@ def watched(row: Row, stage: str, work: Callable[[], object]) -> None:
     """Whatever isn't a refusal is noted as a failure, so that one doesn't hide the others."""
     try:
         work()
-    except Exception as error:       # a pass or a model's forward may raise anything
+    except Exception as error:  # a pass or a model's forward may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        row.cells[stage] = Cell("failed", f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})")
+        row.cells[stage] = Cell(
+            "failed", f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+        )
 
 
 def attempt(row: Row, word: str, folder: Path) -> list[Written]:
@@ -252,8 +306,11 @@ def attempt(row: Row, word: str, folder: Path) -> list[Written]:
     if row.cells[f"{word} emit"] is not GREEN:
         return []
     target = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
-    forms = [form for form in ctx.shelf.load("target", target)(path="x").forms()
-             if (folder / "artifact" / form.folder).is_dir()]
+    forms = [
+        form
+        for form in ctx.shelf.load("target", target)(path="x").forms()
+        if (folder / "artifact" / form.folder).is_dir()
+    ]
     assert forms, f"{row.name}: nothing was written that reloads"
     expected = probe(program.model, inputs_of(program.model), 3)
     return [Written(row, word, folder / "artifact", forms, expected, next(program.model.parameters()).dtype)]
@@ -267,24 +324,35 @@ def reopen(written: list[Written], folder: Path) -> None:
     for w in written:
         given = w.folder.parent / "inputs.safetensors"
         save_file(inputs_of(table.model(w.row.name)), given)
-        jobs += [[form.opens, str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
-                 for form in w.forms]
+        jobs += [
+            [form.opens, str(w.folder / form.folder), str(given), str(w.folder / f"{form.folder}.outputs")]
+            for form in w.forms
+        ]
     listed = folder / "jobs.json"
     listed.write_text(json.dumps(jobs))
     child = Path(__file__).with_name("reopen_child.py")
-    done = subprocess.run([sys.executable, "-P", str(child), verify_child.__file__, str(listed)], capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, "-P", str(child), verify_child.__file__, str(listed)],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for w in written:
         for form in w.forms:
             found = load_file(w.folder / f"{form.folder}.outputs")
-            wrong = [f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}"
-                     for c in compare(form, w.expected, found, w.dtype) if not c.holds]
+            wrong = [
+                f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}"
+                for c in compare(form, w.expected, found, w.dtype)
+                if not c.holds
+            ]
             if wrong:
                 break
         w.row.cells[f"{w.word} reload"] = Cell("failed", wrong[0]) if wrong else GREEN
 
 
 # -- the table -----------------------------------------------------------------------------------------------
+
 
 def summary(row: Row, words: list[str]) -> str:
     def cell(stage: str) -> str:
@@ -298,12 +366,16 @@ def body(rows: list[Row]) -> dict:
     """The matrix as plain data: refusals by stage, everything else is green or has nothing to do."""
     import transformers
 
-    plain = {row.name: {stage: [cell.state, cell.why] if cell.why else [cell.state]
-                        for stage, cell in row.cells.items()} for row in rows}
+    plain = {
+        row.name: {stage: [cell.state, cell.why] if cell.why else [cell.state] for stage, cell in row.cells.items()}
+        for row in rows
+    }
     return {
         "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
         "counts": counts(plain),
-        "looks": list(LOOKS), "passes": list(PASSES), "steps": list(STEPS),
+        "looks": list(LOOKS),
+        "passes": list(PASSES),
+        "steps": list(STEPS),
         "rows": plain,
     }
 
@@ -325,18 +397,21 @@ def counts(rows: dict) -> dict[str, int]:
 
 def kept(names: list[str], place: Path) -> list[Row]:
     """The rows of some architectures; those that lie in a folder are read, the others run, a few at a time."""
+
     def file(name: str) -> Path:
         return place / f"{name}.json"
 
     for start in range(0, len(names), AT_ONCE):
-        few = [name for name in names[start:start + AT_ONCE] if not file(name).is_file()]
+        few = [name for name in names[start : start + AT_ONCE] if not file(name).is_file()]
         with tempfile.TemporaryDirectory() as folder:
             done = run(few, list(PASSES), Path(folder)) if few else []
         for row in done:
             cells = {stage: [cell.state, cell.why] for stage, cell in row.cells.items()}
             file(row.name).write_text(json.dumps(cells), encoding="utf-8")
-    return [Row(name, {s: Cell(*c) for s, c in json.loads(file(name).read_text(encoding="utf-8")).items()})
-            for name in names]
+    return [
+        Row(name, {s: Cell(*c) for s, c in json.loads(file(name).read_text(encoding="utf-8")).items()})
+        for name in names
+    ]
 
 
 def put_into(page: str, found: Matrix) -> str:

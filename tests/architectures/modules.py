@@ -26,8 +26,15 @@ class SkipConcat(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(16)
-        self.block = nn.Sequential(nn.Conv2d(16, 24, 1), nn.BatchNorm2d(24), nn.ReLU6(), nn.Conv2d(
-            24, 24, 3, padding=1, groups=24), nn.BatchNorm2d(24), nn.ReLU6(), nn.Conv2d(24, 16, 1))
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 24, 1),
+            nn.BatchNorm2d(24),
+            nn.ReLU6(),
+            nn.Conv2d(24, 24, 3, padding=1, groups=24),
+            nn.BatchNorm2d(24),
+            nn.ReLU6(),
+            nn.Conv2d(24, 16, 1),
+        )
         self.side = nn.Conv2d(16, 8, 3, padding=1)
         self.mixed = nn.Conv2d(24, 32, 1)
         self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=4)
@@ -58,7 +65,7 @@ class FusedBlock(nn.Module):
         b, t, _ = x.shape
         sizes = [n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = self.qkv(self.first(x)).split(sizes, dim=-1)
-        q = q.view(b, t, self.heads, self.head_dim).transpose(1, 2)           # [b, h, t, d]
+        q = q.view(b, t, self.heads, self.head_dim).transpose(1, 2)  # [b, h, t, d]
         k = k.view(b, t, self.kv_heads, self.head_dim).transpose(1, 2)
         v = v.view(b, t, self.kv_heads, self.head_dim).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

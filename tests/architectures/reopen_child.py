@@ -7,7 +7,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 
-ORDER = ("plain", "torch", "effc")      # what must load without effc comes before effc is imported
+ORDER = ("plain", "torch", "effc")  # what must load without effc comes before effc is imported
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

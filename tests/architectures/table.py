@@ -15,32 +15,98 @@ from tests import tiny
 from .modules import PLAIN
 from .more import MORE
 
-_ENCODER = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "intermediate_size": 96, "max_position_embeddings": 128, "pad_token_id": 0}
-_ZAMBA2 = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
-           "num_key_value_heads": 4, "intermediate_size": 96, "max_position_embeddings": 128, "mamba_d_state": 16,
-           "mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1, "chunk_size": 8, "pad_token_id": 0,
-           "hybrid_layer_ids": [2, 5], "num_mem_blocks": 1, "adapter_rank": 8,
-           "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid"]}
-_NEMOTRON_H = {"vocab_size": 128, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-               "intermediate_size": 96, "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1,
-               "chunk_size": 8, "pad_token_id": 0, "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"]}
-_SPECIAL = {                                # name -> (class, config)
+_ENCODER = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+_ZAMBA2 = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    "mamba_d_state": 16,
+    "mamba_headdim": 16,
+    "n_mamba_heads": 8,
+    "mamba_ngroups": 1,
+    "chunk_size": 8,
+    "pad_token_id": 0,
+    "hybrid_layer_ids": [2, 5],
+    "num_mem_blocks": 1,
+    "adapter_rank": 8,
+    "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid"],
+}
+_NEMOTRON_H = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 1,
+    "chunk_size": 8,
+    "pad_token_id": 0,
+    "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"],
+}
+_SPECIAL = {  # name -> (class, config)
     "zamba2": ("Zamba2ForCausalLM", _ZAMBA2),
     "nemotron_h": ("NemotronHForCausalLM", _NEMOTRON_H),
     "bert": ("BertForMaskedLM", _ENCODER),
     "roberta": ("RobertaForMaskedLM", _ENCODER),
-    "vit": ("ViTForImageClassification", {
-        "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "image_size": 32,
-        "patch_size": 8, "num_labels": 5}),
-    "resnet": ("ResNetForImageClassification", {
-        "embedding_size": 16, "hidden_sizes": [32, 64], "depths": [2, 2], "layer_type": "bottleneck", "num_labels": 5}),
-    "mobilenet_v2": ("MobileNetV2ForImageClassification", {"depth_multiplier": 0.35, "image_size": 32, "num_labels": 5}),
+    "vit": (
+        "ViTForImageClassification",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "image_size": 32,
+            "patch_size": 8,
+            "num_labels": 5,
+        },
+    ),
+    "resnet": (
+        "ResNetForImageClassification",
+        {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [2, 2], "layer_type": "bottleneck", "num_labels": 5},
+    ),
+    "mobilenet_v2": (
+        "MobileNetV2ForImageClassification",
+        {"depth_multiplier": 0.35, "image_size": 32, "num_labels": 5},
+    ),
 }
-_TINY = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "gemma3_text", "mixtral",
-         "qwen3_moe", "mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "jamba", "granitemoehybrid")
+_TINY = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gpt2",
+    "opt",
+    "gpt_neox",
+    "gemma2",
+    "gemma3_text",
+    "mixtral",
+    "qwen3_moe",
+    "mamba",
+    "falcon_mamba",
+    "mamba2",
+    "bamba",
+    "zamba2",
+    "jamba",
+    "granitemoehybrid",
+)
 NAMES = (*dict.fromkeys((*_TINY, *_SPECIAL)), *PLAIN, *MORE)
-PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}       # what a recipe's `config:` would say of them
+PLAIN_CONFIGS = {"fused qkv": {"vocab_size": 64}}  # what a recipe's `config:` would say of them
 
 
 def model(name: str) -> nn.Module:

@@ -25,11 +25,18 @@ from torch import nn
 from tests.architectures import table
 
 torch.set_num_threads(1)
-KINDS = {                   # one architecture for each way in which groups lie
-    "fused and grouped query": "fused qkv", "concatenated, depthwise and grouped convolutions": "skip and concat",
-    "batch norms and coupled residuals": "resnet", "inverted residuals": "mobilenet_v2", "packed experts": "mixtral",
-    "interleaved": "gpt_neox", "two inputs": "two towers", "one block three times": "shared block",
-    "pixels": "vit", "post-norm": "bert"}
+KINDS = {  # one architecture for each way in which groups lie
+    "fused and grouped query": "fused qkv",
+    "concatenated, depthwise and grouped convolutions": "skip and concat",
+    "batch norms and coupled residuals": "resnet",
+    "inverted residuals": "mobilenet_v2",
+    "packed experts": "mixtral",
+    "interleaved": "gpt_neox",
+    "two inputs": "two towers",
+    "one block three times": "shared block",
+    "pixels": "vit",
+    "post-norm": "bert",
+}
 SHARE = 3e-4
 
 
@@ -47,7 +54,7 @@ def chosen(groups: list[Group], seed: int) -> list[tuple[Group, set[int]]]:
             continue
         sites |= {group.site} if group.kind != "channels" else set()
         block = group.per_block or group.count
-        step = 4 if "experts" in group.members[0].tensor else 1       # as their grouped product wants it
+        step = 4 if "experts" in group.members[0].tensor else 1  # as their grouped product wants it
         gone = step * rng.randint(1, block // step - 1) if block > step else 0
         items = {start + i for start in range(0, group.count, block) for i in rng.sample(range(block), gone)}
         cuts += [(group, items)] if items else []
@@ -55,14 +62,14 @@ def chosen(groups: list[Group], seed: int) -> list[tuple[Group, set[int]]]:
 
 
 def silence(model: nn.Module, group: Group, items: set[int]) -> None:
-    for member in group.members[-group.readers:]:
+    for member in group.members[-group.readers :]:
         lost = torch.tensor([i for item in items for i in member.indices(item)])
         with torch.no_grad():
             model.get_parameter(member.tensor).index_fill_(member.axis, lost, 0.0)
 
 
 def check(name: str, seed: int) -> None:
-    apart = ("experts", "ssm_heads", "ssm_channels", "ssm_state")         # other ways to mask them: tests/passes
+    apart = ("experts", "ssm_heads", "ssm_channels", "ssm_state")  # other ways to mask them: tests/passes
     cuts = chosen([g for g in captured(name).skeleton.groups if g.count > 1 and g.kind not in apart], seed)
     silenced, program = copy.deepcopy(captured(name).model), copy.deepcopy(captured(name))
     for group, items in cuts:
@@ -118,7 +125,8 @@ def test_a_matrix_that_is_read_directly_has_rows_and_columns():
     first = [g for g in program.skeleton.groups if g.members[0].tensor.startswith("layers.0")]
     assert [[(m.tensor, m.axis) for m in g.members] for g in first] == [
         [("layers.0.up.weight", 0), ("layers.0.up.bias", 0), ("layers.0.mix", 0)],
-        [("layers.0.mix", 1), ("layers.0.shift", 1), ("layers.0.down.weight", 1)]]
+        [("layers.0.mix", 1), ("layers.0.shift", 1), ("layers.0.down.weight", 1)],
+    ]
     assert len({(g.site, g.kind) for g in program.skeleton.groups}) == 4, "each has a site of its own"
 
 
@@ -129,7 +137,8 @@ def test_experts_of_a_width_that_torch_cannot_multiply_are_refused_before_anythi
         slice_all(program, rewrite, [(group, {0})])
     assert refused.value.diagnostics[0].slug == "odd-experts"
     assert sum(p.numel() for p in program.model.parameters()) == sum(
-        p.numel() for p in captured("mixtral").model.parameters())
+        p.numel() for p in captured("mixtral").model.parameters()
+    )
 
 
 class SamePadding(nn.Conv2d):
@@ -156,7 +165,12 @@ def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
     silenced = copy.deepcopy(program.model)
     (group,) = program.skeleton.groups
     assert {(m.tensor, m.axis) for m in group.members} == {
-        ("first.weight", 0), ("first.bias", 0), ("deep.weight", 0), ("deep.bias", 0), ("last.weight", 1)}
+        ("first.weight", 0),
+        ("first.bias", 0),
+        ("deep.weight", 0),
+        ("deep.bias", 0),
+        ("last.weight", 1),
+    }
     silence(silenced, group, {1, 7})
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {1, 7})])

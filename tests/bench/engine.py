@@ -22,8 +22,12 @@ from effc.kernels.engine import Engine
 from effc.kernels.ops import KERNELS
 
 LAYERS, HIDDEN, HEADS, KV, D, INNER, VOCABULARY, LIMIT = 30, 576, 9, 3, 64, 1536, 49152, 8192
-FORMATS = {"int8 50%": ("sparse_linear_int8", 0.5), "int8": ("dense_linear_int8", 1.0),
-           "bf16 50%": ("sparse_linear", 0.5), "bf16": ("dense_linear", 1.0)}
+FORMATS = {
+    "int8 50%": ("sparse_linear_int8", 0.5),
+    "int8": ("dense_linear_int8", 1.0),
+    "bf16 50%": ("sparse_linear", 0.5),
+    "bf16": ("dense_linear", 1.0),
+}
 
 
 class Shape:
@@ -41,7 +45,7 @@ class Shape:
         return name
 
     def packed(self, n: int, k: int) -> str:
-        weight = torch.randn(n, k, generator=self.generator) * k ** -0.5
+        weight = torch.randn(n, k, generator=self.generator) * k**-0.5
         if self.density < 1:
             weight *= torch.rand(n, k, generator=self.generator) < self.density
         return self.add(f"w{len(self.weights)}", KERNELS[self.kernel].pack(weight.bfloat16()))
@@ -59,16 +63,39 @@ class Shape:
         return self.step("norm", HIDDEN, x=x, kind="rms", weight=self.ones, bias=None, eps=1e-5, group=HIDDEN)
 
     def turned(self, x: int, heads: int) -> int:
-        return self.step("rotary", heads * D, x=x, heads=heads, head_dim=D, rotary_dim=D, start=0, scale=1.0,
-                         interleaved=False, inverse_frequencies=self.frequencies)
+        return self.step(
+            "rotary",
+            heads * D,
+            x=x,
+            heads=heads,
+            head_dim=D,
+            rotary_dim=D,
+            start=0,
+            scale=1.0,
+            interleaved=False,
+            inverse_frequencies=self.frequencies,
+        )
 
     def layer(self, x: int) -> int:
         inner = self.norm(x)
         q, k, v = (self.linear(inner, heads * D) for heads in (HEADS, KV, KV))
         self.plan["slots"].append({"kv_heads": KV, "head_dim": D, "value_dim": D})
-        seen = self.step("attention", HIDDEN, q=self.turned(q, HEADS), k=self.turned(k, KV), v=v, heads=HEADS,
-                         slot=len(self.plan["slots"]) - 1, kv_heads=KV, head_dim=D, value_dim=D, scale=D ** -0.5,
-                         softcap=None, window=None, sinks=None)
+        seen = self.step(
+            "attention",
+            HIDDEN,
+            q=self.turned(q, HEADS),
+            k=self.turned(k, KV),
+            v=v,
+            heads=HEADS,
+            slot=len(self.plan["slots"]) - 1,
+            kv_heads=KV,
+            head_dim=D,
+            value_dim=D,
+            scale=D**-0.5,
+            softcap=None,
+            window=None,
+            sinks=None,
+        )
         x = self.step("add", HIDDEN, x=x, y=self.linear(seen, HIDDEN))
         inner = self.norm(x)
         gate = self.step("act", INNER, x=self.linear(inner, INNER), kind="silu")
@@ -99,6 +126,7 @@ def decoder(engine: Engine, context: int, rows: int = 1):
         if engine.length(0) >= context + 32:
             for row in range(rows):
                 engine.forget(row, context)
+
     return call
 
 
@@ -106,6 +134,7 @@ def prefill(engine: Engine, tokens: int):
     def call() -> None:
         engine.forget(0)
         engine.run([7] * tokens, [0] * tokens, [tokens - 1])
+
     return call
 
 
@@ -118,8 +147,15 @@ def llama(folder: Path, threads: int, context: int) -> dict[str, tuple]:
         return {}
     found = {}
     for path in sorted(folder.glob("*.gguf")):
-        model = llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, n_threads=threads, n_threads_batch=threads,
-                                verbose=False, logits_all=False)
+        model = llama_cpp.Llama(
+            str(path),
+            n_ctx=512,
+            n_batch=512,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+            logits_all=False,
+        )
 
         def token(model=model) -> None:
             if model.n_tokens < context or model.n_tokens >= context + 32:
@@ -130,6 +166,7 @@ def llama(folder: Path, threads: int, context: int) -> dict[str, tuple]:
         def prompt(model=model) -> None:
             model.reset()
             model.eval([7] * 256)
+
         found[f"llama.cpp {path.stem.split('.')[-1].split('-')[-1]}"] = (token, prompt)
     return found
 
@@ -162,8 +199,10 @@ def table(title: str, contenders: list[Contender], tokens: int, seconds: float) 
     bounds = {c.bytes: c.seconds for c in contenders if c.name.startswith("read")}
     for c in contenders:
         share = f"  {bounds[c.bytes] / c.seconds:5.2f} of the memory bound" if c.bytes in bounds else ""
-        print(f"  {c.name:<18}{c.seconds * 1e3:8.2f} ms{tokens / c.seconds:9.0f} tokens/s{share}"
-              f"   kept {len(c.kept)}, thrown {len(c.thrown)}")
+        print(
+            f"  {c.name:<18}{c.seconds * 1e3:8.2f} ms{tokens / c.seconds:9.0f} tokens/s{share}"
+            f"   kept {len(c.kept)}, thrown {len(c.thrown)}"
+        )
 
 
 def profile(name: str, engine: Engine, call, calls: int = 40) -> None:
@@ -192,8 +231,13 @@ def profile(name: str, engine: Engine, call, calls: int = 40) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    for name, kind, default in (("threads", int, 2), ("context", int, 64), ("seconds", float, 0.5),
-                                ("only", str, ""), ("llama", Path, None)):
+    for name, kind, default in (
+        ("threads", int, 2),
+        ("context", int, 64),
+        ("seconds", float, 0.5),
+        ("only", str, ""),
+        ("llama", Path, None),
+    ):
         options.add_argument(f"--{name}", type=kind, default=default)
     chosen = options.parse_args()
     names = [n for n in FORMATS if not chosen.only or n in chosen.only.split(",")]

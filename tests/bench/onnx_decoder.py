@@ -43,8 +43,13 @@ def export(model: nn.Module, folder: Path) -> None:
     plain.parent.mkdir(parents=True, exist_ok=True)
     small.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
-        Stepped(model).eval(), (torch.ones(1, 3, dtype=torch.int64), past), str(plain), dynamo=True,
-        external_data=True, dynamic_shapes={"ids": {1: length}, "past": [{2: before}] * len(past)})
+        Stepped(model).eval(),
+        (torch.ones(1, 3, dtype=torch.int64), past),
+        str(plain),
+        dynamo=True,
+        external_data=True,
+        dynamic_shapes={"ids": {1: length}, "past": [{2: before}] * len(past)},
+    )
     quantize_dynamic(plain, small, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
 
 
@@ -56,7 +61,7 @@ class Onnx:
 
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.add_session_config_entry("session.force_spinning_stop", "1")      # else it slows whoever is next
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # else it slows whoever is next
         self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.bytes = sum(f.stat().st_size for f in file.parent.iterdir())
         self.short, self.long = short, long
@@ -77,7 +82,7 @@ class Onnx:
 
     def step(self) -> None:
         if self.past[0].shape[2] >= self.long:
-            self.past = [part[:, :, :self.short] for part in self.past]
+            self.past = [part[:, :, : self.short] for part in self.past]
         self.token = int(self._run([self.token], self.past)[-1].argmax())
 
     def logits(self, ids: list[int]) -> Tensor:

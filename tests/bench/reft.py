@@ -24,7 +24,7 @@ from torch import nn
 
 ZOO = Path(__file__).parents[2] / "recipes/zoo/tiny-llama"
 SST2 = ("negative", "positive")
-LENGTH, KEPT = 160, 40          # tokens of a row; rows that learning rates are chosen by
+LENGTH, KEPT = 160, 40  # tokens of a row; rows that learning rates are chosen by
 RECIPE = """effspec 1
 model base = {model}
 data train = pairs("train.jsonl", join: " ", length: {length}, longer: drop)
@@ -43,10 +43,11 @@ METHODS = {
     **{f"LoRA on q and v, rank {rank}": LORA.format(rank=rank, alpha=2 * rank) for rank in (1, 8)},
 }
 RATES = {"LoReFT": (4e-3, 2e-2), "DiReFT": (4e-3, 2e-2), "LoRA": (2e-3, 1e-2)}
-FEW = ("LoReFT, rank 4", "DiReFT, rank 4", "LoRA on q and v, rank 8")          # of the large model
+FEW = ("LoReFT, rank 4", "DiReFT, rank 4", "LoRA on q and v, rank 8")  # of the large model
 
 
 # -- questions -----------------------------------------------------------------------------------------------
+
 
 def questions(data: Path, task: str, part: str) -> list[dict[str, str]]:
     """Prompt, answer and the options of every question of a file, in its order."""
@@ -56,12 +57,24 @@ def questions(data: Path, task: str, part: str) -> list[dict[str, str]]:
     if task == "sst2":
         with (data / "sst2" / f"{part}.tsv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        return [{"prompt": f"Review: {row['sentence'].strip()}\nSentiment:", "answer": SST2[int(row["label"])],
-                 "options": list(SST2)} for row in rows]
+        return [
+            {
+                "prompt": f"Review: {row['sentence'].strip()}\nSentiment:",
+                "answer": SST2[int(row["label"])],
+                "options": list(SST2),
+            }
+            for row in rows
+        ]
     found = json.loads((data / "commonsense" / task / f"{part}.json").read_text())
-    return [{"prompt": item["instruction"], "answer": item["output"],
-             "options": [f"the correct answer is answer{n}" for n in range(1, 5)]} for item in found
-            if item["answer"] in ("answer1", "answer2", "answer3", "answer4")]
+    return [
+        {
+            "prompt": item["instruction"],
+            "answer": item["output"],
+            "options": [f"the correct answer is answer{n}" for n in range(1, 5)],
+        }
+        for item in found
+        if item["answer"] in ("answer1", "answer2", "answer3", "answer4")
+    ]
 
 
 @torch.no_grad()
@@ -74,7 +87,7 @@ def accuracy(model: nn.Module, tokenizer, items: list[dict]) -> float:
     order, right = sorted(range(len(asked)), key=lambda i: len(asked[i][0])), 0
     with evaluating(model):
         for start in range(0, len(order), 8):
-            some = order[start:start + 8]
+            some = order[start : start + 8]
             width = max(len(asked[i][0]) for i in some)
             ids = torch.tensor([[*asked[i][0], *[0] * (width - len(asked[i][0]))] for i in some])
             with prompts(model, torch.tensor([asked[i][1] for i in some])):
@@ -87,6 +100,7 @@ def accuracy(model: nn.Module, tokenizer, items: list[dict]) -> float:
 
 def _asked(item: dict, tokenizer) -> tuple[list[int], int, list[int]]:
     """Ids up to where the options part, how many of them are the prompt, and the options' next tokens."""
+
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -98,6 +112,7 @@ def _asked(item: dict, tokenizer) -> tuple[list[int], int, list[int]]:
 
 
 # -- methods -------------------------------------------------------------------------------------------------
+
 
 def trained(folder: Path, model: str, method: str, lr: float, steps: int, seed: int):
     """The program after the method's steps, what it trained, and the seconds that training took."""
@@ -168,7 +183,7 @@ def main() -> None:
         model = f'gguf("{gguf}")'
     seeds = [int(seed) for seed in args.seeds.split(",")]
     train, tests = (questions(args.data, args.task, part) for part in ("train", "test"))
-    tests = tests[:args.rows]
+    tests = tests[: args.rows]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in train[:4000][:-KEPT]))
@@ -176,9 +191,10 @@ def main() -> None:
 
 
 def report(folder: Path, model: str, train: list, tests: list, args, seeds: list[int]) -> None:
-    print(f"{args.task} on {model.partition('(')[0]}, {len(tests)} test rows, {args.seconds:g} s of training each, seeds {seeds}")
-    print("| method | trained parameters | accuracy | lr | steps (rows) | seconds a step |\n"
-          "|---|---|---|---|---|---|")
+    print(
+        f"{args.task} on {model.partition('(')[0]}, {len(tests)} test rows, {args.seconds:g} s of training each, seeds {seeds}"
+    )
+    print("| method | trained parameters | accuracy | lr | steps (rows) | seconds a step |\n|---|---|---|---|---|---|")
     _, _, _, origin = first = trained(folder, model, "LoReFT, rank 4", 1e-3, 3, 99)
     base, tokenizer = origin.load().eval(), origin.tokenizer()
     print(f"| as it was | 0 | {accuracy(base, tokenizer, tests):.3f} | | 0 | |", flush=True)
@@ -200,7 +216,10 @@ def report(folder: Path, model: str, train: list, tests: list, args, seeds: list
             program, count, took, _ = trained(folder, model, method, lr, steps, seed)
             scores.append(accuracy(program.model, tokenizer, tests))
         mean, spread = statistics.mean(scores), f" ({min(scores):.3f} .. {max(scores):.3f})" if len(scores) > 1 else ""
-        print(f"| {method} | {count:,} | {mean:.3f}{spread} | {lr:g} | {steps} ({8 * steps}) | {took / steps:.2f} |", flush=True)
+        print(
+            f"| {method} | {count:,} | {mean:.3f}{spread} | {lr:g} | {steps} ({8 * steps}) | {took / steps:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -62,15 +62,23 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     print(f"\n{title}")
     for row in [head, *rows]:
-        print("  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  "
+            + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        )
 
 
 def child(code: str, *args: str, cwd: Path | None = None) -> tuple[str, float, float, int]:
     """(stdout, wall seconds, CPU seconds, peak bytes) of Python code in a fresh process."""
     tail = "\nimport resource, sys\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code + tail, *args], capture_output=True, text=True, cwd=cwd,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code + tail, *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-2000:]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -96,23 +104,38 @@ start = time.perf_counter(); program.skeleton; found = time.perf_counter() - sta
 print(json.dumps([min(times), sorted(times)[2], found]))
 """
     best, middle, found = json.loads(child(capture)[0])
-    table("check and capture, one thread", ["", "best", "median"], [
-        ["effc check quickstart, CPU s", f"{runs[0]:.2f}", f"{runs[2]:.2f}"],
-        ["capture SmolLM2's structure, s", f"{best:.2f}", f"{middle:.2f}"],
-        ["discover it, s", f"{found:.2f}", ""]])
+    table(
+        "check and capture, one thread",
+        ["", "best", "median"],
+        [
+            ["effc check quickstart, CPU s", f"{runs[0]:.2f}", f"{runs[2]:.2f}"],
+            ["capture SmolLM2's structure, s", f"{best:.2f}", f"{middle:.2f}"],
+            ["discover it, s", f"{found:.2f}", ""],
+        ],
+    )
 
 
 def plans() -> None:
     rows = []
     for name, (hidden, layers, heads, kv, mlp, vocab, tied) in LLAMAS.items():
         with tempfile.TemporaryDirectory() as folder:
-            config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden,
-                      "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
-                      "intermediate_size": mlp, "vocab_size": vocab, "tie_word_embeddings": tied}
+            config = {
+                "model_type": "llama",
+                "architectures": ["LlamaForCausalLM"],
+                "hidden_size": hidden,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": kv,
+                "intermediate_size": mlp,
+                "vocab_size": vocab,
+                "tie_word_embeddings": tied,
+            }
             Path(folder, "config.json").write_text(json.dumps(config))
             Path(folder, "lean.effspec").write_text(PLAN.format(layers=layers // 8))
-            code = ("import sys; from effc.compiler.cli import main; "
-                    "assert main(['plan', 'lean.effspec', '--cache-dir', 'cache']) == 0")
+            code = (
+                "import sys; from effc.compiler.cli import main; "
+                "assert main(['plan', 'lean.effspec', '--cache-dir', 'cache']) == 0"
+            )
             said, wall, _, peak = child(code, cwd=Path(folder))
             size = next(line for line in said.splitlines() if "parameters" in line).split(", ")[1]
             rows.append([name, size, f"{wall:.1f}", f"{peak / 2**20:.0f}"])
@@ -130,7 +153,9 @@ def prune(again: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, step in STEPS.items():
             recipe = Path(folder, f"{name}.effspec")
-            recipe.write_text(PRUNE.format(gguf=gguf, zoo=ROOT / "recipes/zoo/tiny-llama", root=ROOT, step=step, name=name))
+            recipe.write_text(
+                PRUNE.format(gguf=gguf, zoo=ROOT / "recipes/zoo/tiny-llama", root=ROOT, step=step, name=name)
+            )
             events = []
             options = {"cache_dir": Path(folder, "cache"), "threads": 1, "tell": events.append}
             (result,) = effc.compile(recipe, folder, **options)
@@ -139,17 +164,31 @@ def prune(again: bool) -> None:
             seconds = " + ".join(f"{e.seconds:.0f}" for e in ended)
             peak = max(e.peak_bytes for e in ended) / 2**20
             values = {m.metric: m for m in artifact.manifest.measures}
-            rows.append([name, seconds, f"{peak:.0f}", *(
-                f"{values[m].original:.4g} > {values[m].compiled:.4g}" for m in ("perplexity(kjv)", "perplexity(readme)")),
-                *(f"{values[m].ratio:.3f}" for m in ("params", "bytes", "prefill.p50", "decode.p50"))])
+            rows.append(
+                [
+                    name,
+                    seconds,
+                    f"{peak:.0f}",
+                    *(
+                        f"{values[m].original:.4g} > {values[m].compiled:.4g}"
+                        for m in ("perplexity(kjv)", "perplexity(readme)")
+                    ),
+                    *(f"{values[m].ratio:.3f}" for m in ("params", "bytes", "prefill.p50", "decode.p50")),
+                ]
+            )
             if again:
                 started = time.perf_counter()
                 effc.compile(recipe, folder, force=True, **options)
                 second = time.perf_counter() - started
-                print(f"{name}: a second compile takes {second:.0f} s in place of {result.seconds:.0f} s: the step's "
-                      f"{ended[0].seconds:.0f} s are kept, the artifact is written, verified and measured again")
-    table("SmolLM2-135M, one thread; ratios to the original, models taking turns", [
-        "", "step + emit s", "peak MiB", "ppl KJV", "ppl README", "params", "bytes", "prefill", "decode"], rows)
+                print(
+                    f"{name}: a second compile takes {second:.0f} s in place of {result.seconds:.0f} s: the step's "
+                    f"{ended[0].seconds:.0f} s are kept, the artifact is written, verified and measured again"
+                )
+    table(
+        "SmolLM2-135M, one thread; ratios to the original, models taking turns",
+        ["", "step + emit s", "peak MiB", "ppl KJV", "ppl README", "params", "bytes", "prefill", "decode"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ def models(dtype: torch.dtype) -> dict[str, nn.Module]:
     torch.manual_seed(SEED)
     shared = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": 256}
     one = MambaModel(MambaConfig(state_size=16, **shared))
-    two = Mamba2Model(Mamba2Config(num_heads=24, head_dim=64, n_groups=1, state_size=128, chunk_size=256,
-                                   **shared))
+    two = Mamba2Model(Mamba2Config(num_heads=24, head_dim=64, n_groups=1, state_size=128, chunk_size=256, **shared))
     return {"mamba": one.to(dtype).eval(), "mamba2": two.to(dtype).eval()}
 
 
@@ -51,6 +50,7 @@ def projections(model: nn.Module, length: int) -> Callable[[], None]:
     def run() -> None:
         for module in linear:
             module(given[module.in_features])
+
     return run
 
 
@@ -79,8 +79,7 @@ def prefill(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     for name, (plain, quick) in pairs.items():
         for length in LENGTHS:
             ids = torch.randint(0, 255, (1, length))
-            calls = {"projections": projections(plain, length),
-                     "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
+            calls = {"projections": projections(plain, length), "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
             if length == LENGTHS[0]:
                 calls["transformers"] = lambda m=plain, x=ids: m(x, use_cache=False)
             line(f"{name}, {length} tokens", race(calls, rounds), "projections")
@@ -91,9 +90,11 @@ def decode(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     ids = torch.randint(0, 255, (1, 17))
     for name, (plain, quick) in pairs.items():
         caches = {m: m(ids[:, :16], use_cache=True).cache for m in (plain, quick)}
-        calls = {"effc": lambda m=quick, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
-                 "transformers": lambda m=plain, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
-                 "projections": projections(plain, 1)}
+        calls = {
+            "effc": lambda m=quick, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
+            "transformers": lambda m=plain, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
+            "projections": projections(plain, 1),
+        }
         line(f"{name}, 1 token", race(calls, 10 * rounds), "effc")
 
 
@@ -110,11 +111,16 @@ def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
         for count in LONG:
             hidden = torch.randn(1, count, WIDTH).to(dtype)
             more = _besides(lambda m=mixer, x=hidden: m(x))
-            calls = {"mixer": lambda m=mixer, x=hidden: m(x),
-                     "scan": _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype))}
+            calls = {
+                "mixer": lambda m=mixer, x=hidden: m(x),
+                "scan": _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype)),
+            }
             (whole, own), faults = race(calls, max(1, rounds // 2)).values(), _faults(calls["scan"])
-            print(f"{name}, {count:>6} tokens   mixer {whole / count * 1e6:7.2f} us/token, {max(0.0, more):.0f} MB   "
-                  f"convolution and scan {own / count * 1e6:6.2f} us/token, {faults} page faults", flush=True)
+            print(
+                f"{name}, {count:>6} tokens   mixer {whole / count * 1e6:7.2f} us/token, {max(0.0, more):.0f} MB   "
+                f"convolution and scan {own / count * 1e6:6.2f} us/token, {faults} page faults",
+                flush=True,
+            )
 
 
 def _faults(call: Callable[[], object]) -> int:
@@ -125,7 +131,7 @@ def _faults(call: Callable[[], object]) -> int:
 
 def _besides(call: Callable[[], torch.Tensor]) -> float:
     """MB that a call had at its peak beside what was there before and what it returns; told by Linux alone."""
-    Path("/proc/self/clear_refs").write_text("5")              # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _peak()
     result = call()
     return (_peak() - before - result.nbytes) / 2**20
@@ -146,13 +152,16 @@ def _scan(name: str, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
             own = ops.causal_conv(x.mT, weight, None, None, None, True)
             return ops.selective_scan(own, x.mT, a, states, states, None, x.mT, None, True, None, None)[0]
+
         return run
     heads, states = torch.randn(1, x.shape[1], 24).to(dtype), torch.randn(1, x.shape[1], 1, 128).to(dtype)
 
     def run_heads() -> torch.Tensor:
         own = ops.causal_conv(x.mT, weight, None, None, None, True).mT.unflatten(2, (24, 64))
-        return ops.ssd_scan(own, heads, -torch.ones(24), states, states, None, None, True, 0.0, float("inf"), None,
-                            None)[0]
+        return ops.ssd_scan(
+            own, heads, -torch.ones(24), states, states, None, None, True, 0.0, float("inf"), None, None
+        )[0]
+
     return run_heads
 
 
@@ -164,17 +173,23 @@ def main() -> None:
     flags.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
     flags.add_argument("--rounds", type=int, default=7)
     flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--clock", default="wall", choices=["wall", "cpu"],
-                       help="cpu: seconds that this process ran, where other work shares the cores")
+    flags.add_argument(
+        "--clock",
+        default="wall",
+        choices=["wall", "cpu"],
+        help="cpu: seconds that this process ran, where other work shares the cores",
+    )
     flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     chosen = flags.parse_args()
     torch.set_num_threads(chosen.threads)
     chosen_clock.append(chosen.clock)
     transformers.utils.logging.set_verbosity_error()
-    print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; torch "
-          f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.why()}; {chosen.threads} "
-          f"threads; {chosen.clock} clock; {chosen.dtype}; "
-          f"width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.why()}; {chosen.threads} "
+        f"threads; {chosen.clock} clock; {chosen.dtype}; "
+        f"width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}"
+    )
     with torch.inference_mode():
         plain = models(getattr(torch, chosen.dtype))
         pairs = {name: (model, copy.deepcopy(model)) for name, model in plain.items()}

@@ -36,7 +36,7 @@ WIDTHS = {
     "smollm2": {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536},
     "1b": {"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192},
 }
-LAYERS = {"1B": 16, "8B": 32, "70B": 80}      # of Llamas
+LAYERS = {"1B": 16, "8B": 32, "70B": 80}  # of Llamas
 
 
 def searched(widths: str, layers: int, tokens: int, search: str, share: float) -> dict[str, float]:
@@ -44,19 +44,35 @@ def searched(widths: str, layers: int, tokens: int, search: str, share: float) -
         folder = Path(name)
         from transformers import LlamaConfig
 
-        LlamaConfig(num_hidden_layers=layers, vocab_size=1024, tie_word_embeddings=True,
-                    architectures=["LlamaForCausalLM"], **WIDTHS[widths]).save_pretrained(folder)
-        (folder / "lean.effspec").write_text(RECIPE.format(
-            rows=tokens // 128, group=WIDTHS[widths]["intermediate_size"] // 6 // 64 * 64, share=f"{100 * share:g}",
-            search=search, more=SPLIT if search == "exact" else ""))
+        LlamaConfig(
+            num_hidden_layers=layers,
+            vocab_size=1024,
+            tie_word_embeddings=True,
+            architectures=["LlamaForCausalLM"],
+            **WIDTHS[widths],
+        ).save_pretrained(folder)
+        (folder / "lean.effspec").write_text(
+            RECIPE.format(
+                rows=tokens // 128,
+                group=WIDTHS[widths]["intermediate_size"] // 6 // 64 * 64,
+                share=f"{100 * share:g}",
+                search=search,
+                more=SPLIT if search == "exact" else "",
+            )
+        )
         opened, said = session(folder / "lean.effspec", cache_dir=folder / "cache", threads=1), {}
         opened.settings.tell = lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         (plan,) = plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
         started = time.perf_counter()
         build.step(plan.stages[0])
-        return {"cuts": sum(name.startswith("cut ") for name in said), "run": said["layer forwards"],
-                "whole": said[WHOLE], "kept": said["layer outputs kept"], "seconds": time.perf_counter() - started}
+        return {
+            "cuts": sum(name.startswith("cut ") for name in said),
+            "run": said["layer forwards"],
+            "whole": said[WHOLE],
+            "kept": said["layer outputs kept"],
+            "seconds": time.perf_counter() - started,
+        }
 
 
 def extrapolated(share: float = 0.2, each: float = 0.004, tokens: int = 2048, own: int = 8192) -> None:
@@ -71,8 +87,10 @@ def extrapolated(share: float = 0.2, each: float = 0.004, tokens: int = 2048, ow
         half = (layers + 1) / 2
         exact, whole = cuts * 3 * layers * half, cuts * 3 * layers * layers
         racing = 2 * own / tokens * layers + 4 * layers * half + cuts * 2.5 * half
-        print(f"  {name:>4}  L {layers:>3}  whole {whole:>9,}  exact {exact:>11,.0f} ({exact / whole:.0%})  "
-              f"racing {racing:>9,.0f} ({racing / whole:.0%})")
+        print(
+            f"  {name:>4}  L {layers:>3}  whole {whole:>9,}  exact {exact:>11,.0f} ({exact / whole:.0%})  "
+            f"racing {racing:>9,.0f} ({racing / whole:.0%})"
+        )
 
 
 def main() -> None:
@@ -85,15 +103,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, seed 0, widths {options.widths}")
-    print(f"{'':8} {'layers':>6} {'tokens':>6} {'cuts':>5} {'layer forwards':>14} {'of whole':>8} {'per cut':>8} "
-          f"{'kept MiB':>8} {'seconds':>8} {'peak GiB':>8}")
+    print(
+        f"{'':8} {'layers':>6} {'tokens':>6} {'cuts':>5} {'layer forwards':>14} {'of whole':>8} {'per cut':>8} "
+        f"{'kept MiB':>8} {'seconds':>8} {'peak GiB':>8}"
+    )
     for search in options.searches:
         for layers in options.layers:
             for tokens in options.tokens:
                 r = searched(options.widths, layers, tokens, search, options.share)
-                print(f"{search:8} {layers:>6} {tokens:>6} {r['cuts']:>5} {r['run']:>14,.0f} "
-                      f"{r['run'] / r['whole']:>8.1%} {r['run'] / r['cuts']:>8,.1f} {r['kept'] / 2**20:>8.1f} "
-                      f"{r['seconds']:>8.1f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:>8.2f}", flush=True)
+                print(
+                    f"{search:8} {layers:>6} {tokens:>6} {r['cuts']:>5} {r['run']:>14,.0f} "
+                    f"{r['run'] / r['whole']:>8.1%} {r['run'] / r['cuts']:>8,.1f} {r['kept'] / 2**20:>8.1f} "
+                    f"{r['seconds']:>8.1f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:>8.2f}",
+                    flush=True,
+                )
     extrapolated()
 
 

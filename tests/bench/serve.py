@@ -42,8 +42,14 @@ def served(model: str, threads: int):
 
 async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> list[float]:
     """Times at which text came, the first one that of the request; the last entry is the number of tokens."""
-    body = {"model": "model", "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True,
-            "stream_options": {"include_usage": True}}
+    body = {
+        "model": "model",
+        "prompt": prompt,
+        "max_tokens": new,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     times, count = [time.perf_counter()], 0
     async with client.stream("POST", "/completions", json=body) as answer:
         answer.raise_for_status()
@@ -56,7 +62,7 @@ async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> list[float]:
 
 
 def prompts(count: int, words: int, start: int = 0) -> list[str]:
-    return [" ".join(TEXT[(start + i) * 997 % 20_000:][:words]) for i in range(count)]
+    return [" ".join(TEXT[(start + i) * 997 % 20_000 :][:words]) for i in range(count)]
 
 
 async def at_once(url: str, count: int, words: int, new: int, start: int) -> dict[str, float]:
@@ -73,8 +79,7 @@ async def stalls(url: str, words: int, long: int, new: int) -> tuple[float, floa
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         waits = []
         for more in ([], prompts(1, long, 91)):
-            running = [asyncio.create_task(ask(client, prompt, new))
-                       for prompt in prompts(4, words, 50 + len(more))]
+            running = [asyncio.create_task(ask(client, prompt, new)) for prompt in prompts(4, words, 50 + len(more))]
             await asyncio.sleep(0.5)
             await asyncio.gather(*(ask(client, prompt, 1) for prompt in more))
             found = await asyncio.gather(*running)
@@ -106,8 +111,7 @@ def engine(model: str, threads: int, counts: list[int], words: int, new: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16])
@@ -120,22 +124,27 @@ def main() -> None:
     alone = engine(given.model, given.threads, given.at_once, given.words, given.new)
     rows: dict[int, list[dict[str, float]]] = {count: [] for count in given.at_once}
     with served(given.model, given.threads) as url:
-        asyncio.run(at_once(url, 1, given.words, 4, 99))                       # warm
+        asyncio.run(at_once(url, 1, given.words, 4, 99))  # warm
         for turn in range(given.rounds):
             for count in given.at_once:
                 rows[count].append(asyncio.run(at_once(url, count, given.words, given.new, 16 * turn)))
         long, plain = asyncio.run(stalls(url, given.words, given.long, 4 * given.new))
-    print(f"{given.model}, {given.threads} threads, {given.words} words in, {given.new} tokens out, medians "
-          f"of {given.rounds} rounds\n")
+    print(
+        f"{given.model}, {given.threads} threads, {given.words} words in, {given.new} tokens out, medians "
+        f"of {given.rounds} rounds\n"
+    )
     print("at once   tokens/s   engine   first token   last one's first")
-    best = {count: {name: median(row[name] for row in found) for name in found[0]}
-            for count, found in rows.items()}
+    best = {count: {name: median(row[name] for row in found) for name in found[0]} for count, found in rows.items()}
     for count, row in best.items():
         beside = f"{alone[count]:8.1f}" if alone else "       -"
-        print(f"{count:7}   {row['tokens_per_second']:8.1f} {beside}   {row['first'] * 1e3:8.0f} ms"
-              f"   {row['last_first'] * 1e3:13.0f} ms")
-    print(f"\nlongest wait between tokens of four answers: {long * 1e3:.0f} ms while {given.long} words come "
-          f"in, {plain * 1e3:.0f} ms otherwise")
+        print(
+            f"{count:7}   {row['tokens_per_second']:8.1f} {beside}   {row['first'] * 1e3:8.0f} ms"
+            f"   {row['last_first'] * 1e3:13.0f} ms"
+        )
+    print(
+        f"\nlongest wait between tokens of four answers: {long * 1e3:.0f} ms while {given.long} words come "
+        f"in, {plain * 1e3:.0f} ms otherwise"
+    )
     if given.json:
         given.json.write_text(json.dumps({"served": best, "engine": alone, "waits": [long, plain]}, indent=2))
 

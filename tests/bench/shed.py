@@ -29,8 +29,10 @@ STEPS = {
     "blocks": [f"shed.blocks(remove: {n}, {SCORED})" for n in (1, 2, 3, 5)],
     "heads": [f"shed.heads(keep: {k}% of heads, {SCORED})" for k in (90, 75, 50)],
     "states": [f"shed.state(keep: {k}% of states, {SCORED})" for k in (75, 50, 25)],
-    "all kinds": [f"shed.multi(remove: {what}, {SCORED})" for what in (
-        "5% of params", "10% of params", "20% of params", "20% of flops", "8")],
+    "all kinds": [
+        f"shed.multi(remove: {what}, {SCORED})"
+        for what in ("5% of params", "10% of params", "20% of params", "20% of flops", "8")
+    ],
 }
 SHARES = {"prefill": (0.9, 0.75, 0.6, 0.5), "params": (0.95, 0.9, 0.8, 0.7)}
 RECIPE = """effspec 1
@@ -49,13 +51,13 @@ emit lean {{ hf("lean", form: compact) }}
 class Point:
     kind: str
     step: str
-    params: float               # shares of the original's
+    params: float  # shares of the original's
     prefill: float
     decode: float
     perplexity: float
     healed: float | None
     seconds: float
-    forwards: float             # of layers that the search ran, and that whole models would have taken
+    forwards: float  # of layers that the search ran, and that whole models would have taken
     naive: float
 
 
@@ -65,7 +67,11 @@ def build_of(folder: Path, model: str, step: str, heal: int):
     from effc.compiler.store.cache import Cache
 
     recipe = folder / "shed.effspec"
-    fit = f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4, distill: 50%)\n" if heal else ""
+    fit = (
+        f"  fit = tune.heal(data: calib, steps: {heal}, batch: 8, method: full, lr: 2e-4, distill: 50%)\n"
+        if heal
+        else ""
+    )
     recipe.write_text(RECIPE.format(model=model, texts=TEXTS, step=step, heal=fit))
     session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
     (plan,) = api.plans(session)
@@ -110,23 +116,35 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     build = build_of(folder, model, step, heal)
     told: dict[str, float] = {}
     build.ctx.settings.tell = lambda event: told.update(
-        {event.name: event.value} if isinstance(event, Recorded) else {})
+        {event.name: event.value} if isinstance(event, Recorded) else {}
+    )
     started = time.perf_counter()
     build.step(build.plan.stages[0])
     seconds = time.perf_counter() - started
     program = build.reach(build.plan.stages[0].key).program
     quicken(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
-    prefill, decode = (share_of_time(build.ctx.metric(ref), original, program.model) for ref in (
-        MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50")))
+    prefill, decode = (
+        share_of_time(build.ctx.metric(ref), original, program.model)
+        for ref in (MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50"))
+    )
     shed = perplexity(program.model, build.ctx)
     healed = None
     if heal:
         build.step(build.plan.stages[1])
         healed = perplexity(build.reach(build.plan.stages[1].key).program.model, build.ctx)
-    return Point(kind, step, size, prefill, decode, shed, healed, seconds,
-                 told.get("layer forwards", math.nan),
-                 told.get("layer forwards, were every candidate scored by the whole model", math.nan))
+    return Point(
+        kind,
+        step,
+        size,
+        prefill,
+        decode,
+        shed,
+        healed,
+        seconds,
+        told.get("layer forwards", math.nan),
+        told.get("layer forwards, were every candidate scored by the whole model", math.nan),
+    )
 
 
 def plotted(points: list[Point], base: float, width: int = 60, height: int = 14) -> str:
@@ -146,8 +164,14 @@ def plotted(points: list[Point], base: float, width: int = 60, height: int = 14)
         put(p.prefill, p.perplexity, marks[p.kind])
     lines = [f"  {base * (top / base) ** ((height - i) / height):8.1f} |" + "".join(row) for i, row in enumerate(grid)]
     legend = "  ".join(f"{mark} {kind}" for kind, mark in marks.items() if any(p.kind == kind for p in points))
-    return "\n".join([*lines, f"  {'':8} +{'-' * width}", f"  {'':9}{low:.0%}{'of the prefill time':^{width - 8}}100%",
-                      f"  {legend}"])
+    return "\n".join(
+        [
+            *lines,
+            f"  {'':8} +{'-' * width}",
+            f"  {'':9}{low:.0%}{'of the prefill time':^{width - 8}}100%",
+            f"  {legend}",
+        ]
+    )
 
 
 def at_equal(points: list[Point], base: float, axis: str, shares: tuple[float, ...]) -> str:
@@ -162,8 +186,12 @@ def at_equal(points: list[Point], base: float, axis: str, shares: tuple[float, .
 
 
 def _read(points: list[Point], base: float, axis: str, share: float) -> str:
-    known = sorted([(1.0, math.log(base), math.log(base)), *(
-        (getattr(p, axis), math.log(p.perplexity), math.log(p.healed or math.nan)) for p in points)])
+    known = sorted(
+        [
+            (1.0, math.log(base), math.log(base)),
+            *((getattr(p, axis), math.log(p.perplexity), math.log(p.healed or math.nan)) for p in points),
+        ]
+    )
     for low, high in itertools.pairwise(known):
         if low[0] <= share <= high[0] and low[0] < high[0]:
             part = (share - low[0]) / (high[0] - low[0])
@@ -191,14 +219,27 @@ def main() -> None:
             quicken(original)
             base, points = perplexity(original, build.ctx), []
             print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")
-            print(line.format("step", "params", "prefill", "decode", "perplexity", "healed", "s", "forwards", "of naive"))
+            print(
+                line.format("step", "params", "prefill", "decode", "perplexity", "healed", "s", "forwards", "of naive")
+            )
             for kind in args.kinds:
                 for step in STEPS[kind]:
                     p = measured(Path(folder), model, kind, step, args.heal, original)
                     points.append(p)
-                    print(line.format(step.replace(f", {SCORED}", ""), f"{p.params:.1%}", f"{p.prefill:.0%}",
-                                      f"{p.decode:.0%}", f"{p.perplexity:.2f}", f"{p.healed:.2f}" if p.healed else "",
-                                      f"{p.seconds:.0f}", f"{p.forwards:.0f}", f"{p.forwards / p.naive:.0%}"), flush=True)
+                    print(
+                        line.format(
+                            step.replace(f", {SCORED}", ""),
+                            f"{p.params:.1%}",
+                            f"{p.prefill:.0%}",
+                            f"{p.decode:.0%}",
+                            f"{p.perplexity:.2f}",
+                            f"{p.healed:.2f}" if p.healed else "",
+                            f"{p.seconds:.0f}",
+                            f"{p.forwards:.0f}",
+                            f"{p.forwards / p.naive:.0%}",
+                        ),
+                        flush=True,
+                    )
             print(plotted(points, base))
             for axis, shares in SHARES.items():
                 print(at_equal(points, base, axis, shares))

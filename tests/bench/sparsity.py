@@ -26,7 +26,7 @@ WORDS = {
     "admm": "sparsify.admm({0}, data: calib)",
     "admm, searched": "sparsify.admm({0}, data: calib, allocation: searched)",
 }
-PATTERNS = {"any": 'sparsity: 50% of weights', "2:4": 'sparsity: 50% of weights, pattern: "2:4"'}
+PATTERNS = {"any": "sparsity: 50% of weights", "2:4": 'sparsity: 50% of weights, pattern: "2:4"'}
 RECIPE = """effspec 1
 model base    = {model}
 data  calib   = text("{texts}/calib.txt", samples: {samples}, length: 256, seed: 7)
@@ -99,8 +99,10 @@ def main() -> None:
             seconds = time.perf_counter() - started
             program = build.reach(stage.key).program
             zeros = next(note["sparsity"] for note in program.notes if "sparsity" in note)
-            print(line.format(word, pattern, f"{zeros:.1%}", f"{perplexity(program, build.ctx):.2f}",
-                              f"{seconds:.0f}"), flush=True)
+            print(
+                line.format(word, pattern, f"{zeros:.1%}", f"{perplexity(program, build.ctx):.2f}", f"{seconds:.0f}"),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -50,8 +50,14 @@ def process(tmp_path):
     """Run as a user would: a fresh process, its output piped."""
 
     def run(*args: object, cwd: Path = tmp_path, timeout: float = 120, **env: str) -> Run:
-        done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, args)], cwd=cwd, timeout=timeout,
-                              env={**os.environ, **env}, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *map(str, args)],
+            cwd=cwd,
+            timeout=timeout,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+        )
         return Run(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -60,8 +66,9 @@ def process(tmp_path):
 def recipe_text(steps: str, expect: str = "", model: str = 'zoo("tiny-llama")', name: str = "small") -> str:
     texts = zoo()["tiny-llama"]
     sizes = {"calib": "samples: 2, length: 32", "heldout": "samples: 4, length: 64"}
-    data = "\n".join(f'data {d} = text("{texts / d}.txt", {size}, seed: 7)' for d, size in sizes.items()
-                     if f"{d})" in steps + expect)
+    data = "\n".join(
+        f'data {d} = text("{texts / d}.txt", {size}, seed: 7)' for d, size in sizes.items() if f"{d})" in steps + expect
+    )
     return f'''effspec 1
 """A recipe of the tests."""
 
@@ -81,8 +88,12 @@ emit {name} {{ hf("{name}") }}
 def write(tmp_path):
     """Write a recipe into the test's folder; its path relative to that folder."""
 
-    def put(steps: str = "  thin = prune.channels(keep: 75% of channels, align: 32)", expect: str = "",
-            file: str = "r.effspec", **more: str) -> Path:
+    def put(
+        steps: str = "  thin = prune.channels(keep: 75% of channels, align: 32)",
+        expect: str = "",
+        file: str = "r.effspec",
+        **more: str,
+    ) -> Path:
         (tmp_path / file).write_text(recipe_text(steps, expect, **more), encoding="utf-8")
         return Path(file)
 
@@ -97,6 +108,11 @@ def compiled(tmp_path_factory):
     steps = "  thin = prune.channels(keep: 75% of channels, align: 32)"
     (folder / "r.effspec").write_text(recipe_text(steps, expect), encoding="utf-8")
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--events", "events.jsonl"],
-                          cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--events", "events.jsonl"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     return folder, Run(done.returncode, done.stdout, done.stderr)

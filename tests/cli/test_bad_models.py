@@ -22,10 +22,12 @@ pipeline small(base) {
 }
 emit small { hf("small", form: compact) }
 """
-PLACES = {"model": '  --> r.effspec:2:14\n   2 | model base = hf("./model")\n     |              ^^^^^^^^^^^^^\n',
-          "data": '  --> r.effspec:3:14\n   3 | data  rows = text("rows.txt", samples: 4, length: 32)\n'
-                  "     |              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n",
-          "step": "  --> r.effspec:5:10\n   5 |   slim = prune.channels("}
+PLACES = {
+    "model": '  --> r.effspec:2:14\n   2 | model base = hf("./model")\n     |              ^^^^^^^^^^^^^\n',
+    "data": '  --> r.effspec:3:14\n   3 | data  rows = text("rows.txt", samples: 4, length: 32)\n'
+    "     |              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n",
+    "step": "  --> r.effspec:5:10\n   5 |   slim = prune.channels(",
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,49 +96,167 @@ def guzzled(folder: Path) -> None:
 UP = "model.layers.0.mlp.up_proj.weight"
 CUSTOM = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
 BAD = {
-    "no weights": (lambda f: weights(f).unlink(), 5, "model", "no-model",
-                   "there is no model.safetensors in model", "fetch the weights"),
-    "no config": (lambda f: (f / "model" / "config.json").unlink(), 5, "model", "no-model",
-                  "there is no config.json in model", "take a folder that `save_pretrained` wrote"),
-    "half a config": (lambda f: halved(f / "model" / "config.json"), 5, "model", "bad-config",
-                      "model/config.json is not JSON: it breaks at line ", "fetch the file again"),
-    "cut weights": (lambda f: halved(weights(f)), 5, "model", "damaged-weights",
-                    "model.safetensors is cut: its tensors need 95488 bytes, ", "fetch the file again"),
-    "weights of nothing": (lambda f: weights(f).write_bytes(b""), 5, "model", "damaged-weights",
-                           "model.safetensors is cut: 0 bytes", "fetch the file again"),
+    "no weights": (
+        lambda f: weights(f).unlink(),
+        5,
+        "model",
+        "no-model",
+        "there is no model.safetensors in model",
+        "fetch the weights",
+    ),
+    "no config": (
+        lambda f: (f / "model" / "config.json").unlink(),
+        5,
+        "model",
+        "no-model",
+        "there is no config.json in model",
+        "take a folder that `save_pretrained` wrote",
+    ),
+    "half a config": (
+        lambda f: halved(f / "model" / "config.json"),
+        5,
+        "model",
+        "bad-config",
+        "model/config.json is not JSON: it breaks at line ",
+        "fetch the file again",
+    ),
+    "cut weights": (
+        lambda f: halved(weights(f)),
+        5,
+        "model",
+        "damaged-weights",
+        "model.safetensors is cut: its tensors need 95488 bytes, ",
+        "fetch the file again",
+    ),
+    "weights of nothing": (
+        lambda f: weights(f).write_bytes(b""),
+        5,
+        "model",
+        "damaged-weights",
+        "model.safetensors is cut: 0 bytes",
+        "fetch the file again",
+    ),
     "a shard missing": (sharded, 5, "model", "missing-shard", "1 of 1 shards are not there", "fetch them into"),
-    "weights of another width": (lambda f: reconfigured(f, intermediate_size=64), 5, "model", "other-weights",
-                                 "is 32 x 48 in the weights and 32 x 64 by the config, and 5 more",
-                                 "take config.json from the same revision"),
-    "weights of fewer layers": (lambda f: reconfigured(f, num_hidden_layers=3), 5, "model", "other-weights",
-                                "the weights have no `model.layers.2.input_layernorm.weight`, and 8 more",
-                                "take the config they were saved with"),
-    "a pickle": (pickled, 5, "model", "pickle-weights", "the weights are only there as pytorch_model.bin",
-                 "take a revision with model.safetensors"),
-    "code of its own": (lambda f: reconfigured(f, **CUSTOM), 5, "model", "remote-code",
-                        "`mine` runs code that came with the model", "add --trust-remote-code"),
-    "a type unheard of": (lambda f: reconfigured(f, model_type="llamma"), 5, "model", "unknown-architecture",
-                          "does not know the model type `llamma`", "nearest is `llama`"),
-    "NaN in the weights": (lambda f: revalued(f, UP, float("nan")), 5, "model", "not-finite",
-                           f"`{UP}` holds 1 value NaN or infinite", "take another revision"),
-    "infinity in the weights": (lambda f: revalued(f, UP, float("-inf")), 5, "model", "not-finite",
-                                f"`{UP}` holds 1 value NaN or infinite", "take another revision"),
-    "scores that are NaN": (lambda f: revalued(f, "model.norm.weight", 3e38), 1, "step", "no-finite-score",
-                            "of NaN or infinity", "score on other data"),
-    "half a tokenizer": (lambda f: halved(f / "model" / "tokenizer.json"), 5, "model", "bad-tokenizer",
-                         "the tokenizer files in model can't be read", "fetch them again"),
-    "a short text": (lambda f: (f / "rows.txt").write_text("And it"), 3, "data", "too-short",
-                     "6 tokens make 0 of 4 rows of 32 tokens", "give 124 tokens of text\n"),
-    "a text for one row": (lambda f: (f / "rows.txt").write_text("And it came to pass. " * 3), 3, "data",
-                           "too-short", "63 tokens make 2 of 4 rows", "`samples: 2`"),
-    "an empty text": (lambda f: (f / "rows.txt").write_text(""), 3, "data", "too-short", "0 tokens make 0 of 4",
-                      "give 124 tokens of text"),
-    "no text": (lambda f: (f / "rows.txt").rename(f / "row.txt"), 3, "data", "no-file",
-                "there is no file rows.txt", "did you mean `row.txt`?"),
-    "a text in Latin-1": (lambda f: (f / "rows.txt").write_bytes("café ".encode("latin1") * 99), 3, "data",
-                          "not-utf8", "rows.txt is not UTF-8 at byte 3 (0xe9)", "iconv -f latin1 -t utf-8 rows.txt"),
-    "a text in UTF-16": (lambda f: (f / "rows.txt").write_bytes(("And it " * 99).encode("utf-16")), 3, "data",
-                         "not-utf8", "rows.txt is not UTF-8 at byte 0 (0xff)", "iconv -f utf-16"),
+    "weights of another width": (
+        lambda f: reconfigured(f, intermediate_size=64),
+        5,
+        "model",
+        "other-weights",
+        "is 32 x 48 in the weights and 32 x 64 by the config, and 5 more",
+        "take config.json from the same revision",
+    ),
+    "weights of fewer layers": (
+        lambda f: reconfigured(f, num_hidden_layers=3),
+        5,
+        "model",
+        "other-weights",
+        "the weights have no `model.layers.2.input_layernorm.weight`, and 8 more",
+        "take the config they were saved with",
+    ),
+    "a pickle": (
+        pickled,
+        5,
+        "model",
+        "pickle-weights",
+        "the weights are only there as pytorch_model.bin",
+        "take a revision with model.safetensors",
+    ),
+    "code of its own": (
+        lambda f: reconfigured(f, **CUSTOM),
+        5,
+        "model",
+        "remote-code",
+        "`mine` runs code that came with the model",
+        "add --trust-remote-code",
+    ),
+    "a type unheard of": (
+        lambda f: reconfigured(f, model_type="llamma"),
+        5,
+        "model",
+        "unknown-architecture",
+        "does not know the model type `llamma`",
+        "nearest is `llama`",
+    ),
+    "NaN in the weights": (
+        lambda f: revalued(f, UP, float("nan")),
+        5,
+        "model",
+        "not-finite",
+        f"`{UP}` holds 1 value NaN or infinite",
+        "take another revision",
+    ),
+    "infinity in the weights": (
+        lambda f: revalued(f, UP, float("-inf")),
+        5,
+        "model",
+        "not-finite",
+        f"`{UP}` holds 1 value NaN or infinite",
+        "take another revision",
+    ),
+    "scores that are NaN": (
+        lambda f: revalued(f, "model.norm.weight", 3e38),
+        1,
+        "step",
+        "no-finite-score",
+        "of NaN or infinity",
+        "score on other data",
+    ),
+    "half a tokenizer": (
+        lambda f: halved(f / "model" / "tokenizer.json"),
+        5,
+        "model",
+        "bad-tokenizer",
+        "the tokenizer files in model can't be read",
+        "fetch them again",
+    ),
+    "a short text": (
+        lambda f: (f / "rows.txt").write_text("And it"),
+        3,
+        "data",
+        "too-short",
+        "6 tokens make 0 of 4 rows of 32 tokens",
+        "give 124 tokens of text\n",
+    ),
+    "a text for one row": (
+        lambda f: (f / "rows.txt").write_text("And it came to pass. " * 3),
+        3,
+        "data",
+        "too-short",
+        "63 tokens make 2 of 4 rows",
+        "`samples: 2`",
+    ),
+    "an empty text": (
+        lambda f: (f / "rows.txt").write_text(""),
+        3,
+        "data",
+        "too-short",
+        "0 tokens make 0 of 4",
+        "give 124 tokens of text",
+    ),
+    "no text": (
+        lambda f: (f / "rows.txt").rename(f / "row.txt"),
+        3,
+        "data",
+        "no-file",
+        "there is no file rows.txt",
+        "did you mean `row.txt`?",
+    ),
+    "a text in Latin-1": (
+        lambda f: (f / "rows.txt").write_bytes("café ".encode("latin1") * 99),
+        3,
+        "data",
+        "not-utf8",
+        "rows.txt is not UTF-8 at byte 3 (0xe9)",
+        "iconv -f latin1 -t utf-8 rows.txt",
+    ),
+    "a text in UTF-16": (
+        lambda f: (f / "rows.txt").write_bytes(("And it " * 99).encode("utf-16")),
+        3,
+        "data",
+        "not-utf8",
+        "rows.txt is not UTF-8 at byte 0 (0xff)",
+        "iconv -f utf-16",
+    ),
 }
 
 
@@ -185,8 +305,9 @@ def test_a_result_that_computes_no_numbers_is_not_emitted(effc, here):
     (here / "r.effspec").write_text(RECIPE.replace(", score: perplexity(rows)", ""))
     run = effc("compile", "r.effspec", "--no-progress")
     assert run.code == 1
-    assert run.err.startswith("error[not-a-number]: the result computes NaN or infinity for ordinary tokens\n"
-                              "  --> r.effspec:7:14\n")
+    assert run.err.startswith(
+        "error[not-a-number]: the result computes NaN or infinity for ordinary tokens\n  --> r.effspec:7:14\n"
+    )
     assert "Traceback" not in run.err and not (here / "out" / "small").exists()
 
 
@@ -200,7 +321,8 @@ def test_an_artifact_edited_by_hand_does_not_run(effc, here):
         (here / "r.effspec").write_text(RECIPE + "expect small { params <= 0.99 * base }\n")
         run = effc(*verb, "--no-progress") if verb[0] == "run" else effc(*verb, "--recipe", "r.effspec")
         assert run.code == 5 and run.err.splitlines()[0].endswith(
-            "out/small/compact/model.safetensors has other content than when it was written"), run.err
+            "out/small/compact/model.safetensors has other content than when it was written"
+        ), run.err
         assert "error[artifact-edited]" in run.err and "compile again" in run.err
 
 
@@ -253,8 +375,13 @@ def in_small_disk(here: Path, size: str, *args: str) -> subprocess.CompletedProc
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount.format("1m")], cwd=here, capture_output=True).returncode:
         pytest.skip("no disk can be mounted here")
     command = f'{mount.format(size)} && "$0" -c "$1" {" ".join(args)}; code=$?; find small -type f; exit $code'
-    return subprocess.run(["unshare", "-rm", "sh", "-c", command, sys.executable, SCRIPT], cwd=here,
-                          capture_output=True, text=True, env={**os.environ})
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command, sys.executable, SCRIPT],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+    )
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare here")

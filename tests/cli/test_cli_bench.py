@@ -32,14 +32,26 @@ def test_the_json_answer_holds_samples_machine_and_targets(effc):
 
 
 def test_with_gate_missed_targets_are_a_missed_expectation(effc):
-    run = effc("bench", "kernels", "--only", "gemv", "--shape", "1x1", "--seconds", "0.01", "--gate", "--format", "json")
+    run = effc(
+        "bench", "kernels", "--only", "gemv", "--shape", "1x1", "--seconds", "0.01", "--gate", "--format", "json"
+    )
     found = json.loads(run.out)
     assert (run.code, found["status"]) == ((4, "error") if any(not t["met"] for t in found["targets"]) else (0, "ok"))
     assert run.code == 4, "one weight can't be read at memory's speed"
 
 
-@pytest.mark.parametrize("args", [("--only", "gemm"), ("--seconds", "0"), ("--shape", "12"), ("--shape", "0x9"),
-                                  ("--shape", "axb"), ("--shape", "9999999x9"), ("--threads", "0")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--only", "gemm"),
+        ("--seconds", "0"),
+        ("--shape", "12"),
+        ("--shape", "0x9"),
+        ("--shape", "axb"),
+        ("--shape", "9999999x9"),
+        ("--threads", "0"),
+    ],
+)
 def test_what_it_does_not_know_is_a_usage_error(effc, args):
     assert effc("bench", "kernels", *args).code == 2
 
@@ -62,10 +74,11 @@ def test_more_threads_than_processors_run(effc):
 
 def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
     order = []
-    contenders = [Contender(name, [lambda name=name, i=i: order.append((name, i)) for i in range(3)])
-                  for name in ("a", "b")]
+    contenders = [
+        Contender(name, [lambda name=name, i=i: order.append((name, i)) for i in range(3)]) for name in ("a", "b")
+    ]
     race(contenders, 0.001)
-    after = order[2:]                                                        # the first call of each warms up
+    after = order[2:]  # the first call of each warms up
     assert [name for name, _ in after[:8]] == ["b", "a", "a", "b", "b", "a", "a", "b"]
     assert [copy for name, copy in after if name == "a"][:5] == [0, 1, 2, 0, 1]
     assert all(len(c.kept) + len(c.thrown) == len(after) // 2 for c in contenders)

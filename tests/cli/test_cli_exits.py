@@ -33,18 +33,21 @@ def test_the_help_lists_every_exit_code(effc):
         assert f"\n  {code:>3}  " in run.out
 
 
-@pytest.mark.parametrize(("error", "slug", "code"), [
-    (ValueError("odd"), "internal", 1),
-    (AssertionError(), "internal", 1),
-    (KeyboardInterrupt(), "interrupted", 130),
-    (MemoryError(), "no-memory", 6),
-    (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "no-memory", 6),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "no-memory", 6),
-    (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no-space", 6),
-    (RuntimeError("I/O error: No space left on device (os error 28)"), "no-space", 6),
-    (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "no-access", 5),
-    (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "no-access", 5),
-])
+@pytest.mark.parametrize(
+    ("error", "slug", "code"),
+    [
+        (ValueError("odd"), "internal", 1),
+        (AssertionError(), "internal", 1),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (MemoryError(), "no-memory", 6),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "no-memory", 6),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "no-memory", 6),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no-space", 6),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no-space", 6),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "no-access", 5),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "no-access", 5),
+    ],
+)
 def test_an_exception_becomes_a_diagnostic_with_its_code(error, slug, code):
     assert ends_with(error) == (slug, code)
 
@@ -57,16 +60,22 @@ def test_a_reject_ends_with_the_code_of_its_first_error(name):
     assert code_of([later]) == 0
 
 
-@pytest.mark.parametrize(("args", "err"), [
-    (("chek",), "error[usage]: unknown verb `chek`\nhelp: did you mean `check`, `cache`?\n"),
-    (("check",), "error[usage]: missing argument `RECIPE...`\nhelp: `effc check --help` lists what it takes\n"),
-    (("check", "r", "--fromat", "json"), "error[usage]: unknown option --fromat\nhelp: did you mean --format?\n"),
-    (("check", "r", "--format", "md"), "error[usage]: `--format md` is not known here: text, json, github\n"
-                                       "help: `effc --help` lists what it takes\n"),
-    (("check", "r", "--max-memory", "3flops"), "`3flops` is no size: write a number and a unit"),
-    (("check", "r", "--set", "keep"), "`--set` takes NAME=VALUE, such as --set keep=80%"),
-    (("inspect", "zoo:tiny-llama", "--format", "dot"), "`--format dot` draws one layer: add --graph UNIT"),
-])
+@pytest.mark.parametrize(
+    ("args", "err"),
+    [
+        (("chek",), "error[usage]: unknown verb `chek`\nhelp: did you mean `check`, `cache`?\n"),
+        (("check",), "error[usage]: missing argument `RECIPE...`\nhelp: `effc check --help` lists what it takes\n"),
+        (("check", "r", "--fromat", "json"), "error[usage]: unknown option --fromat\nhelp: did you mean --format?\n"),
+        (
+            ("check", "r", "--format", "md"),
+            "error[usage]: `--format md` is not known here: text, json, github\n"
+            "help: `effc --help` lists what it takes\n",
+        ),
+        (("check", "r", "--max-memory", "3flops"), "`3flops` is no size: write a number and a unit"),
+        (("check", "r", "--set", "keep"), "`--set` takes NAME=VALUE, such as --set keep=80%"),
+        (("inspect", "zoo:tiny-llama", "--format", "dot"), "`--format dot` draws one layer: add --graph UNIT"),
+    ],
+)
 def test_a_wrong_flag_or_argument_is_exit_2_in_the_same_style(effc, args, err):
     run = effc(*args)
     assert (run.code, run.out) == (2, "") and err in run.err
@@ -82,7 +91,7 @@ def test_a_usage_error_is_json_where_json_was_asked_for(effc):
 
 def test_a_traceback_is_shown_only_with_debug(effc, write):
     recipe = write()
-    events = ("--events", ".")              # a folder: opening it breaks inside the command
+    events = ("--events", ".")  # a folder: opening it breaks inside the command
     quiet, loud = effc("compile", recipe, *events), effc("compile", recipe, *events, "--debug")
     assert quiet.code == loud.code == 5
     assert "Traceback" not in quiet.err and "is a directory" in quiet.err
@@ -92,15 +101,19 @@ def test_a_traceback_is_shown_only_with_debug(effc, write):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_exit_6(process, write):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", SCRIPT, "passes"], stdout=full, stderr=subprocess.PIPE,
-                              text=True)
+        done = subprocess.run([sys.executable, "-c", SCRIPT, "passes"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 6
     assert done.stderr == "error[no-space]: the disk is full\nhelp: `effc cache gc` frees what is no longer used\n"
 
 
 def test_a_reader_that_leaves_is_no_error():
-    done = subprocess.run(f"{sys.executable} -c '{SCRIPT}' passes --all | head -n 1; exit ${{PIPESTATUS[0]}}",
-                          shell=True, executable="/bin/bash", capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} -c '{SCRIPT}' passes --all | head -n 1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -110,10 +123,12 @@ def test_a_package_outside_its_range_is_exit_5_before_work_starts(process, write
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.1\n")
     run = process("compile", write(), PYTHONPATH=str(tmp_path / "site"))
     assert (run.code, run.out) == (5, "")
-    assert run.err == ("error[package-version]: transformers 4.57.1 is installed, effc needs >=5.24,<6\n"
-                       'help: pip install "transformers>=5.24,<6"\n')
+    assert run.err == (
+        "error[package-version]: transformers 4.57.1 is installed, effc needs >=5.24,<6\n"
+        'help: pip install "transformers>=5.24,<6"\n'
+    )
     doctor = process("doctor", PYTHONPATH=str(tmp_path / "site"))
-    told = " ".join(doctor.out.split())                  # the columns are as wide as the longest of what is installed
+    told = " ".join(doctor.out.split())  # the columns are as wide as the longest of what is installed
     assert doctor.code == 5 and "missing transformers 4.57.1, needs >=5.24,<6" in told
 
 
@@ -122,7 +137,10 @@ def test_a_device_that_is_not_here_is_refused_before_work(effc, write, verb):
     place = "zoo:tiny-llama" if verb in ("run", "inspect") else write()
     unknown, missing = effc(verb, place, "--device", "abacus"), effc(verb, place, "--device", "cuda:99")
     assert (unknown.code, unknown.out) == (2, "") and "torch knows no device `abacus`" in unknown.err
-    assert (missing.code, missing.out) == (5, "") and "error[device-missing]: there is no device `cuda:99`" in missing.err
+    assert (missing.code, missing.out) == (
+        5,
+        "",
+    ) and "error[device-missing]: there is no device `cuda:99`" in missing.err
 
 
 @pytest.mark.parametrize("flag", [("--offline",), ()])
@@ -135,8 +153,13 @@ def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
 def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_path, number):
     recipe = write("  slim = prune.blocks(remove: 9, score: perplexity(heldout))", file=f"{number}.effspec")
     events = tmp_path / "events.jsonl"
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT, "compile", str(recipe), "--events", str(events)],
-                             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "compile", str(recipe), "--events", str(events)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not (events.exists() and "Ticked" in events.read_text()):
         assert child.poll() is None and time.monotonic() < deadline, "the compile did not begin to score"
@@ -145,7 +168,8 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_pa
     scored = events.read_text().count("Ticked")
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert err.endswith("note[interrupted]: stopped; nothing is half written, and compile goes on where it was "
-                        "stopped\n")
-    assert events.read_text().count("Ticked") <= scored + 2          # what was being scored, and no more
+    assert err.endswith(
+        "note[interrupted]: stopped; nothing is half written, and compile goes on where it was stopped\n"
+    )
+    assert events.read_text().count("Ticked") <= scored + 2  # what was being scored, and no more
     assert not (tmp_path / "out").exists()

@@ -52,7 +52,7 @@ def test_an_output_folder_that_is_none_is_refused_before_work(effc, write, tmp_p
     run = effc("compile", write())
     assert (run.code, run.out) == (5, "") and "thin" not in run.err.split("\n")[0]
     assert run.err.startswith("error[output-unwritable]: out: it is a file, not a folder\n  --> r.effspec:")
-    assert "prune.channels  -" not in run.err                  # no stage was run
+    assert "prune.channels  -" not in run.err  # no stage was run
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -112,8 +112,10 @@ def test_what_a_person_should_know_of_a_model_is_told_before_work(effc, write, t
 
 
 def test_offline_holds_for_the_libraries_too():
-    code = ("from effc.compiler.cli import main; main(['passes', '--offline']); "
-            "from huggingface_hub import constants; print(constants.is_offline_mode())")
+    code = (
+        "from effc.compiler.cli import main; main(['passes', '--offline']); "
+        "from huggingface_hub import constants; print(constants.is_offline_mode())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "True", done.stderr
 

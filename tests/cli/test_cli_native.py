@@ -39,8 +39,13 @@ def artifact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("native")
     (folder / "r.effspec").write_text(RECIPE.format(texts=zoo()["tiny-llama"]), encoding="utf-8")
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "cli-cache")}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--no-progress"], cwd=folder, env=env,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "compile", "r.effspec", "--no-progress"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     return folder / "out" / "cpu", Run(done.returncode, done.stdout, done.stderr)
 
 
@@ -70,9 +75,16 @@ def test_inspect_shows_the_steps_of_a_token_the_packed_weights_and_what_went(eff
     assert layer.code == 2 and "holds one plan for the whole model" in layer.err
 
 
-@pytest.mark.parametrize("harm", [lambda b: b["facts"].pop("class"), lambda b: b["facts"].update(params="many"),
-                                  lambda b: b["plan"].update(context="long"), lambda b: b["plan"].update(steps=3),
-                                  lambda b: b["plan"].pop("steps")])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda b: b["facts"].pop("class"),
+        lambda b: b["facts"].update(params="many"),
+        lambda b: b["plan"].update(context="long"),
+        lambda b: b["plan"].update(steps=3),
+        lambda b: b["plan"].pop("steps"),
+    ],
+)
 def test_inspect_refuses_a_plan_that_somebody_edited(effc, artifact, tmp_path, harm):
     place = tmp_path / "cpu"
     shutil.copytree(artifact[0], place)
@@ -123,9 +135,11 @@ def test_a_byte_that_changed_is_found_by_test_and_by_load(effc, artifact, tmp_pa
 def test_what_the_engine_can_not_run_is_refused_with_node_module_and_line(effc, tmp_path):
     config = tiny.config("bloom").to_dict() | {"architectures": ["BloomForCausalLM"], "dtype": "float32"}
     (tmp_path / "bloom.json").write_text(json.dumps(config, default=str))
-    (tmp_path / "r.effspec").write_text('effspec 1\n"""Refused."""\n\nmodel base = config("bloom.json", seed: 0)\n\n'
-                                        'pipeline lean(base) {\n  slim = prune.channels(keep: 75% of channels)\n}\n\n'
-                                        'emit lean { native("cpu") }\n')
+    (tmp_path / "r.effspec").write_text(
+        'effspec 1\n"""Refused."""\n\nmodel base = config("bloom.json", seed: 0)\n\n'
+        "pipeline lean(base) {\n  slim = prune.channels(keep: 75% of channels)\n}\n\n"
+        'emit lean { native("cpu") }\n'
+    )
     run = effc("compile", "r.effspec", "--no-progress")
     assert run.code == 5 and "error[cannot-run-natively]: node `" in run.err
     assert "self_attention (BloomAttention, modeling_bloom.py:" in run.err

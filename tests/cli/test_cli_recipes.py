@@ -16,8 +16,10 @@ from effc.compiler.words.library import shipped
 @pytest.fixture
 def sound(write):
     """A recipe of which there is nothing to say."""
-    return write("  slim = prune.blocks(remove: 1, score: perplexity(calib))",
-                 "expect small {\n  perplexity(heldout) <= 2 * base\n}\n")
+    return write(
+        "  slim = prune.blocks(remove: 1, score: perplexity(calib))",
+        "expect small {\n  perplexity(heldout) <= 2 * base\n}\n",
+    )
 
 
 def test_a_sound_recipe_is_one_line(effc, sound):
@@ -32,8 +34,10 @@ def test_several_recipes_are_named(effc, sound):
 
 
 def test_variants_of_a_matrix_are_counted(effc, write, tmp_path):
-    path = write("  slim = prune.blocks(remove: cut, score: perplexity(calib))",
-                 "expect small {\n  perplexity(heldout) <= 2 * base\n}\n")
+    path = write(
+        "  slim = prune.blocks(remove: cut, score: perplexity(calib))",
+        "expect small {\n  perplexity(heldout) <= 2 * base\n}\n",
+    )
     text = (tmp_path / path).read_text()
     text = text.replace("\nmodel base", "\nparam cut: int = 1\nmatrix cut: [1, 2, 3]\n\nmodel base", 1)
     (tmp_path / path).write_text(text)
@@ -44,9 +48,13 @@ def test_the_answer_as_json_is_one_object_on_stdout(effc, sound):
     run = effc("check", sound, "--format", "json")
     body = json.loads(run.out)
     assert run.err == "" and body == {
-        "schema_version": 1, "verb": "check", "status": "ok", "exit": 0, "diagnostics": [],
-        "recipes": [{"path": str(sound), "pipeline": "small", "steps": 1, "artifacts": 1, "bounds": 1,
-                     "variants": 1}]}
+        "schema_version": 1,
+        "verb": "check",
+        "status": "ok",
+        "exit": 0,
+        "diagnostics": [],
+        "recipes": [{"path": str(sound), "pipeline": "small", "steps": 1, "artifacts": 1, "bounds": 1, "variants": 1}],
+    }
 
 
 def test_all_mistakes_are_told_at_once_with_a_caret(effc, write):
@@ -82,14 +90,20 @@ def test_a_recipe_becomes_json_and_a_recipe_again(effc, sound, tmp_path):
     assert effc("fmt", "--to", "json", "r.json").out == tree.out
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    ("", "error[json-form]: this is no JSON: expecting value"),
-    ('{"format": 1,}', "  --> x.json:1:1"),        # from Python 3.13 on at the comma
-    ("[" * 100_000, "error[json-form]: `x.json` is nested too deep"),
-    ("[]", '`$` is a list, where an object with `"format": 1` is expected'),
-    ('{"format": 1, "statements": [{"node": "Step"}]}', "`$.statements[0]` is a node `Step`, where a statement is expected"),
-    ('{"format": 1, "edition": 9, "statements": []}', "this effc reads edition 1 of the language, not 9"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "error[json-form]: this is no JSON: expecting value"),
+        ('{"format": 1,}', "  --> x.json:1:1"),  # from Python 3.13 on at the comma
+        ("[" * 100_000, "error[json-form]: `x.json` is nested too deep"),
+        ("[]", '`$` is a list, where an object with `"format": 1` is expected'),
+        (
+            '{"format": 1, "statements": [{"node": "Step"}]}',
+            "`$.statements[0]` is a node `Step`, where a statement is expected",
+        ),
+        ('{"format": 1, "edition": 9, "statements": []}', "this effc reads edition 1 of the language, not 9"),
+    ],
+)
 def test_json_that_is_no_recipe_is_refused(effc, tmp_path, content, said):
     (tmp_path / "x.json").write_text(content)
     run = effc("fmt", "--to", "effspec", "x.json")
@@ -102,19 +116,22 @@ def test_fmt_prints_one_file_in_a_form_that_there_is(effc, sound):
         assert (run.code, run.out) == (2, "") and "`--to" in run.err
 
 
-@pytest.mark.parametrize(("content", "code", "said"), [
-    (None, 2, "error[no-recipe]: there is no file `x.effspec`"),
-    (b"", 3, "the file is empty"),
-    (b"effspec 9\n", 3, "this effc reads edition 1 of the language, not 9"),
-    (b"hello\n", 3, "the file does not start with `effspec 1`"),
-    (b"effspec 1\n", 3, "error[empty-recipe]"),
-    (bytes(range(256)) * 40, 3, "error[binary-recipe]: `x.effspec` is a binary file"),
-    (b"\n# a remark\n", 3, "the file is empty"),
-    (b"effspec 1\n\xff\xfe\n", 3, "error[not-utf-8]"),
-    (b"effspec 1\n" + b")c](0%0.}(0a.\"a%][(:aaa\n" * 5_000, 3, "error[not-opened]: `)` closes nothing"),
-    (b"effspec 1\n" + b"(x = [" * 170_000, 3, "error[recipe-too-large]"),
-    (b"effspec 1\n" + b"x = (" * 20_000, 3, "error["),
-])
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (None, 2, "error[no-recipe]: there is no file `x.effspec`"),
+        (b"", 3, "the file is empty"),
+        (b"effspec 9\n", 3, "this effc reads edition 1 of the language, not 9"),
+        (b"hello\n", 3, "the file does not start with `effspec 1`"),
+        (b"effspec 1\n", 3, "error[empty-recipe]"),
+        (bytes(range(256)) * 40, 3, "error[binary-recipe]: `x.effspec` is a binary file"),
+        (b"\n# a remark\n", 3, "the file is empty"),
+        (b"effspec 1\n\xff\xfe\n", 3, "error[not-utf-8]"),
+        (b"effspec 1\n" + b')c](0%0.}(0a."a%][(:aaa\n' * 5_000, 3, "error[not-opened]: `)` closes nothing"),
+        (b"effspec 1\n" + b"(x = [" * 170_000, 3, "error[recipe-too-large]"),
+        (b"effspec 1\n" + b"x = (" * 20_000, 3, "error["),
+    ],
+)
 @pytest.mark.parametrize("verb", ["check", "plan", "compile", "fmt"])
 def test_what_is_no_recipe_is_refused_in_a_sentence(effc, tmp_path, verb, content, code, said):
     if verb == "fmt" and content == b"effspec 1\n":
@@ -134,8 +151,9 @@ def test_what_can_not_be_read_is_one_mistake_not_several(effc, tmp_path, content
     assert run.code == 3 and run.err.count("error[") == 1 and "warning" not in run.err
 
 
-@pytest.mark.parametrize(("amount", "said"), [("remove: 99% of params", "out-of-reach"),
-                                              ("remove: 9% of params, group: 5000", "too-coarse")])
+@pytest.mark.parametrize(
+    ("amount", "said"), [("remove: 99% of params", "out-of-reach"), ("remove: 9% of params, group: 5000", "too-coarse")]
+)
 def test_what_only_the_plan_can_refuse_has_a_place_as_well(effc, write, amount, said):
     run = effc("plan", write(f"  slim = prune.multi({amount}, score: perplexity(calib))"))
     assert run.code == 3 and f"error[{said}]" in run.err
@@ -169,7 +187,9 @@ def test_a_recipe_that_the_system_does_not_hand_out_is_refused(effc):
     if not os.path.exists("/proc/self/mem"):
         pytest.skip("this system has no file that is there and gives an error")
     run = effc("check", "/proc/self/mem")
-    assert run.code == 2 and run.err.startswith("error[unreadable-recipe]: `/proc/self/mem` cannot be read: input/output")
+    assert run.code == 2 and run.err.startswith(
+        "error[unreadable-recipe]: `/proc/self/mem` cannot be read: input/output"
+    )
 
 
 @AS_USER
@@ -189,14 +209,17 @@ def test_fmt_says_where_it_may_not_write(effc, tmp_path):
     assert run.code == 5 and run.err.startswith("error[no-access]: no permission: ") and "closed" in run.err
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (None, "there is no params file `p.json`"),
-    (b"{", "the params file is no JSON"),
-    (b"[1]", "the params file holds no object"),
-    (b"\x00\x01", "`p.json` is a binary file"),
-    (b'{"keep": "caf\xe9"}', "byte 14 of `p.json` (line 1, column 14) is not UTF-8"),
-    (b'{"kep": "80%"}', "the recipe has no param `kep`"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no params file `p.json`"),
+        (b"{", "the params file is no JSON"),
+        (b"[1]", "the params file holds no object"),
+        (b"\x00\x01", "`p.json` is a binary file"),
+        (b'{"keep": "caf\xe9"}', "byte 14 of `p.json` (line 1, column 14) is not UTF-8"),
+        (b'{"kep": "80%"}', "the recipe has no param `kep`"),
+    ],
+)
 def test_a_params_file_that_is_none_is_a_mistake_of_the_command_line(effc, sound, tmp_path, content, said):
     if content is not None:
         (tmp_path / "p.json").write_bytes(content)
@@ -267,8 +290,10 @@ def test_a_fault_inside_a_module_shows_who_called_it(effc, write, tmp_path):
 
 
 def test_a_module_of_the_library_brings_texts_from_its_own_folder(effc, write, tmp_path):
-    path = write("  slim = prune.blocks(remove: 1, score: perplexity(text.calib))",
-                 "expect small {\n  perplexity(text.heldout) <= 3 * base\n}\n")
+    path = write(
+        "  slim = prune.blocks(remove: 1, score: perplexity(text.calib))",
+        "expect small {\n  perplexity(text.heldout) <= 3 * base\n}\n",
+    )
     (tmp_path / path).write_text((tmp_path / path).read_text().replace("model", "use std.text\nmodel", 1))
     assert effc("check", path).out == "ok: small: 1 step, 1 artifact, 1 bound\n"
     assert "slim = prune.blocks" in effc("plan", path).out
@@ -283,15 +308,26 @@ def test_colours_obey_the_flag_and_the_environment(effc, sound, monkeypatch):
     assert "\x1b" not in effc("check", sound).out
 
 
-@pytest.mark.parametrize("args", [
-    ("--help",), ("check", "--help"), ("check", "r.effspec"), ("fmt", "--check", "r.effspec"), ("passes",),
-    ("recipes",), ("explain", "prune.blocks")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--help",),
+        ("check", "--help"),
+        ("check", "r.effspec"),
+        ("fmt", "--check", "r.effspec"),
+        ("passes",),
+        ("recipes",),
+        ("explain", "prune.blocks"),
+    ],
+)
 def test_what_needs_no_torch_takes_less_than_half_a_second_of_cpu(write, tmp_path, args):
     write()
-    script = ("import sys; from effc.compiler.cli import main; code = main(sys.argv[1:]); "
-              "assert 'torch' not in sys.modules, 'torch'; assert 'transformers' not in sys.modules; sys.exit(0)")
+    script = (
+        "import sys; from effc.compiler.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules, 'torch'; assert 'transformers' not in sys.modules; sys.exit(0)"
+    )
     spent = []
-    for _ in range(3):          # the least of three: others share the processor's caches
+    for _ in range(3):  # the least of three: others share the processor's caches
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -313,8 +349,11 @@ def test_new_writes_a_recipe_that_checks(effc, tmp_path):
 def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
     shutil.copytree(zoo()["tiny-llama"], tmp_path / "models" / "mine")
     (tmp_path / "recipes").mkdir()
-    for out, name in (("a.effspec", "./models/mine"), ("recipes/b.effspec", "../models/mine"),
-                      ("models/mine/c.effspec", ".")):
+    for out, name in (
+        ("a.effspec", "./models/mine"),
+        ("recipes/b.effspec", "../models/mine"),
+        ("models/mine/c.effspec", "."),
+    ):
         assert effc("new", tmp_path / "models" / "mine", "-o", out).code == 0
         text = (tmp_path / out).read_text()
         assert f'model base = hf("{name}")' in text and str(tmp_path) not in text and 'hf("mine-small")' in text
@@ -337,7 +376,7 @@ def test_nothing_is_shown_of_a_file_outside_the_recipes_folder_that_is_no_recipe
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
     text = f'effspec 1\nuse "{"link" if link else "../secret"}" as p\nmodel base = zoo("tiny-llama")\n'
-    steps = "pipeline s(base) { thin = prune.channels(keep: 75% of channels) }\nemit s { hf(\"s\") }\n"
+    steps = 'pipeline s(base) { thin = prune.channels(keep: 75% of channels) }\nemit s { hf("s") }\n'
     (tmp_path / "inside" / "r.effspec").write_text(text + steps)
     run = effc("check", "inside/r.effspec")
     assert run.code == 3 and "error[foreign-module]" in run.err and "root" not in run.err

@@ -37,7 +37,11 @@ def test_a_signature_is_ed25519_of_the_hashes_as_another_library_user_would_chec
     Ed25519PublicKey.from_public_bytes(raw).verify(base64.b64decode(found["signature"]), statement(signed, "nightly"))
     lines = statement(signed).decode().splitlines()
     assert lines[0] == "effc artifact signature 1" and [line.split()[0] for line in lines[1:]] == [
-        "manifest.json", "measures.json", "sbom.json", "note"]
+        "manifest.json",
+        "measures.json",
+        "sbom.json",
+        "note",
+    ]
 
 
 def test_the_secret_key_is_its_owners_alone(keys):
@@ -80,7 +84,7 @@ def test_what_must_be_signed_and_is_not_is_not_used(effc, artifact, signed, keys
         run = effc(verb, str(folder), "--require-signature", key, *more)
         return run.code, run.err
 
-    if verb != "serve":                                     # which would go on for ever
+    if verb != "serve":  # which would go on for ever
         assert used(signed, keys[1])[0] == 0
     code, said = used(artifact, keys[1])
     assert code == 5 and "is not signed" in said
@@ -96,7 +100,7 @@ def test_a_change_of_any_file_but_the_card_breaks_the_signature_or_the_files_che
     for file in files:
         before = file.read_bytes()
         at = len(before) // 2
-        file.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1:])
+        file.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
         with pytest.raises(Reject):
             package.load(signed, signed_by=[keys[1]])
         file.write_bytes(before)
@@ -107,18 +111,35 @@ def test_one_of_several_keys_is_enough(signed, keys):
     package.load(signed, signed_by=[keys[2], keys[1]])
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("ed25519:AAAA", "has 3 bytes"), ("ed25519:!", "no base64"), ("rsa:AAAA", "no file that holds one"),
-    ("", "no file that holds one")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ed25519:AAAA", "has 3 bytes"),
+        ("ed25519:!", "no base64"),
+        ("rsa:AAAA", "no file that holds one"),
+        ("", "no file that holds one"),
+    ],
+)
 def test_what_is_no_public_key_is_refused_as_a_mistake_of_the_command_line(effc, signed, text, words):  # noqa: F811
     run = effc("sign", str(signed), "--verify-key", text)
     assert run.code == 2 and words in run.err
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"[]", b"{}", b'{"format": 2, "signatures": []}', b'{"format": 1, "signatures": [{}]}', b"\xff",
-    b'{"format": 1, "signatures": [{"key": 1, "signature": "", "note": ""}]}', b"[" * 60_000, b" " * 70_000,
-    b'{"format": 1, "signatures": [{"key": "ed25519:AAAA", "signature": "AAAA", "note": ""}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"format": 2, "signatures": []}',
+        b'{"format": 1, "signatures": [{}]}',
+        b"\xff",
+        b'{"format": 1, "signatures": [{"key": 1, "signature": "", "note": ""}]}',
+        b"[" * 60_000,
+        b" " * 70_000,
+        b'{"format": 1, "signatures": [{"key": "ed25519:AAAA", "signature": "AAAA", "note": ""}]}',
+    ],
+)
 def test_a_file_that_holds_no_signatures_is_no_signature(signed, keys, content):
     (signed / "signatures.json").write_bytes(content)
     with pytest.raises(Reject, match="holds no signatures"):

@@ -39,9 +39,16 @@ def build(folder: Path, seed: int = 0, count: int = 3, size: int = 1000) -> Mani
         place = folder / "model" / f"part-{i}.bin"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(random.Random(seed + i).randbytes(size))
-    return Manifest("hf", name="lean", effc="0.1.0", recipe={"text": "effspec 1\n", "params": {"keep": 0.8}},
-                    lock={"inputs": {'zoo("tiny")': "ab12"}}, measures=MEASURES, run={"created": str(time.time())},
-                    steps=({"name": "thin", "word": "prune.channels", "changes": ["mlp 96 -> 64"]},))
+    return Manifest(
+        "hf",
+        name="lean",
+        effc="0.1.0",
+        recipe={"text": "effspec 1\n", "params": {"keep": 0.8}},
+        lock={"inputs": {'zoo("tiny")': "ab12"}},
+        measures=MEASURES,
+        run={"created": str(time.time())},
+        steps=({"name": "thin", "word": "prune.channels", "changes": ["mlp 96 -> 64"]},),
+    )
 
 
 def whole(path: Path) -> bool:
@@ -54,6 +61,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 # -- what is written -----------------------------------------------------------------------------------------
+
 
 def test_a_written_artifact_is_whole_and_says_what_it_holds(tmp_path):
     written = write(tmp_path / "out" / "lean", build=build)
@@ -71,7 +79,7 @@ def test_the_hash_is_of_what_was_decided_not_of_what_was_measured(tmp_path):
     write(tmp_path / "b", build=lambda folder: build(folder).with_measures(measures=slower, run={"created": "later"}))
     write(tmp_path / "c", build=lambda folder: build(folder, seed=1))
     assert artifact_hash(tmp_path / "a") == artifact_hash(tmp_path / "b") != artifact_hash(tmp_path / "c")
-    assert read_manifest(tmp_path / "b").measures[0].compiled is None     # JSON has no nan
+    assert read_manifest(tmp_path / "b").measures[0].compiled is None  # JSON has no nan
 
 
 def test_the_card_may_be_edited(tmp_path):
@@ -81,30 +89,46 @@ def test_the_card_may_be_edited(tmp_path):
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\\/\0"), min_size=1, max_size=8)
-plain = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | names | st.floats(allow_nan=False,
-                     allow_infinity=False), lambda inner: st.lists(inner, max_size=3)
-                     | st.dictionaries(names, inner, max_size=3), max_leaves=6)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | names | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
 
 
-@given(recipe=st.dictionaries(names, plain, max_size=3), edits=plain, notes=st.lists(names, max_size=2),
-       files=st.dictionaries(names.filter(lambda n: n not in (".", "..")), st.integers(0, 10**12), max_size=3))
+@given(
+    recipe=st.dictionaries(names, plain, max_size=3),
+    edits=plain,
+    notes=st.lists(names, max_size=2),
+    files=st.dictionaries(names.filter(lambda n: n not in (".", "..")), st.integers(0, 10**12), max_size=3),
+)
 def test_a_manifest_survives_json(recipe, edits, notes, files):
-    manifest = Manifest("hf", recipe=recipe, edits=edits, notes=tuple(notes),
-                        files={name: (size, "0" * 64) for name, size in files.items()}, measures=MEASURES,
-                        expectations=(Expectation("params <= 2", 1.0, "2", "holds", 4),),
-                        checks=(Check("logits", 0.0, 1e-5),))
+    manifest = Manifest(
+        "hf",
+        recipe=recipe,
+        edits=edits,
+        notes=tuple(notes),
+        files={name: (size, "0" * 64) for name, size in files.items()},
+        measures=MEASURES,
+        expectations=(Expectation("params <= 2", 1.0, "2", "holds", 4),),
+        checks=(Check("logits", 0.0, 1e-5),),
+    )
     data, measured = json.loads(dump(manifest.to_json())), json.loads(dump(manifest.measures_json()))
     assert Manifest.from_json(data, measured) == manifest
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("spoil", "said"), [
-    (lambda a: (a / "model/part-1.bin").write_bytes(b"x" * 1000), "has other content"),
-    (lambda a: os.truncate(a / "model/part-1.bin", 999), "has 999 bytes, the manifest records 1000"),
-    (lambda a: (a / "model/part-1.bin").unlink(), "is missing"),
-    (lambda a: (a / "model/extra.py").write_text("evil"), "is not in the manifest"),
-])
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda a: (a / "model/part-1.bin").write_bytes(b"x" * 1000), "has other content"),
+        (lambda a: os.truncate(a / "model/part-1.bin", 999), "has 999 bytes, the manifest records 1000"),
+        (lambda a: (a / "model/part-1.bin").unlink(), "is missing"),
+        (lambda a: (a / "model/extra.py").write_text("evil"), "is not in the manifest"),
+    ],
+)
 def test_another_file_than_was_written_is_refused(tmp_path, spoil, said):
     write(tmp_path / "a", build=build)
     spoil(tmp_path / "a")
@@ -112,10 +136,18 @@ def test_another_file_than_was_written_is_refused(tmp_path, spoil, said):
     assert found.slug == "artifact-edited" and said in found.message
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ('{"format": 1', "artifact-broken"), ("[]", "artifact-broken"), ('{"format": true}', "artifact-broken"),
-    ('{"format": 1}', "artifact-broken"), ('{"format": 2}', "artifact-newer"), ("\xff", "artifact-broken"),
-    ("[" * 100_000, "artifact-broken")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"format": 1', "artifact-broken"),
+        ("[]", "artifact-broken"),
+        ('{"format": true}', "artifact-broken"),
+        ('{"format": 1}', "artifact-broken"),
+        ('{"format": 2}', "artifact-newer"),
+        ("\xff", "artifact-broken"),
+        ("[" * 100_000, "artifact-broken"),
+    ],
+)
 def test_a_manifest_that_no_effc_of_this_version_wrote_is_refused(tmp_path, text, expected):
     (tmp_path / NAME).write_bytes(text.encode("latin-1"))
     assert slug(lambda: read_manifest(tmp_path)) == expected
@@ -136,6 +168,7 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path):
 
 
 # -- where it goes -------------------------------------------------------------------------------------------
+
 
 def test_what_is_there_stays_unless_force_is_given(tmp_path):
     write(tmp_path / "a", build=build)
@@ -175,7 +208,7 @@ def test_a_build_that_fails_leaves_the_old_artifact_and_nothing_else(tmp_path):
 
 
 def test_a_place_that_can_not_be_written_is_an_environment_matter(tmp_path):
-    (tmp_path / "file").write_text("in the way")       # holds for root, too
+    (tmp_path / "file").write_text("in the way")  # holds for root, too
     reject = refused(lambda: write(tmp_path / "file" / "out" / "a", build=build))
     assert reject.diagnostics[0].slug == "output-unwritable" and reject.exit == EXITS["environment"]
 
@@ -229,6 +262,7 @@ def run(program: str, *args) -> subprocess.CompletedProcess:
 
 # -- killed --------------------------------------------------------------------------------------------------
 
+
 def killed_at(delay: float, path: Path, seed: int) -> None:
     """Write in a process that is killed after so many seconds."""
     process = os.fork()
@@ -261,7 +295,7 @@ def test_killed_at_any_moment_a_new_artifact_is_whole_or_absent(tmp_path):
         killed_at(0.002 * turn, place, seed=turn)
         assert not place.exists() or whole(place)
         for draft in tmp_path.glob(".a*"):
-            if (draft / "manifest.json").is_file():       # killed behind the last write, before the rename
+            if (draft / "manifest.json").is_file():  # killed behind the last write, before the rename
                 assert whole(draft)
             else:
                 assert slug(lambda d=draft: verify_files(d)) == "no-artifact"
@@ -281,13 +315,18 @@ def test_a_draft_of_a_living_process_is_left_alone(tmp_path):
 
 # -- compared ------------------------------------------------------------------------------------------------
 
+
 def test_diff_tells_shapes_measures_and_recipe(tmp_path):
     def shaped(rows: int, text: str):
         def make(folder: Path) -> Manifest:
             (folder / "model").mkdir()
-            write_safetensors(folder / "model/model.safetensors", {"w": {
-                "dtype": "F32", "shape": [rows, 2], "data_offsets": [0, rows * 8]}}, bytes(rows * 8))
+            write_safetensors(
+                folder / "model/model.safetensors",
+                {"w": {"dtype": "F32", "shape": [rows, 2], "data_offsets": [0, rows * 8]}},
+                bytes(rows * 8),
+            )
             return Manifest("hf", recipe={"text": text}, measures=(Measure("params", "", 20, rows * 2),))
+
         return make
 
     write(tmp_path / "a", build=shaped(10, "keep: 100%\n"))
@@ -300,7 +339,9 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
 
 
 def test_manifests_fingerprints_and_diffs_need_no_torch():
-    done = run("import sys\nfrom effc.compiler.machine import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"
-               "facts = fingerprint.machine()\nassert facts['cpu'] and facts['cpus'] >= 1, facts\n"
-               "print('torch' in sys.modules)")
+    done = run(
+        "import sys\nfrom effc.compiler.machine import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"
+        "facts = fingerprint.machine()\nassert facts['cpu'] and facts['cpus'] >= 1, facts\n"
+        "print('torch' in sys.modules)"
+    )
     assert done.stdout.strip() == "False", done.stderr

@@ -24,7 +24,9 @@ def sources(kind: str, name: str) -> set[str]:
 def test_a_change_in_discovery_keeps_a_measured_perplexity_and_one_in_the_forward_over_rows_does_not():
     for name in ("perplexity", "divergence", "agreement", "choice", "decode.p50"):
         found = sources("metric", name)
-        assert not any(file.startswith(("compiler/discovery/", "compiler/search/", "compiler/capture/")) for file in found)
+        assert not any(
+            file.startswith(("compiler/discovery/", "compiler/search/", "compiler/capture/")) for file in found
+        )
     assert "compiler/rows/forward.py" in sources("metric", "perplexity")
 
 
@@ -48,13 +50,16 @@ def test_only_imports_that_run_are_followed(tmp_path):
     (tmp_path / "pack" / "word.py").write_text(
         "from typing import TYPE_CHECKING\nfrom . import top\n"
         "if TYPE_CHECKING:\n    from .types_only import T\nelse:\n    from .other import T\n"
-        "def run():\n    from .lazy import go\n    go()\n")
+        "def run():\n    from .lazy import go\n    go()\n"
+    )
     assert [file.stem for file in closure(tmp_path / "pack" / "word.py")] == ["lazy", "other", "top", "word"]
 
 
 def test_a_change_in_a_file_that_runs_is_another_key_and_one_in_a_file_for_types_is_not(tmp_path):
     word, runs, typed = (tmp_path / f"{name}.py" for name in ("word", "runs", "typed"))
-    word.write_text("from typing import TYPE_CHECKING\nfrom .runs import go\nif TYPE_CHECKING:\n    from .typed import T\n")
+    word.write_text(
+        "from typing import TYPE_CHECKING\nfrom .runs import go\nif TYPE_CHECKING:\n    from .typed import T\n"
+    )
 
     def key() -> str:
         fingerprint.cache_clear()

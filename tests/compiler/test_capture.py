@@ -50,15 +50,17 @@ def test_experts_states_and_encoders_are_captured_exactly_too(name):
 def test_bound_units_decode_with_what_they_are_given_and_run_without_it(name):
     model = tiny.model(name)
     models = model, bind(capture(copy.deepcopy(model)))
-    given = {k: v for k, v in tokens(100, 1, 6, 0).items() if k != "position_ids"}   # rwkv decodes single rows only
+    given = {k: v for k, v in tokens(100, 1, 6, 0).items() if k != "position_ids"}  # rwkv decodes single rows only
     made = [m.generate(**given, max_new_tokens=6, min_new_tokens=6) for m in models]
     assert torch.equal(*made)
     assert torch.equal(*(m(**given, use_cache=False).logits for m in models))
 
 
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"},
-                                 {"do_sample": True, "top_k": 8}],
-                         ids=["greedy", "beams", "static", "sampled"])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"do_sample": True, "top_k": 8}],
+    ids=["greedy", "beams", "static", "sampled"],
+)
 def test_bound_units_generate_the_same_tokens_from_a_left_padded_batch(pair, how):
     given = {k: v for k, v in tokens(100, 2, 6, 2).items() if k != "position_ids"}
     made = []
@@ -83,7 +85,7 @@ def test_training_with_checkpointing_gives_the_same_gradients(name):
     for m in models:
         m.train()
         m.gradient_checkpointing_enable({"use_reentrant": False})
-        torch.manual_seed(0)     # several of them drop
+        torch.manual_seed(0)  # several of them drop
         ids, mask = given["input_ids"], given["attention_mask"]
         m(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
     for a, b in zip(*(m.parameters() for m in models), strict=True):
@@ -128,11 +130,18 @@ def test_a_layer_that_differs_in_one_attribute_has_its_own_graph():
     assert compare(model, bind(program)) == 0.0
 
 
-@pytest.mark.parametrize("decide", [
-    lambda self: [1.0, 2.0, 3.0][self.layer_idx], lambda self: 2.0 if self.layer_idx == 1 else 1.0,
-    lambda self: 1.0 + self.layer_idx / 2, lambda self: {0: 1.0, 1: 2.0, 2: 3.0}[self.layer_idx],
-    lambda self: 1.0 if self.layer_idx else 2.0, lambda self: float(self.layer_idx)],
-    ids=["list", "equal", "reckon", "dict", "truth", "float"])
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda self: [1.0, 2.0, 3.0][self.layer_idx],
+        lambda self: 2.0 if self.layer_idx == 1 else 1.0,
+        lambda self: 1.0 + self.layer_idx / 2,
+        lambda self: {0: 1.0, 1: 2.0, 2: 3.0}[self.layer_idx],
+        lambda self: 1.0 if self.layer_idx else 2.0,
+        lambda self: float(self.layer_idx),
+    ],
+    ids=["list", "equal", "reckon", "dict", "truth", "float"],
+)
 def test_layers_that_decide_by_their_own_number_are_not_taken_for_equal(decide):
     model = tiny.model("llama")
     plain = type(model.model.layers[0].mlp)
@@ -140,6 +149,7 @@ def test_layers_that_decide_by_their_own_number_are_not_taken_for_equal(decide):
     class Numbered(plain):
         def forward(self, x):
             return super().forward(x) * decide(self)
+
     Numbered.__module__ = plain.__module__
     for i, layer in enumerate(model.model.layers):
         layer.mlp.__class__ = Numbered
@@ -157,8 +167,9 @@ def test_the_attention_backend_is_chosen_when_the_graph_runs(implementation):
     assert compare(model, bound) == 0.0
 
 
-@pytest.mark.parametrize("name", (*tiny.NAMES, "mixtral", "qwen3_moe", "gpt_oss", "jamba", "granitemoehybrid",
-                                  "qwen3_next"))
+@pytest.mark.parametrize(
+    "name", (*tiny.NAMES, "mixtral", "qwen3_moe", "gpt_oss", "jamba", "granitemoehybrid", "qwen3_next")
+)
 def test_the_meta_device_gives_the_same_programs(name):
     real = capture(tiny.model(name))
     with torch.device("meta"):
@@ -166,7 +177,7 @@ def test_the_meta_device_gives_the_same_programs(name):
     program = capture(empty)
     assert [unit.key for unit in program.units.values()] == [unit.key for unit in real.units.values()]
     assert program.flat.key == real.flat.key
-    assert program.skeleton == real.skeleton             # all that a plan reads
+    assert program.skeleton == real.skeleton  # all that a plan reads
 
 
 def test_literals_know_the_attribute_that_they_came_from():
@@ -190,13 +201,14 @@ def test_a_text_that_is_no_source_expression_is_refused(text):
 
 def test_notes_on_nodes_are_plain_data():
     def plain(value):
-        return isinstance(value, (int, str, type(None))) or (
-            isinstance(value, tuple) and all(map(plain, value)))
+        return isinstance(value, (int, str, type(None))) or (isinstance(value, tuple) and all(map(plain, value)))
+
     program = capture(tiny.model("qwen3"))
     nodes = [node for unit in (program.flat, *program.units.values()) for node in unit.graph.nodes]
     assert all(plain(value) for node in nodes for value in node.meta.values())
     assert {"attention", "rotary", "cache_update", "norm", "activation", "linear"} <= {
-        node.meta.get("role") for node in nodes}
+        node.meta.get("role") for node in nodes
+    }
 
 
 def test_no_activation_outlives_the_capture():
@@ -213,9 +225,11 @@ def test_no_activation_outlives_the_capture():
 def test_analyses_are_made_once_per_version():
     program = capture(tiny.model("llama"))
     made = []
+
     def count(program):
         made.append(program.version)
         return len(made)
+
     assert (program.analysis(count), program.analysis(count)) == (1, 1)
     program.changed()
     assert program.analysis(count) == 2
@@ -223,10 +237,15 @@ def test_analyses_are_made_once_per_version():
 
 def _state_of_the_world(model):
     files = [vars(f) for f in patches.modeling_files(model.modules(), type(model).__module__)]
-    configs = [{k: type(v) for k, v in vars(m.config).items()}
-               for m in model.modules() if "config" in vars(m)]
-    return ([dict(f) for f in files], configs, nn.Module.__call__, nn.Module.__getattr__, torch.arange,
-            [{k: type(v) for k, v in vars(m).items()} for m in model.modules()])
+    configs = [{k: type(v) for k, v in vars(m.config).items()} for m in model.modules() if "config" in vars(m)]
+    return (
+        [dict(f) for f in files],
+        configs,
+        nn.Module.__call__,
+        nn.Module.__getattr__,
+        torch.arange,
+        [{k: type(v) for k, v in vars(m).items()} for m in model.modules()],
+    )
 
 
 def test_everything_that_is_exchanged_while_tracing_is_put_back():
@@ -240,9 +259,11 @@ def test_everything_that_is_exchanged_while_tracing_is_put_back():
 def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
     model = tiny.model("llama")
     unlisted = model.model.layers[1].mlp
+
     class Broken(type(unlisted)):
         def forward(self, x):
             return super().forward(x).new_tensor(x.detach().numpy() * 0.5)
+
     Broken.__module__ = type(unlisted).__module__
     unlisted.__class__ = Broken
     program = capture(model)
@@ -254,8 +275,9 @@ def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
 def test_a_mixer_that_keeps_a_state_in_the_cache_is_a_leaf_and_can_be_looked_into():
     program = capture(tiny.model("mamba2"))
     assert list(program.opaque) == [f"backbone.layers.{i}.mixer" for i in range(3)]
-    assert [node.target for node in program.units["backbone.layers.0"].graph.nodes
-            if node.meta.get("role") == "ssm_scan"] == ["mixer"]
+    assert [
+        node.target for node in program.units["backbone.layers.0"].graph.nodes if node.meta.get("role") == "ssm_scan"
+    ] == ["mixer"]
     inside = capture_inside(program, "backbone.layers.0").graph
     assert {"ssm_scan", "ssm_conv", "linear"} <= {node.meta.get("role") for node in inside.nodes}
     assert "mixer.num_heads" in {source for node in inside.nodes for _, _, source in node.meta.get("ints", ())}
@@ -265,21 +287,27 @@ def test_a_mixer_that_keeps_a_state_in_the_cache_is_a_leaf_and_can_be_looked_int
 def test_layers_are_also_called_on_another_shape_and_in_a_decode_step(name):
     model = tiny.model(name)
     path = list(capture(model).units)[1]
-    first, other, step, plain = (call.free for call in [
-        record(model, sample(model)).first.popitem()[1], *other_calls(model, sample(model), [path])[path]])
+    first, other, step, plain = (
+        call.free
+        for call in [record(model, sample(model)).first.popitem()[1], *other_calls(model, sample(model), [path])[path]]
+    )
     assert list(first) == list(other) == list(step) and plain.keys() <= first.keys()
     shapes = [next(iter(free.values())).shape for free in (first, other, step)]
     assert shapes == [(2, 7, 64), (3, 11, 64), (2, 1, 64)]
 
 
-@pytest.mark.parametrize("forward", [
-    lambda self, x: sum(self.up(x[:, i:i + 1]) for i in range(x.shape[1])) + 0 * x,
-    lambda self, x: self.up(x) if x.shape[1] > 8 else self.up(x) * 2,
-    lambda self, x: self.up(x) if x.shape[1] > 1 else self.up(x) * 2,
-    lambda self, x: self.up(x) if x.sum() > 0 else self.up(x) * 2,
-    lambda self, x: self.up(x) * x.shape[0] if x.shape[0] % 2 else self.up(x),
-    lambda self, x: self.up(x) * (x.amax().item() > 0),
-], ids=["loop over length", "long", "decoding", "numbers", "batch", "item"])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: sum(self.up(x[:, i : i + 1]) for i in range(x.shape[1])) + 0 * x,
+        lambda self, x: self.up(x) if x.shape[1] > 8 else self.up(x) * 2,
+        lambda self, x: self.up(x) if x.shape[1] > 1 else self.up(x) * 2,
+        lambda self, x: self.up(x) if x.sum() > 0 else self.up(x) * 2,
+        lambda self, x: self.up(x) * x.shape[0] if x.shape[0] % 2 else self.up(x),
+        lambda self, x: self.up(x) * (x.amax().item() > 0),
+    ],
+    ids=["loop over length", "long", "decoding", "numbers", "batch", "item"],
+)
 def test_a_module_whose_operations_depend_on_sizes_or_numbers_becomes_a_leaf(forward):
     model = tiny.model("llama")
     old = model.model.layers[1].mlp
@@ -288,6 +316,7 @@ def test_a_module_whose_operations_depend_on_sizes_or_numbers_becomes_a_leaf(for
         def __init__(self):
             super().__init__()
             self.up = nn.Linear(64, 64)
+
     Fickle.forward = forward
     Fickle.__module__ = type(old).__module__
     model.model.layers[1].mlp = Fickle()
@@ -298,8 +327,15 @@ def test_a_module_whose_operations_depend_on_sizes_or_numbers_becomes_a_leaf(for
 
 
 def test_a_model_of_seventy_billion_is_one_program_and_no_memory():
-    config = tiny.config("llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
-                         num_attention_heads=64, num_key_value_heads=8, vocab_size=128256)
+    config = tiny.config(
+        "llama",
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     program = capture(model)
@@ -311,9 +347,11 @@ def test_a_model_of_seventy_billion_is_one_program_and_no_memory():
 def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
     model = tiny.model("llama")
     layer = model.model.layers[1]
+
     class Broken(type(layer)):
         def forward(self, hidden_states, **kwargs):
             return torch.from_numpy(super().forward(hidden_states, **kwargs).detach().numpy())
+
     Broken.__module__ = type(layer).__module__
     layer.__class__ = Broken
     with pytest.raises(Reject) as refused:

@@ -51,6 +51,7 @@ def lines(path, records) -> None:
 
 # -- text ----------------------------------------------------------------------------------------------------
 
+
 def test_rows_are_the_text_in_order_behind_the_start_token(ctx):
     made = rows(Text(path="a.txt", length=17), ctx)
     assert (made[:, 0] == ctx.tokenizer.bos_token_id).all()
@@ -154,10 +155,18 @@ def test_a_model_without_tokenizer(home, tmp_path):
 
 # -- rows and the model --------------------------------------------------------------------------------------
 
+
 def test_rows_must_fit_the_model(ctx):
-    ctx = worlds.context(ctx.folder, ctx.origin, {
-        "long": ("text", {"path": "a.txt", "length": 65}), "good": ("text", {"path": "a.txt", "length": 64}),
-        "high": ("tokens", {"path": "high.safetensors"}), "low": ("tokens", {"path": "low.safetensors"})})
+    ctx = worlds.context(
+        ctx.folder,
+        ctx.origin,
+        {
+            "long": ("text", {"path": "a.txt", "length": 65}),
+            "good": ("text", {"path": "a.txt", "length": 64}),
+            "high": ("tokens", {"path": "high.safetensors"}),
+            "low": ("tokens", {"path": "low.safetensors"}),
+        },
+    )
     save_file({"ids": torch.tensor([[1, worlds.VOCABULARY]])}, ctx.folder / "high.safetensors")
     save_file({"ids": torch.tensor([[1, -1]], dtype=torch.int32)}, ctx.folder / "low.safetensors")
     assert ctx.rows(DataRef("good")) is ctx.rows(DataRef("good"))
@@ -168,6 +177,7 @@ def test_rows_must_fit_the_model(ctx):
 
 # -- tokens, synthetic ---------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int16])
 def test_tokens_are_what_the_file_holds(ctx, dtype):
     ids = torch.arange(12, dtype=dtype).view(3, 4)
@@ -176,15 +186,18 @@ def test_tokens_are_what_the_file_holds(ctx, dtype):
     assert len(rows(Tokens(path="r.safetensors", samples=2), ctx)) == 2
 
 
-@pytest.mark.parametrize(("tensors", "chosen", "slug"), [
-    ({"a": torch.zeros(2, 3)}, {}, "bad-record"),
-    ({"a": torch.zeros(6, dtype=torch.int64)}, {}, "bad-record"),
-    ({"a": torch.zeros(2, 1, dtype=torch.int64)}, {}, "bad-rows"),
-    ({"a": torch.zeros(0, 4, dtype=torch.int64)}, {}, "bad-rows"),
-    ({"a": torch.zeros(2, 3, dtype=torch.int64), "b": torch.zeros(1)}, {}, "no-field"),
-    ({"rows": torch.zeros(2, 3, dtype=torch.int64)}, {"tensor": "row"}, "no-field"),
-    ({"a": torch.zeros(2, 3, dtype=torch.int64)}, {"samples": 3}, "too-short"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "chosen", "slug"),
+    [
+        ({"a": torch.zeros(2, 3)}, {}, "bad-record"),
+        ({"a": torch.zeros(6, dtype=torch.int64)}, {}, "bad-record"),
+        ({"a": torch.zeros(2, 1, dtype=torch.int64)}, {}, "bad-rows"),
+        ({"a": torch.zeros(0, 4, dtype=torch.int64)}, {}, "bad-rows"),
+        ({"a": torch.zeros(2, 3, dtype=torch.int64), "b": torch.zeros(1)}, {}, "no-field"),
+        ({"rows": torch.zeros(2, 3, dtype=torch.int64)}, {"tensor": "row"}, "no-field"),
+        ({"a": torch.zeros(2, 3, dtype=torch.int64)}, {"samples": 3}, "too-short"),
+    ],
+)
 def test_token_files_that_hold_no_rows(ctx, tensors, chosen, slug):
     save_file(tensors, ctx.folder / "r.safetensors")
     assert worlds.slug(lambda: rows(Tokens(path="r.safetensors", **chosen), ctx)) == slug
@@ -238,11 +251,14 @@ def test_what_assistants_say_is_known_token_by_token(ctx, tmp_path, template, sa
     word = Chat(path="c.jsonl", length=8)
     ids, mask = (torch.cat(list(x)) for x in (word.rows(tokenizer, ctx), word.said(tokenizer, ctx)))
     assert len(ids) == len(mask)
-    assert (said + "I am.").startswith(tokenizer.decode(ids[mask.bool()]))      # the tail that fills no row is left out
+    assert (said + "I am.").startswith(tokenizer.decode(ids[mask.bool()]))  # the tail that fills no row is left out
 
 
 def test_said_and_rows_are_chosen_alike(ctx):
-    lines(ctx.folder / "c.jsonl", [{"messages": [TURNS[0], {"role": "assistant", "content": "!" * n}]} for n in range(1, 30)])
+    lines(
+        ctx.folder / "c.jsonl",
+        [{"messages": [TURNS[0], {"role": "assistant", "content": "!" * n}]} for n in range(1, 30)],
+    )
     word = Chat(path="c.jsonl", length=8, samples=9, seed=3)
     ids, mask = (torch.stack(list(x)) for x in (word.rows(ctx.tokenizer, ctx), word.said(ctx.tokenizer, ctx)))
     (mark,) = ctx.tokenizer("!", add_special_tokens=False)["input_ids"]
@@ -263,16 +279,19 @@ def test_a_conversation_that_the_template_refuses_is_told(ctx, tmp_path):
     assert found.slug == "bad-record" and "only system here" in found.message
 
 
-@pytest.mark.parametrize(("text", "args", "slug", "fact"), [
-    ('{"messages": []}\n', {}, "bad-record", "record 1"),
-    ('{"messages": [{"role": "user"}]}\n', {}, "bad-record", "record 1"),
-    ('{"message": []}\n', {}, "no-field", "`messages`"),
-    ('{"q": 1}\n{"a": 2}\n', {"prompt": "q"}, "no-field", "record 2"),
-    ('{"q": [1]}\n', {"prompt": "q"}, "bad-record", "`q`"),
-    ('{"q": "x"}\n\nnot json\n', {"prompt": "q"}, "bad-record", "line 3"),
-    ("3\n", {}, "bad-record", "record 1"),
-    ("", {}, "bad-record", "no records"),
-])
+@pytest.mark.parametrize(
+    ("text", "args", "slug", "fact"),
+    [
+        ('{"messages": []}\n', {}, "bad-record", "record 1"),
+        ('{"messages": [{"role": "user"}]}\n', {}, "bad-record", "record 1"),
+        ('{"message": []}\n', {}, "no-field", "`messages`"),
+        ('{"q": 1}\n{"a": 2}\n', {"prompt": "q"}, "no-field", "record 2"),
+        ('{"q": [1]}\n', {"prompt": "q"}, "bad-record", "`q`"),
+        ('{"q": "x"}\n\nnot json\n', {"prompt": "q"}, "bad-record", "line 3"),
+        ("3\n", {}, "bad-record", "record 1"),
+        ("", {}, "bad-record", "no records"),
+    ],
+)
 def test_records_that_are_none(ctx, text, args, slug, fact):
     (ctx.folder / "c.jsonl").write_text(text)
     (found,) = worlds.refused(lambda: rows(Chat(path="c.jsonl", length=8, **args), ctx)).diagnostics
@@ -286,16 +305,22 @@ def test_a_missing_field_names_the_nearest(ctx):
 
 # -- choices -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("record", "args"), [
-    ({"question": "Q", "options": ["no", "yes"], "answer": 1}, {}),
-    ({"question": "Q", "options": ["no", "yes"], "answer": "1"}, {}),
-    ({"question": "Q", "options": ["no", "yes"], "answer": "B"}, {}),
-    ({"question": "Q", "options": ["no", "yes"], "answer": "yes"}, {}),
-    ({"question": "Q", "choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "key": "2"},
-     {"options": "choices", "answer": "key"}),
-    ({"question": "Q", "a": "no", "b": "yes", "answer": "b"}, {"options": ("a", "b")}),
-    ({"question": "Q", "answer": "yes"}, {"fixed": ("no", "yes")}),
-])
+
+@pytest.mark.parametrize(
+    ("record", "args"),
+    [
+        ({"question": "Q", "options": ["no", "yes"], "answer": 1}, {}),
+        ({"question": "Q", "options": ["no", "yes"], "answer": "1"}, {}),
+        ({"question": "Q", "options": ["no", "yes"], "answer": "B"}, {}),
+        ({"question": "Q", "options": ["no", "yes"], "answer": "yes"}, {}),
+        (
+            {"question": "Q", "choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "key": "2"},
+            {"options": "choices", "answer": "key"},
+        ),
+        ({"question": "Q", "a": "no", "b": "yes", "answer": "b"}, {"options": ("a", "b")}),
+        ({"question": "Q", "answer": "yes"}, {"fixed": ("no", "yes")}),
+    ],
+)
 def test_every_layout_of_choices_means_the_same(ctx, record, args):
     lines(ctx.folder / "q.jsonl", [record])
     (item,) = Choices(path="q.jsonl", **args).items(ctx.tokenizer, ctx)
@@ -310,11 +335,17 @@ def test_true_and_false_are_answers():
     assert index_of("3", ["3", "2"], []) == 0, "a text wins over a number"
 
 
-@pytest.mark.parametrize("record", [
-    {"question": "Q", "options": ["no", "yes"], "answer": 2}, {"question": "Q", "options": ["no"], "answer": 0},
-    {"question": "Q", "options": "no", "answer": 0}, {"question": "Q", "options": ["no", 3], "answer": 0},
-    {"question": None, "options": ["no", "yes"], "answer": 0}, {"question": "Q", "options": ["", "x"], "answer": 0},
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"question": "Q", "options": ["no", "yes"], "answer": 2},
+        {"question": "Q", "options": ["no"], "answer": 0},
+        {"question": "Q", "options": "no", "answer": 0},
+        {"question": "Q", "options": ["no", 3], "answer": 0},
+        {"question": None, "options": ["no", "yes"], "answer": 0},
+        {"question": "Q", "options": ["", "x"], "answer": 0},
+    ],
+)
 def test_questions_that_are_none(ctx, record):
     lines(ctx.folder / "q.jsonl", [record])
     assert worlds.slug(lambda: Choices(path="q.jsonl").items(ctx.tokenizer, ctx)) == "bad-record"
@@ -327,6 +358,7 @@ def test_choices_as_rows_hold_the_right_answers(ctx):
 
 
 # -- hub -----------------------------------------------------------------------------------------------------
+
 
 def test_local_files_of_every_format_give_the_same_rows(ctx, monkeypatch):
     datasets = pytest.importorskip("datasets")
@@ -351,8 +383,13 @@ def test_what_the_hub_word_refuses(ctx, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(ctx.folder / "datasets"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     lines(ctx.folder / "d.jsonl", [{"text": "x", "number": 1}])
-    cases = [({"name": "d.jsonl", "field": "txt"}, "no-field"), ({"name": "d.jsonl", "field": "number"}, "bad-record"),
-             ({"name": "d.jsonl", "split": "test"}, "bad-dataset"), ({"name": "./none.jsonl"}, "no-file"),
-             ({"name": "./a.md"}, "no-file"), ({"name": "no/such-data-of-effc-tests"}, "data-unreachable")]
+    cases = [
+        ({"name": "d.jsonl", "field": "txt"}, "no-field"),
+        ({"name": "d.jsonl", "field": "number"}, "bad-record"),
+        ({"name": "d.jsonl", "split": "test"}, "bad-dataset"),
+        ({"name": "./none.jsonl"}, "no-file"),
+        ({"name": "./a.md"}, "no-file"),
+        ({"name": "no/such-data-of-effc-tests"}, "data-unreachable"),
+    ]
     for args, slug in cases:
         assert worlds.slug(lambda args=args: rows(Hub(length=8, **args), ctx)) == slug, args

@@ -1,4 +1,5 @@
 """Structure is found on graphs: branches, groups of channels and heads, and the integers that follow them."""
+
 import copy
 import functools
 import random
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 
-torch.set_num_threads(1)     # many more than there are cores wait for each other
+torch.set_num_threads(1)  # many more than there are cores wait for each other
 TOKENS = torch.tensor([[5, 17, 99, 3, 64, 21, 8], [11, 2, 7, 90, 33, 101, 54]])
 
 
@@ -64,7 +65,7 @@ def slice_away(model: nn.Module, group: Group, dead: list[int]) -> None:
 
 def zero_readers(model: nn.Module, group: Group, dead: list[int]) -> None:
     """The same in the original: what the items say is no longer heard."""
-    for member in group.members[-group.readers:]:
+    for member in group.members[-group.readers :]:
         weight = model.get_parameter(member.tensor)
         gone = torch.tensor([i for item in dead for i in member.indices(item)])
         with torch.no_grad():
@@ -109,8 +110,14 @@ def test_groups_partition_what_they_claim(name):
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_groups_of_one_kind_share_no_index(name):
     for kind in ("channels", "heads", "kv_heads"):
-        claimed = [(m.tensor, m.axis, i) for g in skeleton(name).groups if g.kind == kind
-                   for m in g.members for item in range(g.count) for i in m.indices(item)]
+        claimed = [
+            (m.tensor, m.axis, i)
+            for g in skeleton(name).groups
+            if g.kind == kind
+            for m in g.members
+            for item in range(g.count)
+            for i in m.indices(item)
+        ]
         assert len(set(claimed)) == len(claimed)
 
 
@@ -141,7 +148,7 @@ def test_removing_a_branch_equals_silencing_its_last_module(name, role):
     silenced = tiny.model(name)
     (branch,) = (b for b in skeleton(name).branches if b.unit == skeleton(name).units[1] and b.role == role)
     program = capture(tiny.model(name))
-    for path in list(program.units):                       # own graphs, so that one can differ
+    for path in list(program.units):  # own graphs, so that one can differ
         unit = program.units[path]
         if path == branch.unit:
             unit.graph = copy.deepcopy(unit.graph)
@@ -150,7 +157,7 @@ def test_removing_a_branch_equals_silencing_its_last_module(name, role):
     with torch.no_grad():
         for path in branch.parts:
             for parameter in silenced.get_submodule(path).parameters(recurse=False):
-                parameter.fill_(-1.0 if name.startswith("gemma") and "norm" in path else 0.0)   # they add one
+                parameter.fill_(-1.0 if name.startswith("gemma") and "norm" in path else 0.0)  # they add one
     assert torch.allclose(logits(program.model), logits(silenced), atol=1e-5)
 
 
@@ -162,7 +169,9 @@ def test_query_heads_of_a_fused_projection():
     fused = next(m for m in blocks.members if m.tensor.endswith("qkv_proj.weight"))
     assert fused.segments == ((0, 32), (64, 16), (96, 16)), "two q heads, a k head and a v head each"
     assert {(name, per) for _, name, per in blocks.attributes} == {
-        ("config.num_attention_heads", 2.0), ("num_key_value_heads", 1.0)}
+        ("config.num_attention_heads", 2.0),
+        ("num_key_value_heads", 1.0),
+    }
 
 
 def test_interleaved_projection():
@@ -172,8 +181,7 @@ def test_interleaved_projection():
 
 
 def test_integers_that_follow():
-    expected = {"llama": {"num_key_value_groups"}, "gpt2": {"split_size"}, "opt": {"num_heads"},
-                "gpt_neox": set()}
+    expected = {"llama": {"num_key_value_groups"}, "gpt2": {"split_size"}, "opt": {"num_heads"}, "gpt_neox": set()}
     for name, attributes in expected.items():
         (heads,) = groups(name, "heads")
         assert {attribute for _, attribute, _ in heads.attributes} == attributes
@@ -196,9 +204,19 @@ def test_facts_and_ties():
     found = skeleton("gpt2")
     assert found.tied == (("transformer.wte.weight", "lm_head.weight"),)
     assert found.facts == {
-        "hidden": 64, "layers": 3, "layer_class": "GPT2Block", "vocab": 128, "positions": 128, "heads": 4,
-        "kv_heads": 4, "head_dim": 16, "active_experts": None, "dtype": "float32", "causal_lm": True,
-        "refused": []}
+        "hidden": 64,
+        "layers": 3,
+        "layer_class": "GPT2Block",
+        "vocab": 128,
+        "positions": 128,
+        "heads": 4,
+        "kv_heads": 4,
+        "head_dim": 16,
+        "active_experts": None,
+        "dtype": "float32",
+        "causal_lm": True,
+        "refused": [],
+    }
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -294,7 +312,11 @@ def test_a_scale_read_directly_belongs_to_the_channels():
     group = found_in(Scaled).groups[0]
     assert (group.kind, group.count, group.site) == ("channels", 16, "layers.0")
     assert [m.tensor for m in group.members] == [
-        "layers.0.up.weight", "layers.0.up.bias", "layers.0.scale", "layers.0.down.weight"]
+        "layers.0.up.weight",
+        "layers.0.up.bias",
+        "layers.0.scale",
+        "layers.0.down.weight",
+    ]
 
 
 def test_attention_that_is_written_out_has_heads():

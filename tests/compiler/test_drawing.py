@@ -1,4 +1,5 @@
 """Pictures are what a person would draw; their goldens lie in `goldens/` and are made to be read."""
+
 import functools
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_branch_that_is_gone_is_not_drawn():
     assert draw(without_branch(skeleton, gone)).count("heads of 16") == 2
 
 
-@settings(deadline=None, max_examples=50)      # the first example captures a model
+@settings(deadline=None, max_examples=50)  # the first example captures a model
 @given(st.integers(20, 120))
 def test_no_line_is_wider_than_asked(width):
     assert max(map(len, draw(program("opt").skeleton, width=width).splitlines())) <= width
@@ -86,8 +87,17 @@ def test_every_call_of_a_layer_is_written_and_every_arrow_has_two_ends(name):
     assert ends <= drawn and "<built-in" not in text + arrows
 
 
-@pytest.mark.parametrize("count, said", [
-    (0, "0"), (999, "999"), (1000, "1.00 k"), (8192, "8.19 k"), (134_515_008, "135 M"), (999_700, "1.00 M"),
-    (70_553_706_496, "70.6 B")])
+@pytest.mark.parametrize(
+    "count, said",
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (8192, "8.19 k"),
+        (134_515_008, "135 M"),
+        (999_700, "1.00 M"),
+        (70_553_706_496, "70.6 B"),
+    ],
+)
 def test_counts_in_three_digits(count, said):
     assert human(count) == said

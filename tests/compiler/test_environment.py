@@ -8,12 +8,22 @@ from effc.compiler.machine.environment import Package, check_modules, check_pack
 from effc.dsl.diagnostics import Reject
 
 
-@pytest.mark.parametrize(("version", "spread", "state"), [
-    ("2.13.0+cpu", ">=2.8", "ok"), ("2.8", ">=2.8", "ok"), ("2.8.0", ">=2.8", "ok"), ("2.10", ">=2.9", "ok"),
-    ("2.7.1", ">=2.8", "outside"), ("6.0.0", ">=5.24,<6", "outside"), ("5.24.0", ">=5.24,<6", "ok"),
-    ("5.23.0", ">=5.24,<6", "outside"),
-    ("6.0.0rc1", "<6", "outside"), ("", ">=1", "missing"), ("1.0", "", "ok"),
-])
+@pytest.mark.parametrize(
+    ("version", "spread", "state"),
+    [
+        ("2.13.0+cpu", ">=2.8", "ok"),
+        ("2.8", ">=2.8", "ok"),
+        ("2.8.0", ">=2.8", "ok"),
+        ("2.10", ">=2.9", "ok"),
+        ("2.7.1", ">=2.8", "outside"),
+        ("6.0.0", ">=5.24,<6", "outside"),
+        ("5.24.0", ">=5.24,<6", "ok"),
+        ("5.23.0", ">=5.24,<6", "outside"),
+        ("6.0.0rc1", "<6", "outside"),
+        ("", ">=1", "missing"),
+        ("1.0", "", "ok"),
+    ],
+)
 def test_a_version_lies_in_its_range_or_not(version, spread, state):
     assert Package("p", spread, version=version).state == state
 

@@ -12,7 +12,7 @@ from effc.dsl.diagnostics import Reject
 from tests import mixers, tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
-ROUNDING = 1e-4     # sums in another order, logits of size about 5, float32
+ROUNDING = 1e-4  # sums in another order, logits of size about 5, float32
 
 
 def test_a_model_with_an_edited_layer_compiles_and_exports():
@@ -57,5 +57,5 @@ def test_another_model_than_the_one_in_memory_is_found(llama):
 
 
 def test_a_model_whose_program_would_hold_for_few_tokens_only_is_refused(tmp_path):
-    with pytest.raises(Reject, match="for prompts of few tokens only"):
+    with pytest.raises(Reject, match="for short prompts only"):
         emitted(tmp_path, mixers.model("mamba2"))

@@ -19,8 +19,10 @@ def a_pass(word, **args):
 
 @pytest.mark.parametrize("share", [0.03, 0.065, 0.15, 0.33])
 @pytest.mark.parametrize("of", ["params", "flops", "bytes"])
-@pytest.mark.parametrize(("word", "model"), [("prune.multi", "llama"), ("prune.multi", "gpt2"),
-                                             ("shed.multi", "mamba2"), ("shed.multi", "bamba")])
+@pytest.mark.parametrize(
+    ("word", "model"),
+    [("prune.multi", "llama"), ("prune.multi", "gpt2"), ("shed.multi", "mamba2"), ("shed.multi", "bamba")],
+)
 def test_what_is_foreseen_meets_the_budget_by_less_than_one_cut(word, model, of, share):
     made = mixers.model(model) if word == "shed.multi" else tiny.model(model)
     before = capture(made).skeleton
@@ -51,15 +53,18 @@ def test_scores_are_foreseen_within_a_factor_of_two(tmp_path, search):
     assert foreseen / 2 <= len(scored) <= 2 * foreseen
 
 
-@pytest.mark.parametrize(("word", "model", "args"), [
-    ("prune.multi", "llama", {"search": "racing"}),
-    ("prune.channels", "llama", {"score": SCORE, "reorder": None}),
-    ("prune.heads", "llama", {"score": SCORE, "reorder": None}),
-    ("prune.experts", "granitemoehybrid", {"data": DataRef("rows")}),
-    ("shed.multi", "bamba", {}),
-    ("shed.heads", "mamba2", {"score": SCORE, "keep": Ratio(0.9, "params")}),
-    ("shed.channels", "mamba", {"score": SCORE, "keep": Ratio(0.9, "params")}),
-])
+@pytest.mark.parametrize(
+    ("word", "model", "args"),
+    [
+        ("prune.multi", "llama", {"search": "racing"}),
+        ("prune.channels", "llama", {"score": SCORE, "reorder": None}),
+        ("prune.heads", "llama", {"score": SCORE, "reorder": None}),
+        ("prune.experts", "granitemoehybrid", {"data": DataRef("rows")}),
+        ("shed.multi", "bamba", {}),
+        ("shed.heads", "mamba2", {"score": SCORE, "keep": Ratio(0.9, "params")}),
+        ("shed.channels", "mamba", {"score": SCORE, "keep": Ratio(0.9, "params")}),
+    ],
+)
 def test_ranking_on_rows_takes_tokens_that_a_plan_counts(tmp_path, word, model, args):
     made = tiny.model(model) if model == "llama" else mixers.model(model)
     ctx = context_of(tmp_path, made, recipe_of([]))

@@ -56,14 +56,17 @@ def test_equality_allows_the_rounding_of_the_product():
     assert not judge(bound("==", 0.1), 3.0, 0.3001).holds
 
 
-@pytest.mark.parametrize(("limit", "unit", "low_enough", "too_high"), [
-    (Duration(0.03), "ms", 30.0, 30.1),
-    (Duration(0.03), "s", 0.03, 0.031),
-    (Bytes(3 << 20), "MiB", 3.0, 3.1),
-    (Bytes(3 << 20), "bytes", 3 << 20, (3 << 20) + 1),
-    (Ratio(0.5), "", 0.5, 0.51),
-    (Ratio(0.5), "%", 50.0, 51.0),
-])
+@pytest.mark.parametrize(
+    ("limit", "unit", "low_enough", "too_high"),
+    [
+        (Duration(0.03), "ms", 30.0, 30.1),
+        (Duration(0.03), "s", 0.03, 0.031),
+        (Bytes(3 << 20), "MiB", 3.0, 3.1),
+        (Bytes(3 << 20), "bytes", 3 << 20, (3 << 20) + 1),
+        (Ratio(0.5), "", 0.5, 0.51),
+        (Ratio(0.5), "%", 50.0, 51.0),
+    ],
+)
 def test_limits_are_converted_to_the_unit_of_the_metric(limit, unit, low_enough, too_high):
     assert judge(bound(limit=limit, baseline=None), None, low_enough, unit).holds
     assert not judge(bound(limit=limit, baseline=None), None, too_high, unit).holds
@@ -117,8 +120,14 @@ def context(profiles=None):
     source = SimpleNamespace(resolve=lambda ctx: origin)
     recipe = SimpleNamespace(models={"base": Invocation("zoo", {})}, profiles=profiles or {})
     shelf = SimpleNamespace(make=lambda kind, call: source)
-    return Here(recipe=recipe, metric=lambda ref: metric, shelf=shelf, used=metric, loads=loads,
-                settings=SimpleNamespace(device="cpu"))
+    return Here(
+        recipe=recipe,
+        metric=lambda ref: metric,
+        shelf=shelf,
+        used=metric,
+        loads=loads,
+        settings=SimpleNamespace(device="cpu"),
+    )
 
 
 def test_the_result_is_measured_once_and_the_baseline_loaded_once():

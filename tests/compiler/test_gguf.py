@@ -27,9 +27,17 @@ def write_gguf(path: Path, model: Path) -> dict[str, torch.Tensor]:
 
     config, stored = json.loads((model / "config.json").read_text()), load_file(model / "model.safetensors")
     names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    inner = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    inner = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(config["hidden_size"])
@@ -48,7 +56,7 @@ def write_gguf(path: Path, model: Path) -> dict[str, torch.Tensor]:
     writer.add_eos_token_id(1)
     for name, tensor in stored.items():
         heads = config["num_attention_heads"] if "q_proj" in name else config["num_key_value_heads"]
-        if "q_proj" in name or "k_proj" in name:           # llama.cpp interleaves the halves of rotary pairs
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the halves of rotary pairs
             tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
         if name not in names:
             _, _, layer, rest = name.split(".", 3)

@@ -42,19 +42,44 @@ def test_every_listed_operation_exists():
         for name in listed:
             assert operations.function_called(f"{prefix}.{name}") is getattr(owner, name)
     methods = {name for name in operations._METHOD if name not in dir(torch.Tensor)}
-    assert methods == {"get_seq_length", "get_mask_sizes", "get_query_offset", "has_previous_state",
-                       "get_max_cache_shape", "update_conv_state", "update_recurrent_state", "get_conv_state",
-                       "get_recurrent_state"}
+    assert methods == {
+        "get_seq_length",
+        "get_mask_sizes",
+        "get_query_offset",
+        "has_previous_state",
+        "get_max_cache_shape",
+        "update_conv_state",
+        "update_recurrent_state",
+        "get_conv_state",
+        "get_recurrent_state",
+    }
 
 
-_json = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-                     lambda inner: (st.lists(inner, max_size=4)
-                                    | st.dictionaries(st.text(max_size=8), inner, max_size=4)),
-                     max_leaves=12)
-_WORDS = ("torch.load", "operator.attrgetter", "builtins.eval", "getattr", "leaf.rotary", "call_function",
-          "get_attr", "__class__", "os.system", "output", "node", "tuple", "self", "inf", "lambda", "x;import os",
-          "transformers.models.llama.modeling_llama.LlamaForCausalLM",
-          "transformers.masking_utils.create_causal_mask")
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+_WORDS = (
+    "torch.load",
+    "operator.attrgetter",
+    "builtins.eval",
+    "getattr",
+    "leaf.rotary",
+    "call_function",
+    "get_attr",
+    "__class__",
+    "os.system",
+    "output",
+    "node",
+    "tuple",
+    "self",
+    "inf",
+    "lambda",
+    "x;import os",
+    "transformers.models.llama.modeling_llama.LlamaForCausalLM",
+    "transformers.masking_utils.create_causal_mask",
+)
 
 
 def _places(tree, path=()):
@@ -96,8 +121,8 @@ def test_a_damaged_graph_is_read_or_refused_and_nothing_else_happens(data):
     except Reject as refused:
         assert refused.diagnostics[0].slug == "refused-graph"
         return
-    code_key(graph)                       # what is read can be written as code
-    for node in graph.nodes:              # and calls what is listed
+    code_key(graph)  # what is read can be written as code
+    for node in graph.nodes:  # and calls what is listed
         if node.op == "call_function":
             operations.function_name(node.target)
         elif node.op == "call_method":
@@ -106,7 +131,11 @@ def test_a_damaged_graph_is_read_or_refused_and_nothing_else_happens(data):
 
 def test_a_getattr_of_what_is_no_name_is_refused():
     x = {"op": "placeholder", "name": "x", "target": "x"}
-    for name in ({"slice": [None, 64, None]}, {"tuple": [{"ellipsis": True}, {"slice": [None, 64, None]}]}, {"list": []}):
+    for name in (
+        {"slice": [None, 64, None]},
+        {"tuple": [{"ellipsis": True}, {"slice": [None, 64, None]}]},
+        {"list": []},
+    ):
         read = {"op": "call_function", "name": "y", "target": "getattr", "args": [{"node": "x"}, name]}
         with pytest.raises(Reject):
             graph_json.load({"format": 1, "nodes": [x, read]})
@@ -132,48 +161,52 @@ def _call(op, target, *args, name="y", **kwargs):
 X = {"node": "x"}
 
 
-@pytest.mark.parametrize("call", [
-    _call("call_function", "builtins.eval", "1"),
-    _call("call_function", "torch.load", "/etc/passwd"),
-    _call("call_function", "torch.ops.effc.anything", X),
-    _call("call_function", "operator.attrgetter", "a"),
-    _call("call_function", "operator.methodcaller", "a"),
-    _call("call_function", "getattr", X, "__class__"),
-    _call("call_function", "getattr", X, "grad_fn"),
-    _call("call_function", "getattr", X, X),
-    _call("call_function", "getattr", X, "shape", X),
-    _call("call_function", "transformers.modeling_utils.load_state_dict", X),
-    _call("call_function", "transformers.models.llama.modeling_llama.os", X),
-    _call("call_function", "transformers.models.no_such.modeling_no_such.apply_rotary_pos_emb", X),
-    _call("call_method", "__reduce__", X),
-    _call("call_method", "apply_", X),
-    _call("call_method", "register_hook", X),
-    _call("call_method", "view", "text"),
-    _call("call_module", "mlp.__class__", X),
-    _call("call_module", "mlp; import os", X),
-    _call("call_module", "mlp..x", X),
-    _call("get_attr", "__dict__"),
-    _call("get_attr", "a" * 500),
-    _call("get_attr", "mlp", X),
-    _call("call_function", "torch.cos", {"node": "z"}),
-    _call("call_function", "torch.cos", {"node": "y"}),
-    _call("call_function", "torch.cos", X, name="x"),
-    _call("call_function", "torch.cos", X, name="self"),
-    _call("call_function", "torch.cos", X, name="not a name"),
-    _call("call_function", "torch.cos", X, name="lambda"),
-    _call("call_function", "torch.cos", X, name="__import__"),
-    _call("call_function", "torch.cos", X, name="torch"),
-    _call("call_function", "torch.cos", X, **{"a b": 1}),
-    _call("call_function", "torch.cos", {"code": "1"}),
-    _call("call_function", "torch.cos", {"dtype": "save"}),
-    _call("call_function", "torch.cos", {"device": "cpu:0; x"}),
-    _call("call_function", "torch.cos", {"slice": [1]}),
-    _call("call_function", "torch.cos", 2**70),
-    _call("call_function", "torch.cos", "t" * 2000),
-    _call("placeholder", "y", X),
-    _call("placeholder", "y", 3),
-    _call("output", "output", X),
-], ids=lambda call: f"{call['op']} {str(call['target'])[:30]} {str(call['args'])[:30]} {call['name']}"[:80])
+@pytest.mark.parametrize(
+    "call",
+    [
+        _call("call_function", "builtins.eval", "1"),
+        _call("call_function", "torch.load", "/etc/passwd"),
+        _call("call_function", "torch.ops.effc.anything", X),
+        _call("call_function", "operator.attrgetter", "a"),
+        _call("call_function", "operator.methodcaller", "a"),
+        _call("call_function", "getattr", X, "__class__"),
+        _call("call_function", "getattr", X, "grad_fn"),
+        _call("call_function", "getattr", X, X),
+        _call("call_function", "getattr", X, "shape", X),
+        _call("call_function", "transformers.modeling_utils.load_state_dict", X),
+        _call("call_function", "transformers.models.llama.modeling_llama.os", X),
+        _call("call_function", "transformers.models.no_such.modeling_no_such.apply_rotary_pos_emb", X),
+        _call("call_method", "__reduce__", X),
+        _call("call_method", "apply_", X),
+        _call("call_method", "register_hook", X),
+        _call("call_method", "view", "text"),
+        _call("call_module", "mlp.__class__", X),
+        _call("call_module", "mlp; import os", X),
+        _call("call_module", "mlp..x", X),
+        _call("get_attr", "__dict__"),
+        _call("get_attr", "a" * 500),
+        _call("get_attr", "mlp", X),
+        _call("call_function", "torch.cos", {"node": "z"}),
+        _call("call_function", "torch.cos", {"node": "y"}),
+        _call("call_function", "torch.cos", X, name="x"),
+        _call("call_function", "torch.cos", X, name="self"),
+        _call("call_function", "torch.cos", X, name="not a name"),
+        _call("call_function", "torch.cos", X, name="lambda"),
+        _call("call_function", "torch.cos", X, name="__import__"),
+        _call("call_function", "torch.cos", X, name="torch"),
+        _call("call_function", "torch.cos", X, **{"a b": 1}),
+        _call("call_function", "torch.cos", {"code": "1"}),
+        _call("call_function", "torch.cos", {"dtype": "save"}),
+        _call("call_function", "torch.cos", {"device": "cpu:0; x"}),
+        _call("call_function", "torch.cos", {"slice": [1]}),
+        _call("call_function", "torch.cos", 2**70),
+        _call("call_function", "torch.cos", "t" * 2000),
+        _call("placeholder", "y", X),
+        _call("placeholder", "y", 3),
+        _call("output", "output", X),
+    ],
+    ids=lambda call: f"{call['op']} {str(call['target'])[:30]} {str(call['args'])[:30]} {call['name']}"[:80],
+)
 def test_what_is_not_listed_is_refused_with_a_diagnostic(call):
     with pytest.raises(Reject) as refused:
         graph_json.load(_graph(call))
@@ -188,10 +221,24 @@ def test_arguments_nested_without_end_are_refused():
         graph_json.load(_graph(_call("call_function", "torch.stack", deep)))
 
 
-@pytest.mark.parametrize("argument", [
-    None, True, 3, -1.5, float("inf"), float("-inf"), "text", (1, [2, (3,)], {"a": None}),
-    slice(None, 3, None), ...,
-    torch.float16, torch.device("cpu")], ids=str)
+@pytest.mark.parametrize(
+    "argument",
+    [
+        None,
+        True,
+        3,
+        -1.5,
+        float("inf"),
+        float("-inf"),
+        "text",
+        (1, [2, (3,)], {"a": None}),
+        slice(None, 3, None),
+        ...,
+        torch.float16,
+        torch.device("cpu"),
+    ],
+    ids=str,
+)
 def test_every_kind_of_argument_survives(argument):
     graph = fx.Graph()
     x = graph.placeholder("x", default_value=None)

@@ -44,6 +44,7 @@ WIDER = tuple(name for name in tiny.WIDER if name != "rwkv")
 
 # -- changes -------------------------------------------------------------------------------------------------
 
+
 def cut(program: Program, group: Group, items: list[int]) -> None:
     """Remove items of a group, as passes do."""
     with Rewriter(program) as rewrite:
@@ -106,6 +107,7 @@ def changed(name: str, change: str, **config) -> Program:
 
 # -- every form, every architecture --------------------------------------------------------------------------
 
+
 def emit(program: Program, folder: Path, origin: Origin | None = None, **options) -> Path:
     """`origin` is needed where edits changed the model's own config: where layers are gone."""
     folder.mkdir(parents=True)
@@ -127,9 +129,17 @@ def reopen(jobs: list[tuple[str, Path, str]]) -> None:
     """One fresh process for many folders; `verify` itself takes one for each."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + REOPEN, verify_child.__file__,
-         json.dumps([[how, str(folder), attention] for how, folder, attention in jobs])],
-        cwd=root, capture_output=True, text=True)
+        [
+            sys.executable,
+            "-c",
+            "import torch; torch.set_num_threads(1)\n" + REOPEN,
+            verify_child.__file__,
+            json.dumps([[how, str(folder), attention] for how, folder, attention in jobs]),
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -143,9 +153,12 @@ def artifacts(tmp_path_factory):
         inputs = inputs_for(program.model.config)
         save_file(inputs, folder / "inputs.safetensors")
         found[name, change] = folder, probe(program.model, inputs)
-        jobs += [("effc" if form == "compact" else "plain", folder / form, attention_of(program.model))
-                 for form in ("model", "compat", "compact") if (folder / form).is_dir()]
-    for how in ("plain", "effc"):      # the plain ones first: nothing of effc may be there yet
+        jobs += [
+            ("effc" if form == "compact" else "plain", folder / form, attention_of(program.model))
+            for form in ("model", "compat", "compact")
+            if (folder / form).is_dir()
+        ]
+    for how in ("plain", "effc"):  # the plain ones first: nothing of effc may be there yet
         reopen([job for job in jobs if job[0] == how])
     return found
 
@@ -178,8 +191,9 @@ def test_compact_is_as_small_as_the_model(artifacts, name):
     folder, _ = artifacts[name, "uneven"]
     model = changed(name, "uneven").model
     size = sum(p.numel() * 4 for p in model.parameters()) + sum(
-        b.numel() * b.itemsize for n, b in model.named_buffers() if n in model.state_dict())
-    assert size <= (folder / "compact" / "model.safetensors").stat().st_size < size + 20_000      # and a header
+        b.numel() * b.itemsize for n, b in model.named_buffers() if n in model.state_dict()
+    )
+    assert size <= (folder / "compact" / "model.safetensors").stat().st_size < size + 20_000  # and a header
 
 
 def test_uniformly_fewer_heads_are_a_config(tmp_path):
@@ -198,6 +212,7 @@ def test_uniform_widths_are_a_config(tmp_path):
 
 
 # -- reasons -------------------------------------------------------------------------------------------------
+
 
 def test_stock_asked_for_by_name_is_refused_with_the_first_odd_shape(tmp_path):
     (found,) = refused(lambda: emit(changed("llama", "uneven"), tmp_path / "a", form="stock")).diagnostics
@@ -221,8 +236,15 @@ def test_a_norm_over_cut_heads_can_not_be_filled_up(tmp_path):
     assert found.slug == "cannot-write-form" and "a norm" in found.message
 
 
-@pytest.mark.parametrize(("name", "width", "heads"), [("llama", "intermediate_size", 1), ("phi3", "intermediate_size", 1),
-                                                      ("gpt2", "n_inner", 4), ("opt", "ffn_dim", 4)])
+@pytest.mark.parametrize(
+    ("name", "width", "heads"),
+    [
+        ("llama", "intermediate_size", 1),
+        ("phi3", "intermediate_size", 1),
+        ("gpt2", "n_inner", 4),
+        ("opt", "ffn_dim", 4),
+    ],
+)
 def test_compat_is_no_wider_than_its_widest_layer(tmp_path, name, width, heads):
     program = capture(tiny.model(name))
     for layer in range(3):
@@ -237,7 +259,9 @@ def test_compat_is_no_wider_than_its_widest_layer(tmp_path, name, width, heads):
     if heads == 1:
         assert (made.config.num_key_value_heads, made.config.num_attention_heads) == (1, 2)
     inputs = inputs_for(made.config)
-    assert all(check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.float32))
+    assert all(
+        check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.float32)
+    )
     assert program.model.num_parameters() < made.num_parameters() < tiny.model(name).num_parameters()
 
 
@@ -256,6 +280,7 @@ def test_a_width_outside_all_groups_can_not_be_filled_up():
 
 # -- what a folder holds -------------------------------------------------------------------------------------
 
+
 def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
     program = changed("gpt2", "uneven")
     folder = emit(program, tmp_path / "a", shard=Bytes(60_000))
@@ -267,8 +292,9 @@ def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
         assert len(stored) == len(set(stored)) and "lm_head.weight" not in stored
     made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
     inputs = inputs_for(made.config)
-    assert all(check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs),
-                                                torch.float32))
+    assert all(
+        check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.float32)
+    )
 
 
 def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
@@ -281,8 +307,9 @@ def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
     made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
     assert made.dtype == torch.bfloat16
     inputs = inputs_for(made.config)
-    assert all(check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs),
-                                                torch.bfloat16))
+    assert all(
+        check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.bfloat16)
+    )
 
 
 def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
@@ -310,6 +337,7 @@ def test_the_same_program_gives_the_same_bytes(tmp_path):
 
 
 # -- verification --------------------------------------------------------------------------------------------
+
 
 def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
     program = changed("llama", "uneven")
@@ -360,10 +388,17 @@ def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
 def test_the_child_of_plain_forms_stands_alone():
     """Its file imports torch and the standard library only, so it runs without effc."""
     names = runpy.run_path(verify_child.__file__)
-    done = subprocess.run([sys.executable, "-P", "-c",
-                           f"import runpy, sys; runpy.run_path({verify_child.__file__!r})\n"
-                           "print([n for n in sys.modules if n.split('.')[0] in ('effc', 'transformers')])"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            f"import runpy, sys; runpy.run_path({verify_child.__file__!r})\n"
+            "print([n for n in sys.modules if n.split('.')[0] in ('effc', 'transformers')])",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert callable(names["probe"]) and done.stdout.strip() == "[]", done.stderr
 
 
@@ -387,4 +422,3 @@ def test_nan_is_a_difference():
     odd = {k: v.clone() for k, v in near_tie().items()}
     odd["logits of prefill and 2 decode steps"][0, 0, 0] = torch.nan
     assert not all(check.holds for check in compare(MODEL, near_tie(), odd, torch.float32))
-

@@ -21,7 +21,7 @@ def skeleton(name):
     return capture(tiny.model(name) if name in ("llama", "mixtral") else table.model(name)).skeleton
 
 
-@settings(deadline=None, max_examples=40)      # the first example of a name captures a model
+@settings(deadline=None, max_examples=40)  # the first example of a name captures a model
 @given(name=st.sampled_from(NAMES), data=st.data())
 def test_steps_save_what_the_model_loses_in_any_order(name, data):
     before = left = skeleton(name)

@@ -44,6 +44,7 @@ def same(one, other) -> bool:
 
 # -- what is loaded ------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("change", ["nothing", "layers", "uneven"])
 def test_a_loaded_artifact_is_the_model_it_was_written_from(tmp_path, change):
     program, path = artifact(tmp_path, change=change)
@@ -72,7 +73,7 @@ def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
 
     write(tmp_path / "a", build=build)
     for form in ("compact", "compat"):
-        made = load(tmp_path / "a" / form, kernels=False)      # sums in the same order
+        made = load(tmp_path / "a" / form, kernels=False)  # sums in the same order
         assert list(made.config.time_step_limit) == [0.0, float("inf")] and same(made, program.model)
     assert config_of(read_config(tmp_path / "source" / "config.json", "here")).time_step_limit[1] == float("inf")
 
@@ -110,7 +111,7 @@ def test_another_dtype_can_be_asked_for(tmp_path):
 def test_weights_are_mapped_not_read(tmp_path):
     _, path = artifact(tmp_path, hidden_size=256, intermediate_size=4096, vocab_size=8192)
     size = (path / "compact" / "model.safetensors").stat().st_size
-    load(path)                                # what imports hold is held by now
+    load(path)  # what imports hold is held by now
     before = anonymous()
     made = load(path)
     assert anonymous() - before < size // 4 < sum(p.nbytes for p in made.parameters())
@@ -123,6 +124,7 @@ def anonymous() -> int:
 
 
 # -- used as any model ---------------------------------------------------------------------------------------
+
 
 def trained(model, steps=3):
     """The losses of a few optimizer steps on fixed tokens."""
@@ -152,14 +154,14 @@ def test_a_loaded_model_trains_saves_and_loads_again(tmp_path, name):
     again.save_pretrained(tmp_path / "twice", max_shard_size="50KB")
     assert (tmp_path / "twice" / "model.safetensors.index.json").is_file()
     assert same(load(tmp_path / "twice"), again)
-    assert file_sha256(weights) == before          # mapped privately: the artifact is as it was
+    assert file_sha256(weights) == before  # mapped privately: the artifact is as it was
 
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path):
     _, path = artifact(tmp_path)
     plain, checkpointed = load(path), load(path)
     checkpointed.gradient_checkpointing_enable()
-    assert trained(plain) == pytest.approx(trained(checkpointed), rel=1e-5)     # float32: recomputed sums
+    assert trained(plain) == pytest.approx(trained(checkpointed), rel=1e-5)  # float32: recomputed sums
 
 
 def test_a_compat_model_that_trains_keeps_its_zeros(tmp_path):
@@ -171,6 +173,7 @@ def test_a_compat_model_that_trains_keeps_its_zeros(tmp_path):
 
 
 # -- plain transformers must not load it at random -----------------------------------------------------------
+
 
 @pytest.mark.parametrize("saved_again", [False, True])
 def test_plain_transformers_refuses_the_compact_form(tmp_path, saved_again):
@@ -186,6 +189,7 @@ def test_plain_transformers_refuses_the_compact_form(tmp_path, saved_again):
 
 # -- what is refused -----------------------------------------------------------------------------------------
 
+
 def test_a_byte_edited_by_hand_is_found(tmp_path):
     _, path = artifact(tmp_path)
     weights = path / "compact" / "model.safetensors"
@@ -195,7 +199,7 @@ def test_a_byte_edited_by_hand_is_found(tmp_path):
     assert slug(lambda: load(path)) == "artifact-edited"
     assert slug(lambda: load(path / "compact")) == "artifact-edited"
     assert load(path, check="size").num_parameters() > 0
-    assert load(path / "compat").num_parameters() > 0        # the other form is as it was
+    assert load(path / "compat").num_parameters() > 0  # the other form is as it was
 
 
 def test_a_cut_file_is_found_even_without_a_manifest(tmp_path):
@@ -210,7 +214,7 @@ def test_a_cut_file_is_found_even_without_a_manifest(tmp_path):
 def test_a_half_written_folder_does_not_load(tmp_path):
     _, path = artifact(tmp_path)
     os.rename(path / "compact", tmp_path / "half")
-    (tmp_path / "half" / "config.json").unlink()              # config.json is written last
+    (tmp_path / "half" / "config.json").unlink()  # config.json is written last
     assert slug(lambda: load(tmp_path / "half")) == "no-artifact"
     assert slug(lambda: load(tmp_path / "nowhere")) == "no-artifact"
 
@@ -226,20 +230,31 @@ def alone(tmp_path, spoil):
     return tmp_path / "alone"
 
 
-@pytest.mark.parametrize(("spoil", "expected"), [
-    (lambda b: b.pop("effc"), "no-effc-config"),
-    (lambda b: b["effc"].update(format=99), "no-effc-config"),
-    (lambda b: b["effc"].update(base=None), "no-effc-config"),
-    (lambda b: b["effc"].update(dtype="list"), "no-effc-config"),
-    (lambda b: b["effc"]["base"].pop("model_type"), "no-effc-config"),
-    (lambda b: b["effc"]["base"].update(model_type="lama", architectures=[]), "unknown-architecture"),
-    (lambda b: b["effc"]["base"].update(architectures=["Trainer"]), "unknown-architecture"),
-    (lambda b: b["effc"].update(edits={"format": 1}), "refused-edits"),
-    (lambda b: b["effc"]["edits"]["shapes"].update({"model.layers.1.mlp.up_proj.weight": [93, 64]}), "tensors-differ"),
-    (lambda b: b["effc"]["edits"]["shapes"].update({"model.layers.7.mlp.up_proj.weight": [93, 64]}), "refused-edits"),
-    (lambda b: b["effc"]["edits"]["swapped"].update(
-        {"model.norm": {"class": "os:system", "spec": {}}}), "refused-edits"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda b: b.pop("effc"), "no-effc-config"),
+        (lambda b: b["effc"].update(format=99), "no-effc-config"),
+        (lambda b: b["effc"].update(base=None), "no-effc-config"),
+        (lambda b: b["effc"].update(dtype="list"), "no-effc-config"),
+        (lambda b: b["effc"]["base"].pop("model_type"), "no-effc-config"),
+        (lambda b: b["effc"]["base"].update(model_type="lama", architectures=[]), "unknown-architecture"),
+        (lambda b: b["effc"]["base"].update(architectures=["Trainer"]), "unknown-architecture"),
+        (lambda b: b["effc"].update(edits={"format": 1}), "refused-edits"),
+        (
+            lambda b: b["effc"]["edits"]["shapes"].update({"model.layers.1.mlp.up_proj.weight": [93, 64]}),
+            "tensors-differ",
+        ),
+        (
+            lambda b: b["effc"]["edits"]["shapes"].update({"model.layers.7.mlp.up_proj.weight": [93, 64]}),
+            "refused-edits",
+        ),
+        (
+            lambda b: b["effc"]["edits"]["swapped"].update({"model.norm": {"class": "os:system", "spec": {}}}),
+            "refused-edits",
+        ),
+    ],
+)
 def test_a_config_edited_by_hand_is_refused(tmp_path, spoil, expected):
     folder = alone(tmp_path, spoil)
     assert slug(lambda: load(folder)) == expected

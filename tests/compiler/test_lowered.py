@@ -80,9 +80,10 @@ def test_a_lowered_model_says_nearly_the_same_and_is_captured_alike(name):
     before = capture(tiny.model(name))
     assert len(dict(lowered(program.model))) == sum(p.kind in ("Linear", "Conv1D") for p in before.skeleton.parts)
     ours, theirs = logits(program.model), logits(before.model)
-    assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()          # weights and inputs in bfloat16
+    assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()  # weights and inputs in bfloat16
     assert {u: dump(unit.graph) for u, unit in program.units.items()} == {
-        u: dump(unit.graph) for u, unit in before.units.items()}
+        u: dump(unit.graph) for u, unit in before.units.items()
+    }
     roles = [(b.site, b.role, b.parts) for b in program.skeleton.branches]
     assert roles == [(b.site, b.role, b.parts) for b in before.skeleton.branches]
 
@@ -93,7 +94,7 @@ def test_every_kernel_computes_what_its_packed_weight_stands_for(kernel):
     linear = torch.nn.Linear(70, 33)
     module, x = KernelLinear.of(linear, kernel), torch.randn(5, 70)
     kept = torch.ops.effc.unpack_linear(module.packed, 33, 70)
-    bound = 0.02 * x.abs().amax() * kept.abs().sum(1).max() / 8             # x in bfloat16 or int8
+    bound = 0.02 * x.abs().amax() * kept.abs().sum(1).max() / 8  # x in bfloat16 or int8
     assert (module(x) - torch.nn.functional.linear(x, kept, linear.bias)).abs().max() <= bound
     assert (kept - linear.weight).abs().max() <= linear.weight.abs().max() / 127
 
@@ -102,7 +103,7 @@ def test_its_channels_can_no_longer_be_cut_and_discovery_says_why():
     program = made(only="down_proj")
     assert not [g for g in program.skeleton.groups if g.kind == "channels"]
     assert ["model.layers.0.mlp.down_proj", "its weight is packed for a kernel"] in program.skeleton.facts["refused"]
-    assert [g for g in program.skeleton.groups if g.kind == "kv_heads"]      # attention is as it was
+    assert [g for g in program.skeleton.groups if g.kind == "kv_heads"]  # attention is as it was
 
 
 def test_a_packed_weight_counts_as_the_numbers_that_it_stands_for():
@@ -173,18 +174,21 @@ def test_pt2_writes_a_program_that_calls_the_kernels(tmp_path):
     torch.manual_seed(0)
     program = capture(TwoTowers().eval())
     lower(program, "dense_linear_int8", "0")
-    out = written(program, tmp_path, Pt2(path="pt2"))                        # reopened: its check holds
+    out = written(program, tmp_path, Pt2(path="pt2"))  # reopened: its check holds
     assert json.loads((out / "program/kernels.json").read_text()) == ["effc.dense_linear_int8.default"]
     assert "effc.kernels.ops" in json.loads((out / "manifest.json").read_text())["notes"][0]
-    line = ("import sys, torch, effc; m = effc.load(sys.argv[1]); "
-            "print(m(left=torch.ones(3, 12), right=torch.ones(3, 10)).tolist())")
+    line = (
+        "import sys, torch, effc; m = effc.load(sys.argv[1]); "
+        "print(m(left=torch.ones(3, 12), right=torch.ones(3, 10)).tolist())"
+    )
     done = subprocess.run([sys.executable, "-c", line, str(out)], capture_output=True, text=True)
     expected = program.model(left=torch.ones(3, 12), right=torch.ones(3, 10))
     assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6), done.stderr
 
 
-@pytest.mark.parametrize(("at", "said"), [(0, "does not begin"), (12, "another version"), (8, "other byte order"),
-                                          (-70, "checksum")])
+@pytest.mark.parametrize(
+    ("at", "said"), [(0, "does not begin"), (12, "another version"), (8, "other byte order"), (-70, "checksum")]
+)
 def test_a_flipped_bit_of_a_packed_weight_is_refused_with_the_modules_name(tmp_path, at, said):
     from effc.compiler.checkpoints.safetensors_header import read_header
 
@@ -217,7 +221,7 @@ def test_masks_that_disagree_with_the_values_are_refused_even_behind_a_right_che
     model = one(kernel)
     packed = model[0].packed.clone()
     at = Header.from_buffer_copy(bytes(packed[:128].numpy())).stream_at
-    packed[at:at + 4] ^= 255
+    packed[at : at + 4] ^= 255
     model[0].packed = sealed(packed)
     found = refused(lambda: settle(model)).diagnostics[0]
     assert found.slug == "packed-damaged" and "masks do not agree" in found.message and found.message.startswith("0:")

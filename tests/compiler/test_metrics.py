@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests import tiny, worlds
 
 NOISE = DataRef("noise")
-torch.set_num_threads(1)         # tests run side by side: threads that wait for each other take 100 times longer
+torch.set_num_threads(1)  # tests run side by side: threads that wait for each other take 100 times longer
 
 
 @pytest.fixture
@@ -51,12 +51,16 @@ def disturbed(ctx, by: float = 0.3):
 def naive_log_probs(model, rows) -> torch.Tensor:
     """[n, t, vocab] float64, one prefix at a time."""
     with torch.no_grad():
-        return torch.stack([torch.stack([
-            model(row[None, : k + 1]).logits[0, -1].double().log_softmax(-1) for k in range(len(row))])
-            for row in rows])
+        return torch.stack(
+            [
+                torch.stack([model(row[None, : k + 1]).logits[0, -1].double().log_softmax(-1) for k in range(len(row))])
+                for row in rows
+            ]
+        )
 
 
 # -- perplexity ----------------------------------------------------------------------------------------------
+
 
 def test_perplexity_equals_a_loop_over_tokens(ctx, model):
     rows = ctx.rows(NOISE)
@@ -76,7 +80,7 @@ def test_neither_batches_nor_chunks_change_a_loss(batch, chunk):
         patch.setattr(evaluate, "CHUNK_BYTES", chunk * 128 * 4)
         parts = evaluate.nll(model, rows)
     assert parts[1] == whole[1] == 7 * 8
-    assert parts[0] == pytest.approx(whole[0], rel=1e-5)      # float32 rounding of other batch sizes
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)  # float32 rounding of other batch sizes
 
 
 def test_a_uniform_model_is_as_surprised_as_it_has_words(ctx, model):
@@ -113,9 +117,10 @@ def test_a_model_that_says_nan_is_refused_with_metric_and_data(ctx, model, name)
 
 # -- against the original ------------------------------------------------------------------------------------
 
+
 def test_a_model_agrees_with_itself(ctx, model):
     reference.prepare(ctx, model, NOISE)
-    assert measure(ctx, "divergence", model, data=NOISE) < 1e-6         # float32 rounding of log-softmax sums
+    assert measure(ctx, "divergence", model, data=NOISE) < 1e-6  # float32 rounding of log-softmax sums
     assert measure(ctx, "agreement", model, data=NOISE) == 1.0
 
 
@@ -160,6 +165,7 @@ def _doubled(forward):
         output = forward(input_ids, use_cache=use_cache)
         output["logits"] = output["logits"] * 2
         return output
+
     return run
 
 
@@ -217,19 +223,21 @@ def test_bfloat16_agrees_with_itself(tmp_path):
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 3, "length": 9})})
     model = origin.load()
     reference.prepare(ctx, model, NOISE)
-    assert measure(ctx, "divergence", model, data=NOISE) < 1e-6      # same bfloat16 products on both sides
+    assert measure(ctx, "divergence", model, data=NOISE) < 1e-6  # same bfloat16 products on both sides
     assert measure(ctx, "agreement", model, data=NOISE) == 1.0
 
 
 # -- choice --------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def quiz(ctx):
     options = ["no", "yes it is", "who knows"]
     records = [{"question": f"Is {i} even", "options": options, "answer": i % 3} for i in range(9)]
     (ctx.folder / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    return worlds.context(ctx.folder, ctx.origin, {"quiz": ("choices", {"path": "q.jsonl"}),
-                                                   "noise": ("synthetic", {})})
+    return worlds.context(
+        ctx.folder, ctx.origin, {"quiz": ("choices", {"path": "q.jsonl"}), "noise": ("synthetic", {})}
+    )
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -252,6 +260,7 @@ def test_choice_needs_questions(quiz, model):
 
 # -- counts --------------------------------------------------------------------------------------------------
 
+
 def test_shared_weights_count_once(ctx, model):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     numbers = measure(ctx, "params", model)
@@ -270,11 +279,12 @@ def test_counts_need_no_weights(ctx):
 def test_flops_are_two_per_multiplied_weight_and_grow_with_context(ctx, model):
     multiplied = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     assert measure(ctx, "flops", model, context=0) == 2 * multiplied
-    per_position = 2 * 2 * 32 * 2                       # two products, two per multiplication, 32 wide, two layers
+    per_position = 2 * 2 * 32 * 2  # two products, two per multiplication, 32 wide, two layers
     assert measure(ctx, "flops", model, context=10) - 2 * multiplied == 10 * per_position
 
 
 # -- time ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["prefill.p50", "prefill.p95", "decode.p50", "decode.p95", "throughput"])
 def test_times_are_positive(ctx, model, name):
@@ -332,6 +342,7 @@ class Drifting(Metric):
         def step():
             SEEN.append(model.name)
             return (2.0 if model.name == "b" else 1.0) * 1.1 ** len(SEEN)
+
         return timing.Clock(step, 4, lambda seconds: sum(seconds) / len(seconds))
 
 
@@ -356,6 +367,7 @@ def test_a_deeper_model_takes_longer(ctx):
 
 # -- the harness ---------------------------------------------------------------------------------------------
 
+
 def test_a_harness_that_is_not_installed_is_named(ctx, model, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (found,) = worlds.refused(lambda: measure(ctx, "lm_eval", model, task="arc_easy")).diagnostics
@@ -372,16 +384,19 @@ def test_the_harness_scores_like_choice(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         f"task: effc_mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'd.jsonl'}}}}}\n"
         'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{q}}"\ndoc_to_choice: "{{o}}"\n'
-        "doc_to_target: a\nmetric_list: [{metric: acc}]\n")
+        "doc_to_target: a\nmetric_list: [{metric: acc}]\n"
+    )
     origin = Zoo(name="tiny-llama").resolve(worlds.context(tmp_path))
     quiz = {"path": "d.jsonl", "question": "q", "options": "o", "answer": "a", "layout": "plain"}
     ctx = worlds.context(tmp_path, origin, {"quiz": ("choices", quiz)}, trust_remote_code=True)
     model = origin.load()
     assert measure(ctx, "lm_eval", model, task="effc_mine", tasks=".") == measure(
-        ctx, "choice", model, data=DataRef("quiz"))
+        ctx, "choice", model, data=DataRef("quiz")
+    )
 
 
 # -- the zoo -------------------------------------------------------------------------------------------------
+
 
 def test_the_zoo_model_predicts_its_held_out_text(tmp_path):
     if "tiny-llama" not in zoo() or not (zoo()["tiny-llama"] / "model.safetensors").is_file():
@@ -391,4 +406,4 @@ def test_the_zoo_model_predicts_its_held_out_text(tmp_path):
     origin = Zoo(name="tiny-llama").resolve(worlds.context(tmp_path))
     text = {"path": os.fspath(Path(zoo()["tiny-llama"]) / "heldout.txt"), "length": 128, "samples": 8}
     ctx = worlds.context(tmp_path, origin, {"held": ("text", text)})
-    assert measure(ctx, "perplexity", origin.load(), data=DataRef("held")) < 100     # of 2048 words
+    assert measure(ctx, "perplexity", origin.load(), data=DataRef("held")) < 100  # of 2048 words

@@ -20,7 +20,9 @@ model base = config("tiny.json", seed: 3)
 data  rows = synthetic(4, length: 12, seed: 1)
 data  more = synthetic(6, length: 12, seed: 2)
 """
-FRONT = HEAD + """
+FRONT = (
+    HEAD
+    + """
 pipeline sizes(base) {
   thin  = prune.channels(keep: 75% of channels, align: 16)
   slim  = prune.channels(keep: 50% of channels, align: 16, from: base)
@@ -33,12 +35,16 @@ expect sizes {
 }
 emit sizes { front("sizes") }
 """
-ADAPTERS = HEAD + """
+)
+ADAPTERS = (
+    HEAD
+    + """
 pipeline tuned(base) {
   apart = tune.heal(data: rows, steps: 3, batch: 2, lr: 1e-2, merge: false)
 }
 emit tuned { peft("adapter") }
 """
+)
 
 
 def write(folder, text):
@@ -70,8 +76,11 @@ def test_a_front_holds_every_point_with_its_measures(front):
 
 def test_each_point_is_asked_unless_the_bound_says_which(front):
     verdicts = {e.text: e.outcome for e in front.artifacts[0].manifest.expectations}
-    assert verdicts == {"params <= 0.99 * base": "holds", "params <= 0.9 * base in any": "holds",
-                        "params <= 0.1 * base in slim": "fails"}
+    assert verdicts == {
+        "params <= 0.99 * base": "holds",
+        "params <= 0.9 * base in any": "holds",
+        "params <= 0.1 * base in slim": "fails",
+    }
     (missed,) = front.missed
     assert "of `slim`" in missed.message
 
@@ -92,11 +101,16 @@ def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tm
         assert torch.equal(effc.load(tmp_path / "small")(ids).logits, effc.load(held)(ids).logits)
 
 
-@pytest.mark.parametrize("asked, slug", [
-    ({"point": "3"}, "no-such-point"), ({"point": "fat"}, "no-such-point"),
-    ({"limits": (Limit("params", "12"),)}, "none-fits"),
-    ({"limits": (Limit("bytes", "1MiB"),)}, "unmeasured-limit"),
-    ({"limits": (Limit("params", "many"),)}, "unmeasured-limit")])
+@pytest.mark.parametrize(
+    "asked, slug",
+    [
+        ({"point": "3"}, "no-such-point"),
+        ({"point": "fat"}, "no-such-point"),
+        ({"limits": (Limit("params", "12"),)}, "none-fits"),
+        ({"limits": (Limit("bytes", "1MiB"),)}, "unmeasured-limit"),
+        ({"limits": (Limit("params", "many"),)}, "unmeasured-limit"),
+    ],
+)
 def test_a_pick_that_fits_no_point_is_refused_and_leaves_nothing(front, tmp_path, asked, slug):
     with pytest.raises(Reject) as caught:
         pick(front.artifacts[0].path, tmp_path / "small", **asked)
@@ -135,7 +149,7 @@ def test_a_front_is_tested_again_point_by_point(front):
     from effc.compiler.judging.retest import test_artifact as again
 
     path = front.artifacts[0].path
-    tested, = again(path, path.parents[1] / "r.effspec", api.Settings(path.parents[1] / "cache", threads=1))
+    (tested,) = again(path, path.parents[1] / "r.effspec", api.Settings(path.parents[1] / "cache", threads=1))
     assert [o.state for o in tested.outcomes] == ["ok", "ok", "missed"]
 
 
@@ -151,14 +165,16 @@ def test_a_second_compile_of_a_front_runs_no_step_and_gives_the_same_hash(front,
 def test_stock_peft_opens_the_adapters_and_computes_what_effc_does(tmp_path):
     pytest.importorskip("peft")
     path = compiled(tmp_path, ADAPTERS).artifacts[0].path
-    code = ("import sys, torch; from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
-            f"base = AutoModelForCausalLM.from_pretrained({str(path / 'base')!r})\n"
-            "ids = torch.arange(5)[None]; plain = base(ids).logits\n"
-            f"model = PeftModel.from_pretrained(base, {str(path / 'adapter')!r}).eval()\n"
-            "logits = model(ids).logits\n"
-            "assert not any(n.split('.')[0] == 'effc' for n in sys.modules)\n"
-            "assert (logits - plain).abs().max() > 1e-4, 'the adapters change nothing'\n"
-            "print(logits.flatten().tolist())")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
+        f"base = AutoModelForCausalLM.from_pretrained({str(path / 'base')!r})\n"
+        "ids = torch.arange(5)[None]; plain = base(ids).logits\n"
+        f"model = PeftModel.from_pretrained(base, {str(path / 'adapter')!r}).eval()\n"
+        "logits = model(ids).logits\n"
+        "assert not any(n.split('.')[0] == 'effc' for n in sys.modules)\n"
+        "assert (logits - plain).abs().max() > 1e-4, 'the adapters change nothing'\n"
+        "print(logits.flatten().tolist())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     with torch.no_grad():
@@ -167,8 +183,9 @@ def test_stock_peft_opens_the_adapters_and_computes_what_effc_does(tmp_path):
 
 
 def test_adapters_on_shapes_that_no_config_has_are_refused_with_a_way_out(tmp_path):
-    text = ADAPTERS.replace("  apart", "  thin = prune.channels(keep: 75% of channels, align: 16, "
-                            "score: perplexity(more))\n  apart")
+    text = ADAPTERS.replace(
+        "  apart", "  thin = prune.channels(keep: 75% of channels, align: 16, score: perplexity(more))\n  apart"
+    )
     with pytest.raises(Reject) as caught:
         compiled(tmp_path, text)
     assert caught.value.diagnostics[0].fault.slug == "shaped-base"
@@ -176,40 +193,60 @@ def test_adapters_on_shapes_that_no_config_has_are_refused_with_a_way_out(tmp_pa
 
 
 def test_bounds_are_judged_where_no_target_writes_a_model(tmp_path):
-    text = HEAD + """
+    text = (
+        HEAD
+        + """
 pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
 expect lean { params <= 0.1 * base }
 emit lean { pruning_config("config") }
 """
+    )
     result = compiled(tmp_path, text)
     assert [d.fault.slug for d in result.missed] == ["expectation-missed"]
     assert [e.outcome for e in result.artifacts[0].manifest.expectations] == ["fails"]
 
 
 def test_a_bound_is_judged_once_however_many_targets_there_are(tmp_path):
-    text = HEAD + """
+    text = (
+        HEAD
+        + """
 pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
 expect lean { params <= 0.1 * base }
 emit lean { pruning_config("config")  hf("a", form: compact)  hf("b", form: compact) }
 """
+    )
     result = compiled(tmp_path, text)
     assert len(result.missed) == 1
     assert [len(a.manifest.expectations) for a in result.artifacts] == [1, 1, 1], "each artifact tells of it"
 
 
 def test_a_bound_in_a_target_is_asked_of_that_artifact_alone(tmp_path):
-    text = HEAD + """
+    text = (
+        HEAD
+        + """
 pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
 expect lean { bytes <= 0.8 * base in native }
 emit lean { hf("a", form: compact)  native("cpu") }
 """
+    )
     hf, native = compiled(tmp_path, text).artifacts
     assert hf.manifest.expectations == () and [e.outcome for e in native.manifest.expectations] == ["holds"]
 
 
-@pytest.mark.parametrize("change", [
-    {"name": "../../away"}, {"name": 5}, {"name": "a\x1b[31m"}, {"measures": None}, {"measures": []}, {"measures": [[]]},
-    {"measures": [["params", "many", "", "lower"]]}, {"measures": [["\x1b[31m", 1, "", "lower"]]}, {"steps": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../away"},
+        {"name": 5},
+        {"name": "a\x1b[31m"},
+        {"measures": None},
+        {"measures": []},
+        {"measures": [[]]},
+        {"measures": [["params", "many", "", "lower"]]},
+        {"measures": [["\x1b[31m", 1, "", "lower"]]},
+        {"steps": 3},
+    ],
+)
 def test_points_of_another_form_are_refused_before_they_are_used(front, tmp_path, change):
     import shutil
 
@@ -228,7 +265,9 @@ def test_linked_folders_and_pipes_in_an_artifact_are_refused(front, tmp_path):
 
     from effc.compiler.artifacts.manifest import verify_files
 
-    for number, plant in enumerate((lambda f: (f / "points/link").symlink_to("/"), lambda f: os.mkfifo(f / "points/pipe"))):
+    for number, plant in enumerate(
+        (lambda f: (f / "points/link").symlink_to("/"), lambda f: os.mkfifo(f / "points/pipe"))
+    ):
         folder = tmp_path / str(number)
         shutil.copytree(front.artifacts[0].path, folder)
         plant(folder)
@@ -248,11 +287,14 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
 def test_a_test_of_a_recipe_leaves_out_what_no_bound_speaks_of(tmp_path):
     from effc.compiler.judging.retest import test_recipe as again
 
-    text = HEAD + """
+    text = (
+        HEAD
+        + """
 pipeline lean(base) { slim = prune.blocks(remove: 1, score: perplexity(rows)) }
 expect lean { params <= 0.99 * base in pt2 }
 emit lean { hf("a", form: compact)  pt2("b") }
 """
+    )
     compiled(tmp_path, text)
     tested = again(api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1), tmp_path / "out")
     assert [(t.path.name, [o.state for o in t.outcomes]) for t in tested] == [("b", ["ok"])]

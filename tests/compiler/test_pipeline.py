@@ -80,7 +80,7 @@ def test_killed_ten_times_anywhere_a_compile_goes_on_to_the_same_bytes(recipe):
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         out = recipe.parent / "out-killed" / "lean"
-        assert not out.exists() or artifact_hash(out) == whole      # there whole, or not at all
+        assert not out.exists() or artifact_hash(out) == whole  # there whole, or not at all
     assert compiled(recipe, "killed")[0] == whole
 
 
@@ -109,7 +109,7 @@ def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeyp
     monkeypatch.setattr(Journal, "remember", watched)
     compiled(recipe, "x", cache_dir=recipe.parent / "cache")
     assert len(scored) == 3 and computed and not scored & set(computed)
-    assert not work.exists()                                         # finished: its scratch is gone
+    assert not work.exists()  # finished: its scratch is gone
 
 
 def test_a_change_of_one_step_keeps_the_steps_before_it(recipe):

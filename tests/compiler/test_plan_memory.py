@@ -7,9 +7,19 @@ import sys
 import pytest
 from effc.compiler import api
 
-CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 16000, "dtype": "float32",
-          "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 12,
-          "num_key_value_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": False}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 16000,
+    "dtype": "float32",
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
 WEIGHTS = 4 * (2 * 16000 * 768 + 4 * (768 * 768 * 2 + 768 * 256 * 2 + 3 * 768 * 2048 + 2 * 768) + 768)
 RECIPE = """effspec 1
 model base = {model}
@@ -23,8 +33,9 @@ RANDOM, FOLDER = 'config("mid.json", seed: 1)', 'hf("./saved")'
 EVEN = "even = prune.channels(keep: 75% of channels, align: 32)"
 SCORED = "slim = prune.blocks(remove: 1, score: perplexity(rows))"
 FITTED = "slim = prune.multi(remove: 10% of params, group: 512, score: perplexity(rows))"
-COMPARED = ("slim = prune.blocks(remove: 1, unit: layer, score: divergence(rows))\n"
-            "  thin = prune.heads(keep: 75% of kv_heads)")
+COMPARED = (
+    "slim = prune.blocks(remove: 1, unit: layer, score: divergence(rows))\n  thin = prune.heads(keep: 75% of kv_heads)"
+)
 STEPS = """
 import sys
 from pathlib import Path
@@ -66,16 +77,26 @@ def told(folder, step, model=RANDOM):
 def test_a_peak_follows_from_the_weights_and_from_what_is_scored(folder):
     (even,), (scored,), (compared, later) = (told(folder, step) for step in (EVEN, SCORED, COMPARED))
     logits = 4 * 8 * 256 * CONFIG["vocab_size"]
-    assert even > 2 * WEIGHTS                                   # the original is hashed beside the result
+    assert even > 2 * WEIGHTS  # the original is hashed beside the result
     assert scored > WEIGHTS + 3 * logits and compared > scored + (64 << 20)
     assert later < compared
-    rows, kept = 32 * 256, 4 * 2 * 256 * 4                      # what writes holds keys and values of all its tokens
+    rows, kept = 32 * 256, 4 * 2 * 256 * 4  # what writes holds keys and values of all its tokens
     assert told(folder, FITTED)[0] > scored + rows * kept
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("model", "step"), [(RANDOM, EVEN), (RANDOM, SCORED), (RANDOM, COMPARED),
-                                             (RANDOM, FITTED), (FOLDER, EVEN), (FOLDER, SCORED), (FOLDER, FITTED)])
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [
+        (RANDOM, EVEN),
+        (RANDOM, SCORED),
+        (RANDOM, COMPARED),
+        (RANDOM, FITTED),
+        (FOLDER, EVEN),
+        (FOLDER, SCORED),
+        (FOLDER, FITTED),
+    ],
+)
 def test_a_compile_peaks_below_what_is_told_and_not_far(folder, model, step):
     if model == FOLDER:
         saved(folder)

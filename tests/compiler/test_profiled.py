@@ -36,6 +36,7 @@ def recipe(tmp_path):
     def write(there):
         path.write_text(RECIPE.format(there=there))
         return path
+
     return write
 
 

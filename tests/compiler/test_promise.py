@@ -14,9 +14,16 @@ from tests.worlds import refused
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("where", [
-    lambda x: x.shape[0] == 2 and x.shape[1] == 1, lambda x: x.shape[:2] == (3, 11), lambda x: x.shape[0] == 1,
-    lambda x: x.shape[:2] == (2, 7)], ids=["decoding", "another shape", "a single token", "shape of capture"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda x: x.shape[0] == 2 and x.shape[1] == 1,
+        lambda x: x.shape[:2] == (3, 11),
+        lambda x: x.shape[0] == 1,
+        lambda x: x.shape[:2] == (2, 7),
+    ],
+    ids=["decoding", "another shape", "a single token", "shape of capture"],
+)
 def test_outputs_that_change_in_one_situation_only_break_the_promise(where):
     program = capture(tiny.model("llama"))
     promise = Promise.of(program)
@@ -40,7 +47,7 @@ def test_an_edit_within_its_tolerance_keeps_the_promise():
             keep = range(1, 96, 2)
             for name, axis in (("c_fc.weight", 1), ("c_fc.bias", 0), ("c_proj.weight", 0)):
                 rewrite.narrow(f"{path}.mlp.{name}", axis, keep)
-    promise.check(program, Close(atol=1e-4))          # the sums leave zeros out
+    promise.check(program, Close(atol=1e-4))  # the sums leave zeros out
 
 
 def test_outputs_that_are_no_numbers_break_the_promise():

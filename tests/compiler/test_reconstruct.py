@@ -56,15 +56,17 @@ def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
     groups = program.skeleton.groups
     read(program, tmp_path)
     moments = Real(tmp_path)
-    there = weightless(program)                  # the meta device stands for one: it is not the CPU
-    assert there.skeleton.groups                 # found before: finding reads indices off the CPU
+    there = weightless(program)  # the meta device stands for one: it is not the CPU
+    assert there.skeleton.groups  # found before: finding reads indices off the CPU
     with FakeTensorMode(allow_non_fake_inputs=True), OneDevice():
         for group in groups:
-            for ranking in (importance.l1(there, group), importance.wanda(there, group, moments),
-                            importance.obs(there, group, moments)):
+            for ranking in (
+                importance.l1(there, group),
+                importance.wanda(there, group, moments),
+                importance.obs(there, group, moments),
+            ):
                 assert ranking.device.type == "cpu" and ranking.shape == (group.count,)
-            for weights in (silenced(there.model, group, [1]),
-                            Reconstruction(there, moments).without(group, {0}, [1])):
+            for weights in (silenced(there.model, group, [1]), Reconstruction(there, moments).without(group, {0}, [1])):
                 assert {w.device.type for w in weights.values()} == {"meta"}
 
 
@@ -72,19 +74,19 @@ def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
 def test_inputs_that_are_not_finite_are_refused_by_module(tmp_path, value):
     program = capture(tiny.model("llama"))
     with torch.no_grad():
-        program.model.model.layers[1].mlp.up_proj.weight[5] = value            # 1e30: its square is infinite
+        program.model.model.layers[1].mlp.up_proj.weight[5] = value  # 1e30: its square is infinite
     with pytest.raises(Reject) as refused:
         read(program, tmp_path)
     found = refused.value.diagnostics[0]
     assert found.fault.slug == "not-a-number"
     assert "model.layers.1.mlp.down_proj" in found.message and found.help
-    with pytest.raises(Reject):                                  # a run that goes on does not take what is there
+    with pytest.raises(Reject):  # a run that goes on does not take what is there
         read(program, tmp_path)
 
 
 def test_inputs_that_depend_on_each_other_are_solved_with_more_damping():
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    moment = (x.T @ x)                                          # rank 3, and rounding makes it indefinite
+    moment = x.T @ x  # rank 3, and rounding makes it indefinite
     with pytest.raises(torch.linalg.LinAlgError):
         torch.linalg.cholesky(moment.double())
     new = repaired(torch.ones(2, 40), moment, [], [0, 1], 0.0)
@@ -93,7 +95,7 @@ def test_inputs_that_depend_on_each_other_are_solved_with_more_damping():
 
 def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     program = capture(tiny.model("llama"))
-    moments = read(program, tmp_path, IDS[:1, :3])              # 3 tokens, 96 channels
+    moments = read(program, tmp_path, IDS[:1, :3])  # 3 tokens, 96 channels
     scores = importance.obs(program, program.skeleton.groups[0], moments, damping=0.0)
     assert scores.isfinite().all()
 
@@ -119,7 +121,7 @@ def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
     cuts = [repair.without(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
     assert all(torch.equal(a[t], b[t]) for a, b in zip(trials, cuts, strict=True) for t in a)
-    for items, dead in (([1, 2], set()), ([1, 3], {0}), ([1, 3], set())):       # only the newest is kept
+    for items, dead in (([1, 2], set()), ([1, 3], {0}), ([1, 3], set())):  # only the newest is kept
         fresh = Reconstruction(program, Moments(tmp_path)).without(first, dead, items)
         found, before = repair.without(first, dead, items), moments.reads
         assert all(torch.equal(found[t], fresh[t]) for t in fresh)
@@ -139,8 +141,13 @@ def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
     assert all(torch.equal(w, fresh[t]) for t, w in repair.without(group, set(), [1]).items())
 
 
-PROBLEMS = {"out": st.integers(1, 5), "width": st.integers(2, 24), "tokens": st.integers(1, 60),
-            "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), "seed": st.integers(0, 999)}
+PROBLEMS = {
+    "out": st.integers(1, 5),
+    "width": st.integers(2, 24),
+    "tokens": st.integers(1, 60),
+    "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    "seed": st.integers(0, 999),
+}
 
 
 def problem(out, width, tokens, dtype, seed):
@@ -187,7 +194,7 @@ def test_no_other_weights_leave_a_smaller_error(out, width, tokens, dtype, seed,
         step = torch.randn(weight.shape, generator=generator, dtype=torch.float64) * size
         step[:, [*gone, *lost]] = 0
         other = damped_error(x, weight, new + step, [*gone, *lost], damping)
-        assert least <= other * (1 + 1e-9) + 1e-12                          # float64 rounding of the sums
+        assert least <= other * (1 + 1e-9) + 1e-12  # float64 rounding of the sums
 
 
 @settings(max_examples=50, deadline=None)

@@ -47,6 +47,7 @@ def naive(model, program, ids, first, last):
     p, s = (first, last) if t >= first + last else (min(first, t // 2), min(last, -(-t // 2)))
     handles = []
     for path, module in interventions(program.model):
+
         def edit(_module, _args, output, module=module):
             hidden = output[0] if isinstance(output, tuple) else output
             out = hidden.clone()
@@ -55,6 +56,7 @@ def naive(model, program, ids, first, last):
                 if name:
                     out[0, place] = phi(module.functions["both" if module.tied else name], hidden[0, place])
             return (out, *output[1:]) if isinstance(output, tuple) else out
+
         handles.append(model.get_submodule(path.removesuffix(".reft")).register_forward_hook(edit))
     try:
         with torch.no_grad():
@@ -67,13 +69,19 @@ def naive(model, program, ids, first, last):
 def phi(function, h):
     v, b, w = function.project, function.bias, function.aim
     r = torch.linalg.qr(v.T)[0].T
-    r = r * torch.sign((r * v).sum(1, keepdim=True))          # rows of v are orthonormal already: QR may flip them
-    return {"loreft": lambda: h + r.T @ (w @ h + b - r @ h), "noreft": lambda: h + v.T @ (w @ h + b - v @ h),
-            "direft": lambda: h + v.T @ (w @ h + b), "odireft": lambda: h + r.T @ (w @ h + b),
-            "consreft": lambda: h + r.T @ (b - r @ h), "lobireft": lambda: h + r.T @ b}[function.form]()
+    r = r * torch.sign((r * v).sum(1, keepdim=True))  # rows of v are orthonormal already: QR may flip them
+    return {
+        "loreft": lambda: h + r.T @ (w @ h + b - r @ h),
+        "noreft": lambda: h + v.T @ (w @ h + b - v @ h),
+        "direft": lambda: h + v.T @ (w @ h + b),
+        "odireft": lambda: h + r.T @ (w @ h + b),
+        "consreft": lambda: h + r.T @ (b - r @ h),
+        "lobireft": lambda: h + r.T @ b,
+    }[function.form]()
 
 
 # -- what they compute ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("form", FORMS)
@@ -83,7 +91,7 @@ def test_every_form_computes_its_formula_at_both_edges_of_the_prompt(form, tied)
     with torch.no_grad():
         found = program.model(ids).logits
         plain = model(ids).logits
-    assert torch.allclose(found, naive(model, program, ids, 2, 3), atol=1e-4)      # float32 sums in another order
+    assert torch.allclose(found, naive(model, program, ids, 2, 3), atol=1e-4)  # float32 sums in another order
     assert (found - plain).abs().max() > 0.1
 
 
@@ -145,20 +153,24 @@ def test_rows_are_made_orthonormal_and_orthonormal_rows_are_left(rank, seed, sca
     found = orthonormal(rows)
     assert torch.allclose(found @ found.T, torch.eye(rank), atol=1e-5)
     assert torch.allclose(orthonormal(found), found, atol=1e-6)
-    assert torch.linalg.matrix_rank(torch.cat([found, rows / scale])) == rank       # they span the same
+    assert torch.linalg.matrix_rank(torch.cat([found, rows / scale])) == rank  # they span the same
 
 
 # -- published counts (reference: LoReFT and FedReFT tables; 2 d r + r a function) ---------------------------
 
-@pytest.mark.parametrize("width, layers, rank, tied, positions, published", [
-    (3072, 28, 8, False, "f7+l7", 2_752_960),         # LLaMA-3.2-3B
-    (3072, 28, 32, False, "f7+l7", 11_011_840),
-    (4096, 32, 8, False, "f7+l7", 4_194_816),         # LLaMA-3-8B
-    (4096, 32, 8, True, "f7+l7", 2_097_408),          # Llama-2-7B
-    (1024, 24, 1, True, "f3", 49_176),                # RoBERTa-large
-    (768, 12, 1, True, "f3", 18_444),                 # RoBERTa-base
-    (576, 30, 4, True, "f7+l7", 138_360),             # SmolLM2-135M
-])
+
+@pytest.mark.parametrize(
+    "width, layers, rank, tied, positions, published",
+    [
+        (3072, 28, 8, False, "f7+l7", 2_752_960),  # LLaMA-3.2-3B
+        (3072, 28, 32, False, "f7+l7", 11_011_840),
+        (4096, 32, 8, False, "f7+l7", 4_194_816),  # LLaMA-3-8B
+        (4096, 32, 8, True, "f7+l7", 2_097_408),  # Llama-2-7B
+        (1024, 24, 1, True, "f3", 49_176),  # RoBERTa-large
+        (768, 12, 1, True, "f3", 18_444),  # RoBERTa-base
+        (576, 30, 4, True, "f7+l7", 138_360),  # SmolLM2-135M
+    ],
+)
 def test_published_parameter_counts_come_out(width, layers, rank, tied, positions, published):
     first, last = edges(positions)
     with torch.device("meta"):
@@ -168,9 +180,15 @@ def test_published_parameter_counts_come_out(width, layers, rank, tied, position
 
 # -- where ---------------------------------------------------------------------------------------------------
 
+
 def test_positions_are_read_as_written():
     assert [edges(text) for text in ("f7+l7", "f3", "l1", "l2+f1", "f1 + l1")] == [
-        (7, 7), (3, 0), (0, 1), (1, 2), (1, 1)]
+        (7, 7),
+        (3, 0),
+        (0, 1),
+        (1, 2),
+        (1, 1),
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "f0", "7", "f7+f3", "x3", "f7+", "f-1", "F7"])
@@ -219,7 +237,7 @@ def test_a_batch_of_mixed_lengths_is_edited_as_its_rows_one_by_one(name, tied, s
         found = program.model(ids, attention_mask=mask, **more).logits
         for i, row in enumerate(rows):
             alone = program.model(row).logits[0]
-            assert torch.allclose(found[i, at[i]], alone, atol=2e-4)     # float32, sums over padded lengths
+            assert torch.allclose(found[i, at[i]], alone, atol=2e-4)  # float32, sums over padded lengths
             assert torch.allclose(alone, naive(model, program, row, 2, 3)[0], atol=2e-4)
 
 
@@ -230,9 +248,9 @@ def test_where_the_prompt_ends_may_be_told_and_what_follows_stays():
         with prompts(program.model, torch.tensor([5, 6])):
             found = program.model(ids).logits
         for i, n in enumerate((5, 6)):
-            out = program.model(ids[i:i + 1, :n], use_cache=True)
-            rest = program.model(ids[i:i + 1, n:], past_key_values=out.past_key_values, use_cache=True).logits
-            assert torch.allclose(found[i:i + 1], torch.cat([out.logits, rest], 1), atol=1e-4)
+            out = program.model(ids[i : i + 1, :n], use_cache=True)
+            rest = program.model(ids[i : i + 1, n:], past_key_values=out.past_key_values, use_cache=True).logits
+            assert torch.allclose(found[i : i + 1], torch.cat([out.logits, rest], 1), atol=1e-4)
 
 
 def test_more_prompts_than_rows_are_a_mistake_that_shows():
@@ -250,14 +268,16 @@ def test_coordinates_that_are_inactive_edit_nothing():
             found = program.model(ids).logits
         assert torch.allclose(found[0], model(ids).logits[0], atol=1e-5)
         assert torch.allclose(found[1], program.model(ids).logits[1], atol=1e-5)
-        for _, module in interventions(program.model):            # the same with the last two rows cut away
+        for _, module in interventions(program.model):  # the same with the last two rows cut away
             function = module.functions["both"]
             function.project, function.aim, function.bias = (
-                torch.nn.Parameter(p[:2].clone()) for p in (function.project, function.aim, function.bias))
+                torch.nn.Parameter(p[:2].clone()) for p in (function.project, function.aim, function.bias)
+            )
         assert torch.allclose(found[2], program.model(ids).logits[2], atol=1e-4)
 
 
 # -- when ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mixtral", "mamba", "mamba2", "bamba", "rwkv"])
 def test_decoding_with_a_cache_edits_the_prompt_once(name):
@@ -267,7 +287,7 @@ def test_decoding_with_a_cache_edits_the_prompt_once(name):
     with torch.no_grad():
         cached = program.model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=True)
         told, row = torch.tensor([7]), prompt
-        with prompts(program.model, told):                       # without a cache: the prompt stays the first seven
+        with prompts(program.model, told):  # without a cache: the prompt stays the first seven
             for _ in range(cached.shape[1] - 7):
                 logits = program.model(row, use_cache=False).logits[:, -1]
                 row = torch.cat([row, logits.argmax(-1, keepdim=True)], 1)
@@ -276,8 +296,11 @@ def test_decoding_with_a_cache_edits_the_prompt_once(name):
     assert not torch.equal(cached, plain)
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"cache_implementation": "static"}, {"num_return_sequences": 2,
-                                     "do_sample": True}], ids=["beams", "static cache", "samples"])
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3}, {"cache_implementation": "static"}, {"num_return_sequences": 2, "do_sample": True}],
+    ids=["beams", "static cache", "samples"],
+)
 def test_padded_prompts_generate_as_they_do_alone(options):
     program = louder(intervened(tiny.model("llama")), 0.5)
     ids, mask = ids_of(2, 7), torch.ones(2, 7, dtype=torch.int64)
@@ -289,17 +312,25 @@ def test_padded_prompts_generate_as_they_do_alone(options):
         assert found.shape == (4, 12)
         return
     for i, start in enumerate((0, 3)):
-        alone = program.model.generate(ids[i:i + 1, start:], **facts)
-        assert torch.equal(found[i, 7:], alone[0, 7 - start:])
+        alone = program.model.generate(ids[i : i + 1, start:], **facts)
+        assert torch.equal(found[i, 7:], alone[0, 7 - start :])
 
 
 # -- any model -----------------------------------------------------------------------------------------------
 
+
 def bert():
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(
-        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        num_labels=3)).eval()
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=128,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            num_labels=3,
+        )
+    ).eval()
 
 
 def test_an_encoder_is_edited_at_its_prompts_edges_padded_or_not():
@@ -317,9 +348,17 @@ def test_an_encoder_is_edited_at_its_prompts_edges_padded_or_not():
 
 def test_a_vision_transformer_is_edited_at_its_class_token():
     torch.manual_seed(0)
-    model = ViTForImageClassification(ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=8, patch_size=4,
-        num_labels=3)).eval()
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=8,
+            patch_size=4,
+            num_labels=3,
+        )
+    ).eval()
     program = louder(intervened(model, positions="f1"))
     pixels = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -350,8 +389,19 @@ def test_a_rank_above_the_width_is_refused():
     assert caught.value.diagnostics[0].slug == "rank-too-large"
 
 
-@pytest.mark.parametrize("change", [{"rank": 0}, {"rank": 99}, {"form": "x"}, {"first": 0, "last": 0}, {"tied": 1},
-                                    {"dropout": 1.0}, {"width": 1 << 40}, {"more": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 0},
+        {"rank": 99},
+        {"form": "x"},
+        {"first": 0, "last": 0},
+        {"tied": 1},
+        {"dropout": 1.0},
+        {"width": 1 << 40},
+        {"more": 1},
+    ],
+)
 def test_a_stored_spec_of_another_form_is_refused(change):
     spec = {"form": "loreft", "width": 32, "rank": 2, "first": 1, "last": 1, "tied": True, "dropout": 0.0}
     layer = SimpleNamespace(parameters=lambda: [torch.zeros(1)], buffers=list)

@@ -72,7 +72,10 @@ def test_interventions_alone_go_onto_their_base_again(ctx, tmp_path):
     program = edited(ctx)
     folder = written(program, ctx, tmp_path)
     assert sorted(f.name for f in folder.parent.rglob("*") if f.is_file()) == [
-        "model.safetensors", "notes.json", "reft.json"]
+        "model.safetensors",
+        "notes.json",
+        "reft.json",
+    ]
     assert (folder / "model.safetensors").stat().st_size < 8000
     again = load(folder)
     assert torch.equal(logits(again), logits(program.model)) and not again.training
@@ -88,7 +91,7 @@ def test_a_changed_base_travels_inside(ctx, tmp_path):
     program = edited(ctx, NARROW)
     before = logits(program.model)
     folder = written(program, ctx, tmp_path)
-    assert torch.equal(logits(program.model), before)            # they are in again
+    assert torch.equal(logits(program.model), before)  # they are in again
     assert torch.equal(logits(load(folder)), before)
     plain = load(folder.parent / "base" / "compact")
     assert not list(interventions(plain)) and not torch.equal(logits(plain), before)
@@ -124,7 +127,7 @@ def test_another_base_is_refused(ctx, home, tmp_path):
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
     assert worlds.slug(lambda: load(folder, base=other)) == "other-base"
     narrow = edited(ctx, NARROW)
-    assert worlds.slug(lambda: load(folder, base=narrow.model)) == "other-base"       # and has some already
+    assert worlds.slug(lambda: load(folder, base=narrow.model)) == "other-base"  # and has some already
 
 
 @pytest.mark.parametrize("before", [(), (NARROW,)], ids=["own base", "changed base"])
@@ -142,18 +145,26 @@ def test_a_loaded_model_saves_itself_with_its_interventions(ctx, tmp_path, befor
             assert torch.allclose(function.rows() @ function.rows().T, torch.eye(3), atol=1e-5)
 
 
-@pytest.mark.parametrize("change, slug", [
-    (lambda b: b.update(format=9), "no-interventions"),
-    (lambda b: b.update(graphs=[]), "no-interventions"),
-    (lambda b: b["base"].pop("sha256"), "no-interventions"),
-    (lambda b: b["edits"]["attributes"].update({"config.vocab_size": 3}), "no-interventions"),
-    (lambda b: b["edits"]["swapped"].update({"model.norm": {"class": "KernelLinear", "spec": {}}}), "no-interventions"),
-    (lambda b: b["edits"]["swapped"].popitem(), "no-interventions"),
-    (lambda b: b["edits"]["swapped"].update({"model.layers.0.reft": {"class": "os:system", "spec": {}}}),
-     "refused-edits"),
-    (lambda b: next(iter(b["edits"]["swapped"].values()))["spec"].update(rank=0), "refused-edits"),
-    (lambda b: next(iter(b["edits"]["swapped"].values()))["spec"].update(rank=2), "no-interventions"),
-])
+@pytest.mark.parametrize(
+    "change, slug",
+    [
+        (lambda b: b.update(format=9), "no-interventions"),
+        (lambda b: b.update(graphs=[]), "no-interventions"),
+        (lambda b: b["base"].pop("sha256"), "no-interventions"),
+        (lambda b: b["edits"]["attributes"].update({"config.vocab_size": 3}), "no-interventions"),
+        (
+            lambda b: b["edits"]["swapped"].update({"model.norm": {"class": "KernelLinear", "spec": {}}}),
+            "no-interventions",
+        ),
+        (lambda b: b["edits"]["swapped"].popitem(), "no-interventions"),
+        (
+            lambda b: b["edits"]["swapped"].update({"model.layers.0.reft": {"class": "os:system", "spec": {}}}),
+            "refused-edits",
+        ),
+        (lambda b: next(iter(b["edits"]["swapped"].values()))["spec"].update(rank=0), "refused-edits"),
+        (lambda b: next(iter(b["edits"]["swapped"].values()))["spec"].update(rank=2), "no-interventions"),
+    ],
+)
 def test_a_damaged_or_hostile_folder_is_refused_by_name(ctx, tmp_path, change, slug):
     folder = written(edited(ctx), ctx, tmp_path)
     body = json.loads((folder / "reft.json").read_text())
@@ -177,7 +188,7 @@ def test_a_copy_of_a_model_asks_its_own_prompts(ctx):
     two = copy.deepcopy(one)
     long = torch.randint(3, 261, (1, 20))
     with torch.no_grad():
-        one(long)                                        # what one reads is no business of the other
+        one(long)  # what one reads is no business of the other
         assert torch.equal(logits(two), logits(one))
     mine = {id(module.prompts) for model in (one, two) for _, module in interventions(model)}
     assert len(mine) == 2
@@ -185,22 +196,36 @@ def test_a_copy_of_a_model_asks_its_own_prompts(ctx):
 
 # -- in recipes ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("target, held", [("hf", True), ("reft", True), ("native", False), ("pt2", False),
-                                          ("pruning_config", False), ('hf("x", form: stock)', False)])
+
+@pytest.mark.parametrize(
+    "target, held",
+    [
+        ("hf", True),
+        ("reft", True),
+        ("native", False),
+        ("pt2", False),
+        ("pruning_config", False),
+        ('hf("x", form: stock)', False),
+    ],
+)
 def test_targets_that_can_not_hold_interventions_say_so_before_anything_runs(tmp_path, target, held):
     call = target if "(" in target else f'{target}("x")'
     path = tmp_path / "r.effspec"
-    path.write_text(f'effspec 1\nmodel base = zoo("tiny-llama")\npipeline p(base) {{\n'
-                    f'  edits = reft.insert(rank: 2)\n}}\nemit p {{ {call} }}\n')
+    path.write_text(
+        f'effspec 1\nmodel base = zoo("tiny-llama")\npipeline p(base) {{\n'
+        f"  edits = reft.insert(rank: 2)\n}}\nemit p {{ {call} }}\n"
+    )
     found = api.session(path, cache_dir=tmp_path).check().diagnostics
     assert {d.slug for d in found} == (set() if held else {"cannot-hold"}), render(found)
 
 
 def test_training_comes_after_inserting(tmp_path):
     path = tmp_path / "r.effspec"
-    path.write_text('effspec 1\nmodel base = zoo("tiny-llama")\ndata d = pairs("d.jsonl", length: 8)\n'
-                    'pipeline p(base) {\n  fit = tune.reft(data: d)\n  edits = reft.insert(rank: 2)\n}\n'
-                    'emit p { hf("x") }\n')
+    path.write_text(
+        'effspec 1\nmodel base = zoo("tiny-llama")\ndata d = pairs("d.jsonl", length: 8)\n'
+        "pipeline p(base) {\n  fit = tune.reft(data: d)\n  edits = reft.insert(rank: 2)\n}\n"
+        'emit p { hf("x") }\n'
+    )
     assert "wrong-order" in {d.slug for d in api.session(path, cache_dir=tmp_path).check().diagnostics}
 
 

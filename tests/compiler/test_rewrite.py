@@ -23,8 +23,8 @@ from tests import tiny
 from tests.worlds import refused
 
 torch.set_num_threads(1)
-SEQUENTIAL = tuple(name for name in tiny.NAMES if name != "gpt_neox")     # one residual add after the other
-ROUNDING = 1e-4     # sums in another order, logits of size about 5, float32
+SEQUENTIAL = tuple(name for name in tiny.NAMES if name != "gpt_neox")  # one residual add after the other
+ROUNDING = 1e-4  # sums in another order, logits of size about 5, float32
 
 
 def branches(unit):
@@ -36,9 +36,11 @@ def branches(unit):
             if entry in sources(branch):
                 new = sources(branch) | {branch}
                 new -= sources(entry)
-                writer = next(n for n in reversed(list(unit.graph.nodes))
-                              if n in new and n.op == "call_module"
-                              and n.meta["role"] not in ("dropout", "norm"))
+                writer = next(
+                    n
+                    for n in reversed(list(unit.graph.nodes))
+                    if n in new and n.op == "call_module" and n.meta["role"] not in ("dropout", "norm")
+                )
                 found.append((node.name, writer.target, any(n.meta.get("role") == "attention" for n in new)))
     return found
 
@@ -85,8 +87,7 @@ def test_parallel_branches_are_dropped_by_naming_what_stays():
     model = tiny.model("gpt_neox")
     reference = copy.deepcopy(model)
     program = capture(model)
-    for path, writer in (("gpt_neox.layers.0", "attention.dense"),
-                         ("gpt_neox.layers.1", "mlp.dense_4h_to_h")):
+    for path, writer in (("gpt_neox.layers.0", "attention.dense"), ("gpt_neox.layers.1", "mlp.dense_4h_to_h")):
         first = next(n for n in program.units[path].graph.nodes if n.target is operator.add)
         keep = next(a.name for a in first.args if ("mlp" in a.name) == ("attention" in writer))
         with Rewriter(program) as rewrite:
@@ -131,7 +132,8 @@ def test_a_dropped_layer_equals_one_that_returns_its_input(name, layer):
     program = capture(model)
     path = list(program.units)[layer]
     reference.get_submodule(path).register_forward_hook(
-        lambda _, args, out: (args[0], *out[1:]) if isinstance(out, tuple) else args[0])
+        lambda _, args, out: (args[0], *out[1:]) if isinstance(out, tuple) else args[0]
+    )
     with Rewriter(program) as rewrite:
         rewrite.drop_layer(path)
     assert compare(reference, model) == 0.0
@@ -164,8 +166,9 @@ def test_a_layer_that_the_model_does_not_run_without_is_refused_before_anything_
 
 @given(st.data())
 def test_no_kind_of_cache_has_an_empty_first_slot(data):
-    kinds = tuple(data.draw(st.lists(st.sampled_from(["full_attention", "sliding_attention", "chunked"]),
-                                     min_size=1, max_size=8)))
+    kinds = tuple(
+        data.draw(st.lists(st.sampled_from(["full_attention", "sliding_attention", "chunked"]), min_size=1, max_size=8))
+    )
     live = tuple(data.draw(st.lists(st.booleans(), min_size=len(kinds), max_size=len(kinds))))
     found = assign(kinds, live)
     assert sorted(found.slots) == list(range(len(kinds)))
@@ -207,9 +210,11 @@ def test_narrowed_channels_equal_silenced_ones_and_sizes_follow(name):
     program = capture(model)
     paths = list(program.units)
     keep = [i for i in range(96) if i % 4]
-    cuts = {"llama": [("mlp.gate_proj.weight", 0), ("mlp.up_proj.weight", 0), ("mlp.down_proj.weight", 1)],
-            "phi3": [("mlp.gate_up_proj.weight", 0), ("mlp.down_proj.weight", 1)],
-            "gpt2": [("mlp.c_fc.weight", 1), ("mlp.c_fc.bias", 0), ("mlp.c_proj.weight", 0)]}[name]
+    cuts = {
+        "llama": [("mlp.gate_proj.weight", 0), ("mlp.up_proj.weight", 0), ("mlp.down_proj.weight", 1)],
+        "phi3": [("mlp.gate_up_proj.weight", 0), ("mlp.down_proj.weight", 1)],
+        "gpt2": [("mlp.c_fc.weight", 1), ("mlp.c_fc.bias", 0), ("mlp.c_proj.weight", 0)],
+    }[name]
     with Rewriter(program) as rewrite:
         for tensor, axis in cuts:
             double = tensor == "mlp.gate_up_proj.weight"
@@ -221,10 +226,14 @@ def test_narrowed_channels_equal_silenced_ones_and_sizes_follow(name):
     assert compare(reference, model) < ROUNDING
     assert len({unit.key for unit in program.units.values()}) == 1
     mlp = model.get_submodule(f"{paths[1]}.mlp")
-    assert {"llama": lambda: mlp.down_proj.in_features, "phi3": lambda: mlp.down_proj.in_features,
-            "gpt2": lambda: mlp.c_fc.nf}[name]() == 72
-    shapes = [node.meta["shape"] for node in program.units[paths[1]].graph.nodes
-              if node.meta.get("role") == "activation"]
+    assert {
+        "llama": lambda: mlp.down_proj.in_features,
+        "phi3": lambda: mlp.down_proj.in_features,
+        "gpt2": lambda: mlp.c_fc.nf,
+    }[name]() == 72
+    shapes = [
+        node.meta["shape"] for node in program.units[paths[1]].graph.nodes if node.meta.get("role") == "activation"
+    ]
     assert shapes == [(2, 7, 72)]
     assert compare(model, rebuilt(program, name)) == 0.0
 
@@ -237,7 +246,7 @@ def test_a_removed_kv_group_is_removed_from_an_edited_graph_too():
     path = list(program.units)[1]
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(path, branches(program.units[path])[1][0])
-    head = torch.arange(48)     # the last of four heads of 16 goes
+    head = torch.arange(48)  # the last of four heads of 16 goes
     with Rewriter(program) as rewrite:
         rewrite.narrow(f"{path}.attn.c_attn.weight", 1, torch.cat([head, head + 64, head + 128]))
         rewrite.narrow(f"{path}.attn.c_attn.bias", 0, torch.cat([head, head + 64, head + 128]))
@@ -295,6 +304,7 @@ def test_tied_weights_are_narrowed_together():
 
 def test_a_depthwise_convolution_keeps_one_group_per_channel():
     from effc.compiler.ir.surgery import narrow
+
     net = nn.Sequential(nn.Conv1d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 6, 3, groups=2, bias=False))
     narrow(net, "0.weight", 0, torch.tensor([0, 3, 5]))
     assert (net[0].in_channels, net[0].out_channels, net[0].groups) == (3, 3, 3)
@@ -320,17 +330,27 @@ def test_an_edit_raises_the_version_and_no_edit_does_not():
     assert program.version == 2
 
 
-@pytest.mark.parametrize("damage", [
-    {"format": 9}, {"layers": {"model.layers": [7]}}, {"layers": {"model.norm": [0]}},
-    {"deleted": ["model.nothing"]}, {"shapes": {"model.layers.0.mlp.up_proj.weight": [1 << 30, 64]}},
-    {"shapes": {"model.nothing.weight": [3]}}, {"attributes": {"model.layers.0.__class__": 3}},
-    {"attributes": {"model.nothing.x": 3}}, {"slots": {"model": -1}},
-    {"swapped": {"model.norm": {"class": "os:system", "spec": {}}}},
-    {"swapped": {"model.norm": {"class": "passes.prune.blocks:Blocks", "spec": {}}}},
-    {"swapped": {"model.norm": {"class": "__import__", "spec": {}}}},
-    {"swapped": {"model.norm": {"class": "compiler.ir.program:Program", "spec": {}}}},
-    {"graphs": {"model.layers.0": {"graph": {}, "placeholders": [], "statics": {}}}}, {"extra": 1}],
-    ids=lambda damage: json.dumps(damage)[:60])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"format": 9},
+        {"layers": {"model.layers": [7]}},
+        {"layers": {"model.norm": [0]}},
+        {"deleted": ["model.nothing"]},
+        {"shapes": {"model.layers.0.mlp.up_proj.weight": [1 << 30, 64]}},
+        {"shapes": {"model.nothing.weight": [3]}},
+        {"attributes": {"model.layers.0.__class__": 3}},
+        {"attributes": {"model.nothing.x": 3}},
+        {"slots": {"model": -1}},
+        {"swapped": {"model.norm": {"class": "os:system", "spec": {}}}},
+        {"swapped": {"model.norm": {"class": "passes.prune.blocks:Blocks", "spec": {}}}},
+        {"swapped": {"model.norm": {"class": "__import__", "spec": {}}}},
+        {"swapped": {"model.norm": {"class": "compiler.ir.program:Program", "spec": {}}}},
+        {"graphs": {"model.layers.0": {"graph": {}, "placeholders": [], "statics": {}}}},
+        {"extra": 1},
+    ],
+    ids=lambda damage: json.dumps(damage)[:60],
+)
 def test_edits_that_do_not_fit_are_refused(damage):
     data = Edits().to_json() | damage
     with pytest.raises(Reject):

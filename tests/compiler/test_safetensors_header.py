@@ -30,19 +30,28 @@ def test_a_patched_header_is_refused_or_still_covers_the_file(tmp_path_factory, 
         assert header.begin + sum(s.end - s.start for s in header.slots.values()) == path.stat().st_size
 
 
-@pytest.mark.parametrize("header", [
-    b"[]", b"{", b"\xff", b'{"a": 1}', b'{"a": {}}', b"[" * 10**5, b'{"__metadata__": 3}',
-    b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
-    b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
-    b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
-    b' "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
-])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"a": 1}',
+        b'{"a": {}}',
+        b"[" * 10**5,
+        b'{"__metadata__": 3}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
+        b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
+        b' "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+    ],
+)
 def test_headers_that_are_none(tmp_path, header):
     path = worlds.write_safetensors(tmp_path / "m.safetensors", header, b"\0" * 4)
     assert worlds.slug(lambda: read_header(path)) == "damaged-weights"
@@ -56,6 +65,7 @@ def test_a_header_agrees_with_the_library(tmp_path):
 
 
 # -- hashes --------------------------------------------------------------------------------------------------
+
 
 def test_a_settled_file_is_hashed_once_and_a_changed_one_again(tmp_path, monkeypatch):
     path, kept = tmp_path / "f", tmp_path / "cache"

@@ -19,9 +19,11 @@ IDS = torch.randint(3, 128, (6, 12), generator=torch.Generator().manual_seed(2))
 
 def scorer(model, batch=2):
     """A metric that no part of effc knows: mean square of the outputs over rows, `batch` at a time."""
+
     def run():
         with torch.no_grad():
             return sum(model(ids, use_cache=False)[0].double().pow(2).mean().item() for ids in IDS.split(batch))
+
     return run
 
 
@@ -37,7 +39,7 @@ def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, roo
         with without_branch(program, branch):
             expected = run()
         assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
-    assert prefix.bytes_kept <= room + IDS.numel() * 64 * 4      # and the outputs of the layer last asked for
+    assert prefix.bytes_kept <= room + IDS.numel() * 64 * 4  # and the outputs of the layer last asked for
 
 
 def test_layers_before_the_changed_one_do_not_run():
@@ -162,12 +164,12 @@ def test_an_exact_choice_scores_all_and_takes_the_first_of_the_best(values):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.floats(0.001, 9), min_size=6, max_size=6), min_size=2, max_size=5))
-@example([[2.0, 1.0, 1.0, 2.0, 2.0, 2.0], [1.0, 2.0, 2.0, 1.0, 1.0, 1.0]])        # equals in another order of asking
+@example([[2.0, 1.0, 1.0, 2.0, 2.0, 2.0], [1.0, 2.0, 2.0, 1.0, 1.0, 1.0]])  # equals in another order of asking
 def test_racing_finds_the_best_as_long_as_damage_never_shrinks(rounds):
     racing, exact = Racing("params", patience=99), Exact("params")
     losses = [1.0] * 6
     for growth in rounds:
-        losses = [a + g for a, g in zip(losses, growth, strict=True)]          # every cost grows
+        losses = [a + g for a, g in zip(losses, growth, strict=True)]  # every cost grows
         named = {str(i): v for i, v in enumerate(losses)}
         assert choose(racing, named)[0] == choose(exact, named)[0]
 

@@ -1,4 +1,5 @@
 """A skeleton survives JSON and its shelf, and forecasts on it come true when the rewriter cuts."""
+
 import functools
 import json
 import subprocess
@@ -102,7 +103,7 @@ def nodes_apart(s: Skeleton) -> Skeleton:
     return replace(s, branches=tuple(replace(b, join="", value="") for b in s.branches))
 
 
-@settings(deadline=None, max_examples=50)      # the first example captures a model
+@settings(deadline=None, max_examples=50)  # the first example captures a model
 @given(name=names, seed=st.integers(0, 999), data=st.data())
 def test_narrowing_loses_exactly_the_members_shares(name, seed, data):
     before = skeleton(name)
@@ -125,7 +126,7 @@ def test_narrowing_loses_exactly_the_members_shares(name, seed, data):
             assert max(claimed) < after.shapes()[member.tensor][member.axis]
 
 
-@settings(deadline=None, max_examples=50)      # the first example captures a model
+@settings(deadline=None, max_examples=50)  # the first example captures a model
 @given(name=names, seed=st.integers(0, 99), data=st.data())
 def test_narrowing_costs_no_more(name, seed, data):
     before = skeleton(name)
@@ -134,7 +135,7 @@ def test_narrowing_costs_no_more(name, seed, data):
     assert shrink.flops_per_token(after, 512) <= shrink.flops_per_token(before, 512)
 
 
-@settings(deadline=None, max_examples=50)      # the first example captures a model
+@settings(deadline=None, max_examples=50)  # the first example captures a model
 @given(names)
 def test_layers_can_go_one_by_one(name):
     left = skeleton(name)
@@ -163,8 +164,11 @@ def test_tied_tensors_count_once():
 
 def test_groups_that_share_a_fused_tensor_move_together():
     """One matrix writes the channels of two groups: the second segment starts earlier afterwards."""
-    parts = (Part("in", "Linear", (("weight", (10, 4)),)), Part("x", "Linear", (("weight", (4, 6)),)),
-             Part("y", "Linear", (("weight", (4, 4)),)))
+    parts = (
+        Part("in", "Linear", (("weight", (10, 4)),)),
+        Part("x", "Linear", (("weight", (4, 6)),)),
+        Part("y", "Linear", (("weight", (4, 4)),)),
+    )
     first = Group("", "channels", 6, (Member("in.weight", 0, ((0, 1),)), Member("x.weight", 1, ((0, 1),))))
     second = Group("", "channels", 4, (Member("in.weight", 0, ((6, 1),)), Member("y.weight", 1, ((0, 1),))))
     after = shrink.narrowed(Skeleton("x", parts, (), groups=(first, second)), first, 2)

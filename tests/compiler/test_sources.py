@@ -37,6 +37,7 @@ def rewrite(folder: Path, change) -> None:
 
 # -- folders -------------------------------------------------------------------------------------------------
 
+
 def test_a_folder_loads_bit_for_bit(folder):
     found = origin(folder)
     module, stored = found.load(), load_file(folder / "model.safetensors")
@@ -66,9 +67,17 @@ def test_building_on_meta_reads_nothing_and_has_the_same_names(folder):
 
 
 def test_a_config_of_seventy_billion_builds_on_meta_in_seconds(tmp_path):
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192,
-              "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-              "num_key_value_heads": 8, "vocab_size": 128256, "dtype": "bfloat16"}
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "dtype": "bfloat16",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = Config(path="config.json").resolve(worlds.context(tmp_path))
     with torch.device("meta"):
@@ -78,10 +87,12 @@ def test_a_config_of_seventy_billion_builds_on_meta_in_seconds(tmp_path):
 
 
 def test_resolving_imports_no_torch(folder):
-    code = ("import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from tests import worlds\n"
-            "from effc.compiler.sources.hf import Hf\n"
-            "Hf(name=sys.argv[1]).resolve(worlds.context(Path(sys.argv[1]).parent))\n"
-            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from tests import worlds\n"
+        "from effc.compiler.sources.hf import Hf\n"
+        "Hf(name=sys.argv[1]).resolve(worlds.context(Path(sys.argv[1]).parent))\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, folder, Path(__file__).parents[2]], check=True)
 
 
@@ -127,6 +138,7 @@ def test_shards_load_like_one_file(folder, tmp_path):
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
+
 
 def test_a_missing_folder(tmp_path):
     assert worlds.slug(lambda: origin(tmp_path / "nowhere")) == "no-model"
@@ -194,8 +206,17 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     assert found.slug == "missing-shard" and gone.name in found.message
 
 
-@pytest.mark.parametrize("body", ["{}", "[]", "x", '{"weight_map": {"a": "../model.safetensors"}}',
-                                  '{"weight_map": {"a": 3}}', '{"weight_map": ["a"]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        "[]",
+        "x",
+        '{"weight_map": {"a": "../model.safetensors"}}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": ["a"]}',
+    ],
+)
 def test_an_index_that_is_none(folder, body):
     (folder / "model.safetensors.index.json").write_text(body)
     assert worlds.slug(lambda: origin(folder)) == "damaged-weights"
@@ -238,14 +259,18 @@ def test_a_tokenizer_that_is_damaged(folder):
 
 def test_code_of_a_model_runs_only_where_granted(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "architectures": ["Mine"],
-               "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
+    config |= {
+        "model_type": "mine",
+        "architectures": ["Mine"],
+        "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\n"
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
         "class C(LlamaConfig):\n    model_type = 'mine'\n"
-        "class M(LlamaForCausalLM):\n    config_class = C\n")
+        "class M(LlamaForCausalLM):\n    config_class = C\n"
+    )
     source = Hf(name=str(folder))
     assert worlds.slug(lambda: source.resolve(worlds.context(tmp_path))) == "remote-code"
     assert not (tmp_path / "ran").exists()
@@ -270,6 +295,7 @@ def test_the_hub_out_of_reach_is_a_network_matter(tmp_path, monkeypatch):
 
 
 # -- zoo, config, module -------------------------------------------------------------------------------------
+
 
 def test_the_zoo_names_the_nearest(tmp_path):
     (found,) = worlds.refused(lambda: Zoo(name="tiny-lama").resolve(worlds.context(tmp_path))).diagnostics
@@ -307,10 +333,18 @@ def test_a_user_module_needs_the_grant_and_repeats(tmp_path):
         assert found.build().weight.is_meta
 
 
-@pytest.mark.parametrize(("place", "text"), [
-    ("net.py", ""), ("net.py:not a name", ""), ("gone.py:make", ""), ("net.py:make", "x ="),
-    ("net.py:make", "1 / 0"), ("net.py:make", ""), ("net.py:make", "def make(): return 3"),
-])
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("net.py", ""),
+        ("net.py:not a name", ""),
+        ("gone.py:make", ""),
+        ("net.py:make", "x ="),
+        ("net.py:make", "1 / 0"),
+        ("net.py:make", ""),
+        ("net.py:make", "def make(): return 3"),
+    ],
+)
 def test_user_modules_that_make_none(tmp_path, place, text):
     (tmp_path / "net.py").write_text(text)
     ctx = worlds.context(tmp_path, trust_remote_code=True)

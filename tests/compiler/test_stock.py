@@ -18,11 +18,11 @@ def with_fewer_heads(share: float):
 
 
 def test_a_number_that_forward_reads_explains_no_shape():
-    config, why = stock_config(with_fewer_heads(0.5))          # 8 heads half as wide would have the same shapes
+    config, why = stock_config(with_fewer_heads(0.5))  # 8 heads half as wide would have the same shapes
     assert why == [] and config.head_dim == 16
     assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
 
 
 def test_a_config_that_loading_refuses_is_no_stock_one():
-    _, why = stock_config(with_fewer_heads(0.75))              # 64 is no multiple of 6 heads
+    _, why = stock_config(with_fewer_heads(0.75))  # 64 is no multiple of 6 heads
     assert why

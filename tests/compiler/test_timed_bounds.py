@@ -18,8 +18,9 @@ def turns(ratios, original=10.0):
     """Rounds in which the original took 10 ms."""
     rounds = tuple({"original": original, "compiled": original * r} for r in ratios)
     ordered = sorted(ratios)
-    return Turns({"original": original, "compiled": original * ordered[len(ordered) // 2]}, ordered[len(ordered) // 2],
-                 rounds)
+    return Turns(
+        {"original": original, "compiled": original * ordered[len(ordered) // 2]}, ordered[len(ordered) // 2], rounds
+    )
 
 
 @pytest.mark.parametrize("n", range(1, 13))
@@ -29,7 +30,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n):
     if ends is None:
         assert n < FEWEST
         return
-    low, high = int(ends[0]), int(ends[1])           # as ranks
+    low, high = int(ends[0]), int(ends[1])  # as ranks
     inside = sum(low < sum(coins) <= high for coins in itertools.product((0, 1), repeat=n))
     assert inside / 2**n >= CONFIDENCE
 
@@ -52,8 +53,15 @@ def test_one_slow_round_among_many_decides_nothing_else():
     assert decides(HALF, turns([0.4] * 11 + [3.0]), 10.0, "ms")
 
 
-@pytest.mark.parametrize("ratios, sure", [([0.4] * 6, True), ([0.9] * 6, True), ([0.1, 0.1, 0.1, 0.9, 0.9, 0.9], False),
-                                          ([0.4, 0.4, 0.4, 0.9, 0.9, 0.9], False)])
+@pytest.mark.parametrize(
+    "ratios, sure",
+    [
+        ([0.4] * 6, True),
+        ([0.9] * 6, True),
+        ([0.1, 0.1, 0.1, 0.9, 0.9, 0.9], False),
+        ([0.4, 0.4, 0.4, 0.9, 0.9, 0.9], False),
+    ],
+)
 def test_a_range_is_decided_inside_or_beside_it(ratios, sure):
     bound = Bound(P50, "in", Range(0.3, 0.5), "base")
     assert decides(bound, turns(ratios), 10.0, "ms") == sure

@@ -7,19 +7,7 @@ from hypothesis import strategies as st
 
 NOWHERE = Span(Source("made", ""), 0, 0)
 UNITS = ("", "%", "GiB", "MB", "ms", "s", "B", "K", "of", "in")
-KEYWORDS = (
-    "use",
-    "param",
-    "model",
-    "data",
-    "profile",
-    "matrix",
-    "pipeline",
-    "expect",
-    "emit",
-    "effspec",
-    "from",
-)
+KEYWORDS = ("use", "param", "model", "data", "profile", "matrix", "pipeline", "expect", "emit", "effspec", "from")
 
 words = st.one_of(st.sampled_from(KEYWORDS), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,7}", fullmatch=True)).filter(
     lambda word: word not in RESERVED and word not in ("True", "False", "None")
@@ -74,14 +62,17 @@ entries = made(ast.Entry, names, values)
 scalars = st.one_of(numbers, dotted)
 limits = made(
     ast.Limit,
-    st.one_of(
-        scalars,
-        made(ast.Interval, scalars, scalars),
-        made(ast.Items, st.lists(values, max_size=3).map(tuple)),
-    ),
+    st.one_of(scalars, made(ast.Interval, scalars, scalars), made(ast.Items, st.lists(values, max_size=3).map(tuple))),
     st.none() | names,
 )
-bounds = made(ast.Bound, dotted | calls, st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), limits, st.none() | names, st.none() | names)
+bounds = made(
+    ast.Bound,
+    dotted | calls,
+    st.sampled_from(["<=", "<", ">=", ">", "==", "in"]),
+    limits,
+    st.none() | names,
+    st.none() | names,
+)
 
 
 def many(nodes, most=4):

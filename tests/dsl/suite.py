@@ -25,7 +25,7 @@ class Case:
     sets: list[str] = field(default_factory=list)
     marks: set[tuple[int, str]] = field(default_factory=set)
     modules: dict[str, str] = field(default_factory=dict)
-    output: tuple[int, int] | None = None          # where the shown output lies in the page
+    output: tuple[int, int] | None = None  # where the shown output lies in the page
     shown: str = ""
 
     def __str__(self) -> str:
@@ -60,15 +60,13 @@ def cases(page: Path) -> list[Case]:
             }
             marks |= {(0, slug) for kind, slug in pairs if kind == "error"}
             sets = [value for flag, value in pairs if flag == "--set"]
-            out.append(
-                Case(page.stem, text.count("\n", 0, fence.start()) + 1, title, body, sets, marks, modules)
-            )
+            out.append(Case(page.stem, text.count("\n", 0, fence.start()) + 1, title, body, sets, marks, modules))
     return out
 
 
 def _before(text: str, end: int) -> str:
     """The language of the fence before an offset, "" where a heading lies between."""
     opening = list(_FENCE.finditer(text[:end]))
-    if not opening or "\n#" in text[opening[-1].end(): end]:
+    if not opening or "\n#" in text[opening[-1].end() : end]:
         return ""
     return opening[-1][1]

@@ -18,25 +18,65 @@ ON = Param("on", ("selector",), "Where.", None)
 DATA = Param("data", ("data",), "Rows.", positional=True)
 WORDS = {
     "pass": [
-        Word("pass", "cut", "Cut.", (Param("keep", ("ratio",), "Share.", of=("channels", "params"), gt=0, le=1), ON,
-                                     Param("align", ("int",), "Step.", 1, ge=1)), {"makes": {"": "uneven widths"}}),
-        Word("pass", "tune", "Tune.", (Param("lr", ("float",), "Rate.", 1e-3, gt=0), Param("data", ("data",), "Rows."),
-                                       Param("ranks", ("list[int]",), "Ranks.", (8,), ge=1)),
-             {"after": {"cut": "widths change what is tuned"}}),
-        Word("pass", "learn", "Learn.", (Param("teacher", ("step", "model"), "From whom."),
-                                         Param("time", ("duration",), "How long.", None),
-                                         Param("memory", ("bytes",), "How much.", None),
-                                         Param("sizes", ("range",), "Which.", None),
-                                         Param("score", ("metric", "choice"), "By what.", None, choices=("loss",)),
-                                         Param("label", ("string",), "Name.", ""))),
+        Word(
+            "pass",
+            "cut",
+            "Cut.",
+            (
+                Param("keep", ("ratio",), "Share.", of=("channels", "params"), gt=0, le=1),
+                ON,
+                Param("align", ("int",), "Step.", 1, ge=1),
+            ),
+            {"makes": {"": "uneven widths"}},
+        ),
+        Word(
+            "pass",
+            "tune",
+            "Tune.",
+            (
+                Param("lr", ("float",), "Rate.", 1e-3, gt=0),
+                Param("data", ("data",), "Rows."),
+                Param("ranks", ("list[int]",), "Ranks.", (8,), ge=1),
+            ),
+            {"after": {"cut": "widths change what is tuned"}},
+        ),
+        Word(
+            "pass",
+            "learn",
+            "Learn.",
+            (
+                Param("teacher", ("step", "model"), "From whom."),
+                Param("time", ("duration",), "How long.", None),
+                Param("memory", ("bytes",), "How much.", None),
+                Param("sizes", ("range",), "Which.", None),
+                Param("score", ("metric", "choice"), "By what.", None, choices=("loss",)),
+                Param("label", ("string",), "Name.", ""),
+            ),
+        ),
     ],
-    "target": [Word("target", "files", "Files.", (Param("path", ("string",), "Where.", positional=True),),
-                    {"cannot_hold": {"": {"holes": "no file has holes"}}})],
-    "metric": [Word("metric", "loss", "Loss.", (DATA, Param("stride", ("int",), "Step.", 512))),
-               Word("metric", "wait", "Wait.", (), {"unit": "ms"}),
-               Word("metric", "size", "Size.", (), {"unit": "B"}), Word("metric", "count", "Count.", ())],
-    "data": [Word("data", "text", "Text.", (Param("path", ("string",), "File.", positional=True),
-                                            Param("rows", ("int",), "Rows.", 4)))],
+    "target": [
+        Word(
+            "target",
+            "files",
+            "Files.",
+            (Param("path", ("string",), "Where.", positional=True),),
+            {"cannot_hold": {"": {"holes": "no file has holes"}}},
+        )
+    ],
+    "metric": [
+        Word("metric", "loss", "Loss.", (DATA, Param("stride", ("int",), "Step.", 512))),
+        Word("metric", "wait", "Wait.", (), {"unit": "ms"}),
+        Word("metric", "size", "Size.", (), {"unit": "B"}),
+        Word("metric", "count", "Count.", ()),
+    ],
+    "data": [
+        Word(
+            "data",
+            "text",
+            "Text.",
+            (Param("path", ("string",), "File.", positional=True), Param("rows", ("int",), "Rows.", 4)),
+        )
+    ],
     "model": [Word("model", "zoo", "Zoo.", (Param("name", ("string",), "Name.", positional=True),))],
 }
 VOCABULARY = Vocabulary({kind: {w.name: w for w in words} for kind, words in WORDS.items()})
@@ -91,14 +131,17 @@ def test_every_type_has_a_value():
     assert args["score"] == MetricRef("loss", (("data", DataRef("calib")),))
     assert step("tune(lr: 1, data: calib, ranks: [8, 16])")["ranks"] == (8, 16)
     assert step('cut(keep: 5% of params, on: "a.*" | "b" - "a.c")')["on"] == Selector(
-        (("|", "a.*"), ("|", "b"), ("-", "a.c")))
+        (("|", "a.*"), ("|", "b"), ("-", "a.c"))
+    )
 
 
 def test_a_metric_is_the_same_however_its_defaults_are_written():
-    metrics = {step(f"learn(teacher: base, score: {m})")["score"]
-               for m in ("loss(calib)", "loss(data: calib)", "loss(calib, stride: 512)")}
+    metrics = {
+        step(f"learn(teacher: base, score: {m})")["score"]
+        for m in ("loss(calib)", "loss(data: calib)", "loss(calib, stride: 512)")
+    }
     assert len(metrics) == 1
-    assert step("learn(teacher: base, score: loss)")["score"] == "loss"       # a choice wins over a metric
+    assert step("learn(teacher: base, score: loss)")["score"] == "loss"  # a choice wins over a metric
 
 
 def test_a_step_works_on_the_one_before_unless_it_says_from():
@@ -107,19 +150,35 @@ def test_a_step_works_on_the_one_before_unless_it_says_from():
     assert made.pipelines["main"].steps[1].call.args["teacher"] == StepRef("a")
 
 
-@pytest.mark.parametrize("bound, limit, baseline", [
-    ("wait <= 30ms", Duration(0.03), None), ("size <= 24GiB", Bytes(24 * 2**30), None), ("count <= 0.8B", 8e8, None),
-    ("count in 1..2.5", Range(1.0, 2.5), None), ("wait <= 80% * base", 0.8, "base"),
-    ("loss(calib) <= 1.15 * base", 1.15, "base")])
+@pytest.mark.parametrize(
+    "bound, limit, baseline",
+    [
+        ("wait <= 30ms", Duration(0.03), None),
+        ("size <= 24GiB", Bytes(24 * 2**30), None),
+        ("count <= 0.8B", 8e8, None),
+        ("count in 1..2.5", Range(1.0, 2.5), None),
+        ("wait <= 80% * base", 0.8, "base"),
+        ("loss(calib) <= 1.15 * base", 1.15, "base"),
+    ],
+)
 def test_limits_have_the_unit_of_their_metric(bound, limit, baseline):
     found = recipe(bounds=bound).pipelines["main"].expects[1]
     assert (found.limit, found.baseline) == (limit, baseline)
 
 
-@pytest.mark.parametrize("bound, slug", [
-    ("wait <= 30", "wrong-unit"), ("size <= 30ms", "wrong-unit"), ("count <= 80%", "wrong-unit"),
-    ("wait <= 30ms * base", "wrong-unit"), ("count <= 2 * calib", "wrong-type"), ("cont <= 2", "unknown-word"),
-    ("count <= 2 on base", "wrong-type"), ("count <= calib", "wrong-type")])
+@pytest.mark.parametrize(
+    "bound, slug",
+    [
+        ("wait <= 30", "wrong-unit"),
+        ("size <= 30ms", "wrong-unit"),
+        ("count <= 80%", "wrong-unit"),
+        ("wait <= 30ms * base", "wrong-unit"),
+        ("count <= 2 * calib", "wrong-type"),
+        ("cont <= 2", "unknown-word"),
+        ("count <= 2 on base", "wrong-type"),
+        ("count <= calib", "wrong-type"),
+    ],
+)
 def test_limits_of_another_unit_are_refused(bound, slug):
     assert slugs(framed(bounds=bound)) == [slug]
 
@@ -133,10 +192,16 @@ def test_the_order_that_headers_ask_for_is_checked_along_every_branch():
 
 
 def test_params_stand_wherever_a_value_of_their_type_may():
-    top = ('param keep: ratio = 50%\nparam at: selector = "a" | "b"\nparam n: int = 4\n'
-           'param limit: float = 1.5\nparam rank: int = 8')
-    made = recipe("  a = cut(keep: keep of channels, on: at, align: n)\n  b = learn(teacher: base, sizes: 1..n)\n"
-                  "  c = tune(lr: n, data: calib, ranks: [rank, 16])", top=top, bounds="count <= limit * base")
+    top = (
+        'param keep: ratio = 50%\nparam at: selector = "a" | "b"\nparam n: int = 4\n'
+        "param limit: float = 1.5\nparam rank: int = 8"
+    )
+    made = recipe(
+        "  a = cut(keep: keep of channels, on: at, align: n)\n  b = learn(teacher: base, sizes: 1..n)\n"
+        "  c = tune(lr: n, data: calib, ranks: [rank, 16])",
+        top=top,
+        bounds="count <= limit * base",
+    )
     a, b, c = (s.call.args for s in made.pipelines["main"].steps)
     assert (a["keep"], a["on"].terms[1], a["align"]) == (Ratio(0.5, "channels"), ("|", "b"), 4)
     assert (b["sizes"], c["lr"], c["ranks"]) == (Range(1, 4), 4.0, (8, 16))
@@ -148,19 +213,30 @@ def test_the_strongest_override_wins():
     top, steps = "param keep: ratio = 50%\nparam n: int = 1", "  a = cut(keep: keep of channels, align: n)"
     file = Source("params.json", '{"keep": "60%", "n": 2}')
     environment = {"EFFC_PARAM_keep": "70%", "HOME": "x"}
-    for sources, keep, origin in (({}, 0.5, "recipe"), ({"params": file}, 0.6, "params.json"),
-                                ({"params": file, "environment": environment}, 0.7, "EFFC_PARAM_keep"),
-                                ({"params": file, "environment": environment, "sets": ["keep=80%"]}, 0.8, "--set")):
+    for sources, keep, origin in (
+        ({}, 0.5, "recipe"),
+        ({"params": file}, 0.6, "params.json"),
+        ({"params": file, "environment": environment}, 0.7, "EFFC_PARAM_keep"),
+        ({"params": file, "environment": environment, "sets": ["keep=80%"]}, 0.8, "--set"),
+    ):
         made = recipe(steps, top=top, **sources)
         assert (made.params["keep"], made.origins["keep"]) == (Ratio(keep), origin)
     assert made.params["n"] == 2
 
 
-@pytest.mark.parametrize("given, slug", [
-    ({"sets": ["kep=1%"]}, "unknown-override"), ({"sets": ["keep"]}, "bad-override"),
-    ({"sets": ["keep=1GiB"]}, "unfit-override"), ({"environment": {"EFFC_PARAM_kee": "1%"}}, "unknown-override"),
-    ({"sets": ["keep=99%"]}, "unfit-override"), ({"params": Source("p", "[1]")}, "bad-override"),
-    ({"params": Source("p", '{"keep": {}}')}, "bad-override"), ({"params": Source("p", "{")}, "bad-override")])
+@pytest.mark.parametrize(
+    "given, slug",
+    [
+        ({"sets": ["kep=1%"]}, "unknown-override"),
+        ({"sets": ["keep"]}, "bad-override"),
+        ({"sets": ["keep=1GiB"]}, "unfit-override"),
+        ({"environment": {"EFFC_PARAM_kee": "1%"}}, "unknown-override"),
+        ({"sets": ["keep=99%"]}, "unfit-override"),
+        ({"params": Source("p", "[1]")}, "bad-override"),
+        ({"params": Source("p", '{"keep": {}}')}, "bad-override"),
+        ({"params": Source("p", "{")}, "bad-override"),
+    ],
+)
 def test_a_mistake_of_the_command_line_ends_with_its_exit_code(given, slug):
     found = framed("  a = cut(keep: keep of channels)", top="param keep: ratio = 50% in 10%..90%", **given)
     assert slugs(found) == [slug] and found.diagnostics[0].exit == 2
@@ -260,33 +336,61 @@ def test_models_without_a_skeleton_are_named():
     assert framed().unresolved == ("base",)
 
 
-@given(st.text(alphabet="abc(){}[]:=,.%|-&*<>\"# \n123", max_size=80))
+@given(st.text(alphabet='abc(){}[]:=,.%|-&*<>"# \n123', max_size=80))
 def test_no_text_makes_the_checker_crash(text):
     parsed = parse(Source("main.effspec", FRAME.format(steps=text, top="", bounds="", emits="")))
     check(parsed.file, VOCABULARY)
 
 
-@given(st.lists(st.sampled_from([
-    "param n: int = 4", "param n: ratio = n", "data calib = text(calib)", "model base = zoo(base)", "use std.x",
-    "matrix n: [1, n]", "pipeline main(main) { a = a() }", "expect main { n <= n * n on n }", "emit main { files(n) }",
-    "pipeline p(base) { a = cut(from: b) b = mine.x(n) n = learn(teacher: n) }", "profile n { isa: n n: 1..n }",
-    'use "./main.effspec" as x', "emit p { files(from: a, from: b) }", 'param s: selector = "a" - n']), max_size=6))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "param n: int = 4",
+                "param n: ratio = n",
+                "data calib = text(calib)",
+                "model base = zoo(base)",
+                "use std.x",
+                "matrix n: [1, n]",
+                "pipeline main(main) { a = a() }",
+                "expect main { n <= n * n on n }",
+                "emit main { files(n) }",
+                "pipeline p(base) { a = cut(from: b) b = mine.x(n) n = learn(teacher: n) }",
+                "profile n { isa: n n: 1..n }",
+                'use "./main.effspec" as x',
+                "emit p { files(from: a, from: b) }",
+                'param s: selector = "a" - n',
+            ]
+        ),
+        max_size=6,
+    )
+)
 def test_no_order_of_statements_makes_the_checker_crash(statements):
     parsed = parse(Source("main.effspec", "effspec 1\n" + "\n".join(statements)))
     check(parsed.file, VOCABULARY)
 
 
 def test_checking_imports_no_torch_and_takes_little_time():
-    text = FRAME.format(steps="\n".join(f"  s{i} = prune.channels(keep: 9{i}% of params)" for i in range(9)), top="",
-                        bounds="", emits="").replace("loss(calib)", "perplexity(calib)").replace("files", "hf")
+    text = (
+        FRAME.format(
+            steps="\n".join(f"  s{i} = prune.channels(keep: 9{i}% of params)" for i in range(9)),
+            top="",
+            bounds="",
+            emits="",
+        )
+        .replace("loss(calib)", "perplexity(calib)")
+        .replace("files", "hf")
+    )
     text = text.replace('text("calib.txt")', 'text("calib.txt", length: 8)')
-    code = ("import sys; from effc.dsl.source import Source; from effc.dsl.parse import parse; "
-            "from effc.compiler.words.shelf import Shelf; from effc.dsl.check import check; "
-            f"found = check(parse(Source('a', {text!r})).file, Shelf().vocabulary); "
-            "assert found.recipes, found.diagnostics; sys.exit('torch' in sys.modules)")
+    code = (
+        "import sys; from effc.dsl.source import Source; from effc.dsl.parse import parse; "
+        "from effc.compiler.words.shelf import Shelf; from effc.dsl.check import check; "
+        f"found = check(parse(Source('a', {text!r})).file, Shelf().vocabulary); "
+        "assert found.recipes, found.diagnostics; sys.exit('torch' in sys.modules)"
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2      # 0.3 s where nothing slows it
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2  # 0.3 s where nothing slows it
 
 
 def test_a_string_where_a_name_or_a_word_is_meant_gets_a_help_line():

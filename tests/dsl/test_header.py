@@ -28,8 +28,9 @@ def test_what_is_read_is_what_is_imported(kind, name):
     assert word.doc == cleandoc(cls.__doc__)
     assert [p.name for p in word.params] == [f.name for f in fields(cls)]
     for param, field in zip(word.params, fields(cls), strict=True):
-        assert param.required == (repr(field.default) == "<dataclasses._MISSING_TYPE object>" or param.default
-                                  is REQUIRED)
+        assert param.required == (
+            repr(field.default) == "<dataclasses._MISSING_TYPE object>" or param.default is REQUIRED
+        )
         if not param.required:
             assert param.default == field.default
         about = {k: getattr(param, k) for k in field.metadata}
@@ -43,15 +44,18 @@ def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, na
     from effc.dsl.limits import within
 
     for param in SHELF.vocabulary.word(kind, name).params:
-        assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), (
-            param.name
-        )
+        assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), param.name
         if not param.required and param.default is not None:
             assert within(param.default, param, None, lambda fault: None), param.name
 
 
 def test_types_choices_bounds_and_facts_are_read(tmp_path):
-    word = read_header("pass", "some.word", written(tmp_path, '''
+    word = read_header(
+        "pass",
+        "some.word",
+        written(
+            tmp_path,
+            '''
         import torch
         class Some(Pass):
             """Do something.
@@ -67,28 +71,29 @@ def test_types_choices_bounds_and_facts_are_read(tmp_path):
             ranks: list[int] = param("Ranks.", default=(8, 16), ge=1)
             names: str | tuple[str, ...] = param("Names.", default="x")
             on: Selector = param("Where.", default=Selector((("|", "*.mlp"),)))
-        '''))
+        ''',
+        ),
+    )
     keep, count, how, ranks, names, on = word.params
     assert (keep.types, keep.of, keep.gt, keep.required) == (("ratio",), ("channels",), 0, True)
     assert (count.types, count.default) == (("int", "ratio"), None)
     assert (how.types, how.choices) == (("choice",), ("fast", "well"))
     assert ranks.types == ("list[int]",) and names.types == ("string", "list[string]")
     assert on.default.terms == (("|", "*.mlp"),)
-    assert (
-        word.facts["keeps"].atol == 1e-5
-        and word.facts["helper"] == 3
-        and word.facts["determinism"] == "seeded"
-    )
+    assert word.facts["keeps"].atol == 1e-5 and word.facts["helper"] == 3 and word.facts["determinism"] == "seeded"
     assert word.summary == "Do something."
 
 
-@pytest.mark.parametrize("body, said", [
-    ('class A(Pass):\n    """D."""\n    keeps = make()', "not literal"),
-    ('class A(Pass):\n    pass', "no docstring"),
-    ('x = 1', "0 classes derive from Pass"),
-    ('class A(Pass):\n    """D."""\n    x: Tensor = param("X.")', "no type that a recipe can write"),
-    ('class A(Pass):\n    """D."""\n    x: int | None = param("X.", default=3)', "None is its default"),
-])
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ('class A(Pass):\n    """D."""\n    keeps = make()', "not literal"),
+        ("class A(Pass):\n    pass", "no docstring"),
+        ("x = 1", "0 classes derive from Pass"),
+        ('class A(Pass):\n    """D."""\n    x: Tensor = param("X.")', "no type that a recipe can write"),
+        ('class A(Pass):\n    """D."""\n    x: int | None = param("X.", default=3)', "None is its default"),
+    ],
+)
 def test_a_header_that_is_not_literal_names_file_and_line(tmp_path, body, said):
     with pytest.raises(AssertionError, match=said) as caught:
         read_header("pass", "a", written(tmp_path, body))
@@ -101,7 +106,9 @@ def test_targets_have_a_path_first():
 
 
 def test_reading_all_headers_imports_no_torch():
-    code = ("import sys; from effc.compiler.words.shelf import Shelf, SHELVES; v = Shelf().vocabulary; "
-            "[v.word(k, n) for k in SHELVES for n in v.words(k)]; "
-            "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))")
+    code = (
+        "import sys; from effc.compiler.words.shelf import Shelf, SHELVES; v = Shelf().vocabulary; "
+        "[v.word(k, n) for k in SHELVES for n in v.words(k)]; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,9 +15,7 @@ LAYERS = [
 components = st.sampled_from(["model", "layers", "0", "1", "12", "mlp", "attn", "q_proj", "k_proj"])
 path = st.lists(components, min_size=1, max_size=5).map(".".join)
 paths = st.lists(path, max_size=12, unique=True)
-pieces = st.sampled_from(
-    ["*", "**", "mlp", "q_proj", "*_proj", "{q,k}_proj", "{0..1}", "layers", "attn", "1*"]
-)
+pieces = st.sampled_from(["*", "**", "mlp", "q_proj", "*_proj", "{q,k}_proj", "{0..1}", "layers", "attn", "1*"])
 glob = st.lists(pieces, min_size=1, max_size=4).map(".".join)
 
 
@@ -71,9 +69,22 @@ def test_the_order_is_that_of_the_paths_each_once(tree, again):
     assert resolve(one("**"), [*tree, *again]) == tuple(dict.fromkeys([*tree, *again]))
 
 
-@pytest.mark.parametrize("text, count", [
-    ("layers.*.mlp", 4), ("*_proj", 16), ("*.{q,o}_proj", 8), ("layers.{1..2}.mlp", 2), ("layers.0.**", 6),
-    ("layers.0.*", 2), ("mlp", 4), ("model", 0), ("layers.0.**.up_proj", 1), ("*", 24), ("lp", 0)])
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("layers.*.mlp", 4),
+        ("*_proj", 16),
+        ("*.{q,o}_proj", 8),
+        ("layers.{1..2}.mlp", 2),
+        ("layers.0.**", 6),
+        ("layers.0.*", 2),
+        ("mlp", 4),
+        ("model", 0),
+        ("layers.0.**.up_proj", 1),
+        ("*", 24),
+        ("lp", 0),
+    ],
+)
 def test_examples(text, count):
     assert len(resolve(one(text), LAYERS)) == count
 
@@ -92,21 +103,7 @@ def test_a_difference_that_takes_nothing_away_is_dead():
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "a..b",
-        ".a",
-        "a.",
-        "{a",
-        "a}",
-        "{a,{b,c}}",
-        "a|b",
-        "^a$",
-        "a[0]",
-        "{3..1}",
-        "{0..511}.{0..511}",
-        "a b",
-    ],
+    ["", "a..b", ".a", "a.", "{a", "a}", "{a,{b,c}}", "a|b", "^a$", "a[0]", "{3..1}", "{0..511}.{0..511}", "a b"],
 )
 def test_what_is_no_glob_says_so(text):
     with pytest.raises(BadGlob):

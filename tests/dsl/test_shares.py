@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 
 THINGS = ("blocks", "channels", "heads")
 CUT = Word("pass", "cut", "Cut.", (Param("split", ("shares",), "How.", of=THINGS),))
-WORDS = Vocabulary({
-    "pass": {"cut": CUT},
-    "model": {"made": Word("model", "made", "Made.")},
-    "target": {"out": Word("target", "out", "Out.", (Param("path", ("string",), "Where.", positional=True),))},
-})
+WORDS = Vocabulary(
+    {
+        "pass": {"cut": CUT},
+        "model": {"made": Word("model", "made", "Made.")},
+        "target": {"out": Word("target", "out", "Out.", (Param("path", ("string",), "Where.", positional=True),))},
+    }
+)
 PARAM = "param split: shares = {blocks: 1}\n"
 RECIPE = """effspec 1
 PARAM
@@ -40,7 +42,9 @@ emit main { out("x") }
 names = st.lists(st.sampled_from(THINGS), min_size=1, unique=True)
 parts = st.integers(0, 10**6).map(float) | st.floats(0, 1e6)
 divided = (
-    names.flatmap(lambda n: st.lists(parts, min_size=len(n), max_size=len(n)).map(lambda p: tuple(zip(n, p, strict=True))))
+    names.flatmap(
+        lambda n: st.lists(parts, min_size=len(n), max_size=len(n)).map(lambda p: tuple(zip(n, p, strict=True)))
+    )
     .map(Shares)
     .filter(lambda s: sum(p for _, p in s.parts) > 0)
 )
@@ -113,8 +117,16 @@ def test_percentages_and_numbers_divide_alike():
         ({"sets": ["split={q,k}"]}, "unfit-override", "`split` is a string, a set of shares is needed"),
         ({"sets": ["split={neurons: 1}"]}, "unknown-share", "`split` has no share of `neurons`"),
         ({"params": Source("p", '{"split": {"blocks": 1, "blocks": 2}}')}, "unfit-override", "`blocks` has two shares"),
-        ({"params": Source("p", '{"split": {"a b": 1}}')}, "bad-override", "`split` of the params file is no value of a param"),
-        ({"params": Source("p", '{"split": {"a": null}}')}, "bad-override", "`split` of the params file is no value of a param"),
+        (
+            {"params": Source("p", '{"split": {"a b": 1}}')},
+            "bad-override",
+            "`split` of the params file is no value of a param",
+        ),
+        (
+            {"params": Source("p", '{"split": {"a": null}}')},
+            "bad-override",
+            "`split` of the params file is no value of a param",
+        ),
     ],
 )
 def test_shares_from_outside_are_held_against_the_same_rules(given, slug, message):
@@ -143,7 +155,12 @@ def test_the_nearest_name_is_put_in_its_place():
 def test_every_wrong_share_is_told():
     found = checked("{block: 1, heads: -1, heads: nothing, channels: 1GiB}").diagnostics
     assert sorted(d.slug for d in found if d.severity == "error") == [
-        "out-of-range", "repeated-share", "unknown-name", "unknown-share", "wrong-unit"]
+        "out-of-range",
+        "repeated-share",
+        "unknown-name",
+        "unknown-share",
+        "wrong-unit",
+    ]
 
 
 def test_shares_in_the_arguments_of_an_unknown_word_count_as_used():
@@ -156,7 +173,10 @@ def test_shares_that_do_not_fit_a_line_stand_one_a_line_with_their_comments():
     long = ", ".join(f"{'x' * 20}{i}: {i}" for i in range(5))
     text = f"effspec 1\n\nmodel a = made(s: {{ {long}, # last\n }}, t: {{a: 1}})\n"
     formatted = format_source(Source("a", text))
-    assert f"  s: {{\n    {'x' * 20}0: 0,\n" in formatted and f"{'x' * 20}4: 4,  # last\n  }},\n  t: {{a: 1}},\n" in formatted
+    assert (
+        f"  s: {{\n    {'x' * 20}0: 0,\n" in formatted
+        and f"{'x' * 20}4: 4,  # last\n  }},\n  t: {{a: 1}},\n" in formatted
+    )
     assert format_source(Source("a", formatted)) == formatted
 
 
@@ -189,5 +209,6 @@ def test_a_pass_declares_shares_by_type_and_names(tmp_path):
 
 def test_the_page_of_a_pass_shows_the_names_and_how_shares_are_written():
     page = explain("prune.multi")
-    assert ("split: a set of shares for blocks, channels and heads, like `{blocks: 3, channels: 2, heads: 1}`, "
-            "default none") in page
+    assert (
+        "split: a set of shares for blocks, channels and heads, like `{blocks: 3, channels: 2, heads: 1}`, default none"
+    ) in page

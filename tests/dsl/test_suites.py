@@ -30,8 +30,14 @@ def diagnostics(case):
     """All that parser and checker say of a recipe."""
     parsed = parse(Source("recipe.effspec", case.text))
     texts = {name: Source(name, text) for name, text in case.modules.items()}
-    checked = check(parsed.file, VOCABULARY, skeleton=tiny_llama.of, overrides=read_overrides(case.sets),
-                    library=texts.get, broken=any(d.severity == "error" for d in parsed.diagnostics))
+    checked = check(
+        parsed.file,
+        VOCABULARY,
+        skeleton=tiny_llama.of,
+        overrides=read_overrides(case.sets),
+        library=texts.get,
+        broken=any(d.severity == "error" for d in parsed.diagnostics),
+    )
     return [*parsed.diagnostics, *checked.diagnostics]
 
 
@@ -85,9 +91,7 @@ TOLD = {
 def test_every_fault_of_the_language_has_a_section_and_nearly_every_one_a_recipe():
     files = (Path(__file__).resolve().parents[2] / "dsl").glob("*.py")
     slugs = {s for f in files for s in re.findall(r'Fault\(\s*"([a-z0-9-]+)"', f.read_text(encoding="utf-8"))}
-    sections = {
-        s for p in suite.pages() for s in re.findall(r"^## (.+)$", p.read_text(encoding="utf-8"), re.M)
-    }
+    sections = {s for p in suite.pages() for s in re.findall(r"^## (.+)$", p.read_text(encoding="utf-8"), re.M)}
     shown = {case.title for case in CASES if any(slug == case.title for _, slug in case.marks)}
     assert slugs == sections
     assert slugs - shown == TOLD

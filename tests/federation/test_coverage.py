@@ -21,7 +21,7 @@ def test_a_part_is_the_leading_block():
 
 
 def test_heads_are_cut_inside_of_each_head():
-    rows = np.arange(12)                                   # 3 heads of width 4
+    rows = np.arange(12)  # 3 heads of width 4
     assert rows[heads_prefix(3, 4, 2)].tolist() == [0, 1, 4, 5, 8, 9]
 
 
@@ -36,8 +36,9 @@ def test_parts_of_the_whole_put_together_are_the_whole():
 def test_what_few_hold_is_not_shrunk_and_what_nobody_holds_stays():
     whole = {"x": np.ones((3, 3))}
     corner = {"x": (np.arange(2), np.arange(2))}
-    made = coverage_mean(whole, {0: {"x": np.ones((3, 3))}, 1: {"x": np.full((2, 2), 2.0)}}, {0: {}, 1: corner},
-                         {0: 1.0, 1: 1.0})["x"]
+    made = coverage_mean(
+        whole, {0: {"x": np.ones((3, 3))}, 1: {"x": np.full((2, 2), 2.0)}}, {0: {}, 1: corner}, {0: 1.0, 1: 1.0}
+    )["x"]
     assert made[0, 0] == 1.5 and made[2, 2] == 1.0
     kept = coverage_mean(whole, {1: {"x": np.full((2, 2), 2.0)}}, {1: corner}, {1: 1.0})["x"]
     assert kept[0, 0] == 2.0 and kept[2, 2] == 1.0

@@ -25,15 +25,19 @@ def serve(artifact, config):
     from flwr.serverapp import Grid
     from flwr.supercore.task_identity import TaskIdentity
 
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1      # its launchers do this
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # its launchers do this
 
     class InProcess(Grid):
         run = property(lambda self: SimpleNamespace(run_id=1))
 
         def __init__(self, client):
             self.client, self.replies = client, {}
-            self.contexts = {100 - k: Context(run_id=1, node_id=100 - k, node_config={"partition-id": k}, run_config=config,
-                                              state=RecordDict()) for k in range(3)}
+            self.contexts = {
+                100 - k: Context(
+                    run_id=1, node_id=100 - k, node_config={"partition-id": k}, run_config=config, state=RecordDict()
+                )
+                for k in range(3)
+            }
 
         def set_run(self, run): ...
         def create_message(self, *args, **kwargs): ...
@@ -68,14 +72,23 @@ def test_the_app_leaves_the_states_of_the_simulation_and_a_checkpoint(artifact, 
     from effc.compiler.federation.results import write_results
 
     monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
-    config = {"rounds": 2, "clients": 3, "deadline": 300.0, "model": str(artifact / "model"),
-              "data": str(artifact.parents[1]), "work": str(tmp_path / "work"), "output": str(tmp_path / "result")}
+    config = {
+        "rounds": 2,
+        "clients": 3,
+        "deadline": 300.0,
+        "model": str(artifact / "model"),
+        "data": str(artifact.parents[1]),
+        "work": str(tmp_path / "work"),
+        "output": str(tmp_path / "result"),
+    }
     serve(artifact, config)
     whole = run(artifact, tmp_path / "simulated")
     write_results(whole.strategy.results(), whole.course, declared(artifact), tmp_path / "wanted")
     assert (tmp_path / "result" / MARK).is_file()
     for client in range(3):
-        one, two = (tmp_path / place / f"client-{client}" / "adapter_model.safetensors" for place in ("result", "wanted"))
+        one, two = (
+            tmp_path / place / f"client-{client}" / "adapter_model.safetensors" for place in ("result", "wanted")
+        )
         assert one.read_bytes() == two.read_bytes()
     said = declared(artifact)
     assert Checkpoint(tmp_path / "work" / said.identity, said.identity).read() is not None

@@ -40,7 +40,6 @@ def ledger(folder: Path) -> None:
     (folder / "ledger.txt").write_text("\n".join(lines))
 
 
-
 def compiled(folder: Path, more: str = "strategy: fedavg") -> Path:
     """The artifact of a federation of three clients over one layer of the embedded model."""
     ledger(folder)
@@ -69,13 +68,24 @@ def hashes(run) -> dict[str, str]:
 
 def test_the_folder_is_an_app_and_its_model_loads(artifact):
     names = {f.relative_to(artifact).as_posix() for f in artifact.rglob("*") if f.is_file()}
-    assert {"pyproject.toml", "LICENSE", "README.md", "fedapp/__init__.py", "fedapp/server_app.py", "fedapp/client_app.py",
-            "fedapp/federation.json", "model/config.json", "manifest.json"} <= names
+    assert {
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "fedapp/__init__.py",
+        "fedapp/server_app.py",
+        "fedapp/client_app.py",
+        "fedapp/federation.json",
+        "model/config.json",
+        "manifest.json",
+    } <= names
     import tomllib
 
     project = tomllib.loads((artifact / "pyproject.toml").read_text())
-    assert project["tool"]["flwr"]["app"]["components"] == {"serverapp": "fedapp.server_app:app",
-                                                            "clientapp": "fedapp.client_app:app"}
+    assert project["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "fedapp.server_app:app",
+        "clientapp": "fedapp.client_app:app",
+    }
     for name in ("server_app", "client_app"):
         compile((artifact / "fedapp" / f"{name}.py").read_text(), name, "exec")
     assert is_federation(str(artifact))
@@ -85,8 +95,15 @@ def test_the_folder_is_an_app_and_its_model_loads(artifact):
 def test_the_page_names_every_command_and_the_models_hash(artifact):
     page = (artifact / "README.md").read_text()
     assert declared(artifact).base in page
-    for command in ("effc run .", "flwr run .", "flower-superlink", "flower-supernode", "FLWR_TELEMETRY_ENABLED=0",
-                    "--max-retries", "finished:completed"):
+    for command in (
+        "effc run .",
+        "flwr run .",
+        "flower-superlink",
+        "flower-supernode",
+        "FLWR_TELEMETRY_ENABLED=0",
+        "--max-retries",
+        "finished:completed",
+    ):
         assert command in page
 
 
@@ -96,11 +113,11 @@ def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifa
     said, place = declared(artifact), None
     checkpoint = Checkpoint(tmp_path / "two" / "cache" / "federations" / said.identity, said.identity)
     place = Place(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "two" / "cache"))
-    with place.seats([0, 1, 2]) as clients:                      # a server that is gone after its first round
+    with place.seats([0, 1, 2]) as clients:  # a server that is gone after its first round
         Federation(LocalGrid(clients), strategy_of(said), said.with_changes(rounds=1).terms(), checkpoint).run()
     again = run(artifact, tmp_path / "two")
     assert hashes(again) == hashes(whole)
-    assert not (tmp_path / "two" / "cache" / "federations" / said.identity).exists()      # nothing is left to go on with
+    assert not (tmp_path / "two" / "cache" / "federations" / said.identity).exists()  # nothing is left to go on with
 
 
 def test_training_leaves_the_model_as_it_was(artifact, tmp_path):
@@ -123,8 +140,10 @@ def test_every_strategy_runs_over_a_model(artifact, tmp_path, strategy):
     assert last.loss < np.mean([t.before for t in first.turns.values()])
 
 
-@pytest.mark.parametrize(("trains", "shapes"), [("prompt", {"prompt": (4, 128)}),
-                                                ("full", {"model.layers.0.mlp.up_proj.weight": (384, 128)})])
+@pytest.mark.parametrize(
+    ("trains", "shapes"),
+    [("prompt", {"prompt": (4, 128)}), ("full", {"model.layers.0.mlp.up_proj.weight": (384, 128)})],
+)
 def test_prompts_and_weights_are_trained_together_too(artifact, tmp_path, trains, shapes):
     made = run(artifact, tmp_path, trains=trains, full=shapes, lr=5e-3)
     first, last = made.course.rounds[0], made.course.rounds[-1]
@@ -160,15 +179,18 @@ def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_
     assert refused.value.diagnostics[0].slug == "other-federation-base"
 
 
-@pytest.mark.parametrize(("more", "slug", "says"), [
-    ("clients: 50", "empty-client", "of 50 would have none"),
-    ("split: distinct", "empty-client", "3 clients, 1 data sets"),
-    ("trains: prompt, strategy: ffa", "unfit-strategy", "`trains: prompt` has none"),
-    ("strategy: fedavg, ranks: [1, 2, 2]", "unfit-strategy", "adapters of one rank"),
-    ("strategy: svd, ranks: [1, 2]", "unfit-strategy", "2 ranks for 3 clients"),
-    ("strategy: abm, clip: 1.0", "unfit-strategy", "one common state"),
-    ("noise: 1.0", "unfit-strategy", "in units of `clip`"),
-])
+@pytest.mark.parametrize(
+    ("more", "slug", "says"),
+    [
+        ("clients: 50", "empty-client", "of 50 would have none"),
+        ("split: distinct", "empty-client", "3 clients, 1 data sets"),
+        ("trains: prompt, strategy: ffa", "unfit-strategy", "`trains: prompt` has none"),
+        ("strategy: fedavg, ranks: [1, 2, 2]", "unfit-strategy", "adapters of one rank"),
+        ("strategy: svd, ranks: [1, 2]", "unfit-strategy", "2 ranks for 3 clients"),
+        ("strategy: abm, clip: 1.0", "unfit-strategy", "one common state"),
+        ("noise: 1.0", "unfit-strategy", "in units of `clip`"),
+    ],
+)
 def test_what_can_not_work_is_refused(tmp_path, more, slug, says):
     text = RECIPE.replace("clients: 3, ", "" if "clients:" in more else "clients: 3, ")
     ledger(tmp_path)

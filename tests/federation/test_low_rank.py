@@ -55,7 +55,9 @@ def test_identical_clients_get_back_what_they_sent_by_every_method():
     want = update(adapter(4), "q", ALPHA)
     np.testing.assert_allclose(update(mean(clients, WEIGHTS), "q", ALPHA), want, atol=1e-9)
     np.testing.assert_allclose(product(stacked(clients, WEIGHTS, ALPHA)), want, atol=1e-9)
-    np.testing.assert_allclose(update(truncated(stacked(clients, WEIGHTS, ALPHA), 4, ALPHA), "q", ALPHA), want, atol=1e-9)
+    np.testing.assert_allclose(
+        update(truncated(stacked(clients, WEIGHTS, ALPHA), 4, ALPHA), "q", ALPHA), want, atol=1e-9
+    )
     np.testing.assert_allclose(update(padded_mean(clients, WEIGHTS, ALPHA), "q", ALPHA), want, atol=1e-9)
 
 

@@ -36,7 +36,9 @@ def test_the_median_of_a_triangle_is_its_fermat_point():
 
 def test_an_outlier_does_not_move_the_median():
     assert median([(1, 1), (1.2, 0.9), (100, 100)]) == pytest.approx((1.186, 0.950), abs=1e-3)
-    assert mean(states([(1, 1), (1.2, 0.9), (100, 100)]), ones(range(3)))["x"] == pytest.approx((34.07, 33.97), abs=0.01)
+    assert mean(states([(1, 1), (1.2, 0.9), (100, 100)]), ones(range(3)))["x"] == pytest.approx(
+        (34.07, 33.97), abs=0.01
+    )
 
 
 def test_an_outlier_a_million_away_costs_no_digits():
@@ -46,9 +48,17 @@ def test_an_outlier_a_million_away_costs_no_digits():
     assert np.linalg.norm(near - (1.05, 1.05)) < 0.2
 
 
-@pytest.mark.parametrize("points", [
-    [(0, 0), (1, 1), (2, 2), (5, 5)], [(1, 2)] * 4, [(0, 0), (1, 0)], [(3, 4)], [(0, 0), (0, 0), (1, 1)],
-    [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)]])
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0, 0), (1, 1), (2, 2), (5, 5)],
+        [(1, 2)] * 4,
+        [(0, 0), (1, 0)],
+        [(3, 4)],
+        [(0, 0), (0, 0), (1, 1)],
+        [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)],
+    ],
+)
 def test_collinear_coincident_and_few_points_have_a_median(points):
     assert np.isfinite(median(points)).all()
 
@@ -85,8 +95,8 @@ def test_mixing_with_the_mean_of_the_others_keeps_the_mean_and_shrinks_differenc
     down, own = others(points), states(points)
     mixed = np.stack([mix(own[k], {"x": down[k]}, 0.5)["x"] for k in own])
     np.testing.assert_allclose(mixed.mean(0), points.mean(0))
-    np.testing.assert_allclose(mixed - mixed.mean(0), (points - points.mean(0)) / 3)      # |1 - l - l / (K - 1)|
-    fully = np.stack([mix(own[k], {"x": down[k]}, 3 / 4)["x"] for k in own])              # (K - 1) / K is FedAvg
+    np.testing.assert_allclose(mixed - mixed.mean(0), (points - points.mean(0)) / 3)  # |1 - l - l / (K - 1)|
+    fully = np.stack([mix(own[k], {"x": down[k]}, 3 / 4)["x"] for k in own])  # (K - 1) / K is FedAvg
     np.testing.assert_allclose(fully, np.broadcast_to(points.mean(0), fully.shape), atol=1e-12)
 
 
@@ -95,7 +105,7 @@ def test_the_median_of_the_others_does_not_keep_the_mean():
     down, own = others(points, median=True), states(points)
     mixed = np.stack([mix(own[k], {"x": down[k]}, 0.5)["x"] for k in own])
     assert np.linalg.norm(mixed.mean(0) - points.mean(0)) > 5
-    assert np.linalg.norm(down[0] - (1, 1)) < 1                  # the outlier is not in it
+    assert np.linalg.norm(down[0] - (1, 1)) < 1  # the outlier is not in it
 
 
 def test_a_client_alone_has_no_others():
@@ -118,6 +128,7 @@ def test_the_order_of_clients_changes_no_bit():
 def test_an_adaptive_share_is_never_worse_than_staying_alone():
     own, other = {"x": np.array([1.0, 0.0])}, {"x": np.array([0.0, 4.0])}
     for goal in ((1.0, 0.0), (0.5, 2.0), (0.0, 4.0), (5.0, -3.0)):
+
         def loss(state, goal=goal):
             return float(((state["x"] - goal) ** 2).sum())
 

@@ -7,8 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-@given(st.lists(st.integers(20, 60), min_size=1, max_size=3), st.integers(1, 5), st.sampled_from(["even", "blocks"]),
-       st.integers(0, 9))
+@given(
+    st.lists(st.integers(20, 60), min_size=1, max_size=3),
+    st.integers(1, 5),
+    st.sampled_from(["even", "blocks"]),
+    st.integers(0, 9),
+)
 def test_every_row_is_one_clients_and_sizes_are_alike(sizes, clients, split, seed):
     parts = divided(sizes, clients, split, 0.5, seed)
     rows = [row for part in parts for row in part]

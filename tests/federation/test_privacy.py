@@ -10,8 +10,10 @@ from effc.dsl.diagnostics import Reject
 
 def states(count):
     draw = np.random.default_rng(0)
-    return {k: {"R": draw.standard_normal((4, 8)).astype(np.float32), "b": draw.standard_normal(4).astype(np.float32)}
-            for k in range(count)}
+    return {
+        k: {"R": draw.standard_normal((4, 8)).astype(np.float32), "b": draw.standard_normal(4).astype(np.float32)}
+        for k in range(count)
+    }
 
 
 def masked(clients, number, keys):
@@ -37,7 +39,7 @@ def test_what_one_client_sends_tells_nothing_and_differs_from_round_to_round():
     keys = {k: Keys() for k in clients}
     one, two = masked(clients, 1, keys)[0], masked(clients, 2, keys)[0]
     assert (one != two).mean() > 0.99
-    assert abs(one.astype(np.float64).mean() / 2**32 - 0.5) < 0.03      # the mask alone, spread evenly
+    assert abs(one.astype(np.float64).mean() / 2**32 - 0.5) < 0.03  # the mask alone, spread evenly
     assert len(np.unique(one)) > 4000
 
 

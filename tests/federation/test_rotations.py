@@ -10,8 +10,11 @@ from effc.compiler.federation.rotations import aligned, combined, function_gram,
 def intervention(seed, rank=4, width=32, path="layers.0"):
     draw = np.random.default_rng(seed)
     R = polar(draw.standard_normal((rank, width)))
-    return {f"{path}.R": R, f"{path}.W": R + 0.3 * draw.standard_normal((rank, width)),
-            f"{path}.b": draw.standard_normal(rank)}
+    return {
+        f"{path}.R": R,
+        f"{path}.W": R + 0.3 * draw.standard_normal((rank, width)),
+        f"{path}.b": draw.standard_normal(rank),
+    }
 
 
 def turned(state, seed):
@@ -76,11 +79,14 @@ def test_in_function_space_the_aggregate_is_the_nearest_of_its_rank():
     """Two clients of rank 1 with functions in different directions: rank 2 holds their mean exactly."""
     clients = {k: intervention(k, rank=2) for k in range(2)}
     padded = {}
-    for k, state in clients.items():                      # the same functions with two unused directions
+    for k, state in clients.items():  # the same functions with two unused directions
         R = state["layers.0.R"]
         free = np.linalg.svd(R)[2][2:4]
-        padded[k] = {"layers.0.R": np.concatenate([R, free]), "layers.0.W": np.concatenate([state["layers.0.W"], free]),
-                     "layers.0.b": np.concatenate([state["layers.0.b"], np.zeros(2)])}
+        padded[k] = {
+            "layers.0.R": np.concatenate([R, free]),
+            "layers.0.W": np.concatenate([state["layers.0.W"], free]),
+            "layers.0.b": np.concatenate([state["layers.0.b"], np.zeros(2)]),
+        }
         np.testing.assert_allclose(phi(padded[k], H), phi(state, H), atol=1e-12)
     made = combined(padded, {0: 0.5, 1: 0.5}, padded[0], "function")
     np.testing.assert_allclose(phi(made, H), (phi(clients[0], H) + phi(clients[1], H)) / 2, atol=1e-9)

@@ -50,7 +50,7 @@ def test_a_server_killed_between_rounds_goes_on_to_the_same_bits(name, kept, tmp
     whole.run()
     first = federation(STRATEGIES[name](), rounds=kept, checkpoint=Checkpoint(tmp_path, "run"))
     first.run()
-    again = federation(STRATEGIES[name](), rounds=5, checkpoint=Checkpoint(tmp_path, "run"))   # with new, empty nodes
+    again = federation(STRATEGIES[name](), rounds=5, checkpoint=Checkpoint(tmp_path, "run"))  # with new, empty nodes
     course = again.run()
     assert results(again) == results(whole)
     assert [r.number for r in course.rounds] == [1, 2, 3, 4, 5]
@@ -66,10 +66,17 @@ def test_a_checkpoint_of_another_federation_is_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fedavg", "stack", "abm median"])
-@pytest.mark.parametrize(("fault", "says"), [
-    ("raises", "out of memory"), ("NaN", "`m.B` holds NaN"), ("shape", "`m.B` is (6, 2), not (6, 4)"),
-    ("stale base", "the base model here is bbbbbbbbbbbb"), ("slow", "no reply within 2 s"),
-    ("replays", "its reply is of round 1")])
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("raises", "out of memory"),
+        ("NaN", "`m.B` holds NaN"),
+        ("shape", "`m.B` is (6, 2), not (6, 4)"),
+        ("stale base", "the base model here is bbbbbbbbbbbb"),
+        ("slow", "no reply within 2 s"),
+        ("replays", "its reply is of round 1"),
+    ],
+)
 def test_a_faulty_client_is_left_out_of_its_round_and_comes_back(name, fault, says):
     late = {"deadline": 2.0} if fault == "slow" else {}
     course = federation(STRATEGIES[name](), rounds=4, fault=fault, **late).run()
@@ -134,7 +141,11 @@ def test_bytes_are_those_of_the_arrays():
     turns = federation(FedAvg(FULL), rounds=2).run().rounds[1].turns
     assert {t.bytes_up for t in turns.values()} == {size} == {t.bytes_down for t in turns.values()}
     frozen = federation(FrozenA(FULL), rounds=2).run().rounds
-    assert {t.bytes_up for t in frozen[1].turns.values()} == {4 * 6 * 4} == {t.bytes_down for t in frozen[1].turns.values()}
+    assert (
+        {t.bytes_up for t in frozen[1].turns.values()}
+        == {4 * 6 * 4}
+        == {t.bytes_down for t in frozen[1].turns.values()}
+    )
     alone = federation(AllButMe(FULL, "mean", "align", 0.0), rounds=2).run().rounds
     assert alone[1].bytes_down == 0
 

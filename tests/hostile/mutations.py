@@ -7,10 +7,43 @@ from pathlib import Path
 from typing import Any
 
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 7, 2**31, 2**62, 2**70, 1e308, float("inf"), "", "x", "../../../etc/passwd", "/dev/zero", "os:system",
-    "__import__", "from_pretrained", "self_attn.config.to_json_file", "org/kernel", "evil.Evil", "torch.load", "a" * 5000,
-    "{{ ''.__class__ }}", "\udcff", [], {}, [[]], {"": ""}, [0] * 1000, {"auto_map": {"AutoModel": "evil.E"}},
-    {"node": "x"}, {"use_pickle": True}, "torch.ops.aten.from_file.default", "compiler.store.cache:Cache", "0" * 64)
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**62,
+    2**70,
+    1e308,
+    float("inf"),
+    "",
+    "x",
+    "../../../etc/passwd",
+    "/dev/zero",
+    "os:system",
+    "__import__",
+    "from_pretrained",
+    "self_attn.config.to_json_file",
+    "org/kernel",
+    "evil.Evil",
+    "torch.load",
+    "a" * 5000,
+    "{{ ''.__class__ }}",
+    "\udcff",
+    [],
+    {},
+    [[]],
+    {"": ""},
+    [0] * 1000,
+    {"auto_map": {"AutoModel": "evil.E"}},
+    {"node": "x"},
+    {"use_pickle": True},
+    "torch.ops.aten.from_file.default",
+    "compiler.store.cache:Cache",
+    "0" * 64,
+)
 
 
 def places(value: Any, path: tuple = ()):
@@ -64,7 +97,7 @@ def _change_bytes(file: Path, draw: random.Random) -> None:
     data = bytearray(file.read_bytes())
     what = draw.random()
     if what < 0.2:
-        data = data[:draw.randrange(len(data))]
+        data = data[: draw.randrange(len(data))]
     elif what < 0.3:
         data += bytes(draw.randrange(256) for _ in range(draw.randint(1, 64)))
     else:

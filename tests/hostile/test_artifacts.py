@@ -26,7 +26,7 @@ from tests.hostile.mutations import consistent, mutate
 torch.set_num_threads(1)
 STORED = Path(__file__).parents[1] / "stored" / "8d012cb.tar.xz"
 KINDS = ("compact", "native", "program", "stock")
-SECONDS, MEBIBYTES = 20, 600          # of one case by all verbs; a machine that others share is slow
+SECONDS, MEBIBYTES = 20, 600  # of one case by all verbs; a machine that others share is slow
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def honest(tmp_path_factory):
     def build(draft):
         Hf(path="a").emit(program, draft, ctx)
         return Manifest("hf", name="lean")
+
     write(made / "stock", build=build)
     return made
 
@@ -58,9 +59,20 @@ def opened(honest: Path, cases: list[Path], tmp_path: Path) -> list[dict]:
     """What each case came to, in a process that reaches no network."""
     listed = tmp_path / "cases"
     listed.write_text("\n".join(map(str, cases)))
-    environment = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
-                          env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "EFFC_CACHE_DIR": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, f"the process ended: {done.stderr[-3000:]}"
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -96,20 +108,24 @@ def test_a_thousand_changed_artifacts_do_nothing_but_be_refused(honest, kind, tm
 
 def edited(kind, file, change):
     """A case that changes one file's JSON."""
+
     def make(case: Path):
         path = case / file
         body = json.loads(path.read_text())
         change(body)
         path.write_text(json.dumps(body))
         consistent(case)
+
     return kind, make
 
 
 def replaced(kind, file, by):
     """A case whose file is something else: a link, a pipe."""
+
     def make(case: Path):
         (case / file).unlink()
         by(case / file)
+
     return kind, make
 
 
@@ -117,6 +133,7 @@ def calls(target):
     def change(body):
         graph = next(iter(body["effc"]["edits"]["graphs"].values()))["graph"]
         next(node for node in graph["nodes"] if node["op"] == "call_module")["target"] = target
+
     return change
 
 
@@ -124,20 +141,38 @@ CONFIG = "compact/config.json"
 CRAFTED = {
     "a method that reads a file": edited("compact", CONFIG, calls("from_pretrained")),
     "a method that writes a file": edited("compact", CONFIG, calls("self_attn.config.to_json_file")),
-    "a class that is imported": edited("compact", CONFIG, lambda b: next(iter(
-        b["effc"]["edits"]["swapped"].values())).update({"class": "passes.prune.blocks:Blocks"})),
-    "a kernel of the hub": edited("compact", CONFIG, lambda b: b["effc"]["edits"]["attributes"].update(
-        {"config._attn_implementation": "org/kernel"})),
-    "code in the base config": edited("compact", CONFIG, lambda b: b["effc"]["base"].update(
-        {"auto_map": {"AutoConfig": "evil.E"}, "architectures": ["AutoModelForCausalLM"]})),
+    "a class that is imported": edited(
+        "compact",
+        CONFIG,
+        lambda b: next(iter(b["effc"]["edits"]["swapped"].values())).update({"class": "passes.prune.blocks:Blocks"}),
+    ),
+    "a kernel of the hub": edited(
+        "compact",
+        CONFIG,
+        lambda b: b["effc"]["edits"]["attributes"].update({"config._attn_implementation": "org/kernel"}),
+    ),
+    "code in the base config": edited(
+        "compact",
+        CONFIG,
+        lambda b: b["effc"]["base"].update(
+            {"auto_map": {"AutoConfig": "evil.E"}, "architectures": ["AutoModelForCausalLM"]}
+        ),
+    ),
     "ten million layers": edited("compact", CONFIG, lambda b: b["effc"]["base"].update(num_hidden_layers=10**7)),
-    "a stock class that is none": edited("stock", "model/config.json", lambda b: b.update(
-        architectures=["pipeline"], auto_map={"AutoModelForCausalLM": "evil.E"})),
+    "a stock class that is none": edited(
+        "stock",
+        "model/config.json",
+        lambda b: b.update(architectures=["pipeline"], auto_map={"AutoModelForCausalLM": "evil.E"}),
+    ),
     "a stock kernel": edited("stock", "model/config.json", lambda b: b.update(_attn_implementation="org/kernel")),
-    "a stock quantisation": edited("stock", "model/config.json", lambda b: b.update(
-        quantization_config={"quant_method": "bitsandbytes"})),
-    "a tokenizer that is none": edited("stock", "model/tokenizer_config.json", lambda b: b.update(
-        tokenizer_class="Trainer", auto_map={"AutoTokenizer": ["evil.E", None]})),
+    "a stock quantisation": edited(
+        "stock", "model/config.json", lambda b: b.update(quantization_config={"quant_method": "bitsandbytes"})
+    ),
+    "a tokenizer that is none": edited(
+        "stock",
+        "model/tokenizer_config.json",
+        lambda b: b.update(tokenizer_class="Trainer", auto_map={"AutoTokenizer": ["evil.E", None]}),
+    ),
     "a manifest without an end": replaced("stock", "manifest.json", lambda path: path.symlink_to("/dev/zero")),
     "a manifest that waits": replaced("compact", "manifest.json", os.mkfifo),
     "a config that waits": replaced("compact", CONFIG, os.mkfifo),

@@ -39,13 +39,14 @@ def cache(tmp_path):
     cache = Cache(tmp_path / "cache")
     cache.keep({"metric": "perplexity", "of": "base"}, 34.0)
     parts = {"step": {"word": "prune.blocks"}, "seed": 0}
-    cache.finish(digest(parts), parts, {"tensors": {"w": cache.store(torch.ones(8))}, "borrowed": {}, "edits": {},
-                                        "notes": {}})
+    cache.finish(
+        digest(parts), parts, {"tensors": {"w": cache.store(torch.ones(8))}, "borrowed": {}, "edits": {}, "notes": {}}
+    )
     return cache
 
 
 def only(cache, folder) -> Path:
-    path, = (p for p in (cache.folder / folder).rglob("*") if p.is_file())
+    (path,) = (p for p in (cache.folder / folder).rglob("*") if p.is_file())
     return path
 
 
@@ -92,8 +93,9 @@ def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):
     cache.entries()
     if (folder, text) != ("values", "{}") and (folder, text) != ("values", '{"tensors": []}'):
         assert path in [found for found, _ in cache.damaged()]
-        damage_of(lambda: cache.step(path.stem) if folder == "steps" else cache.value({"metric": "perplexity",
-                                                                                     "of": "base"}))
+        damage_of(
+            lambda: cache.step(path.stem) if folder == "steps" else cache.value({"metric": "perplexity", "of": "base"})
+        )
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", 3, "a" * 63])
@@ -147,18 +149,27 @@ def graph_calls(target):
     def change(edits):
         graph = next(iter(edits["graphs"].values()))["graph"]
         next(n for n in graph["nodes"] if n["op"] == "call_module")["target"] = target
+
     return change
 
 
-@pytest.mark.parametrize("change", [
-    graph_calls("from_pretrained"), graph_calls("save_pretrained"), graph_calls("mlp.register_forward_hook"),
-    lambda e: next(iter(e["swapped"].values())).update({"class": "os:system"}),
-    lambda e: next(iter(e["swapped"].values())).update({"class": "compiler.store.cache:Cache"}),
-    lambda e: e["attributes"].update({"config._attn_implementation": "org/kernel"}),
-    lambda e: e["attributes"].update({"config.auto_map": {"AutoModel": "evil.Evil"}}),
-    lambda e: e["attributes"].update({"config.quantization_config": {"quant_method": "evil"}}),
-    lambda e: e.update(graphs=None), lambda e: e.update(format=9), lambda e: e["slots"].update({"model": 10**9})],
-    ids=lambda change: "")
+@pytest.mark.parametrize(
+    "change",
+    [
+        graph_calls("from_pretrained"),
+        graph_calls("save_pretrained"),
+        graph_calls("mlp.register_forward_hook"),
+        lambda e: next(iter(e["swapped"].values())).update({"class": "os:system"}),
+        lambda e: next(iter(e["swapped"].values())).update({"class": "compiler.store.cache:Cache"}),
+        lambda e: e["attributes"].update({"config._attn_implementation": "org/kernel"}),
+        lambda e: e["attributes"].update({"config.auto_map": {"AutoModel": "evil.Evil"}}),
+        lambda e: e["attributes"].update({"config.quantization_config": {"quant_method": "evil"}}),
+        lambda e: e.update(graphs=None),
+        lambda e: e.update(format=9),
+        lambda e: e["slots"].update({"model": 10**9}),
+    ],
+    ids=lambda change: "",
+)
 def test_a_step_is_read_by_the_rules_for_artifacts(world, change):
     cache, key = edited(world, change)
     with pytest.raises(Reject) as reject:

@@ -52,19 +52,56 @@ def test_a_sound_folder_opens(folder):
     assert type(opened(folder)) is LlamaForCausalLM
 
 
-@pytest.mark.parametrize("changes", [
-    {"hidden_act": "evil"}, {"hidden_act": 3}, {"hidden_act": None}, {"hidden_size": 0}, {"hidden_size": -128},
-    {"hidden_size": 10**9}, {"hidden_size": "32"}, {"hidden_size": None}, {"hidden_size": [32]}, {"head_dim": 0},
-    {"head_dim": -1}, {"head_dim": 10**9}, {"num_hidden_layers": 10**4}, {"num_hidden_layers": 10**7},
-    {"num_hidden_layers": 0}, {"num_hidden_layers": -1}, {"num_labels": 10**9}, {"num_attention_heads": 0},
-    {"num_attention_heads": 10**8}, {"num_key_value_heads": 0}, {"num_key_value_heads": 3}, {"vocab_size": 10**12},
-    {"vocab_size": 0}, {"intermediate_size": 10**9}, {"intermediate_size": 0}, {"rope_parameters": {"rope_type": "evil"}},
-    {"rope_parameters": []}, {"rope_parameters": {"rope_type": "yarn"}}, {"rope_scaling": {"type": "x", "factor": 0}},
-    {"layer_types": ["full_attention"] * 10**5}, {"layer_types": ["evil", "evil"]}, {"rms_norm_eps": "a"},
-    {"torch_dtype": "evil"}, {"dtype": 7}, {"pad_token_id": 10**9}, {"tie_word_embeddings": "maybe"},
-    {"attention_bias": True}, {"model_type": "evil"}, {"model_type": "timm_wrapper"}, {"model_type": "gpt2"},
-    {"architectures": 3}, {"architectures": [["x"]]}, {"max_position_embeddings": -5}, {"num_experts": 10**7}],
-    ids=lambda changes: json.dumps(changes)[:50])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "evil"},
+        {"hidden_act": 3},
+        {"hidden_act": None},
+        {"hidden_size": 0},
+        {"hidden_size": -128},
+        {"hidden_size": 10**9},
+        {"hidden_size": "32"},
+        {"hidden_size": None},
+        {"hidden_size": [32]},
+        {"head_dim": 0},
+        {"head_dim": -1},
+        {"head_dim": 10**9},
+        {"num_hidden_layers": 10**4},
+        {"num_hidden_layers": 10**7},
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": -1},
+        {"num_labels": 10**9},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 10**8},
+        {"num_key_value_heads": 0},
+        {"num_key_value_heads": 3},
+        {"vocab_size": 10**12},
+        {"vocab_size": 0},
+        {"intermediate_size": 10**9},
+        {"intermediate_size": 0},
+        {"rope_parameters": {"rope_type": "evil"}},
+        {"rope_parameters": []},
+        {"rope_parameters": {"rope_type": "yarn"}},
+        {"rope_scaling": {"type": "x", "factor": 0}},
+        {"layer_types": ["full_attention"] * 10**5},
+        {"layer_types": ["evil", "evil"]},
+        {"rms_norm_eps": "a"},
+        {"torch_dtype": "evil"},
+        {"dtype": 7},
+        {"pad_token_id": 10**9},
+        {"tie_word_embeddings": "maybe"},
+        {"attention_bias": True},
+        {"model_type": "evil"},
+        {"model_type": "timm_wrapper"},
+        {"model_type": "gpt2"},
+        {"architectures": 3},
+        {"architectures": [["x"]]},
+        {"max_position_embeddings": -5},
+        {"num_experts": 10**7},
+    ],
+    ids=lambda changes: json.dumps(changes)[:50],
+)
 def test_a_config_that_the_weights_do_not_fit_is_refused_at_once(folder, changes):
     """Or makes a model of these very weights, where it changes what is computed alone."""
     started = time.process_time()
@@ -80,8 +117,20 @@ def test_a_config_that_the_weights_do_not_fit_is_refused_at_once(folder, changes
 CODE = {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"}}
 
 
-@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "pipeline", "Trainer", "AutoTokenizer", "PreTrainedModel",
-                                  "GPT2LMHeadModel", "LlamaConfig", "modeling_utils", "LlamaTokenizer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AutoModelForCausalLM",
+        "pipeline",
+        "Trainer",
+        "AutoTokenizer",
+        "PreTrainedModel",
+        "GPT2LMHeadModel",
+        "LlamaConfig",
+        "modeling_utils",
+        "LlamaTokenizer",
+    ],
+)
 def test_a_class_is_one_that_transformers_lists_for_the_model_type(folder, name):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     reject = refused(lambda: opened(reconfigured(folder, architectures=[name], **CODE)))
@@ -104,11 +153,19 @@ def test_every_class_that_effc_is_tested_with_is_listed(name):
         assert type(tiny.blank(name)).__name__ in set(class_names(tiny.config(name).model_type))
 
 
-@pytest.mark.parametrize("changes", [
-    {"_attn_implementation": "org/kernel"}, {"attn_implementation": "org/kernel"}, {"_attn_implementation": "flash_attention_2"},
-    {"_attn_implementation_internal": "org/kernel:f"}, {"experts_implementation": "org/kernel"},
-    {"transformers_weights": "../../other.safetensors"},
-    {"_name_or_path": "org/evil"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_attn_implementation": "org/kernel"},
+        {"attn_implementation": "org/kernel"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"_attn_implementation_internal": "org/kernel:f"},
+        {"experts_implementation": "org/kernel"},
+        {"transformers_weights": "../../other.safetensors"},
+        {"_name_or_path": "org/evil"},
+    ],
+    ids=str,
+)
 def test_kernels_and_other_files_are_not_the_configs_choice(folder, changes):
     model = opened(reconfigured(folder, **changes))
     assert model.config._attn_implementation == "sdpa"
@@ -129,10 +186,18 @@ def test_an_adapter_is_no_model(folder):
     assert "holds an adapter" in refused(lambda: load(folder.parent / "a" / "model")).diagnostics[0].message
 
 
-@pytest.mark.parametrize("changes", [
-    {"tokenizer_class": "pipeline"}, {"tokenizer_class": "LlamaForCausalLM"}, {"tokenizer_class": "AutoTokenizer"},
-    {"tokenizer_class": ["x"]}, {"tokenizer_class": "evil.Evil"}, {"auto_map": {"AutoTokenizer": ["evil.T", None]}}],
-    ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer_class": "pipeline"},
+        {"tokenizer_class": "LlamaForCausalLM"},
+        {"tokenizer_class": "AutoTokenizer"},
+        {"tokenizer_class": ["x"]},
+        {"tokenizer_class": "evil.Evil"},
+        {"auto_map": {"AutoTokenizer": ["evil.T", None]}},
+    ],
+    ids=str,
+)
 def test_a_tokenizer_is_one_of_transformers(folder, changes):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     path = folder / "tokenizer_config.json"
@@ -143,7 +208,7 @@ def test_a_tokenizer_is_one_of_transformers(folder, changes):
     except Reject as reject:
         assert reject.diagnostics[0].slug == "bad-tokenizer"
     else:
-        assert "auto_map" in changes         # not looked at: the class is named beside it
+        assert "auto_map" in changes  # not looked at: the class is named beside it
 
 
 @pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])

@@ -45,8 +45,9 @@ def written(tmp_path_factory):
     """What the target writes of a small module: the files of its archive by name."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    program = torch.export.export(Net().eval(), (), {"x": torch.ones(2, 4)},
-                                  dynamic_shapes={"x": {0: torch.export.Dim.AUTO}})
+    program = torch.export.export(
+        Net().eval(), (), {"x": torch.ones(2, 4)}, dynamic_shapes={"x": {0: torch.export.Dim.AUTO}}
+    )
     exported.write(program, ("x",), folder)
     with zipfile.ZipFile(folder / exported.FILE) as archive:
         return {item.filename.partition("/")[2]: archive.read(item) for item in archive.infolist()}
@@ -55,11 +56,13 @@ def written(tmp_path_factory):
 @pytest.fixture
 def reading(tmp_path):
     """Reads an archive of some files, which it stores as they are."""
+
     def read(files, compression=zipfile.ZIP_STORED):
         with zipfile.ZipFile(tmp_path / exported.FILE, "w", compression) as archive:
             for name, body in files.items():
                 archive.writestr(f"model/{name}", body)
         return exported.read(tmp_path)
+
     return read
 
 
@@ -100,15 +103,29 @@ def test_pickled_tensors_are_refused(written, reading, tmp_path, table):
     name = "weight_0" if table == WEIGHTS else "tensor_0"
 
     def change(body):
-        body["config"] = {"inner.weight": {"path_name": name, "is_param": True, "use_pickle": True, "tensor_meta": None}}
+        body["config"] = {
+            "inner.weight": {"path_name": name, "is_param": True, "use_pickle": True, "tensor_meta": None}
+        }
+
     files = with_json(written, table, change) | {f"{table.rpartition('/')[0]}/{name}": buffer.getvalue()}
     assert "a tensor inner.weight of another form" in refusal(lambda: reading(files))
     assert not (tmp_path / "effect").exists()
 
 
-@pytest.mark.parametrize("name", [
-    "data/weights/model.pt", "data/constants/model.pt", "data/constants/custom_obj_0", "data/constants/opaque_obj_0",
-    "data/aotinductor/model/x.so", "../../escape", "models/other.json", "extra/other.txt", "data/weights/../weight_1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/weights/model.pt",
+        "data/constants/model.pt",
+        "data/constants/custom_obj_0",
+        "data/constants/opaque_obj_0",
+        "data/aotinductor/model/x.so",
+        "../../escape",
+        "models/other.json",
+        "extra/other.txt",
+        "data/weights/../weight_1",
+    ],
+)
 def test_other_files_than_a_program_has_are_refused(written, reading, tmp_path, name):
     body = pickle.dumps(Effect(tmp_path / "effect"))
     assert "the file" in refusal(lambda: reading(written | {name: body}))
@@ -119,35 +136,70 @@ def test_a_packed_archive_is_refused(written, reading):
     assert "packed" in refusal(lambda: reading(written, zipfile.ZIP_DEFLATED))
 
 
-@pytest.mark.parametrize("target", [
-    "torch.load", "torch.hub.load", "torch.ops.aten.from_file.default", "torch.ops.aten.set_.source_Tensor",
-    "torch.ops.aten._print.default", "torch.ops.load_library", "torch.os.system", "torch.serialization.os.system",
-    "_operator.attrgetter", "_operator.methodcaller", "math.factorial", "#namespace:op", "print", "torch._C._jit_pass",
-    "torch.ops.higher_order.print", "torch.ops.effc.nothing.default", "torch.ops.aten.add.__class__", "builtins.eval",
-    "torch.ops.aten.__class__.mro", "torch.ops.aten.resize_.default", "torch.ops.inductor.accumulate_grad_.default"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.load",
+        "torch.hub.load",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.set_.source_Tensor",
+        "torch.ops.aten._print.default",
+        "torch.ops.load_library",
+        "torch.os.system",
+        "torch.serialization.os.system",
+        "_operator.attrgetter",
+        "_operator.methodcaller",
+        "math.factorial",
+        "#namespace:op",
+        "print",
+        "torch._C._jit_pass",
+        "torch.ops.higher_order.print",
+        "torch.ops.effc.nothing.default",
+        "torch.ops.aten.add.__class__",
+        "builtins.eval",
+        "torch.ops.aten.__class__.mro",
+        "torch.ops.aten.resize_.default",
+        "torch.ops.inductor.accumulate_grad_.default",
+    ],
+)
 def test_only_listed_operators_are_called(written, reading, target):
     assert not is_listed(target)
 
     def change(body):
         body["graph_module"]["graph"]["nodes"][-1]["target"] = target
+
     assert "as `target`" in refusal(lambda: reading(with_json(written, MODEL, change)))
 
 
-EXPRESSIONS = ["__import__('os').system('x')", "Symbol('s0').__class__", "exec('1')", "Integer(10)**10**10",
-               "Pow(Integer(10), Integer(10000000000))", "Symbol('x' * 10**9)", "lambda: 0", "[i for i in (1,)]",
-               "Symbol('s0', evil=True)", "Lambda(1, 2)", "S('1')", "factorial(Integer(99999999))", "Integer('9')"]
+EXPRESSIONS = [
+    "__import__('os').system('x')",
+    "Symbol('s0').__class__",
+    "exec('1')",
+    "Integer(10)**10**10",
+    "Pow(Integer(10), Integer(10000000000))",
+    "Symbol('x' * 10**9)",
+    "lambda: 0",
+    "[i for i in (1,)]",
+    "Symbol('s0', evil=True)",
+    "Lambda(1, 2)",
+    "S('1')",
+    "factorial(Integer(99999999))",
+    "Integer('9')",
+]
 
 
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_sizes_are_sums_of_symbols_and_numbers(written, reading, text):
     def change(body):
         body["graph_module"]["graph"]["sym_int_values"] = {"n": {"as_expr": {"expr_str": text, "hint": None}}}
+
     assert "as `expr_str`" in refusal(lambda: reading(with_json(written, MODEL, change)))
 
 
 def test_guards_that_are_code_are_not_run(written, reading, tmp_path):
     def change(body):
         body["guards_code"] = [f"__import__('pathlib').Path({str(tmp_path / 'effect')!r}).touch()"]
+
     reading(with_json(written, MODEL, change))(torch.ones(2, 4))
     assert not (tmp_path / "effect").exists()
 
@@ -158,6 +210,7 @@ CODE = "x=__import__('pathlib').Path('effect').touch()"
 @pytest.mark.parametrize("place", ["name", "as_name", "spec", "forward", "table", "parameter"])
 def test_names_are_names(written, reading, place):
     """torch writes names of arguments into Python code."""
+
     def change(body):
         graph, entry = body["graph_module"]["graph"], body["graph_module"]["module_call_graph"][0]["signature"]
         if place == "name":
@@ -166,8 +219,11 @@ def test_names_are_names(written, reading, place):
             graph["outputs"] = [{"as_sym_int": {"as_name": CODE}}]
         elif place == "spec":
             spec = json.loads(entry["in_spec"])
-            spec[1]["children_spec"][1] = {"type": "builtins.dict", "context": json.dumps([CODE]), "children_spec": [
-                {"type": None, "context": None, "children_spec": []}]}
+            spec[1]["children_spec"][1] = {
+                "type": "builtins.dict",
+                "context": json.dumps([CODE]),
+                "children_spec": [{"type": None, "context": None, "children_spec": []}],
+            }
             entry["in_spec"] = json.dumps(spec)
         elif place == "forward":
             entry["forward_arg_names"] = [CODE]
@@ -175,25 +231,43 @@ def test_names_are_names(written, reading, place):
             graph["tensor_values"][CODE] = next(iter(graph["tensor_values"].values()))
         else:
             body["graph_module"]["signature"]["input_specs"][0]["parameter"]["parameter_name"] = CODE
+
     refusal(lambda: reading(with_json(written, MODEL, change)))
 
 
 def test_a_tree_of_arguments_imports_nothing(written, reading):
     def change(body):
-        spec = {"type": "collections.defaultdict", "children_spec": [], "context": json.dumps(
-            {"default_factory_module": "os", "default_factory_name": "getcwd", "dict_context": []})}
+        spec = {
+            "type": "collections.defaultdict",
+            "children_spec": [],
+            "context": json.dumps(
+                {"default_factory_module": "os", "default_factory_name": "getcwd", "dict_context": []}
+            ),
+        }
         body["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, spec])
+
     assert "as `in_spec`" in refusal(lambda: reading(with_json(written, MODEL, change)))
 
 
-@pytest.mark.parametrize("change", [
-    {"sizes": [{"as_int": 1 << 40}, {"as_int": 4}]}, {"strides": [{"as_int": 1 << 30}, {"as_int": 1}]},
-    {"storage_offset": {"as_int": 1}}, {"storage_offset": {"as_int": -1}}, {"dtype": 99}, {"layout": 3},
-    {"sizes": [{"as_expr": {"expr_str": "1", "hint": None}}, {"as_int": 4}]}, {"device": {"type": "cuda"}},
-    {"sizes": [{"as_int": 4}]}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": [{"as_int": 1 << 40}, {"as_int": 4}]},
+        {"strides": [{"as_int": 1 << 30}, {"as_int": 1}]},
+        {"storage_offset": {"as_int": 1}},
+        {"storage_offset": {"as_int": -1}},
+        {"dtype": 99},
+        {"layout": 3},
+        {"sizes": [{"as_expr": {"expr_str": "1", "hint": None}}, {"as_int": 4}]},
+        {"device": {"type": "cuda"}},
+        {"sizes": [{"as_int": 4}]},
+    ],
+    ids=str,
+)
 def test_a_tensor_lies_within_its_file(written, reading, change):
     def edit(body):
         body["config"]["inner.weight"]["tensor_meta"].update(copy.deepcopy(change))
+
     assert "a tensor inner.weight" in refusal(lambda: reading(with_json(written, WEIGHTS, edit)))
 
 
@@ -201,7 +275,7 @@ def test_a_tensor_lies_within_its_file(written, reading, change):
 @pytest.mark.parametrize("name", [MODEL, WEIGHTS, CONSTANTS, "extra/inputs.json"])
 def test_json_of_another_form_is_refused(written, reading, name, text):
     if (name, text) == ("extra/inputs.json", b"[]"):
-        return                                   # a program without inputs
+        return  # a program without inputs
     refusal(lambda: reading(written | {name: text}))
 
 

@@ -16,12 +16,35 @@ import time
 from pathlib import Path
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_EVENTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty",
-           "socket.connect", "socket.getaddrinfo", "socket.bind", "pickle.find_class", "os.remove", "os.rename",
-           "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "os.chown", "shutil.rmtree", "ctypes.dlopen",
-           "winreg.OpenKey", "webbrowser.open", "urllib.Request", "ftplib.connect")
+_EVENTS = (
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.system",
+    "os.fork",
+    "os.forkpty",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.bind",
+    "pickle.find_class",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.symlink",
+    "os.link",
+    "os.chmod",
+    "os.chown",
+    "shutil.rmtree",
+    "ctypes.dlopen",
+    "winreg.OpenKey",
+    "webbrowser.open",
+    "urllib.Request",
+    "ftplib.connect",
+)
 watching: list[str] | None = None
-known: set[str] | None = None            # packages that honest artifacts import; None while that is learnt
+known: set[str] | None = None  # packages that honest artifacts import; None while that is learnt
 
 
 def hook(event, args):
@@ -70,8 +93,13 @@ def verbs(case: Path, honest: Path):
             model(input_ids=torch.randint(3, 30, (2, 5)))
 
     yield "load", computed
-    for words in (["verify", case], ["inspect", case, "--offline"], ["run", case, "--prompt", "1 2", "--offline"],
-                  ["diff", honest, case], ["test", case, "--offline"]):
+    for words in (
+        ["verify", case],
+        ["inspect", case, "--offline"],
+        ["run", case, "--prompt", "1 2", "--offline"],
+        ["diff", honest, case],
+        ["test", case, "--offline"],
+    ):
         yield words[0], lambda words=words: main([str(word) for word in words])
 
 
@@ -91,8 +119,18 @@ def main(honest: str, cases: str) -> None:
         outcomes = {name: outcome(call) for name, call in verbs(Path(line), honests[0])}
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         effects, watching = watching, None
-        print(json.dumps({"case": line, "effects": effects, "outcomes": outcomes, "mebibytes": grown,
-                          "seconds": round(time.monotonic() - started, 2)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "case": line,
+                    "effects": effects,
+                    "outcomes": outcomes,
+                    "mebibytes": grown,
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,16 @@ from effc.kernels.ops import KERNELS
 from effc.kernels.packed import kernel_of
 from torch.nn import functional as F
 
-ACTS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu,
-        "relu2": lambda x: F.relu(x) ** 2, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
-        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
+ACTS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x) ** 2,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
 class Built:
@@ -31,7 +38,7 @@ class Built:
         return name
 
     def packed(self, n: int, k: int, kernel: str = "") -> str:
-        name = self.random(n, k, scale=k ** -0.5)
+        name = self.random(n, k, scale=k**-0.5)
         whole, kernel = self.weights[name], kernel or self.kernel
         if "sparse" in kernel:
             whole = whole * (torch.rand(n, k, generator=self.generator) < 0.6) * 1.3
@@ -45,19 +52,49 @@ class Built:
     def norm(self, x: int, kind: str = "rms", bias: bool = False, group: int = 0) -> int:
         width = self.plan["registers"][x]
         group = group or width
-        return self.step("norm", width, x=x, kind=kind, weight=self.random(group, scale=0.2, offset=1.0), eps=1e-5,
-                         bias=self.random(group, scale=0.1) if bias else None, group=group)
+        return self.step(
+            "norm",
+            width,
+            x=x,
+            kind=kind,
+            weight=self.random(group, scale=0.2, offset=1.0),
+            eps=1e-5,
+            bias=self.random(group, scale=0.1) if bias else None,
+            group=group,
+        )
 
     def attention(self, q: int, k: int, v: int, heads: int, kv: int, d: int, value_dim: int = 0, **other) -> int:
-        fields = {"softcap": None, "window": None, "sinks": None, "scale": d ** -0.5, **other}
+        fields = {"softcap": None, "window": None, "sinks": None, "scale": d**-0.5, **other}
         value_dim = value_dim or d
         self.plan["slots"].append({"kv_heads": kv, "head_dim": d, "value_dim": value_dim})
-        return self.step("attention", heads * value_dim, q=q, k=k, v=v, slot=len(self.plan["slots"]) - 1,
-                         heads=heads, kv_heads=kv, head_dim=d, value_dim=value_dim, **fields)
+        return self.step(
+            "attention",
+            heads * value_dim,
+            q=q,
+            k=k,
+            v=v,
+            slot=len(self.plan["slots"]) - 1,
+            heads=heads,
+            kv_heads=kv,
+            head_dim=d,
+            value_dim=value_dim,
+            **fields,
+        )
 
 
-def llama(kernel: str = "dense_linear", layers: int = 2, hidden: int = 48, heads: int = 6, kv: int = 2, d: int = 16,
-          vocabulary: int = 70, context: int = 128, seed: int = 0, softcap: float | None = None, **attention) -> Built:
+def llama(
+    kernel: str = "dense_linear",
+    layers: int = 2,
+    hidden: int = 48,
+    heads: int = 6,
+    kv: int = 2,
+    d: int = 16,
+    vocabulary: int = 70,
+    context: int = 128,
+    seed: int = 0,
+    softcap: float | None = None,
+    **attention,
+) -> Built:
     b = Built(kernel, seed, context)
     head = b.packed(vocabulary, hidden)
     x = b.step("embedding", hidden, table=head)
@@ -66,8 +103,21 @@ def llama(kernel: str = "dense_linear", layers: int = 2, hidden: int = 48, heads
     for _ in range(layers):
         inner = b.norm(x)
         q, k, v = (b.linear(inner, n * d) for n in (heads, kv, kv))
-        q, k = (b.step("rotary", n * d, x=r, heads=n, head_dim=d, rotary_dim=d, start=0, scale=1.0, interleaved=False,
-                       inverse_frequencies=frequencies) for r, n in ((q, heads), (k, kv)))
+        q, k = (
+            b.step(
+                "rotary",
+                n * d,
+                x=r,
+                heads=n,
+                head_dim=d,
+                rotary_dim=d,
+                start=0,
+                scale=1.0,
+                interleaved=False,
+                inverse_frequencies=frequencies,
+            )
+            for r, n in ((q, heads), (k, kv))
+        )
         x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, heads, kv, d, **attention), hidden))
         inner = b.norm(x)
         gate = b.step("act", 2 * hidden, x=b.linear(inner, 2 * hidden), kind="silu")
@@ -79,25 +129,38 @@ def llama(kernel: str = "dense_linear", layers: int = 2, hidden: int = 48, heads
     return b
 
 
-def gpt2(kernel: str = "dense_linear", layers: int = 2, hidden: int = 40, heads: int = 5, vocabulary: int = 60) -> Built:
+def gpt2(
+    kernel: str = "dense_linear", layers: int = 2, hidden: int = 40, heads: int = 5, vocabulary: int = 60
+) -> Built:
     b = Built(kernel, 1, 64)
     d = hidden // heads
     tokens = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
     x = b.step("add", hidden, x=tokens, y=b.step("positions", hidden, table=b.random(64, hidden, scale=0.3)))
     for _ in range(layers):
         fused = b.linear(b.norm(x, "layer", bias=True), 3 * hidden, bias=True)
-        q, k, v = (b.step("columns", hidden, x=fused, start=i * hidden, block=hidden, stride=0, count=1)
-                   for i in range(3))
+        q, k, v = (
+            b.step("columns", hidden, x=fused, start=i * hidden, block=hidden, stride=0, count=1) for i in range(3)
+        )
         x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, heads, heads, d), hidden, bias=True))
-        inner = b.step("act", 4 * hidden, x=b.linear(b.norm(x, "layer", bias=True), 4 * hidden, bias=True),
-                       kind="gelu_tanh")
+        inner = b.step(
+            "act", 4 * hidden, x=b.linear(b.norm(x, "layer", bias=True), 4 * hidden, bias=True), kind="gelu_tanh"
+        )
         x = b.step("add", hidden, x=x, y=b.linear(inner, hidden, bias=True))
     b.linear(b.norm(x, "layer", bias=True), vocabulary)
     return b
 
 
-def mamba2(hidden: int = 40, heads: int = 6, p: int = 18, groups: int = 2, n: int = 21, vocabulary: int = 60,
-           layers: int = 2, k: int = 4, seed: int = 2) -> Built:
+def mamba2(
+    hidden: int = 40,
+    heads: int = 6,
+    p: int = 18,
+    groups: int = 2,
+    n: int = 21,
+    vocabulary: int = 60,
+    layers: int = 2,
+    k: int = 4,
+    seed: int = 2,
+) -> Built:
     """Mamba-2 mixers with heads, channels and states that fill no vector."""
     b = Built("dense_linear", seed)
     inner, bc = heads * p, groups * n
@@ -108,33 +171,70 @@ def mamba2(hidden: int = 40, heads: int = 6, p: int = 18, groups: int = 2, n: in
         for width in (inner, inner + 2 * bc, heads):
             parts.append(b.step("columns", width, x=both, start=at, block=width, stride=0, count=1))
             at += width
-        mixed = b.step("convolve", inner + 2 * bc, x=parts[1], filters=b.random(k, inner + 2 * bc, scale=0.5),
-                       bias=b.random(inner + 2 * bc, scale=0.1), silu=True)
-        own, left, right = (b.step("columns", width, x=mixed, start=start, block=width, stride=0, count=1)
-                            for start, width in ((0, inner), (inner, bc), (inner + bc, bc)))
+        mixed = b.step(
+            "convolve",
+            inner + 2 * bc,
+            x=parts[1],
+            filters=b.random(k, inner + 2 * bc, scale=0.5),
+            bias=b.random(inner + 2 * bc, scale=0.1),
+            silu=True,
+        )
+        own, left, right = (
+            b.step("columns", width, x=mixed, start=start, block=width, stride=0, count=1)
+            for start, width in ((0, inner), (inner, bc), (inner + bc, bc))
+        )
         rates = b.random(heads)
         b.weights[rates] = -b.weights[rates].exp()
-        y = b.step("ssd", inner, x=own, dt=parts[2], b=left, c=right, heads=heads, head_dim=p, groups=groups, states=n,
-                   rates=rates, skip=b.random(heads), bias=b.random(heads), softplus=True, least=0.001, most=1.5)
+        y = b.step(
+            "ssd",
+            inner,
+            x=own,
+            dt=parts[2],
+            b=left,
+            c=right,
+            heads=heads,
+            head_dim=p,
+            groups=groups,
+            states=n,
+            rates=rates,
+            skip=b.random(heads),
+            bias=b.random(heads),
+            softplus=True,
+            least=0.001,
+            most=1.5,
+        )
         gate = b.step("act", inner, x=parts[0], kind="silu")
         x = b.step("add", hidden, x=x, y=b.linear(b.norm(b.step("mul", inner, x=y, y=gate)), hidden))
     b.linear(b.norm(x), vocabulary)
     return b
 
 
-def mamba(hidden: int = 40, channels: int = 70, n: int = 5, vocabulary: int = 60, layers: int = 2, k: int = 3,
-          seed: int = 3) -> Built:
+def mamba(
+    hidden: int = 40, channels: int = 70, n: int = 5, vocabulary: int = 60, layers: int = 2, k: int = 3, seed: int = 3
+) -> Built:
     b = Built("dense_linear", seed)
     x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
     for _ in range(layers):
         inner = b.norm(x)
-        mixed = b.step("convolve", channels, x=b.linear(inner, channels), filters=b.random(k, channels), bias=None,
-                       silu=False)
+        mixed = b.step(
+            "convolve", channels, x=b.linear(inner, channels), filters=b.random(k, channels), bias=None, silu=False
+        )
         rates = b.random(channels, n)
         b.weights[rates] = -b.weights[rates].exp()
-        y = b.step("selective", channels, x=mixed, dt=b.linear(mixed, channels), b=b.linear(mixed, n),
-                   c=b.linear(mixed, n), gate=b.linear(inner, channels), states=n, rates=rates,
-                   skip=b.random(channels), bias=b.random(channels), softplus=True)
+        y = b.step(
+            "selective",
+            channels,
+            x=mixed,
+            dt=b.linear(mixed, channels),
+            b=b.linear(mixed, n),
+            c=b.linear(mixed, n),
+            gate=b.linear(inner, channels),
+            states=n,
+            rates=rates,
+            skip=b.random(channels),
+            bias=b.random(channels),
+            softplus=True,
+        )
         x = b.step("add", hidden, x=x, y=b.linear(y, hidden))
     b.linear(b.norm(x), vocabulary)
     return b
@@ -177,7 +277,7 @@ def _linear(step, found, weights, ids):
 
 def _columns(step, found, weights, ids):
     x, block = found[step["x"]], step["block"]
-    return torch.cat([x[:, step["start"] + i * step["stride"]:][:, :block] for i in range(step["count"])], -1)
+    return torch.cat([x[:, step["start"] + i * step["stride"] :][:, :block] for i in range(step["count"])], -1)
 
 
 def _rotary(step, found, weights, ids):
@@ -185,19 +285,21 @@ def _rotary(step, found, weights, ids):
     start, turned = step["start"], step["rotary_dim"]
     angle = torch.arange(len(ids)).float()[:, None, None] * weights[step["inverse_frequencies"]]
     cos, sin = angle.cos() * step["scale"], angle.sin() * step["scale"]
-    part = heads[..., start:start + turned]
+    part = heads[..., start : start + turned]
     a, b = (part[..., ::2], part[..., 1::2]) if step["interleaved"] else part.chunk(2, -1)
     new = (a * cos - b * sin, b * cos + a * sin)
-    heads[..., start:start + turned] = torch.stack(new, -1).flatten(-2) if step["interleaved"] else torch.cat(new, -1)
+    heads[..., start : start + turned] = torch.stack(new, -1).flatten(-2) if step["interleaved"] else torch.cat(new, -1)
     return heads.flatten(-2)
 
 
 def _attention(step, found, weights, ids):
     group = step["heads"] // step["kv_heads"]
-    q, k, v = (found[step[name]].bfloat16().float().unflatten(-1, (n, -1)).transpose(0, 1)
-               for name, n in (("q", step["heads"]), ("k", step["kv_heads"]), ("v", step["kv_heads"])))
+    q, k, v = (
+        found[step[name]].bfloat16().float().unflatten(-1, (n, -1)).transpose(0, 1)
+        for name, n in (("q", step["heads"]), ("k", step["kv_heads"]), ("v", step["kv_heads"]))
+    )
     k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-    scores = q @ k.mT * step["scale"]                                       # [heads, tokens, tokens]
+    scores = q @ k.mT * step["scale"]  # [heads, tokens, tokens]
     if step["softcap"]:
         scores = step["softcap"] * (scores / step["softcap"]).tanh()
     back = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
@@ -208,14 +310,14 @@ def _attention(step, found, weights, ids):
     total = shares.sum(-1, keepdim=True)
     if step["sinks"]:
         total = total + (weights[step["sinks"]][:, None, None] - most).exp()
-    weighted = shares.bfloat16().float() @ v / total                      # the values meet rounded weights
+    weighted = shares.bfloat16().float() @ v / total  # the values meet rounded weights
     return weighted.transpose(0, 1).flatten(-2)
 
 
 def _convolve(step, found, weights, ids):
     x, filters = found[step["x"]], weights[step["filters"]]
     seen = F.pad(x, (0, 0, len(filters) - 1, 0))
-    y = sum(seen[i:i + len(x)] * row for i, row in enumerate(filters))
+    y = sum(seen[i : i + len(x)] * row for i, row in enumerate(filters))
     y = y if step["bias"] is None else y + weights[step["bias"]]
     return F.silu(y) if step["silu"] else y
 
@@ -227,7 +329,7 @@ def _time_steps(step, found, weights):
 
 def _ssd(step, found, weights, ids):
     heads, groups = step["heads"], step["groups"]
-    dt = _time_steps(step, found, weights).clamp(step["least"], step["most"])[..., None]             # [t, h, 1]
+    dt = _time_steps(step, found, weights).clamp(step["least"], step["most"])[..., None]  # [t, h, 1]
     x = found[step["x"]].unflatten(-1, (heads, -1))
     b, c = (found[step[key]].unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, 1) for key in "bc")
     h, out = torch.zeros(*x.shape[1:], step["states"]), []
@@ -249,9 +351,16 @@ def _selective(step, found, weights, ids):
 
 
 _BY_OP = {
-    "embedding": _embedding, "norm": _norm, "linear": _linear, "columns": _columns, "rotary": _rotary,
-    "attention": _attention, "convolve": _convolve, "ssd": _ssd, "selective": _selective,
-    "positions": lambda s, f, w, ids: w[s["table"]].float()[:len(ids)],
+    "embedding": _embedding,
+    "norm": _norm,
+    "linear": _linear,
+    "columns": _columns,
+    "rotary": _rotary,
+    "attention": _attention,
+    "convolve": _convolve,
+    "ssd": _ssd,
+    "selective": _selective,
+    "positions": lambda s, f, w, ids: w[s["table"]].float()[: len(ids)],
     "join": lambda s, f, w, ids: torch.cat([f[r] for r in s["from"]], -1),
     "act": lambda s, f, w, ids: ACTS[s["kind"]](f[s["x"]]),
     "add": lambda s, f, w, ids: f[s["x"]] + f[s["y"]],

@@ -22,5 +22,5 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     if not found.numel():
         return
     most = float(wanted.float().abs().max()) + 1e-6
-    bound = most * (1e-5 if found.dtype == torch.float32 else 2 ** -8)
+    bound = most * (1e-5 if found.dtype == torch.float32 else 2**-8)
     assert float((found.float() - wanted.float()).abs().max()) <= bound

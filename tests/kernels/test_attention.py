@@ -23,13 +23,14 @@ def attended(q, k, v, group: int):
 
 
 def reference(cache: Cache, q):
-    return KERNELS[NAMES[cache.sparse]].reference(q, cache.stream, cache.offsets, cache.keys, cache.values,
-                                                  cache.blocks, cache.recent, cache.d ** -0.5)
+    return KERNELS[NAMES[cache.sparse]].reference(
+        q, cache.stream, cache.offsets, cache.keys, cache.values, cache.blocks, cache.recent, cache.d**-0.5
+    )
 
 
 def assert_near(found, wanted) -> None:
     """The weights of the softmax are rounded to bfloat16: 2**-8 of the values, which are at most about 4."""
-    assert float((found.float() - wanted.float()).abs().max()) < 4 * 2 ** -8
+    assert float((found.float() - wanted.float()).abs().max()) < 4 * 2**-8
 
 
 @pytest.mark.parametrize("case", KERNELS["dense_attention"].cases(), ids=str)
@@ -39,7 +40,7 @@ def test_a_dense_cache_attends_as_torch_does_while_it_grows(level, case):
     cache, at = Cache(heads, d, count, sequences=2), 0
     for step in (count // 3, 1, 1, count):
         step = min(step, count - at)
-        cache.append(k[:, :, at:at + step], v[:, :, at:at + step])
+        cache.append(k[:, :, at : at + step], v[:, :, at : at + step])
         at += step
         if at:
             q = torch.randn(2, heads * group, d, generator=torch.Generator().manual_seed(at))
@@ -65,7 +66,7 @@ def test_one_token_at_a_time_and_all_at_once_make_the_same_cache():
     whole, grown = Cache(2, 48, 200, 2, (0.4, 0.6)), Cache(2, 48, 200, 2, (0.4, 0.6))
     whole.append(k, v)
     for i in range(150):
-        grown.append(k[:, :, i:i + 1], v[:, :, i:i + 1])
+        grown.append(k[:, :, i : i + 1], v[:, :, i : i + 1])
     assert grown.length == whole.length == 150 and torch.equal(grown.offsets, whole.offsets)
     q = torch.randn(2, 4, 48)
     assert torch.equal(grown.attend(q), whole.attend(q))
@@ -75,11 +76,11 @@ def test_sinks_and_the_newest_tokens_are_kept_whole_and_others_by_share():
     k, v = tokens(1, 320, 64, sequences=1)
     cache = Cache(1, 64, 320, 1, (0.25, 0.25), window=64, sinks=32)
     cache.append(k, v)
-    keys, values = stored(cache.stream[0], cache.offsets[0, :cache.blocks + 1], 64, True)
+    keys, values = stored(cache.stream[0], cache.offsets[0, : cache.blocks + 1], 64, True)
     assert (keys[:32] != 0).all() and torch.equal(keys[:32], k[0, 0, :32].bfloat16().float())
     shares = (keys[32:] != 0).float().reshape(-1, 32 * 64).mean(1)
     assert torch.allclose(shares, torch.tensor(0.25), atol=0.01) and (values[:32] != 0).all()
-    assert torch.equal(cache.keys[0, :cache.recent], k[0, 0, -cache.recent:].bfloat16()) and cache.recent >= 64
+    assert torch.equal(cache.keys[0, : cache.recent], k[0, 0, -cache.recent :].bfloat16()) and cache.recent >= 64
     kept = keys[32:][keys[32:] != 0].abs()
     assert kept.min() > k[0, 0, 32:64].abs().median()
     dense = Cache(1, 64, 320)
@@ -133,5 +134,6 @@ def test_torch_finds_schema_and_fake_in_agreement():
     cache = Cache(2, 32, 128)
     cache.append(*tokens(2, 100, 32, sequences=1))
     parts = (torch.randn(1, 4, 32), cache.stream, cache.offsets, cache.keys, cache.values, cache.blocks, cache.recent)
-    torch.library.opcheck(torch.ops.effc.dense_attention.default, (*parts, 0.2),
-                          test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.effc.dense_attention.default, (*parts, 0.2), test_utils=("test_schema", "test_faketensor")
+    )

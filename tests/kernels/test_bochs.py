@@ -19,10 +19,19 @@ SOURCES, IMAGE = ROOT / "kernels" / "src", Path(__file__).parent / "bochs"
 KERNELS = {"dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", "block_sparse_linear"}
 COMPILE = ["g++", "-std=c++17", "-O3", "-DNDEBUG", "-Wno-psabi", "-ffp-contract=off", f"-I{SOURCES}"]
 # No system is below the image: nothing unwinds, and no check may call a C library.
-BARE = ["-fno-exceptions", "-fno-rtti", "-fno-stack-protector", "-fno-threadsafe-statics", "-fno-pic",
-        "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-mno-red-zone", "-U_FORTIFY_SOURCE",
-        "-U__linux__"]
-DISPLAYS = ("nogui", "sdl2")         # a build from source has the first, Debian's bochs-sdl the second
+BARE = [
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-stack-protector",
+    "-fno-threadsafe-statics",
+    "-fno-pic",
+    "-fno-asynchronous-unwind-tables",
+    "-fcf-protection=none",
+    "-mno-red-zone",
+    "-U_FORTIFY_SOURCE",
+    "-U__linux__",
+]
+DISPLAYS = ("nogui", "sdl2")  # a build from source has the first, Debian's bochs-sdl the second
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,8 +49,15 @@ TILES = [*flags("amx"), "-DEFFC_LEVEL=4", "-DEFFC_LEVEL_NAME=amx"]
 
 
 def call(*command: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, errors="replace", timeout=300, **options)
+    return subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        **options,
+    )
 
 
 def make(*command: object) -> None:
@@ -50,8 +66,10 @@ def make(*command: object) -> None:
 
 
 def compiles_tiles() -> bool:
-    return bool(shutil.which("g++")) and call(*COMPILE, *TILES, *BARE, "-fsyntax-only", "-x", "c++",
-                                              os.devnull).returncode == 0
+    return (
+        bool(shutil.which("g++"))
+        and call(*COMPILE, *TILES, *BARE, "-fsyntax-only", "-x", "c++", os.devnull).returncode == 0
+    )
 
 
 def lacking() -> str:
@@ -71,20 +89,49 @@ def build(folder: Path) -> None:
     make(*COMPILE, *MODEL, *BARE, "-c", IMAGE / "packing.cc", "-o", folder / "packing.o")
     for source in ("packed", "levels"):
         make(*COMPILE, *BARE, "-c", SOURCES / f"{source}.cc", "-o", folder / f"{source}.o")
-    make("g++", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-T", IMAGE / "image.ld",
-         *sorted(folder.glob("*.o")), IMAGE / "reset.S", "-lgcc", "-o", folder / "image.elf")
+    make(
+        "g++",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wl,--build-id=none",
+        "-T",
+        IMAGE / "image.ld",
+        *sorted(folder.glob("*.o")),
+        IMAGE / "reset.S",
+        "-lgcc",
+        "-o",
+        folder / "image.elf",
+    )
     make("objcopy", "-O", "binary", folder / "image.elf", folder / "image.rom")
     assert (folder / "image.rom").stat().st_size == 2 << 20
     (folder / "empty.rom").write_bytes(bytes(512))
-    make(*COMPILE, *MODEL, IMAGE / "hosted.cc", IMAGE / "packing.cc", SOURCES / "packed.cc",
-         SOURCES / "threads.cc", "-ldl", "-lpthread", "-o", folder / "hosted")
+    make(
+        *COMPILE,
+        *MODEL,
+        IMAGE / "hosted.cc",
+        IMAGE / "packing.cc",
+        SOURCES / "packed.cc",
+        SOURCES / "threads.cc",
+        "-ldl",
+        "-lpthread",
+        "-o",
+        folder / "hosted",
+    )
 
 
 def emulated(folder: Path) -> str:
     """What the image prints."""
     for display in DISPLAYS:
-        done = call("bochs", "-q", "-f", IMAGE / "bochsrc", f"display_library: {display}", cwd=folder,
-                    env={**os.environ, "SDL_VIDEODRIVER": "dummy"})
+        done = call(
+            "bochs",
+            "-q",
+            "-f",
+            IMAGE / "bochsrc",
+            f"display_library: {display}",
+            cwd=folder,
+            env={**os.environ, "SDL_VIDEODRIVER": "dummy"},
+        )
         if f"display library '{display}' not available" not in done.stdout + done.stderr:
             log = folder / "bochs.log"
             assert re.search("^end$", done.stdout, re.M), done.stderr[-1000:] + log.read_text()[-3000:]

@@ -14,7 +14,7 @@ def ids_of(built: Built, count: int, seed: int = 0) -> list[int]:
     return torch.randint(0, 60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def assert_near(found: torch.Tensor, wanted: torch.Tensor, share: float = 2 ** -6) -> None:
+def assert_near(found: torch.Tensor, wanted: torch.Tensor, share: float = 2**-6) -> None:
     """Activations are rounded to bfloat16 (2**-9) or int8 between sums of another order, several layers deep."""
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max()) <= share * float(wanted.abs().max())
@@ -31,10 +31,10 @@ def test_a_prompt_and_tokens_one_by_one_give_what_torch_gives(make, kernel, leve
     ids = ids_of(built, 40)
     wanted = wanted_logits(built, ids)
     own = engine(built)
-    share = 2 ** -4 if "int8" in kernel else 2 ** -6
+    share = 2**-4 if "int8" in kernel else 2**-6
     assert_near(own.run(ids[:33], [0] * 33), wanted[:33], share)
     for i in range(33, 40):
-        assert_near(own.run([ids[i]], [0]), wanted[i:i + 1], share)
+        assert_near(own.run([ids[i]], [0]), wanted[i : i + 1], share)
     assert own.length(0) == 40
 
 
@@ -44,7 +44,7 @@ def test_chunks_of_any_size_are_one_prompt(sizes):
     ids = ids_of(built, sum(sizes))
     own, at = engine(built), 0
     for size in sizes:
-        found = own.run(ids[at:at + size], [0] * size)
+        found = own.run(ids[at : at + size], [0] * size)
         at += size
         assert_near(found, wanted_logits(built, ids[:at])[-size:])
 
@@ -58,7 +58,7 @@ def test_sequences_of_different_lengths_do_not_see_each_other(kernel, count):
     own.run([t for p in prompts for t in p[:-1]], [i for i, p in enumerate(prompts) for _ in p[:-1]], [])
     found = own.run([p[-1] for p in prompts], range(count))
     for row, prompt in zip(found, prompts, strict=True):
-        assert_near(row, wanted_logits(built, prompt)[-1], 2 ** -4 if "int8" in kernel else 2 ** -6)
+        assert_near(row, wanted_logits(built, prompt)[-1], 2**-4 if "int8" in kernel else 2**-6)
 
 
 @pytest.mark.parametrize("wanted", [[0], [4, 9, 19], list(range(20)), []])
@@ -96,9 +96,20 @@ def test_any_number_of_threads_gives_the_same_logits(threads, monkeypatch):
     assert_near(own.run(ids[-1:], [0]), wanted[-1:])
 
 
-@pytest.mark.parametrize("attention", [{"window": 5}, {"window": 40}, {"softcap": 2.0}, {"sinks": True},
-                                       {"heads": 2, "kv": 2}, {"heads": 4, "kv": 1}, {"heads": 18, "kv": 2},
-                                       {"d": 6}, {"d": 80}])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"window": 5},
+        {"window": 40},
+        {"softcap": 2.0},
+        {"sinks": True},
+        {"heads": 2, "kv": 2},
+        {"heads": 4, "kv": 1},
+        {"heads": 18, "kv": 2},
+        {"d": 6},
+        {"d": 80},
+    ],
+)
 def test_attention_of_every_shape(attention, level):
     sinks = attention.pop("sinks", None)
     softcap = attention.pop("softcap", None)
@@ -111,7 +122,7 @@ def test_attention_of_every_shape(attention, level):
     wanted, own = wanted_logits(built, ids), engine(built)
     assert_near(own.run(ids[:70], [0] * 70), wanted[:70])
     for i in range(70, 75):
-        assert_near(own.run(ids[i:i + 1], [0]), wanted[i:i + 1])
+        assert_near(own.run(ids[i : i + 1], [0]), wanted[i : i + 1])
 
 
 def one_step(op: str, width: int = 40, **fields) -> Built:
@@ -122,8 +133,14 @@ def one_step(op: str, width: int = 40, **fields) -> Built:
     return b
 
 
-STEPS = [*(("act", {"kind": kind}) for kind in ACTS), ("add", {}), ("mul", {}), ("scale", {"by": -1.5}),
-         ("shift", {"by": 0.25}), ("softcap", {"at": 2.0})]
+STEPS = [
+    *(("act", {"kind": kind}) for kind in ACTS),
+    ("add", {}),
+    ("mul", {}),
+    ("scale", {"by": -1.5}),
+    ("shift", {"by": 0.25}),
+    ("softcap", {"at": 2.0}),
+]
 
 
 @pytest.mark.parametrize("rows", [1, 20])
@@ -146,8 +163,16 @@ def test_a_norm_of_groups_is_what_torch_computes(kind, group, length, level):
 @pytest.mark.parametrize("turned, start", [(20, 0), (8, 0), (12, 4)])
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotary_positions_turn_a_part_of_each_head(interleaved, turned, start):
-    built = one_step("rotary", heads=2, head_dim=20, rotary_dim=turned, start=start, scale=1.25,
-                     interleaved=interleaved, inverse_frequencies=None)
+    built = one_step(
+        "rotary",
+        heads=2,
+        head_dim=20,
+        rotary_dim=turned,
+        start=start,
+        scale=1.25,
+        interleaved=interleaved,
+        inverse_frequencies=None,
+    )
     built.plan["steps"][-1]["inverse_frequencies"] = built.random(turned // 2)
     ids = ids_of(built, 30)
     own = engine(built)

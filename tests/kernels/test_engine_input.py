@@ -62,8 +62,7 @@ REFUSED = [
     (({**BUILT.plan, "logits": 99999}, BUILT.weights), "which no step writes"),
     (({**BUILT.plan, "logits": 0}, BUILT.weights), "a step reads the logits"),
     (({**BUILT.plan, "steps": []}, BUILT.weights), "it has no steps"),
-    (({**BUILT.plan, "slots": [{"kv_heads": 2, "head_dim": 4096}]}, BUILT.weights),
-     "a head has 4096 dimensions"),
+    (({**BUILT.plan, "slots": [{"kv_heads": 2, "head_dim": 4096}]}, BUILT.weights), "a head has 4096 dimensions"),
     (({**BUILT.plan, "context": 0}, BUILT.weights), "its context is no number"),
     (([], BUILT.weights), "it is not an object"),
 ]
@@ -76,16 +75,19 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_place(given, sentence):
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("damage, deep, sentence", [
-    (lambda w: w[:100], False, "not packed for any kernel"),
-    (lambda w: w[:-64], False, "longer or shorter than its header says"),
-    (lambda w: torch.cat([w, torch.zeros(64, dtype=torch.uint8)]), False, "longer or shorter"),
-    (lambda w: torch.cat([w[:12], w[12:13] + 1, w[13:]]), False, "another version"),
-    (lambda w: torch.cat([w[:8], w[8:12].flip(0), w[12:]]), False, "other byte order"),
-    (lambda w: torch.cat([w[:-100], w[-100:-99] ^ 1, w[-99:]]), True, "do not match their checksum"),
-    (lambda w: w.float(), False, "float32"),
-    (lambda w: w.float()[:0], False, "float32 [0]"),
-])
+@pytest.mark.parametrize(
+    "damage, deep, sentence",
+    [
+        (lambda w: w[:100], False, "not packed for any kernel"),
+        (lambda w: w[:-64], False, "longer or shorter than its header says"),
+        (lambda w: torch.cat([w, torch.zeros(64, dtype=torch.uint8)]), False, "longer or shorter"),
+        (lambda w: torch.cat([w[:12], w[12:13] + 1, w[13:]]), False, "another version"),
+        (lambda w: torch.cat([w[:8], w[8:12].flip(0), w[12:]]), False, "other byte order"),
+        (lambda w: torch.cat([w[:-100], w[-100:-99] ^ 1, w[-99:]]), True, "do not match their checksum"),
+        (lambda w: w.float(), False, "float32"),
+        (lambda w: w.float()[:0], False, "float32 [0]"),
+    ],
+)
 def test_a_damaged_weight_is_refused_by_name(damage, deep, sentence):
     name = first(BUILT, "linear")["weight"]
     with pytest.raises(KernelError) as refused:
@@ -110,25 +112,29 @@ def test_no_change_of_a_plan_crashes_the_engine(data):
         own = Engine(plan, built.weights, 2)
     except KernelError:
         return
-    assert own.run([1, 2, 3, 4, 5, 6], [0] * 6).shape[0] == 6       # the change was one that runs
+    assert own.run([1, 2, 3, 4, 5, 6], [0] * 6).shape[0] == 6  # the change was one that runs
     own.run([7], [0])
 
 
 GPT2 = gpt2(layers=1)
 
 
-@pytest.mark.parametrize("ids, sequences, wanted, sentence", [
-    ([1, 70], [0, 0], None, "not all among the 70"),
-    ([-1], [0], None, "not all among the 70"),
-    ([1], [2], None, "not all among this engine's 2"),
-    ([1, 2], [0], None, "2 tokens need as many sequences, not 1"),
-    ([[1, 2]], [0], None, "the tokens are not a row of whole numbers"),
-    ([1.5], [0], None, "the tokens are not a row of whole numbers"),
-    ([2**70], [0], None, "the tokens are not a row of whole numbers"),
-    ([1, 2], [0, 0], [1, 0], "do not increase"),
-    ([1, 2], [0, 0], [2], "do not increase"), ([1, 2], [0, 0], [0, 0], "do not increase"),
-    ([1] * 9, [1] * 9, None, "exceed the context of 8"),
-])
+@pytest.mark.parametrize(
+    "ids, sequences, wanted, sentence",
+    [
+        ([1, 70], [0, 0], None, "not all among the 70"),
+        ([-1], [0], None, "not all among the 70"),
+        ([1], [2], None, "not all among this engine's 2"),
+        ([1, 2], [0], None, "2 tokens need as many sequences, not 1"),
+        ([[1, 2]], [0], None, "the tokens are not a row of whole numbers"),
+        ([1.5], [0], None, "the tokens are not a row of whole numbers"),
+        ([2**70], [0], None, "the tokens are not a row of whole numbers"),
+        ([1, 2], [0, 0], [1, 0], "do not increase"),
+        ([1, 2], [0, 0], [2], "do not increase"),
+        ([1, 2], [0, 0], [0, 0], "do not increase"),
+        ([1] * 9, [1] * 9, None, "exceed the context of 8"),
+    ],
+)
 def test_tokens_that_do_not_fit_are_refused_before_anything_is_computed(ids, sequences, wanted, sentence):
     own = Engine(BUILT.plan, BUILT.weights, 1, sequences=2, context=8)
     own.run([3], [1])
@@ -137,11 +143,16 @@ def test_tokens_that_do_not_fit_are_refused_before_anything_is_computed(ids, seq
     assert own.length(0) == 0 and own.length(1) == 1
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    ({"threads": 0}, "0 threads"), ({"threads": 1, "sequences": 0}, "0 sequences"),
-    ({"threads": 1, "sequences": 65537}, "at most 65536 sequences"),
-    ({"threads": 1, "context": -3}, "-3 tokens of context"), ({"threads": 1, "context": 129}, "limit is 128"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"threads": 0}, "0 threads"),
+        ({"threads": 1, "sequences": 0}, "0 sequences"),
+        ({"threads": 1, "sequences": 65537}, "at most 65536 sequences"),
+        ({"threads": 1, "context": -3}, "-3 tokens of context"),
+        ({"threads": 1, "context": 129}, "limit is 128"),
+    ],
+)
 def test_an_engine_of_no_size_is_refused(arguments, sentence):
     with pytest.raises(KernelError, match=sentence):
         Engine(BUILT.plan, BUILT.weights, **arguments)
@@ -215,7 +226,7 @@ def test_a_cancelled_call_leaves_its_sequences_as_they_were():
     thread = threading.Thread(target=long)
     thread.start()
     refused = ""
-    while not refused:                       # it runs now: a second call is refused, not mixed into it
+    while not refused:  # it runs now: a second call is refused, not mixed into it
         try:
             own.forget(0, own.length(0))
         except KernelError as error:
@@ -272,7 +283,7 @@ def test_a_forked_child_goes_on_with_threads_of_its_own():
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 0
-    assert torch.allclose(own.run([4], [0]), wanted, atol=1e-4)    # and the parent with its own
+    assert torch.allclose(own.run([4], [0]), wanted, atol=1e-4)  # and the parent with its own
 
 
 def test_what_is_not_a_number_stays_in_its_sequence():
@@ -292,7 +303,7 @@ def test_what_is_not_a_number_stays_in_its_sequence():
 def test_the_same_threads_give_the_same_bits_alone_or_together():
     ids = [i % 60 for i in range(50)]
     rows = []
-    for _ in range(6):                       # under load a call is sometimes done by one thread for both
+    for _ in range(6):  # under load a call is sometimes done by one thread for both
         own = Engine(BUILT.plan, BUILT.weights, 2)
         rows.append(torch.cat([own.run(ids, [0] * 50), *(own.run([i], [0]) for i in ids)]))
     assert all(torch.equal(r, rows[0]) for r in rows)

@@ -25,11 +25,13 @@ def test_a_prompt_and_tokens_one_by_one_give_what_torch_gives(make, level):
     wanted, own = wanted_logits(built, ids), engine(built)
     assert_near(own.run(ids[:70], [0] * 70), wanted[:70])
     for i in range(70, 80):
-        assert_near(own.run([ids[i]], [0]), wanted[i:i + 1])
+        assert_near(own.run([ids[i]], [0]), wanted[i : i + 1])
 
 
-PARTS = {mamba: ({"bias": None}, {"skip": None}, {"softplus": False}, {"gate": None}),
-         mamba2: ({"bias": None}, {"skip": None}, {"softplus": False}, {"most": None})}
+PARTS = {
+    mamba: ({"bias": None}, {"skip": None}, {"softplus": False}, {"gate": None}),
+    mamba2: ({"bias": None}, {"skip": None}, {"softplus": False}, {"most": None}),
+}
 
 
 @pytest.mark.parametrize("make, fields", [(make, fields) for make, parts in PARTS.items() for fields in parts])
@@ -37,7 +39,7 @@ def test_every_part_of_a_scan_can_be_missing(make, fields, level):
     built = make(layers=1)
     scan = next(s for s in built.plan["steps"] if s["op"] in ("ssd", "selective"))
     scan.update(fields)
-    built.weights[scan["rates"]] *= 0.01             # time steps below zero make states grow
+    built.weights[scan["rates"]] *= 0.01  # time steps below zero make states grow
     ids = ids_of(built, 21)
     wanted, own = wanted_logits(built, ids), engine(built)
     assert_near(own.run(ids[:20], [0] * 20), wanted[:20])
@@ -54,9 +56,9 @@ def test_neither_chunks_nor_neighbours_nor_threads_change_a_bit(make, threads, m
     own, at, found = engine(built, threads, sequences=2, steady=True), 0, []
     for size in (1, 2, 3, 9, 1, 20, 34):
         # The other sequence lies between this one's tokens, too.
-        part, half = ids[at:at + size], size // 2
-        rows = own.run(part[:half] + other[at:at + size] + part[half:], [0] * half + [1] * size + [0] * (size - half))
-        found += [rows[:half], rows[half + size:]]
+        part, half = ids[at : at + size], size // 2
+        rows = own.run(part[:half] + other[at : at + size] + part[half:], [0] * half + [1] * size + [0] * (size - half))
+        found += [rows[:half], rows[half + size :]]
         at += size
     assert torch.equal(torch.cat(found), wanted)
 
@@ -125,19 +127,22 @@ def changed(make, op: str, /, **fields) -> Built:
     return built
 
 
-@pytest.mark.parametrize("built, said", [
-    (changed(mamba2, "ssd", heads=5), "5 heads of 18 in 2 groups are not 108 columns"),
-    (changed(mamba2, "ssd", groups=4), "6 heads of 18 in 4 groups are not 108 columns"),
-    (changed(mamba2, "ssd", states=2**30), "a channel has 1073741824 states"),
-    (changed(mamba2, "ssd", states=20), "its `b` has 42 columns, not 40"),
-    (changed(mamba2, "ssd", least=2.0), "its time steps are to be 2.0 to 1.5"),
-    (changed(mamba2, "ssd", rates=None), "its `rates` is None"),
-    (changed(mamba, "selective", dt=0), "its `dt` has 40 columns, not 70"),
-    (changed(mamba, "selective", gate=0), "its `gate` has 40 columns, not 70"),
-    (changed(mamba, "selective", states=4), "its `b` has 5 columns, not 4"),
-    (changed(mamba, "convolve", x=0), "have different widths"),
-    (changed(mamba, "convolve", filters="w0"), "weight `w0` is not float32 [any, 70]"),
-])
+@pytest.mark.parametrize(
+    "built, said",
+    [
+        (changed(mamba2, "ssd", heads=5), "5 heads of 18 in 2 groups are not 108 columns"),
+        (changed(mamba2, "ssd", groups=4), "6 heads of 18 in 4 groups are not 108 columns"),
+        (changed(mamba2, "ssd", states=2**30), "a channel has 1073741824 states"),
+        (changed(mamba2, "ssd", states=20), "its `b` has 42 columns, not 40"),
+        (changed(mamba2, "ssd", least=2.0), "its time steps are to be 2.0 to 1.5"),
+        (changed(mamba2, "ssd", rates=None), "its `rates` is None"),
+        (changed(mamba, "selective", dt=0), "its `dt` has 40 columns, not 70"),
+        (changed(mamba, "selective", gate=0), "its `gate` has 40 columns, not 70"),
+        (changed(mamba, "selective", states=4), "its `b` has 5 columns, not 4"),
+        (changed(mamba, "convolve", x=0), "have different widths"),
+        (changed(mamba, "convolve", filters="w0"), "weight `w0` is not float32 [any, 70]"),
+    ],
+)
 def test_a_step_that_does_not_hold_together_is_refused(built, said):
     with pytest.raises(KernelError) as refused:
         engine(built)

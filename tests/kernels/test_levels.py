@@ -24,8 +24,9 @@ print(levels.level(), int(y[0, 0]))
 
 
 def python(program: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", program], env={**os.environ, **env},
-                          capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
@@ -58,7 +59,9 @@ def test_a_process_runs_at_the_level_that_it_is_told():
 
 def test_a_forked_child_computes_after_its_parent_did():
     # Without care it would wait for threads that only its parent has.
-    program = PROGRAM + """
+    program = (
+        PROGRAM
+        + """
 import os, sys
 torch.set_num_threads(2)
 w = torch.randn(2048, 512)
@@ -70,6 +73,7 @@ if child == 0:
     os._exit(0 if torch.equal(torch.ops.effc.dense_linear(x, own, None, 2048), before) else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+    )
     done = python(program)
     assert done.stdout.split()[-1] == "0", done.stdout + done.stderr
 
@@ -92,7 +96,9 @@ def test_many_python_threads_compute_at_once():
 
 
 def test_more_threads_than_cores_and_a_single_allowed_core_give_the_same():
-    program = PROGRAM + """
+    program = (
+        PROGRAM
+        + """
 import os
 w = torch.randn(2048, 512)
 own, x = KERNELS["dense_linear"].pack(w), torch.randn(1, 512)
@@ -103,6 +109,7 @@ many = torch.ops.effc.dense_linear(x, own, None, 2048)
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(torch.equal(many, wanted), torch.equal(torch.ops.effc.dense_linear(x, own, None, 2048), wanted))
 """
+    )
     done = python(program)
     assert done.stdout.split()[-2:] == ["True", "True"], done.stdout + done.stderr
 

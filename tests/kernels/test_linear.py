@@ -28,8 +28,15 @@ def test_every_size_gives_what_the_reference_gives(kernel, level):
 
 @pytest.mark.parametrize("kernel", LINEAR)
 @FIXTURE
-@given(n=SIZES, k=SIZES, rows=st.integers(0, 64), density=st.sampled_from([0, .03, .2, .5, .8, 1]),
-       half=st.booleans(), bias=st.sampled_from([None, torch.float32, torch.bfloat16]), seed=st.integers(0, 99))
+@given(
+    n=SIZES,
+    k=SIZES,
+    rows=st.integers(0, 64),
+    density=st.sampled_from([0, 0.03, 0.2, 0.5, 0.8, 1]),
+    half=st.booleans(),
+    bias=st.sampled_from([None, torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
 def test_any_layer_gives_what_the_reference_gives(level, kernel, n, k, rows, density, half, bias, seed):
     w = weight(n, k, density, seed)
     own = KERNELS[kernel].pack(w)
@@ -61,7 +68,7 @@ def test_an_int8_weight_is_off_by_at_most_half_a_step_of_its_output(kernel, leve
     w = weight(33, 70, 0.7) * torch.logspace(-6, 3, 33)[:, None]
     found = torch.ops.effc.unpack_linear(KERNELS[kernel].pack(w), 33, 70)
     step = w.abs().amax(1, keepdim=True) / 127
-    assert ((found - w).abs() <= step / 2 * 1.0001).all()        # 1.0001: float32 rounding
+    assert ((found - w).abs() <= step / 2 * 1.0001).all()  # 1.0001: float32 rounding
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -71,7 +78,7 @@ def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kerne
     for name in (*levels.available(), levels.MODEL):
         with levels.forced(name):
             found += [KERNELS[kernel].pack(w, threads=t) for t in (1, 3)]
-            strided = weight(260, 380, .5)[::2, ::2].copy_(w)
+            strided = weight(260, 380, 0.5)[::2, ::2].copy_(w)
             found += [KERNELS[kernel].pack(w.T.contiguous().T), KERNELS[kernel].pack(strided)]
     assert all(torch.equal(found[0], other) for other in found)
 
@@ -113,16 +120,18 @@ def test_other_floating_point_numbers_go_through_float32_and_come_back_as_they_w
     assert torch.equal(found, run(kernel, x.float(), own, None, 20).to(dtype))
 
 
-@pytest.mark.parametrize("x", [torch.ones(2, 40, dtype=torch.int32), torch.tensor(1.0), torch.ones(2, 39),
-                               torch.ones(2, 0)])
+@pytest.mark.parametrize(
+    "x", [torch.ones(2, 40, dtype=torch.int32), torch.tensor(1.0), torch.ones(2, 39), torch.ones(2, 0)]
+)
 def test_what_is_no_input_of_the_layer_is_refused(x):
     own = KERNELS["sparse_linear"].pack(weight(20, 40, 0.5))
     with pytest.raises(KernelError, match=r"input|arguments do not fit"):
         run("sparse_linear", x, own, None, 20)
 
 
-@pytest.mark.parametrize(("bias", "said"), [(torch.ones(3), r"\[3\] does not fit 20"),
-                                            (torch.ones(20, device="meta"), "lies on meta")])
+@pytest.mark.parametrize(
+    ("bias", "said"), [(torch.ones(3), r"\[3\] does not fit 20"), (torch.ones(20, device="meta"), "lies on meta")]
+)
 def test_a_bias_that_the_kernel_can_not_read_is_refused(bias, said):
     own = KERNELS["sparse_linear"].pack(weight(20, 40, 0.5))
     with torch.no_grad(), pytest.raises(KernelError, match=said):
@@ -133,8 +142,16 @@ def test_a_bias_that_the_kernel_can_not_read_is_refused(bias, said):
 def test_leading_dimensions_and_strides_are_read_as_torch_reads_them(kernel):
     own = KERNELS[kernel].pack(weight(20, 40, 0.5))
     wide = torch.randn(6, 100)
-    for x in (wide[:, 30:70], wide[::2, :40], wide[:, ::2][:, :40], wide.T[:40].T, torch.randn(2, 3, 40),
-              torch.randn(40), torch.randn(2, 0, 40), wide[:1, :40].expand(4, 40)):
+    for x in (
+        wide[:, 30:70],
+        wide[::2, :40],
+        wide[:, ::2][:, :40],
+        wide.T[:40].T,
+        torch.randn(2, 3, 40),
+        torch.randn(40),
+        torch.randn(2, 0, 40),
+        wide[:1, :40].expand(4, 40),
+    ):
         assert_close(run(kernel, x, own, None, 20), KERNELS[kernel].reference(x.contiguous(), own, None, 20))
 
 

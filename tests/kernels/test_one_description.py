@@ -22,8 +22,10 @@ def bare(text: str) -> str:
 def enumerated(text: str, name: str) -> list[str]:
     """The names of an enum, without their `k` and in lower case with underscores: kAddVector is add_vector."""
     body = re.search(rf"enum {name} : \w+ {{(.*?)}}", bare(text))[1]
-    return [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", n.split("=")[0].strip().removeprefix("k")).lower()
-            for n in body.split(",")]
+    return [
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", n.split("=")[0].strip().removeprefix("k")).lower()
+        for n in body.split(",")
+    ]
 
 
 def fields(name: str) -> list[tuple[str, str]]:
@@ -40,8 +42,8 @@ def test_ops_are_numbered_as_the_header_numbers_them():
     assert enumerated(PLAN_H, "Op") == list(engine_steps.OPS)
     assert enumerated(PLAN_H, "Act") == engine_steps.STEPS["act"]["kind"].split()
     assert enumerated(PLAN_H, "Norm") == engine_steps.STEPS["norm"]["kind"].split()
-    assert set(engine_steps.OPS) - set(engine_steps.STEPS) == {"angles", "place"}        # made while a plan is laid out
-    assert set(engine_steps.STEPS) - set(engine_steps.OPS) == {"join"}                   # becomes `place`
+    assert set(engine_steps.OPS) - set(engine_steps.STEPS) == {"angles", "place"}  # made while a plan is laid out
+    assert set(engine_steps.STEPS) - set(engine_steps.OPS) == {"join"}  # becomes `place`
     first = engine_steps.OPS.index("convolve")
     assert "step.op >= kConvolve" in PLAN_H and engine_steps.OPS[first:] == engine_steps.STATEFUL
 
@@ -49,7 +51,7 @@ def test_ops_are_numbered_as_the_header_numbers_them():
 @pytest.mark.parametrize("name", ["Step", "Weight", "Slot", "Plan"])
 def test_a_structure_has_the_fields_of_the_header_in_their_order(name):
     declared, ours = fields(name), getattr(engine_steps, name)._fields_
-    padding = {"zero"} if name == "Plan" else set()            # where the compiler leaves room by itself
+    padding = {"zero"} if name == "Plan" else set()  # where the compiler leaves room by itself
     assert [n for n, _ in declared] == [n for n, _ in ours if n not in padding]
     kinds = dict(declared)
     for field, kind in ours:
@@ -69,6 +71,7 @@ def test_every_op_of_a_plan_is_known_by_its_fields():
 
 # -- exported functions --------------------------------------------------------------------------------------
 
+
 def exported() -> dict[str, list[type]]:
     """Argument types of every function that the sources export; those that a macro makes under each of its names."""
     found = {}
@@ -76,8 +79,8 @@ def exported() -> dict[str, list[type]]:
     for text in files.values():
         for match in re.finditer(r"EFFC_API \w+ effc_([\w#]+)\((.*?)\)\s*[{;]", text):
             names = [match[1]]
-            if "#" in match[1]:                                  # of `#define EFFC_LINEAR(name, kind)`, used elsewhere
-                macro = re.findall(r"#define (EFFC_\w+)\(name", text[:match.start()])[-1]
+            if "#" in match[1]:  # of `#define EFFC_LINEAR(name, kind)`, used elsewhere
+                macro = re.findall(r"#define (EFFC_\w+)\(name", text[: match.start()])[-1]
                 names = [n for other in files.values() for n in re.findall(rf"(?<!define ){macro}\((\w+)", other)]
             for name in names:
                 types = [argument(a) for a in parts(match[2])]
@@ -97,7 +100,7 @@ def argument(declared: str) -> type:
 
 def test_a_function_is_called_with_the_types_that_its_source_declares():
     declared = exported()
-    apart = {"machine_level", "built", "seal_for_tests"}         # called without `native.function`
+    apart = {"machine_level", "built", "seal_for_tests"}  # called without `native.function`
     assert declared.keys() - apart == native.ARGUMENTS.keys()
     for name, types in native.ARGUMENTS.items():
         assert list(types) == declared[name], name
@@ -110,4 +113,7 @@ def test_every_answer_of_the_compiled_code_has_a_sentence():
 
 
 def test_levels_are_numbered_as_the_header_numbers_them():
-    assert enumerated(LEVELS_H, "Level") == [*(name.replace("amx_model", levels.MODEL) for name in levels.CODES), "levels"]
+    assert enumerated(LEVELS_H, "Level") == [
+        *(name.replace("amx_model", levels.MODEL) for name in levels.CODES),
+        "levels",
+    ]

@@ -86,8 +86,10 @@ def test_any_flipped_bit_is_noticed(kernel, at, bit):
 
 @pytest.mark.parametrize("kernel", LINEAR)
 @settings(max_examples=60, deadline=None)
-@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=8),
-       front=st.booleans())
+@given(
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=8),
+    front=st.booleans(),
+)
 def test_flipped_bits_behind_a_right_checksum_never_leave_the_buffer(kernel, flips, front):
     own = sample(kernel)
     room = min(own.numel(), 900) if front else own.numel()
@@ -106,7 +108,7 @@ def test_flipped_bits_behind_a_right_checksum_never_leave_the_buffer(kernel, fli
 def test_a_mask_that_disagrees_with_its_values_is_refused(kernel):
     own = sample(kernel)
     head = Header.from_buffer_copy(bytes(own[:128].numpy()))
-    mask = own[head.stream_at:head.stream_at + 4]
+    mask = own[head.stream_at : head.stream_at + 4]
     mask[:] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)
     with pytest.raises(KernelError, match="its masks do not agree with the values that follow"):
         packed.adopt(kernel, sealed(own), N)
@@ -118,7 +120,7 @@ def test_block_numbers_out_of_order_or_range_are_refused():
     at = head.stream_at + 64
     for wrong in (65535, 5):
         bad = own.clone()
-        bad[at + 4:at + 6] = torch.tensor([wrong], dtype=torch.int32).view(torch.uint8)[:2]
+        bad[at + 4 : at + 6] = torch.tensor([wrong], dtype=torch.int32).view(torch.uint8)[:2]
         with pytest.raises(KernelError, match="masks do not agree"):
             packed.adopt("block_sparse_linear", sealed(bad), N)
 
@@ -151,7 +153,7 @@ def test_an_op_refuses_what_does_not_fit_the_packed_weight():
 @pytest.mark.parametrize("kernel", LINEAR)
 def test_an_adopted_buffer_works_like_the_packed_one(kernel):
     own, x = sample(kernel), torch.randn(4, K)
-    foreign = torch.cat([torch.zeros(3, dtype=torch.uint8), own])[3:]      # at an odd address
+    foreign = torch.cat([torch.zeros(3, dtype=torch.uint8), own])[3:]  # at an odd address
     assert torch.equal(run(kernel, x, packed.adopt(kernel, foreign, N), None, N), run(kernel, x, own, None, N))
     with torch.inference_mode():
         assert torch.equal(run(kernel, x, own.clone(), None, N), run(kernel, x, own, None, N))

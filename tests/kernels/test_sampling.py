@@ -26,8 +26,13 @@ def filtered(logits, tokens, temperature, top_k, top_p, penalty) -> torch.Tensor
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), temperature=st.sampled_from([0.3, 1.0, 1.7]), top_k=st.sampled_from([0, 1, 5, 50]),
-       top_p=st.sampled_from([0.2, 0.7, 0.95, 1.0]), penalty=st.sampled_from([1.0, 1.3]))
+@given(
+    seed=st.integers(0, 999),
+    temperature=st.sampled_from([0.3, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 1, 5, 50]),
+    top_p=st.sampled_from([0.2, 0.7, 0.95, 1.0]),
+    penalty=st.sampled_from([1.0, 1.3]),
+)
 def test_only_tokens_that_transformers_keeps_are_drawn_and_all_of_them(seed, temperature, top_k, top_p, penalty):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(40, generator=generator) * 2
@@ -39,16 +44,21 @@ def test_only_tokens_that_transformers_keeps_are_drawn_and_all_of_them(seed, tem
         counts[sampler.choose(logits, tokens)] += 1
     assert not counts[kept == 0].any()
     spread = (kept * (1 - kept) / 600).sqrt()
-    assert ((counts / 600 - kept).abs() <= 5 * spread + 2 / 600).all()     # five deviations: 1 in 10**6 draws
+    assert ((counts / 600 - kept).abs() <= 5 * spread + 2 / 600).all()  # five deviations: 1 in 10**6 draws
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 999), spread=st.sampled_from([0.01, 1.0, 6.0]), top_k=st.sampled_from([0, 3, 300]),
-       top_p=st.sampled_from([0.05, 0.9, 1.0]), coarse=st.booleans())
+@given(
+    seed=st.integers(0, 999),
+    spread=st.sampled_from([0.01, 1.0, 6.0]),
+    top_k=st.sampled_from([0, 3, 300]),
+    top_p=st.sampled_from([0.05, 0.9, 1.0]),
+    coarse=st.booleans(),
+)
 def test_of_a_wide_vocabulary_the_same_tokens_are_drawn_at_every_level(seed, spread, top_k, top_p, coarse):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3001, generator=generator) * spread
-    logits = logits.bfloat16().float() if coarse else logits           # many are equal
+    logits = logits.bfloat16().float() if coarse else logits  # many are equal
     tokens = torch.randint(0, 3001, (9,), generator=generator)
     kept = filtered(logits, tokens, 0.9, top_k, top_p, 1.2)
     drawn = set()
@@ -80,8 +90,6 @@ def test_the_same_seed_gives_the_same_tokens_and_another_others():
     assert rows[0] == rows[1] != rows[2]
 
 
-
-
 @pytest.mark.parametrize("logits", [[float("nan"), 1.0], [float("inf"), 1.0], [float("-inf")] * 2])
 def test_logits_that_are_no_numbers_are_refused(logits):
     with pytest.raises(KernelError, match="NaN or infinite"):
@@ -95,8 +103,17 @@ def test_masked_tokens_are_never_drawn():
     assert {sampler.choose(logits) for _ in range(100)} == {3, 7}
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1},
-                                      {"top_p": 0.0}, {"top_p": 1.5}, {"repetition_penalty": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+    ],
+)
 def test_settings_without_meaning_are_refused(settings):
     with pytest.raises(KernelError, match=next(iter(settings))):
         Sampler(**settings)

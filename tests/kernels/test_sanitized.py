@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("test_packed.py", "test_linear.py", "test_attention.py", "test_scan.py", "test_engine.py",
-         "test_engine_input.py", "test_engine_states.py", "test_sampling.py")
+FILES = (
+    "test_packed.py",
+    "test_linear.py",
+    "test_attention.py",
+    "test_scan.py",
+    "test_engine.py",
+    "test_engine_input.py",
+    "test_engine_states.py",
+    "test_sampling.py",
+)
 
 
 def runtime(name: str) -> str:
@@ -26,11 +34,23 @@ def test_no_kernel_leaves_its_memory_or_does_what_is_undefined(tmp_path):
     assert subprocess.run(build, capture_output=True).returncode == 0
     made = subprocess.run(["cmake", "--build", str(tmp_path), "-j", "2"], capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-2000:]
-    env = {**os.environ, "EFFC_KERNELS": str(tmp_path / "libeffc_kernels.so"),
-           "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}", "ASAN_OPTIONS": "detect_leaks=0",
-           "PYTHONMALLOC": "malloc"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k",
-               "not export and not compiled and not opcheck and not agreement",
-               *(str(Path(__file__).parent / f) for f in FILES)]
+    env = {
+        **os.environ,
+        "EFFC_KERNELS": str(tmp_path / "libeffc_kernels.so"),
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not export and not compiled and not opcheck and not agreement",
+        *(str(Path(__file__).parent / f) for f in FILES),
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

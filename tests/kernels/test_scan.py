@@ -27,18 +27,39 @@ def selective(case, dtype=torch.float32, bounds=None, gate=True):
     b, c, n, t = case
     both = random(b, t, 2 * c, seed=1, dtype=dtype).mT
     parts = random(b, t, 3 + 2 * n, seed=2, dtype=dtype)
-    dt = random(b, c, t, seed=3, dtype=dtype)                     # as `weight @ x` leaves it: channel by channel
-    return [both[:, :c], dt, -torch.exp(random(c, n, seed=4)), parts[:, :, 3:3 + n].mT, parts[:, :, 3 + n:].mT,
-            random(c, seed=5), both[:, c:] if gate else None, random(c, seed=6), True, random(b, c, n, seed=7), bounds]
+    dt = random(b, c, t, seed=3, dtype=dtype)  # as `weight @ x` leaves it: channel by channel
+    return [
+        both[:, :c],
+        dt,
+        -torch.exp(random(c, n, seed=4)),
+        parts[:, :, 3 : 3 + n].mT,
+        parts[:, :, 3 + n :].mT,
+        random(c, seed=5),
+        both[:, c:] if gate else None,
+        random(c, seed=6),
+        True,
+        random(b, c, n, seed=7),
+        bounds,
+    ]
 
 
 def ssd(case, dtype=torch.float32, bounds=None, limits=(0.0, LAST)):
     b, h, p, g, n, t = case
     mixed = random(b, t, h * p + 2 * g * n, seed=1, dtype=dtype)
     x, one, two = mixed.split([h * p, g * n, g * n], 2)
-    return [x.view(b, t, h, p), random(b, t, h, seed=3, dtype=dtype), -torch.exp(random(h, seed=4)),
-            one.view(b, t, g, n), two.view(b, t, g, n), random(h, seed=5), random(h, seed=6), True, *limits,
-            random(b, h, p, n, seed=7), bounds]
+    return [
+        x.view(b, t, h, p),
+        random(b, t, h, seed=3, dtype=dtype),
+        -torch.exp(random(h, seed=4)),
+        one.view(b, t, g, n),
+        two.view(b, t, g, n),
+        random(h, seed=5),
+        random(h, seed=6),
+        True,
+        *limits,
+        random(b, h, p, n, seed=7),
+        bounds,
+    ]
 
 
 def conv(case, dtype=torch.float32, bounds=None, silu=True):
@@ -47,7 +68,7 @@ def conv(case, dtype=torch.float32, bounds=None, silu=True):
     return [random(b, t, c, seed=1, dtype=dtype).mT, random(c, k, seed=2), random(c, seed=3), before, bounds, silu]
 
 
-MAKERS = {CONV: (conv, 0, 2), SELECTIVE: (selective, 0, 3), SSD: (ssd, 0, 5)}      # maker, batches, length in a case
+MAKERS = {CONV: (conv, 0, 2), SELECTIVE: (selective, 0, 3), SSD: (ssd, 0, 5)}  # maker, batches, length in a case
 CASES = [(kernel, case) for kernel in MAKERS for case in kernel.cases()]
 EACH = pytest.mark.parametrize("kernel, case", CASES, ids=lambda x: x.name if isinstance(x, type) else str(x))
 
@@ -66,6 +87,7 @@ def assert_near(found, wanted, share: float) -> None:
 
 # -- forward -------------------------------------------------------------------------------------------------
 
+
 @DTYPES
 @BOUNDS
 @EACH
@@ -73,7 +95,7 @@ def test_a_kernel_gives_what_plain_torch_gives(level, kernel, case, bounds, dtyp
     # float32 sums in another order; bfloat16 inputs are the same numbers, and only the result is rounded
     make, batches, length = MAKERS[kernel]
     given = make(case, dtype, live(bounds, case[batches], case[length]))
-    share = 1e-5 if dtype is torch.float32 else 2 ** -8
+    share = 1e-5 if dtype is torch.float32 else 2**-8
     assert_near(getattr(torch.ops.effc, kernel.name)(*given), kernel.reference(*given), share)
 
 
@@ -81,8 +103,11 @@ def test_a_kernel_gives_what_plain_torch_gives(level, kernel, case, bounds, dtyp
 def test_without_states_biases_gates_and_skips_it_is_the_same_as_with_zeros(kernel, case):
     make = MAKERS[kernel][0]
     given = make(case)
-    optional = [i for i, x in enumerate(given) if isinstance(x, torch.Tensor) and i in {
-        CONV: (2, 3), SELECTIVE: (5, 7, 9), SSD: (5, 6, 10)}[kernel]]
+    optional = [
+        i
+        for i, x in enumerate(given)
+        if isinstance(x, torch.Tensor) and i in {CONV: (2, 3), SELECTIVE: (5, 7, 9), SSD: (5, 6, 10)}[kernel]
+    ]
     bare, zeroed = list(given), list(given)
     for i in optional:
         bare[i], zeroed[i] = None, torch.zeros_like(given[i])
@@ -110,8 +135,10 @@ def test_padding_on_either_side_changes_nothing(level, kernel):
     case = (1, 20, 8, 40) if kernel is SELECTIVE else (1, 3, 17, 1, 8, 40)
     axis = 2 if kernel is SELECTIVE else 1
     given = MAKERS[kernel][0](case)
-    inside = [x[:, :, 9:31] if axis == 2 and i in (0, 1, 3, 4, 6) else x[:, 9:31] if axis == 1 and i in (0, 1, 3, 4)
-              else x for i, x in enumerate(given)]
+    inside = [
+        x[:, :, 9:31] if axis == 2 and i in (0, 1, 3, 4, 6) else x[:, 9:31] if axis == 1 and i in (0, 1, 3, 4) else x
+        for i, x in enumerate(given)
+    ]
     y, state = kernel.native(*given[:-1], torch.tensor([[9, 31]]))
     wanted, last = kernel.native(*inside)
     assert torch.equal(y.narrow(axis, 9, 22), wanted) and torch.equal(state, last)
@@ -124,9 +151,13 @@ def test_steps_one_after_the_other_are_the_scan(level, dtype):
     x, dt, a, one, two, d, z, bias, softplus, state, _ = selective((b, c, n, t), dtype)
     y, last = SELECTIVE.native(x, dt, a, one, two, d, z, bias, softplus, state, None)
     own = state.clone()
-    found = [torch.ops.effc.selective_step(own, x[:, :, i], dt[:, :, i], torch.log(-a), one[:, :, i], two[:, :, i], d,
-                                           z[:, :, i], bias, softplus, True) for i in range(t)]
-    share = 1e-5 if dtype is torch.float32 else 2 ** -7
+    found = [
+        torch.ops.effc.selective_step(
+            own, x[:, :, i], dt[:, :, i], torch.log(-a), one[:, :, i], two[:, :, i], d, z[:, :, i], bias, softplus, True
+        )
+        for i in range(t)
+    ]
+    share = 1e-5 if dtype is torch.float32 else 2**-7
     assert_near((torch.stack(found, 2), own), (y, last), share)
 
 
@@ -136,9 +167,11 @@ def test_steps_of_heads_one_after_the_other_are_their_scan(level, dtype):
     x, dt, a, one, two, d, bias, softplus, least, most, state, _ = ssd((b, h, p, g, n, t), dtype)
     y, last = SSD.native(x, dt, a, one, two, d, bias, softplus, least, most, state, None)
     own = state.clone()
-    found = [torch.ops.effc.ssd_step(own, x[:, i], dt[:, i], torch.log(-a), one[:, i], two[:, i], d, bias, softplus,
-                                     True) for i in range(t)]
-    share = 1e-5 if dtype is torch.float32 else 2 ** -7
+    found = [
+        torch.ops.effc.ssd_step(own, x[:, i], dt[:, i], torch.log(-a), one[:, i], two[:, i], d, bias, softplus, True)
+        for i in range(t)
+    ]
+    share = 1e-5 if dtype is torch.float32 else 2**-7
     assert_near((torch.stack(found, 1), own), (y, last), share)
 
 
@@ -147,10 +180,10 @@ def test_steps_of_heads_one_after_the_other_are_their_scan(level, dtype):
 def test_steps_of_a_convolution_are_the_convolution(level, dtype, k, width):
     x, weight, bias = random(2, 37, 9, seed=1, dtype=dtype), random(37, k, seed=2), random(37, seed=3)
     state = random(2, 37, width, seed=4, dtype=dtype)
-    before = state[:, :, width - k + 1:] if k > 1 else None
+    before = state[:, :, width - k + 1 :] if k > 1 else None
     wanted = CONV.native(x, weight, bias, before, None, True)
     found = [torch.ops.effc.causal_conv_step(x[:, :, i], state, weight, bias, True) for i in range(9)]
-    assert_near(torch.stack(found, 2), wanted, 1e-5 if dtype is torch.float32 else 2 ** -7)
+    assert_near(torch.stack(found, 2), wanted, 1e-5 if dtype is torch.float32 else 2**-7)
     assert torch.equal(state, x[:, :, -width:])
 
 
@@ -160,8 +193,11 @@ def test_a_product_with_few_rows_is_the_product(level, dtype):
         x, w = random(m, k, seed=m, dtype=dtype), random(n, k, seed=n, dtype=dtype)
         for bias in (None, random(n, seed=k)):
             given = (x, w, bias)
-            assert_near(torch.ops.effc.row_product(*given), KERNELS["row_product"].reference(*given),
-                        1e-5 if dtype is torch.float32 else 2 ** -8)
+            assert_near(
+                torch.ops.effc.row_product(*given),
+                KERNELS["row_product"].reference(*given),
+                1e-5 if dtype is torch.float32 else 2**-8,
+            )
 
 
 @DTYPES
@@ -170,8 +206,11 @@ def test_a_gated_norm_is_the_norm_behind_the_gate(level, dtype, gated):
     for m, groups, width in KERNELS["gated_norm"].cases():
         x, gate = (random(m, groups * width, seed=s, dtype=dtype) for s in (1, 2))
         given = (x, gate if gated else None, random(groups * width, seed=3), 1e-5, groups)
-        assert_near(torch.ops.effc.gated_norm(*given), KERNELS["gated_norm"].reference(*given),
-                    1e-5 if dtype is torch.float32 else 2 ** -7)
+        assert_near(
+            torch.ops.effc.gated_norm(*given),
+            KERNELS["gated_norm"].reference(*given),
+            1e-5 if dtype is torch.float32 else 2**-7,
+        )
 
 
 def test_more_threads_give_the_same_bits():
@@ -209,9 +248,12 @@ def test_what_is_not_a_number_stays_so():
 
 # -- backward ------------------------------------------------------------------------------------------------
 
+
 def learning(given):
-    return [x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-            for x in given]
+    return [
+        x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in given
+    ]
 
 
 def gradients(function, given, weights):
@@ -237,8 +279,11 @@ def test_gradients_are_those_of_plain_torch_in_double(level, kernel, case, bound
 
 
 @pytest.mark.filterwarnings("ignore:Input #")
-@pytest.mark.parametrize("kernel, case", [(CONV, (2, 3, 5, 3)), (SELECTIVE, (2, 3, 2, 5)), (SSD, (2, 2, 3, 1, 2, 5))],
-                         ids=lambda x: x.name if isinstance(x, type) else str(x))
+@pytest.mark.parametrize(
+    "kernel, case",
+    [(CONV, (2, 3, 5, 3)), (SELECTIVE, (2, 3, 2, 5)), (SSD, (2, 2, 3, 1, 2, 5))],
+    ids=lambda x: x.name if isinstance(x, type) else str(x),
+)
 def test_gradcheck_finds_no_fault(kernel, case):
     # inputs are float32: steps of 1e-2 leave differences exact to about 1e-3
     given = learning(MAKERS[kernel][0](case))
@@ -251,25 +296,38 @@ def test_a_gradient_of_bfloat16_is_bfloat16_and_near():
     found = gradients(torch.ops.effc.selective_scan, given, weights)
     wanted = gradients(SELECTIVE.reference, given, weights)
     for one, two in zip(found, wanted, strict=True):
-        assert one.dtype == two.dtype and float((one - two).abs().max()) <= 2 ** -6 * float(two.abs().max())
+        assert one.dtype == two.dtype and float((one - two).abs().max()) <= 2**-6 * float(two.abs().max())
 
 
 # -- what torch and people expect ----------------------------------------------------------------------------
 
+
 @EACH
 def test_torch_finds_schema_fake_and_gradient_in_agreement(kernel, case):
     if 1 in case[1:]:
-        return                                     # a size of one tells nothing about strides
-    torch.library.opcheck(getattr(torch.ops.effc, kernel.name).default, tuple(learning(MAKERS[kernel][0](case))),
-                          test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+        return  # a size of one tells nothing about strides
+    torch.library.opcheck(
+        getattr(torch.ops.effc, kernel.name).default,
+        tuple(learning(MAKERS[kernel][0](case))),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
-@pytest.mark.parametrize("place, wrong, said", [
-    (1, random(2, 4, 5, seed=0), "a time step of shape"), (2, random(4, 2, seed=0), "A of shape"),
-    (3, random(2, 5, 6, seed=0), "B of shape"), (5, random(4, seed=0), "D of shape"), (6, random(2, 3, 4, seed=0), "gate"),
-    (7, random(2, seed=0), "bias of shape"), (9, random(2, 3, 9, seed=0), "a state of shape"),
-    (10, torch.tensor([[0, 5]]), "bounds"), (10, torch.tensor([[0, 6], [0, 5]]), "leave a sequence of 5 positions"),
-    (10, torch.tensor([[3, 2], [0, 5]]), "end before they begin")])
+@pytest.mark.parametrize(
+    "place, wrong, said",
+    [
+        (1, random(2, 4, 5, seed=0), "a time step of shape"),
+        (2, random(4, 2, seed=0), "A of shape"),
+        (3, random(2, 5, 6, seed=0), "B of shape"),
+        (5, random(4, seed=0), "D of shape"),
+        (6, random(2, 3, 4, seed=0), "gate"),
+        (7, random(2, seed=0), "bias of shape"),
+        (9, random(2, 3, 9, seed=0), "a state of shape"),
+        (10, torch.tensor([[0, 5]]), "bounds"),
+        (10, torch.tensor([[0, 6], [0, 5]]), "leave a sequence of 5 positions"),
+        (10, torch.tensor([[3, 2], [0, 5]]), "end before they begin"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused_with_a_sentence(place, wrong, said):
     given = selective((2, 3, 2, 5))
     given[place] = wrong
@@ -294,7 +352,18 @@ def test_memory_does_not_grow_with_the_length():
 
     def peak(length: int) -> int:
         x = torch.zeros(1, length, 64)
-        given = (x.mT, x.mT, -torch.ones(64, 16), *[torch.zeros(1, length, 16).mT] * 2, None, None, None, True, None, None)
+        given = (
+            x.mT,
+            x.mT,
+            -torch.ones(64, 16),
+            *[torch.zeros(1, length, 16).mT] * 2,
+            None,
+            None,
+            None,
+            True,
+            None,
+            None,
+        )
         SELECTIVE.native(*given)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

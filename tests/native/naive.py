@@ -12,9 +12,15 @@ from effc.kernels.packed_linear import unpacked
 from torch import Tensor
 
 ACTS = {
-    "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu,
-    "relu2": lambda x: F.relu(x) ** 2, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x) ** 2,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
 class Naive:
@@ -101,7 +107,7 @@ class Naive:
     def _attention(self, step, q, registers, token, position, sequence):
         kept = self.caches.setdefault(sequence, {}).setdefault(step["slot"], [])
         kept.append((registers[step["k"]].view(step["kv_heads"], -1), registers[step["v"]].view(step["kv_heads"], -1)))
-        k, v = (torch.stack(parts) for parts in zip(*kept[-step["window"] if step["window"] else 0:], strict=True))
+        k, v = (torch.stack(parts) for parts in zip(*kept[-step["window"] if step["window"] else 0 :], strict=True))
         q, group = q.view(step["heads"], -1), step["heads"] // step["kv_heads"]
         out = []
         for head in range(step["heads"]):

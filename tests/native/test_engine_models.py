@@ -14,7 +14,7 @@ from tests import tiny
 from tests.native.test_plans import NATIVE, STATEFUL, halved, made, rows_of
 
 torch.set_num_threads(1)
-SHARE = 2**-4            # of the largest logit
+SHARE = 2**-4  # of the largest logit
 STEPS = 64
 
 

@@ -69,6 +69,7 @@ def written(tmp_path):
         path = tmp_path / "r.effspec"
         path.write_text(RECIPE.format(step=step))
         return path
+
     return write
 
 

@@ -131,16 +131,22 @@ def test_a_stop_string_ends_a_row_where_it_is_complete(native, batch):
 
 def test_a_sequence_ends_at_the_models_context_and_past_it_is_an_error(native):
     ids = torch.full((1, 20), 5)
-    assert native.generate(ids, max_new_tokens=50).shape == (1, 25)      # 24 positions, and what the last predicts
+    assert native.generate(ids, max_new_tokens=50).shape == (1, 25)  # 24 positions, and what the last predicts
     with pytest.raises(Reject, match="25 tokens is longer than the model's context of 24"):
         native(torch.full((1, 25), 5))
     assert native.spare == 3
 
 
-@pytest.mark.parametrize("settings,said", [
-    ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"temperature": 0.0, "do_sample": True}, "temperature is 0.0"),
-    ({"top_p": 1.5}, "top_p is 1.5"), ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-    ({"stop_strings": "a"}, "there is no tokenizer")])
+@pytest.mark.parametrize(
+    "settings,said",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": 0.0, "do_sample": True}, "temperature is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"stop_strings": "a"}, "there is no tokenizer"),
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(native, settings, said):
     with pytest.raises(Reject, match=said):
         native.generate(torch.tensor([[4, 5]]), **settings)

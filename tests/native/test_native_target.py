@@ -25,8 +25,10 @@ def emitted(tmp_path, model, **options):
     return folder, target
 
 
-@pytest.mark.parametrize("name,dtype,options", [
-    ("gpt2", torch.float32, {}), ("gemma2", torch.float16, {"weights": "int8"}), ("llama", torch.bfloat16, {})])
+@pytest.mark.parametrize(
+    "name,dtype,options",
+    [("gpt2", torch.float32, {}), ("gemma2", torch.float16, {"weights": "int8"}), ("llama", torch.bfloat16, {})],
+)
 def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, options):
     model = tiny.model(name).to(dtype)
     folder, target = emitted(tmp_path, copy.deepcopy(model), **options)

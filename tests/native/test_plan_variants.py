@@ -25,7 +25,10 @@ def rope(kind, **more):
 
 
 VARIANTS = [
-    ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)),
+    (
+        "llama",
+        rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
+    ),
     ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=32)),
     ("llama", rope("linear", factor=4.0)),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -35,7 +38,15 @@ VARIANTS = [
     ("phi3", rope("default", partial_rotary_factor=0.5)),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
-    ("granite", {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0}),
+    (
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.05,
+            "logits_scaling": 8.0,
+        },
+    ),
     ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     ("cohere", {"use_qk_norm": True}),
     ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
@@ -126,8 +137,12 @@ def test_layers_of_different_heads_run_as_they_are(tmp_path):
 
 def test_lowered_layers_keep_their_packed_weights():
     model = halved(tiny.model("llama"))
-    kernels = {"q_proj": "sparse_linear_int8", "k_proj": "dense_linear_int8", "up_proj": "sparse_linear",
-               "down_proj": "block_sparse_linear"}
+    kernels = {
+        "q_proj": "sparse_linear_int8",
+        "k_proj": "dense_linear_int8",
+        "up_proj": "sparse_linear",
+        "down_proj": "block_sparse_linear",
+    }
     for layer in model.model.layers:
         for part in (layer.self_attn, layer.mlp):
             for name, kernel in kernels.items():
@@ -152,7 +167,7 @@ def test_a_tied_head_that_was_lowered_is_counted_once_and_holds_the_embedding_to
     (embedding,) = [s for s in plan.steps if s["op"] == "embedding"]
     assert embedding["table"] == "lm_head.weight"
     assert_same(same, naive(capture(model)))
-    model.lm_head = KernelLinear.of(halved(tiny.model("llama", seed=1)).lm_head, "dense_linear")     # other numbers
+    model.lm_head = KernelLinear.of(halved(tiny.model("llama", seed=1)).lm_head, "dense_linear")  # other numbers
     (embedding,) = [s for s in Reader(capture(model), "bf16").read().steps if s["op"] == "embedding"]
     assert embedding["table"] != "lm_head.weight"
 
@@ -169,7 +184,7 @@ def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():
     packed = plan.entries["transformer.h.0.attn.c_attn.weight"].make()
     weight = model.transformer.h[0].attn.c_attn.weight.T
     step = weight.abs().amax(1, keepdim=True) / 127
-    assert ((unpacked(packed) - weight) / step).abs().max() <= 0.5001          # rounding to the nearest code
+    assert ((unpacked(packed) - weight) / step).abs().max() <= 0.5001  # rounding to the nearest code
 
 
 def test_an_activation_that_no_step_computes_is_refused():

@@ -11,9 +11,21 @@ from tests import mixers, tiny
 from tests.native.naive import Naive
 
 torch.set_num_threads(1)
-ATOL = 2e-4      # of logits of a few units: float32 sums in other orders, over three layers
-NATIVE = (*tiny.NAMES, "smollm3", "olmo2", "cohere", "granite", "glm4", "nemotron", "ministral", "stablelm",
-          "starcoder2", "phi", "exaone4")
+ATOL = 2e-4  # of logits of a few units: float32 sums in other orders, over three layers
+NATIVE = (
+    *tiny.NAMES,
+    "smollm3",
+    "olmo2",
+    "cohere",
+    "granite",
+    "glm4",
+    "nemotron",
+    "ministral",
+    "stablelm",
+    "starcoder2",
+    "phi",
+    "exaone4",
+)
 STATEFUL = ("mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "falcon_h1", "nemotron_h")
 
 

@@ -11,19 +11,58 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.native.naive import Naive
 from tests.native.test_plans import ATOL
 
-_BERT = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-         "max_position_embeddings": 64, "is_decoder": True, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-_BART = {"vocab_size": 128, "d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 96,
-         "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_BERT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+    "is_decoder": True,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_BART = {
+    "vocab_size": 128,
+    "d_model": 64,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
 _GPT = {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64, "rotary_dim": 8}
-_GEMMA = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-          "max_position_embeddings": 64, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16,
-          "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 128,
-          "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0, "sliding_window": 5}
-MODELS = {"roberta": _BERT, "camembert": _BERT, "data2vec-text": _BERT, "bart": _BART, "pegasus": _BART,
-          "whisper": {**_BART, "max_target_positions": 64}, "codegen": _GPT, "gptj": _GPT,
-          "ctrl": {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "dff": 96},
-          "gemma4_text": _GEMMA}
+_GEMMA = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": 128,
+    "hidden_size_per_layer_input": 16,
+    "num_kv_shared_layers": 0,
+    "sliding_window": 5,
+}
+MODELS = {
+    "roberta": _BERT,
+    "camembert": _BERT,
+    "data2vec-text": _BERT,
+    "bart": _BART,
+    "pegasus": _BART,
+    "whisper": {**_BART, "max_target_positions": 64},
+    "codegen": _GPT,
+    "gptj": _GPT,
+    "ctrl": {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "dff": 96},
+    "gemma4_text": _GEMMA,
+}
 
 
 def made(name, **changes):
@@ -50,11 +89,22 @@ def test_a_plan_counts_positions_as_the_model_does(name):
     assert plan.context == 64 - first_position(model)
 
 
-REFUSED = {"trocr": {**_BART, "max_position_embeddings": 64}, "llama4_text": {**_GEMMA, "intermediate_size_mlp": 96},
-           "bloom": {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4},
-           "xglm": {"vocab_size": 128, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96},
-           "youtu": {**_BERT, "is_decoder": False, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16,
-                     "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}}
+REFUSED = {
+    "trocr": {**_BART, "max_position_embeddings": 64},
+    "llama4_text": {**_GEMMA, "intermediate_size_mlp": 96},
+    "bloom": {"vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "xglm": {"vocab_size": 128, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96},
+    "youtu": {
+        **_BERT,
+        "is_decoder": False,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+    },
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -33,8 +33,11 @@ def whole(tmp_path_factory):
     model = tiny.model("llama", num_hidden_layers=1, tie_word_embeddings=True)
     layer = model.model.layers[0]
     for part, name, kernel in (
-            (layer.self_attn, "q_proj", "sparse_linear"), (layer.mlp, "up_proj", "sparse_linear_int8"),
-            (layer.mlp, "gate_proj", "block_sparse_linear"), (layer.mlp, "down_proj", "dense_linear_int8")):
+        (layer.self_attn, "q_proj", "sparse_linear"),
+        (layer.mlp, "up_proj", "sparse_linear_int8"),
+        (layer.mlp, "gate_proj", "block_sparse_linear"),
+        (layer.mlp, "down_proj", "dense_linear_int8"),
+    ):
         linear = getattr(part, name)
         linear.weight.data *= torch.rand(linear.weight.shape, generator=torch.Generator().manual_seed(1)) > 0.5
         setattr(part, name, KernelLinear.of(linear, kernel))
@@ -131,33 +134,45 @@ def test_a_plan_with_another_value_anywhere_never_breaks_the_process(whole, tmp_
     opens(put(tmp_path, json.dumps(body).encode(), weights))
 
 
-@pytest.mark.parametrize("change,said", [
-    (lambda b: b["facts"].update(version=2), "format 2, and this effc reads 1"),
-    (lambda b: b["facts"].update(byte_order="big"), "big-endian byte order, and this one is little-endian"),
-    (lambda b: b["facts"].update(isa="avx9"), "asks for the instruction set 'avx9', which this effc does not know"),
-    (lambda b: b["facts"].update(isa=["avx2"]), "which this effc does not know"),
-    (lambda b: b["plan"].update(version=9), "version is 9"),
-    (lambda b: b["entries"]["lm_head.weight"].update(at=2**40), "leaves the"),
-    (lambda b: b["entries"]["lm_head.weight"].update(bytes=2**62), "leaves the"),
-    (lambda b: b["entries"]["model.norm.weight"].update(shape=[2**31, 2**31]), "not [2147483648, 2147483648] numbers"),
-    (lambda b: b["entries"]["model.norm.weight"].update(kind="f64"), "unknown kind 'f64'"),
-    (lambda b: b["entries"].pop("lm_head.weight"), "its `table` is 'lm_head.weight'"),
-    (lambda b: b["plan"]["steps"].pop(1), "its `x` is 1"),
-    (lambda b: b["plan"]["registers"].__setitem__(0, 65), "its rows have 64 numbers, and register 0 has 65"),
-    (lambda b: b.pop("entries"), "lacks a field"),
-])
+@pytest.mark.parametrize(
+    "change,said",
+    [
+        (lambda b: b["facts"].update(version=2), "format 2, and this effc reads 1"),
+        (lambda b: b["facts"].update(byte_order="big"), "big-endian byte order, and this one is little-endian"),
+        (lambda b: b["facts"].update(isa="avx9"), "asks for the instruction set 'avx9', which this effc does not know"),
+        (lambda b: b["facts"].update(isa=["avx2"]), "which this effc does not know"),
+        (lambda b: b["plan"].update(version=9), "version is 9"),
+        (lambda b: b["entries"]["lm_head.weight"].update(at=2**40), "leaves the"),
+        (lambda b: b["entries"]["lm_head.weight"].update(bytes=2**62), "leaves the"),
+        (
+            lambda b: b["entries"]["model.norm.weight"].update(shape=[2**31, 2**31]),
+            "not [2147483648, 2147483648] numbers",
+        ),
+        (lambda b: b["entries"]["model.norm.weight"].update(kind="f64"), "unknown kind 'f64'"),
+        (lambda b: b["entries"].pop("lm_head.weight"), "its `table` is 'lm_head.weight'"),
+        (lambda b: b["plan"]["steps"].pop(1), "its `x` is 1"),
+        (lambda b: b["plan"]["registers"].__setitem__(0, 65), "its rows have 64 numbers, and register 0 has 65"),
+        (lambda b: b.pop("entries"), "lacks a field"),
+    ],
+)
 def test_a_plan_says_what_is_wrong_with_it(whole, tmp_path, change, said):
     body = json.loads(whole[0])
     change(body)
     assert said in refused(put(tmp_path, json.dumps(body).encode(), whole[1]))
 
 
-@pytest.mark.parametrize("at,bytes,said", [
-    (0, b"safetens", "does not begin as"), (8, b"\x01\x02\x03\x04", "other byte order"),
-    (12, b"\x07", "format 7, and this effc reads 1"), (16, struct.pack("q", 2**61), "its header says 2305843009213693952")])
+@pytest.mark.parametrize(
+    "at,bytes,said",
+    [
+        (0, b"safetens", "does not begin as"),
+        (8, b"\x01\x02\x03\x04", "other byte order"),
+        (12, b"\x07", "format 7, and this effc reads 1"),
+        (16, struct.pack("q", 2**61), "its header says 2305843009213693952"),
+    ],
+)
 def test_a_header_of_weights_says_what_is_wrong_with_it(whole, tmp_path, at, bytes, said):
     plan, weights = whole
-    assert said in refused(put(tmp_path, plan, weights[:at] + bytes + weights[at + len(bytes):]))
+    assert said in refused(put(tmp_path, plan, weights[:at] + bytes + weights[at + len(bytes) :]))
 
 
 def test_missing_files_and_text_that_is_no_json_are_refused(whole, tmp_path):
@@ -168,7 +183,7 @@ def test_missing_files_and_text_that_is_no_json_are_refused(whole, tmp_path):
     assert "No such file" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("field", [24, 32, 48, 56, 64, 88, 96])       # n, k, blocks, tiles, two sections, bytes
+@pytest.mark.parametrize("field", [24, 32, 48, 56, 64, 88, 96])  # n, k, blocks, tiles, two sections, bytes
 def test_sizes_in_a_packed_header_that_overflow_are_refused_even_where_files_are_believed(whole, tmp_path, field):
     plan, weights = whole
     at = json.loads(plan)["entries"]["model.layers.0.self_attn.q_proj.weight"]["at"] + field
@@ -194,8 +209,10 @@ def test_a_level_that_is_not_here_is_one_sentence_and_its_exit_code(whole, tmp_p
     missing = next((name for name in levels.NAMES if name not in levels.available()), None)
     if missing is None:
         pytest.skip("this machine has every level")
-    code = ("from pathlib import Path; from effc.compiler.native.opening import open_native; "
-            f"open_native(Path({str(tmp_path)!r}))")
+    code = (
+        "from pathlib import Path; from effc.compiler.native.opening import open_native; "
+        f"open_native(Path({str(tmp_path)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"EFFC_ISA": missing})
     assert done.returncode == 1 and f"EFFC_ISA is {missing}" in done.stderr.splitlines()[-1]
 

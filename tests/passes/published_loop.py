@@ -52,8 +52,7 @@ class Oracle:
             if self.gone["mlp", i]:
                 handles.append(layer.mlp.register_forward_hook(lambda *a: torch.zeros_like(a[2])))
             if self.gone["self_attn", i]:
-                handles.append(layer.self_attn.register_forward_hook(
-                    lambda *a: (torch.zeros_like(a[2][0]), *a[2][1:])))
+                handles.append(layer.self_attn.register_forward_hook(lambda *a: (torch.zeros_like(a[2][0]), *a[2][1:])))
         with torch.no_grad():
             values = self.model(input_ids=IDS).logits[:, :-1].reshape(-1, 128)
         for handle in handles:
@@ -93,12 +92,18 @@ class Oracle:
         return [Gone(self, key) for key, gone in self.gone.items() if not gone]
 
     def narrower(self):
-        return [Less(self, self.width, i, self.group, "mlp") for i in range(len(self.layers))
-                if not self.gone["mlp", i] and self.width[i] > self.group]
+        return [
+            Less(self, self.width, i, self.group, "mlp")
+            for i in range(len(self.layers))
+            if not self.gone["mlp", i] and self.width[i] > self.group
+        ]
 
     def fewer(self):
-        return [Less(self, self.left, i, 1, "self_attn") for i in range(len(self.layers))
-                if not self.gone["self_attn", i] and self.left[i] > 1]
+        return [
+            Less(self, self.left, i, 1, "self_attn")
+            for i in range(len(self.layers))
+            if not self.gone["self_attn", i] and self.left[i] > 1
+        ]
 
 
 class Gone:

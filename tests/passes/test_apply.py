@@ -62,8 +62,12 @@ def test_a_written_config_rebuilds_the_pruned_model_weight_by_weight(tmp_path, n
 def test_the_form_is_the_published_one(tmp_path):
     model = tiny.model("llama")
     widths = {"0": 64, "1": 32, "2": 64}
-    config = {"pruned_attn_idx": [2], "pruned_mlp_idx": [0], "pruned_attn_width": widths,
-              "pruned_mlp_width": {"0": 96, "1": 48, "2": 96}}
+    config = {
+        "pruned_attn_idx": [2],
+        "pruned_mlp_idx": [0],
+        "pruned_attn_width": widths,
+        "pruned_mlp_width": {"0": 96, "1": 48, "2": 96},
+    }
     program = applied(tmp_path, model, config)
     assert written(capture(model).skeleton, program.skeleton, [], {}) == config
 
@@ -74,21 +78,35 @@ FULL = {"attn": {str(i): 64 for i in range(4)}, "mlp": {str(i): 96 for i in rang
 def test_a_dropped_layer_counts_as_both_its_branches_under_its_first_number(tmp_path):
     model = tiny.model("llama", num_hidden_layers=4)
     program, config = after_steps(
-        tmp_path, model, drop("1"), drop("1.self_attn"),
-        ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 1, "on": Selector((("|", "model.layers.2.mlp"),))}))
-    assert config == {"pruned_attn_idx": [1, 2], "pruned_mlp_idx": [1], "pruned_attn_width": FULL["attn"],
-                      "pruned_mlp_width": {**FULL["mlp"], "3": 48}}
+        tmp_path,
+        model,
+        drop("1"),
+        drop("1.self_attn"),
+        (
+            "prune.channels",
+            {"keep": Ratio(0.5, "channels"), "align": 1, "on": Selector((("|", "model.layers.2.mlp"),))},
+        ),
+    )
+    assert config == {
+        "pruned_attn_idx": [1, 2],
+        "pruned_mlp_idx": [1],
+        "pruned_attn_width": FULL["attn"],
+        "pruned_mlp_width": {**FULL["mlp"], "3": 48},
+    }
     ids = torch.arange(3, 15)[None]
     ours, theirs = program.model(ids).logits, applied(tmp_path, model, config).model(ids).logits
-    assert torch.allclose(ours, theirs, atol=1e-5)           # float32: the same sums in another order
+    assert torch.allclose(ours, theirs, atol=1e-5)  # float32: the same sums in another order
 
 
-@pytest.mark.parametrize(("steps", "attention"), [
-    (["2", "0"], [2, 0]),                      # the second is named before the first has moved it
-    (["2.self_attn", "1", "0.self_attn"], [2, 1, 0]),
-    (["0", "1"], [0, 2]),                      # 1 was 2
-    (["0", "0"], [0, 1]),
-])
+@pytest.mark.parametrize(
+    ("steps", "attention"),
+    [
+        (["2", "0"], [2, 0]),  # the second is named before the first has moved it
+        (["2.self_attn", "1", "0.self_attn"], [2, 1, 0]),
+        (["0", "1"], [0, 2]),  # 1 was 2
+        (["0", "0"], [0, 1]),
+    ],
+)
 def test_the_order_of_removal_survives_where_paths_still_say_which_layer_it_was(tmp_path, steps, attention):
     _, config = after_steps(tmp_path, tiny.model("llama", num_hidden_layers=4), *map(drop, steps))
     assert config["pruned_attn_idx"] == attention
@@ -109,8 +127,11 @@ def test_fewer_query_heads_per_kv_head_are_not_written_as_a_full_width(tmp_path,
 def test_whole_kv_heads_and_channels_are_written_and_rebuild_every_shape(tmp_path, name):
     model = tiny.model(name)
     program, config = after_steps(
-        tmp_path, model, ("prune.heads", {"keep": Ratio(0.5, "kv_heads")}),
-        ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 1}))
+        tmp_path,
+        model,
+        ("prune.heads", {"keep": Ratio(0.5, "kv_heads")}),
+        ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 1}),
+    )
     assert config["pruned_attn_width"] == {"0": 32, "1": 32, "2": 32}
     assert config["pruned_mlp_width"] == {"0": 48, "1": 48, "2": 48}
     ours, theirs = program.model.state_dict(), applied(tmp_path, model, config).model.state_dict()
@@ -142,26 +163,29 @@ def test_without_reorder_the_first_items_stay(tmp_path):
     assert torch.equal(layers[0].self_attn.k_proj.weight, before[0].self_attn.k_proj.weight[:16])
 
 
-@pytest.mark.parametrize(("config", "fact"), [
-    ("{", "is not JSON"),
-    ("[]", "holds no object"),
-    ({"other": 1}, "has none of pruned_attn_idx"),
-    ({"pruned_attn_idx": 3}, "is no list"),
-    ({"pruned_attn_idx": [7]}, "removes attn 7, the model has 3 layers"),
-    ({"pruned_mlp_idx": [True]}, "removes mlp True"),
-    ({"pruned_mlp_idx": [1, 1]}, "removes a layer's mlp twice"),
-    ({"pruned_mlp_width": {"31": 40}}, "gives a width for layer 31, the model has 3"),
-    ({"pruned_mlp_width": {"x": 40}}, "gives a width for layer x"),
-    ({"pruned_mlp_width": {"00": 40}}, "gives a width for layer 00"),
-    ({"pruned_mlp_width": {"²": 40}}, "gives a width for layer ²"),
-    ({"pruned_mlp_width": {"١": 40}}, "gives a width for layer ١"),
-    ({"pruned_mlp_width": {"1" * 5000: 40}}, "gives a width for layer 1111"),
-    ({"pruned_attn_idx": [0, 1, 2], "pruned_mlp_idx": [2, 1, 0]}, "removes every attention and MLP"),
-    ({"pruned_mlp_width": {"0": 14336}}, "keeps 14336 of 96 mlp channels"),
-    ({"pruned_mlp_width": {"0": 0}}, "keeps 0 of 96"),
-    ({"pruned_mlp_width": {"0": 1.5}}, "keeps 1.5 of 96"),
-    ({"pruned_attn_width": {"0": 40}}, "a KV head has 32 of them"),
-])
+@pytest.mark.parametrize(
+    ("config", "fact"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no object"),
+        ({"other": 1}, "has none of pruned_attn_idx"),
+        ({"pruned_attn_idx": 3}, "is no list"),
+        ({"pruned_attn_idx": [7]}, "removes attn 7, the model has 3 layers"),
+        ({"pruned_mlp_idx": [True]}, "removes mlp True"),
+        ({"pruned_mlp_idx": [1, 1]}, "removes a layer's mlp twice"),
+        ({"pruned_mlp_width": {"31": 40}}, "gives a width for layer 31, the model has 3"),
+        ({"pruned_mlp_width": {"x": 40}}, "gives a width for layer x"),
+        ({"pruned_mlp_width": {"00": 40}}, "gives a width for layer 00"),
+        ({"pruned_mlp_width": {"²": 40}}, "gives a width for layer ²"),
+        ({"pruned_mlp_width": {"١": 40}}, "gives a width for layer ١"),
+        ({"pruned_mlp_width": {"1" * 5000: 40}}, "gives a width for layer 1111"),
+        ({"pruned_attn_idx": [0, 1, 2], "pruned_mlp_idx": [2, 1, 0]}, "removes every attention and MLP"),
+        ({"pruned_mlp_width": {"0": 14336}}, "keeps 14336 of 96 mlp channels"),
+        ({"pruned_mlp_width": {"0": 0}}, "keeps 0 of 96"),
+        ({"pruned_mlp_width": {"0": 1.5}}, "keeps 1.5 of 96"),
+        ({"pruned_attn_width": {"0": 40}}, "a KV head has 32 of them"),
+    ],
+)
 def test_a_file_that_is_no_config_of_this_model_is_refused(tmp_path, config, fact):
     with pytest.raises(Reject) as refused:
         applied(tmp_path, tiny.model("llama"), config)
@@ -209,19 +233,25 @@ def test_a_profile_draws_what_is_gone_and_what_is_left(tmp_path):
     config = {"pruned_attn_idx": [2], "pruned_mlp_width": {"0": 48}, "pruned_attn_width": {"1": 32}}
     after = applied(tmp_path, model, config)
     picture = draw(profile(capture(model).skeleton), profile(after.skeleton, after.edits.layers))
-    assert picture == """\
+    assert (
+        picture
+        == """\
 layer  self_attn (KV heads)         mlp (channels)
     0  ████████████████████ 2       ██████████░░░░░░░░░░ 48 -50%
     1  ██████████░░░░░░░░░░ 1 -50%  ████████████████████ 96
     2  ···················· gone    ████████████████████ 96"""
+    )
 
 
-@pytest.mark.parametrize(("heads", "keep", "row"), [
-    (4, Ratio(0.5, "heads"), "██████████░░░░░░░░░░ 2 heads -50%"),       # one per KV head: discovered as plain heads
-    (8, Ratio(0.5, "heads"), "██████████░░░░░░░░░░ 4 heads -50%"),
-    (8, Ratio(0.5, "kv_heads"), "██████████░░░░░░░░░░ 1 -50%"),
-    (8, Ratio(1.0, "heads"), "████████████████████ 2"),
-])
+@pytest.mark.parametrize(
+    ("heads", "keep", "row"),
+    [
+        (4, Ratio(0.5, "heads"), "██████████░░░░░░░░░░ 2 heads -50%"),  # one per KV head: discovered as plain heads
+        (8, Ratio(0.5, "heads"), "██████████░░░░░░░░░░ 4 heads -50%"),
+        (8, Ratio(0.5, "kv_heads"), "██████████░░░░░░░░░░ 1 -50%"),
+        (8, Ratio(1.0, "heads"), "████████████████████ 2"),
+    ],
+)
 def test_a_profile_draws_query_heads_where_they_went_without_their_kv_head(tmp_path, heads, keep, row):
     model = tiny.model("llama", num_attention_heads=heads)
     program = capture(copy.deepcopy(model))

@@ -17,8 +17,8 @@ from tests import tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
-KINDS = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "opt", "gpt_neox")    # one of each layout of a layer
-WITH_BIAS = ("gpt2", "opt", "gpt_neox")          # their output projections add one
+KINDS = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "opt", "gpt_neox")  # one of each layout of a layer
+WITH_BIAS = ("gpt2", "opt", "gpt_neox")  # their output projections add one
 
 
 def cleaned(tmp_path, model, align=1):
@@ -59,14 +59,14 @@ def counts(program, kind):
 
 
 def assert_same(program, model):
-    assert torch.allclose(logits(program.model), logits(model), atol=1e-5)   # 1e-5: sums in another order
+    assert torch.allclose(logits(program.model), logits(model), atol=1e-5)  # 1e-5: sums in another order
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_channels_that_nobody_reads_go(tmp_path, name):
     model = tiny.model(name)
     for items, group in zip(([0, 5, 95], [7], []), groups_of(model, "channels"), strict=True):
-        zero(model, group.members[-group.readers:], items)
+        zero(model, group.members[-group.readers :], items)
     program = cleaned(tmp_path, model)
     assert counts(program, "channels") == [93, 95, 96]
     assert_same(program, model)
@@ -76,7 +76,7 @@ def test_channels_that_nobody_reads_go(tmp_path, name):
 def test_channels_that_are_made_of_zeros_go(tmp_path, name):
     model = tiny.model(name)
     first, *_ = groups_of(model, "channels")
-    zero(model, first.members[:-first.readers], [3, 4])
+    zero(model, first.members[: -first.readers], [3, 4])
     program = cleaned(tmp_path, model)
     assert counts(program, "channels") == [94, 96, 96]
     assert program.notes == [{"site": first.site, "kind": "channels", "removed": [3, 4], "kept": 94}]
@@ -84,9 +84,9 @@ def test_channels_that_are_made_of_zeros_go(tmp_path, name):
 
 
 def test_channels_made_of_zeros_stay_where_the_activation_makes_something_of_nothing(tmp_path):
-    model = tiny.model("gpt2", activation_function="sigmoid")                # sigmoid(0) is 0.5
+    model = tiny.model("gpt2", activation_function="sigmoid")  # sigmoid(0) is 0.5
     group, *_ = groups_of(model, "channels")
-    zero(model, group.members[:-group.readers], [3])
+    zero(model, group.members[: -group.readers], [3])
     with pytest.raises(Reject, match="nothing-dead"):
         cleaned(tmp_path, model)
 
@@ -97,16 +97,16 @@ def test_heads_with_their_keys_and_values_go(tmp_path, name, side):
     model = tiny.model(name)
     kind = "kv_heads" if groups_of(model, "kv_heads") else "heads"
     group = groups_of(model, kind)[1]
-    zero(model, group.members[:-group.readers] if side == "makers" else group.members[-group.readers:], [1])
+    zero(model, group.members[: -group.readers] if side == "makers" else group.members[-group.readers :], [1])
     program = cleaned(tmp_path, model)
     assert counts(program, "heads") == ([4, 3, 4] if kind == "heads" else [4, 2, 4])
     assert_same(program, model)
 
 
 def test_every_kv_head_loses_the_same_number_of_query_heads(tmp_path):
-    model = tiny.model("llama", num_attention_heads=8)                       # 4 query heads per KV head
+    model = tiny.model("llama", num_attention_heads=8)  # 4 query heads per KV head
     group = groups_of(model, "heads")[0]
-    zero(model, group.members[-group.readers:], [0, 1, 2, 6])
+    zero(model, group.members[-group.readers :], [0, 1, 2, 6])
     program = cleaned(tmp_path, model)
     assert program.notes == [{"site": group.site, "kind": "heads", "removed": [0, 6], "kept": 6}]
     assert_same(program, model)
@@ -115,7 +115,7 @@ def test_every_kv_head_loses_the_same_number_of_query_heads(tmp_path):
 def test_a_query_head_of_zeros_stays_as_it_attends_evenly(tmp_path):
     model = tiny.model("llama")
     group = groups_of(model, "heads")[0]
-    zero(model, group.members[:-group.readers], [0, 1, 2, 3])
+    zero(model, group.members[: -group.readers], [0, 1, 2, 3])
     with pytest.raises(Reject, match="nothing-dead"):
         cleaned(tmp_path, model)
 
@@ -123,7 +123,7 @@ def test_a_query_head_of_zeros_stays_as_it_attends_evenly(tmp_path):
 def test_widths_stay_multiples_of_align(tmp_path):
     model = tiny.model("llama")
     for count, group in zip((15, 16, 31), groups_of(model, "channels"), strict=True):
-        zero(model, group.members[-group.readers:], range(count))
+        zero(model, group.members[-group.readers :], range(count))
     assert counts(cleaned(tmp_path, model, align=16), "channels") == [96, 80, 80]
 
 
@@ -156,7 +156,7 @@ def test_a_mixer_without_an_output_projection_goes(tmp_path, name):
 def test_a_branch_that_adds_a_bias_stays_with_one_channel(tmp_path, name):
     model = tiny.model(name)
     group = groups_of(model, "channels")[0]
-    zero(model, group.members[-group.readers:], range(96))
+    zero(model, group.members[-group.readers :], range(96))
     program = cleaned(tmp_path, model)
     assert counts(program, "channels") == [1, 96, 96] and len(program.skeleton.branches) == 6
     assert_same(program, model)
@@ -227,7 +227,7 @@ def test_a_checkpoint_filled_up_with_zeros_gets_as_small_as_it_was(folder):
 def test_in_bfloat16_outputs_are_kept_within_its_rounding(tmp_path):
     model = tiny.model("llama").bfloat16()
     for group in groups_of(model, "channels"):
-        zero(model, group.members[-group.readers:], range(0, 96, 3))
+        zero(model, group.members[-group.readers :], range(0, 96, 3))
     before = Promise.of(capture(model))
     program = cleaned(tmp_path, model)
     before.check(program, Close(atol=1e-4))
@@ -259,7 +259,7 @@ def test_a_plan_says_that_weights_decide_how_much_is_left(folder):
 
 
 def test_counts_behind_it_are_not_checked_against_the_structure_before_it(folder):
-    step = "clean.dead()\n  bald = prune.heads(keep: 75% of kv_heads)"                 # 1.5 of 2
+    step = "clean.dead()\n  bald = prune.heads(keep: 75% of kv_heads)"  # 1.5 of 2
     recipe = folder / "r.effspec"
     recipe.write_text(ON_RANDOM.replace("clean.dead()", step))
     assert api.session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics == ()

@@ -24,8 +24,11 @@ from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import context, refused, slug
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
-STEPS = {**dict.fromkeys(mixers.MAMBA1, steps.selective), **dict.fromkeys(mixers.MAMBA2, steps.ssd),
-         "falcon_h1": None}                    # gates without a norm, and weighs what it projects
+STEPS = {
+    **dict.fromkeys(mixers.MAMBA1, steps.selective),
+    **dict.fromkeys(mixers.MAMBA2, steps.ssd),
+    "falcon_h1": None,
+}  # gates without a norm, and weighs what it projects
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 MASK = torch.tensor([[0] * 4 + [1] * 8, [1] * 12, [0] * 9 + [1] * 3, [0, *[1] * 11]])
 TOLERANCE = 1e-4
@@ -41,8 +44,16 @@ def lowered(tmp_path, model):
 
 
 def generated(model, **options):
-    return model.generate(IDS, attention_mask=MASK, max_new_tokens=6, do_sample=False, return_dict_in_generate=True,
-                          output_logits=True, pad_token_id=0, **options)
+    return model.generate(
+        IDS,
+        attention_mask=MASK,
+        max_new_tokens=6,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=0,
+        **options,
+    )
 
 
 def assert_generates_alike(one, other):
@@ -54,6 +65,7 @@ def assert_generates_alike(one, other):
 
 
 # -- the same outputs ----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ALL)
 def test_outputs_are_kept_on_all_shapes_padded_and_while_decoding(tmp_path, name):
@@ -73,7 +85,9 @@ def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
     assert {steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
 
 
-PIECES = {name: step and {steps.selective: pieces.selective, steps.ssd: pieces.ssd}[step] for name, step in STEPS.items()}
+PIECES = {
+    name: step and {steps.selective: pieces.selective, steps.ssd: pieces.ssd}[step] for name, step in STEPS.items()
+}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -92,17 +106,20 @@ def test_a_long_padded_prefill_goes_by_pieces_and_is_decoded_from(name, monkeypa
             a, b = (each(rows, attention_mask=mask[: len(rows)], use_cache=True) for each in (model, quick))
             assert close(a.logits[mask[: len(rows)] > 0], b.logits[mask[: len(rows)] > 0])
             longer = torch.cat([mask[: len(rows)], mask[: len(rows), :1] * 0 + 1], 1)
-            a, b = (each(rows[:, :1], attention_mask=longer, cache=out.cache, use_cache=True).logits
-                    for each, out in ((model, a), (quick, b)))
+            a, b = (
+                each(rows[:, :1], attention_mask=longer, cache=out.cache, use_cache=True).logits
+                for each, out in ((model, a), (quick, b))
+            )
             assert close(a, b)
     assert {pieces._proven[quick.get_submodule(path)] for path in scans(quick)} == {PIECES[name]}
-    assert PIECES[name] is None or {34, 101} <= set(sizes)     # three rows of 34 positions; one row at once
+    assert PIECES[name] is None or {34, 101} <= set(sizes)  # three rows of 34 positions; one row at once
 
 
 def recorded(over, sizes: list[int]):
     def told(family, mixer, hidden, mask, size):
         sizes.append(size)
         return over(family, mixer, hidden, mask, size)
+
     return told
 
 
@@ -120,8 +137,9 @@ def test_a_short_and_a_second_stretch_and_a_listener_get_the_whole_at_once(name)
     (path, *_) = scans(quick)
     with torch.no_grad():
         caches = [each(ids[:, :40], use_cache=True).cache for each in (model, quick)]
-        assert close(*(each(ids[:, 40:], cache=c, use_cache=True).logits
-                       for each, c in zip((model, quick), caches, strict=True)))
+        assert close(
+            *(each(ids[:, 40:], cache=c, use_cache=True).logits for each, c in zip((model, quick), caches, strict=True))
+        )
         quick.get_submodule(path).in_proj.register_forward_hook(lambda _, given, out: lengths.append(given[0].shape[1]))
         wanted = model(ids, use_cache=False).logits
         assert close(wanted, quick(ids, use_cache=False).logits)
@@ -135,9 +153,20 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
         from transformers import ZambaConfig, ZambaForCausalLM
 
         torch.manual_seed(0)
-        config = ZambaConfig(vocab_size=128, hidden_size=64, num_hidden_layers=5, num_attention_heads=4, pad_token_id=0,
-                             n_mamba_heads=2, intermediate_size=96, attn_layer_period=2, attn_layer_offset=1,
-                             mamba_d_state=8, mamba_dt_rank=4, num_key_value_heads=4)
+        config = ZambaConfig(
+            vocab_size=128,
+            hidden_size=64,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            pad_token_id=0,
+            n_mamba_heads=2,
+            intermediate_size=96,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=8,
+            mamba_dt_rank=4,
+            num_key_value_heads=4,
+        )
         model = ZambaForCausalLM(config).eval()
     else:
         model = mixers.model(name, mamba_expand=2, ssm_in_multiplier=0.7, ssm_multipliers=[0.9, 1.2, 0.8, 1.1, 0.7])
@@ -158,8 +187,9 @@ def test_bfloat16_keeps_outputs_within_its_rounding(name):
     assert distance(wide, observe(quick)) <= 1.5 * distance(wide, observe(model))
     ids = torch.randint(3, 128, (2, 90), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        wide, plain, fast = (each(ids, use_cache=False).logits.float()
-                             for each in (copy.deepcopy(model).float(), model, quick))
+        wide, plain, fast = (
+            each(ids, use_cache=False).logits.float() for each in (copy.deepcopy(model).float(), model, quick)
+        )
     assert float((fast - wide).norm()) <= 1.5 * float((plain - wide).norm())
     assert None not in {pieces._proven[quick.get_submodule(path)] for path in scans(quick)}
 
@@ -196,6 +226,7 @@ def first_of_each(group) -> set[int]:
 
 # -- after other passes --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "bamba", "zamba2"])
 def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_path, name):
     program = capture(mixers.model(name))
@@ -217,7 +248,7 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
     with as_library(program.model) as differs, as_library(fresh) as differs_too:
         assert differs and differs_too
         assert distance(before, observe(program.model)) == 0
-    assert distance(observe(fresh), observe(program.model)) <= 1e-5       # its first step was the library's
+    assert distance(observe(fresh), observe(program.model)) <= 1e-5  # its first step was the library's
     assert scans(fresh) == scans(program.model) == [s.site for s in program.skeleton.scans]
     assert_generates_alike(fresh, program.model)
 
@@ -228,7 +259,8 @@ def test_a_lowered_model_is_captured_again_as_the_library_writes_it(tmp_path):
         before = capture(copy.deepcopy(model))
         after = capture(lowered(tmp_path, model).model)
         assert {path: unit.key for path, unit in before.units.items()} == {
-            path: unit.key for path, unit in after.units.items()}
+            path: unit.key for path, unit in after.units.items()
+        }
         assert before.skeleton == after.skeleton
 
 
@@ -266,8 +298,11 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
     assert_generates_alike(plain, loaded)
     # what a loaded model saves is loaded again, and transformers itself knows nothing of kernels
     loaded.save_pretrained(tmp_path / "again")
-    again = api.load(tmp_path / "again") if form == "compact" else AutoModelForCausalLM.from_pretrained(
-        tmp_path / "again").eval()
+    again = (
+        api.load(tmp_path / "again")
+        if form == "compact"
+        else AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    )
     assert distance(observe(again), observe(loaded)) <= TOLERANCE
     if form == "model":
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
@@ -292,6 +327,7 @@ def test_the_zoo_keeps_its_outputs(tmp_path):
 
 
 # -- what is refused, and what stays the library's -----------------------------------------------------------
+
 
 def test_a_model_without_a_scan_is_refused_with_a_sentence(tmp_path):
     found = refused(lambda: lowered(tmp_path, tiny.model("llama"))).diagnostics

@@ -65,12 +65,13 @@ def written(tmp_path, program):
 
 # -- grouped queries -----------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_grouped_queries_compute_the_same_in_every_situation(tmp_path, name):
     model = tiny.model(name)
     program, note = lowered(tmp_path, model, "group_queries")
     assert len(note["grouped"]) == 3 and not note["left_alone"]
-    assert compare(model, program.model) < 1e-4                              # float32 sums in another order
+    assert compare(model, program.model) < 1e-4  # float32 sums in another order
     ids = prompt()
     options = {"max_new_tokens": 8, "do_sample": False}
     assert torch.equal(model.generate(ids, **options), program.model.generate(ids, **options))
@@ -81,15 +82,16 @@ def test_a_decoded_token_takes_the_rows_and_a_prompt_does_not(tmp_path, monkeypa
 
     seen = []
     plain = decoding.scaled_dot_product_attention
-    monkeypatch.setattr(decoding, "scaled_dot_product_attention", lambda q, *a, **o: seen.append(q.shape) or plain(q, *a, **o))
+    monkeypatch.setattr(
+        decoding, "scaled_dot_product_attention", lambda q, *a, **o: seen.append(q.shape) or plain(q, *a, **o)
+    )
     program, _ = lowered(tmp_path, tiny.model("llama"), "group_queries")
     seen.clear()
     program.model.generate(prompt(), max_new_tokens=3, do_sample=False)
-    assert seen == [torch.Size([2, 2, 2, 16])] * 6                           # 2 steps after the prompt, 3 layers
+    assert seen == [torch.Size([2, 2, 2, 16])] * 6  # 2 steps after the prompt, 3 layers
 
 
-@pytest.mark.parametrize(("name", "said"), [("gpt2", "every query head has keys of its own"),
-                                            ("gemma2", "`softcap`")])
+@pytest.mark.parametrize(("name", "said"), [("gpt2", "every query head has keys of its own"), ("gemma2", "`softcap`")])
 def test_attention_that_rows_do_not_suit_is_refused_with_the_reason(tmp_path, name, said):
     found = refused(lambda: lowered(tmp_path, tiny.model(name), "group_queries")).diagnostics[0]
     assert found.slug == "no-attention" and said in found.message
@@ -106,14 +108,17 @@ def test_grouped_queries_are_stored_and_loaded(tmp_path):
 
 # -- a cache that forgets ------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt", "gpt_neox", "phi3"])
 def test_a_cache_that_keeps_all_decodes_as_before(tmp_path, name):
     model = tiny.model(name, **({"n_positions": 512} if name == "gpt2" else LONG))
     program, note = pruned(tmp_path, model, **WHOLE)
-    assert len(note["pruned"]) == 3 and note["accuracy"]["divergence"] < 1e-3      # keys and values in bfloat16
+    assert len(note["pruned"]) == 3 and note["accuracy"]["divergence"] < 1e-3  # keys and values in bfloat16
     ids = prompt(length=80)
-    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6),
-                       program.model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6))
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6),
+        program.model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6),
+    )
 
 
 def test_forwards_without_a_cache_are_bit_for_bit_as_before(tmp_path):
@@ -133,12 +138,12 @@ def test_a_forgetful_cache_grows_and_differs_from_a_whole_one_only_where_it_forg
         layer = cache.layers[0]
         assert isinstance(layer, PackedLayer) and cache.get_seq_length() == 96
         store = layer.stores[0][2]
-        assert (store.blocks, store.recent) == (2, 32)                        # all but the window is in blocks
+        assert (store.blocks, store.recent) == (2, 32)  # all but the window is in blocks
         for place in range(70):
             half.model(prompt(length=1), use_cache=True, cache=cache)
             assert cache.get_seq_length() == 97 + place
     assert store.blocks == 4 and store.length == 166
-    assert store.bytes < 0.75 * 166 * 16 * 4 * 4                              # 2 sequences, 2 heads
+    assert store.bytes < 0.75 * 166 * 16 * 4 * 4  # 2 sequences, 2 heads
 
 
 def test_a_store_that_is_full_grows(tmp_path):
@@ -163,8 +168,8 @@ def test_sequences_that_are_padded_on_the_left_decode_as_each_does_alone(tmp_pat
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     together = program.model.generate(ids, attention_mask=mask, **options)[:, 70:]
     for row, pad in enumerate((9, 0, 9)):
-        alone = program.model.generate(ids[row:row + 1, pad:], **options)[:, 70 - pad:]
-        assert torch.equal(together[row:row + 1], alone)
+        alone = program.model.generate(ids[row : row + 1, pad:], **options)[:, 70 - pad :]
+        assert torch.equal(together[row : row + 1], alone)
 
 
 def test_beams_take_their_caches_along(tmp_path):
@@ -181,7 +186,7 @@ def test_several_tokens_after_a_prompt_are_fed_as_one_by_one(tmp_path):
     with torch.no_grad():
         at_once, single = (program.model(ids, use_cache=True)["cache"] for _ in range(2))
         together = program.model(more, use_cache=True, cache=at_once).logits
-        apart = torch.cat([program.model(more[:, i:i + 1], use_cache=True, cache=single).logits for i in range(5)], 1)
+        apart = torch.cat([program.model(more[:, i : i + 1], use_cache=True, cache=single).logits for i in range(5)], 1)
     assert torch.allclose(together, apart, atol=1e-5)
 
 

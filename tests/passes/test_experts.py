@@ -34,14 +34,16 @@ def experts(program: Program) -> list:
 def test_without_an_expert_the_router_chooses_as_if_it_had_the_least_score(name, data):
     model = tiny.model(name)
     program = capture(copy.deepcopy(model))
-    cuts = [(g, set(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=2, unique=True))))
-            for g in experts(program)]
+    cuts = [
+        (g, set(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=2, unique=True)))) for g in experts(program)
+    ]
     rows = {id(model.get_parameter(g.members[0].tensor)): sorted(dead) for g, dead in cuts}
     linear = F.linear
 
     def masked(x, weight, bias=None):
         out = linear(x, weight, bias)
         return out.index_fill(-1, torch.tensor(rows[id(weight)]), -1e4) if id(weight) in rows else out
+
     F.linear = masked
     try:
         expected = equivalence.observe(model)
@@ -76,7 +78,9 @@ def test_those_go_that_the_router_trusts_least(tmp_path):
             _, weights, index = output
             for expert in range(4):
                 sums[layer, expert] += weights[index == expert].sum()
+
         return hook
+
     handles = [layer.mlp.gate.register_forward_hook(listen(i)) for i, layer in enumerate(model.model.layers)]
     with torch.no_grad():
         model(ctx.rows(DataRef("rows")))

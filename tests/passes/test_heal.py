@@ -116,14 +116,15 @@ def test_tied_embeddings_stay_tied(tmp_path, facts):
 
 
 def test_the_seed_decides_the_result_bit_for_bit(tmp_path):
-    first, again, other = (healed(tmp_path / name, tiny.model("llama"), batch=batch, **LORA)[0].model.state_dict()
-                           for name, batch in (("a", 4), ("b", 4), ("c", 3)))
+    first, again, other = (
+        healed(tmp_path / name, tiny.model("llama"), batch=batch, **LORA)[0].model.state_dict()
+        for name, batch in (("a", 4), ("b", 4), ("c", 3))
+    )
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
-@pytest.mark.parametrize("name, before", [
-    ("llama", [("prune.blocks", {"remove": 1, "score": SCORE})]), ("gpt2", [])])
+@pytest.mark.parametrize("name, before", [("llama", [("prune.blocks", {"remove": 1, "score": SCORE})]), ("gpt2", [])])
 def test_gradient_checkpointing_gives_the_same_weights(tmp_path, name, before):
     model, seen = tiny.model(name), []
     for turn, again in enumerate((False, True)):
@@ -149,8 +150,9 @@ def test_distilled_alone_a_model_comes_closer_to_the_original(tmp_path):
 
 
 def test_the_best_weights_by_held_out_data_are_the_ones_that_stay(tmp_path):
-    program, _ = healed(tmp_path, tiny.model("llama"), held_out=DataRef("other"), every=3, patience=2, steps=90,
-                          method="full", lr=1e-2)
+    program, _ = healed(
+        tmp_path, tiny.model("llama"), held_out=DataRef("other"), every=3, patience=2, steps=90, method="full", lr=1e-2
+    )
     (note,) = program.notes
     looks = dict(note["held_out"])
     assert 0 < note["best"] < note["steps"] < 90
@@ -167,13 +169,15 @@ def test_merged_adapters_are_judged_once_more(tmp_path):
 
 # -- refusals ------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
 def test_training_that_helps_nothing_is_refused_and_says_how_it_went(tmp_path, facts):
-    backwards = rows_of(1).flip(1)                  # what is learned forwards is wrong backwards
+    backwards = rows_of(1).flip(1)  # what is learned forwards is wrong backwards
     start = tiny.model("llama")
     learned, _ = healed(tmp_path / "a", start, rows=backwards, steps=60, **FULL)
-    said = refused(tmp_path / "b", learned.model, other=backwards, held_out=DataRef("other"), every=5, patience=2,
-                   **facts)
+    said = refused(
+        tmp_path / "b", learned.model, other=backwards, held_out=DataRef("other"), every=5, patience=2, **facts
+    )
     assert said.slug == "not-healed" and said.exit == 1
     assert "healing did not help" in said.note and "after 10" in said.note and "lower `lr`" in said.help
 
@@ -211,7 +215,7 @@ def test_a_tied_output_layer_gets_no_adapter(tmp_path):
 
 def test_a_disk_without_room_for_checkpoints_is_told_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
-    said = refused(tmp_path, tiny.model("llama"), lr=1e20, method="full")          # this rate would be told next
+    said = refused(tmp_path, tiny.model("llama"), lr=1e20, method="full")  # this rate would be told next
     assert (said.slug, said.exit) == ("no-room", 6)
 
 
@@ -232,6 +236,7 @@ def test_senseless_numbers_are_refused_by_check(tmp_path, wrong):
 
 
 # -- in a recipe ---------------------------------------------------------------------------------------------
+
 
 def written(tmp_path, heal, cut="prune.channels(keep: 50% of channels, align: 16)"):
     config = tiny.config("llama").to_dict() | {"architectures": ["LlamaForCausalLM"]}
@@ -272,7 +277,9 @@ def test_a_kept_result_is_the_healed_model(tmp_path):
         first.step(stage)
     key, rows = first.plan.stages[-1].key, first.ctx.rows(DataRef("rows"))
     assert loss(second.reach(key).program.model, rows) == loss(first.reach(key).program.model, rows)
-    assert loss(second.reach(key).program.model, rows) < loss(second.reach(second.plan.stages[0].key).program.model, rows)
+    assert loss(second.reach(key).program.model, rows) < loss(
+        second.reach(second.plan.stages[0].key).program.model, rows
+    )
 
 
 def test_the_manifest_tells_the_loss_curve(tmp_path):
@@ -286,9 +293,13 @@ def test_the_manifest_tells_the_loss_curve(tmp_path):
 def test_responses_alone_are_learned_and_judged(tmp_path):
     """The loss before training is that of the assistants' tokens, by hand; after it they are predicted better."""
     for name, words in (("a", "begat bread corn David"), ("b", "earth fire grace house")):
-        (tmp_path / f"{name}.jsonl").write_text("".join(
-            json.dumps({"q": f"And what of {word}? {n}", "a": f"The {word} of the LORD"}) + "\n"
-            for n in range(8) for word in words.split()))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"q": f"And what of {word}? {n}", "a": f"The {word} of the LORD"}) + "\n"
+                for n in range(8)
+                for word in words.split()
+            )
+        )
     (tmp_path / "chat.effspec").write_text("""effspec 1
 model base = zoo("tiny-llama")
 data talk = chat("a.jsonl", length: 32, prompt: "q", response: "a")
@@ -329,8 +340,13 @@ def test_killed_many_times_a_compile_goes_on_to_the_same_bytes(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 60, lr: 1e-2, save: 3)")
     started = time.monotonic()
     whole = stepped(recipe, "whole")
-    kill_often(lambda: stepped(recipe, "killed"), lambda: shutil.rmtree(tmp_path / "killed"),
-               time.monotonic() - started, seed=4, times=2)
+    kill_often(
+        lambda: stepped(recipe, "killed"),
+        lambda: shutil.rmtree(tmp_path / "killed"),
+        time.monotonic() - started,
+        seed=4,
+        times=2,
+    )
     assert stepped(recipe, "killed") == whole
 
 
@@ -357,6 +373,7 @@ def test_without_peft_adapters_are_refused_before_any_weight_is_read(tmp_path, m
 
 
 # -- a model that has learned something ----------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("method, lr", [("lora", "5e-3"), ("full", "2e-3")])
 def test_the_zoo_model_gets_back_most_of_what_pruning_took(tmp_path, method, lr):
@@ -385,4 +402,4 @@ emit lean {{ hf("lean") }}
     original, pruned, healed_ = lost
     assert pruned > original + 1.0
     assert pruned - healed_ > 0.5 * (pruned - original)
-    assert hashlib.sha256((ZOO / "model.safetensors").read_bytes()).hexdigest() == weights   # trained a private copy
+    assert hashlib.sha256((ZOO / "model.safetensors").read_bytes()).hexdigest() == weights  # trained a private copy

@@ -41,6 +41,7 @@ def logits(model, ids=ROWS):
 
 # -- order and rate ------------------------------------------------------------------------------------------
 
+
 @given(count=st.integers(1, 9), start=st.integers(0, 40), taken=st.integers(1, 20), seed=st.integers(0, 99))
 def test_rows_come_once_an_epoch_and_an_order_can_be_entered_anywhere(count, start, taken, seed):
     whole = RowOrder(count, seed).take(0, start + taken)
@@ -58,6 +59,7 @@ def test_the_rate_rises_to_its_peak_once_and_never_falls_to_nothing(steps, share
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("learned", [None, SAID], ids=["all", "responses"])
 @pytest.mark.parametrize("share, temperature", [(0.0, 1.0), (0.4, 1.0), (0.4, 2.0), (1.0, 3.0)])
@@ -79,7 +81,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
     (0.5 * expected).backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
-        assert torch.allclose(found[name], parameter.grad, atol=1e-6), name     # 1e-6: float32 sums in another order
+        assert torch.allclose(found[name], parameter.grad, atol=1e-6), name  # 1e-6: float32 sums in another order
 
 
 def test_distilling_from_another_vocabulary_is_refused():
@@ -99,7 +101,7 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradient(bound):
     parameters = dict(model.named_parameters())
     for layers in ((), [unit.module(model) for unit in program.units.values()]):
         calls.clear()
-        torch.manual_seed(0)                                          # of the dropout
+        torch.manual_seed(0)  # of the dropout
         with training(model, parameters), recomputing(layers):
             Objective(model, ROWS).learn(chosen, 1.0)
             found.append((len(calls), {name: p.grad.clone() for name, p in parameters.items()}))
@@ -115,6 +117,7 @@ def test_layers_that_can_t_recompute_are_refused():
 
 # -- adapters ------------------------------------------------------------------------------------------------
 
+
 def portrait(model):
     """All that an adapter could leave behind."""
     modules = [(path, id(module), module.training, sorted(vars(module))) for path, module in model.named_modules()]
@@ -126,7 +129,7 @@ def test_merged_adapters_compute_what_they_did_beside_the_weights_and_leave_no_t
     model = tiny.model(name)
     program = capture(model)
     before, start = portrait(model), logits(model)
-    least = len(ROWS) - (name in EXPERTS)          # a rounding may turn a router's choice, and with it a row
+    least = len(ROWS) - (name in EXPERTS)  # a rounding may turn a router's choice, and with it a row
     with adapted(model, adaptable(program, None), SHAPE, seed=0) as adapters:
         # A new adapter changes nothing; 1e-5: scans and experts add up in another order from run to run.
         assert alike(logits(model), start, 1e-5) >= least
@@ -137,7 +140,7 @@ def test_merged_adapters_compute_what_they_did_beside_the_weights_and_leave_no_t
         adapters.merge()
     assert portrait(model) == before
     assert (beside - start).abs().max() > 1e-2
-    assert alike(logits(model), beside, 1e-4) >= least                   # 1e-4: (W + BA)x against Wx + B(Ax)
+    assert alike(logits(model), beside, 1e-4) >= least  # 1e-4: (W + BA)x against Wx + B(Ax)
 
 
 def alike(left, right, tolerance):
@@ -164,9 +167,22 @@ def test_adapters_go_on_what_is_selected_and_not_on_a_tied_weight():
 
 # -- the loop ------------------------------------------------------------------------------------------------
 
+
 def regime(**changes):
-    facts = {"steps": 12, "lr": 1e-2, "warmup": 2, "schedule": "cosine", "batch": 2, "accumulate": 1, "clip": 1.0,
-             "weight_decay": 0.01, "every": 3, "patience": 9, "save": 4, "seed": 0}
+    facts = {
+        "steps": 12,
+        "lr": 1e-2,
+        "warmup": 2,
+        "schedule": "cosine",
+        "batch": 2,
+        "accumulate": 1,
+        "clip": 1.0,
+        "weight_decay": 0.01,
+        "every": 3,
+        "patience": 9,
+        "save": 4,
+        "seed": 0,
+    }
     return Regime(**facts | changes)
 
 
@@ -176,7 +192,7 @@ class Stopped(Exception):
 
 def trained(folder, stop_at=None, judged=True, dtype=torch.float32, **changes):
     """(weights, course) of a run in a folder; `stop_at`: the forward of that number breaks it off."""
-    model = tiny.model("gpt2").to(dtype)                              # gpt2: dropout needs its own randomness
+    model = tiny.model("gpt2").to(dtype)  # gpt2: dropout needs its own randomness
     folder.mkdir(exist_ok=True)
     ctx = context_of(folder, model, recipe_of([]))
     lesson, forwards = Objective(model, ROWS), [0]
@@ -216,7 +232,7 @@ def test_a_run_broken_off_at_any_forward_goes_on_to_the_same_bits(tmp_path, dtyp
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     whole, course = trained(tmp_path / "a")
-    again, known = trained(tmp_path / "a", stop_at=1)                 # the first forward would break it
+    again, known = trained(tmp_path / "a", stop_at=1)  # the first forward would break it
     assert equal(whole, again) and known == course
 
 
@@ -232,8 +248,14 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path):
     for model, more in ((wide, {"batch": 4}), (narrow, {"batch": 2, "accumulate": 2})):
         ctx = context_of(tmp_path, model, recipe_of([]))
         parameters = dict(model.named_parameters())
-        Run(Trained(parameters), regime(**facts, **more, save=100 + len(more)), len(ROWS),
-            Objective(model, ROWS).learn, None, ctx).run()
+        Run(
+            Trained(parameters),
+            regime(**facts, **more, save=100 + len(more)),
+            len(ROWS),
+            Objective(model, ROWS).learn,
+            None,
+            ctx,
+        ).run()
     moved = [(a - b).abs().max().item() for a, b in zip(wide.parameters(), narrow.parameters(), strict=True)]
     far = [(a - b).abs().max().item() for a, b in zip(wide.parameters(), start.parameters(), strict=True)]
     assert min(far) > 5e-3
@@ -252,8 +274,9 @@ def test_the_best_weights_are_kept_and_waiting_ends_the_run(tmp_path):
 
 
 def test_a_narrow_model_learns_from_steps_that_its_own_type_rounds_off(tmp_path):
-    weights, course = trained(tmp_path / "a", dtype=torch.bfloat16, steps=40, lr=1e-4, judged=False,
-                              schedule="constant")
+    weights, course = trained(
+        tmp_path / "a", dtype=torch.bfloat16, steps=40, lr=1e-4, judged=False, schedule="constant"
+    )
     start = tiny.model("gpt2").to(torch.bfloat16).state_dict()
     assert weights["transformer.wte.weight"].dtype == torch.bfloat16
     assert not torch.equal(weights["transformer.h.1.mlp.c_fc.weight"], start["transformer.h.1.mlp.c_fc.weight"])
@@ -280,8 +303,17 @@ def killed_anywhere(folder: Path) -> None:
 
 def test_killed_anywhere_a_run_goes_on_to_the_same_bits(tmp_path):
     # In a process of its own: once another test has made autograd start threads, a fork can't learn any more.
-    run = subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; "
-                          "from tests.passes.test_heal_training import killed_anywhere; "
-                          "killed_anywhere(Path(sys.argv[1]))", tmp_path],
-                         cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; "
+            "from tests.passes.test_heal_training import killed_anywhere; "
+            "killed_anywhere(Path(sys.argv[1]))",
+            tmp_path,
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr

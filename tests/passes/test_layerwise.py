@@ -45,7 +45,9 @@ def naive_sparsegpt(weight, gram, share, pattern, damping=0.01, block=128):
             worth = torch.stack([w[:, i] ** 2 / inverses[i][0, 0] for i in range(j, min(j + of, w.shape[1]))], 1)
             if pattern == "any":
                 flat = worth.flatten().sort(stable=True).indices[: int(share * worth.numel())]
-                gone[:, j : j + of] = torch.zeros(worth.numel(), dtype=torch.bool).index_fill(0, flat, True).view_as(worth)
+                gone[:, j : j + of] = (
+                    torch.zeros(worth.numel(), dtype=torch.bool).index_fill(0, flat, True).view_as(worth)
+                )
             else:
                 gone[:, j : j + of].scatter_(1, worth.topk(of // 2, dim=1, largest=False).indices, True)
         for row in gone[:, j].nonzero()[:, 0]:
@@ -54,14 +56,15 @@ def naive_sparsegpt(weight, gram, share, pattern, damping=0.01, block=128):
     return w, gone
 
 
-@pytest.mark.parametrize(("k", "pattern", "dead"), [(24, "any", ()), (150, "any", (3, 140)), (24, "2:4", (5,)),
-                                                    (136, "4:8", ())])
+@pytest.mark.parametrize(
+    ("k", "pattern", "dead"), [(24, "any", ()), (150, "any", (3, 140)), (24, "2:4", (5,)), (136, "4:8", ())]
+)
 def test_sparsegpt_settles_weights_as_a_naive_one_does(k, pattern, dead):
     weight, _, gram = problem(6, k, seed=k, dead=dead)
     found = sparsegpt(weight, gram, 0.5, pattern)
     expected, gone = naive_sparsegpt(weight, gram, 0.5, pattern)
     assert torch.equal(found == 0, (expected == 0) | gone)
-    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)        # float32 sums over 4 k inputs
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)  # float32 sums over 4 k inputs
     assert not found[:, list(dead)].any()
 
 
@@ -89,6 +92,7 @@ def test_admm_ends_near_the_best_weights_for_its_zeros():
 
     def lost(w):
         return float(((w.double() - weight.double()) @ x.double().T).square().sum())
+
     assert lost(found) <= 1.05 * lost(best)
 
 
@@ -96,8 +100,11 @@ def test_grams_and_norms_are_those_of_whole_forwards():
     model = tiny.model("llama")
     program, rows = capture(model), torch.randint(3, 128, (20, 12), generator=torch.Generator().manual_seed(1))
     walk, inputs = Layerwise(program, rows), {}
-    hooks = [m.register_forward_pre_hook(lambda m, x, p=path: inputs.setdefault(p, []).append(x[0]))
-             for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    hooks = [
+        m.register_forward_pre_hook(lambda m, x, p=path: inputs.setdefault(p, []).append(x[0]))
+        for path, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+    ]
     with torch.no_grad():
         model(rows, use_cache=False)
     for hook in hooks:
@@ -107,7 +114,7 @@ def test_grams_and_norms_are_those_of_whole_forwards():
         walk.look(stage, grams.listen)
         walk.look(stage, norms.listen)
         walk.leave(stage)
-        assert len(grams.sums) == 4                          # q, k and v are given the same, and gate and up
+        assert len(grams.sums) == 4  # q, k and v are given the same, and gate and up
         for path in stage.modules:
             x = torch.cat(inputs[path]).flatten(0, 1)
             assert torch.allclose(grams.of(path), x.T @ x, rtol=1e-3, atol=1e-3)
@@ -120,7 +127,8 @@ def test_every_layer_runs_twice_and_not_once_for_each_behind_it(tmp_path, word):
     rows = torch.randint(3, 128, (96, 12), generator=torch.Generator().manual_seed(1))
     for i, layer in enumerate(model.model.layers):
         layer.input_layernorm.register_forward_hook(
-            lambda m, args, out, i=i: calls.update({i: calls.get(i, 0) + len(args[0])}))
+            lambda m, args, out, i=i: calls.update({i: calls.get(i, 0) + len(args[0])})
+        )
     run(tmp_path, model, word, rows)
     # Twice over the rows, the last once; the rest is capturing, and trying with one batch of 16 whether layers can be entered.
     assert all(96 <= count < 3 * 96 for count in calls.values()), calls
@@ -134,12 +142,15 @@ def test_a_run_that_is_killed_anywhere_comes_to_the_same_bits(tmp_path, word):
     whole, _ = run(tmp_path / "whole", model, word, allocation="searched")
     span = time.monotonic() - started
     again.mkdir()
-    kill_often(lambda: run(again, model, word, allocation="searched"), lambda: shutil.rmtree(again / "work"), span, seed=3)
+    kill_often(
+        lambda: run(again, model, word, allocation="searched"), lambda: shutil.rmtree(again / "work"), span, seed=3
+    )
     found, _ = run(again, model, word, allocation="searched")
     assert all(torch.equal(p, found.model.get_parameter(n)) for n, p in whole.model.named_parameters())
 
 
 # -- how zeros are shared ------------------------------------------------------------------------------------
+
 
 def test_owl_gives_the_published_shares():
     """As its code has it: ratios scaled to twice lambda, around the share that is kept."""
@@ -152,8 +163,10 @@ def test_owl_gives_the_published_shares():
     assert torch.allclose(torch.tensor([found[unit] for unit in ratios], dtype=torch.float64), published, atol=1e-6)
 
 
-@given(st.lists(st.tuples(st.floats(1e-6, 1), st.floats(1.1, 50), st.integers(1, 1000)), min_size=1, max_size=8),
-       st.floats(0.2, 0.8))
+@given(
+    st.lists(st.tuples(st.floats(1e-6, 1), st.floats(1.1, 50), st.integers(1, 1000)), min_size=1, max_size=8),
+    st.floats(0.2, 0.8),
+)
 def test_searched_shares_have_the_mean_that_was_asked_and_the_dearer_layer_keeps_more(layers, share):
     costs = {str(i): ((share - 0.1, cost), (share + 0.1, cost * rise)) for i, (cost, rise, _) in enumerate(layers)}
     weights = {str(i): size for i, (_, _, size) in enumerate(layers)}
@@ -161,8 +174,11 @@ def test_searched_shares_have_the_mean_that_was_asked_and_the_dearer_layer_keeps
     mean = sum(found[u] * weights[u] for u in found) / sum(weights.values())
     assert mean == pytest.approx(share, abs=1e-6)
     assert all(share - 0.2 <= s <= share + 0.2 for s in found.values())
-    alike = searched({"cheap": ((share - 0.1, 0.01), (share + 0.1, 0.1)), "dear": ((share - 0.1, 0.02),
-                      (share + 0.1, 0.2))}, {"cheap": 1, "dear": 1}, share)
+    alike = searched(
+        {"cheap": ((share - 0.1, 0.01), (share + 0.1, 0.1)), "dear": ((share - 0.1, 0.02), (share + 0.1, 0.2))},
+        {"cheap": 1, "dear": 1},
+        share,
+    )
     assert alike["cheap"] > alike["dear"]
 
 
@@ -185,12 +201,16 @@ def test_probes_leave_the_model_as_it_was(tmp_path):
     program, before = capture(model), copy.deepcopy(model.state_dict())
     chosen = chosen_parts(program.skeleton, None)
     ctx = context_of(tmp_path, model, recipe_of([]))
-    spread = shares(program, stages(program, chosen), torch.randint(3, 128, (4, 12)), 0.5, "searched", sizes(chosen), ctx)
+    spread = shares(
+        program, stages(program, chosen), torch.randint(3, 128, (4, 12)), 0.5, "searched", sizes(chosen), ctx
+    )
     assert len(spread) == 3
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_a_pattern_leaves_no_shares_to_decide(tmp_path, pattern):
-    found = refused(lambda: run(tmp_path, tiny.model("llama"), "wanda", pattern=pattern, allocation="owl")).diagnostics[0]
+    found = refused(lambda: run(tmp_path, tiny.model("llama"), "wanda", pattern=pattern, allocation="owl")).diagnostics[
+        0
+    ]
     assert found.slug == "unfit-pattern" and "allocation" in found.help

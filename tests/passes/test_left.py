@@ -6,17 +6,49 @@ from effc.compiler.search.narrowing import cuttable
 
 from tests.architectures import matrix, table
 
-NAMES = {                          # what their forward writes down: the width of all heads, of a bias for each head
-    "trocr": ("AutoModelForCausalLM", "trocr", {
-        "vocab_size": 128, "d_model": 64, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 96,
-        "max_position_embeddings": 128, "pad_token_id": 0, "cross_attention_hidden_size": 64}),
-    "layoutlmv3": ("AutoModelForSequenceClassification", "layoutlmv3", {
-        "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
-        "pad_token_id": 0, "visual_embed": False, "coordinate_size": 8, "shape_size": 16,
-        "max_2d_position_embeddings": 64}),
-    "pvt_v2": ("AutoModelForImageClassification", "pvt_v2", {
-        "image_size": 64, "hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4],
-        "depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2], "num_labels": 5}),
+NAMES = {  # what their forward writes down: the width of all heads, of a bias for each head
+    "trocr": (
+        "AutoModelForCausalLM",
+        "trocr",
+        {
+            "vocab_size": 128,
+            "d_model": 64,
+            "decoder_layers": 3,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 96,
+            "max_position_embeddings": 128,
+            "pad_token_id": 0,
+            "cross_attention_hidden_size": 64,
+        },
+    ),
+    "layoutlmv3": (
+        "AutoModelForSequenceClassification",
+        "layoutlmv3",
+        {
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "pad_token_id": 0,
+            "visual_embed": False,
+            "coordinate_size": 8,
+            "shape_size": 16,
+            "max_2d_position_embeddings": 64,
+        },
+    ),
+    "pvt_v2": (
+        "AutoModelForImageClassification",
+        "pvt_v2",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 64, 64],
+            "num_attention_heads": [1, 2, 4, 4],
+            "depths": [1, 1, 1, 1],
+            "mlp_ratios": [2, 2, 2, 2],
+            "num_labels": 5,
+        },
+    ),
 }
 
 
@@ -59,7 +91,11 @@ def test_what_can_not_go_is_told_with_the_remedy_for_its_kind():
     program = capture(table.model("llama"))
     last = program.model.config.num_hidden_layers
     with pytest.raises(Reject) as refused:
-        rehearse(program, "half of the experts", lambda trial: Rewriter(trial).narrow(
-            f"model.layers.{last - 1}.mlp.up_proj.weight", 0, [0, 1]), remedy="make them narrower")
+        rehearse(
+            program,
+            "half of the experts",
+            lambda trial: Rewriter(trial).narrow(f"model.layers.{last - 1}.mlp.up_proj.weight", 0, [0, 1]),
+            remedy="make them narrower",
+        )
     (found,) = refused.value.diagnostics
     assert found.help == "make them narrower" and "half of the experts can't be removed" in found.message

@@ -21,10 +21,23 @@ IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
 OTHER_IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(9))
 OTHER = MetricRef("perplexity", (("data", DataRef("other")),))
 PUBLISHED = Shares((("blocks", 44.0), ("channels", 52.0), ("heads", 4.0)))
-COSTS = {}           # what the last search said that it cost
-DEFAULTS = {"on": None, "score": SCORE, "split": None, "order": ("blocks", "channels", "heads"), "search": "racing",
-            "rank": None, "reorder": None, "repair": None, "group": 16, "heads": 1, "width_score": None, "check": None, "clock": MetricRef("decode.p50"),
-            "data": DataRef("rows")}
+COSTS = {}  # what the last search said that it cost
+DEFAULTS = {
+    "on": None,
+    "score": SCORE,
+    "split": None,
+    "order": ("blocks", "channels", "heads"),
+    "search": "racing",
+    "rank": None,
+    "reorder": None,
+    "repair": None,
+    "group": 16,
+    "heads": 1,
+    "width_score": None,
+    "check": None,
+    "clock": MetricRef("decode.p50"),
+    "data": DataRef("rows"),
+}
 
 
 def pruned(tmp_path, model, **args):
@@ -60,7 +73,7 @@ def test_an_exact_search_decides_as_the_published_loop(tmp_path, seed, split):
 def test_an_exact_search_runs_about_half_of_the_layers_of_whole_forwards(tmp_path):
     model = tiny.model("llama", num_hidden_layers=12)
     pruned(tmp_path, model, remove=Ratio(0.1, "params"), search="exact", split=PUBLISHED)
-    assert share_of_naive() <= 0.60                     # 12 layers: (L + 1) / 2L is 0.54, and the first look
+    assert share_of_naive() <= 0.60  # 12 layers: (L + 1) / 2L is 0.54, and the first look
 
 
 def test_racing_runs_a_fifth_of_the_layers_or_less(tmp_path):
@@ -79,7 +92,7 @@ def test_every_architecture_meets_its_budget_and_computes_what_was_scored(tmp_pa
     with torch.no_grad():
         values = program.model(input_ids=IDS).logits[:, :-1].reshape(-1, 128)
     loss = torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1))
-    assert torch.allclose(loss.exp(), torch.tensor(last["score"]), rtol=1e-3)    # sliced and masked sums differ
+    assert torch.allclose(loss.exp(), torch.tensor(last["score"]), rtol=1e-3)  # sliced and masked sums differ
     if of == "flops":
         before, after = (flops_per_token(x, 512) for x in (capture(model).skeleton, program.skeleton))
         assert 1 - after / before == pytest.approx(last["share"], abs=1e-3)
@@ -94,8 +107,17 @@ def test_repair_leaves_less_damage_than_none(tmp_path):
     scores = {}
     for repair in (True, False):
         (tmp_path / str(repair)).mkdir()
-        program = pruned(tmp_path / str(repair), model, remove=Ratio(0.2, "params"), order=("channels",),
-                         repair=repair, rank="loss", search="exact", reorder="wanda", group=8)
+        program = pruned(
+            tmp_path / str(repair),
+            model,
+            remove=Ratio(0.2, "params"),
+            order=("channels",),
+            repair=repair,
+            rank="loss",
+            search="exact",
+            reorder="wanda",
+            group=8,
+        )
         scores[repair] = [n["score"] for n in program.notes if "cut" in n][-1]
     assert scores[True] < scores[False]
 
@@ -203,8 +225,15 @@ def test_a_metric_beside_the_search_is_measured_on_rows_that_no_decision_reads(t
 
 
 def test_a_metric_beside_is_compared_with_the_score_of_its_own_turn(tmp_path):
-    program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.3, "params"), check=OTHER, split=PUBLISHED,
-                     width_score=OTHER, group=8)
+    program = pruned(
+        tmp_path,
+        tiny.model("llama"),
+        remove=Ratio(0.3, "params"),
+        check=OTHER,
+        split=PUBLISHED,
+        width_score=OTHER,
+        group=8,
+    )
     (note,) = [n for n in program.notes if "beside" in n]
     by = [s[1] for s in note["seen"]]
     assert by[0] == "perplexity(rows)" and by[-1] == "perplexity(other)"
@@ -217,8 +246,14 @@ def test_a_score_for_widths_needs_turns(tmp_path):
 
 
 def test_shares_count_among_the_kinds_in_order(tmp_path):
-    program = pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), split=PUBLISHED,
-                     order=("channels", "heads"), group=4)
+    program = pruned(
+        tmp_path,
+        tiny.model("llama"),
+        remove=Ratio(0.2, "params"),
+        split=PUBLISHED,
+        order=("channels", "heads"),
+        group=4,
+    )
     first = [n for n in program.notes if "cut" in n and n["kind"] == "channels"][-1]["share"]
     assert 0.2 * 52 / 56 <= first < 0.2 * 52 / 56 + 0.01
 
@@ -260,7 +295,7 @@ def test_latency_is_measured_and_saved(tmp_path):
     (tmp_path / "again").mkdir()
     (tmp_path / "again/work").mkdir()
     journal = (tmp_path / "work/scores.jsonl").read_bytes()
-    (tmp_path / "again/work/scores.jsonl").write_bytes(journal)          # one that goes on has the same table
+    (tmp_path / "again/work/scores.jsonl").write_bytes(journal)  # one that goes on has the same table
     again = pruned(tmp_path / "again", model, remove=Ratio(0.2, "latency"), group=64, clock=clock)
     assert again.notes == program.notes
 
@@ -321,7 +356,7 @@ def test_kept_outputs_are_bounded_by_the_memory_that_is_allowed(tmp_path, monkey
     monkeypatch.setattr("effc.compiler.search.loop.room_for", lambda limit: most // 3)
     (tmp_path / "again").mkdir()
     bound = pruned(tmp_path / "again", model, remove=Ratio(0.1, "params"))
-    one = IDS.numel() * 64 * 4                           # the outputs of one layer: the one last asked for
+    one = IDS.numel() * 64 * 4  # the outputs of one layer: the one last asked for
     assert COSTS["layer outputs kept"] <= most // 3 + one
     assert bound.notes == free.notes
 

@@ -15,12 +15,39 @@ from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 torch.set_num_threads(1)
 CLOCK = MetricRef("decode.p50", (("prompt", 16), ("steps", 8)))
-PRUNE = {"score": SCORE, "order": ("blocks", "channels", "heads"), "split": None, "search": "racing", "rank": None,
-         "reorder": None, "repair": None, "data": DataRef("rows"), "group": 16, "heads": 1, "width_score": None,
-         "clock": CLOCK, "machine": None, "check": None, "on": None}
+PRUNE = {
+    "score": SCORE,
+    "order": ("blocks", "channels", "heads"),
+    "split": None,
+    "search": "racing",
+    "rank": None,
+    "reorder": None,
+    "repair": None,
+    "data": DataRef("rows"),
+    "group": 16,
+    "heads": 1,
+    "width_score": None,
+    "clock": CLOCK,
+    "machine": None,
+    "check": None,
+    "on": None,
+}
 KINDS = ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states")
-SHED = {"score": SCORE, "order": KINDS, "split": None, "search": "racing", "rank": None, "repair": None, "group": 16,
-        "heads": 1, "experts": 1, "states": 4, "data": DataRef("rows"), "clock": CLOCK, "on": None}
+SHED = {
+    "score": SCORE,
+    "order": KINDS,
+    "split": None,
+    "search": "racing",
+    "rank": None,
+    "repair": None,
+    "group": 16,
+    "heads": 1,
+    "experts": 1,
+    "states": 4,
+    "data": DataRef("rows"),
+    "clock": CLOCK,
+    "on": None,
+}
 ARGUMENTS = {"prune.multi": PRUNE, "shed.multi": SHED}
 
 
@@ -39,8 +66,10 @@ def assert_runs(program):
         unit.bind(program.model)
     assert distance(before, observe(program.model)) == 0.0
     ids, mask = mixers.rows()[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
-    one, two = (program.model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=use)
-                for use in (True, False))
+    one, two = (
+        program.model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=use)
+        for use in (True, False)
+    )
     assert torch.equal(one, two)
 
 

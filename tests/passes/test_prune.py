@@ -41,6 +41,7 @@ def loss(model):
 
 def silenced(model, sites):
     """Hooks that make the output of attention or MLP modules zero: a pre-norm model without these branches."""
+
     def zero(_module, _args, output):
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
@@ -78,7 +79,7 @@ def test_removing_blocks_equals_silencing_them(tmp_path, name):
     expected = logits(model)
     for hook in hooks:
         hook.remove()
-    assert torch.allclose(logits(program.model), expected, atol=1e-5)     # 1e-5: x + 0 against x in float32
+    assert torch.allclose(logits(program.model), expected, atol=1e-5)  # 1e-5: x + 0 against x in float32
 
 
 def test_layers_go_whole_and_leave_a_stock_config(tmp_path):
@@ -116,7 +117,7 @@ def test_heads_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name, bas
 
 def silence(model, group, items):
     """Zero what the group's readers read of the items."""
-    for member in group.members[-group.readers:]:
+    for member in group.members[-group.readers :]:
         weight = model.get_parameter(member.tensor)
         dead = [i for item in items for i in member.indices(item)]
         with torch.no_grad():
@@ -126,8 +127,9 @@ def silence(model, group, items):
 def greedy_width_oracle(model, cuts, step):
     """Widths left after `cuts` cuts, by masking down_proj columns of the least gate and up rows and trying all."""
     layers = model.model.layers
-    magnitude = [x.mlp.gate_proj.weight.abs().sum(1).double() + x.mlp.up_proj.weight.abs().sum(1).double()
-                 for x in layers]
+    magnitude = [
+        x.mlp.gate_proj.weight.abs().sum(1).double() + x.mlp.up_proj.weight.abs().sum(1).double() for x in layers
+    ]
     order = [torch.sort(m, stable=True).indices for m in magnitude]
     gone = [0] * len(layers)
     for _ in range(cuts):
@@ -159,8 +161,9 @@ def test_with_a_score_widths_are_those_of_an_exhaustive_oracle(tmp_path, seed):
 def test_a_pruned_model_generates_with_cache_as_without(tmp_path):
     model = tiny.model("llama")
     program = pruned(tmp_path, model, "prune.blocks", remove=2)
-    made = [program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cached)
-            for cached in (True, False)]
+    made = [
+        program.model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cached) for cached in (True, False)
+    ]
     assert torch.equal(*made)
 
 
@@ -188,7 +191,7 @@ def test_layers_that_the_model_needs_are_no_candidates(tmp_path, name, layers, g
     model = tiny.model(name, num_hidden_layers=layers)
     program = pruned(tmp_path, model, "prune.blocks", remove=2, unit="layer", search=search)
     cuts = [note["cut"].rpartition(".")[2] for note in program.notes if "cut" in note]
-    assert cuts == gone or sorted(cuts) == gone              # jamba's can only go from the end
+    assert cuts == gone or sorted(cuts) == gone  # jamba's can only go from the end
     assert len(program.model.model.layers) == layers - 2
     assert logits(program.model).isfinite().all()
 
@@ -207,8 +210,9 @@ def test_params_that_no_width_leaves_are_refused(tmp_path):
         pruned(tmp_path, tiny.model("llama"), "prune.channels", keep=Ratio(0.05, "params"), align=2)
 
 
-@pytest.mark.parametrize(("name", "changes", "reach"), [
-    ("jamba", {}, "33.3%"), ("gemma4_text", {"num_kv_shared_layers": 1}, "0%")])
+@pytest.mark.parametrize(
+    ("name", "changes", "reach"), [("jamba", {}, "33.3%"), ("gemma4_text", {"num_kv_shared_layers": 1}, "0%")]
+)
 def test_more_layers_than_the_model_can_do_without_are_out_of_reach(tmp_path, name, changes, reach):
     with pytest.raises(Reject) as refused:
         pruned(tmp_path, tiny.model(name, **changes), "prune.blocks", remove=2, unit="layer")
@@ -238,8 +242,10 @@ def test_rows_of_k_and_v_count_for_every_query_head_that_they_serve():
     program = capture(tiny.model("llama", num_attention_heads=8, num_key_value_heads=2))
     attention = program.model.model.layers[1].self_attn
     (group,) = [g for g in program.skeleton.groups if g.kind == "kv_heads" and ".1." in g.site]
-    q, k, v = (p.weight.abs().double().sum(1).reshape(2, -1).sum(1)
-               for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    q, k, v = (
+        p.weight.abs().double().sum(1).reshape(2, -1).sum(1)
+        for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     assert torch.allclose(l1(program, group), q + 4 * k + 4 * v)
     (group,) = [g for g in program.skeleton.groups if g.kind == "heads" and ".1." in g.site]
     assert torch.allclose(l1(program, group).reshape(2, 4).sum(1), q)

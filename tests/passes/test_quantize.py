@@ -29,8 +29,13 @@ def run(tmp_path, model, *steps):
     return program, program.notes[-1]
 
 
-@given(bits=st.integers(2, 8), group=st.sampled_from([0, 4, 8]), symmetric=st.booleans(), search=st.booleans(),
-       seed=st.integers(0, 99))
+@given(
+    bits=st.integers(2, 8),
+    group=st.sampled_from([0, 4, 8]),
+    symmetric=st.booleans(),
+    search=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_few_values_a_group_zero_among_them(bits, group, symmetric, search, seed):
     weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed))
     weight[0, :8], weight[1, 8:] = 0, weight[1, 8:].abs()
@@ -39,7 +44,7 @@ def test_few_values_a_group_zero_among_them(bits, group, symmetric, search, seed
     for row in found.view(-1, group or 16):
         assert len(row.unique()) <= 2**bits
     assert not found[weight == 0].any()
-    assert torch.allclose(scales.round(found), found, atol=1e-6)                  # what is on the grid stays there
+    assert torch.allclose(scales.round(found), found, atol=1e-6)  # what is on the grid stays there
 
 
 @given(group=st.sampled_from([0, 4]), bits=st.integers(3, 8), seed=st.integers(0, 99))
@@ -64,7 +69,7 @@ def naive_gptq(weight, gram, grid, order, keep, damping=0.01):
         group = j // grid.width(len(h))
         if order == "given" and j % grid.width(len(h)) == 0:
             late = grid.fit(w[:, j : j + grid.width(len(h))].float(), gram.diagonal()[j : j + grid.width(len(h))])
-        new = (late.round_column(w[:, j].float(), 0) if order == "given" else scales.round_column(w[:, j].float(), group))
+        new = late.round_column(w[:, j].float(), 0) if order == "given" else scales.round_column(w[:, j].float(), group)
         new = new if keep is None else torch.where(keep[:, j], new, 0.0)
         error = (w[:, j] - new) / inverse[0, 0]
         w[:, left] -= error[:, None] * inverse[0]
@@ -91,12 +96,13 @@ def test_gptq_settles_weights_as_a_naive_one_does(order, sparse, search):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_what_is_given_back_and_searched_loses_less(seed, symmetric):
     weight, x, _ = problem(32, 64, seed)
-    x = x * torch.randn(64, generator=torch.Generator().manual_seed(seed)).exp()            # some inputs are large
+    x = x * torch.randn(64, generator=torch.Generator().manual_seed(seed)).exp()  # some inputs are large
     gram = x.T @ x
     plain, better = Grid(4, 32, symmetric, False), Grid(4, 32, symmetric, True)
 
     def lost(w):
         return float(((w - weight) @ x.T).square().sum())
+
     nearest = lost(plain.fit(weight).round(weight))
     published = lost(gptq(weight, gram, plain, "given", None))
     ours = lost(gptq(weight, gram, better, "activation", None))

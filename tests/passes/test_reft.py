@@ -45,7 +45,9 @@ def ctx(home, tmp_path):
 
 def context(home, work, **changes):
     origin = Hf(name=str(home / "m")).resolve(worlds.context(home))
-    data = {name: ("pairs", {"path": f"{name}.jsonl", "join": " ", "length": 13, **changes}) for name in ("train", "dev")}
+    data = {
+        name: ("pairs", {"path": f"{name}.jsonl", "join": " ", "length": 13, **changes}) for name in ("train", "dev")
+    }
     made = worlds.context(home, origin, data)
     made.workdir = work
     return made
@@ -70,11 +72,15 @@ def loss(program, ctx, name="dev"):
 
 
 def off_orthonormal(model):
-    return max(float((f.rows() @ f.rows().T - torch.eye(len(f.rows()))).abs().max()) for _, m in interventions(model)
-               for f in m.functions.values())
+    return max(
+        float((f.rows() @ f.rows().T - torch.eye(len(f.rows()))).abs().max())
+        for _, m in interventions(model)
+        for f in m.functions.values()
+    )
 
 
 # -- rows of prompts and answers -----------------------------------------------------------------------------
+
 
 def test_a_row_is_a_prompt_and_its_answer_and_says_which_is_which(ctx):
     rows, said, asked = ctx.rows(DataRef("train")), ctx.said(DataRef("train")), ctx.prompts(DataRef("train"))
@@ -83,7 +89,7 @@ def test_a_row_is_a_prompt_and_its_answer_and_says_which_is_which(ctx):
         assert row[0] == ctx.tokenizer.bos_token_id
         assert ctx.tokenizer.decode(row[1:n]) == prompt
         assert ctx.tokenizer.decode(row[tells]) == f" {answer}</s>"
-        assert tells.nonzero()[0] == n and not tells[int(n) + len(answer) + 2:].any()
+        assert tells.nonzero()[0] == n and not tells[int(n) + len(answer) + 2 :].any()
 
 
 def test_fewer_samples_are_the_same_rows_in_every_way_of_telling(home, tmp_path):
@@ -108,10 +114,22 @@ def test_pairs_that_fit_into_no_row_are_refused_or_dropped_where_that_is_asked(h
 
 # -- training ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("form, start", [("loreft", "identity"), ("noreft", "identity"), ("direft", "identity"),
-                                         ("odireft", "random"), ("consreft", "random"), ("lobireft", "identity")])
+
+@pytest.mark.parametrize(
+    "form, start",
+    [
+        ("loreft", "identity"),
+        ("noreft", "identity"),
+        ("direft", "identity"),
+        ("odireft", "random"),
+        ("consreft", "random"),
+        ("lobireft", "identity"),
+    ],
+)
 def test_every_form_learns_and_nothing_else_changes(ctx, form, start):
-    program = taught(ctx, {"form": form, "start": start, "tied": False}, steps=20, lr=1.0 if form == "lobireft" else 3e-2)
+    program = taught(
+        ctx, {"form": form, "start": start, "tied": False}, steps=20, lr=1.0 if form == "lobireft" else 3e-2
+    )
     base = ctx.origin.load()
     before = loss(capture(copy.deepcopy(base)), ctx)
     assert loss(program, ctx) < 0.8 * before
@@ -119,8 +137,11 @@ def test_every_form_learns_and_nothing_else_changes(ctx, form, start):
     assert all(torch.equal(state[name], tensor) for name, tensor in base.state_dict().items())
     assert all(p.grad is None for p in program.model.parameters())
     note = program.notes[-1]
-    assert note["trained"] == program.notes[0]["parameters"] == sum(p.numel() for _, m in interventions(program.model)
-                                                                    for p in m.parameters())
+    assert (
+        note["trained"]
+        == program.notes[0]["parameters"]
+        == sum(p.numel() for _, m in interventions(program.model) for p in m.parameters())
+    )
     assert note["loss"][-1][1] < note["loss"][0][1] and json.loads(json.dumps(note))
 
 
@@ -135,25 +156,29 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)
     stored = dict(again.model.named_parameters())
     name = next(n for n in stored if n.endswith("project"))
-    assert torch.allclose(stored[name] @ stored[name].T, torch.eye(2), atol=1e-5)      # what lies in the file is R
+    assert torch.allclose(stored[name] @ stored[name].T, torch.eye(2), atol=1e-5)  # what lies in the file is R
     moved = stored[name].clone()
     run(again, ctx, "tune.reft", **{**SHORT, "steps": 1, "lr": 0.3, "warmup": Ratio(0.0)})
     assert (stored[name] - moved).abs().max() > 1e-2 and off_orthonormal(again.model) < 1e-5
 
 
 def test_the_seed_decides_the_interventions_bit_for_bit(home, tmp_path):
-    one, two, other = (taught(context(home, tmp_path / name), batch=batch) for name, batch in
-                       (("a", 8), ("b", 8), ("c", 7)))
+    one, two, other = (
+        taught(context(home, tmp_path / name), batch=batch) for name, batch in (("a", 8), ("b", 8), ("c", 7))
+    )
     same = [torch.equal(p, q) for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True)]
     assert all(same)
     assert not all(torch.equal(p, q) for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
 def test_layers_that_run_again_in_the_backward_pass_edit_the_same_places(home, tmp_path):
-    one, two = (taught(context(home, tmp_path / name), gradient_checkpointing=again) for name, again in
-                (("a", False), ("b", True)))
-    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(one.model.parameters(), two.model.parameters(),
-                                                                strict=True))
+    one, two = (
+        taught(context(home, tmp_path / name), gradient_checkpointing=again)
+        for name, again in (("a", False), ("b", True))
+    )
+    assert all(
+        torch.allclose(p, q, atol=1e-6) for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True)
+    )
 
 
 def test_a_subspace_is_trained_alone(ctx, tmp_path):
@@ -248,6 +273,7 @@ def test_a_model_with_interventions_is_pruned_and_keeps_them(ctx):
 
 # -- what is refused -----------------------------------------------------------------------------------------
 
+
 def refused(call):
     with pytest.raises(Reject) as caught:
         call()
@@ -256,23 +282,29 @@ def refused(call):
     return diagnostic.slug
 
 
-@pytest.mark.parametrize("insert, train, slug", [
-    ({"positions": "7"}, {}, "bad-positions"),
-    ({"rank": 33}, {}, "rank-too-large"),
-    ({"form": "consreft"}, {}, "no-identity"),
-    ({"positions": "f9+l9"}, {}, "prompts-too-short"),
-    ({}, {"held_out": DataRef("train")}, "held-out-learned"),
-    ({}, {"subspace": (2,)}, "no-coordinate"),
-    ({}, {**DEV, "lr": 30.0, "steps": 4, "every": 1, "warmup": Ratio(0.0)}, "not-healed"),
-])
+@pytest.mark.parametrize(
+    "insert, train, slug",
+    [
+        ({"positions": "7"}, {}, "bad-positions"),
+        ({"rank": 33}, {}, "rank-too-large"),
+        ({"form": "consreft"}, {}, "no-identity"),
+        ({"positions": "f9+l9"}, {}, "prompts-too-short"),
+        ({}, {"held_out": DataRef("train")}, "held-out-learned"),
+        ({}, {"subspace": (2,)}, "no-coordinate"),
+        ({}, {**DEV, "lr": 30.0, "steps": 4, "every": 1, "warmup": Ratio(0.0)}, "not-healed"),
+    ],
+)
 def test_what_can_not_be_trained_is_refused_by_name(ctx, insert, train, slug):
     assert refused(lambda: taught(ctx, insert, **train)) == slug
 
 
 def test_an_insertion_that_can_not_be_is_refused_before_weights_are_read(ctx):
     skeleton = capture(ctx.origin.load()).skeleton
-    for args, slug in (({"rank": 33}, "rank-too-large"), ({"positions": "x"}, "bad-positions"),
-                       ({"form": "consreft"}, "no-identity")):
+    for args, slug in (
+        ({"rank": 33}, "rank-too-large"),
+        ({"positions": "x"}, "bad-positions"),
+        ({"form": "consreft"}, "no-identity"),
+    ):
         made = Shelf().make("pass", Invocation("reft.insert", {**worlds.defaults("pass", "reft.insert"), **args}))
         assert refused(lambda made=made: made.forecast(skeleton)) == slug
 
@@ -284,12 +316,15 @@ def test_what_is_foreseen_is_what_comes(ctx):
     made = Shelf().make("pass", Invocation("reft.insert", args))
     made.run(program, ctx)
     assert sorted(made.forecast(before).parts, key=lambda p: p.path) == sorted(
-        program.skeleton.parts, key=lambda p: p.path)
+        program.skeleton.parts, key=lambda p: p.path
+    )
 
 
 def test_training_without_interventions_or_without_prompts_is_refused(ctx):
     program = capture(ctx.origin.load())
     assert refused(lambda: run(program, ctx, "tune.reft", **SHORT)) == "nothing-inserted"
-    ctx.recipe.data["noise"] = Invocation("synthetic", {**worlds.defaults("data", "synthetic"), "count": 4, "length": 9})
+    ctx.recipe.data["noise"] = Invocation(
+        "synthetic", {**worlds.defaults("data", "synthetic"), "count": 4, "length": 9}
+    )
     run(program, ctx, "reft.insert", positions="f1")
     assert refused(lambda: run(program, ctx, "tune.reft", **{**SHORT, "data": DataRef("noise")})) == "no-prompts"

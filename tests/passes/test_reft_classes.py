@@ -19,8 +19,16 @@ TEXTS = [(f"{a}{b}{'x' * n}", "up" if a < "m" else "down") for a in "abcdnopq" f
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classes")
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=worlds.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                        intermediate_size=48, num_labels=2, max_position_embeddings=32, initializer_range=0.2)
+    config = BertConfig(
+        vocab_size=worlds.VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=2,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+    )
     BertForSequenceClassification(config).save_pretrained(folder / "m")
     worlds.tokenizer(folder / "m")
     for name, part in (("train", TEXTS[::2]), ("dev", TEXTS[1::2])):
@@ -81,8 +89,13 @@ def test_fewer_samples_keep_their_classes(home, tmp_path):
         assert dict(TEXTS)[text] == ("down", "up")[label]
 
 
-@pytest.mark.parametrize("changes, slug", [({"classes": ("down", "left")}, "unknown-class"),
-                                           ({"length": 2}, "text-too-long"),
-                                           ({"classes": ("down", "left", "up")}, "other-classes")])
+@pytest.mark.parametrize(
+    "changes, slug",
+    [
+        ({"classes": ("down", "left")}, "unknown-class"),
+        ({"length": 2}, "text-too-long"),
+        ({"classes": ("down", "left", "up")}, "other-classes"),
+    ],
+)
 def test_rows_that_fit_no_class_or_no_row_are_refused(home, tmp_path, changes, slug):
     assert worlds.slug(lambda: taught(context(home, tmp_path, **changes))) == slug

@@ -17,10 +17,22 @@ from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 IDS = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(2))
 CONFIGS = {
-    "llama4_text": {**tiny._GATED, "head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 4,
-                    "num_experts_per_tok": 1, "moe_layers": [1, 2], "attention_chunk_size": 64},
-    "xmod": {**tiny._COMMON, "intermediate_size": 96, "languages": ["en_XX"], "default_language": "en_XX",
-             "is_decoder": True},
+    "llama4_text": {
+        **tiny._GATED,
+        "head_dim": 16,
+        "intermediate_size_mlp": 96,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "moe_layers": [1, 2],
+        "attention_chunk_size": 64,
+    },
+    "xmod": {
+        **tiny._COMMON,
+        "intermediate_size": 96,
+        "languages": ["en_XX"],
+        "default_language": "en_XX",
+        "is_decoder": True,
+    },
     "gpt_neox_japanese": {**tiny._COMMON, "intermediate_multiple_size": 2},
 }
 
@@ -51,12 +63,22 @@ def weigh(model, *modules):
     return sum(size(model.get_submodule(path)) for path in modules)
 
 
-@pytest.mark.parametrize(("name", "site", "modules"), [
-    ("llama4_text", "model.layers.1.feed_forward", ("model.layers.1.feed_forward",)),        # experts add_ in place
-    ("xmod", "roberta.encoder.layer.1.output.adapter_modules.en_XX",                         # rows set in place
-     ("roberta.encoder.layer.1.output.adapter_modules.en_XX",)),
-    ("gpt_neox_japanese", "gpt_neox_japanese.layers.1.attention",                            # weights are handed out
-     ("gpt_neox_japanese.layers.1.attention",))])
+@pytest.mark.parametrize(
+    ("name", "site", "modules"),
+    [
+        ("llama4_text", "model.layers.1.feed_forward", ("model.layers.1.feed_forward",)),  # experts add_ in place
+        (
+            "xmod",
+            "roberta.encoder.layer.1.output.adapter_modules.en_XX",  # rows set in place
+            ("roberta.encoder.layer.1.output.adapter_modules.en_XX",),
+        ),
+        (
+            "gpt_neox_japanese",
+            "gpt_neox_japanese.layers.1.attention",  # weights are handed out
+            ("gpt_neox_japanese.layers.1.attention",),
+        ),
+    ],
+)
 def test_a_branch_that_goes_takes_its_weights_along(tmp_path, name, site, modules):
     model = model_of(name)
     branches = [b.site for b in capture(model).skeleton.branches]

@@ -53,12 +53,15 @@ def reloaded(program, name, **changes):
 def assert_decodes(model):
     """Greedy tokens of a padded batch are the same with and without the cache."""
     ids, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
-    one, two = (model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
-                for use in (True, False))
+    one, two = (
+        model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
+        for use in (True, False)
+    )
     assert torch.equal(one, two)
 
 
 # -- scans ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
@@ -69,7 +72,7 @@ def test_a_removed_scan_is_the_identity_and_takes_its_weights_along(name):
     with Rewriter(program) as rewrite:
         drop_scan(program, rewrite, scan)
     mixers.identity(model.get_submodule(scan.site))
-    assert distance(observe(model), observe(program.model)) < 2e-5        # sums in another order
+    assert distance(observe(model), observe(program.model)) < 2e-5  # sums in another order
     kept = {n for n in program.model.state_dict() if n.startswith(f"{scan.site}.")}
     gone = ("A_log", "D", "dt_bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "b_layernorm.weight")
     assert kept and not kept & {f"{scan.site}.{n}" for n in gone}
@@ -104,6 +107,7 @@ def test_scans_go_in_the_order_of_an_exhaustive_oracle(tmp_path, name, seed):
 
 
 # -- blocks --------------------------------------------------------------------------------------------------
+
 
 def block_oracle(model, count):
     """What goes, by zeroing the output projection of every mixer."""
@@ -178,12 +182,16 @@ def test_a_hybrid_decodes_rightly_when_the_first_branch_of_a_kind_is_gone(name, 
 
 # -- heads, channels, states: masked = sliced ----------------------------------------------------------------
 
+
 def chosen(data, group):
     """Some items of a group, the same number of every block, not all."""
     size = group.per_block or group.count
     count = data.draw(st.integers(1, size - 1))
-    return {block * size + i for block in range(group.count // size)
-            for i in data.draw(st.lists(st.integers(0, size - 1), min_size=count, max_size=count, unique=True))}
+    return {
+        block * size + i
+        for block in range(group.count // size)
+        for i in data.draw(st.lists(st.integers(0, size - 1), min_size=count, max_size=count, unique=True))
+    }
 
 
 def assert_masked_is_sliced(data, name, kind, mask):
@@ -202,10 +210,11 @@ def assert_masked_is_sliced(data, name, kind, mask):
     with Rewriter(program) as rewrite:
         slice_out(program, rewrite, group, dead)
     assert distance(tried, observe(program.model)) == 0.0
-    assert distance(expected, tried) < 1e-4          # 1e-4: float32 sums in another order
+    assert distance(expected, tried) < 1e-4  # 1e-4: float32 sums in another order
     assert foreseen.shapes() == program.skeleton.shapes()
     assert {g.site: g.count for g in foreseen.groups if g.kind == kind} == {
-        g.site: g.count for g in program.skeleton.groups if g.kind == kind}
+        g.site: g.count for g in program.skeleton.groups if g.kind == kind
+    }
     assert {s.site: dict(s.cuts) for s in foreseen.scans} == {s.site: dict(s.cuts) for s in program.skeleton.scans}
     assert_decodes(program.model)
     assert distance(tried, observe(reloaded(program, name))) == 0.0
@@ -232,10 +241,17 @@ def test_a_model_without_states_is_the_one_that_never_reads_them(name, data):
     assert_masked_is_sliced(data, name, "ssm_state", mixers.forget)
 
 
-@pytest.mark.parametrize(("name", "word", "kind", "of"), [
-    ("mamba2", "shed.heads", "ssm_heads", "heads"), ("bamba", "shed.heads", "ssm_heads", "heads"),
-    ("mamba", "shed.channels", "ssm_channels", "channels"), ("mamba2", "shed.state", "ssm_state", "states"),
-    ("mamba", "shed.state", "ssm_state", "states"), ("zamba2", "shed.heads", "ssm_heads", "heads")])
+@pytest.mark.parametrize(
+    ("name", "word", "kind", "of"),
+    [
+        ("mamba2", "shed.heads", "ssm_heads", "heads"),
+        ("bamba", "shed.heads", "ssm_heads", "heads"),
+        ("mamba", "shed.channels", "ssm_channels", "channels"),
+        ("mamba2", "shed.state", "ssm_state", "states"),
+        ("mamba", "shed.state", "ssm_state", "states"),
+        ("zamba2", "shed.heads", "ssm_heads", "heads"),
+    ],
+)
 @pytest.mark.parametrize("score", [None, SCORE], ids=["even", "scored"])
 def test_items_go_as_far_as_asked(tmp_path, name, word, kind, of, score):
     model = mixers.model(name)
@@ -259,8 +275,10 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
     assert distance(before, observe(model)) == 0.0
 
 
-@pytest.mark.parametrize(("name", "word", "step"), [
-    ("mamba", "shed.channels", {"align": 4}), ("mamba2", "shed.heads", {}), ("mamba2", "shed.state", {"step": 1})])
+@pytest.mark.parametrize(
+    ("name", "word", "step"),
+    [("mamba", "shed.channels", {"align": 4}), ("mamba2", "shed.heads", {}), ("mamba2", "shed.state", {"step": 1})],
+)
 def test_what_is_left_is_the_share_of_the_models_params_that_was_asked_for(tmp_path, name, word, step):
     model, step_of = mixers.model(name), next(iter(step.values()), 1)
     skeleton, whole = capture(model).skeleton, model.num_parameters()
@@ -268,4 +286,4 @@ def test_what_is_left_is_the_share_of_the_models_params_that_was_asked_for(tmp_p
     item = whole - params(narrowed(skeleton, groups[0], groups[0].count - 1))
     keep = 1 - 4.5 * item * step_of / whole
     program = shed(tmp_path, model, word, keep=Ratio(keep, "params"), search="racing", **step)
-    assert program.model.num_parameters() == whole - 5 * item * step_of      # the fewest cuts that do it
+    assert program.model.num_parameters() == whole - 5 * item * step_of  # the fewest cuts that do it

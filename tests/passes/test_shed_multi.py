@@ -23,8 +23,21 @@ from tests.mixers import cuts, loss
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 KINDS = ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states")
-DEFAULTS = {"score": SCORE, "order": KINDS, "split": None, "search": "racing", "rank": None, "repair": None, "group": 16,
-            "heads": 1, "experts": 1, "states": 4, "data": DataRef("rows"), "clock": MetricRef("decode.p50"), "on": None}
+DEFAULTS = {
+    "score": SCORE,
+    "order": KINDS,
+    "split": None,
+    "search": "racing",
+    "rank": None,
+    "repair": None,
+    "group": 16,
+    "heads": 1,
+    "experts": 1,
+    "states": 4,
+    "data": DataRef("rows"),
+    "clock": MetricRef("decode.p50"),
+    "on": None,
+}
 IDS = mixers.rows()
 
 
@@ -76,15 +89,26 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
     assert distance(observe(without(model, cuts(program))), observe(program.model)) < 2e-5
 
 
-@pytest.mark.parametrize(("name", "of"), [("bamba", "params"), ("jamba", "flops"), ("nemotron_h", "bytes"),
-                                          ("mamba2", "params"), ("mamba", "flops"), ("granitemoehybrid", "params")])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("bamba", "params"),
+        ("jamba", "flops"),
+        ("nemotron_h", "bytes"),
+        ("mamba2", "params"),
+        ("mamba", "flops"),
+        ("granitemoehybrid", "params"),
+    ],
+)
 def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of):
     model = mixers.model(name)
     program = shed(tmp_path, model, remove=Ratio(0.25, of))
     assert whole(program.skeleton, of) <= 0.7501 * whole(capture(model).skeleton, of)
     ids, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
-    one, two = (program.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
-                for use in (True, False))
+    one, two = (
+        program.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=use)
+        for use in (True, False)
+    )
     assert torch.equal(one, two)
 
 
@@ -125,15 +149,26 @@ def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
 
 
 def test_kinds_take_turns_as_split_says(tmp_path):
-    program = shed(tmp_path, mixers.model("bamba"), remove=4, search="exact", order=("blocks", "scans"),
-                   split=Shares((("blocks", 75.0), ("scans", 25.0))))
+    program = shed(
+        tmp_path,
+        mixers.model("bamba"),
+        remove=4,
+        search="exact",
+        order=("blocks", "scans"),
+        split=Shares((("blocks", 75.0), ("scans", 25.0))),
+    )
     assert ["scan" in cut for cut in cuts(program)] == [False, False, False, True]
 
 
 def test_latency_is_saved_where_it_is_measured(tmp_path):
     model = mixers.model("bamba", num_hidden_layers=4, attn_layer_indices=[2])
-    program = shed(tmp_path, model, remove=Ratio(0.2, "latency"), order=("blocks", "scans"),
-                   clock=MetricRef("decode.p50", (("prompt", 16), ("steps", 8))))
+    program = shed(
+        tmp_path,
+        model,
+        remove=Ratio(0.2, "latency"),
+        order=("blocks", "scans"),
+        clock=MetricRef("decode.p50", (("prompt", 16), ("steps", 8))),
+    )
     (note,) = [n for n in program.notes if "per_branch" in n]
     assert {"ssm", "scan", "mlp", "attention"} <= note["per_branch"].keys() and note["per_branch"]["ssm"] > 0
     assert cuts(program)
@@ -160,9 +195,20 @@ def test_kinds_that_the_model_lacks_are_refused_alone_and_passed_over_together(t
 
 # -- what it is written as -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("mamba2", "ssm_heads"), ("bamba", "ssm_heads"), ("nemotron_h", "ssm_heads"), ("zamba2", "ssm_heads"),
-    ("mamba", "ssm_channels"), ("jamba", "ssm_channels"), ("mamba2", "ssm_state"), ("zamba2", "ssm_state")])
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mamba2", "ssm_heads"),
+        ("bamba", "ssm_heads"),
+        ("nemotron_h", "ssm_heads"),
+        ("zamba2", "ssm_heads"),
+        ("mamba", "ssm_channels"),
+        ("jamba", "ssm_channels"),
+        ("mamba2", "ssm_state"),
+        ("zamba2", "ssm_state"),
+    ],
+)
 def test_halves_that_a_config_can_say_make_a_stock_checkpoint(name, kind):
     program = capture(mixers.model(name))
     with Rewriter(program) as rewrite:
@@ -193,4 +239,5 @@ def test_a_lost_scan_is_an_identity_in_stock_shapes(name):
 
 def test_every_parameter_of_the_pass_has_a_value_here():
     from effc.passes.shed.multi import Multi
+
     assert {f.name for f in dataclasses.fields(Multi)} == {*DEFAULTS, "remove"}

@@ -36,7 +36,8 @@ def branches(program, role, unit="layers.1"):
 def test_both_sides_are_branches(fused):
     program = capture(model(fused))
     assert [b.role for b in program.skeleton.branches] == 3 * ["attention", "ssm", "mlp"] or [
-        b.role for b in program.skeleton.branches] == 3 * ["ssm", "attention", "mlp"]
+        b.role for b in program.skeleton.branches
+    ] == 3 * ["ssm", "attention", "mlp"]
     parts = [part for b in program.skeleton.branches for part in b.parts]
     assert len(set(parts)) == len(parts), "what both sides need is neither's"
     assert len({b.site for b in program.skeleton.branches}) == 9

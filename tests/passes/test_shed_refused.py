@@ -26,21 +26,24 @@ def checked(tmp_path, name, step):
     return [d for d in session.check(resolve=True).diagnostics if d.severity == "error"]
 
 
-@pytest.mark.parametrize(("name", "step", "slug", "said"), [
-    ("llama", f"shed.ssm(remove: 1, {SCORED})", "nothing-to-select", "`prune`"),
-    ("llama", f"shed.blocks(remove: 1, {SCORED})", "nothing-to-select", "`prune`"),
-    ("llama", "shed.state(keep: 50% of states)", "nothing-to-select", "`prune`"),
-    ("mamba", "shed.heads(keep: 50% of heads)", "nothing-to-select", "`shed.channels`"),
-    ("mamba2", "shed.channels(keep: 50% of channels)", "nothing-to-select", "`shed.heads`"),
-    ("qwen3_next", f"shed.ssm(remove: 1, {SCORED})", "nothing-to-select", ""),
-    ("mamba2", f"shed.ssm(remove: 3, {SCORED})", "leaves-none", "at most 2"),
-    ("bamba", f"shed.blocks(remove: 2, {SCORED})", "leaves-none", "at most 1"),
-    ("mamba2", "shed.state(keep: 1% of states, step: 1)", "leaves-none", "0.2 of 16 states"),
-    ("mamba2", "shed.heads(keep: 5% of heads)", "leaves-none", "0.4 of 8 heads"),
-    ("mamba2", "shed.heads(keep: 100% of heads)", "no-effect", "changes nothing"),
-    ("mamba2", "shed.heads(keep: 50% of params)", "needs-score", "score: perplexity"),
-    ("mamba2", 'shed.heads(keep: 50% of heads, on: "*.attn")', "no-match", "backbone.layers.0.mixer"),
-])
+@pytest.mark.parametrize(
+    ("name", "step", "slug", "said"),
+    [
+        ("llama", f"shed.ssm(remove: 1, {SCORED})", "nothing-to-select", "`prune`"),
+        ("llama", f"shed.blocks(remove: 1, {SCORED})", "nothing-to-select", "`prune`"),
+        ("llama", "shed.state(keep: 50% of states)", "nothing-to-select", "`prune`"),
+        ("mamba", "shed.heads(keep: 50% of heads)", "nothing-to-select", "`shed.channels`"),
+        ("mamba2", "shed.channels(keep: 50% of channels)", "nothing-to-select", "`shed.heads`"),
+        ("qwen3_next", f"shed.ssm(remove: 1, {SCORED})", "nothing-to-select", ""),
+        ("mamba2", f"shed.ssm(remove: 3, {SCORED})", "leaves-none", "at most 2"),
+        ("bamba", f"shed.blocks(remove: 2, {SCORED})", "leaves-none", "at most 1"),
+        ("mamba2", "shed.state(keep: 1% of states, step: 1)", "leaves-none", "0.2 of 16 states"),
+        ("mamba2", "shed.heads(keep: 5% of heads)", "leaves-none", "0.4 of 8 heads"),
+        ("mamba2", "shed.heads(keep: 100% of heads)", "no-effect", "changes nothing"),
+        ("mamba2", "shed.heads(keep: 50% of params)", "needs-score", "score: perplexity"),
+        ("mamba2", 'shed.heads(keep: 50% of heads, on: "*.attn")', "no-match", "backbone.layers.0.mixer"),
+    ],
+)
 def test_what_is_impossible_is_refused_by_check_with_a_caret(tmp_path, name, step, slug, said):
     (found,) = checked(tmp_path, name, step)
     assert found.slug == slug and found.span is not None and found.span.text in step
@@ -55,13 +58,21 @@ def test_more_cuts_than_blocks_are_none_of_the_checks_business(tmp_path):
     assert len(plan.stages) == 1
 
 
-@pytest.mark.parametrize(("name", "step", "slug", "said"), [
-    ("mamba2", f"shed.ssm(remove: 50% of params, {SCORED})", "out-of-reach", "at most 5.4%"),
-    ("mamba2", f"shed.blocks(remove: 90% of params, {SCORED})", "out-of-reach", "at most 55.7%"),
-    ("llama", f"shed.multi(remove: 10% of params, order: [scans], {SCORED})", "nothing-to-shed", "none of scans"),
-    ("llama", f"shed.multi(remove: 3, order: [scans, states], {SCORED})", "nothing-to-shed", "none of scans, states"),
-    ("mamba", f"shed.multi(remove: 10% of flops, order: [scan_heads], {SCORED})", "nothing-to-shed", "scan_heads"),
-])
+@pytest.mark.parametrize(
+    ("name", "step", "slug", "said"),
+    [
+        ("mamba2", f"shed.ssm(remove: 50% of params, {SCORED})", "out-of-reach", "at most 5.4%"),
+        ("mamba2", f"shed.blocks(remove: 90% of params, {SCORED})", "out-of-reach", "at most 55.7%"),
+        ("llama", f"shed.multi(remove: 10% of params, order: [scans], {SCORED})", "nothing-to-shed", "none of scans"),
+        (
+            "llama",
+            f"shed.multi(remove: 3, order: [scans, states], {SCORED})",
+            "nothing-to-shed",
+            "none of scans, states",
+        ),
+        ("mamba", f"shed.multi(remove: 10% of flops, order: [scan_heads], {SCORED})", "nothing-to-shed", "scan_heads"),
+    ],
+)
 def test_what_can_not_be_met_is_refused_by_plan_with_a_caret(tmp_path, name, step, slug, said):
     assert checked(tmp_path, name, step) == []
     with pytest.raises(Reject) as caught:

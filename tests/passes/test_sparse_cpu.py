@@ -103,7 +103,12 @@ def test_every_pass_that_changes_a_weight_comes_before_it():
     passes = Shelf().vocabulary
     changing = {name for name in passes.words("pass") if not name.startswith("lower.")}
     assert set(passes.word("pass", "lower.sparse_cpu").facts["after"]) == changing - {
-        "prune.blocks", "shed.blocks", "reft.insert", "tune.reft", "search.front"}
+        "prune.blocks",
+        "shed.blocks",
+        "reft.insert",
+        "tune.reft",
+        "search.front",
+    }
 
 
 def test_the_fastest_kernel_wins_and_says_by_how_much():
@@ -128,7 +133,13 @@ def test_int8_that_is_too_far_off_is_left_out_and_named():
 
 
 def test_ratios_are_against_torchs_strongest_too():
-    times = {"torch": 8.0, "torch pre-packed": 4.0, "torch int8 dynamic": 2.0, "dense_linear": 3.0, "sparse_linear": 1.0}
+    times = {
+        "torch": 8.0,
+        "torch pre-packed": 4.0,
+        "torch int8 dynamic": 2.0,
+        "dense_linear": 3.0,
+        "sparse_linear": 1.0,
+    }
     found = Choice(SITE, "sparse_linear", "", 10, None, times).to_json()
     assert found["faster_than"] == {"torch": 8, "torch pre-packed": 4, "torch int8 dynamic": 2, "dense_linear": 3}
 
@@ -141,6 +152,7 @@ def test_zero_blocks_are_counted_by_16_outputs_and_2_inputs():
 
 
 # -- the pass ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("format", sorted(choice.FORMATS))
 def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path, format):
@@ -160,25 +172,35 @@ def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path,
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "opt", "mixtral", "mamba2", "bamba"])
 def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch, name):
     model = tiny.model(name)
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced",
-                        lambda w, kernels, rows, isa: {EAGER: 2.0, **dict.fromkeys(kernels, 1.0)})
+    monkeypatch.setattr(
+        "effc.passes.lower.sparse_cpu.raced", lambda w, kernels, rows, isa: {EAGER: 2.0, **dict.fromkeys(kernels, 1.0)}
+    )
     program, note = run(tmp_path, model)
     assert note["times"] == "raced here"
     assert all(e["kernel"] == "dense_linear" or e["why"] for e in note["lowered"])
     assert sum(e["kernel"] == "dense_linear" for e in note["lowered"]) == len(dict(lowered(program.model))) > 0
     ours, theirs = logits(program.model), logits(model)
-    assert (ours - theirs).abs().median() <= 0.01 * theirs.abs().max()       # a router of mixtral may change its mind
+    assert (ours - theirs).abs().median() <= 0.01 * theirs.abs().max()  # a router of mixtral may change its mind
 
 
 def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "WINS", 0.0)                               # whatever is fastest, something is lowered
+    monkeypatch.setattr(choice, "WINS", 0.0)  # whatever is fastest, something is lowered
     _, note = run(tmp_path, sparse(), on=on("*.up_proj"), error=1.0)
     cases = {(t["n"], t["k"], t["zeros"]): t["seconds"] for t in note["timings"]}
     assert cases.keys() == {(96, 64, 0.0), (96, 64, 0.5), (96, 64, 0.9)}
-    assert cases[96, 64, 0.9].keys() == {"torch", "torch pre-packed", "torch int8 dynamic",
-                                         *(k for k in ALL if k != "block_sparse_linear")}, "no block is all zero"
-    assert cases[96, 64, 0.0].keys() == {"torch", "torch pre-packed", "torch int8 dynamic", "dense_linear",
-                                         "dense_linear_int8"}
+    assert cases[96, 64, 0.9].keys() == {
+        "torch",
+        "torch pre-packed",
+        "torch int8 dynamic",
+        *(k for k in ALL if k != "block_sparse_linear"),
+    }, "no block is all zero"
+    assert cases[96, 64, 0.0].keys() == {
+        "torch",
+        "torch pre-packed",
+        "torch int8 dynamic",
+        "dense_linear",
+        "dense_linear_int8",
+    }
 
 
 def test_a_resumed_build_decides_by_what_was_measured_before_the_kill(tmp_path, monkeypatch):
@@ -208,8 +230,15 @@ def test_timings_of_another_machine_decide_as_if_measured_here(tmp_path, monkeyp
     assert [e["kernel"] for e in again["lowered"]] == [e["kernel"] for e in first["lowered"]]
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "no timings that can be read"), ('{"timings": [{}]}', "can be read"),
-                                            ("{}", "no timing of 96 x 64 float32"), (None, "can be read")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "no timings that can be read"),
+        ('{"timings": [{}]}', "can be read"),
+        ("{}", "no timing of 96 x 64 float32"),
+        (None, "can be read"),
+    ],
+)
 def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
     if text is not None:
         (tmp_path / "there.json").write_text(text)
@@ -218,9 +247,9 @@ def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
 
 
 def test_for_a_machine_that_this_is_not_times_are_reckoned(tmp_path, monkeypatch):
-    threads = cpus() + 14                                                    # whatever it is, it has no more of them
+    threads = cpus() + 14  # whatever it is, it has no more of them
     profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
-    monkeypatch.setattr(speed, "CALL", 0.0)                                   # tiny layers are all calls
+    monkeypatch.setattr(speed, "CALL", 0.0)  # tiny layers are all calls
     monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", lambda *_: pytest.fail("raced here"))
     program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
     assert note["times"] == "reckoned"
@@ -256,8 +285,8 @@ def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
 def test_reckoned_times_know_what_limits_whom():
     case, sizes = Case(4096, 4096, "bfloat16", 0.5, 0.0), {"dense_linear": 2 << 24, "sparse_linear": 9 << 21}
     fast, slow = (reckoned(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
-    assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]            # memory decides
-    assert slow["dense_linear"] < slow["sparse_linear"]                            # expanding decides
+    assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]  # memory decides
+    assert slow["dense_linear"] < slow["sparse_linear"]  # expanding decides
     assert reckoned(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
 
 
@@ -270,6 +299,7 @@ def test_weights_that_other_code_reads_stay_as_they_are(tmp_path):
 
 # -- what is refused -----------------------------------------------------------------------------------------
 
+
 def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and_figures(tmp_path):
     with pytest.raises(Exception) as caught:
         run(tmp_path, sparse(), format="dense_int8", divergence=1e-9)
@@ -280,8 +310,9 @@ def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and
 
 
 def test_where_nothing_wins_the_step_is_refused_with_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced",
-                        lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)})
+    monkeypatch.setattr(
+        "effc.passes.lower.sparse_cpu.raced", lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)}
+    )
     found = refused(lambda: run(tmp_path, sparse())).diagnostics[0]
     assert found.slug == "nothing-lowered" and "torch takes" in found.message
 

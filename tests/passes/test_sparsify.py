@@ -42,15 +42,20 @@ def share(weight: torch.Tensor) -> float:
     return float((weight == 0).float().mean())
 
 
-@given(rows=st.integers(1, 40), columns=st.integers(1, 40), share=st.floats(0.01, 0.99), seed=st.integers(0, 99),
-       each=st.sampled_from(["row", "module"]))
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 99),
+    each=st.sampled_from(["row", "module"]),
+)
 def test_the_least_scores_go_and_as_many_as_asked(rows, columns, share, seed, each):
-    score = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)).round(decimals=1)   # with ties
+    score = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)).round(decimals=1)  # with ties
     keep = keep_mask(score, share, "any", each)
     groups = zip(score, keep, strict=True) if each == "row" else [(score.flatten(), keep.flatten())]
     for values, kept in groups:
         assert int((~kept).sum()) == int(share * len(values))
-        gone = values.sort(stable=True).indices[: int(share * len(values))]                   # of equal ones the first
+        gone = values.sort(stable=True).indices[: int(share * len(values))]  # of equal ones the first
         assert not kept[gone].any()
         assert not kept.any() or kept.all() or values[~kept].max() <= values[kept].min()
 
@@ -64,13 +69,15 @@ def test_blocks_go_and_stay_whole(rows, columns, seed):
     assert sum(not b.any() for b in blocks) == len(blocks) // 2
 
 
-@given(rows=st.integers(1, 9), groups=st.integers(1, 9), seed=st.integers(0, 99), pattern=st.sampled_from(["2:4", "4:8"]))
+@given(
+    rows=st.integers(1, 9), groups=st.integers(1, 9), seed=st.integers(0, 99), pattern=st.sampled_from(["2:4", "4:8"])
+)
 def test_of_every_group_of_neighbours_the_least_half_goes(rows, groups, seed, pattern):
     of = int(pattern[-1])
     score = torch.rand(rows, groups * of, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
     keep = keep_mask(score, 0.5, pattern, "row")
     for values, kept in zip(score.view(-1, of).tolist(), keep.view(-1, of).tolist(), strict=True):
-        order = sorted(range(of), key=lambda i: values[i])                                    # stable
+        order = sorted(range(of), key=lambda i: values[i])  # stable
         assert {i for i in range(of) if not kept[i]} == set(order[: of // 2])
 
 
@@ -81,7 +88,7 @@ def test_linear_modules_inside_the_layers_are_half_zero_and_nothing_else_changes
     program, note = run(tmp_path, model, word)
     changed = {n for n, p in program.model.named_parameters() if not torch.equal(p, model.get_parameter(n))}
     assert changed == {f"{path}.weight" for path in note["zeros"]}
-    assert all(abs(share(program.model.get_parameter(n)) - 0.5) < 0.02 for n in changed)      # narrow ones round
+    assert all(abs(share(program.model.get_parameter(n)) - 0.5) < 0.02 for n in changed)  # narrow ones round
     assert abs(note["sparsity"] - 0.5) < 0.01
     assert not any("head" in n or "embed" in n for n in changed)
 
@@ -98,8 +105,7 @@ def published(model, rows, share, pattern):
     """The published loop, less its bookkeeping: layer by layer, inputs from what was masked before."""
     for layer in model.model.layers:
         linears, inputs = [m for m in layer.modules() if isinstance(m, nn.Linear)], {}
-        hooks = [m.register_forward_pre_hook(lambda m, x, i=inputs: i.setdefault(m, []).append(x[0]))
-                 for m in linears]
+        hooks = [m.register_forward_pre_hook(lambda m, x, i=inputs: i.setdefault(m, []).append(x[0])) for m in linears]
         model(rows, use_cache=False)
         for hook in hooks:
             hook.remove()
@@ -107,11 +113,11 @@ def published(model, rows, share, pattern):
             norm = torch.cat(inputs[m]).flatten(0, 1).pow(2).sum(0).sqrt()
             metric, gone = m.weight.abs() * norm, torch.zeros_like(m.weight, dtype=torch.bool)
             if pattern == "any":
-                gone.scatter_(1, metric.sort(dim=-1, stable=True)[1][:, :int(metric.shape[1] * share)], True)
+                gone.scatter_(1, metric.sort(dim=-1, stable=True)[1][:, : int(metric.shape[1] * share)], True)
             else:
                 n, of = map(int, pattern.split(":"))
                 for start in range(0, metric.shape[1], of):
-                    few = torch.topk(metric[:, start:start + of], n, dim=1, largest=False)[1]
+                    few = torch.topk(metric[:, start : start + of], n, dim=1, largest=False)[1]
                     gone.scatter_(1, start + few, True)
             m.weight.data[gone] = 0
 
@@ -121,7 +127,7 @@ def published(model, rows, share, pattern):
 def test_two_of_every_four_inputs_of_an_output_stay(tmp_path, name, word):
     program, note = run(tmp_path, tiny.model(name), word, pattern="2:4")
     for path in note["zeros"]:
-        weight = weight_of(program.model.get_submodule(path))                                 # [out, in]
+        weight = weight_of(program.model.get_submodule(path))  # [out, in]
         assert ((weight == 0).reshape(-1, 4).sum(1) == 2).all()
 
 
@@ -141,7 +147,7 @@ def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
     first, _ = run(tmp_path, model, "wanda")
     lines = (tmp_path / "work/norms.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
-    (tmp_path / "work/norms.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])          # cut in the third
+    (tmp_path / "work/norms.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])  # cut in the third
     again, _ = run(tmp_path, model, "wanda")
     assert all(torch.equal(p, again.model.get_parameter(n)) for n, p in first.model.named_parameters())
 
@@ -154,8 +160,11 @@ def test_the_more_a_pass_does_the_less_half_of_the_weights_cost_on_what_it_has_s
     rows = torch.randint(3, model.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         rows = model.generate(rows[:, :4], do_sample=False, max_new_tokens=60, min_new_tokens=60)
-        loss = [float(run(tmp_path / word, model, word, rows)[0].model(rows, labels=rows).loss)
-                for word in WORDS if (tmp_path / word).mkdir() is None]
+        loss = [
+            float(run(tmp_path / word, model, word, rows)[0].model(rows, labels=rows).loss)
+            for word in WORDS
+            if (tmp_path / word).mkdir() is None
+        ]
     assert loss == sorted(loss, reverse=True)
 
 
@@ -176,12 +185,21 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, word, bad):
 
 
 @pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize(("args", "message", "help_"), [
-    ({"pattern": "2:4", "sparsity": Ratio(0.6, "weights")}, "makes 50% of the weights zero, and 60% are asked for",
-     "`sparsity: 50% of weights`"),
-    ({"pattern": "4:8"}, "model.layers.0.mlp.down_proj has 90 inputs, which groups of 8 don't divide, and 2 more",
-     "`* - model.layers.0.mlp.down_proj`"),
-])
+@pytest.mark.parametrize(
+    ("args", "message", "help_"),
+    [
+        (
+            {"pattern": "2:4", "sparsity": Ratio(0.6, "weights")},
+            "makes 50% of the weights zero, and 60% are asked for",
+            "`sparsity: 50% of weights`",
+        ),
+        (
+            {"pattern": "4:8"},
+            "model.layers.0.mlp.down_proj has 90 inputs, which groups of 8 don't divide, and 2 more",
+            "`* - model.layers.0.mlp.down_proj`",
+        ),
+    ],
+)
 def test_a_pattern_that_does_not_fit_is_refused_before_weights_are_read(tmp_path, word, args, message, help_):
     model = tiny.model("llama", intermediate_size=90)
     found = refused(lambda: run(tmp_path, model, word, **args)).diagnostics[0]

@@ -37,8 +37,11 @@ def through(tmp_path, model, *steps):
     return outcome
 
 
-@given(ranks=st.lists(st.integers(1, 64), min_size=2, max_size=4, unique=True), sites=st.integers(1, 5),
-       seed=st.integers(0, 99))
+@given(
+    ranks=st.lists(st.integers(1, 64), min_size=2, max_size=4, unique=True),
+    sites=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
 def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, seed):
     space = Space({f"s{i}": (f"s{i}.a", f"s{i}.b") for i in range(sites)}, tuple(sorted(ranks, reverse=True)))
     drawn, seen = Drawn(space, seed), {site: set() for site in space.sites}
@@ -124,24 +127,35 @@ def test_zeros_stay_zero_when_a_choice_is_merged(tmp_path, name):
 
 
 def test_layers_that_run_again_meet_the_ranks_that_the_loss_was_of(tmp_path):
-    plain, again = (through(tmp_path / str(on), tiny.model("llama"), ("supernet.lora", {
-        **NET, "steps": 5, "gradient_checkpointing": on})).tensors for on in (False, True))
+    plain, again = (
+        through(
+            tmp_path / str(on),
+            tiny.model("llama"),
+            ("supernet.lora", {**NET, "steps": 5, "gradient_checkpointing": on}),
+        ).tensors
+        for on in (False, True)
+    )
     assert all(torch.allclose(plain[name], again[name], atol=1e-5) for name in plain)
 
 
 def test_the_seed_decides_the_family_bit_for_bit(tmp_path):
-    one, other = (through(tmp_path / name, tiny.model("llama"), ("supernet.lora", {**NET, "dropout": 0.1})).tensors
-                  for name in "ab")
+    one, other = (
+        through(tmp_path / name, tiny.model("llama"), ("supernet.lora", {**NET, "dropout": 0.1})).tensors
+        for name in "ab"
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(("ranks", "message", "help_"), [
-    ([4, 8], "`ranks` are 4, 8, which don't fall", "`ranks: [8, 4]`"),
-    ([8, 8, 4], "which don't fall", "`ranks: [8, 4]`"),
-    ([8, 0], "which don't fall", "the largest first"),
-    ([8], "`ranks` has 8 alone", "`tune.heal(rank: 8)`"),
-    ([80, 4], "rank 80 is more than model.layers.0.self_attn.q_proj has: it is 64 wide", "at most 64"),
-])
+@pytest.mark.parametrize(
+    ("ranks", "message", "help_"),
+    [
+        ([4, 8], "`ranks` are 4, 8, which don't fall", "`ranks: [8, 4]`"),
+        ([8, 8, 4], "which don't fall", "`ranks: [8, 4]`"),
+        ([8, 0], "which don't fall", "the largest first"),
+        ([8], "`ranks` has 8 alone", "`tune.heal(rank: 8)`"),
+        ([80, 4], "rank 80 is more than model.layers.0.self_attn.q_proj has: it is 64 wide", "at most 64"),
+    ],
+)
 def test_ranks_that_can_not_be_are_refused_before_weights_are_read(tmp_path, ranks, message, help_):
     model, args = tiny.model("llama"), {**NET, "ranks": ranks}
     recipe = recipe_of([("net", "supernet.lora", {**defaults("pass", "supernet.lora"), **args})])
@@ -169,8 +183,9 @@ emit lean {{ {target} }}
 """
 
 
-@pytest.mark.parametrize(("zeros", "merge", "target"), [("keep", "", 'hf("out")'),
-                                                        ("fill", ", merge: false", 'peft("out")')])
+@pytest.mark.parametrize(
+    ("zeros", "merge", "target"), [("keep", "", 'hf("out")'), ("fill", ", merge: false", 'peft("out")')]
+)
 def test_a_choice_is_emitted_reopened_and_computes_the_same(tmp_path, zeros, merge, target):
     text = RECIPE.format(zoo=zoo()["tiny-llama"], zeros=zeros, merge=merge, target=target, on="")
     (tmp_path / "lean.effspec").write_text(text)
@@ -187,7 +202,8 @@ def test_a_choice_is_emitted_reopened_and_computes_the_same(tmp_path, zeros, mer
 
 def test_a_family_itself_is_no_target_s(tmp_path):
     text = RECIPE.format(zoo=zoo()["tiny-llama"], zeros="keep", merge="", target='hf("out")', on="")
-    (tmp_path / "lean.effspec").write_text("".join(line for line in text.splitlines(keepends=True)
-                                                   if "pick" not in line))
+    (tmp_path / "lean.effspec").write_text(
+        "".join(line for line in text.splitlines(keepends=True) if "pick" not in line)
+    )
     found = api.session(tmp_path / "lean.effspec", cache_dir=tmp_path).check().diagnostics[0]
     assert "a family of models" in found.message

@@ -27,16 +27,16 @@ TRAINED = {"data": ROWS, "steps": 12, "batch": 4}
 ASKED = {
     "sparsify.magnitude": {"sparsity": Ratio(0.6, "weights")},
     "sparsify.wanda": {"sparsity": Ratio(0.6, "weights"), "data": ROWS},
-    "sparsify.sparsegpt": None,          # moves weights, and may choose others: a mask of its own
+    "sparsify.sparsegpt": None,  # moves weights, and may choose others: a mask of its own
     "sparsify.admm": None,
     "tune.heal": {**TRAINED, "lr": 1e-2},
-    "tune.reft": None,                   # trains what reft.insert puts in, no weight
+    "tune.reft": None,  # trains what reft.insert puts in, no weight
     "quantize.round": {"group": 32},
     "quantize.gptq": {"group": 32, "data": ROWS},
-    "supernet.lora": None,               # gives no model; what is picked of it: tests/passes/test_supernet.py
+    "supernet.lora": None,  # gives no model; what is picked of it: tests/passes/test_supernet.py
     "supernet.pick": None,
     "lower.sparse_cpu": {"format": "sparse_bf16", "divergence": 9.0},
-    "lower.sparse_kv": None,             # no weight changes
+    "lower.sparse_kv": None,  # no weight changes
     "lower.group_queries": None,
     "lower.cpu_scan": None,
 }
@@ -87,8 +87,9 @@ def test_a_pass_after_a_mask_leaves_its_zeros(tmp_path, name, word):
 def test_a_masked_model_heals_and_its_mask_stays(tmp_path, name, method, pattern):
     lr = 1e-2 if method == "lora" else 3e-3
     before, kept = masked(tmp_path, name, pattern=pattern)
-    program, _ = masked(tmp_path, name, ("tune.heal", {**TRAINED, "steps": 25, "method": method, "lr": lr}),
-                        pattern=pattern)
+    program, _ = masked(
+        tmp_path, name, ("tune.heal", {**TRAINED, "steps": 25, "method": method, "lr": lr}), pattern=pattern
+    )
     assert loss(program.model) < 0.9 * loss(before.model)
     for path, keep in kept.items():
         assert torch.equal(weight_of(program.model.get_submodule(path)) != 0, keep), path
@@ -112,15 +113,17 @@ def test_merged_masked_adapters_compute_what_they_did_beside_the_weights(tmp_pat
             beside = model(ids).logits
             adapters.merge()
         assert (beside - start).abs().max() > 1e-2
-        assert torch.allclose(model(ids).logits, beside, atol=1e-4, rtol=1e-4)    # (W + BA) x against W x + B A x
+        assert torch.allclose(model(ids).logits, beside, atol=1e-4, rtol=1e-4)  # (W + BA) x against W x + B A x
     assert all(torch.equal(weight_of(model.get_submodule(path)) != 0, keep) for path, keep in kept.items())
 
 
 @given(rank=st.integers(1, 4), out=st.integers(1, 7), inside=st.integers(1, 7), seed=st.integers(0, 99))
 def test_the_masked_product_has_the_gradients_of_what_it_says(rank, out, inside, seed):
     generator = torch.Generator().manual_seed(seed)
-    x, a, b = (torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-               for shape in ((2, 3, inside), (rank, inside), (out, rank)))
+    x, a, b = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((2, 3, inside), (rank, inside), (out, rank))
+    )
     mask = torch.rand(out, inside, generator=generator) < 0.5
     plain = x @ ((b @ a) * 0.7 * mask).T
     weigh = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
@@ -137,13 +140,13 @@ def test_a_few_zeros_or_nothing_but_zeros_are_no_mask():
     weight[0, :3] = 0
     assert not is_sparse(weight) and not is_sparse(torch.zeros(4, 4))
     weight[0, 3] = 0
-    assert is_sparse(weight)                                 # 4 of 400
+    assert is_sparse(weight)  # 4 of 400
 
 
 def test_a_recipe_sparsifies_heals_and_saves(tmp_path):
     (tmp_path / "lean.effspec").write_text(f"""effspec 1
 model base = zoo("tiny-llama")
-data few = text("{zoo()['tiny-llama']}/calib.txt", samples: 4, length: 32, seed: 7)
+data few = text("{zoo()["tiny-llama"]}/calib.txt", samples: 4, length: 32, seed: 7)
 pipeline lean(base) {{
   sps = sparsify.wanda(on: "layers.{{0,1}}.mlp.*_proj", sparsity: 50% of weights, data: few, pattern: "2:4")
   fit = tune.heal(data: few, steps: 2, batch: 2)

@@ -48,10 +48,13 @@ class World:
         """`near`: thresholds of the two caches; nothing hits at 2."""
         shape = adaptable.shape if adaptable else ""
         identity = identity_of("base", self.embedder.identity, self.base.version, shape)
-        caches = [StateCache(identity, at, 1 << 20, folder=folder and folder / name)
-                  for at, name in zip(near, ("lists", "states"), strict=True)]
-        return Guided(self.model, self.prompts, self.embedder, retriever or Local(self.base), reward, policy,
-                      *caches, adaptable)
+        caches = [
+            StateCache(identity, at, 1 << 20, folder=folder and folder / name)
+            for at, name in zip(near, ("lists", "states"), strict=True)
+        ]
+        return Guided(
+            self.model, self.prompts, self.embedder, retriever or Local(self.base), reward, policy, *caches, adaptable
+        )
 
 
 @dataclass(frozen=True)

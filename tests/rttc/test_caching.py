@@ -6,7 +6,7 @@ from effc.compiler.rttc.caching import StateCache
 from hypothesis import given
 from hypothesis import strategies as st
 
-ENTRY = 8 * 4 + 100 * 4           # bytes of what `put` below keeps
+ENTRY = 8 * 4 + 100 * 4  # bytes of what `put` below keeps
 
 
 def unit(seed):
@@ -34,11 +34,14 @@ def test_above_one_nothing_is_found_and_at_minus_one_always_the_nearest(seeds, p
         assert float(unit(found(always, probe)) @ unit(probe)) == pytest.approx(best, abs=1e-6)
 
 
-@given(turns=st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60), room=st.integers(0, 5),
-       eviction=st.sampled_from(["lfu", "lru"]))
+@given(
+    turns=st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60),
+    room=st.integers(0, 5),
+    eviction=st.sampled_from(["lfu", "lru"]),
+)
 def test_what_is_evicted_is_what_a_plain_list_evicts_and_the_bytes_are_never_passed(turns, room, eviction):
     cache = StateCache("x", 0.9999, room * ENTRY + 7, eviction)
-    plain: list[list] = []                       # [seed, used, touched, made]
+    plain: list[list] = []  # [seed, used, touched, made]
     for turn, (puts, seed) in enumerate(turns, 1):
         if puts:
             put(cache, seed)
@@ -61,7 +64,7 @@ def test_states_counts_and_order_are_there_after_a_restart(tmp_path):
     found(first, 0), found(first, 2)
     first.flush()
     again = StateCache("x", 0.999, 3 * ENTRY, folder=tmp_path)
-    put(again, 7)                                # the one never used goes
+    put(again, 7)  # the one never used goes
     assert [found(again, seed) for seed in (0, 1, 2, 7)] == [0, None, 2, 7]
     assert len(list(tmp_path.glob("entry-*"))) == 3
 

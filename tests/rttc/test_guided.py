@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
     optimizer = torch.optim.SGD(own.values(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: found.update({n: p.grad.clone() for n, p in own.items()}))
     loss = adaptable._step(optimizer, rows, [1.0] * 3)
-    norm = torch.stack([g.norm() for g in wanted]).norm().clamp(min=1.0)            # clipped at 1
+    norm = torch.stack([g.norm() for g in wanted]).norm().clamp(min=1.0)  # clipped at 1
     assert loss == pytest.approx(float(total.detach()) / count, abs=1e-5)
     for gradient, mine in zip(wanted, found.values(), strict=True):
         assert torch.allclose(gradient / norm, mine, atol=1e-5)
@@ -155,7 +155,7 @@ def test_a_new_version_of_the_base_empties_both_caches(world, adaptable):
     client.ask(asked(QUESTIONS[0]), SHORT)
     assert len(client.states) == len(client.lists) == 1
     state["version"] = "two"
-    client.ask(asked(QUESTIONS[20]), SHORT)                      # another query hears of it
+    client.ask(asked(QUESTIONS[20]), SHORT)  # another query hears of it
     assert client.ask(asked(QUESTIONS[0]), SHORT).decision.adapter_hit is False
 
 

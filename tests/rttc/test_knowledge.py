@@ -47,8 +47,9 @@ def test_each_sample_of_a_diverse_selection_lowers_the_variance_at_the_query_mos
 def test_a_diverse_selection_takes_no_copies_before_something_new():
     vectors = torch.nn.functional.normalize(torch.tensor([[1, 0.1, 0], [1, 0.1, 0.001], [1, -0.4, 0]]), dim=-1)
     query = torch.tensor([1.0, 0.0, 0.0])
-    assert (nearest(query, vectors, 2) == [0, 1] and set(diverse(query, vectors, 2)) == {0, 2}) or \
-        set(diverse(query, vectors, 2)) == {1, 2}
+    assert (nearest(query, vectors, 2) == [0, 1] and set(diverse(query, vectors, 2)) == {0, 2}) or set(
+        diverse(query, vectors, 2)
+    ) == {1, 2}
 
 
 def test_a_question_of_the_base_finds_itself(world):
@@ -76,13 +77,13 @@ def test_a_base_that_is_not_whole_is_refused(world, tmp_path, name, harm):
         file.unlink()
     else:
         at = len(data) // 2
-        file.write_bytes(data[:at] if harm == "cut" else data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        file.write_bytes(data[:at] if harm == "cut" else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     if name == "kb.json" and harm == "flip":
         try:
             found = open_base(tmp_path / "kb")
         except Reject:
             return
-        assert torch.equal(found.vectors, base.vectors)          # the bit was of a count or of the version
+        assert torch.equal(found.vectors, base.vectors)  # the bit was of a count or of the version
     else:
         with pytest.raises(Reject, match="no whole knowledge base"):
             open_base(tmp_path / "kb")
@@ -135,10 +136,18 @@ def test_a_base_of_another_embedder_or_a_vector_of_another_width_is_refused(worl
         world.base.search(torch.ones(3), 1)
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("{", "line 2"), ("[]", "neither"), ('{"text": ""}', "neither"), ('{"question": "a"}', "neither"),
-    (json.dumps({"text": "a" * 9000}), "at most 8192"), ('{"text": "\\ud800"}', "surrogates not allowed"),
-    ("[" * 9999, "line 2")])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2"),
+        ("[]", "neither"),
+        ('{"text": ""}', "neither"),
+        ('{"question": "a"}', "neither"),
+        (json.dumps({"text": "a" * 9000}), "at most 8192"),
+        ('{"text": "\\ud800"}', "surrogates not allowed"),
+        ("[" * 9999, "line 2"),
+    ],
+)
 def test_a_line_that_is_no_sample_is_named(tmp_path, line, words):
     (tmp_path / "kb.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(Reject, match="line 2 of") as refused:

@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 
 INFINITE = float("inf")
 rewards = st.floats(-5, 5, allow_nan=False)
-trials = st.builds(lambda r, c, s: Trial(dict(zip(BRANCHES, r, strict=True)), dict(zip(BRANCHES, c, strict=True)),
-                                         dict(zip(BRANCHES, s, strict=True))),
-                   st.tuples(rewards, rewards, rewards), st.tuples(*[st.booleans()] * 3),
-                   st.tuples(*[st.floats(0.01, 10)] * 3))
+trials = st.builds(
+    lambda r, c, s: Trial(
+        dict(zip(BRANCHES, r, strict=True)), dict(zip(BRANCHES, c, strict=True)), dict(zip(BRANCHES, s, strict=True))
+    ),
+    st.tuples(rewards, rewards, rewards),
+    st.tuples(*[st.booleans()] * 3),
+    st.tuples(*[st.floats(0.01, 10)] * 3),
+)
 
 
 def run(policy, table, missing=()):
@@ -59,14 +63,19 @@ def test_calibration_is_no_worse_than_any_point_of_its_curve_and_than_the_fixed_
     policy, points = calibrate(many)
     found = measure(many, policy)
     assert found.accuracy == max(p.accuracy for p in points)
-    assert found.accuracy >= measure(many, Policy("direct")).accuracy - 1e-12     # "always stop" is on the curve
-    assert found.accuracy >= measure(many, Policy("best")).accuracy - 1e-12       # and so is "never stop"
+    assert found.accuracy >= measure(many, Policy("direct")).accuracy - 1e-12  # "always stop" is on the curve
+    assert found.accuracy >= measure(many, Policy("best")).accuracy - 1e-12  # and so is "never stop"
     assert all(sum(p.shares.values()) == pytest.approx(1) for p in points)
 
 
 def test_a_second_that_costs_enough_buys_no_dear_branch():
-    many = [Trial({"direct": 0.1, "rag": 0.5, "ttt": 0.9}, {"direct": False, "rag": False, "ttt": True},
-                  {"direct": 0.1, "rag": 0.2, "ttt": 9.0})] * 4
+    many = [
+        Trial(
+            {"direct": 0.1, "rag": 0.5, "ttt": 0.9},
+            {"direct": False, "rag": False, "ttt": True},
+            {"direct": 0.1, "rag": 0.2, "ttt": 9.0},
+        )
+    ] * 4
     assert measure(many, calibrate(many)[0]).shares["ttt"] == 1
     assert measure(many, calibrate(many, price=1.0)[0]).shares["direct"] == 1
 
@@ -80,14 +89,27 @@ def test_a_branch_that_can_not_answer_is_passed_over():
 
 
 def test_the_curve_holds_both_ends():
-    many = [Trial(dict.fromkeys(BRANCHES, float(i)), dict.fromkeys(BRANCHES, True), dict.fromkeys(BRANCHES, 1.0))
-            for i in range(5)]
+    many = [
+        Trial(dict.fromkeys(BRANCHES, float(i)), dict.fromkeys(BRANCHES, True), dict.fromkeys(BRANCHES, 1.0))
+        for i in range(5)
+    ]
     seconds = {p.seconds for p in curve(many)}
     assert min(seconds) == 1.0 and max(seconds) == 3.0
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"kind": "magic"}', b'{"count": 0}', b'{"shown": 9, "count": 8}',
-                                  b'{"direct": "0"}', b'{"colour": 1}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b'{"kind": "magic"}',
+        b'{"count": 0}',
+        b'{"shown": 9, "count": 8}',
+        b'{"direct": "0"}',
+        b'{"colour": 1}',
+        b"[" * 9999,
+    ],
+)
 def test_a_policy_of_another_form_is_refused(text):
     with pytest.raises(Reject, match="can't be read"):
         read_policy(text)

@@ -19,12 +19,16 @@ def test_the_auc_counts_pairs(scores):
     assert auc([s for s, _ in scores], [r for _, r in scores]) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("kind", "truth", "right", "wrong"), [
-    ("exact", "The  king", "the king", "a king"),
-    ("number", "#### 1,234", "so it is 1234.", "1234 of 5"),
-    ("number", "-3.5", "it is -3.50", "3.5"),
-    ("choice", "b", "(B) is it", "A or b"),
-    ("pattern", r"\bsea\b", "the sea", "the seat")])
+@pytest.mark.parametrize(
+    ("kind", "truth", "right", "wrong"),
+    [
+        ("exact", "The  king", "the king", "a king"),
+        ("number", "#### 1,234", "so it is 1234.", "1234 of 5"),
+        ("number", "-3.5", "it is -3.50", "3.5"),
+        ("choice", "b", "(B) is it", "A or b"),
+        ("pattern", r"\bsea\b", "the sea", "the seat"),
+    ],
+)
 def test_verifiers_know_right_from_wrong(kind, truth, right, wrong):
     reward = Verifier(kind, {"q": truth}, options=("a", "b"))
     assert reward.score("q", [right, wrong]) == [1.0, 0.0] and reward.score("unknown", [right]) == [0.0]
@@ -36,8 +40,11 @@ def test_the_last_number_of_any_text_is_a_number_or_none(text):
 
 
 def graded():
-    return [Graded(question, answer, right) for question in QUESTIONS
-            for right, answer in ((True, f"It is surely the sea, {question[-9:]}"), (False, "7 7 7 no idea 7 7"))]
+    return [
+        Graded(question, answer, right)
+        for question in QUESTIONS
+        for right, answer in ((True, f"It is surely the sea, {question[-9:]}"), (False, "7 7 7 no idea 7 7"))
+    ]
 
 
 def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(world, tmp_path):
@@ -60,8 +67,14 @@ def test_a_judge_is_a_classifier_with_one_logit(tmp_path):
 
     def saved(name, labels):
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=261, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                            intermediate_size=32, num_labels=labels)
+        config = BertConfig(
+            vocab_size=261,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            num_labels=labels,
+        )
         BertForSequenceClassification(config).save_pretrained(tmp_path / name)
         tokenizer(tmp_path / name)
         return tmp_path / name

@@ -92,8 +92,8 @@ def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed
     assert len(shown["trials"]) == 3 and {"direct", "rag", "ttt", "all"} == set(shown["auc"])
     assert any(point["direct"] == own.policy.direct and point["rag"] == own.policy.rag for point in shown["curve"])
     asked = {json.loads(line)["question"] for line in (app / "knowledge" / "samples.jsonl").read_text().splitlines()}
-    assert asked == set(QUESTIONS[3:])                                  # the dev questions are not in the base
-    assert package.load(app).config.model_type == "llama"               # and it is a model like any other
+    assert asked == set(QUESTIONS[3:])  # the dev questions are not in the base
+    assert package.load(app).config.model_type == "llama"  # and it is a model like any other
 
 
 def test_run_answers_and_explains(effc, training):  # noqa: F811
@@ -106,8 +106,12 @@ def test_run_answers_and_explains(effc, training):  # noqa: F811
 
 
 def test_the_openai_package_is_answered_whole_and_as_a_stream_with_the_decision_beside(client):
-    asked = {"model": client.name, "messages": [{"role": "user", "content": QUESTIONS[5]}], "max_tokens": 8,
-             "temperature": 0}
+    asked = {
+        "model": client.name,
+        "messages": [{"role": "user", "content": QUESTIONS[5]}],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
     chat = client.client.chat.completions
     raw = chat.with_raw_response.create(**asked)
     whole = raw.parse()
@@ -129,7 +133,7 @@ def test_queries_at_once_get_what_each_gets_alone(client):
     alone = [ask(question) for question in questions]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, questions[::-1])) == alone[::-1]
-    with ThreadPoolExecutor(8) as pool:                       # those that nobody asked before train side by side
+    with ThreadPoolExecutor(8) as pool:  # those that nobody asked before train side by side
         together = list(pool.map(ask, QUESTIONS[14:20]))
     assert together == [ask(question) for question in QUESTIONS[14:20]]
     assert client.metric('effc_queries_total{branch="ttt"}') >= 20
@@ -139,11 +143,12 @@ def test_what_is_wrong_is_refused_in_openais_form_and_the_log_has_no_word_of_a_q
     url, secret = f"{client.url}/v1/chat/completions", "xyzzy"
     message = [{"role": "user", "content": secret}]
     for body, status, words in (
-            ({"model": "other", "messages": message}, 404, "does not exist"),
-            ({"model": client.name, "messages": message, "logprobs": True}, 400, "`logprobs` is not supported"),
-            ({"model": client.name, "messages": [{"role": "user", "content": secret * 90}]}, 400, "the model takes"),
-            ({"model": client.name, "messages": [{"role": "user", "content": secret * 9000}]}, 400, "text is longer"),
-            ({"model": client.name}, 400, "required")):
+        ({"model": "other", "messages": message}, 404, "does not exist"),
+        ({"model": client.name, "messages": message, "logprobs": True}, 400, "`logprobs` is not supported"),
+        ({"model": client.name, "messages": [{"role": "user", "content": secret * 90}]}, 400, "the model takes"),
+        ({"model": client.name, "messages": [{"role": "user", "content": secret * 9000}]}, 400, "text is longer"),
+        ({"model": client.name}, 400, "required"),
+    ):
         answer = httpx.post(url, json=body, timeout=60)
         assert answer.status_code == status and words in answer.json()["error"]["message"]
     assert httpx.post(url, content=b"\xff", headers={"content-type": "application/json"}).status_code == 400
@@ -165,19 +170,31 @@ def test_the_server_gives_samples_for_vectors_to_those_with_a_key(library, app):
         Remote("http://127.0.0.1:9", seconds=2).facts()
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    ({"vector": [1.0, 2.0]}, "it is of another embedder"), ({"vector": []}, "at least 1"),
-    ({"vector": [1e300] * 32}, "too large"), ({"vector": ["a"]}, "number"), ({"vector": [1.0] * 32, "count": 0}, "count"),
-    ({"vector": [1.0] * 32, "count": 1000}, "count"), ({"vector": [1.0] * 32, "text": "a"}, "not known here")])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"vector": [1.0, 2.0]}, "it is of another embedder"),
+        ({"vector": []}, "at least 1"),
+        ({"vector": [1e300] * 32}, "too large"),
+        ({"vector": ["a"]}, "number"),
+        ({"vector": [1.0] * 32, "count": 0}, "count"),
+        ({"vector": [1.0] * 32, "count": 1000}, "count"),
+        ({"vector": [1.0] * 32, "text": "a"}, "not known here"),
+    ],
+)
 def test_the_server_refuses_vectors_of_another_embedder_and_what_is_none(library, body, words):
-    answer = httpx.post(f"{library.url}/v1/retrieve", json=body,
-                        headers={"authorization": "Bearer a-key-of-the-library"})
+    answer = httpx.post(
+        f"{library.url}/v1/retrieve", json=body, headers={"authorization": "Bearer a-key-of-the-library"}
+    )
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
 
 
 def test_a_client_asks_the_server_and_answers_directly_once_it_is_gone(training, tmp_path):
-    with (serving(training, "--role", "server") as library,
-          serving(training, "--knowledge", library.url, "--cache-dir", str(tmp_path)) as client):
+    with (
+        serving(training, "--role", "server") as library,
+        serving(training, "--knowledge", library.url, "--cache-dir", str(tmp_path)) as client,
+    ):
+
         def ask(question):
             return client.complete(question, max_tokens=4)
 
@@ -200,9 +217,17 @@ def test_a_folder_whose_base_was_edited_is_not_run(effc, app, tmp_path):  # noqa
         assert run.code == 5 and "samples.jsonl has" in run.err
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"format": 2}, "format"), ({"reward": "magic"}, "another form"), ({"near": {}}, "lists"),
-    ({"regime": {"rank": 10**9}}, "out of its range"), ({"colour": 1}, "colour"), ({"policy": {"kind": "x"}}, "policy")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format"),
+        ({"reward": "magic"}, "another form"),
+        ({"near": {}}, "lists"),
+        ({"regime": {"rank": 10**9}}, "out of its range"),
+        ({"colour": 1}, "colour"),
+        ({"policy": {"kind": "x"}}, "policy"),
+    ],
+)
 def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
     (tmp_path / NAME).write_text(json.dumps({**json.loads((app / NAME).read_bytes()), **change}))
     with pytest.raises(Reject, match=r"can't be read") as refused:
@@ -210,12 +235,16 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
     assert words in refused.value.diagnostics[0].message
 
 
-@pytest.mark.parametrize(("more", "code", "words"), [
-    ("count: 4", 3, "`policy: sequential` has no thresholds without `dev`"),
-    ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
-    ('policy: rag, embed: "absent"', 5, "there is no model folder"),
-    ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
-    ('policy: rag, count: 0', 3, "the least is 1")])
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ("count: 4", 3, "`policy: sequential` has no thresholds without `dev`"),
+        ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
+        ('policy: rag, embed: "absent"', 5, "there is no model folder"),
+        ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
+        ("policy: rag, count: 0", 3, "the least is 1"),
+    ],
+)
 def test_recipes_that_could_not_work_are_refused(effc, tmp_path, monkeypatch, more, code, words):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     recipe(tmp_path, more)

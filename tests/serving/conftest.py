@@ -37,6 +37,7 @@ TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}assistant:{% endif %}"""
 
+
 @dataclass(frozen=True)
 class Served:
     """A server that runs."""
@@ -80,8 +81,9 @@ class Served:
 def serving(place, *flags: str, **environment: str):
     command = [*EFFC, "serve", str(place), "--port", "0", "--threads", "1", *flags]
     with tempfile.TemporaryDirectory() as folder, (log := Path(folder) / "stderr").open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                   env={**os.environ, **environment})
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
+        )
         try:
             line = process.stdout.readline()
             assert " at http" in line, log.read_text()
@@ -122,10 +124,17 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     folder, key = tmp_path_factory.mktemp("certificate"), ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "effc test")])
     now = datetime.now(UTC)
-    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-            .serial_number(7).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(30))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False)
-            .sign(key, hashes.SHA256()))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - timedelta(1))
+        .not_valid_after(now + timedelta(30))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
     plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "cert.pem").write_bytes(made.public_bytes(plain[0]))
     (folder / "key.pem").write_bytes(key.private_bytes(*plain))

@@ -20,8 +20,21 @@ SECRET = "xyzzy-a-word-of-the-prompt"
 
 @pytest.fixture(scope="module")
 def server():
-    with serving("zoo:tiny-llama", "--name", "tiny", "--timeout", "1", "--max-body", "64KiB", "--connections", "12",
-                 "--allow-host", "model.example", "--cors", "https://page.example") as served:
+    with serving(
+        "zoo:tiny-llama",
+        "--name",
+        "tiny",
+        "--timeout",
+        "1",
+        "--max-body",
+        "64KiB",
+        "--connections",
+        "12",
+        "--allow-host",
+        "model.example",
+        "--cors",
+        "https://page.example",
+    ) as served:
         yield served
 
 
@@ -29,8 +42,20 @@ def server():
 def keyed(certificate):
     """Reached from everywhere, with TLS; one key is of the environment."""
     cert, key = map(str, certificate)
-    with serving("zoo:tiny-llama", "--name", "tiny", "--host", "0.0.0.0", "--api-key", KEYS[0], "--tls-cert", cert,
-                 "--tls-key", key, EFFC_API_KEY=f" {KEYS[1]} ,") as served:
+    with serving(
+        "zoo:tiny-llama",
+        "--name",
+        "tiny",
+        "--host",
+        "0.0.0.0",
+        "--api-key",
+        KEYS[0],
+        "--tls-cert",
+        cert,
+        "--tls-key",
+        key,
+        EFFC_API_KEY=f" {KEYS[1]} ,",
+    ) as served:
         yield served
 
 
@@ -58,29 +83,34 @@ def said(answer: httpx.Response) -> dict:
 
 # -- how much, and how slowly ---------------------------------------------------------------------------------------
 
+
 def test_a_body_that_is_too_large_is_told_so_whether_its_length_is_told_or_not(server):
     body = json.dumps({"model": "tiny", "prompt": "a" * 200_000}).encode()
     headers = {"content-type": "application/json"}
     known = httpx.post(f"{server.url}/v1/completions", content=body, headers=headers)
-    pieces = (body[at: at + 9000] for at in range(0, len(body), 9000))
+    pieces = (body[at : at + 9000] for at in range(0, len(body), 9000))
     unknown = httpx.post(f"{server.url}/v1/completions", content=pieces, headers=headers)
     for answer in (known, unknown):
         assert answer.status_code == 413 and said(answer)["code"] == "request_too_large"
         assert said(answer)["message"] == "the body has more than 65536 bytes, the most that this server reads"
     claim = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
-    with raw(server, claim) as connection:                      # refused by its claim alone
+    with raw(server, claim) as connection:  # refused by its claim alone
         assert rest(connection).startswith(b"HTTP/1.1 413")
     assert server.complete(max_tokens=1).usage.completion_tokens == 1
 
 
 def test_connections_that_never_say_a_whole_request_are_closed_and_others_are_answered(server):
-    beginnings = (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: local",
-                  b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea")
+    beginnings = (
+        b"",
+        b"GET /health HT",
+        b"GET /health HTTP/1.1\r\nHost: local",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea",
+    )
     with ExitStack() as stack:
         open_ones = [stack.enter_context(raw(server, data)) for data in beginnings]
         assert httpx.get(f"{server.url}/health").status_code == 200
         ends = [rest(connection) for connection in open_ones]
-    assert all(b"408 Request Timeout" in end for end in ends[:3])      # and the last one is closed
+    assert all(b"408 Request Timeout" in end for end in ends[:3])  # and the last one is closed
     assert ends[3].startswith(b"HTTP/1.1 200")
 
 
@@ -97,7 +127,7 @@ def test_headers_that_trickle_in_have_no_more_time_than_others(server):
 
 def test_a_connection_that_asks_nothing_more_is_closed(server):
     with raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
-        assert rest(connection).startswith(b"HTTP/1.1 200")      # ends: the server closed
+        assert rest(connection).startswith(b"HTTP/1.1 200")  # ends: the server closed
 
 
 def test_more_connections_than_may_be_open_are_told_so(server):
@@ -105,7 +135,7 @@ def test_more_connections_than_may_be_open_are_told_so(server):
         many = [stack.enter_context(raw(server, b"")) for _ in range(20)]
         ends = [rest(connection) for connection in many]
     full = [end for end in ends if b"503 Service Unavailable" in end and b"too_many_connections" in end]
-    assert 1 <= len(full) <= 8, ends             # fewer where the first were closed before the last came
+    assert 1 <= len(full) <= 8, ends  # fewer where the first were closed before the last came
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
@@ -118,6 +148,7 @@ def test_what_is_no_http_is_answered_in_the_same_form(server):
 
 # -- who ------------------------------------------------------------------------------------------------------------
 
+
 def test_a_server_on_this_machine_answers_only_under_its_own_names(server):
     port = server.url.rpartition(":")[2]
     for host in ("localhost", f"127.0.0.1:{port}", "[::1]:80", "MODEL.example"):
@@ -129,21 +160,32 @@ def test_a_server_on_this_machine_answers_only_under_its_own_names(server):
 
 def test_only_pages_that_were_named_may_read_answers(server):
     def asked(origin):
-        return httpx.options(f"{server.url}/v1/completions", headers={
-            "origin": origin, "access-control-request-method": "POST"}).headers.get("access-control-allow-origin")
+        return httpx.options(
+            f"{server.url}/v1/completions", headers={"origin": origin, "access-control-request-method": "POST"}
+        ).headers.get("access-control-allow-origin")
 
     assert asked("https://page.example") == "https://page.example" and asked("https://evil.example") is None
-    simple = httpx.post(f"{server.url}/v1/completions", headers={"content-type": "text/plain"},
-                        content=json.dumps({"model": "tiny", "prompt": "a"}))      # what a page may send unasked
+    simple = httpx.post(
+        f"{server.url}/v1/completions",
+        headers={"content-type": "text/plain"},
+        content=json.dumps({"model": "tiny", "prompt": "a"}),
+    )  # what a page may send unasked
     assert simple.status_code == 415 and "must be `application/json`" in said(simple)["message"]
 
 
 def test_with_keys_only_who_has_one_is_answered(keyed, certificate):
-    trusting = httpx.Client(verify=ssl.create_default_context(cafile=str(certificate[0])),
-                            base_url=keyed.url.replace("0.0.0.0", "127.0.0.1"))
+    trusting = httpx.Client(
+        verify=ssl.create_default_context(cafile=str(certificate[0])),
+        base_url=keyed.url.replace("0.0.0.0", "127.0.0.1"),
+    )
     assert keyed.url.startswith("https://") and trusting.get("/health").status_code == 200
-    for header in ({}, {"authorization": "Bearer"}, {"authorization": f"Basic {KEYS[0]}"},
-                   {"authorization": f"Bearer {KEYS[0]}x"}, {"authorization": f"Bearer {KEYS[0][:-1]}"}):
+    for header in (
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": f"Basic {KEYS[0]}"},
+        {"authorization": f"Bearer {KEYS[0]}x"},
+        {"authorization": f"Bearer {KEYS[0][:-1]}"},
+    ):
         for path in ("/v1/models", "/metrics", "/v1/nothing"):
             answer = trusting.get(path, headers=header)
             assert answer.status_code == 401 and said(answer)["code"] == "invalid_api_key"
@@ -155,14 +197,17 @@ def test_with_keys_only_who_has_one_is_answered(keyed, certificate):
     assert not any(key in keyed.said() for key in KEYS)
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (("--host", "0.0.0.0"), "0.0.0.0 can be reached from other machines, and there is no --api-key"),
-    (("--api-key", "short"), "key 0 is no key: it has 5 characters"),
-    (("--api-key", "a key with spaces in it"), "no space"),
-    (("--tls-cert", "absent.pem"), "--tls-cert needs --tls-key beside it"),
-    (("--tls-cert", "absent.pem", "--tls-key", "absent.pem"), "no such file"),
-    (("--access-log", "nowhere/log"), "`nowhere/log` can't be written"),
-])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--host", "0.0.0.0"), "0.0.0.0 can be reached from other machines, and there is no --api-key"),
+        (("--api-key", "short"), "key 0 is no key: it has 5 characters"),
+        (("--api-key", "a key with spaces in it"), "no space"),
+        (("--tls-cert", "absent.pem"), "--tls-cert needs --tls-key beside it"),
+        (("--tls-cert", "absent.pem", "--tls-key", "absent.pem"), "no such file"),
+        (("--access-log", "nowhere/log"), "`nowhere/log` can't be written"),
+    ],
+)
 def test_a_server_that_would_be_open_or_could_not_start_does_not(effc, flags, words):  # noqa: F811
     run = effc("serve", "zoo:tiny-llama", "--port", "0", *flags)
     assert run.code == 2 and words in run.err
@@ -177,46 +222,69 @@ def test_insecure_serves_other_machines_without_a_key_and_says_so():
 
 # -- wrong numbers, and what is written down ------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("body", "words"), [
-    ('{"model": "tiny", "prompt": "\\ud800"}', "hex escape"),
-    ('{"model": "\\udfff", "prompt": "a"}', "is not JSON"),
-    ('{"model": "tiny", "prompt": "a", "stop": ["\\ud800a"]}', "hex escape"),
-    ('{"model": "tiny", "prompt": "a", "top_p": 1e-300}', "`top_p`: 1e-300 is too small"),
-    ('{"model": "tiny", "prompt": "a", "temperature": 1e-300}', "`temperature`: 1e-300 is too small: give 0"),
-    ('{"model": "tiny", "prompt": "a", "repetition_penalty": 1e-300}', "`repetition_penalty`: 1e-300 is too small"),
-    ('{"model": "tiny", "prompt": "a", "repetition_penalty": 1e300}', "`repetition_penalty`"),
-    ('{"model": "tiny", "prompt": "a", "temperature": NaN}', "is not JSON"),
-    ('{"model": "tiny", "prompt": "a", "temperature": 1e999}', "temperature"),
-    ('{"model": "tiny", "prompt": "a", "seed": 1' + "0" * 400 + "}", "seed"),
-    ('{"model": "tiny", "prompt": "a", "max_tokens": 1' + "0" * 30 + "}", "context is 512"),
-    ('{"model": "tiny", "prompt": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
-    ('{"model": "tiny", "prompt": "a", "metadata": ' + '{"a":' * 5000 + "1" + "}" * 5001, "is not JSON"),
-    ("[]", "no JSON object"), ("", "is not JSON"), ('{"model": "tiny"', "is not JSON"),
-])
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"model": "tiny", "prompt": "\\ud800"}', "hex escape"),
+        ('{"model": "\\udfff", "prompt": "a"}', "is not JSON"),
+        ('{"model": "tiny", "prompt": "a", "stop": ["\\ud800a"]}', "hex escape"),
+        ('{"model": "tiny", "prompt": "a", "top_p": 1e-300}', "`top_p`: 1e-300 is too small"),
+        ('{"model": "tiny", "prompt": "a", "temperature": 1e-300}', "`temperature`: 1e-300 is too small: give 0"),
+        ('{"model": "tiny", "prompt": "a", "repetition_penalty": 1e-300}', "`repetition_penalty`: 1e-300 is too small"),
+        ('{"model": "tiny", "prompt": "a", "repetition_penalty": 1e300}', "`repetition_penalty`"),
+        ('{"model": "tiny", "prompt": "a", "temperature": NaN}', "is not JSON"),
+        ('{"model": "tiny", "prompt": "a", "temperature": 1e999}', "temperature"),
+        ('{"model": "tiny", "prompt": "a", "seed": 1' + "0" * 400 + "}", "seed"),
+        ('{"model": "tiny", "prompt": "a", "max_tokens": 1' + "0" * 30 + "}", "context is 512"),
+        ('{"model": "tiny", "prompt": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
+        ('{"model": "tiny", "prompt": "a", "metadata": ' + '{"a":' * 5000 + "1" + "}" * 5001, "is not JSON"),
+        ("[]", "no JSON object"),
+        ("", "is not JSON"),
+        ('{"model": "tiny"', "is not JSON"),
+    ],
+)
 def test_numbers_and_characters_that_mean_nothing_are_400(server, body, words):
     answer = httpx.post(f"{server.url}/v1/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and words in said(answer)["message"], answer.text
     assert said(answer)["type"] == "invalid_request_error" and answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("setting", [{"temperature": 1e-4}, {"top_p": 2.0**-126}, {"top_p": 1e-30, "temperature": 2},
-                                     {"repetition_penalty": 1e-2, "temperature": 1e-4}, {"repetition_penalty": 100}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": 1e-4},
+        {"top_p": 2.0**-126},
+        {"top_p": 1e-30, "temperature": 2},
+        {"repetition_penalty": 1e-2, "temperature": 1e-4},
+        {"repetition_penalty": 100},
+    ],
+)
 def test_the_smallest_and_largest_settings_that_are_taken_answer(server, setting):
     found = server.complete(max_tokens=4, **{"temperature": 1, **setting})
     assert found.usage.completion_tokens >= 1
 
 
 def test_bytes_that_are_no_utf8_are_400(server):
-    answer = httpx.post(f"{server.url}/v1/completions", content=b'{"model": "tiny", "prompt": "\xff\xfe"}',
-                        headers={"content-type": "application/json"})
+    answer = httpx.post(
+        f"{server.url}/v1/completions",
+        content=b'{"model": "tiny", "prompt": "\xff\xfe"}',
+        headers={"content-type": "application/json"},
+    )
     assert answer.status_code == 400 and "is not JSON" in said(answer)["message"]
 
 
 def test_a_request_has_a_line_with_its_id_and_not_a_word_of_it(server):
-    asked = httpx.post(f"{server.url}/v1/completions", headers={"x-request-id": "mine-1"},
-                       json={"model": "tiny", "prompt": SECRET, "max_tokens": 3, "user": SECRET})
-    wrong = httpx.post(f"{server.url}/v1/completions?{SECRET}", headers={"x-request-id": f"{SECRET} \\"},
-                       json={"model": SECRET, "prompt": SECRET})
+    asked = httpx.post(
+        f"{server.url}/v1/completions",
+        headers={"x-request-id": "mine-1"},
+        json={"model": "tiny", "prompt": SECRET, "max_tokens": 3, "user": SECRET},
+    )
+    wrong = httpx.post(
+        f"{server.url}/v1/completions?{SECRET}",
+        headers={"x-request-id": f"{SECRET} \\"},
+        json={"model": SECRET, "prompt": SECRET},
+    )
     assert asked.status_code == 200 and asked.headers["x-request-id"] == "mine-1" and wrong.status_code == 404
     own = wrong.headers["x-request-id"]
     deadline = time.monotonic() + 20

@@ -91,12 +91,12 @@ def ask(scheduler, ids, most, **more):
 
 def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(scheduler):
     first, _ = ask(scheduler, [5, 6], 60)
-    first.get(timeout=30)                                        # it grows
+    first.get(timeout=30)  # it grows
     second, _ = ask(scheduler, range(3, 203), 2)
     assert second.whole()[1].count == 2 and first.whole()[1].count == 60
     shared = [call for call in scheduler._runner.calls if len(call) == 2]
     lengths = [max(call.values()) for call in shared]
-    assert all(min(call.values()) == 1 for call in shared)       # nobody skipped a token for it
+    assert all(min(call.values()) == 1 for call in shared)  # nobody skipped a token for it
     assert lengths == [SHARED_PROMPT_TOKENS] * 3 + [200 - 3 * SHARED_PROMPT_TOKENS, 1]
 
 
@@ -104,8 +104,14 @@ def test_a_long_prompt_goes_beside_the_answers_of_others_a_piece_at_a_time(sched
 @pytest.mark.parametrize("length", [1, 130, 200])
 def test_an_answer_is_what_transformers_generates(scheduler, model, length, settings):
     ids = torch.arange(3, 3 + length) % 255
-    wanted = model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), max_new_tokens=20,
-                            do_sample=False, eos_token_id=None, **settings)[0]
+    wanted = model.generate(
+        ids[None],
+        attention_mask=torch.ones_like(ids[None]),
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=None,
+        **settings,
+    )[0]
     answer, _ = ask(scheduler, ids.tolist(), 20, alternatives=0, **settings)
     assert answer.whole()[1].finish == "length" and answer.ids == wanted[length:].tolist()
 
@@ -132,8 +138,9 @@ def test_an_answer_reaches_the_last_position_of_the_context(scheduler):
 
 
 def test_an_end_token_ends_an_answer_and_is_no_text(model, tokenizer):
-    plain = model.generate(torch.tensor([[9, 8]]), attention_mask=torch.ones(1, 2), max_new_tokens=8,
-                           do_sample=False, eos_token_id=None)[0, 2:]
+    plain = model.generate(
+        torch.tensor([[9, 8]]), attention_mask=torch.ones(1, 2), max_new_tokens=8, do_sample=False, eos_token_id=None
+    )[0, 2:]
     end = int(plain[-1])
     scheduler = Scheduler(CachedModel(model, 2), tokenizer, ends=(end,))
     scheduler.start()
@@ -169,7 +176,7 @@ def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_no_numbers_end_their_request_and_no_other(scheduler, temperature):
     first, job = ask(scheduler, [5, 6, 7], 300)
-    first.get(timeout=30)                                        # it has its sequence
+    first.get(timeout=30)  # it has its sequence
     scheduler._runner.odd = 1 - job.sequence
     other, _ = ask(scheduler, [8, 9], 5, temperature=temperature)
     last = other.whole()[1]

@@ -13,9 +13,27 @@ from transformers import AutoTokenizer
 
 from tests.serving.conftest import serving
 
-PROMPTS = [f"And the {word} of the" for word in (
-    "king", "house", "children", "LORD", "city", "people", "priests", "word", "sons", "land", "day",
-    "wilderness", "tribe", "voice", "sea", "men")]
+PROMPTS = [
+    f"And the {word} of the"
+    for word in (
+        "king",
+        "house",
+        "children",
+        "LORD",
+        "city",
+        "people",
+        "priests",
+        "word",
+        "sons",
+        "land",
+        "day",
+        "wilderness",
+        "tribe",
+        "voice",
+        "sea",
+        "men",
+    )
+]
 HI = [{"role": "user", "content": "And it came to pass"}]
 
 
@@ -37,7 +55,7 @@ def quiet(server) -> bool:
 def test_a_completion_is_what_the_artifact_generates(server, artifact):
     model, tokenizer = effc.load(artifact, steady=True), AutoTokenizer.from_pretrained(artifact / "native")
     ids = tokenizer("And it came to pass", return_tensors="pt")["input_ids"]
-    wanted = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1]:]
+    wanted = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     found = server.complete()
     assert found.choices[0].text == tokenizer.decode(wanted) and found.choices[0].finish_reason == "length"
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (ids.shape[1], 12)
@@ -78,7 +96,7 @@ def test_a_seed_gives_the_same_text_whatever_else_is_answered(server):
 
 def test_a_stop_string_ends_the_answer_and_is_never_sent(server):
     plain = server.complete(max_tokens=24).choices[0].text
-    stop = plain[10:16]                                              # across tokens
+    stop = plain[10:16]  # across tokens
     for stream in (False, True):
         found = server.complete(max_tokens=24, stop=[stop, "never said"], stream=stream)
         choices = [c.choices[0] for c in found] if stream else [found.choices[0]]
@@ -96,10 +114,13 @@ def test_a_reader_that_leaves_frees_its_place(server):
     assert server.metric("effc_requests_running") == 1
     stream.close()
     assert quiet(server)
-    for _ in range(20):                 # a reader may leave before the request is known, or after its last word
+    for _ in range(20):  # a reader may leave before the request is known, or after its last word
         with suppress(httpx.TimeoutException):
-            httpx.post(f"{server.url}/v1/completions", timeout=0.05,
-                       json={"model": server.name, "prompt": "In", "max_tokens": 500, "temperature": 0})
+            httpx.post(
+                f"{server.url}/v1/completions",
+                timeout=0.05,
+                json={"model": server.name, "prompt": "In", "max_tokens": 500, "temperature": 0},
+            )
         assert quiet(server)
         if cancelled() >= before + 2:
             break
@@ -112,8 +133,9 @@ def test_probabilities_are_those_of_the_model(server, artifact):
     wanted = model(torch.tensor([[0, 74, 130]])).logits[0, -1].log_softmax(-1).topk(3).values
     assert list(found.top_logprobs[0].values()) == pytest.approx(wanted.tolist(), abs=1e-4)
     assert found.token_logprobs == pytest.approx(wanted[:1].tolist(), abs=1e-4)
-    chat = server.client.chat.completions.create(model=server.name, messages=HI, max_tokens=3, logprobs=True,
-                                                 top_logprobs=2, temperature=0)
+    chat = server.client.chat.completions.create(
+        model=server.name, messages=HI, max_tokens=3, logprobs=True, top_logprobs=2, temperature=0
+    )
     told = chat.choices[0].logprobs.content
     assert len(told) == 3 and all(t.top_logprobs[0].token == t.token and t.logprob <= 0 for t in told)
 
@@ -130,28 +152,31 @@ def test_models_health_and_metrics_are_told(server):
 CHAT = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize(("path", "body", "param", "said"), [
-    ("/v1/completions", {"prompt": "a", "n": 2}, "n", "`n` is 2, and only 1 is supported here"),
-    ("/v1/completions", {"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
-    ("/v1/completions", {"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
-    ("/v1/completions", {"prompt": "a", "stop": ["a"] * 5}, "stop", "at most 4"),
-    ("/v1/completions", {"prompt": "a", "stop": ""}, None, "at least 1"),
-    ("/v1/completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-    ("/v1/completions", {"prompt": "a", "colour": 1}, "colour", "`colour` is not known here"),
-    ("/v1/completions", {"prompt": ["a", "b"]}, "prompt", "2 prompts are given"),
-    ("/v1/completions", {"prompt": [1.5]}, "prompt", "neither a text nor a list of tokens"),
-    ("/v1/completions", {"prompt": []}, "prompt", "the prompt has no token"),
-    ("/v1/completions", {"prompt": [5000]}, "prompt", "outside of the model's 2048"),
-    ("/v1/completions", {}, "prompt", "required"),
-    ("/v1/completions", {"prompt": "a b " * 400}, "prompt", "the model's context is 512 tokens"),
-    ("/v1/completions", {"prompt": "a", "max_tokens": 512}, "prompt", "and 512 of the answer are more"),
-    ("/v1/completions", {"prompt": "and " * 50_000}, "prompt", "and 200000 characters are more"),
-    (CHAT, {"messages": []}, "messages", "at least 1"),
-    (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, "messages", "messages: answered already"),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "should be 'text'"),
-    (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools", "`tools` is not supported here"),
-    (CHAT, {"messages": HI, "response_format": {"type": "json"}}, "response_format", "not supported here"),
-])
+@pytest.mark.parametrize(
+    ("path", "body", "param", "said"),
+    [
+        ("/v1/completions", {"prompt": "a", "n": 2}, "n", "`n` is 2, and only 1 is supported here"),
+        ("/v1/completions", {"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
+        ("/v1/completions", {"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
+        ("/v1/completions", {"prompt": "a", "stop": ["a"] * 5}, "stop", "at most 4"),
+        ("/v1/completions", {"prompt": "a", "stop": ""}, None, "at least 1"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ("/v1/completions", {"prompt": "a", "colour": 1}, "colour", "`colour` is not known here"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, "prompt", "2 prompts are given"),
+        ("/v1/completions", {"prompt": [1.5]}, "prompt", "neither a text nor a list of tokens"),
+        ("/v1/completions", {"prompt": []}, "prompt", "the prompt has no token"),
+        ("/v1/completions", {"prompt": [5000]}, "prompt", "outside of the model's 2048"),
+        ("/v1/completions", {}, "prompt", "required"),
+        ("/v1/completions", {"prompt": "a b " * 400}, "prompt", "the model's context is 512 tokens"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 512}, "prompt", "and 512 of the answer are more"),
+        ("/v1/completions", {"prompt": "and " * 50_000}, "prompt", "and 200000 characters are more"),
+        (CHAT, {"messages": []}, "messages", "at least 1"),
+        (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, "messages", "messages: answered already"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "should be 'text'"),
+        (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools", "`tools` is not supported here"),
+        (CHAT, {"messages": HI, "response_format": {"type": "json"}}, "response_format", "not supported here"),
+    ],
+)
 def test_what_is_wrong_or_not_done_is_refused_in_openais_form(server, path, body, param, said):
     answer = server.post(path, **body)
     error = answer.json()["error"]
@@ -174,7 +199,15 @@ def test_what_is_no_request_at_all_is_refused(server):
 
 def test_settings_that_ask_for_what_is_done_anyway_are_taken(server):
     found = server.client.chat.completions.create(
-        model=server.name, messages=[{"role": "developer", "content": "Speak"}, *HI], max_tokens=2, n=1,
-        user="me", frequency_penalty=0, presence_penalty=0, logit_bias={}, response_format={"type": "text"},
-        temperature=0)
+        model=server.name,
+        messages=[{"role": "developer", "content": "Speak"}, *HI],
+        max_tokens=2,
+        n=1,
+        user="me",
+        frequency_penalty=0,
+        presence_penalty=0,
+        logit_bias={},
+        response_format={"type": "text"},
+        temperature=0,
+    )
     assert found.usage.completion_tokens == 2

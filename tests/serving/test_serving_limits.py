@@ -40,7 +40,7 @@ def test_a_request_more_than_may_wait_is_told_when_to_come_back(server):
     with ThreadPoolExecutor(2) as pool:
         with standing(server):
             others = [pool.submit(server.complete, max_tokens=1) for _ in range(2)]
-            wait(others, timeout=1)                          # long enough for both to have asked
+            wait(others, timeout=1)  # long enough for both to have asked
         errors = [other.exception() for other in others]
     first.close()
     (full,) = [error for error in errors if error is not None]
@@ -86,7 +86,7 @@ def test_sigterm_ends_running_answers_and_the_server():
         ends_with_running_answers(served, signal.SIGTERM)
 
 
-def test_ctrl_c_does_so_too(server):          # the last that asks this server
+def test_ctrl_c_does_so_too(server):  # the last that asks this server
     ends_with_running_answers(server, signal.SIGINT)
 
 
@@ -119,8 +119,9 @@ def test_what_answers_no_prompt_is_not_served(effc, tmp_path):  # noqa: F811
 
     from tests.worlds import tokenizer
 
-    config = BertConfig(vocab_size=261, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=32)
+    config = BertConfig(
+        vocab_size=261, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "judge")
     tokenizer(tmp_path / "judge")
     run = effc("serve", "judge", "--port", "0")

@@ -20,8 +20,9 @@ def sentences():
     words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "▁word", "s", "▁", "日"]
     numbers = {word: i for i, word in enumerate(words)}
     own = Tokenizer(models.BPE(numbers, [], unk_token="<unk>", byte_fallback=True))
-    own.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                     decoders.Strip(" ", 1, 0)])
+    own.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
 
 
@@ -50,13 +51,12 @@ def test_any_tokens_at_all_become_the_text_that_they_are_together(tokenizer, ids
 @given(parts=st.lists(st.sampled_from(["▁a", "▁word", "s", "▁", "日", *"é漢🎉🙂a"]), max_size=20))
 def test_words_that_carry_their_space_keep_it_behind_a_prompt(sentences, parts):
     def tokens(part):
-        return [sentences.convert_tokens_to_ids(part)] if part[0] in "▁s日" else [
-            1 + byte for byte in part.encode()]
+        return [sentences.convert_tokens_to_ids(part)] if part[0] in "▁s日" else [1 + byte for byte in part.encode()]
 
     ids, prompt = [token for part in parts for token in tokens(part)], [258, 259]
     assert "".join(pieces_of(sentences, ids)) == decoded(sentences, ids)
     found = pieces_of(sentences, ids, prompt)
-    assert "".join(found) == decoded(sentences, prompt + ids)[len("words"):]
+    assert "".join(found) == decoded(sentences, prompt + ids)[len("words") :]
     assert not any("\ufffd" in piece for piece in found)
 
 
@@ -72,8 +72,9 @@ def test_bytes_that_never_become_a_character_are_told_in_the_end(tokenizer):
     assert "".join(pieces_of(tokenizer, ids)).endswith("\ufffd")
 
 
-@given(text=st.text("ab", max_size=14), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4),
-       data=st.data())
+@given(
+    text=st.text("ab", max_size=14), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), data=st.data()
+)
 def test_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(text, stops, data):
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = text[: min(ends)[1]] if ends else text
@@ -88,5 +89,12 @@ def test_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(text,
 def test_text_that_can_be_no_stop_string_is_not_held_back():
     stops = Stops(["END"])
     assert [stops.push(text) for text in ("one", " E", "N", "!", "EN", "D more", "x")] == [
-        "one", " ", "", "EN!", "", "", ""]
+        "one",
+        " ",
+        "",
+        "EN!",
+        "",
+        "",
+        "",
+    ]
     assert stops.met and stops.end() == ""

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tests.worlds import context
 
 torch.set_num_threads(1)
-ROUNDING = 5e-3       # bfloat16 products of one machine's kernels against another's, logits of size 0.4
+ROUNDING = 5e-3  # bfloat16 products of one machine's kernels against another's, logits of size 0.4
 
 
 @pytest.fixture(scope="module")
@@ -60,4 +60,4 @@ def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     with torch.no_grad():
         logits = program.model(input_ids=said["ids"]).logits
     assert (logits - said["hf"]).abs().max() < ROUNDING
-    assert '"class": "KernelLinear"' in json.dumps(program.edits.to_json())      # stored again, under its name
+    assert '"class": "KernelLinear"' in json.dumps(program.edits.to_json())  # stored again, under its name

@@ -73,8 +73,9 @@ class _Mixer:
             raise Uneven(f"{count} of them don't divide into {blocks} groups")
         written, reading = list(self.members(items, False)), list(self.members(items, True))
         attributes = self.attributes(kind, items, blocks)
-        return Group("", kind, count, (*written, *reading), attributes, count // blocks if blocks > 1 else 0,
-                     len(reading))
+        return Group(
+            "", kind, count, (*written, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
+        )
 
     def members(self, items: np.ndarray, reads: bool) -> Iterator[Member]:
         item_of = np.full(self.labelling.count, -1)
@@ -95,16 +96,21 @@ class _Mixer:
         gone[probed] = True
         needs = list(needs_of(self.labelling, torch.from_numpy(gone[self.root]), self.mixer))
         values = _solved(needs, self.mixer)
-        found = [(module, name, (read(self.mixer, (module, name)) - value) / len(probed))
-                 for (module, name), value in values.items()]
+        found = [
+            (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
+            for (module, name), value in values.items()
+        ]
         return (*found, *self.spans(kind, items), *self.untold(kind, items, needs))
 
     def untold(self, kind: Kind, items: np.ndarray, needs: Sequence[Need]) -> Iterator[tuple[str, str, float]]:
         """Attributes that say the number of channels and that no literal is read from: initialisers read them."""
         if kind == "ssm_channels":
             told = {name for need in needs for _, name in need.names().values()}
-            yield from (("", name, 1.0) for name, value in vars(self.mixer).items()
-                        if type(value) is int and value == len(items) and name not in told)
+            yield from (
+                ("", name, 1.0)
+                for name, value in vars(self.mixer).items()
+                if type(value) is int and value == len(items) and name not in told
+            )
 
     def spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
         """Sizes over which norms behind the scan take their means, evenly over its groups."""

@@ -46,7 +46,7 @@ class Span:
 class ScanLabelling(Labelling):
     scans: list[Scan] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)          # why a scan is not understood
+    odd: list[str] = field(default_factory=list)  # why a scan is not understood
 
 
 def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
@@ -178,8 +178,11 @@ class _ScanStep(Step):
         for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if parameter.ndim == 1 and len(parameter) == len(channels):
                 self.claim(name, 0, channels)
-        sizes = {name: value for name, value in vars(module).items() if type(value) is int and value > 1
-                 and name != "training" and len(channels) % value == 0}
+        sizes = {
+            name: value
+            for name, value in vars(module).items()
+            if type(value) is int and value > 1 and name != "training" and len(channels) % value == 0
+        }
         for name, size in sizes.items():
             self.out.spans.append(Span(self.node.target, name, size, len(channels)))
         return torch.where(x == NOTHING, others[0], x) if others else x

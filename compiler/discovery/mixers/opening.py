@@ -75,6 +75,7 @@ def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, 
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
             calls.setdefault(path, split(given))
+
         return keep
 
     handles = [m.register_forward_pre_hook(hook(path), with_kwargs=True) for path, m in mixers.items()]
@@ -94,7 +95,7 @@ def _traced(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.Graph 
     try:
         with evaluating(program.model), prepared(program.model):
             return trace(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
-    except Exception as error:   # a forward may raise anything
+    except Exception as error:  # a forward may raise anything
         return None, f"it can't be captured without its state: {error}"
 
 

@@ -35,7 +35,7 @@ def state_space(program: "Program") -> StateSpace:
             continue
         looked.add(path)
         mixer = program.model.get_submodule(path)
-        if id(found.graph) not in known:        # equal mixers share a graph
+        if id(found.graph) not in known:  # equal mixers share a graph
             parts = parts_of_mixer(found.graph, mixer)
             known[id(found.graph)] = (parts, _without(found, mixer) if parts.understood else "")
         parts, less = known[id(found.graph)]
@@ -71,5 +71,8 @@ def _placed(group: Group, path: str) -> Group:
         return f"{path}.{module}" if module else path
 
     return replace(
-        group, site=path, members=tuple(replace(m, tensor=f"{path}.{m.tensor}") for m in group.members),
-        attributes=tuple((below(module), name, per) for module, name, per in group.attributes))
+        group,
+        site=path,
+        members=tuple(replace(m, tensor=f"{path}.{m.tensor}") for m in group.members),
+        attributes=tuple((below(module), name, per) for module, name, per in group.attributes),
+    )
