@@ -78,18 +78,18 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         parallel: Annotated[int, _parallel] = 16,
         queue: Annotated[int, _queue] = 64,
-        api_key: Annotated[list[str], _key] = (),
-        insecure: Annotated[bool, _insecure] = False,  # type: ignore[assignment]
+        api_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
+        insecure: Annotated[bool, _insecure] = False,
         tls_cert: Annotated[Path | None, _cert] = None,
         tls_key: Annotated[Path | None, _tls_key] = None,
-        allow_host: Annotated[list[str], _hosts] = (),
+        allow_host: Annotated[list[str], _hosts] = (),  # type: ignore[assignment]
         cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
         max_body: Annotated[int | None, _body] = None,
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
-        require_signature: Annotated[list[str], required_key] = (),
-    ) -> None:  # type: ignore[assignment]
+        require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
+    ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
         from ..machine.environment import check_modules
 

@@ -29,9 +29,9 @@ def register(app: typer.Typer) -> None:
         artifact: Annotated[Path | None, _place] = None,
         key: Annotated[Path | None, _key] = None,
         new_key: Annotated[Path | None, _new] = None,
-        verify_key: Annotated[list[str], _verify] = (),
+        verify_key: Annotated[list[str], _verify] = (),  # type: ignore[assignment]
         note: Annotated[str, _note] = "",
-    ) -> None:  # type: ignore[assignment]
+    ) -> None:
         """Sign an artifact with Ed25519, make a key, or check a signature, offline."""
         asked = [key is not None, new_key is not None, bool(verify_key)]
         if sum(asked) != 1 or (artifact is None) != (new_key is not None):
