@@ -22,6 +22,7 @@ VERBS = (
     "explain",
     "shelves",
     "packages",
+    "imports",
     "lock",
     "plan",
     "compile",
@@ -38,9 +39,16 @@ VERBS = (
     "doctor",
     "bench",
 )  # modules of commands/
-HOMES = {"passes": "shelves", "recipes": "shelves", "add": "packages", "update": "packages", "vendor": "packages"}
+HOMES = {
+    "passes": "shelves",
+    "recipes": "shelves",
+    "add": "packages",
+    "update": "packages",
+    "vendor": "packages",
+    "import": "imports",
+}
 SECTIONS = {
-    "Write": ("check", "fmt", "new", "explain", "passes", "recipes", "add", "update", "vendor"),
+    "Write": ("check", "fmt", "new", "import", "explain", "passes", "recipes", "add", "update", "vendor"),
     "Build": ("lock", "plan", "compile", "pick"),
     "Use": ("run", "serve", "test", "bisect", "diff", "inspect", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
