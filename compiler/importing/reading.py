@@ -4,13 +4,12 @@ An anchor that is used ten times in ten lists of which each holds the last is a 
 recipes have no use for anchors, so they are refused.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.source import Source, Span
-from ..store.regular import read_regular
+from ..store.regular import parse_json, read_regular
 
 MOST = 256 << 10  # bytes
 DEEPEST = 40
@@ -39,19 +38,11 @@ def read(path: Path) -> tuple[Any, Source]:
 
 
 def _json(source: Source) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        body = dict(pairs)
-        if len(body) < len(pairs):
-            twice = next(key for key in body if sum(key == k for k, _ in pairs) > 1)
-            raise Reject(unreadable_import(f"{source.name} has the key `{twice[:80]}` twice"))
-        return body
-
     try:
-        return json.loads(source.text, object_pairs_hook=once)
+        return parse_json(source.text)
     except (ValueError, RecursionError) as error:
-        at = getattr(error, "pos", 0)
-        said = getattr(error, "msg", "it is nested too deep").lower()
-        raise Reject(unreadable_import(f"this is no JSON: {said}", _at(source, at))) from error
+        said = str(getattr(error, "msg", error)).lower()
+        raise Reject(unreadable_import(f"this is no JSON: {said}", _at(source, getattr(error, "pos", 0)))) from error
 
 
 def _yaml(source: Source) -> Any:

@@ -20,7 +20,7 @@ from ..measuring.confidence import median_interval
 from ..planning import keys
 from ..report.quantity import change, digits, measured
 from ..store.cache import write_whole
-from ..store.regular import MIB, read_regular
+from ..store.regular import MIB, read_json
 from .gate import metric_label
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def read(recipe: Path) -> dict[str, Any] | None:
     """The baseline beside a recipe, checked; None where there is none."""
     file = place(recipe)
     try:
-        body = json.loads(read_regular(file, MIB).decode())
+        body = read_json(file, MIB)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

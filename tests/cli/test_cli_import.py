@@ -75,7 +75,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
         ("x.yaml", "a: 2020-01-01\n", "holds a date"),
         ("x.yaml", "x" * (300 << 10), "bytes"),
         ("x.json", "[" * 100_000, "this is no JSON"),
-        ("x.json", '{"a": 1, "a": 2}', "the key `a` twice"),
+        ("x.json", '{"a": 1, "a": 2}', "twice"),
         ("x.json", '{"passes": ', "x.json:1:11"),
         ("x.yaml", "a: 1\n", "nothing-to-import"),
         ("x.yaml", "s: {m: {AWQModifier: {}}}", "nothing of x.yaml has an equivalent here"),
