@@ -107,12 +107,13 @@ def test_without_a_lock_there_is_nothing_to_hold_to(effc, own):
     assert run.code == 2 and "error[no-lock]" in run.err and "effc lock r.effspec" in run.err
 
 
-def test_two_fresh_folders_with_one_lock_give_one_artifact(process, locked, tmp_path):
+def test_two_fresh_folders_with_one_lock_give_one_artifact(effc, locked, tmp_path, monkeypatch):
     hashes = []
     for name in ("here", "elsewhere"):
         folder = world(tmp_path / name)
         shutil.copy(locked / "effspec.lock", folder)
-        run = process("compile", "r.effspec", "--locked", "-q", cwd=folder, EFFC_CACHE_DIR=str(folder / "cache"))
+        monkeypatch.chdir(folder)
+        run = effc("compile", "r.effspec", "--locked", "-q", "--cache-dir", folder / "cache")
         assert run.code == 0, run.err
         hashes.append(artifact_hash(folder / "out" / "cut"))
     assert hashes[0] == hashes[1] and os.listdir(tmp_path / "here") == os.listdir(tmp_path / "elsewhere")
