@@ -18,6 +18,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.reft import base_hash
+from ..store.regular import CONFIG, read_json
 from .adaptation import Adaptable, Regime
 from .attachment import KINDS, places_of
 from .caching import StateCache
@@ -66,7 +67,7 @@ class App:
 
 def read_app(folder: Path) -> App:
     try:
-        body = json.loads((folder / NAME).read_bytes())
+        body = read_json(folder / NAME, CONFIG)
         if body.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), Regime(**body.pop("regime"))

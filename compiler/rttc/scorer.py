@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import write_whole
+from ..store.regular import CONFIG, DATA, check_regular, parse_json, read_json, read_regular
 from .embedder import Embedder
 from .logistic import fit_logistic
 from .reward import finite
@@ -70,7 +71,8 @@ class Scorer:
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
     try:
-        body, weight = json.loads((folder / _NAME).read_bytes()), load_file(folder / _WEIGHTS)["weight"]
+        check_regular(folder / _WEIGHTS)
+        body, weight = read_json(folder / _NAME, CONFIG), load_file(folder / _WEIGHTS)["weight"]
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
@@ -128,14 +130,14 @@ def read_graded(file: Path) -> list[Graded]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     found = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(file, DATA).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Reject(bad_samples(f"{file} can't be read")) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            body = json.loads(line)
+            body = parse_json(line)
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
             found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
