@@ -114,6 +114,7 @@ FLOORS = (
     "search",
     "lowering",
     "training",
+    "families",
     "native",
     "artifacts",
     "metrics",

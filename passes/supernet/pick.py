@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from ...compiler.families.family import Family
 from ...compiler.ir.outcome import Model, Outcome
-from ...compiler.training.family import Family
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
@@ -46,9 +46,4 @@ class Pick(Pass):
                     )
                 )
             return outcome.unmerged(choice)
-        program = outcome.program
-        with outcome.applied(choice) as adapters:
-            adapters.merge()
-        program.changed()
-        program.note(ranks=choice)
-        return Model(program)
+        return Model(outcome.cut(choice))
