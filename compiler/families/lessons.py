@@ -61,9 +61,10 @@ class Lesson:
             step, number, _ = map(int, key.split(":"))
             heard.setdefault((step, number), []).append(loss)
         found = []
+        drawn = replace(self.drawn, told=None, ranks={}, choices=[])  # what runs stays as it is
         for step in range(1, steps + 1):
-            self.drawn.begin(step)
-            for number, choice in enumerate(self.drawn.choices):
+            drawn.begin(step)
+            for number, choice in enumerate(drawn.choices):
                 values = heard[step, number]
                 found.append((choice, sum(values) / len(values)))
         return found

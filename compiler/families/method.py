@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
+from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio
 from ..ir.outcome import Front, Outcome, Point
 from ..planning import keys
@@ -50,6 +51,9 @@ class Method(ABC):
     def reads_clock(self) -> bool:
         """A latency is measured on the machine that compiles."""
         return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self._asked.measure)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self._asked.evals
 
     @property
     def _asked(self) -> Asked:

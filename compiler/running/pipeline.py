@@ -113,7 +113,8 @@ class Build:
         if not isinstance(outcome, Model):
             with as_profiled(named(stage.call), ctx):
                 made = pass_.give(outcome, ctx)
-            notes = made.program.notes if isinstance(made, Model) else []
+            holder = made if isinstance(made, Model) else outcome  # a search says of its family what it did
+            notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
             return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
         program = outcome.program
         before, version, notes = program.skeleton, program.version, len(program.notes)

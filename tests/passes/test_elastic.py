@@ -159,3 +159,13 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
 def test_shares_that_can_not_be_are_refused(tmp_path, args, slug, help_):
     found = refused(lambda: through(tmp_path, tiny.model("llama"), ("supernet.elastic", {**NET, **args})))
     assert found.diagnostics[0].slug == slug and help_ in found.diagnostics[0].help
+
+
+def test_training_leaves_the_program_as_it_was_and_no_adapters_apart(tmp_path):
+    model, ids = tiny.model("llama"), rows_of(3)
+    steps = ("supernet.elastic", {**NET, "depth": "blocks", "steps": 2, "ranks": [4]})
+    net = through(tmp_path, model, steps)
+    with torch.no_grad():
+        assert torch.equal(net.program.model(ids).logits, model(ids).logits)
+    found = refused(lambda: through(tmp_path / "apart", model, steps, ("supernet.pick", {"merge": False})))
+    assert found.diagnostics[0].slug == "smaller-apart"
