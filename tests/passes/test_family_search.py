@@ -76,6 +76,7 @@ def test_measures_of_a_point_are_those_of_the_model_that_it_is(net, tmp_path):
         assert abs(torch.tensor(loss(model)).exp() / nats - 1) < 1e-3
 
 
+@pytest.mark.heavy
 def test_a_table_of_latencies_tells_its_error(net, tmp_path):
     few, notes = search(net, tmp_path, "random", measure=[SCORE, MetricRef("prefill.p50", ())], evals=4)[0], net
     assert few.points and notes.program.notes[-1]["latency_error"] >= 0
@@ -117,6 +118,7 @@ emit lean {{ front("sizes") }}
 """
 
 
+@pytest.mark.heavy
 def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
     (tmp_path / "lean.effspec").write_text(RECIPE.format(zoo=zoo()["tiny-llama"]))
     (result,) = api.compile(tmp_path / "lean.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
