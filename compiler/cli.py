@@ -26,6 +26,7 @@ VERBS = (
     "pick",
     "run",
     "serve",
+    "federate",
     "test",
     "diff",
     "inspect",
@@ -38,7 +39,7 @@ VERBS = (
 SECTIONS = {
     "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
     "Build": ("plan", "compile", "pick"),
-    "Use": ("run", "serve", "test", "diff", "inspect", "verify", "sign"),
+    "Use": ("run", "serve", "federate", "test", "diff", "inspect", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
-        from .federate import federate, is_federation
+        from .simulate import federate, is_federation
 
         if is_federation(model):
             return federate(Path(model), shared)

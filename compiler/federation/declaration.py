@@ -13,10 +13,12 @@ from .averaging import FedAvg, FrozenA
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
 from .rounds import Terms
+from .secure import Summed
+from .sizes import Coverage, Size
 from .state import Shapes
 from .strategy import Strategy
 
-NAME, FORMAT = "federation.json", 1
+NAME, FORMAT = "federation.json", 2
 
 bad_federation = Fault(
     "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
@@ -41,13 +43,16 @@ class DataSet:
 class Declaration:
     """
     base       sha256 over the weights and config of the model in `folder` of the artifact
-    trains     "lora", "prompt" or "full"
+    trains     "lora", "reft", "prompt" or "full"
     full       shapes of a whole state, that of the client with the largest rank
     ranks      of the clients' adapters, by number; empty: all have the largest
     mix        share of the others that a client takes in; None: what its validation likes best
     clip       bound of a client's change, 0 for none; with `noise` times it as deviation
     hold       share of its rows that a client keeps back to judge by
     share      of the clients that take part in a round
+    protects   whom `clip` and `noise` hide: "clients" from the server's mean, or "rows" of each client
+    secure     the server is given sums of masked states
+    sizes      sub-networks, and which one each client trains; empty: the whole model
     """
 
     base: str
@@ -75,6 +80,10 @@ class Declaration:
     deadline: float
     share: float
     seed: int
+    protects: str
+    secure: bool
+    sizes: tuple[Size, ...]
+    size_of: tuple[int, ...]
 
     @property
     def identity(self) -> str:
@@ -100,6 +109,8 @@ class Declaration:
             "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
             "ranks": tuple(int(r) for r in body["ranks"]),
             "data": tuple(DataSet(**d) for d in body["data"]),
+            "sizes": tuple(Size.from_json(size) for size in body["sizes"]),
+            "size_of": tuple(int(n) for n in body["size_of"]),
         }
         return Declaration(**made)
 
@@ -128,16 +139,18 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     return files_hash(found, cache_dir)
 
 
-STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone")
-
-
 def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
     ranks = dict(enumerate(declared.ranks))
+    clip = declared.clip if declared.protects == "clients" else 0.0
+    if declared.secure:
+        return Summed(declared.full, declared.strategy == "abm", declared.mix)
+    if declared.strategy == "coverage":
+        return Coverage(declared.full, {k: declared.sizes[n] for k, n in enumerate(declared.size_of)})
     if declared.strategy == "fedavg":
-        return FedAvg(declared.full, declared.clip, declared.noise, seed)
+        return FedAvg(declared.full, clip, declared.noise, seed)
     if declared.strategy == "ffa":
-        return FrozenA(declared.full, declared.clip, declared.noise, seed)
+        return FrozenA(declared.full, clip, declared.noise, seed)
     if declared.strategy in ("stack", "svd", "hetlora"):
         kind = {"stack": Stack, "svd": Truncate, "hetlora": Pad}[declared.strategy]
         return kind(declared.full, declared.alpha, ranks)
