@@ -50,6 +50,18 @@ class Size:
         }
         return Size(int(body["params"]), cuts, kept)
 
+    def fits(self, full: Shapes) -> bool:
+        """Whether it names arrays that are there, and indices in them, ascending."""
+        return all(
+            name in full
+            and len(axes) == len(full[name])
+            and all(
+                axis is None or (axis and list(axis) == sorted(set(axis)) and axis[0] >= 0 and axis[-1] < most)
+                for axis, most in zip(axes, full[name], strict=True)
+            )
+            for name, axes in self.kept.items()
+        )
+
     def index(self) -> dict[str, Index]:
         return {
             name: tuple(None if axis is None else np.array(axis, np.int64) for axis in axes)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import digest, write_whole
+from ..store.regular import CONFIG, check_regular, read_json
 from .embedder import Embedder
 from .sample import Sample, bad_samples, distinct, read_samples
 from .selection import SELECTIONS
@@ -177,7 +178,7 @@ def _write(
 def open_base(folder: Path) -> Base:
     """Reject (broken-knowledge-base) unless both files are those that were written."""
     try:
-        body = json.loads((folder / NAME).read_bytes())
+        body = read_json(folder / NAME, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, and this effc reads {FORMAT}")
         for name in (TEXTS, VECTORS):
@@ -213,6 +214,7 @@ def check_embedder(base: Base, embedder: Embedder) -> None:
 
 
 def _hash(file: Path) -> str:
+    check_regular(file)
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
