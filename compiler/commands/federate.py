@@ -37,17 +37,15 @@ def register(app: typer.Typer) -> None:
         """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
         from ..artifacts.manifest import verify_files
         from ..federation.app import PACKAGE
-        from ..federation.declaration import NAME, base_hash, read_declaration
+        from ..federation.declaration import NAME, check_base, read_declaration
         from ..federation.deployment import check_flower, up
-        from ..federation.place import other_base
         from .simulate import data_folder
 
         check_flower()
         folder = folder.resolve()
         verify_files(folder)
         declared = read_declaration(folder / PACKAGE / NAME)
-        if base_hash(folder / declared.folder, shared.cache_folder) != declared.base:
-            raise Reject(other_base(f"{folder / declared.folder} is not the model that the app was declared for"))
+        check_base(declared, folder / declared.folder, shared.cache_folder)
         common = folder if data else data_folder(folder)
         made = up(folder, declared, place_of(folder), common, list(data), shared.cache_folder, port)
         shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")

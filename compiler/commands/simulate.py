@@ -62,13 +62,25 @@ def data_folder(path: Path) -> Path:
 
 
 def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Shared") -> None:
-    from ..federation.noise import epsilon
     from ..federation.rounds import lines
     from ..report.quantity import counted, size
 
     for text in lines(run.course.rounds):
         shared.screen.say(text)
     if declared.clip and declared.noise:
-        spent = epsilon(len(run.course.rounds), declared.noise, declared.delta)
-        shared.screen.say(f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round")
+        shared.screen.say(privacy(run, declared))
     shared.screen.say(f"{counted(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")
+
+
+def privacy(run: "Federation", declared: "Declaration") -> str:
+    """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
+    from ..federation.noise import epsilon, epsilon_of_rows
+
+    rounds = len(run.course.rounds)
+    if declared.protects == "clients":
+        spent = epsilon(rounds, declared.noise, declared.delta)
+        return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
+    fewest = min(turn.examples for round_ in run.course.rounds for turn in round_.turns.values())
+    share = min(1.0, declared.batch / fewest)
+    spent = epsilon_of_rows(rounds * declared.steps, share, declared.noise, declared.delta)
+    return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"

@@ -185,6 +185,18 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     return files_hash(found, cache_dir)
 
 
+def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
+    """Reject where the folder holds another model."""
+    found = base_hash(folder, cache_dir)
+    if found != declared.base:
+        raise Reject(
+            other_base(
+                f"{folder} is {found[:12]}, the federation is of {declared.base[:12]}",
+                help="bring the folder of the model that was emitted with the federation",
+            )
+        )
+
+
 def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
     ranks = dict(enumerate(declared.ranks))

@@ -15,7 +15,9 @@ from ...dsl.diagnostics import Fault, Reject
 DAYS = 30  # that a certificate is good for
 
 bad_certificate = Fault(
-    "bad-certificate", "The certificate of a deployment is missing, or its days are over.", exit="environment"
+    "bad-deployment-certificate",
+    "The certificate of a deployment is missing, or its days are over.",
+    exit="environment",
 )
 
 
@@ -36,7 +38,7 @@ def make_identities(folder: Path, nodes: int) -> None:
 
 
 def check_certificates(folder: Path, now: datetime.datetime | None = None) -> None:
-    """Raises Reject (bad-certificate) where one is missing, can't be read, or is out of its days."""
+    """Raises Reject (bad-deployment-certificate) where one is missing, can't be read, or is out of its days."""
     from cryptography import x509
 
     now = now or datetime.datetime.now(datetime.UTC)

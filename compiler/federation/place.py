@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.diagnostics import Reject
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.source import Source
 from ...dsl.values import from_json
@@ -13,7 +12,7 @@ from ..opened import open_model, origin_of
 from ..words.context import Context, Settings
 from ..words.shelf import Shelf
 from .client import Learner, Participant
-from .declaration import Declaration, base_hash, other_base
+from .declaration import Declaration, base_hash, check_base
 from .partition import divided, held_back
 
 if TYPE_CHECKING:
@@ -33,13 +32,7 @@ class Place:
 
     def check_base(self) -> None:
         """Reject where the folder holds another model."""
-        if self.base != self.declared.base:
-            raise Reject(
-                other_base(
-                    f"{self.model} is {self.base[:12]}, the federation is of {self.declared.base[:12]}",
-                    help="bring the folder of the model that was emitted with the federation",
-                )
-            )
+        check_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
     def seats(self, clients: list[int]) -> Iterator[list[Participant]]:

@@ -9,7 +9,7 @@ from ...dsl.values import DataRef, Duration, Ratio, Selector
 from ..federation.secure import LEAST
 from ..ir.program import Program
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..words.kinds import Form, Picture, Target, Wish, param
 from .hf import Hf
 
 if TYPE_CHECKING:
@@ -180,6 +180,14 @@ class Flower(Target):
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
         return Hf.open(folder, wish)
+
+    @classmethod
+    def picture(cls, folder: Path) -> "Picture":
+        from ..federation.app import PACKAGE
+        from ..federation.declaration import NAME, read_declaration
+        from ..federation.drawing import Drawing
+
+        return Drawing(read_declaration(folder.parent / PACKAGE / NAME))
 
     # -- what is refused -------------------------------------------------------------------------------------
 
