@@ -6,7 +6,7 @@ round with a sentence; the run goes on with the others, or stops with a sentence
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -197,6 +197,8 @@ class Federation:
         summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:
             sent = {client: one for client, one in sent.items() if client in summed.clients}
+            size = 4 * numbers(self.strategy.full)  # of the masked half
+            turns = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in turns.items() if c in sent}
         if len(sent) < max(1, self.terms.least):
             raise Reject(
                 too_few_clients(
