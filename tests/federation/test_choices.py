@@ -36,14 +36,13 @@ def compiled(folder, data, steps, more):
     goods = ("apples", "nails", "ropes", "candles", "jars")
     records = [{"prompt": f"Ann pays {n % 7} coins for", "answer": goods[n % 5]} for n in range(48)]
     (folder / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (folder / "t.txt").write_text("\n".join(f"{r['prompt']} {r['answer']}." for r in records * 4))
     (folder / "fed.effspec").write_text(RECIPE.format(data=data, steps=steps, more=more))
     (result,) = api.compile(folder / "fed.effspec", out=folder / "out", cache_dir=folder / "cache", force=True)
     path = result.artifacts[0].path
     return path, read_declaration(path / PACKAGE / "federation.json")
 
 
-PAIRS, TEXT = 'pairs("p.jsonl", join: " ", length: 24)', 'text("t.txt", samples: 24, length: 24, seed: 7)'
+PAIRS = 'pairs("p.jsonl", join: " ", length: 24)'
 INSERT = 'edits = reft.insert(positions: "f2+l2", rank: 2, on: "model.layers.{0,1}")'
 
 
@@ -114,19 +113,23 @@ def test_a_sub_network_is_a_part_of_the_whole_and_runs():
     assert torch.isfinite(program.model(torch.arange(8)[None]).logits).all()
 
 
-def test_clients_of_different_size_learn_together_and_send_what_they_hold(tmp_path):
-    more = "trains: full, strategy: coverage, budgets: [100%, 80%, 60%]"
-    path, declared = compiled(tmp_path, TEXT, "", more)
-    made = run(path, declared.with_changes(lr=5e-4), tmp_path)
+def test_clients_of_different_size_learn_together_and_send_what_they_hold(edited, tmp_path):
+    path, declared = edited
+    program = capture(api.load(path))
+    sizes = sizes_for(program, [1.0, 0.8, 0.6])
+    full = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
+    wanted = {"trains": "full", "strategy": "coverage", "full": full, "sizes": tuple(sizes), "size_of": (0, 1, 2)}
+    made = run(path, declared.with_changes(**wanted, lr=5e-4), tmp_path)
     first, last = made.course.rounds[0], made.course.rounds[-1]
     assert last.loss < np.mean([t.before for t in first.turns.values()]) and not last.faults
     sent = [last.turns[k].bytes_up for k in range(3)]
-    assert sent == [4 * declared.sizes[n].params for n in declared.size_of] and sent[0] > sent[1] > sent[2]
+    assert sent == [4 * size.params for size in sizes] and sent[0] > sent[1] > sent[2]
 
 
-def test_a_private_client_learns_from_clipped_rows(tmp_path):
-    path, declared = compiled(tmp_path, PAIRS, "", "rank: 2, protects: rows, clip: 1.0, noise: 0.01")
-    made = run(path, declared, tmp_path)
+def test_a_private_client_learns_from_clipped_rows(edited, tmp_path):
+    path, declared = edited
+    private = declared.with_changes(strategy="fedavg", protects="rows", clip=1.0, noise=0.01)
+    made = run(path, private, tmp_path)
     assert made.course.rounds[-1].loss < np.mean([t.before for t in made.course.rounds[0].turns.values()])
 
 
