@@ -99,6 +99,7 @@ FLOORS = (
     "machine",
     "store",
     "words",
+    "importing",
     "checkpoints",
     "explain.py",
     "planning",
