@@ -9,53 +9,27 @@ import random
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.artifact import write
-from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.capture.capture import capture
-from effc.compiler.checkpoints.folder import open_folder
-from effc.compiler.targets.hf import Hf
 
-from tests import worlds
+from tests.hostile import kinds
+from tests.hostile.kinds import KINDS
 from tests.hostile.mutations import consistent, mutate
 
 torch.set_num_threads(1)
-STORED = Path(__file__).parents[1] / "stored" / "8d012cb.tar.xz"
-KINDS = ("compact", "native", "program", "stock")
 SECONDS, MEBIBYTES = 20, 600  # of one case by all verbs; a machine that others share is slow
+FEW = 50  # of a kind, in the default lot
+COUNT = int(os.environ.get("EFFC_HOSTILE", "1000"))  # of a kind, in the heavy lot
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory):
-    """One artifact of each kind, small, in a folder."""
-    folder = tmp_path_factory.mktemp("honest")
-    with tarfile.open(STORED) as archive:
-        archive.extractall(folder, filter="data")
-    made = folder / "kinds"
-    made.mkdir()
-    for kind, name in (("compact", "hf"), ("native", "cpu"), ("program", "program")):
-        shutil.copytree(folder / "8d012cb" / "out" / name, made / kind)
-    source = folder / "source"
-    source.mkdir()
-    worlds.llama(source)
-    worlds.tokenizer(source, chat="{% for m in messages %}{{ m.content }}{% endfor %}")
-    ctx = worlds.context(folder)
-    ctx.origin = open_folder(source, "here", "auto", ctx.settings)
-    program = capture(ctx.origin.load())
-
-    def build(draft):
-        Hf(path="a").emit(program, draft, ctx)
-        return Manifest("hf", name="lean")
-
-    write(made / "stock", build=build)
-    return made
+    return kinds.honest(tmp_path_factory.mktemp("honest"))
 
 
-def opened(honest: Path, cases: list[Path], tmp_path: Path) -> list[dict]:
+def opened(honest: Path, cases: list[Path], tmp_path: Path, each: str = "all") -> list[dict]:
     """What each case came to, in a process that reaches no network."""
     listed = tmp_path / "cases"
     listed.write_text("\n".join(map(str, cases)))
@@ -66,7 +40,7 @@ def opened(honest: Path, cases: list[Path], tmp_path: Path) -> list[dict]:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
+        [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed), each],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -101,9 +75,9 @@ def changed(honest: Path, kind: str, count: int, seed: int, into: Path) -> list[
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_changed_artifacts_do_nothing_but_be_refused(honest, kind, tmp_path):
-    found = opened(honest, changed(honest, kind, 1000, 1, tmp_path), tmp_path)
+    found = opened(honest, changed(honest, kind, COUNT, 1, tmp_path), tmp_path)
     wrong = {f["case"]: said for f in found if (said := harmless(f))}
-    assert len(found) == 1000 and not wrong, json.dumps(wrong, indent=1)
+    assert len(found) == COUNT and not wrong, json.dumps(wrong, indent=1)
 
 
 def edited(kind, file, change):
@@ -183,10 +157,18 @@ CRAFTED = {
 
 
 @pytest.fixture(scope="module")
+def turns(honest, tmp_path_factory):
+    """What fifty changed artifacts of each kind came to, each loaded and given to one verb, by name."""
+    folder = tmp_path_factory.mktemp("turns")
+    cases = [path for kind in KINDS for path in changed(honest, kind, FEW, 0, folder)]
+    return {Path(found["case"]).name: found for found in opened(honest, cases, folder, "turn")}
+
+
+@pytest.fixture(scope="module")
 def lot(honest, tmp_path_factory):
-    """What some changed artifacts of each kind and all crafted ones came to, by name: one process opens them all."""
+    """What all crafted artifacts came to, by name: one process opens them all."""
     folder = tmp_path_factory.mktemp("lot")
-    cases = {path: path.name for kind in KINDS for path in changed(honest, kind, 8, 0, folder)}
+    cases = {}
     for name, (kind, make) in CRAFTED.items():
         case = folder / name.replace(" ", "-")
         shutil.copytree(honest / kind, case)
@@ -197,10 +179,10 @@ def lot(honest, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
-    found = {name: lot[name] for name in lot if name.startswith(f"{kind}-")}
+def test_changed_artifacts_do_nothing_but_be_refused(turns, kind):
+    found = {name: turns[name] for name in turns if name.startswith(f"{kind}-")}
     wrong = {name: said for name, case in found.items() if (said := harmless(case))}
-    assert len(found) == 8 and not wrong, json.dumps(wrong, indent=1)
+    assert len(found) == FEW and not wrong, json.dumps(wrong, indent=1)
 
 
 @pytest.mark.parametrize("name", CRAFTED)
