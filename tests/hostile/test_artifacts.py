@@ -29,10 +29,10 @@ def honest(tmp_path_factory):
     return kinds.honest(tmp_path_factory.mktemp("honest"))
 
 
-def opened(honest: Path, cases: list[Path], tmp_path: Path, each: str = "all") -> list[dict]:
-    """What each case came to, in a process that reaches no network."""
+def opened(honest: Path, cases: dict[Path, str], tmp_path: Path) -> list[dict]:
+    """What each case came to, in a process that reaches no network: opened by "all" verbs or by one in "turn"."""
     listed = tmp_path / "cases"
-    listed.write_text("\n".join(map(str, cases)))
+    listed.write_text("\n".join(f"{each} {case}" for case, each in cases.items()))
     environment = {
         **os.environ,
         "EFFC_CACHE_DIR": str(tmp_path / "cache"),
@@ -40,7 +40,7 @@ def opened(honest: Path, cases: list[Path], tmp_path: Path, each: str = "all") -
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed), each],
+        [sys.executable, str(Path(__file__).with_name("watched.py")), str(honest), str(listed)],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -75,7 +75,7 @@ def changed(honest: Path, kind: str, count: int, seed: int, into: Path) -> list[
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_changed_artifacts_do_nothing_but_be_refused(honest, kind, tmp_path):
-    found = opened(honest, changed(honest, kind, COUNT, 1, tmp_path), tmp_path)
+    found = opened(honest, dict.fromkeys(changed(honest, kind, COUNT, 1, tmp_path), "all"), tmp_path)
     wrong = {f["case"]: said for f in found if (said := harmless(f))}
     assert len(found) == COUNT and not wrong, json.dumps(wrong, indent=1)
 
@@ -147,6 +147,11 @@ CRAFTED = {
         "model/tokenizer_config.json",
         lambda b: b.update(tokenizer_class="Trainer", auto_map={"AutoTokenizer": ["evil.E", None]}),
     ),
+    "a profile of words": edited(
+        "flower",
+        "manifest.json",
+        lambda b: b["profile"]["after"].update({path: {"mlp": {"channels": "x"}} for path in b["profile"]["after"]}),
+    ),
     "a manifest without an end": replaced("stock", "manifest.json", lambda path: path.symlink_to("/dev/zero")),
     "a manifest that waits": replaced("compact", "manifest.json", os.mkfifo),
     "a config that waits": replaced("compact", CONFIG, os.mkfifo),
@@ -157,30 +162,23 @@ CRAFTED = {
 
 
 @pytest.fixture(scope="module")
-def turns(honest, tmp_path_factory):
-    """What fifty changed artifacts of each kind came to, each loaded and given to one verb, by name."""
-    folder = tmp_path_factory.mktemp("turns")
-    cases = [path for kind in KINDS for path in changed(honest, kind, FEW, 0, folder)]
-    return {Path(found["case"]).name: found for found in opened(honest, cases, folder, "turn")}
-
-
-@pytest.fixture(scope="module")
 def lot(honest, tmp_path_factory):
-    """What all crafted artifacts came to, by name: one process opens them all."""
+    """What fifty changed artifacts of each kind and all crafted ones came to, by name: one process opens them all."""
     folder = tmp_path_factory.mktemp("lot")
-    cases = {}
+    cases = {path: "turn" for kind in KINDS for path in changed(honest, kind, FEW, 0, folder)}
+    names = {path: path.name for path in cases}
     for name, (kind, make) in CRAFTED.items():
         case = folder / name.replace(" ", "-")
         shutil.copytree(honest / kind, case)
         (case / "evil.py").write_text("raise SystemExit('ran')")
         make(case)
-        cases[case] = name
-    return {cases[Path(found["case"])]: found for found in opened(honest, list(cases), folder)}
+        cases[case], names[case] = "all", name
+    return {names[Path(found["case"])]: found for found in opened(honest, cases, folder)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changed_artifacts_do_nothing_but_be_refused(turns, kind):
-    found = {name: turns[name] for name in turns if name.startswith(f"{kind}-")}
+def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
+    found = {name: lot[name] for name in lot if name.startswith(f"{kind}-")}
     wrong = {name: said for name, case in found.items() if (said := harmless(case))}
     assert len(found) == FEW and not wrong, json.dumps(wrong, indent=1)
 

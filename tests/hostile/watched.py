@@ -1,8 +1,8 @@
 """Run by path: opens many artifacts in one process and says what each came to, with every effect that it had.
 
-`python watched.py HONEST CASES EACH`: HONEST is a folder of artifacts that are opened first, so that what effc and its
-libraries load for themselves is loaded; CASES a file with one folder a line. A case is opened by every verb where EACH
-is "all", by `load` and one verb in turn where it is "turn". From then on an audit hook sees every file that is
+`python watched.py HONEST CASES`: HONEST is a folder of artifacts that are opened first, so that what effc and its
+libraries load for themselves is loaded; CASES a file with lines `all FOLDER`, to be opened
+by every verb, or `turn FOLDER`, by one of them in turn. From then on an audit hook sees every file that is
 opened for writing, every process, socket, unpickled class, and every import of a module that is neither of the
 packages in use nor of Python. One JSON line a case: {"case", "effects", "outcomes", "seconds"}.
 """
@@ -109,7 +109,7 @@ def verbs(case: Path, honest: Path):
         yield words[0], lambda words=words: main([str(word) for word in words])
 
 
-def main(honest: str, cases: str, each: str) -> None:
+def main(honest: str, cases: str) -> None:
     global watching, known
     import torch
 
@@ -122,9 +122,10 @@ def main(honest: str, cases: str, each: str) -> None:
         assert opened[:2] == [loads, "exit 0"] and not any("crash" in o for o in opened), (artifact, opened)
     known = {*watching, *(name.partition(".")[0] for name in sys.modules), *sys.stdlib_module_names}
     for number, line in enumerate(Path(cases).read_text().splitlines()):
-        calls = list(verbs(Path(line), honests[0]))
+        each, _, case = line.partition(" ")
+        calls = list(verbs(Path(case), honests[0]))
         if each == "turn":
-            calls = [calls[0], calls[1 + number % (len(calls) - 1)]]
+            calls = [calls[number % len(calls)]]
         watching, started, before = [], time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         outcomes = {name: outcome(call) for name, call in calls}
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
@@ -132,7 +133,7 @@ def main(honest: str, cases: str, each: str) -> None:
         print(
             json.dumps(
                 {
-                    "case": line,
+                    "case": case,
                     "effects": effects,
                     "outcomes": outcomes,
                     "mebibytes": grown,
