@@ -127,7 +127,7 @@ def client_of(
     embedder = embedder_of(app, folder, model, tokenizer, cache_dir)
     retriever: Retriever
     if server is None:
-        base = open_base(folder / KNOWLEDGE)
+        base = open_base(folder / KNOWLEDGE).searched_by("auto")
         check_embedder(base, embedder)
         retriever, version = Local(base, app.selection), base.version
     else:
