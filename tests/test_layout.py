@@ -115,6 +115,7 @@ FLOORS = (
     "search",
     "lowering",
     "training",
+    "families",
     "native",
     "artifacts",
     "metrics",

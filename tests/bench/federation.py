@@ -55,8 +55,8 @@ def course(folder: Path, arm: str, seed: int, rounds: int, local: int):
     steps, more = ARMS[arm]
     recipe = folder / "r.effspec"
     recipe.write_text(RECIPE.format(steps=steps, more=more, rounds=rounds, local=local))
-    session = api.session(recipe, cache_dir=folder / "cache", seed=seed, threads=1)
-    (made,) = api.compile(session, out=folder / f"{seed}-{arm.replace(' ', '')}", force=True)
+    out = folder / f"{seed}-{list(ARMS).index(arm)}"
+    (made,) = api.compile(recipe, out=out, cache_dir=folder / "cache", seed=seed, threads=1, force=True)
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
     return simulate(declared, path / declared.folder, folder, Settings(folder / "cache", seed=seed)).course
