@@ -30,6 +30,7 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     measures: tuple[Measure, ...]
     run: dict[str, Any] = field(default_factory=dict)
+    ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
 def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
@@ -59,7 +60,8 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     measures = (
         replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
     )
-    return Comparison(tuple(outcomes), tuple(measures), run)
+    ratios = {named.get(m) or show(m): tuple(t.ratios) for m, t in taken.items()}
+    return Comparison(tuple(outcomes), tuple(measures), run, ratios)
 
 
 def left_open(outcome: Outcome, taken: Mapping[MetricRef, Turns], model: str) -> Outcome:

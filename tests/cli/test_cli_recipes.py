@@ -337,7 +337,7 @@ def test_what_needs_no_torch_takes_less_than_half_a_second_of_cpu(write, tmp_pat
 
 
 def test_new_writes_a_recipe_that_checks(effc, tmp_path):
-    for goal in ("smaller", "faster", "gentle"):
+    for goal in ("smaller", "faster", "gentle", "search", "federated", "rttc"):
         run = effc("new", "--goal", goal)
         path = Path(run.out.strip())
         assert run.code == 0 and path.name == f"tiny-llama-{goal}.effspec"
