@@ -1,6 +1,6 @@
 """Linear layers: the weight as the program has it, packed for the engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...kernels import packed as packing
 from ...kernels.dense_linear_int4 import DenseLinearInt4
 from ...kernels.packed_linear import unpacked
+from .plan import Entry, Plan
 
 KERNELS = {"bf16": "dense_linear", "int8": "dense_linear_int8", "int4": "dense_linear_int4"}
 
@@ -67,6 +68,25 @@ def holds(packed: Tensor, table: Tensor) -> bool:
     if packing.kernel_of(packed) != KERNELS["bf16"]:
         return False
     return torch.equal(unpacked(packed).to(table.dtype), table)
+
+
+def pack_head(plan: Plan, numbers: Numbers, name: str, found: Linear) -> None:
+    """Let the layer that makes the logits be stored in its own numbers."""
+    plan.entries[name] = Entry("packed", found.shape, found.make(numbers.of_head, numbers.group))
+
+
+def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
+    """Embeddings whose table is a linear layer's weight read rows of that, unless it is to be exacter than that.
+
+    lowered   packed weights that a pass left, by their entries
+    """
+    for step in plan.steps:
+        if step["op"] != "embedding":
+            continue
+        name = plan.tied(step["table"]) if numbers.shares_tables else step["table"]
+        table = plan.entries[name]
+        alike = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and holds(w, table.make()))
+        step["table"] = next(alike, name)
 
 
 def identity(held: Tensor) -> tuple[object, ...]:

@@ -66,30 +66,10 @@ class Reader:
                     why = "it mixes numbers of different tokens, or picks others for each"
                     raise self.refuse(node, why) from None
         self.positions.forget()
-        self._pack_head()
-        self._share_tables()
-        return self.plan
-
-    def _pack_head(self) -> None:
-        """The last linear layer makes the logits; it may be stored in other numbers than the rest."""
         if self.last:
-            name, found = self.last
-            make = found.make(self.numbers.of_head, self.numbers.group)
-            self.plan.entries[name] = Entry("packed", found.shape, make)
-
-    def _share_tables(self) -> None:
-        """Embeddings whose table is a linear layer's weight read rows of that, unless it is to be exacter than that."""
-        for step in self.plan.steps:
-            if step["op"] != "embedding":
-                continue
-            name = self.plan.tied(step["table"]) if self.numbers.shares_tables else step["table"]
-            table = self.plan.entries[name]
-            alike = (
-                n
-                for n, held in self.lowered.items()
-                if self.plan.entries[n].shape == table.shape and linears.holds(held, table.make())
-            )
-            step["table"] = next(alike, name)
+            linears.pack_head(self.plan, self.numbers, *self.last)
+        linears.share_tables(self.plan, self.numbers, self.lowered)
+        return self.plan
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
         return refused(node, self.model, why)
