@@ -73,7 +73,8 @@ def written(made: "Imported", model: str, name: str, shared: Shared) -> tuple[st
     """The recipe as text, and all that it has no equivalent for."""
     from ...dsl.format import format_source
 
-    sound, remarks = [], list(made.remarks)
+    sound: list[tuple[str, str, list[str]]] = []
+    remarks = list(made.remarks)
     for step in made.steps:
         errors = _errors(_text(made.tool, model, name, [*sound, step], [], []), shared)
         if errors:

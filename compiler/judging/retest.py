@@ -147,13 +147,13 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session", bless: boo
         )
         for path, plan in spoken
     ]
-    found = []
+    judged = []
     for (path, plan), then in zip(spoken, kept, strict=True):
         result = _tested(path, plan, session)
         drifts = baseline.compare_with(body, then, result)
         said = tuple(baseline.complaints(drifts, body, session.settings.undecided))
-        found.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *said)))
-    return found
+        judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *said)))
+    return judged
 
 
 def _speaks_of(plan: "Plan", path: Path) -> bool:

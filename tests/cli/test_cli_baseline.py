@@ -78,6 +78,7 @@ def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monke
     )
 
 
+@pytest.mark.heavy
 def test_elsewhere_quality_may_move_a_little_and_times_are_left_out(effc, own):
     def elsewhere(body):
         body["machine"].update(isa="other", torch="1.0")

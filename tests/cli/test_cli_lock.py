@@ -16,7 +16,7 @@ model base = hf("./model")
 data calib = text("calib.txt", samples: 2, length: 32, seed: 7)
 
 pipeline small(base) {
-  thin = prune.channels(keep: 75% of channels, align: 32, score: perplexity(calib))
+  thin = prune.channels(keep: 75% of channels, align: 32, data: calib)
 }
 
 emit small { pruning_config("cut") }
@@ -107,6 +107,7 @@ def test_without_a_lock_there_is_nothing_to_hold_to(effc, own):
     assert run.code == 2 and "error[no-lock]" in run.err and "effc lock r.effspec" in run.err
 
 
+@pytest.mark.heavy
 def test_two_fresh_folders_with_one_lock_give_one_artifact(effc, locked, tmp_path, monkeypatch):
     hashes = []
     for name in ("here", "elsewhere"):
