@@ -115,6 +115,8 @@ FLOORS = (
     "lowering",
     "training",
     "native",
+    "onnx",
+    "gguf",
     "artifacts",
     "metrics",
     "opened.py",
