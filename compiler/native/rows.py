@@ -30,7 +30,7 @@ class Rows(ABC):
     def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
         """Append a row of `ids` [b, t] to each sequence; logits [b, t, vocabulary]."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> None:  # noqa: B027 (an engine that can break off says how)
         """A call goes on to its end: nothing breaks it off."""
 
     def run(self, ids: Sequence[int], numbers: Sequence[int], wanted: Sequence[int] | Sequence[bool]) -> Tensor:
