@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from socket import socket
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from ...dsl.diagnostics import Reject
 from .exits import interrupted
 from .flags import Shared, knowledge_url, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
+
+if TYPE_CHECKING:
+    from ..serving.server import Entrance
 
 _place = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
@@ -98,8 +102,7 @@ def register(app: typer.Typer) -> None:
         from ..serving.access_log import log_to
         from ..serving.keys import Keys
         from ..serving.limits import MIB, Limits
-        from ..serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
-        from ..serving.server import serve as answer
+        from ..serving.server import Entrance, admission_at, check_certificate, listening
 
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
@@ -116,12 +119,18 @@ def register(app: typer.Typer) -> None:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         keys = tuple(require_signature)
         service = _service(model, name or _called(model), role, knowledge, shared, parallel, queue, keys)
-        url = url_of(listener, secure=tls_cert is not None)
-        app = guarded(service.app, service.count, entrance)
-        try:
-            answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
-        except KeyboardInterrupt:
-            raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
+        _answer(service, listener, entrance, lambda url: _tell(shared, service.name, url))
+
+
+def _answer(service: Service, listener: socket, entrance: "Entrance", tell: Callable[[str], None]) -> None:
+    from ..serving.server import guarded, serve, url_of
+
+    url = url_of(listener, secure=entrance.cert is not None)
+    app = guarded(service.app, service.count, entrance)
+    try:
+        serve(app, listener, entrance, lambda: tell(url), service.stop)
+    except KeyboardInterrupt:
+        raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
 
 def _keys_of_environment() -> list[str]:
