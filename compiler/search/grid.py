@@ -1,14 +1,14 @@
 """Grids of few values for weights: a scale, and a zero that is one of the values, per output and group of inputs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.skeleton import Part
-from .sparsity import inputs
+from ...dsl.skeleton import Part, Skeleton
+from ...dsl.values import Selector
+from .sparsity import chosen_parts, inputs
 
 unfit_group = Fault("unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module.")
 
@@ -104,8 +104,9 @@ class Scales:
         return scale * (((w / scale).round() + zero).clamp(0, self.most) - zero)
 
 
-def check_groups(chosen: Sequence[Part], group: int) -> None:
-    """Reject (unfit-group) groups that don't divide the inputs of a module."""
+def chosen_groups(skeleton: Skeleton, on: Selector | None, group: int) -> tuple[Part, ...]:
+    """The linear modules that `on` selects, whose inputs groups divide; Reject (unfit-group) others."""
+    chosen = chosen_parts(skeleton, on)
     odd = [part for part in chosen if group and inputs(part) % group]
     if odd:
         more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
@@ -118,3 +119,4 @@ def check_groups(chosen: Sequence[Part], group: int) -> None:
                 f"`* - {odd[0].path}`",
             )
         )
+    return chosen

@@ -48,12 +48,12 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
-        from ..capture.sample import evaluating
+        from ..rows.forward import without_dropout
 
         folder = into / FOLDER
         folder.mkdir()
         inputs = _inputs(program)
-        with evaluating(program.model), torch.no_grad():
+        with without_dropout(program.model), torch.no_grad():
             try:
                 exported = torch.export.export(
                     _first_result_of(program.model),
