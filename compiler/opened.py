@@ -1,12 +1,14 @@
 """A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..dsl.diagnostics import Fault, Reject
 from ..dsl.recipe import Invocation
+from .report.broken import first_line, is_want_of_memory
 
 if TYPE_CHECKING:
     from .checkpoints.origin import Origin
@@ -20,6 +22,14 @@ unknown_place = Fault(
     exit="usage",
 )
 
+model_breaks = Fault(
+    "model-breaks",
+    "A model was opened, and breaks when it computes.\n\n"
+    "Its files are of the right form, but what they say doesn't fit together: operations that are given other shapes "
+    "than they take, for one. `--debug` shows where it broke.",
+    exit="environment",
+)
+
 
 @dataclass
 class Opened:
@@ -30,19 +40,38 @@ class Opened:
     tokenizer: Any
 
 
+@contextmanager
+def computing(label: str) -> Iterator[None]:
+    """Within it a model computes that may come from anybody: where it breaks, that is the model's mistake.
+
+    Raises Reject (model-breaks) for what torch or Python raise; want of memory and interruptions stay what they are.
+    """
+    try:
+        yield
+    except Reject:
+        raise
+    except Exception as error:
+        if is_want_of_memory(error) or isinstance(error, OSError):
+            raise
+        raise Reject(
+            model_breaks(
+                f"{label} breaks when it computes: {type(error).__name__}: {first_line(error)}",
+                help="fetch it again; where this effc wrote it, report it with what --debug shows",
+            )
+        ) from error
+
+
 def is_artifact(path: Path) -> bool:
     """Whether a folder is what `effc compile` wrote, or a form of it, or what such a model saved again."""
-    import json
-
     from .artifacts.load import POINTS, kind_of, mark
     from .artifacts.manifest import NAME
     from .artifacts.sealed import KEY
-    from .store.regular import CONFIG, read_regular
+    from .store.regular import CONFIG, read_json
 
     if (path / NAME).is_file() or (path.parent.name == POINTS and (path.parents[1] / NAME).is_file()):
         return True
     try:
-        return KEY in json.loads(read_regular(path / "config.json", CONFIG))
+        return KEY in read_json(path / "config.json", CONFIG)
     except (OSError, ValueError, TypeError, RecursionError):
         kind = kind_of(path.name)
         return bool(kind) and (path.parent / NAME).is_file() and (path.parent / mark(kind, path.name)).is_file()

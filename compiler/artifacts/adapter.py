@@ -1,11 +1,10 @@
 """Adapter folders, read as untrusted input: numbers and names of a LoRA, nothing that peft would import or unpickle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import read_regular
+from ..store.regular import check_regular, read_json
 
 refused_adapter = Fault(
     "refused-adapter",
@@ -31,6 +30,7 @@ def read(folder: Path, base: Any) -> Any:
     if odd:
         raise Reject(refused_adapter(f"{folder / CONFIG} names `{odd[0][:80]}`, which the base doesn't have"))
     try:
+        check_regular(folder / WEIGHTS)
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise Reject(refused_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
@@ -68,7 +68,7 @@ def check(folder: Path) -> None:
 def _config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form."""
     try:
-        body = json.loads(read_regular(file, _LARGEST))
+        body = read_json(file, _LARGEST)
         assert isinstance(body, dict) and body.get("peft_type") == "LORA", "it is no LoRA"
         assert type(body.get("r")) is int and 0 < body["r"] <= 1 << 16, "its rank is no positive number"
         alpha = body.get("lora_alpha")

@@ -5,7 +5,6 @@ closed list, its files are stored as they are, and a weight is a row of bytes wi
 within it. Sample inputs, which programs written at 8d012cb and before have, are never read.
 """
 
-import json
 import mmap
 import re
 import struct
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..store.regular import parse_json
 from .exported_json import Unlisted, program
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
@@ -139,7 +139,7 @@ def _begin(file: Any, at: int, size: int) -> int:
 
 def _inputs(text: bytes) -> tuple[str, ...]:
     try:
-        names = json.loads(text)
+        names = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("names of inputs that are not JSON") from error
     _need(
@@ -150,7 +150,7 @@ def _inputs(text: bytes) -> tuple[str, ...]:
 
 def _payloads(text: bytes, folder: str, entries: dict[str, Entry], whole: mmap.mmap) -> dict[str, torch.Tensor]:
     try:
-        table = json.loads(text)["config"].items()
+        table = parse_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
     rows: dict[str, torch.Tensor] = {}

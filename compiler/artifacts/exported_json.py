@@ -6,12 +6,12 @@ have; notes for people and guards are left out, and anything else is refused.
 """
 
 import ast
-import json
 import keyword
 import re
 from collections.abc import Callable
 from typing import Any
 
+from ..store.regular import parse_json
 from .exported_ops import is_listed
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)
@@ -69,7 +69,7 @@ class Unlisted(ValueError):
 def program(text: bytes) -> dict[str, Any]:
     """What is listed of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
     try:
-        data = json.loads(text.decode())
+        data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("a program that is not JSON") from error
     _need(isinstance(data, dict), "a program that is no object")
@@ -163,7 +163,7 @@ def _is_term(node: ast.AST) -> bool:
 def _is_tree(text: str) -> bool:
     """Whether a description of nested arguments has tuples, lists and dicts with names alone."""
     try:
-        version, spec = json.loads(text)
+        version, spec = parse_json(text)
     except (ValueError, TypeError, RecursionError):
         return False
     return version == 1 and _is_spec(spec, 0)
@@ -177,7 +177,7 @@ def _is_spec(spec: Any, depth: int) -> bool:
         return False
     if kind == "builtins.dict":
         try:
-            names = json.loads(context)
+            names = parse_json(context)
         except (ValueError, TypeError):
             return False
         if not isinstance(names, list) or not all(isinstance(name, str) and _is_name(name) for name in names):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.regular import MANIFEST, check_regular, odd_file, read_regular
+from ..store.regular import MANIFEST, check_regular, odd_file, read_json
 from .manifest_form import check_form
 
 FORMAT = 1
@@ -225,7 +225,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _read(file: Path) -> Any:
     try:
-        data = json.loads(read_regular(file, MANIFEST, file.parent).decode())
+        data = read_json(file, MANIFEST, file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Reject(
             no_artifact(f"{file.parent} has no {file.name}", help="name the folder that `effc compile` wrote")

@@ -8,7 +8,6 @@
 Source: MultiPruner's repository (IntelLabs/Hardware-Aware-Automated-Machine-Learning), run_multipruner.py.
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ...dsl.skeleton import Branch, Group, Skeleton
 from ..ir.edits import renamed
 from ..planning.profile import original, profile
 from ..planning.select import is_inside
+from ..store.regular import MANIFEST, read_json
 
 bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
 no_published_form = Fault(
@@ -108,7 +108,7 @@ def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path, MANIFEST)
     except OSError as error:
         raise Reject(
             bad_pruning_config(f"{path} can't be read: {error.strerror}", help="paths are relative to the recipe")

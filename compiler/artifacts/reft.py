@@ -7,13 +7,13 @@ The base is not copied where anyone can have it: it is named, and known by a has
 makes effc fetch anything: a base of the hub has to be in the hub's own cache, or is given.
 """
 
-import json
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import MANIFEST, read_json
 from .sealed import KEY, attach, record
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
     from ..ir.edits import Edits
 
     try:
-        body = json.loads((folder / FILE).read_bytes().decode())
+        body = read_json(folder / FILE, MANIFEST)
     except OSError as error:
         raise Reject(no_interventions(f"{folder} has no {FILE} that can be read")) from error
     except (ValueError, RecursionError) as error:

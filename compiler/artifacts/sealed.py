@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import MANIFEST, read_regular
+from ..store.regular import MANIFEST, read_json
 
 FORMAT = 1
 KEY = "effc"
@@ -44,7 +44,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
     try:
-        body = json.loads(read_regular(file, MANIFEST).decode())
+        body = read_json(file, MANIFEST)
     except OSError as error:
         raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
     except (ValueError, TypeError, RecursionError) as error:

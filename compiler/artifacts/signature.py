@@ -17,6 +17,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ..machine.environment import check_modules
 from ..store.cache import write_whole
+from ..store.regular import CONFIG, read_json, read_regular
 from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 
 FORMAT = 1
@@ -130,7 +131,7 @@ def signatures(path: Path) -> list[Signature]:
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes")
-        body = json.loads(file.read_bytes().decode())
+        body = read_json(file, _MOST_BYTES, path)
         if body["format"] != FORMAT or len(body["signatures"]) > _MOST:
             raise ValueError(f"format {FORMAT} has at most {_MOST} signatures")
         return [_signature(**entry) for entry in body["signatures"]]
@@ -150,8 +151,7 @@ def public_key(place: str) -> bytes:
     text = place.strip()
     if not text.startswith(_KIND):
         try:
-            with open(place, "rb") as file:
-                text = file.read(1024).decode("ascii").strip()
+            text = read_regular(Path(place), 1024).decode("ascii").strip()
         except (OSError, ValueError) as error:
             why = (getattr(error, "strerror", None) or "it is no text").lower()
             raise Reject(
@@ -191,7 +191,7 @@ def _secret(file: Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(file.read_bytes(), password=None)
+        key = load_pem_private_key(read_regular(file, CONFIG), password=None)
     except OSError as error:
         raise Reject(
             bad_signing_key(

@@ -1,12 +1,12 @@
 """What an artifact that somebody sent would do here, and which checks it passes: read, never loaded."""
 
-import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...dsl.diagnostics import Reject
+from ..store.regular import read_json
 from .manifest import Manifest, artifact_files, read_manifest, verify_files
 from .signature import signatures, signs
 
@@ -102,7 +102,7 @@ def _configs(path: Path) -> Iterator[Check]:
     for name, file in artifact_files(path).items():
         if file.name.endswith("config.json") and file.stat().st_size <= _MOST_BYTES:
             try:
-                body = json.loads(file.read_bytes())
+                body = read_json(file, _MOST_BYTES)
             except (ValueError, RecursionError):
                 yield Check("config", f"{name} is not JSON", "bad")
                 continue

@@ -4,7 +4,6 @@ transformers reads the weights (it knows renamed and fused tensors of every arch
 strict and safe: no pickle, no download, no silent re-initialisation, no value that is not finite.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
 from ..report.progress import follow
 from ..report.quantity import counted
-from ..store.regular import CONFIG, read_regular
+from ..store.regular import CONFIG, read_json
 from .bounds import bad_config
 from .classes import is_tokenizer, model_class, plain
 from .generation import read_generation
@@ -293,7 +292,7 @@ def _check_tokenizer(folder: Path, label: str) -> None:
     if not path.exists():
         return
     try:
-        said = json.loads(read_regular(path, CONFIG).decode())
+        said = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
     if not isinstance(said, dict):

@@ -3,7 +3,6 @@
 Nothing here unpickles, and nothing runs code that came with a model unless the command line granted it.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import breakage
 from ..store.cache import digest
 from ..store.hashes import file_hash, files_hash
-from ..store.regular import CONFIG, MANIFEST, TOKENIZER, check_regular, read_regular
+from ..store.regular import CONFIG, MANIFEST, TOKENIZER, check_regular, read_json
 from ..words.context import Settings
 from .bounds import bad_config, check_numbers
 from .origin import Origin
@@ -141,7 +140,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     if not path.is_file():
         raise Reject(no_model(f"{label}: there is no {path.name} in {path.parent}", help=_what_lies_there(path.parent)))
     try:
-        config = json.loads(read_regular(path, CONFIG).decode())
+        config = read_json(path, CONFIG)
     except OSError as error:
         raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
     except (ValueError, RecursionError) as error:
@@ -207,7 +206,7 @@ def find_weights(folder: Path, label: str) -> Weights:
 def _sharded(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
-        places = json.loads(read_regular(index, MANIFEST).decode())["weight_map"]
+        places = read_json(index, MANIFEST)["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Reject(

@@ -1,6 +1,5 @@
 """generation_config.json, read for values that generation can have."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import breakage
-from ..store.regular import CONFIG, read_regular
+from ..store.regular import CONFIG, read_json
 
 NAME = "generation_config.json"
 _MOST_BEAMS, _MOST = 64, 1 << 31
@@ -27,7 +26,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        body = json.loads(read_regular(path, CONFIG).decode())
+        body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(bad_generation(f"{path} can't be read as JSON: {breakage(error)}", help=_HELP)) from error
     if not isinstance(body, dict):

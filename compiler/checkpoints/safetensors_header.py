@@ -14,6 +14,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..report.broken import breakage
+from ..store.regular import check_regular
 
 damaged_weights = Fault(
     "damaged-weights",
@@ -74,6 +75,7 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header of a file, or `Reject`: its length, its JSON, and that tensors cover the file exactly."""
+    check_regular(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         first = file.read(8)

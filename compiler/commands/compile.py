@@ -1,6 +1,5 @@
 """`effc compile`: run what the plan shows, and end with a table of what it gave."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import MANIFEST, read_json
 from .flags import Shared, verb
 from .screen import code_of
 
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
 
 def _saved(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path, MANIFEST)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", "") or "it is not JSON"
         raise Reject(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ...dsl.diagnostics import EXITS, Diagnostic, Fault, Reject
+from ..report.broken import is_want_of_memory
 from .interrupt import SENTENCE
 
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ MEANINGS = {
 
 _NETWORK = ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3")
 _FULL = ("No space left on device", "os error 28")
-_EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 
 class Carried(Exception):
@@ -99,12 +99,10 @@ def explained(error: BaseException) -> Sequence[Diagnostic]:
             return error.diagnostics
         case KeyboardInterrupt():
             return [interrupted(SENTENCE)]
-        case MemoryError():
-            return [_memory(error)]
         case UsageError():
             return [_usage(error)]
     text = str(error)
-    if _is(error, "OutOfMemoryError") or any(t in text for t in _EMPTY):
+    if is_want_of_memory(error):
         return [_memory(error)]
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
         where = f" at {_file(error)}" if _file(error) else ""

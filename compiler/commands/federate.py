@@ -26,16 +26,17 @@ def federate(path: Path, shared: "Shared") -> None:
     from ..federation.results import write_results
     from ..federation.simulation import simulate
     from ..federation.table import HEAD, line
+    from ..opened import computing
 
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
     data, screen = _data_folder(path), shared.screen
     into = path.with_name(f"{path.name}-result")
-    if screen.format == "json":
-        run = simulate(declared, path / declared.folder, data, shared.settings())
-    else:
+    if screen.format != "json":
         screen.answer(HEAD)
-        run = simulate(declared, path / declared.folder, data, shared.settings(), lambda r: screen.answer(line(r)))
+    told = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
+    with computing(str(path)):
+        run = simulate(declared, path / declared.folder, data, shared.settings(), told)
     write_results(run.strategy.results(), run.course, declared, into)
     if screen.format == "json":
         return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))

@@ -7,7 +7,8 @@ from ...dsl.diagnostics import Reject
 from .flags import Shared
 
 if TYPE_CHECKING:
-    from ..rttc.guided import Answered
+    from ..rttc.generation import Settings
+    from ..rttc.guided import Answered, Guided
     from ..rttc.policy import Decision
 
 
@@ -21,10 +22,16 @@ def ask(
     drawn: Mapping[str, Any],
 ) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
+    from ..opened import computing
     from ..rttc.generation import Settings
     from .services import guided
 
-    client, settings = guided(place, shared, keys, knowledge), Settings(**drawn)
+    with computing(place):
+        client, settings = guided(place, shared, keys, knowledge), Settings(**drawn)
+        return _ask(client, prompt, shared, explain, settings)
+
+
+def _ask(client: "Guided", prompt: str | None, shared: Shared, explain: bool, settings: "Settings") -> None:
     try:
         if prompt is not None:
             return _show(client.ask([{"role": "user", "content": prompt}], settings), prompt, shared, explain)

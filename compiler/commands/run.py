@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
             return federate(Path(model), shared)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
-        from ..opened import open_model
+        from ..opened import computing, open_model
         from ..rttc.app import is_app
         from ..serving.chat import Talker
 
@@ -63,10 +63,11 @@ def register(app: typer.Typer) -> None:
             )
         _use(shared)
         talker = Talker(opened.model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
-        if prompt is None:
-            converse(talker, opened.label, shared)
-        else:
-            answer_once(talker, prompt, shared)
+        with computing(opened.label):
+            if prompt is None:
+                converse(talker, opened.label, shared)
+            else:
+                answer_once(talker, prompt, shared)
         return None
 
 

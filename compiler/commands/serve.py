@@ -31,6 +31,12 @@ _role = typer.Option(
     show_default=False,
     help="Of a folder of `rttc`: answer, or give samples to clients that do.",
 )
+_engine = typer.Option(
+    "--engine",
+    metavar="NAME|URL",
+    help="What finds samples, with --role server: flat, faiss, postgresql://..., qdrant:http://...; auto is flat up to "
+    "100,000 samples.",
+)
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
 _queue = typer.Option(
     "--queue", metavar="N", min=0, max=100_000, help="Requests that may wait; more are told to come back."
@@ -80,6 +86,7 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str | None, _name] = None,
         role: Annotated[str | None, _role] = None,
         knowledge: Annotated[str | None, knowledge_url] = None,
+        engine: Annotated[str, _engine] = "auto",
         parallel: Annotated[int, _parallel] = 16,
         queue: Annotated[int, _queue] = 64,
         api_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
@@ -118,7 +125,7 @@ def register(app: typer.Typer) -> None:
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         keys = tuple(require_signature)
-        service = _service(model, name or _called(model), role, knowledge, shared, parallel, queue, keys)
+        service = _service(model, name or _called(model), role, knowledge, engine, shared, parallel, queue, keys)
         _answer(service, listener, entrance, lambda url: _tell(shared, service.name, url))
 
 
@@ -153,6 +160,7 @@ def _service(
     name: str,
     role: str | None,
     knowledge: str | None,
+    engine: str,
     shared: Shared,
     parallel: int,
     queue: int,
@@ -161,13 +169,20 @@ def _service(
     from ..rttc.app import is_app
 
     if not is_app(place):
-        if role or knowledge:
-            raise Reject(no_such_role(f"`{place}` is no folder of the target `rttc`", help="serve it without --role"))
+        if role or knowledge or engine != "auto":
+            raise Reject(
+                no_such_role(
+                    f"`{place}` is no folder of the target `rttc`",
+                    help="serve it without --role, --knowledge and --engine",
+                )
+            )
         return model_service(place, name, shared, parallel, queue, keys)
     if role == "server":
-        return library_service(place, name, shared, keys)
+        return library_service(place, name, shared, keys, engine)
     if role not in (None, "client"):
         raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
+    if engine != "auto":
+        raise Reject(no_such_role("a client has no --engine", help="give it to the server of --role server"))
     return guided_service(place, name, shared, queue, keys, knowledge)
 
 

@@ -66,8 +66,9 @@ def guided_service(
     )
 
 
-def library_service(place: str, name: str, shared: Shared, keys: Sequence[str]) -> Service:
-    """The base of a folder; no model is loaded but a judge or scorer that needs none of the client's."""
+def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], engine: str) -> Service:
+    """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
+    client's."""
     from ..artifacts.manifest import read_manifest, verify_files
     from ..artifacts.signature import check_signature
     from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app
@@ -88,7 +89,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str]) 
         reward = Judge(folder / REWARD)
     elif app.reward == "scorer" and app.embed == "folder":
         reward = open_scorer(folder / REWARD, folder_embedder(folder / EMBEDDER, shared.cache_folder))
-    library = Library(open_base(folder / KNOWLEDGE), app.selection, reward)
+    library = Library(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
         name,
         application(library),

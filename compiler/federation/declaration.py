@@ -1,7 +1,7 @@
 """What a federation is: the model by hash, what is trained and sent, whose rows are whose. `federation.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import digest
 from ..store.hashes import files_hash
+from ..store.regular import CONFIG, read_json
 from .averaging import FedAvg, FrozenA
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
@@ -101,12 +102,49 @@ class Declaration:
             "ranks": tuple(int(r) for r in body["ranks"]),
             "data": tuple(DataSet(**d) for d in body["data"]),
         }
-        return Declaration(**made)
+        found = Declaration(**made)
+        for name, fits in _FITS.items():
+            if not fits(getattr(found, name)):
+                raise ValueError(f"`{name}` is of another form, or out of its range")
+        if not all(
+            isinstance(d.name, str) and isinstance(d.word, str) and isinstance(d.args, dict) for d in found.data
+        ):
+            raise ValueError("`data` is of another form")
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 1_000_000
+
+
+def _is_one_of(*texts: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in texts
+
+
+STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone")
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("alpha", "clip", "noise", "delta", "beta", "hold", "lr", "deadline", "share"), _is_number),
+    **dict.fromkeys(("clients", "steps", "batch", "rounds"), _is_count),
+    "folder": _is_one_of("compact", "model"),  # beside it, never a path
+    "trains": _is_one_of("lora", "prompt", "full"),
+    "strategy": _is_one_of(*STRATEGIES),
+    "center": _is_one_of("mean", "median"),
+    "way": _is_one_of("project", "align", "function"),
+    "split": _is_one_of("even", "blocks", "dirichlet", "distinct"),
+    "base": lambda value: isinstance(value, str),
+    "mix": lambda value: value is None or _is_number(value),
+    "ranks": lambda value: all(map(_is_count, value)),
+    "seed": lambda value: type(value) is int,
+}
 
 
 def read_declaration(file: Path) -> Declaration:
     try:
-        body = json.loads(file.read_bytes())
+        body = read_json(file, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
         return Declaration.from_json(body)
@@ -126,9 +164,6 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     if not found:
         raise Reject(other_base(f"{folder} holds no weights", help="bring the folder of the model that was emitted"))
     return files_hash(found, cache_dir)
-
-
-STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone")
 
 
 def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:

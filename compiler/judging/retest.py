@@ -126,6 +126,7 @@ def _speaks_of(plan: "Plan", path: Path) -> bool:
 
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     from ..artifacts.manifest import verify_files
+    from ..opened import computing
     from ..report.progress import StageBegan, StageEnded
     from ..store.cache import Cache
     from .gate import misses
@@ -134,7 +135,8 @@ def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     tell(StageBegan(f"test {plan.pipeline.name}", str(path)))
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
-    compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
+    with computing(str(path)):
+        compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
     tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
     said = misses(compared.outcomes, session.settings.undecided)
     return Tested(path, plan.pipeline.name, compared.outcomes, tuple(said))

@@ -1,6 +1,5 @@
 """How long candidates for a linear module take: raced here, read from a record, or reckoned for elsewhere."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels import levels
+from ..store.regular import MANIFEST, read_json
 from .contenders import EAGER, of_torch, ours
 from .racing import race
 
@@ -97,7 +97,7 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
 def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
     try:
-        entries = list(_timings(json.loads(file.read_bytes())))
+        entries = list(_timings(read_json(file, MANIFEST)))
         known = {
             Case(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
                 str(name): float(s) for name, s in e["seconds"].items()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
 from ..report.progress import follow
-from ..store.regular import MANIFEST, check_regular, read_regular
+from ..store.regular import MANIFEST, check_regular, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +151,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _json(file: Path) -> Any:
     try:
-        body = json.loads(read_regular(file, MANIFEST))
+        body = read_json(file, MANIFEST)
     except OSError as error:
         raise _damaged(file, f"can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

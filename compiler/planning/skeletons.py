@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import FORMAT, Skeleton
 from ..store.cache import digest, write_whole
 from ..store.closure import fingerprint as source_hash
+from ..store.regular import MANIFEST, read_json
 
 
 def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
@@ -29,6 +31,6 @@ def store(folder: Path, key: str, skeleton: Skeleton) -> None:
 def load(folder: Path, key: str) -> Skeleton | None:
     """The skeleton kept under a key; None where there is none, or its file is damaged or of another form."""
     try:
-        return Skeleton.from_json(json.loads((folder / f"{key}.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Skeleton.from_json(read_json(folder / f"{key}.json", MANIFEST))
+    except (OSError, ValueError, KeyError, TypeError, Reject):
         return None

@@ -2,6 +2,8 @@
 
 import json
 
+_EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+
 
 def breakage(error: Exception) -> str:
     """Of what `json.loads(data.decode())` raised: "line 3, column 7", "byte 12 is not UTF-8", "nested too deep"."""
@@ -10,6 +12,12 @@ def breakage(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
     return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether a library ran out of memory, by its class or its words."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in _EMPTY)
 
 
 def first_line(error: Exception) -> str:

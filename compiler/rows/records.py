@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
 from ..report.broken import breakage
+from ..store.regular import parse_json
 from .windows import read_text
 
 bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
@@ -41,7 +41,7 @@ def read_records(path: Path) -> list[Record]:
 
 def _parse(text: str, name: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise Reject(bad_record(f"{name} is not JSON: {breakage(error)}")) from error
 

@@ -10,6 +10,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import Origin
 from ..store.cache import digest
 from ..store.hashes import file_hash
+from ..store.regular import DATA, read_regular
 from ..words.context import Context
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _near(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_regular(path, DATA)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

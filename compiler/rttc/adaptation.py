@@ -1,4 +1,4 @@
-"""Test-time training: low-rank adapters on a frozen model, trained on a few samples and set back before the next.
+"""Test-time training: small adapters on a frozen model, trained on a few samples and set back before the next.
 
 Source: Akyürek et al. 2024 (arXiv 2411.07279) and Hübotter et al. 2025 (arXiv 2410.08020): AdamW, whole samples as
 the target, a fresh optimizer and the initial adapters for every query.
@@ -7,7 +7,6 @@ the target, a fresh optimizer and the initial adapters for every query.
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
-from ..capture.capture import capture
 from ..rows.forward import logits, losses, positions
 from ..store.cache import digest
-from ..training.adapters import Adapters, Shape, adaptable, adapted
+from .attachment import attached
 from .sample import Sample
 
 State = Mapping[str, Tensor]
@@ -29,6 +27,7 @@ nothing_to_train = Fault("nothing-to-train-on", "No sample was left to train on.
 @dataclass(frozen=True)
 class Regime:
     """
+    kind         of adapters: "lora", or "reft" at every position, whose states are smaller
     batch        samples of a step; `epochs` times over all, so ceil(samples / batch) * epochs steps
     clip         largest norm of a step's gradient
     length       tokens of a sample that count
@@ -50,6 +49,7 @@ class Regime:
     weigh: bool = False
     seconds: float = 60.0
     seed: int = 0
+    kind: str = "lora"
 
 
 def kept(scores: Sequence[float]) -> list[int]:
@@ -72,7 +72,7 @@ class Trained:
 class Adaptable:
     """A model with adapters that are off until a state is put on; one query at a time may have it.
 
-    on       paths of the linear modules that get an adapter
+    on       paths of the modules that get an adapter
     prompt   token ids of a question as it is asked when it is answered
     """
 
@@ -80,20 +80,21 @@ class Adaptable:
         self, model: nn.Module, tokenizer: Any, on: tuple[str, ...], regime: Regime, prompt: Callable[[str], list[int]]
     ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
-        self._stack = ExitStack()
-        shape = Shape(regime.rank, regime.alpha, 0.0)
-        self._adapters: Adapters = self._stack.enter_context(adapted(model, on, shape, regime.seed))
+        self._adapters = attached(regime.kind, model, on, regime.rank, regime.alpha, regime.seed)
         self._own = self._adapters.parameters()
         held = {id(p) for p in self._own.values()}
+        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in held)
         self._initial = self.state()
-        self.shape = digest(["lora", asdict(regime), on])
+        self.shape = digest([asdict(regime), on])
         self.off()
 
     def close(self) -> None:
-        """Take the adapters off: the module tree is as it was."""
-        self._stack.close()
+        """Take the adapters off: the model is as it was."""
+        self._adapters.close()
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
 
     def checksum(self) -> str:
         """sha256 over all of the model but the adapters."""
@@ -119,8 +120,7 @@ class Adaptable:
         self._switch(on=False)
 
     def _switch(self, on: bool) -> None:
-        for layer in self._adapters.layers.values():
-            layer.enable_adapters(on)
+        self._adapters.switch(on)
 
     def train(self, samples: Sequence[Sample], scores: Sequence[float] = ()) -> Trained:
         """Set the adapters back, then train them on the samples; they stay on."""
@@ -177,10 +177,3 @@ class Adaptable:
         if len(ids) < 2:
             ids = [ids[0] if ids else 0] * 2
         return ids, begin
-
-
-def places_of(model: nn.Module) -> tuple[str, ...]:
-    """Linear modules that get an adapter: q, v, up and down projections where the layers have such, else all."""
-    found = adaptable(capture(model.eval()), None)
-    named = tuple(p for p in found if p.rpartition(".")[2] in ("q_proj", "v_proj", "up_proj", "down_proj"))
-    return named or found

@@ -3,6 +3,7 @@
     app.json          how they belong together; the thresholds were calibrated for these and no others
     knowledge/        samples.jsonl, vectors.safetensors, kb.json
     embedder/         a sentence encoder, where the model does not embed itself
+    router.safetensors    where the policy is a router
     reward/           a trained scorer or a judge, where the model does not judge itself
     calibration.json  what the dev set showed: answers, areas under the curve, the curve of thresholds
 
@@ -17,7 +18,9 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.reft import base_hash
-from .adaptation import Adaptable, Regime, places_of
+from ..store.regular import CONFIG, read_json
+from .adaptation import Adaptable, Regime
+from .attachment import KINDS, places_of
 from .caching import StateCache
 from .embedder import Embedder, folder_embedder, own_embedder
 from .guided import Guided, identity_of
@@ -26,10 +29,11 @@ from .policy import Policy, read_policy
 from .prompts import Prompts
 from .retrieval import Local, Remote, Retriever
 from .reward import Judge, Reward, SelfLikelihood
+from .router import open_router
 from .scorer import open_scorer
 from .selection import SELECTIONS
 
-FORMAT, NAME, CALIBRATION = 1, "app.json", "calibration.json"
+FORMAT, NAME = 1, "app.json"
 KNOWLEDGE, EMBEDDER, REWARD = "knowledge", "embedder", "reward"
 REWARDS = ("self", "scorer", "judge")
 
@@ -63,12 +67,12 @@ class App:
 
 def read_app(folder: Path) -> App:
     try:
-        body = json.loads((folder / NAME).read_bytes())
+        body = read_json(folder / NAME, CONFIG)
         if body.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), Regime(**body.pop("regime"))
         app = App(policy=policy, regime=regime, **body)
-        numbers = all(isinstance(value, (int, float)) for value in asdict(regime).values())
+        numbers = all(isinstance(value, (int, float)) for name, value in asdict(regime).items() if name != "kind")
         fits = (
             app.reward in REWARDS,
             app.embed in ("own", "folder"),
@@ -76,6 +80,7 @@ def read_app(folder: Path) -> App:
             type(app.bytes) is int and 0 <= app.bytes < 2**40,
             type(app.adapters) is bool,
             all(isinstance(app.near[name], (int, float)) for name in ("lists", "states")),
+            regime.kind in KINDS,
             numbers and 1 <= regime.rank <= 256,
             1 <= regime.batch <= 64,
             1 <= regime.epochs <= 16,
@@ -122,17 +127,21 @@ def client_of(
     embedder = embedder_of(app, folder, model, tokenizer, cache_dir)
     retriever: Retriever
     if server is None:
-        base = open_base(folder / KNOWLEDGE)
+        base = open_base(folder / KNOWLEDGE).searched_by("auto")
         check_embedder(base, embedder)
         retriever, version = Local(base, app.selection), base.version
     else:
         retriever, version = server, server.url
     reward = reward_of(app, folder, model, prompts, embedder)
     weights = base_hash(model)
-    adaptable = Adaptable(model, tokenizer, places_of(model), app.regime, prompts.question) if app.adapters else None
+    adaptable = None
+    if app.adapters:
+        places = places_of(model, app.regime.kind)
+        adaptable = Adaptable(model, tokenizer, places, app.regime, prompts.question)
     identity = identity_of(weights, embedder.identity, version, adaptable.shape if adaptable else "")
     lists, states = (
         StateCache(identity, app.near[name], app.bytes, folder=cache_dir / "rttc" / identity[:32] / name)
         for name in ("lists", "states")
     )
-    return Guided(model, prompts, embedder, retriever, reward, app.policy, lists, states, adaptable)
+    router = open_router(folder, embedder.width) if app.policy.kind == "router" else None
+    return Guided(model, prompts, embedder, retriever, reward, app.policy, lists, states, adaptable, router)

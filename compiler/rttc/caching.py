@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...dsl.diagnostics import Reject
 from ..store.cache import write_whole
+from ..store.regular import MANIFEST, check_regular, read_json
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
@@ -148,19 +150,20 @@ class StateCache:
     def _read(self, folder: Path) -> None:
         """What an earlier process left, where it fits; the rest is removed."""
         try:
-            body = json.loads((folder / _INDEX).read_bytes())
+            body = read_json(folder / _INDEX, MANIFEST)
             fits = body["format"] == FORMAT and body["identity"] == self.identity
             rows = {int(number): tuple(map(int, row)) for number, row in body["entries"].items()} if fits else {}
             self._turn = int(body["turn"]) if fits else 0
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, Reject):
             rows = {}
         for number, (used, touched, made) in sorted(rows.items()):
             try:
+                check_regular(self._file(number))
                 tensors = load_file(self._file(number))
                 vector = tensors.pop("vector")
                 state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
                 self._entries[number] = Entry(number, vector, state, used, touched, made)
-            except (OSError, KeyError, SafetensorError):
+            except (OSError, KeyError, SafetensorError, Reject):
                 continue
         for file in folder.glob("entry-*.safetensors"):
             if file not in {self._file(number) for number in self._entries}:

@@ -1,19 +1,24 @@
 """Thresholds from a dev set: every branch answers every question once, and the curve says what each pair is worth."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...dsl.diagnostics import Reject
+from .drawing import svg, text
 from .generation import Settings
 from .guided import Guided
-from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate
-from .reward import Verifier
+from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate, measure
+from .reward import Reward, Verifier
+from .router import Router, features, measure_router, train
 from .sample import Sample
 from .scorer import LEAST_AUC, auc, weak_reward
+from .signals import signals
 
 PAIRS = 2000  # random pairs of samples whose nearness says what a false hit looks like
 
@@ -67,6 +72,22 @@ def fit(found: Sequence[Trial], policy: Policy, price: float, force: bool) -> tu
     return replace(policy, direct=chosen.direct, rag=chosen.rag), points
 
 
+def seen(client: Guided, dev: Sequence[Sample]) -> Tensor:
+    """Features of the dev questions for a router, [n, width + 2]."""
+    vectors = client.facts().place(client.embedder.embed([sample.question for sample in dev]))
+    asked = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
+    shown = [signals(client.model, ids) for ids in asked]
+    return torch.stack([features(vector, one) for vector, one in zip(vectors, shown, strict=True)])
+
+
+def prices(router: Router, found: Sequence[Trial], of: Tensor, steps: int = 12) -> list[Point]:
+    """What the router does at other prices of a second: from nothing to what makes the cheapest branch the only one."""
+    least = min(router.seconds)
+    gap = min((second - least for second in router.seconds if second > least), default=1.0)
+    grid = [0.0, *(2.0**-at / gap for at in range(steps - 1, -1, -1))]
+    return [measure_router(replace(router, price=price), found, of) for price in grid]
+
+
 def nearness(vectors: Tensor, seed: int = 0) -> dict[str, float]:
     """Cosines from which a query may take another's samples, and its adapters: what 1 in 100 and 1 in 1000 pairs of
     different samples pass. They belong to the embedder and the base."""
@@ -83,3 +104,56 @@ def nearness(vectors: Tensor, seed: int = 0) -> dict[str, float]:
 def oracle(found: Sequence[Trial]) -> float:
     """Accuracy of a choice that knows what is right."""
     return sum(any(t.right.values()) for t in found) / len(found)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a dev set settled, and what it showed.
+
+    points    of the curve: pairs of thresholds, or prices of a router
+    chosen    the one that was taken
+    auc       by branch, "all" and "router": areas under the curve
+    """
+
+    policy: Policy
+    trials: Sequence[Trial]
+    points: Sequence[Point]
+    chosen: Point
+    auc: Mapping[str, float]
+    router: Router | None = None
+
+    def write(self, into: Path, reward: Reward) -> None:
+        """`calibration.json`, its picture in SVG and in characters, and the router where there is one."""
+        body = {
+            "reward": reward.name,
+            "scale": reward.scale,
+            "auc": dict(self.auc),
+            "oracle": oracle(self.trials),
+            "trials": [asdict(trial) for trial in self.trials],
+            "curve": [asdict(point) for point in self.points],
+        }
+        fixed = {branch: measure(self.trials, Policy(branch)) for branch in BRANCHES}
+        best = measure(self.trials, Policy("best"))
+        names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
+        for suffix, said in (
+            (".json", json.dumps(body, indent=1, sort_keys=True) + "\n"),
+            (".svg", svg(self.points, names)),
+            (".txt", text(self.points, names)),
+        ):
+            (into / f"calibration{suffix}").write_text(said, encoding="utf-8")
+        if self.router is not None:
+            self.router.save(into)
+
+
+def settle(
+    client: Guided, policy: Policy, dev: Sequence[Sample], found: Sequence[Trial], price: float, seed: int, force: bool
+) -> Calibration:
+    """The policy that a dev set's trials ask for. Reject (weak-reward) where a coin would choose as well."""
+    areas = aucs(found)
+    if policy.kind != "router":
+        fitted, points = fit(found, policy, price, force)
+        return Calibration(fitted, found, points, measure(found, fitted), areas)
+    of = seen(client, dev)
+    router = train(found, of, price, seed=seed, force=force)
+    chosen = measure_router(router, found, of)
+    return Calibration(policy, found, prices(router, found, of), chosen, {**areas, "router": router.auc}, router)

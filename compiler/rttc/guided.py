@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from .policy import Branch, Decision, Policy, choose
 from .prompts import Message, Prompts
 from .retrieval import Retriever, Unreachable
 from .reward import Reward
+from .router import Router, features
 from .sample import sample_of
+from .signals import signals
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Made:
 class Guided:
     """
     model      answers, and holds the adapters; `adaptable` is None where it can't be trained
+    router     decides where the policy is "router"
     lists      of samples, by query; `states` of adapters, by query
     """
 
@@ -61,6 +64,7 @@ class Guided:
     lists: StateCache
     states: StateCache
     adaptable: Adaptable | None = None
+    router: Router | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -114,10 +118,11 @@ class _Query:
         try:
             if client.policy.kind != "direct":
                 self._place()
-            if client.policy.kind in ("sequential", "ttt") and self._reuse():
+            policy = self._routed(client.policy)
+            if policy.kind in ("sequential", "ttt") and self._reuse():
                 decision.branch = "ttt"
             else:
-                choose(client.policy, self._branch, self._score, decision)
+                choose(policy, self._branch, self._score, decision)
                 self._remember()
         except Reject as refused:  # a reward without a number; the prompt was taken already
             if "direct" not in self._made:
@@ -137,6 +142,18 @@ class _Query:
                 self._vector = facts.place(self._client.embedder.embed([self._question])[0])
             except Unreachable as error:
                 self._decision.note = str(error)
+
+    def _routed(self, policy: Policy) -> Policy:
+        """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
+        if policy.kind != "router":
+            return policy
+        assert self._client.router is not None, "a policy has its router"
+        if self._vector is None:
+            return replace(policy, kind="direct")
+        with self._timed("route"):
+            shown = signals(self._client.model, self._client.prompts.ids(self._messages))
+            branch = self._client.router.branch(features(self._vector, shown))
+        return replace(policy, kind=branch)
 
     def _reuse(self) -> bool:
         """Answer with the adapters of a query that was near enough; False where there was none."""

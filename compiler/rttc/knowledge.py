@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import digest, write_whole
+from ..store.regular import CONFIG, check_regular, read_json
 from .embedder import Embedder
+from .engines.index import Flat, Index
+from .engines.opening import open_index
 from .sample import Sample, bad_samples, distinct, read_samples
-from .selection import SELECTIONS
+from .selection import POOL, SELECTIONS
 
 FORMAT, NAME, TEXTS, VECTORS = 1, "kb.json", "samples.jsonl", "vectors.safetensors"
 _SHARD = 512  # samples that are embedded between two looks at the clock; a killed build goes on there
@@ -55,7 +58,8 @@ class Match:
 
 @dataclass(frozen=True)
 class Base:
-    """An open one. `version` changes with any sample, vector or the embedder."""
+    """An open one. `version` changes with any sample, vector or the embedder; `index` finds the nearest vectors,
+    exactly where it is None."""
 
     samples: Sequence[Sample]
     vectors: Tensor
@@ -63,13 +67,18 @@ class Base:
     embedder: str
     version: str
     dropped: int = 0
+    index: Index | None = None
+
+    def searched_by(self, engine: str) -> "Base":
+        """The same, searched by an engine: "flat", "faiss", "auto" or an address."""
+        return replace(self, index=open_index(engine, self.vectors, self.version))
 
     def place(self, raw: Tensor) -> Tensor:
         """Vectors of an embedder [..., width], as the base compares them: less what all texts share, of length 1."""
         return nn.functional.normalize(raw - self.centre, dim=-1)
 
     def search(self, query: Tensor, count: int, selection: str = "diverse") -> list[Match]:
-        """Samples for a placed query [width]: at most `count`, none twice."""
+        """Samples for a placed query [width]: at most `count`, none twice. Raises Unreachable."""
         if query.shape != self.centre.shape:
             raise Reject(
                 other_embedder(
@@ -77,7 +86,9 @@ class Base:
                     help="embed it with the base's own embedder",
                 )
             )
-        rows = SELECTIONS[selection](query, self.vectors, count)
+        index = self.index or Flat(self.vectors)
+        pool = index.nearest(query, max(count, POOL) if selection == "diverse" else count)
+        rows = [pool[at] for at in SELECTIONS[selection](query, self.vectors[pool], count)] if pool else []
         scores = self.vectors[rows] @ query if rows else torch.empty(0)
         return [Match(self.samples[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
@@ -177,7 +188,7 @@ def _write(
 def open_base(folder: Path) -> Base:
     """Reject (broken-knowledge-base) unless both files are those that were written."""
     try:
-        body = json.loads((folder / NAME).read_bytes())
+        body = read_json(folder / NAME, CONFIG)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, and this effc reads {FORMAT}")
         for name in (TEXTS, VECTORS):
@@ -213,6 +224,7 @@ def check_embedder(base: Base, embedder: Embedder) -> None:
 
 
 def _hash(file: Path) -> str:
+    check_regular(file)
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

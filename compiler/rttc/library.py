@@ -15,6 +15,7 @@ from ..serving.answers import Refused
 from ..serving.body import read_body
 from ..serving.errors import tell_errors
 from ..serving.metrics import TYPE
+from .engines.index import Unreachable
 from .knowledge import Base
 from .reward import Reward
 
@@ -66,8 +67,11 @@ class Library:
         query = torch.tensor(asked.vector)
         if not torch.isfinite(query).all():
             raise Refused(400, "`vector` has a number too large for float32", "vector")
-        with self.took.time():
-            matches = self.base.search(query, asked.count, self.selection)
+        try:
+            with self.took.time():
+                matches = self.base.search(query, asked.count, self.selection)
+        except Unreachable as error:
+            raise Refused(503, str(error), code="engine_down") from error
         self.asked.inc()
         return {
             "version": self.base.version,

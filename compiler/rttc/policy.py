@@ -9,7 +9,7 @@ from ...dsl.diagnostics import Fault, Reject
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
-KINDS = ("sequential", "best", *BRANCHES)
+KINDS = ("sequential", "best", "router", *BRANCHES)
 
 bad_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
 
@@ -18,7 +18,8 @@ bad_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit=
 class Policy:
     """
     kind           "sequential": stop at the first answer that is good enough; "best": make all three and take the
-                   best (dear, the upper bound of what a reward can do); a branch's name: that one always
+                   best (dear, the upper bound of what a reward can do); "router": one branch, predicted before
+                   anything is generated; a branch's name: that one always
     direct, rag    rewards from which that answer is good enough; they belong to this model, reward and domain
     count          samples that are retrieved
     shown          of them in the prompt of a retrieval answer
@@ -68,6 +69,7 @@ def choose(
     answer   makes a branch's answer; None where it can't (no server, no samples): the policy goes on without it
     score    of an answer
     """
+    assert policy.kind != "router", "a router's choice is a policy of one branch"
     if policy.kind in BRANCHES:
         alone: Branch = policy.kind  # type: ignore[assignment]
         made = answer(alone)

@@ -33,11 +33,21 @@ class Prompts:
 
     def with_samples(self, messages: Sequence[Message], samples: Sequence[Sample], room: int) -> list[int] | None:
         """The same with as many samples in front of the last message as leave `room` for an answer; None where not
-        one does."""
+        one does. The first sample is the nearest to the message."""
         for count in range(len(samples), 0, -1):
-            shown = "\n\n".join(sample.text for sample in samples[:count])
-            last = {**messages[-1], "content": f"{shown}\n\n{messages[-1]['content']}"}
-            ids = self.ids([*messages[:-1], last])
+            ids = self.ids([*messages[:-1], *self._shown(messages[-1], samples[:count])])
             if len(ids) + room <= self.context:
                 return ids
         return None
+
+    def _shown(self, last: Message, samples: Sequence[Sample]) -> list[Message]:
+        """A chat model reads answered questions as turns before its own, which it then answers alike; in one message
+        with the question a small model takes them for a part of it."""
+        turns = [s for s in reversed(samples) if s.question and self.chats]
+        told = [s for s in reversed(samples) if s not in turns]
+        asked = [
+            {"role": role, "content": text}
+            for s in turns
+            for role, text in (("user", s.question), ("assistant", s.answer))
+        ]
+        return [*asked, {**last, "content": "\n\n".join([*(s.text for s in told), last["content"]])}]

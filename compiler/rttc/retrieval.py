@@ -10,14 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .engines.index import Unreachable
 from .knowledge import Base, Match
 from .sample import sample_of
 
 _MOST_BYTES = 16 << 20  # of a server's answer
-
-
-class Unreachable(Exception):
-    """No samples can be had now; the sentence says why."""
 
 
 @dataclass(frozen=True)

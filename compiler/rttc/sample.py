@@ -1,12 +1,12 @@
 """A sample of a knowledge base: what is put into a prompt, and what is trained on."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import DATA, parse_json, read_regular
 
 bad_samples = Fault(
     "bad-samples",
@@ -58,7 +58,7 @@ def sample_of(body: Any) -> Sample:
 def read_samples(file: Path) -> Iterator[Sample]:
     """Samples of a file, in its order; Reject with the line that is none."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, DATA).decode()
     except (OSError, UnicodeDecodeError) as error:
         why = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
         raise Reject(bad_samples(f"{file} can't be read: {why}")) from error
@@ -68,7 +68,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                yield sample_of(json.loads(line))
+                yield sample_of(parse_json(line))
             except (ValueError, RecursionError) as error:
                 raise Reject(bad_samples(f"line {number} of {file} is no sample: {error}")) from error
 

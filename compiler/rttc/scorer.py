@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import write_whole
+from ..store.regular import CONFIG, DATA, check_regular, parse_json, read_json, read_regular
 from .embedder import Embedder
+from .logistic import fit_logistic
 from .reward import finite
 from .sample import bad_samples
 
@@ -69,7 +71,8 @@ class Scorer:
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
     try:
-        body, weight = json.loads((folder / _NAME).read_bytes()), load_file(folder / _WEIGHTS)["weight"]
+        check_regular(folder / _WEIGHTS)
+        body, weight = read_json(folder / _NAME, CONFIG), load_file(folder / _WEIGHTS)["weight"]
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
@@ -103,7 +106,7 @@ def train(
         )
         for part in parts
     ]
-    weight, bias = _fit(x, y, penalty)
+    weight, bias = fit_logistic(x, y, penalty)
     found = auc((x_held @ weight + bias).tolist(), [g.right for g in parts[1]])
     if found < LEAST_AUC and not force:
         raise Reject(
@@ -113,20 +116,6 @@ def train(
             )
         )
     return Scorer(weight, bias, embedder, found)
-
-
-def _fit(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, float]:
-    weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
-    steps = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        steps.zero_grad()
-        value = nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y) + penalty * weight.square().sum()
-        value.backward()
-        return value
-
-    steps.step(loss)
-    return weight.detach(), float(bias.detach())
 
 
 def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -141,14 +130,14 @@ def read_graded(file: Path) -> list[Graded]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     found = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(file, DATA).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Reject(bad_samples(f"{file} can't be read")) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            body = json.loads(line)
+            body = parse_json(line)
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
             found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))

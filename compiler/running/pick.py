@@ -11,10 +11,12 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.units import natural
 from ..artifacts.artifact import check_free, write
 from ..artifacts.load import POINTS, load
+from ..artifacts.load import members as points
 from ..artifacts.manifest import Manifest, read_manifest, verify_files
 from ..artifacts.verify import verify
 from ..judging.gate import in_unit
 from ..machine.fingerprint import machine
+from ..opened import computing
 from ..report.progress import Listener, announce, hear, silent
 from ..report.quantity import measured
 from ..targets.hf import FORMS as CHECKPOINTS
@@ -32,6 +34,9 @@ unmeasured_limit = Fault(
 )
 
 into_itself = Fault("into-itself", "A point would be picked into the front that it comes from.", exit="usage")
+
+# The front may come from anybody: plain transformers, which believes what a config says, opens none of it.
+_FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
 
 Measures = Mapping[str, tuple[float, str, str]]
 
@@ -125,15 +130,14 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
 
 
 def _copy(path: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
-    source = path / POINTS / name
-
     def build(draft: Path) -> Manifest:
         for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
             copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / file, copy)
-        form = next(source / f.folder for f in CHECKPOINTS if (source / f.folder).is_dir())
-        checks = verify(draft, load(form, check="size", kernels=False), CHECKPOINTS)
+        form = dict(points(path, front))[name]
+        with computing(str(form)):
+            checks = verify(draft, load(form, check="size", kernels=False), _FORMS)
         member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
         rows = [m for m in front.measures if m.metric.endswith(own)]

@@ -13,6 +13,7 @@ from ..machine.environment import check_modules
 from ..report.broken import first_line
 from ..store.cache import digest, write_whole
 from ..store.hashes import file_hash
+from ..store.regular import CONFIG, read_json
 from ..words.context import Context
 from ..words.kinds import Source, param
 
@@ -70,7 +71,7 @@ class Gguf(Source):
 def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
     if kept.is_file():
-        return json.loads(kept.read_bytes())
+        return read_json(kept, CONFIG)
     weights = _count(path, label)
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -11,6 +11,7 @@ from ..checkpoints.origin import Origin
 from ..report.broken import breakage, first_line
 from ..store.cache import digest
 from ..store.hashes import file_hash
+from ..store.regular import CONFIG, read_json
 from ..words.context import Context
 from ..words.kinds import Source, param
 
@@ -69,10 +70,8 @@ class Module(Source):
 
 
 def _config(path: Path, label: str) -> dict[str, Any]:
-    import json
-
     try:
-        config = json.loads(path.read_bytes().decode())
+        config = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(user_module(f"{label}: {path} can't be read as JSON: {breakage(error)}")) from error
     if not isinstance(config, dict):

@@ -96,10 +96,15 @@ class Cache:
         return body
 
     def _step(self, path: Path) -> dict | None:
-        """A step's record; Reject (cache-damaged) where it is of another form or was changed."""
+        """A step's record, None where it has no seal; Reject (cache-damaged) one that was changed or is none."""
         body = read_sealed(path, self.folder)
         if body is None:
             return None
+        self._check_step(path, body)
+        return body if SEAL in body else None  # of before there were seals: computed again
+
+    @staticmethod
+    def _check_step(path: Path, body: Mapping[str, Any]) -> None:
         tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
         made_of = not HASH.fullmatch(path.stem) or (tables and digest(body["parts"]) == path.stem)
         needs = body.get("needs", [])
@@ -117,7 +122,6 @@ class Cache:
                     help="run `effc cache verify --delete`, then compile again",
                 )
             )
-        return body
 
     def finish(self, key: str, parts: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Record a step whose tensors are stored; its scratch is no longer needed."""
@@ -222,7 +226,9 @@ class Cache:
         for path in sorted((self.folder / "steps").glob("*.json")):
             wrong = list(_refused(path, lambda path=path: self._step(path)))
             yield from wrong
-            if not wrong and self.step(path.stem) is None:
+            if not wrong and self._step(path) is None:
+                yield path, "written before steps had seals, and no longer used"
+            elif not wrong and self.step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
             yield from _refused(path, lambda path=path: self._value(path))

@@ -1,8 +1,10 @@
 """Files of folders that may come from anybody: regular ones alone, of a size that their kind can have."""
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 
@@ -15,6 +17,8 @@ odd_file = Fault(
 
 MIB = 1 << 20
 CONFIG, MANIFEST, TOKENIZER = 16 * MIB, 256 * MIB, 512 * MIB  # bytes: the largest that a file of the kind has
+DATA = 1 << 36  # bytes of a text that somebody learns from
+_DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write has a tenth of it
 _HELP = "fetch the folder again, from somebody whom you trust"
 
 
@@ -25,12 +29,47 @@ def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
     """
     check_regular(path, most, within)
     with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since it was looked at
+        fact = os.fstat(file.fileno())
+        if not stat.S_ISREG(fact.st_mode):  # exchanged since it was looked at
             raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
-        data = file.read(most + 1)
+        data = file.read(min(fact.st_size, most) + 1)
     if len(data) > most:
         raise Reject(odd_file(f"{path} has more than {most} bytes", help=_HELP))
     return data
+
+
+def read_json(path: Path, most: int, within: Path | None = None) -> Any:
+    """The JSON of a regular file, as `read_regular` and `parse_json` read it."""
+    return parse_json(read_regular(path, most, within))
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON that has one meaning: raises ValueError for a name that stands twice in an object, or deep nesting, too.
+
+    Readers differ in which of two they take, so that one could check what another uses.
+    """
+    try:
+        found = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [item for value in level for item in _items(value)]
+        if not level:
+            return found
+    raise ValueError("it is nested too deep")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(name for at, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:at]))
+        raise ValueError(f"`{twice[:80]}` stands twice in one object")
+    return found
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def check_regular(path: Path, most: int | None = None, within: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from .regular import MANIFEST, read_regular
+from .regular import MANIFEST, read_json
 
 SEAL = "seal"
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -47,7 +47,7 @@ def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
     there were seals has none.
     """
     try:
-        body = json.loads(read_regular(path, MANIFEST, folder).decode())
+        body = read_json(path, MANIFEST, folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -65,11 +65,20 @@ def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
     return body
 
 
+def _folders(folder: Path) -> list[Path]:
+    """The folders of a cache; what lies deeper is named by a hash, or checked as it is read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
 def refuse_open(folder: Path) -> None:
     """Reject (cache-open) a folder that other people than this one can write to."""
     if not hasattr(os, "getuid"):
         return
-    for path in (folder, *(folder / name for name in ("steps", "blobs", "values", "skeletons", "hashes"))):
+    for path in (folder, *_folders(folder)):
         try:
             fact = path.stat()
         except OSError:

@@ -11,6 +11,7 @@ from ..artifacts.load import load
 from ..artifacts.manifest import NAME, no_artifact
 from ..artifacts.models import stock_model
 from ..artifacts.sealed import KEY
+from ..checkpoints.folder import read_config
 from ..editing.interventions import insert, remove
 from ..ir.program import Program
 from ..layers.quick import quicken
@@ -81,7 +82,7 @@ class Reft(Target):
                 raise Reject(
                     no_artifact(f"{place} holds no model to put interventions on", help="name the folder of the base")
                 )
-            sealed = (place / NAME).is_file() or KEY in json.loads((place / "config.json").read_bytes())
+            sealed = (place / NAME).is_file() or KEY in read_config(place / "config.json", str(place))
             base = load(place, kernels=False) if sealed else stock_model(place, None)
         reft.put_on(base, folder)
         if wish.kernels:

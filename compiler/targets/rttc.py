@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +51,9 @@ class Rttc(Target):
     }
 
     knowledge: str = param("Samples: JSON lines with `question` and `answer`, or `text`; or a text, by paragraphs.")
-    policy: Literal["sequential", "best", "direct", "rag", "ttt"] = param(
-        "Stop at the first answer that is good enough, make all three and take the best, or always one branch.",
+    policy: Literal["sequential", "best", "router", "direct", "rag", "ttt"] = param(
+        "Stop at the first answer that is good enough, make all three and take the best, predict one branch before "
+        "anything is generated, or always the same branch.",
         default="sequential",
     )
     dev: str = param("Questions with answers, JSON lines, that thresholds are calibrated on.", default="")
@@ -69,7 +70,11 @@ class Rttc(Target):
         default="self",
     )
     graded: str = param("Answers with `question`, `answer` and `right`, JSON lines, to train a scorer on.", default="")
-    adapt: Literal["lora", "none"] = param("What is trained while answering.", default="lora")
+    adapt: Literal["lora", "reft", "none"] = param(
+        "What is trained while answering: low-rank adapters, interventions at every position (cached states are a "
+        "tenth as large), or nothing.",
+        default="lora",
+    )
     rank: int = param("Of the adapters.", default=8, ge=1, le=256)
     epochs: int = param("Times that the samples of a query are gone over.", default=2, ge=1, le=16)
     lr: float = param("Learning rate of AdamW.", default=5e-4, gt=0, le=1)
@@ -84,10 +89,11 @@ class Rttc(Target):
         from ..rttc.sample import read_samples
         from ..rttc.scorer import read_graded
 
-        if self.policy == "sequential" and not self.dev:
+        if self.policy in ("sequential", "router") and not self.dev:
+            lacks = "has no thresholds" if self.policy == "sequential" else "has nothing to learn from"
             raise Reject(
                 no_questions(
-                    "`policy: sequential` has no thresholds without `dev`",
+                    f"`policy: {self.policy}` {lacks} without `dev`",
                     help='give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
                 )
             )
@@ -121,7 +127,7 @@ class Rttc(Target):
             "own" if self.embed == "own" else "folder",
             {},
             self.selection,
-            adapters=self.adapt == "lora",
+            adapters=self.adapt != "none",
         )
         self._copy(into, ctx)
         embedder = embedder_of(app, into, model, tokenizer, cache)
@@ -150,7 +156,8 @@ class Rttc(Target):
     def _regime(self, ctx: Context) -> Any:
         from ..rttc.adaptation import Regime
 
-        return Regime(rank=self.rank, alpha=2.0 * self.rank, lr=self.lr, epochs=self.epochs, seed=ctx.seed)
+        kind = "reft" if self.adapt == "reft" else "lora"
+        return Regime(rank=self.rank, alpha=2.0 * self.rank, lr=self.lr, epochs=self.epochs, seed=ctx.seed, kind=kind)
 
     def _folders(self) -> list[tuple[str, str, Fault]]:
         """Models that travel with the folder: where to, where from, and what it is called where there is none."""
@@ -196,32 +203,26 @@ class Rttc(Target):
             ctx.record("AUC of the scorer", scorer.auc)
 
     def _calibrated(self, app: Any, into: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
-        """With the thresholds of the dev questions; what they showed goes into a file of its own."""
-        from ..rttc.app import CALIBRATION, client_of
-        from ..rttc.calibration import aucs, fit, oracle, trials
+        """With the thresholds, or the router, of the dev questions; what they showed goes into files of its own."""
+        from ..rttc.app import client_of
+        from ..rttc.calibration import settle, trials
         from ..rttc.generation import Settings
         from ..rttc.reward import Verifier
 
         questions = self._questions(ctx)
-        off = replace(app, near={"lists": 2.0, "states": 2.0}, bytes=0)  # every question on its own
+        every = replace(app.policy, kind="best")  # a router is not there yet
+        off = replace(app, policy=every, near={"lists": 2.0, "states": 2.0}, bytes=0)  # every question on its own
         client = client_of(off, into, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
             asked = ctx.each(questions, "calibrating", len(questions))
             found = trials(client, asked, verifier, Settings(most=self.length, seed=ctx.seed))
+            made = settle(client, app.policy, questions, found, self.price, ctx.seed, self.force)
         finally:
             if client.adaptable is not None:
                 client.adaptable.close()
-        policy, points = fit(found, app.policy, self.price, self.force)
-        areas = aucs(found)
-        ctx.record("AUC of the reward", areas["all"])
-        body = {
-            "reward": client.reward.name,
-            "scale": client.reward.scale,
-            "auc": areas,
-            "oracle": oracle(found),
-            "trials": [asdict(trial) for trial in found],
-            "curve": [asdict(point) for point in points],
-        }
-        (into / CALIBRATION).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return replace(app, policy=policy)
+        ctx.record("AUC of the reward", made.auc["all"])
+        if made.router is not None:
+            ctx.record("AUC of the router", made.router.auc)
+        made.write(into, client.reward)
+        return replace(app, policy=made.policy)

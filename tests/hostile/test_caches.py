@@ -10,6 +10,7 @@ import pytest
 import torch
 from effc.compiler.running.snapshot import restore
 from effc.compiler.store.cache import Cache, digest, tensor_hash
+from effc.compiler.store.sealed import sealed
 from effc.dsl.diagnostics import Reject
 from safetensors.torch import save
 
@@ -25,6 +26,8 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with tarfile.open(STORED) as archive:
         archive.extractall(folder, filter="data")
+    for path in (folder / "8d012cb" / "cache" / "steps").iterdir():
+        path.write_bytes(sealed(json.loads(path.read_bytes())))
     return folder / "8d012cb"
 
 
@@ -77,6 +80,15 @@ def test_a_value_in_anothers_place_is_not_used(cache):
     assert "of something else" in damage_of(lambda: cache.value(other))
 
 
+def test_a_step_without_a_seal_is_computed_again(cache):
+    path = only(cache, "steps")
+    body = json.loads(path.read_text())
+    body.pop("seal")
+    path.write_text(json.dumps(body))
+    assert cache.step(path.stem) is None and not cache.entries()
+    assert [found for found, _ in cache.damaged()] == [path]
+
+
 def test_a_step_in_anothers_place_is_not_used(cache):
     path, other = only(cache, "steps"), digest({"other": 1})
     body = json.loads(path.read_text())
@@ -125,8 +137,9 @@ def test_links_and_devices_are_not_read(cache, tmp_path, folder, leads):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="the system has no owners")
-@pytest.mark.parametrize("folder", [".", "steps", "values"])
+@pytest.mark.parametrize("folder", [".", "steps", "values", "rttc"])
 def test_a_folder_that_others_can_write_to_is_refused(cache, folder):
+    (cache.folder / folder).mkdir(exist_ok=True)
     os.chmod(cache.folder / folder, 0o777)
     found = refused(lambda: Cache(cache.folder)).diagnostics[0]
     assert found.slug == "cache-open" and "written to by others" in found.message
@@ -141,7 +154,7 @@ def edited(world, change):
     path = world / "cache" / "steps" / f"{key}.json"
     body = json.loads(path.read_text())
     change(body["edits"])
-    path.write_text(json.dumps(body))
+    path.write_bytes(sealed(body))
     return cache, key
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from effc.compiler.rttc.adaptation import Adaptable, Regime, places_of
+from effc.compiler.rttc.adaptation import Adaptable, Regime
+from effc.compiler.rttc.attachment import places_of
 from effc.compiler.rttc.caching import StateCache
 from effc.compiler.rttc.embedder import own_embedder
 from effc.compiler.rttc.guided import Guided, identity_of
@@ -42,7 +43,8 @@ class World:
 
     def adaptable(self, **regime) -> Adaptable:
         settings = {"rank": 4, "lr": 5e-3, "batch": 4, "epochs": 2, **regime}
-        return Adaptable(self.model, self.tokenizer, places_of(self.model), Regime(**settings), self.prompts.question)
+        made = Regime(**settings)
+        return Adaptable(self.model, self.tokenizer, places_of(self.model, made.kind), made, self.prompts.question)
 
     def client(self, reward, policy: Policy, adaptable=None, retriever=None, near=(2.0, 2.0), folder=None) -> Guided:
         """`near`: thresholds of the two caches; nothing hits at 2."""

@@ -24,9 +24,10 @@ def asked(question):
     return [{"role": "user", "content": question}]
 
 
-@pytest.fixture
-def adaptable(world):
-    made = world.adaptable()
+@pytest.fixture(params=["lora", "reft"])
+def adaptable(world, request):
+    """Either kind of adapters: every law below is of both."""
+    made = world.adaptable(kind=request.param, lr=5e-3 if request.param == "lora" else 2e-2)
     yield made
     made.close()
 
@@ -36,8 +37,23 @@ def test_training_lowers_the_loss_on_its_samples_in_as_many_steps_as_told_and_le
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:6]]
     trained = adaptable.train(samples)
     assert len(trained.losses) == math.ceil(6 / 4) * 2 and trained.losses[-1] < trained.losses[0]
-    assert adaptable.checksum() == before
     assert all(p.grad is None for n, p in world.model.named_parameters() if "lora" not in n)
+    assert adaptable.checksum() == before
+
+
+def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
+    if adaptable.regime.kind == "lora":
+        return
+    samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:4]]
+    adaptable.train(samples)
+    width, layers = world.model.config.hidden_size, world.model.config.num_hidden_layers
+    assert sum(t.numel() for t in adaptable.state().values()) == layers * (2 * 4 * width + 4)
+    ids = torch.tensor([adaptable._row(samples[0])[0]])
+    with torch.no_grad():
+        edited = world.model(ids).logits
+        adaptable.off()
+        bare = world.model(ids).logits
+    assert (edited - bare).abs().amax(-1).gt(1e-4).all()
 
 
 def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):

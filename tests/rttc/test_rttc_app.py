@@ -93,7 +93,20 @@ def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed
     assert any(point["direct"] == own.policy.direct and point["rag"] == own.policy.rag for point in shown["curve"])
     asked = {json.loads(line)["question"] for line in (app / "knowledge" / "samples.jsonl").read_text().splitlines()}
     assert asked == set(QUESTIONS[3:])  # the dev questions are not in the base
+    assert "policy sequential" in (app / "calibration.svg").read_text()
+    assert "policy sequential: accuracy" in (app / "calibration.txt").read_text()
     assert package.load(app).config.model_type == "llama"  # and it is a model like any other
+
+
+@pytest.mark.heavy
+def test_a_router_and_adapters_by_reft_are_compiled_and_run(effc, tmp_path):  # noqa: F811
+    file = recipe(tmp_path, f"{CALIBRATED}, policy: router, adapt: reft, rank: 4")
+    package.compile(file, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    app = tmp_path / "out" / "app"
+    assert {"router", "all"} <= set(json.loads((app / "calibration.json").read_bytes())["auc"])
+    run = effc("run", str(app), "--prompt", QUESTIONS[5], "-n", "4", "--format", "json")
+    assert run.code == 0 and json.loads(run.out)["decision"]["seconds"]["route"] > 0
+    assert read_app(app).regime.kind == "reft"
 
 
 def test_run_answers_and_explains(effc, training):  # noqa: F811

@@ -16,6 +16,7 @@ from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.layers.linear import lowered
 from effc.compiler.running.snapshot import restore
 from effc.compiler.store.cache import Cache
+from effc.compiler.store.sealed import sealed
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.recipe import Invocation
 from safetensors.torch import load_file
@@ -51,6 +52,9 @@ def test_an_artifact_of_8d012cb_loads_and_computes_what_it_did(stored, artifact,
 
 def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     said, cache = load_file(stored / "logits.safetensors"), Cache(stored / "cache")
+    assert not cache.entries()  # it has no seals, so it would be computed again
+    for path in (stored / "cache" / "steps").iterdir():
+        path.write_bytes(sealed(json.loads(path.read_bytes())))
     kept = {entry.parts["step"]["word"]: entry for entry in cache.entries()}
     assert set(kept) == {"prune.blocks", "prune.channels", "lower.sparse_cpu"}
     old = json.dumps(kept["lower.sparse_cpu"].body["edits"])

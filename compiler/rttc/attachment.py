@@ -1,0 +1,105 @@
+"""What is trained at test time: tensors that hang on a frozen model, and are in use only while they are switched on."""
+
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..capture.capture import capture
+from ..layers.reft import Intervention
+from ..training.adapters import Shape, adaptable, adapted
+
+KINDS = ("lora", "reft")
+_PROJECTIONS = ("q_proj", "v_proj", "up_proj", "down_proj")
+
+
+class Attachment(Protocol):
+    """On one model, from when it is made until `close`."""
+
+    def parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def switch(self, on: bool) -> None:
+        """While it is off the model computes what it did before."""
+
+    def close(self) -> None:
+        """Leave the module tree as it was."""
+
+
+class LowRank:
+    """LoRA on linear modules, by peft."""
+
+    def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int):
+        self._stack = ExitStack()
+        self._adapters = self._stack.enter_context(adapted(model, on, Shape(rank, alpha, 0.0), seed))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self._adapters.parameters()
+
+    def switch(self, on: bool) -> None:
+        for layer in self._adapters.layers.values():
+            layer.enable_adapters(on)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Residual:
+    """ReFT behind layers, at every position, of prompts and of what is generated.
+
+    A text that is learned has no prompt at whose edges an edit could sit (first and last seven learn a third as much
+    of it), and what is edited in learning must be edited in decoding: so these are hooks, and not the interventions
+    at prompts that a recipe inserts. The form is DiReFT, h + P'(Ah + b): no basis is orthonormalized for a token.
+
+    Source: Wu et al. 2024 (arXiv 2404.03592), equation 3.
+    """
+
+    def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, seed: int):
+        self._on = False
+        generator = torch.Generator().manual_seed(seed)
+        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
+        self._edits: dict[str, Intervention] = {}
+        self._hooks = []
+        for path in on:
+            layer = model.get_submodule(path)
+            like = next(layer.parameters())
+            edit = Intervention("direft", width, min(rank, width), 0.0, dtype=torch.float32, device=like.device)
+            edit.start("identity", generator)
+            self._edits[path] = edit
+            self._hooks.append(layer.register_forward_hook(self._edited(edit)))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {f"{path}.{name}": p for path, edit in self._edits.items() for name, p in edit.named_parameters()}
+
+    def switch(self, on: bool) -> None:
+        self._on = on
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _edited(self, edit: Intervention) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if not self._on:
+                return None
+            hidden: Tensor = output[0] if isinstance(output, tuple) else output  # [b, t, d]
+            made = edit(hidden.flatten(0, -2)).view_as(hidden)
+            return (made, *output[1:]) if isinstance(output, tuple) else made
+
+        return hook
+
+
+def attached(kind: str, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int) -> Attachment:
+    assert kind in KINDS, f"nothing is called {kind}"
+    return Residual(model, on, rank, seed) if kind == "reft" else LowRank(model, on, rank, alpha, seed)
+
+
+def places_of(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
+    """Where an attachment sits: behind every layer (ReFT); on the q, v, up and down projections where the layers have
+    such, else on all linear modules (LoRA)."""
+    program = capture(model.eval())
+    if kind == "reft":
+        return tuple(program.skeleton.units)
+    found = adaptable(program, None)
+    named = tuple(p for p in found if p.rpartition(".")[2] in _PROJECTIONS)
+    return named or found

@@ -1,0 +1,68 @@
+"""The curve of a calibration as a picture: accuracy against seconds a query, in SVG and in characters."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from .policy import Point
+
+_WIDTH, _HEIGHT, _EDGE = 560, 320, 56
+_COLUMNS, _ROWS = 60, 16
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Those that no other point beats in both, by rising seconds; one of equals."""
+    best, found = -1.0, []
+    for point in sorted(points, key=lambda p: (p.seconds, -p.accuracy)):
+        if point.accuracy > best:
+            best = point.accuracy
+            found.append(point)
+    return found
+
+
+def svg(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
+    """All pairs of thresholds grey, the best ones joined; `marked` by name: the branches, and what was chosen."""
+    x, y = _scales([*points, *marked.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
+    dots = [f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="2.5" fill="#bbb"/>' for p in points]
+    line = " ".join(f"{x(p.seconds):.1f},{y(p.accuracy):.1f}" for p in front(points))
+    marks = [
+        f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="4.5" fill="#06c"/>'
+        f'<text x="{x(p.seconds) + 8:.1f}" y="{y(p.accuracy) + 4:.1f}">{escape(name)} '
+        f"{p.accuracy:.2f}, {p.seconds:.2f} s</text>"
+        for name, p in marked.items()
+    ]
+    left, top, bottom, right = _EDGE - 12, 16, _HEIGHT - _EDGE + 12, _WIDTH - 100
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">\n'
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>\n'
+        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#333"/>\n'
+        f'<text x="{left}" y="{_HEIGHT - 14}">seconds a query</text>\n'
+        f'<text transform="translate(20 {bottom}) rotate(-90)">accuracy on the dev set</text>\n'
+        f'<polyline points="{line}" fill="none" stroke="#06c" stroke-dasharray="4 3"/>\n'
+        + "\n".join([*dots, *marks])
+        + "\n</svg>\n"
+    )
+
+
+def text(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
+    """The same in characters: a dot for each pair of thresholds, a letter for each of `marked`, told below."""
+    x, y = _scales([*points, *marked.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
+    cells = [[" "] * _COLUMNS for _ in range(_ROWS)]
+    for point in points:
+        cells[round(y(point.accuracy))][round(x(point.seconds))] = "."
+    lines = []
+    for letter, (name, point) in zip("abcdefghijklmnop", marked.items(), strict=False):
+        cells[round(y(point.accuracy))][round(x(point.seconds))] = letter
+        lines.append(f"{letter}  {name}: accuracy {point.accuracy:.3f}, {point.seconds:.3f} s a query")
+    drawn = "\n".join(f"|{''.join(row).rstrip()}" for row in cells)
+    return f"accuracy on the dev set\n{drawn}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
+
+
+def _scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):
+    """Functions from seconds and accuracy to places."""
+
+    def scale(values: list[float], low: float, high: float):
+        least, span = min(values), (max(values) - min(values)) or 1.0
+        return lambda value: low + (high - low) * (value - least) / span
+
+    return scale([p.seconds for p in points], *across), scale([p.accuracy for p in points], *upright)

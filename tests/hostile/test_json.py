@@ -1,0 +1,65 @@
+"""JSON of files that may come from anybody has one meaning, and lies in regular files alone."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+from effc.compiler.store.regular import parse_json, read_json
+from effc.dsl.diagnostics import Reject
+
+ROOT = Path(__file__).parents[2] / "compiler"
+# Files that read what effc itself has just written, in this process or in a folder of its own.
+OWN = {
+    "artifacts/artifact.py": "notes of a draft",
+    "artifacts/sealed.py": "a config that transformers has just written",
+    "artifacts/verify_child.py": "what this compile emitted; it knows nothing of effc",
+    "api.py": "a skeleton of the zoo",
+    "checkpoints/safetensors_header.py": "a header, each name once",
+    "report/architectures.py": "a table of effc itself",
+    "federation/declaration.py": "its own JSON again",
+    "rttc/guided.py": "samples within a checked tensor",
+    "rttc/policy.py": "JSON that was parsed before",
+    "rttc/retrieval.py": "a server's answer, bounded there",
+    "sources/gguf.py": "a config that transformers has just made",
+    "store/journal.py": "scratch of this step, sealed by lines",
+    "store/sealed.py": "its own JSON again",
+    "training/saved.py": "scratch of this step",
+}
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"x": {"k": [], "k": []}}]'])
+def test_a_name_that_stands_twice_is_refused(text):
+    with pytest.raises(ValueError, match="stands twice in one object"):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("depth", [101, 900, 100_000])
+@pytest.mark.parametrize("ends", ["[]", ('{"a":', "}")])
+def test_deep_nesting_is_refused(depth, ends):
+    with pytest.raises(ValueError, match="nested too deep"):
+        parse_json(ends[0] * depth + "1" + ends[1] * depth)
+
+
+def test_ordinary_json_is_read(tmp_path):
+    (tmp_path / "x").write_text('{"a": [1, {"b": Infinity}], "c": {"b": null}}')
+    assert read_json(tmp_path / "x", 100) == {"a": [1, {"b": float("inf")}], "c": {"b": None}}
+
+
+def test_a_pipe_a_device_and_a_large_file_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "large").write_bytes(b" " * 101)
+    for name in ("pipe", "zero", "large"):
+        with pytest.raises(Reject):
+            read_json(tmp_path / name, 100)
+
+
+def test_files_of_others_are_read_by_these_readers_alone():
+    """A plain `json.loads` takes the second of two equal names, and `read_bytes` waits at a pipe."""
+    plain = set()
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
+                plain.add(file.relative_to(ROOT).as_posix())
+    assert plain - {"store/regular.py"} == set(OWN), "use `read_json` or `parse_json` of store/regular.py"
