@@ -21,20 +21,6 @@ class Tables:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def share(self) -> None:
-        """Embeddings whose table is a linear layer's weight read rows of that, where it is packed as bfloat16."""
-        for step in self.reader.plan.steps:
-            if step["op"] != "embedding":
-                continue
-            name = self.reader.plan.tied(step["table"]) if self.reader.weights == "bf16" else step["table"]
-            table = self.reader.plan.entries[name]
-            alike = (
-                n
-                for n, held in self.reader.lowered.items()
-                if self.reader.plan.entries[n].shape == table.shape and linears.holds(held, table.make())
-            )
-            step["table"] = next(alike, name)
-
     def embedding(self, node: fx.Node, module: nn.Module, args: Any) -> Rows:
         given = args[0] if args else None
         table = getattr(module, "weight", None)

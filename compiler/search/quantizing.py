@@ -4,22 +4,15 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ...dsl.skeleton import Part
-from .grid import Grid
+from ...kernels.grid import Grid
 from .masks import is_sparse
 from .sparsity import inputs, sizes
 
 if TYPE_CHECKING:
     from ..ir.program import Program
-
-
-def nearest(weight: Tensor, grid: Grid) -> Tensor:
-    """[out, in] float -> the nearest values of grids fitted to it; the zeros of a sparse matrix stay."""
-    keep, rounded = kept(weight), grid.fit(weight).round(weight)
-    return rounded if keep is None else torch.where(keep, rounded, 0.0)
 
 
 def kept(weight: Tensor) -> Tensor | None:

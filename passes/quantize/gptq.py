@@ -2,17 +2,20 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ...compiler.ir.program import Program
-from ...compiler.search.grid import Grid, chosen_groups
-from ...compiler.search.quantizing import kept, nearest, note
+from ...compiler.search.grid import check_groups
+from ...compiler.search.quantizing import kept, note
 from ...compiler.search.solving import effort, exchanged
+from ...compiler.search.sparsity import chosen_parts
 from ...compiler.search.updates import gptq
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Selector
+from ...kernels.grid import Grid
 
 
 class Gptq(Pass):
@@ -56,23 +59,29 @@ class Gptq(Pass):
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, rows = chosen_groups(program.skeleton, self.on, self.group), ctx.rows(self.data)
-        grid = self._grid
+        chosen, rows, grid = self._chosen(program.skeleton), ctx.rows(self.data), self._grid
 
         def new(_unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+            keep = kept(weight)
             if gram is None:  # no row reached it
-                return nearest(weight.float(), grid)
-            return gptq(weight, gram, grid, self.order, kept(weight), self.damping)
+                nearest = grid.fit(weight.float()).round(weight.float())
+                return nearest if keep is None else torch.where(keep, nearest, 0.0)
+            return gptq(weight, gram, grid, self.order, keep, self.damping)
 
         note(program, chosen, exchanged(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Groups that don't divide are said here, before any weight is read."""
-        chosen_groups(skeleton, self.on, self.group)
+        self._chosen(skeleton)
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return effort(skeleton, chosen_groups(skeleton, self.on, self.group), ctx.rows(self.data), "uniform")
+        return effort(skeleton, self._chosen(skeleton), ctx.rows(self.data), "uniform")
+
+    def _chosen(self, skeleton: Skeleton):
+        chosen = chosen_parts(skeleton, self.on)
+        check_groups(chosen, self.group)
+        return chosen
 
     @property
     def _grid(self) -> Grid:

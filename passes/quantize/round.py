@@ -2,14 +2,17 @@
 
 from typing import Literal
 
+import torch
+
 from ...compiler.ir.program import Program
-from ...compiler.search.grid import Grid, chosen_groups
-from ...compiler.search.quantizing import nearest, note
-from ...compiler.search.sparsity import exchange, finite_weight
+from ...compiler.search.grid import check_groups
+from ...compiler.search.quantizing import kept, note
+from ...compiler.search.sparsity import chosen_parts, exchange, finite_weight
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import Selector
+from ...kernels.grid import Grid
 
 
 class Round(Pass):
@@ -41,16 +44,22 @@ class Round(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, found = chosen_groups(program.skeleton, self.on, self.group), {}
+        chosen, found = self._chosen(program.skeleton), {}
         for part in ctx.each(chosen, "rounding", len(chosen)):
-            new = nearest(finite_weight(program, part.path).float(), self._grid)
-            found[part.path] = exchange(program, part.path, new)
+            weight = finite_weight(program, part.path).float()
+            keep, new = kept(weight), self._grid.fit(weight).round(weight)
+            found[part.path] = exchange(program, part.path, new if keep is None else torch.where(keep, new, 0.0))
         note(program, chosen, found, self._grid)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Groups that don't divide are said here, before any weight is read."""
-        chosen_groups(skeleton, self.on, self.group)
+        self._chosen(skeleton)
         return skeleton
+
+    def _chosen(self, skeleton: Skeleton):
+        chosen = chosen_parts(skeleton, self.on)
+        check_groups(chosen, self.group)
+        return chosen
 
     @property
     def _grid(self) -> Grid:
