@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..dsl.diagnostics import EXITS, Diagnostic, Fault, Reject, in_order
 from ..dsl.parse import parse, read_source, unknown_edition
-from ..dsl.recipe import Invocation, Pipeline, Recipe
+from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from ..dsl.check import Checked
     from ..dsl.overrides import Overrides
     from .artifacts.load import LoadOptions
+    from .planning.lock import Fact
     from .planning.plan import Plan
+    from .running.bisect import Blame
     from .running.pipeline import Result
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
@@ -136,12 +138,15 @@ class Session:
         return skeleton_of(self.origin(call), self.settings)
 
     def library(self, name: str) -> Source | None:
-        """A module that a recipe uses: `std.name` from the shipped library, else a path."""
+        """A module that a recipe uses: `std.name` of the shipped library, `edge.name` of a package, else a path."""
         from .words.library import MODULES, shipped
+        from .words.packages import module
 
         if name.startswith(f"{MODULES}."):
             found = shipped().get(name)
             return read_source(found.path) if found else None
+        if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
+            return packed
         return self._module(name) if _is_file(Path(name)) else None
 
     def _module(self, name: str) -> Source:
@@ -233,6 +238,7 @@ class Options(TypedDict, total=False):
     max_memory          bytes
     threads             of torch
     undecided           "fail" or "pass": what a timed bound that can't be decided comes to
+    locked              refuse what is not as `effspec.lock` has it
     tell                hears what happens, event by event
     """
 
@@ -247,6 +253,7 @@ class Options(TypedDict, total=False):
     max_memory: int | None
     threads: int | None
     undecided: str
+    locked: bool
     tell: Listener
 
 
@@ -290,9 +297,12 @@ _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch"}
 
 
 def plans(session: Session) -> "list[Plan]":
+    from .planning import lock
     from .planning.plan import plan
 
     recipes, found = session.recipes(resolve=True), []
+    if session.settings.locked:
+        lock.take_threads(session.path, session.settings)
     _use_threads(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
@@ -302,10 +312,35 @@ def plans(session: Session) -> "list[Plan]":
             with placed(recipe.models[pipeline.model].span):
                 refuse_other_shapes(ctx.origin, skeleton)
             found.append(plan(recipe, pipeline, ctx, skeleton))
+    if session.settings.locked:
+        lock.refuse_drift(session.path, _facts(session, found), session.settings)
     for origin in session.origins.values():
         for note in origin.notes:
             session.settings.tell(Warned(f"{origin.label}: {note}"))
     return found
+
+
+def lock(session: Session) -> tuple[Path, dict[str, str]]:
+    """Write the lock of a recipe; its path and what it says."""
+    from .planning import lock
+
+    found = _facts(session, plans(session))
+    return lock.write(session.path, found), {name: fact.text for name, fact in found.items()}
+
+
+def _facts(session: Session, found: "Sequence[Plan]") -> "dict[str, Fact]":
+    from .planning.lock import facts
+
+    return facts(found, [session.context(p.recipe, p.pipeline) for p in found])
+
+
+def bisect(session: Session, plan: "Plan", bound: Bound) -> "Blame":
+    """Which step of a plan, or which cut of it, broke a bound; steps that the cache lacks are run."""
+    from .running.bisect import Bisection
+    from .store.cache import Cache
+
+    ctx = session.context(plan.recipe, plan.pipeline)
+    return Bisection(plan, ctx, Cache(session.settings.cache_dir), bound).run()
 
 
 def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:

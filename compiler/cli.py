@@ -21,12 +21,16 @@ VERBS = (
     "new",
     "explain",
     "shelves",
+    "packages",
+    "imports",
+    "lock",
     "plan",
     "compile",
     "pick",
     "run",
     "serve",
     "test",
+    "bisect",
     "diff",
     "inspect",
     "verify",
@@ -35,10 +39,18 @@ VERBS = (
     "doctor",
     "bench",
 )  # modules of commands/
+HOMES = {
+    "passes": "shelves",
+    "recipes": "shelves",
+    "add": "packages",
+    "update": "packages",
+    "vendor": "packages",
+    "import": "imports",
+}
 SECTIONS = {
-    "Write": ("check", "fmt", "new", "explain", "passes", "recipes"),
-    "Build": ("plan", "compile", "pick"),
-    "Use": ("run", "serve", "test", "diff", "inspect", "verify", "sign"),
+    "Write": ("check", "fmt", "new", "import", "explain", "passes", "recipes", "add", "update", "vendor"),
+    "Build": ("lock", "plan", "compile", "pick"),
+    "Use": ("run", "serve", "test", "bisect", "diff", "inspect", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 
@@ -88,7 +100,7 @@ def app(argv: Sequence[str] = ()) -> typer.Typer:
         subcommand_metavar="VERB ...",
     )
     made.callback(invoke_without_command=True)(effc)
-    called = {"passes": "shelves", "recipes": "shelves"}.get(argv[0], argv[0]) if argv else ""
+    called = HOMES.get(argv[0], argv[0]) if argv else ""
     for name in [called] if called in VERBS else VERBS:
         import_module(f".commands.{name}", __package__).register(made)
     return made

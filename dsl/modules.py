@@ -4,7 +4,8 @@ from dataclasses import replace
 from posixpath import dirname, join, normpath
 
 from . import ast
-from .diagnostics import Diagnostic, Fault
+from .diagnostics import Diagnostic, Fault, Reject
+from .enclosed import outside
 from .scope import Entry, Scope
 from .source import Span
 
@@ -61,7 +62,12 @@ def _own_name(node: ast.Use) -> ast.Name | None:
 def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     session = scope.session
     if name not in session.parsed and name not in session.open:
-        source = session.library(name)
+        try:
+            source = session.library(name)
+        except Reject as refused:  # a package that is gone, or is another
+            session.faults += [d.at(node.target.span) for d in refused.diagnostics]
+            session.parsed[name] = None
+            return None
         if source is None:
             scope.report(
                 unknown_module(
@@ -81,7 +87,7 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
                 scope.report(no_recipe_there(node.target.span, name))
                 session.parsed[name] = None
             else:
-                session.faults += parsed.diagnostics
+                session.faults += [*parsed.diagnostics, *outside(parsed.file)]
                 session.parsed[name] = parsed.file
     file = session.parsed.get(name)
     path = file.source.name if file else name  # `std.text` is open under its path

@@ -9,11 +9,13 @@ class Source:
     """A named text. `name` is what a user would call it: the path as it was given.
 
     foreign   it lies outside the recipe's folder and the library: who wrote the recipe may not be who may read it
+    root      folder of the package that it belongs to, which it may name nothing outside of; "" of none
     """
 
     name: str
     text: str = field(repr=False)
     foreign: bool = field(default=False, repr=False)
+    root: str = field(default="", repr=False)
 
     @cached_property
     def starts(self) -> list[int]:

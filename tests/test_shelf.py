@@ -50,7 +50,10 @@ BEFORE = {
     "reft": ['edits = reft.insert(positions: "f3+l3", rank: 2)', "fit = tune.reft(data: train, steps: 2, batch: 2)"],
 }
 BEFORE["supernet.pick"] = ["net = supernet.lora(ranks: [4, 2], data: calib, steps: 2, batch: 2)"]
+NET = "net = supernet.elastic(channels: [100%, 50%], data: calib, steps: 0)"
+BEFORE |= {f"search.{method}": [NET] for method in ("random", "hill", "heuristic", "predict", "nsga2")}
 SLOW = {
+    "supernet.elastic": "200 steps",
     "supernet.lora": "400 steps",
     "tune.heal": "400 steps",
     "tune.reft": "200 steps",

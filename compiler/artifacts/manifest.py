@@ -17,7 +17,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..store.regular import MANIFEST, check_regular, odd_file, read_json
-from .manifest_form import check_form
+from .manifest_form import check_form, is_profile
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -194,6 +194,8 @@ def _member(data: Any) -> Mapping[str, Any]:
         )
     ):
         raise ValueError(f"the measures of {data['name']} are of another form")
+    if not all(is_profile(data["profile"][side]) for side in data["profile"]):
+        raise ValueError(f"the profile of {data['name']} is of another form")
     if not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
         raise ValueError(f"the steps of {data['name']} are of another form")
     return data

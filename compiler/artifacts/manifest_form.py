@@ -25,8 +25,9 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     for step in data["steps"]:
         _need(all(isinstance(step.get(name, ""), str) for name in ("name", "word", "summary")), "steps")
         _need(_is_records(step.get("decisions", [])) and _is_words(step.get("changes", [])), "steps")
-    for side in ("before", "after"):
-        _need(_is_table(data["profile"].get(side, {})), f"profile.{side}")
+    _need(not data["profile"] or set(data["profile"]) == {"before", "after"}, "profile")
+    for side in data["profile"]:
+        _need(is_profile(data["profile"][side]), f"profile.{side}")
     for name in ("machine", "run"):
         _need(_is_table(measured.get(name, {})), name)
     _need(_is_depth(data, 0) and _is_depth(measured, 0), "values nested too deep")
@@ -42,6 +43,20 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
 def _need(condition: bool, what: str) -> None:
     if not condition:
         raise ValueError(f"`{what}` is of another form")
+
+
+def is_profile(value: Any) -> bool:
+    """Layers by path, of each its branches by name, of each a role and counts: `planning/profile.py` draws them."""
+    return _is_table(value) and all(
+        _is_table(branches) and all(map(_is_branch, branches.values())) for branches in value.values()
+    )
+
+
+def _is_branch(value: Any) -> bool:
+    return _is_table(value) and all(
+        isinstance(fact, str) if name == "role" else type(fact) is int and 0 <= fact < 1 << 48
+        for name, fact in value.items()
+    )
 
 
 def _is_table(value: Any) -> bool:

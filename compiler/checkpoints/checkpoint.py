@@ -139,7 +139,7 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
     try:
         with quiet():
             made = known[model_type].from_dict(plain(dict(config)))
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise Reject(
             bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
         ) from error

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 # What configs call the length of the longest row.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
+# Whose first position stands behind the one of padding: RoBERTa and its kin number positions so, and the config's
+# length counts those that no token ever has.
+_BEHIND_PADDING = (
+    *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "ibert"),
+    *("layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 # Keys of a config that say nothing of the module that it makes.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_commit_hash")
 
@@ -86,11 +93,24 @@ class Origin:
     @property
     def positions(self) -> int | None:
         """The longest row that the model was made for, where the config says."""
-        return next(filter(None, map(self._number, POSITIONS)), None)
+        return longest_row(self.config)
 
     def _number(self, name: str) -> int | None:
-        """A top-level number of the config, or of the text part of a multimodal one."""
-        for part in (self.config, self.config.get("text_config")):
-            if isinstance(part, dict) and type(part.get(name)) is int:
-                return part[name]
-        return None
+        return _number(self.config, name)
+
+
+def longest_row(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a row has at most; None where the config, as plain JSON, does not say."""
+    longest = next(filter(None, (_number(config, name) for name in POSITIONS)), None)
+    if longest and config.get("model_type") in _BEHIND_PADDING:
+        padding = _number(config, "pad_token_id")
+        return max(1, longest - (1 if padding is None else padding) - 1)
+    return longest
+
+
+def _number(config: Mapping[str, Any], name: str) -> int | None:
+    """A top-level number of the config, or of the text part of a multimodal one."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and type(part.get(name)) is int:
+            return part[name]
+    return None

@@ -36,7 +36,7 @@ _dump = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache", "machine", "progress", "gate"))
+    @verb(app, formats=("text", "json", "github"), shows=("inputs", "lock", "cache", "machine", "progress", "gate"))
     def compile(
         recipe: Annotated[Path, _recipe],
         shared: Shared,

@@ -69,6 +69,7 @@ _events = _flag("progress", "Write progress as JSON lines to a file.", "--events
 _undecided = _flag(
     "gate", "What a timed bound comes to that this machine can't decide.", "--undecided", metavar="fail|pass"
 )
+_locked = _flag("lock", "Refuse what is not as effspec.lock has it.", "--locked")
 
 required_key = typer.Option(
     "--require-signature",
@@ -106,6 +107,7 @@ class Shared:
     no_progress: Annotated[bool, _still] = False
     events: Annotated[Path | None, _events] = None
     undecided: Annotated[str, _undecided] = "fail"
+    locked: Annotated[bool, _locked] = False
 
     @cached_property
     def screen(self) -> Screen:
@@ -136,10 +138,11 @@ class Shared:
         check_device(self.device)
 
     def session(self, recipe: Path, tell: "Listener | None" = None) -> "Session":
-        """One recipe with what the flags say."""
+        """One recipe with what the flags say; a name of the library where there is no such file."""
         from ..api import session
+        from ..words.library import by_name
 
-        return session(recipe, settings=self.settings(tell), set=self.overrides, params=self.params)
+        return session(by_name(recipe), settings=self.settings(tell), set=self.overrides, params=self.params)
 
     def listening(self) -> "AbstractContextManager[Listener]":
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
@@ -170,6 +173,7 @@ class Shared:
             self.max_memory,
             self.threads,
             self.undecided,
+            self.locked,
             tell or silent,
         )
 

@@ -24,13 +24,16 @@ _graph = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "dot"), shows=("inputs", "cache", "machine"))
+    @verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"))
     def inspect(model: Annotated[str, _place], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
+        front = _front(model)
+        if shared.format == "svg" and front is None:
+            raise typer.BadParameter("`--format svg` draws a front, and this is none")
         shared.check_environment()
-        if (front := _front(model)) is not None:
+        if front is not None:
             return _show_front(front, model, graph, shared)
         picture = _picture(model)
         if picture is not None:
@@ -58,6 +61,7 @@ def _front(place: str) -> "Manifest | None":
 
 def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
+    from ..report.fronts import svg, text
     from ..report.quantity import measured
 
     if graph is not None:
@@ -69,13 +73,28 @@ def _show_front(front: "Manifest", place: str, graph: str | None, shared: Shared
     if shared.format == "json":
         points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
         return shared.screen.answer_json("inspect", points=points)
+    drawn = [
+        (str(number), *(value for _, value, *_ in m["measures"][1::-1])) for number, m in enumerate(front.members, 1)
+    ]
+    names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
+    if shared.format == "svg":
+        _need_two(place, names)
+        return shared.screen.answer(svg(drawn, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
         (str(number), m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]))
         for number, m in enumerate(front.members, 1)
     ]
     shared.screen.say(shared.screen.styled(place, "bold"))
-    return shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
+    shared.screen.answer(shared.screen.table([head, *rows], right=tuple(range(2, len(head)))).rstrip("\n"))
+    if len(names) == 2:
+        shared.screen.say("\n" + text(drawn, *names))
+    return None
+
+
+def _need_two(place: str, names: list[str]) -> None:
+    if len(names) < 2:
+        raise typer.BadParameter(f"a front is drawn over two measures, and {place} has one")
 
 
 def _picture(place: str) -> "Picture | None":

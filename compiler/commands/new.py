@@ -20,24 +20,64 @@ nothing_fits = Fault(
     exit="environment",
 )
 
-# goal -> sentence, steps, bounds. A step or bound that the model or this effc has no use for is left out.
+HF = 'hf("{path}")'
+SEARCH = """light = prune.multi(remove: 5% of params, group: 32, score: perplexity(text.calib))
+  small = prune.multi(remove: 8% of params, group: 32, score: perplexity(text.calib))
+  both = search.front(points: [light, small], measure: [perplexity(text.heldout), params])"""
+FEDERATION = 'flower("{path}", data: text.calib, clients: 4, rounds: 4, hold: 25%, steps: 8)'
+GUIDE = 'rttc("{path}", knowledge: "{knowledge}", policy: ttt, count: 32)'
+
+# goal -> sentence, steps, bounds, name of the pipeline, target.
+# A step or bound that the model or this effc has no use for is left out.
 GOALS = {
     "smaller": (
         "Make {model} smaller: branches, MLP channels and heads compete for what goes.",
         ("slim = prune.multi(remove: 15% of params, group: 32, score: perplexity(text.calib))",),
         ("params              <= 0.86 * base", "perplexity(text.heldout) <= 2.00 * base"),
+        "small",
+        HF,
     ),
     "faster": (
         "Make {model} answer faster: the residual branches that are missed least go whole.",
         ("slim = prune.blocks(remove: {branches}, score: perplexity(text.calib))",),
         ("decode.p50          <= 1.00 * base", "perplexity(text.heldout) <= 3.00 * base"),
+        "fast",
+        HF,
     ),
     "gentle": (
         "Take a little off {model} and keep nearly all of its quality.",
         ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
         ("params              <= 0.99 * base", "perplexity(text.heldout) <= 1.50 * base"),
+        "light",
+        HF,
+    ),
+    "search": (
+        "Cut {model} at two depths, and keep both: `effc pick` takes the best that fits a budget.",
+        (SEARCH,),
+        ("perplexity(text.heldout) <= 1.50 * base in light", "params <= 0.93 * base in any"),
+        "sizes",
+        'front("{path}")',
+    ),
+    "federated": (
+        "Prune {model} a little, then let four clients heal it together: their rows stay with them.",
+        ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+        (),
+        "together",
+        FEDERATION,
+    ),
+    "rttc": (
+        "Let {model} answer with training on the samples of a knowledge base that tell most about the query.",
+        ("slim = prune.blocks(remove: 1, score: perplexity(text.calib))",),
+        ("perplexity(text.heldout) <= 1.50 * base",),
+        "guide",
+        GUIDE,
     ),
 }
+# What stands in a knowledge base until somebody writes a better one.
+SAMPLES = """{"question": "What is the capital of France?", "answer": "Paris"}
+{"question": "Which river runs through Cairo?", "answer": "the Nile"}
+{"text": "The Andes are the longest range of mountains on land."}
+"""
 
 _model = typer.Argument(
     metavar="[MODEL]", show_default=False, help="zoo:NAME, a model folder or ORG/NAME; zoo:tiny-llama unless given."
@@ -74,6 +114,10 @@ def register(app: typer.Typer) -> None:
         from ..store.cache import write_whole
 
         write_whole(path, text.encode())
+        base = path.parent / _knowledge(short or "model")
+        if goal == "rttc" and not base.exists():
+            write_whole(base, SAMPLES.encode())
+            shared.screen.say(f"{base} holds three samples: put yours there")
         if shared.format == "json":
             return shared.screen.answer_json("new", path=str(path), goal=goal, model=call)
         shared.screen.answer(str(path))
@@ -105,7 +149,7 @@ def _near(folder: Path, beside: Path) -> str:
 def fitting(call: str, goal: str, short: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
-    _, steps, bounds = GOALS[goal]
+    steps, bounds = GOALS[goal][1:3]
     branches = _branches(call, session)
     steps = tuple(s.format(branches=branches) for s in steps)
 
@@ -147,8 +191,8 @@ def _branches(call: str, session) -> int:
 
 
 def _text(call: str, goal: str, short: str, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
-    about = GOALS[goal][0].format(model=short)
-    name = {"smaller": "small", "faster": "fast", "gentle": "light"}[goal]
+    sentence, _, _, name, target = GOALS[goal]
+    about = sentence.format(model=short)
     lines = [
         "effspec 1",
         f'"""{about}"""',
@@ -165,4 +209,9 @@ def _text(call: str, goal: str, short: str, steps: tuple[str, ...], bounds: tupl
     ]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
-    return "\n".join([*lines, f'emit {name} {{ hf("{short}-{name}") }}', ""])
+    written = target.format(path=f"{short}-{name}", knowledge=_knowledge(short))
+    return "\n".join([*lines, f"emit {name} {{ {written} }}", ""])
+
+
+def _knowledge(short: str) -> str:
+    return f"{short}-knowledge.jsonl"

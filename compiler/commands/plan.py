@@ -19,7 +19,7 @@ _detailed = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("inputs", "cache", "machine", "progress"))
+    @verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
     def plan(
         recipe: Annotated[Path, _recipe],
         shared: Shared,

@@ -17,6 +17,12 @@ _place = typer.Argument(
 _prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
 _length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
 _warmth = typer.Option("--temperature", "-t", metavar="T", min=0.0, help="0 takes the likeliest token each time.")
+_pick = typer.Option(
+    "--pick",
+    metavar="NAME|N|METRIC=VALUE",
+    help="Of a front: one point, or the best within limits.",
+    show_default=False,
+)
 _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
 
 
@@ -31,9 +37,14 @@ def register(app: typer.Typer) -> None:
         require_signature: Annotated[list[str], required_key] = (),  # type: ignore[assignment]
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
+        pick: Annotated[str, _pick] = "",
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
+        if pick:
+            from ..running.pick import folder_of
+
+            model = str(folder_of(Path(model), pick))
         from .federate import federate, is_federation
 
         if is_federation(model):

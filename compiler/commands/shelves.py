@@ -1,5 +1,6 @@
 """`effc passes` and `effc recipes`: what there is to use."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +14,19 @@ if TYPE_CHECKING:
 
 unknown_recipe = Fault("unknown-recipe", "The recipe library has no file of that name.", exit="usage")
 
+recipe_there = Fault("recipe-there", "A recipe of that name is there already.", exit="usage")
+
 TITLES = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
 
-_name = typer.Argument(metavar="[NAME]", help="A recipe or module to print.", show_default=False)
+ACTIONS = ("list", "search", "show", "copy")
+_words = typer.Argument(
+    metavar="[list | search WORD... | show NAME | copy NAME]",
+    help="`show` may be left out; all are listed without anything.",
+    show_default=False,
+)
+_output = typer.Option(
+    "-o", "--output", metavar="FOLDER", help="Where `copy` writes; here unless given.", show_default=False
+)
 _all = typer.Option("--all", help="Targets, metrics, data and models, too.", show_default=False)
 
 
@@ -37,31 +48,77 @@ def register(app: typer.Typer) -> None:
             shared.screen.answer(_drawn(found, shared, every))
 
     @verb(app)
-    def recipes(shared: Shared, name: Annotated[str | None, _name] = None) -> None:
-        """List the recipes and modules that come with effc, or print one."""
+    def recipes(
+        shared: Shared,
+        words: Annotated[list[str], _words] = (),  # type: ignore[assignment]
+        output: Annotated[Path, _output] = Path(),
+    ) -> None:
+        """List, search, show or copy the recipes that come with effc; `effc compile NAME` compiles one."""
         from ..words.library import shipped
 
-        known = shipped()
-        if name is not None:
-            return _print_recipe(name, known, shared)
-        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence} for r in known.values()]
-        if shared.format == "json":
-            return shared.screen.answer_json("recipes", recipes=rows)
-        blocks = [
-            f"{shared.screen.styled(r['name'], 'bold')}\n  {r['doc']}\n  {shared.screen.styled(r['path'], 'dim')}"
-            for r in rows
-        ]
-        return shared.screen.answer("\n\n".join(blocks))
+        known, (action, *rest) = shipped(), words or ["list"]
+        if action not in ACTIONS:
+            action, rest = "show", list(words)
+        if (action in ("show", "copy") and len(rest) != 1) or (action == "search" and not rest):
+            takes = "words" if action == "search" else "one name"
+            raise typer.BadParameter(f"`effc recipes {action}` takes {takes}")
+        if action == "show":
+            return _print_recipe(rest[0], known, shared)
+        if action == "copy":
+            return _copy(_known(rest[0], known), output, shared)
+        return _list([r for r in known.values() if all(_says(r, word) for word in rest)], rest, shared)
+
+
+def _list(found: "list[Shipped]", asked: list[str], shared: Shared) -> None:
+    if asked and not found:
+        raise Reject(unknown_recipe(f"no recipe says `{' '.join(asked)}`", help="`effc recipes` lists all"))
+    if shared.format == "json":
+        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence} for r in found]
+        return shared.screen.answer_json("recipes", recipes=rows)
+    screen = shared.screen
+    return screen.answer(
+        "\n".join(f"{screen.styled(r.name.removesuffix('.effspec'), 'bold')}\n  {r.sentence}" for r in found)
+    )
+
+
+def _says(recipe: "Shipped", word: str) -> bool:
+    """Whether a word stands in a recipe: its name, its docstring, its passes, its source."""
+    return word.lower() in f"{recipe.name} {recipe.file.source.text}".lower()
+
+
+def _copy(recipe: "Shipped", into: Path, shared: Shared) -> None:
+    """Write a recipe and the files that it names; what is there already stays."""
+    from ..store.cache import write_whole
+    from ..words.library import with_files
+
+    files = with_files(recipe)
+    taken = [into / name for name in files if (into / name).exists() and name == recipe.name]
+    if taken:
+        raise Reject(recipe_there(f"{taken[0]} exists", help="name another folder with -o"))
+    for name, file in files.items():
+        if not (into / name).exists():
+            write_whole(into / name, file.read_bytes())
+    if shared.format == "json":
+        return shared.screen.answer_json("recipes", copied=[str(into / name) for name in files])
+    shared.screen.answer(str(into / recipe.name))
+    return shared.screen.say(f"next: effc plan {into / recipe.name}, then effc compile {into / recipe.name}")
+
+
+def _known(name: str, known: "dict[str, Shipped]") -> "Shipped":
+    from ...dsl.nearest import suggestion
+
+    found = known.get(name) or known.get(f"{name}.effspec")
+    if found is None:
+        names = [n.removesuffix(".effspec") for n in known]
+        raise Reject(unknown_recipe(f"the library has no recipe `{name}`", help=suggestion(name, names, "it has")))
+    return found
 
 
 def _print_recipe(name: str, known: "dict[str, Shipped]", shared: Shared) -> None:
-    from ...dsl.nearest import suggestion
-
-    if name not in known:
-        raise Reject(unknown_recipe(f"the library has no recipe `{name}`", help=suggestion(name, known, "it has")))
-    text = known[name].file.source.text
+    found = _known(name, known)
+    text = found.file.source.text
     if shared.format == "json":
-        return shared.screen.answer_json("recipes", name=name, path=str(known[name].path), text=text)
+        return shared.screen.answer_json("recipes", name=found.name, path=str(found.path), text=text)
     return shared.screen.write(text)
 
 

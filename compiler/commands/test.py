@@ -1,17 +1,22 @@
 """`effc test`: is what was compiled as good, as small and as fast as the recipe demands? A gate for CI."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...dsl.render import as_json
 from .flags import Shared, verb
-from .screen import code_of
+from .gate_report import at_worst, junit, markdown, rows_json, said
+from .screen import SCHEMA, code_of
 
 if TYPE_CHECKING:
-    from ..judging.gate import Outcome
     from ..judging.retest import Tested
+
+REPORTS = (".json", ".xml", ".md")
 
 _place = typer.Argument(
     metavar="ARTIFACT|RECIPE",
@@ -20,6 +25,15 @@ _place = typer.Argument(
     readable=False,
 )
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifacts of a recipe are.")
+_bless = typer.Option(
+    "--bless", show_default=False, help="Write NAME.baseline.json beside the recipe: what later tests are held against."
+)
+_report = typer.Option(
+    "--report",
+    metavar="FILE",
+    show_default=False,
+    help="Write the result to a file, too: .json, .xml (JUnit) or .md by its name; repeatable.",
+)
 _recipe = typer.Option(
     "--recipe", metavar="FILE", show_default=False, help="The recipe of an artifact, where it is not beside it."
 )
@@ -27,24 +41,43 @@ _recipe = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @verb(
-        app, formats=("text", "json", "junit", "github", "md"), shows=("inputs", "cache", "machine", "progress", "gate")
+        app,
+        formats=("text", "json", "junit", "github", "md"),
+        shows=("inputs", "lock", "cache", "machine", "progress", "gate"),
     )
     def test(
         place: Annotated[Path, _place],
         shared: Shared,
         output: Annotated[Path, _out] = Path("out"),
         recipe: Annotated[Path | None, _recipe] = None,
+        bless: Annotated[bool, _bless] = False,
+        report_file: Annotated[list[Path], _report] = (),  # type: ignore[assignment]
     ) -> int:
-        """Measure again what `expect` demands; exit 4 on a miss."""
+        """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
         from ..judging.retest import test_artifact, test_recipe
 
+        for file in report_file:
+            if file.suffix not in REPORTS:
+                raise typer.BadParameter(f"`--report {file}`: its name ends in none of {', '.join(REPORTS)}")
+        if bless:
+            from ..words.library import own
+
+            own(place)
+        if bless and place.is_dir():
+            raise typer.BadParameter("`--bless` takes a recipe: a baseline holds all its artifacts")
         shared.check_environment()
         with shared.listening() as tell:
             if place.is_dir():
                 results = test_artifact(place, recipe, shared.settings(tell))
             else:
-                results = test_recipe(shared.session(place, tell), output)
+                results = test_recipe(shared.session(place, tell), output, bless)
         report(results, shared)
+        for file in report_file:
+            file.write_text(written(results, file.suffix), encoding="utf-8")
+        if bless:
+            from ..judging import baseline
+
+            shared.screen.say(f"wrote {baseline.place(place)}")
         return code_of([d for r in results for d in r.diagnostics])
 
 
@@ -55,14 +88,23 @@ def report(results: "Sequence[Tested]", shared: Shared) -> None:
     elif screen.format == "md":
         screen.answer(markdown(results))
     elif screen.format in ("json", "github"):
-        rows = [
-            {"path": str(r.path), "pipeline": r.pipeline, "bounds": [o.to_json() for o in r.outcomes]} for r in results
-        ]
-        screen.complain(found, "test", artifacts=rows)
+        screen.complain(found, "test", artifacts=rows_json(results))
+        if screen.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+            with open(summary, "a", encoding="utf-8") as file:  # as GitHub wants it: other steps write there, too
+                file.write(markdown(results) + "\n")
     else:
         screen.answer("\n\n".join(_drawn(r, shared) for r in results))
         screen.complain(found, "test")
         _sum_up(results, shared)
+
+
+def written(results: "Sequence[Tested]", suffix: str) -> str:
+    """The text of a report file."""
+    if suffix == ".json":
+        found = as_json([d for r in results for d in r.diagnostics])["diagnostics"]
+        body = {"schema_version": SCHEMA, "verb": "test", "artifacts": rows_json(results), "diagnostics": found}
+        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    return (junit(results) if suffix == ".xml" else markdown(results)) + "\n"
 
 
 def _drawn(result: "Tested", shared: Shared) -> str:
@@ -76,17 +118,23 @@ def _drawn(result: "Tested", shared: Shared) -> str:
         f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
         for o, line in zip(result.outcomes, lines, strict=True)
     ]
-    return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body])
+    return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body, *_drifts(result, shared)])
 
 
-def said(outcome: "Outcome") -> str:
-    """The value, and the baseline's: `5.1 against 4.3`."""
-    from ..report.quantity import measured
-
-    if outcome.value is None:
-        return "not measured"
-    text = measured(outcome.value, outcome.unit)
-    return text if outcome.original is None else f"{text} against {measured(outcome.original, outcome.unit)}"
+def _drifts(result: "Tested", shared: Shared) -> list[str]:
+    """A line for every measure of the baseline."""
+    if not result.drifts:
+        return []
+    screen, color = shared.screen, {"worse": "red", "undecided": "yellow", "better": "green"}
+    rows = [(d.metric, d.said(), f"at worst {at_worst(d)}" if d.limit is not None else "") for d in result.drifts]
+    lines = screen.table(rows, head=False).splitlines()
+    return [
+        "  baseline",
+        *(
+            f"  {screen.styled(f'{d.state:<9}', color.get(d.state, 'dim'))}  {line}"
+            for d, line in zip(result.drifts, lines, strict=True)
+        ),
+    ]
 
 
 def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
@@ -97,54 +145,10 @@ def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
     parts += [f"{states.count('missed')} missed"] if "missed" in states else []
     parts += [f"{states.count('skipped')} not for this machine"] if "skipped" in states else []
     parts += [f"{states.count('undecided')} undecided"] if "undecided" in states else []
+    moved = [d.state for r in results for d in r.drifts]
+    for state, text in (("worse", "worse than the baseline"), ("better", "better than the baseline")):
+        parts += [f"{counted(moved.count(state), 'measure')} {text}"] if state in moved else []
+    states += ["missed" if state == "worse" else state for state in moved]
     head = next((state for state in ("missed", "undecided") if state in states), "ok")
     colored = shared.screen.styled(head, {"ok": "green", "undecided": "yellow"}.get(head, "red"))
     shared.screen.say(f"{colored}: {', '.join(parts)}")
-
-
-def markdown(results: "Sequence[Tested]") -> str:
-    """A table for a job summary or a pull request."""
-    from ..judging.gate import bound_text
-
-    marks = {"ok": "ok", "missed": "**missed**", "skipped": "skipped", "undecided": "**undecided**"}
-    lines = []
-    for r in results:
-        lines += [f"### {r.pipeline} (`{r.path}`)", "", "| bound | measured | limit | |"]
-        lines.append("|---|---|---|---|")
-        for o in r.outcomes:
-            lines.append(f"| `{bound_text(o.bound)}` | {said(o)} | {o.limit} | {marks[o.state]} |")
-        lines.append("")
-    return "\n".join(lines).rstrip("\n")
-
-
-def junit(results: "Sequence[Tested]") -> str:
-    """One test case per bound."""
-    from xml.etree import ElementTree as xml
-
-    from ..judging.gate import bound_text
-
-    outcomes = [o for r in results for o in r.outcomes]
-    count = {"missed": str(sum(o.state in ("missed", "undecided") for o in outcomes))}
-    top = xml.Element("testsuites", name="effc test", tests=str(len(outcomes)), failures=count["missed"])
-    for r in results:
-        missed = str(sum(o.state in ("missed", "undecided") for o in r.outcomes))
-        suite = xml.SubElement(
-            top,
-            "testsuite",
-            name=r.pipeline,
-            tests=str(len(r.outcomes)),
-            failures=missed,
-            skipped=str(sum(o.state == "skipped" for o in r.outcomes)),
-        )
-        for o in r.outcomes:
-            place = {"line": str(o.bound.span.line), "file": o.bound.span.source.name} if o.bound.span else {}
-            about = {"name": bound_text(o.bound), "classname": r.pipeline, **place}
-            case = xml.SubElement(suite, "testcase", about)
-            if o.state == "missed":
-                xml.SubElement(case, "failure", message=f"{said(o)}, limit {o.limit}").text = str(r.path)
-            elif o.state == "undecided":
-                xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
-            elif o.state == "skipped":
-                xml.SubElement(case, "skipped", message=o.skipped)
-    xml.indent(top)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(top, encoding="unicode")

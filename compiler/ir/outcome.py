@@ -47,14 +47,15 @@ class Model(Outcome):
 class Point:
     """One model of a front.
 
-    name       of the step that gave it
-    key        of that step's result
+    name       of the step that gave it, or its own
+    key        of that step's result, or of the family that it is a choice of
     measures   metric as a recipe writes it -> (value, unit, "lower" or "higher")
     """
 
     name: str
     key: str
     measures: Mapping[str, tuple[float, str, str]]
+    choice: Mapping[str, int] | None = None  # of a family
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Front(Outcome):
 
     kind: ClassVar[str] = "front"
     points: tuple[Point, ...]
-    load: Callable[[str], Program]
+    load: Callable[[Point], Program]
 
     @property
     def summary(self) -> str:
@@ -75,4 +76,4 @@ class Front(Outcome):
 
     def members(self) -> Iterator[tuple[str, Program]]:
         for point in self.points:
-            yield point.name, self.load(point.key)
+            yield point.name, self.load(point)

@@ -66,7 +66,7 @@ def per_layer_values(config: Any, layers: int) -> dict[str, Any]:
     """The config's attributes with one entry per layer: `layer_types`, `no_rope_layers`, pattern strings."""
     found = {}
     for name in sorted(vars(config)):
-        value = getattr(config, name)
+        value = vars(config)[name]  # what differs between layers is no attribute of the whole
         listed = isinstance(value, (list, tuple, str)) and len(value) == layers
         if listed and any(word in name for word in _PER_LAYER):
             found[name] = value
@@ -82,7 +82,7 @@ def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
     """The config's attributes that list layers by number: `mlp_only_layers`, `full_attn_idxs`."""
     found = {}
     for name in sorted(vars(config)):
-        value = getattr(config, name)
+        value = vars(config)[name]
         if (
             isinstance(value, list)
             and len(value) != layers

@@ -11,7 +11,7 @@ from ...dsl.recipe import Bound
 from ...dsl.show import show
 from ...dsl.values import MetricRef
 from ..artifacts.manifest import Measure
-from ..measuring.timing import Turns, interleaved, no_cache
+from ..measuring.timing import WARMUP, Turns, interleaved, no_cache
 from ..planning import keys
 from ..store.cache import Cache
 from ..words.context import Context
@@ -30,6 +30,7 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     measures: tuple[Measure, ...]
     run: dict[str, Any] = field(default_factory=dict)
+    ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
 def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
@@ -59,7 +60,8 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     measures = (
         replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
     )
-    return Comparison(tuple(outcomes), tuple(measures), run)
+    ratios = {named.get(m) or show(m): tuple(t.ratios) for m, t in taken.items()}
+    return Comparison(tuple(outcomes), tuple(measures), run, ratios)
 
 
 def left_open(outcome: Outcome, taken: Mapping[MetricRef, Turns], model: str) -> Outcome:
@@ -79,7 +81,7 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     """
     asked = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
-    more = [MetricRef(SPEED)] if decodes else []
+    more = [usual_speed(ctx.origin.positions)] if decodes else []
     found = {}
     for metric in dict.fromkeys([*asked, *more]):
         try:
@@ -102,6 +104,15 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
             continue  # nobody asked how fast a model decodes that doesn't
         found[metric] = turns
     return found
+
+
+def usual_speed(positions: int | None) -> MetricRef:
+    """How fast a model decodes, for every table: by the metric's own prompt, or by one that fits its positions."""
+    prompt, steps = 128, 32
+    if positions is None or positions >= prompt + steps + WARMUP:
+        return MetricRef(SPEED)
+    steps = min(steps, max(1, positions // 4))
+    return MetricRef(SPEED, (("prompt", max(1, positions - steps - WARMUP)), ("steps", steps)))
 
 
 def unjudged_scores(plan: "Plan", ctx: Context) -> list[MetricRef]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..planning.plan import Plan
     from ..store.cache import Cache
     from ..words.context import Context, Settings
+    from .baseline import Drift
     from .comparison import Comparison
     from .gate import Outcome
 
@@ -35,20 +36,37 @@ nothing_expected = Fault("nothing-expected", "A recipe without `expect` was test
 
 @dataclass(frozen=True)
 class Tested:
-    """One artifact and what came of every bound; `diagnostics` has a place in the recipe for each miss."""
+    """One artifact and what came of every bound; `diagnostics` has a place in the recipe for each miss.
+
+    name     of the artifact: its path below the output folder, as the recipe says it
+    drifts   every measure against the recipe's baseline, where there is one
+    """
 
     path: Path
-    pipeline: str
-    outcomes: "tuple[Outcome, ...]"
+    name: str
+    plan: "Plan"
+    compared: "Comparison"
     diagnostics: tuple[Diagnostic, ...]
+    drifts: "tuple[Drift, ...]" = ()
+
+    @property
+    def pipeline(self) -> str:
+        return self.plan.pipeline.name
+
+    @property
+    def outcomes(self) -> "tuple[Outcome, ...]":
+        return self.compared.outcomes
 
     @property
     def holds(self) -> bool:
         return all(o.holds for o in self.outcomes)
 
 
-def test_recipe(session: "Session", out: Path) -> list[Tested]:
-    """Every artifact below `out` that the recipe emits, against the bounds that it has now."""
+def test_recipe(session: "Session", out: Path, bless: bool = False) -> list[Tested]:
+    """Every artifact below `out` that the recipe emits, against the bounds that it has now and its baseline.
+
+    bless   write a baseline of what is measured instead
+    """
     from .. import api
     from ..artifacts.manifest import NAME, read_manifest
 
@@ -64,7 +82,12 @@ def test_recipe(session: "Session", out: Path) -> list[Tested]:
                 help=f"effc compile {session.path}, or name their folder with -o",
             )
         )
-    return _all_tested(found, session)
+    results = _all_tested(found, session, bless)
+    if bless:
+        from . import baseline
+
+        baseline.bless(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
+    return results
 
 
 def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list[Tested]:
@@ -100,7 +123,7 @@ def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list
     return _all_tested([(path, plans[0])], session)
 
 
-def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Tested]:
+def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in found):
         raise Reject(
             nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
@@ -113,7 +136,24 @@ def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session") -> list[Te
                 help="its bounds are `in` other artifacts or points: test those",
             )
         )
-    return [_tested(path, plan, session) for path, plan in spoken]
+    from . import baseline
+
+    body = None if bless else baseline.read(session.path)
+    if body is None:
+        return [_tested(path, plan, session) for path, plan in spoken]
+    kept = [
+        baseline.kept_of(
+            body, baseline.named(plan, _name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
+        )
+        for path, plan in spoken
+    ]
+    judged = []
+    for (path, plan), then in zip(spoken, kept, strict=True):
+        result = _tested(path, plan, session)
+        drifts = baseline.compare_with(body, then, result)
+        said = tuple(baseline.complaints(drifts, body, session.settings.undecided))
+        judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *said)))
+    return judged
 
 
 def _speaks_of(plan: "Plan", path: Path) -> bool:
@@ -139,7 +179,14 @@ def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
         compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
     tell(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
     said = misses(compared.outcomes, session.settings.undecided)
-    return Tested(path, plan.pipeline.name, compared.outcomes, tuple(said))
+    return Tested(path, _name(path, plan), plan, compared, tuple(said))
+
+
+def _name(path: Path, plan: "Plan") -> str:
+    """What the recipe calls an artifact; one that was moved goes by its folder's name."""
+    emitted = [str(e.call.args["path"]) for e in plan.pipeline.emits]
+    tails = path.resolve().parts
+    return next((name for name in emitted if tails[-len(Path(name).parts) :] == Path(name).parts), path.resolve().name)
 
 
 def _measurable(manifest: "Manifest") -> bool:

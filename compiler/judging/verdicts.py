@@ -52,7 +52,8 @@ class Verdicts:
         measures = tuple(replace(m, metric=f"{m.metric} of {name}") for name, made in judged for m in made.measures)
         seconds = sum(made.run["seconds"]["measure"] for _, made in judged)
         run = {**judged[-1][1].run, "seconds": {"measure": round(seconds, 2)}}
-        return Comparison(tuple(verdicts), measures, run), tuple(verdicts)
+        ratios = {f"{metric} of {name}": r for name, made in judged for metric, r in made.ratios.items()}
+        return Comparison(tuple(verdicts), measures, run, ratios), tuple(verdicts)
 
     def _point(self, name: str, model: Any) -> Comparison:
         own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..checkpoints.origin import longest_row
 from ..report.progress import follow
 from ..rows.forward import device_of, evaluating, output_logits, vocabulary
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
+prompt_too_long = Fault("timed-prompt-too-long", "A measure of time reads a prompt that the model has no positions for.")
 
 WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
 CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
@@ -60,7 +62,8 @@ def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
 
     def step() -> float:
         started = _now(model)
-        model(input_ids=ids, **caching)
+        with _within(model, length):
+            model(input_ids=ids, **caching)
         return _now(model) - started
 
     return step
@@ -77,13 +80,31 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
     def step() -> float:
         nonlocal output
         if output is None:
-            output = model(input_ids=prompt_ids(model, batch, length), **_caching(model))
+            with _within(model, length):
+                output = model(input_ids=prompt_ids(model, batch, length), **_caching(model))
         token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
         started = _now(model)
         output = model(input_ids=token, **_caching(model), **cache_of(output))
         return _now(model) - started
 
     return step
+
+
+@contextmanager
+def _within(model: nn.Module, length: int) -> Iterator[None]:
+    """Turn the failure of a prompt that is longer than the model's positions into a Reject."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        longest = longest_row(model.config.to_dict()) if hasattr(model, "config") else None
+        if longest is None or length <= longest:
+            raise
+        raise Reject(
+            prompt_too_long(
+                f"a prompt of {length} tokens is timed, and the model has {longest} positions",
+                help=f"set `prompt:` of the measure to less than {longest}",
+            )
+        ) from error
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

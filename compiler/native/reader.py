@@ -35,6 +35,8 @@ class Reader:
     def __init__(self, program: Program, weights: str, model: nn.Module | None = None):
         self.model, self.graph, self.weights = model or program.model, with_mixers_open(program), weights
         config = self.model.config.get_text_config()
+        if "input_ids" not in program.inputs:
+            raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
         ids = program.inputs["input_ids"]
         layout = Layout(ids.numel())
         context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)

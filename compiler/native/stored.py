@@ -187,7 +187,7 @@ def _wrong_entry(entry: Any, size: int) -> str:
     if not isinstance(entry, dict) or not {"at", "bytes", "kind", "shape"} <= entry.keys():
         return "of another form"
     at, count, kind, shape = (entry[key] for key in ("at", "bytes", "kind", "shape"))
-    if kind not in _WIDTH:
+    if not isinstance(kind, str) or kind not in _WIDTH:
         return f"of the unknown kind {kind!r:.40}"
     if not isinstance(shape, list) or not shape or not all(_is_size(n) for n in shape):
         return f"with the shape {shape!r:.60}"

@@ -118,7 +118,7 @@ def _cell(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     if now is None:
         return "·" * BAR + " gone"
     kind = _kind(was)
-    if kind is None:
+    if kind is None or not was[kind]:
         return "█" * BAR
     if kind not in now and "heads" not in now:
         return "packed"  # and too fused to tell

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Reject
 from ..store.cache import digest
+from ..store.regular import parse_json
 from .adaptation import Adaptable
 from .caching import StateCache
 from .embedder import Embedder
@@ -204,7 +205,7 @@ class _Query:
         assert vector is not None, "a query without a vector has no samples"
         if (kept := client.lists.find(vector)) is not None:
             self._decision.list_hit = True
-            rows = json.loads(bytes(kept["samples"].tolist()))
+            rows = parse_json(bytes(kept["samples"].tolist()))
             return [Match(sample_of(body), score) for body, score in rows]
         try:
             with self._timed("retrieve"):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import check_regular, parse_json
 from .logistic import fit_logistic
 from .policy import BRANCHES, Branch, Point, Trial
 from .scorer import LEAST_AUC, auc, weak_reward
@@ -70,8 +71,9 @@ class Router:
 def open_router(folder: Path, width: int) -> Router:
     """Of a folder; `width` is that of a query's vector."""
     try:
+        check_regular(folder / NAME)
         with safe_open(folder / NAME, "pt") as file:
-            told = json.loads(file.metadata()["router"])
+            told = parse_json(file.metadata()["router"])
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         router = Router(
             **found, seconds=tuple(map(float, told["seconds"])), price=float(told["price"]), auc=float(told["auc"])

@@ -127,11 +127,11 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
             "device": ctx.settings.device,
         },
         steps=tuple(steps(plan, cache, target.source)),
-        **facts(outcome, plan),
+        **facts(outcome, plan, target.source),
     )
 
 
-def facts(outcome: Outcome, plan: Plan) -> dict[str, Any]:
+def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
     """Edits and widths of a model; of a front the measures of its points, by name."""
     if isinstance(outcome, Front):
         measures = {p.name: [[name, *m] for name, m in p.measures.items()] for p in outcome.points}
@@ -140,7 +140,7 @@ def facts(outcome: Outcome, plan: Plan) -> dict[str, Any]:
                 {
                     "name": name,
                     "measures": measures[name],
-                    "steps": sorted(ancestors(plan, name)),
+                    "steps": sorted(ancestors(plan, name) or ancestors(plan, source)),
                     **changed(program, plan),
                 }
                 for name, program in outcome.members()

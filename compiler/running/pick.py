@@ -86,6 +86,24 @@ def pick(
     limits   or what it must keep: the best at the first measure that does is taken
     return   the point's name, and the manifest of the new artifact
     """
+    front = _read(path)
+    if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
+        raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
+    check_free(into, force)
+    name = _chosen(front, point, limits)
+    with hear(tell), announce("reading and checking files"):
+        verify_files(path, front, under=f"{POINTS}/{name}")
+    return name, write(into, build=_copy(path, front, name), force=force)
+
+
+def folder_of(path: Path, asked: str) -> Path:
+    """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB"."""
+    limits = tuple(Limit(*text.rsplit("=", 1)) for text in asked.split(",")) if "=" in asked else ()
+    return path / POINTS / _chosen(_read(path), "" if limits else asked, limits)
+
+
+def _read(path: Path) -> Manifest:
+    """The manifest of a front; Reject (no-front) of anything else."""
     front = read_manifest(path)
     if front.kind != "front":
         raise Reject(
@@ -94,14 +112,12 @@ def pick(
                 help='emit a front first: `emit NAME { front("sizes") }`',
             )
         )
-    if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
-        raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
-    check_free(into, force)
+    return front
+
+
+def _chosen(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
     names = [str(member["name"]) for member in front.members]
-    name = _named(point, names) if point else _fitting(front, limits)
-    with hear(tell), announce("reading and checking files"):
-        verify_files(path, front, under=f"{POINTS}/{name}")
-    return name, write(into, build=_copy(path, front, name), force=force)
+    return _named(point, names) if point else _fitting(front, limits)
 
 
 def _named(point: str, names: list[str]) -> str:

@@ -11,7 +11,8 @@ from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Emit
 from ...dsl.values import DataRef, MetricRef, StepRef
 from ..capture.capture import capture
-from ..ir.outcome import Front, Model, Outcome
+from ..families.family import Family
+from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
 from ..judging.verdicts import Verdicts
 from ..machine.memory import Watch
@@ -23,7 +24,6 @@ from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
 from ..report.progress import StageBegan, StageEnded, announce, hear
 from ..store.cache import Cache
-from ..training.family import Family
 from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Close, Pass
@@ -87,7 +87,7 @@ class Build:
         with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             if keys.found(stage.call.args, StepRef):  # it names what it works on, one at a time
-                outcome: Outcome = Front((), self.program_of)
+                outcome: Outcome = Front((), self.program_at)
             else:
                 outcome = self.reach(stage.source)
             self.at = ""  # from here until it is kept, the program is between steps
@@ -98,6 +98,9 @@ class Build:
                 and stage.source != self.plan.identity
             ):
                 given.base = stage.source
+            if isinstance(given, Front) and isinstance(outcome, Family):
+                points = (replace(point, key=stage.source) for point in given.points)
+                given = Front(tuple(points), self.program_at)
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
             with announce("keeping the result"):
@@ -110,7 +113,8 @@ class Build:
         if not isinstance(outcome, Model):
             with as_profiled(named(stage.call), ctx):
                 made = pass_.give(outcome, ctx)
-            notes = made.program.notes if isinstance(made, Model) else []
+            holder = made if isinstance(made, Model) else outcome  # a search says of its family what it did
+            notes = holder.program.notes if isinstance(holder, (Model, Family)) else []
             return made, {"program": notes, "step": notes[-1:], "changes": [], "summary": made.summary, "dump": ""}
         program = outcome.program
         before, version, notes = program.skeleton, program.version, len(program.notes)
@@ -144,7 +148,7 @@ class Build:
                 self.outcome = Model(program)
             else:
                 with announce("loading the result of the step before"):
-                    self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of)
+                    self.outcome = snapshot.restore(self.cache, key, self.ctx.origin, self.program_of, self.program_at)
             self.at = key
         return self.outcome
 
@@ -154,6 +158,15 @@ class Build:
         assert isinstance(made, Model), f"{key} gives {made.kind}"
         self.outcome, self.at = None, ""
         return made.program
+
+    def program_at(self, point: Point) -> Program:
+        """The program of a front's point: a step's, or a choice of a family, cut out."""
+        if point.choice is None:
+            return self.program_of(point.key)
+        family = self.reach(point.key)
+        assert isinstance(family, Family), f"{point.key} gives {family.kind}"
+        self.outcome, self.at = None, ""
+        return family.cut(point.choice)
 
     def keep_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""

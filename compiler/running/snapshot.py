@@ -10,6 +10,7 @@ from typing import Any
 from ..capture.capture import recapture
 from ..capture.sample import sample
 from ..checkpoints.origin import Origin
+from ..families.family import Family
 from ..ir import graph_json
 from ..ir.edits import Edits, replay
 from ..ir.outcome import Front, Model, Outcome, Point
@@ -19,7 +20,6 @@ from ..ir.weights import assign, distinct
 from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
 from ..training.adapters import Shape
-from ..training.family import Family
 from ..training.unmerged import Unmerged
 
 
@@ -30,10 +30,15 @@ def save(
     if isinstance(outcome, Front):
         body = {
             "points": [
-                {"name": p.name, "key": p.key, "measures": [[name, *m] for name, m in p.measures.items()]}
+                {
+                    "name": p.name,
+                    "key": p.key,
+                    "measures": [[name, *m] for name, m in p.measures.items()],
+                    "choice": p.choice and dict(p.choice),
+                }
                 for p in outcome.points
             ],
-            "needs": [point.key for point in outcome.points],
+            "needs": sorted({point.key for point in outcome.points}),
         }
     elif isinstance(outcome, Unmerged):
         body = {
@@ -45,7 +50,7 @@ def save(
         body = {
             "family": outcome.to_json(),
             "needs": [outcome.base] if outcome.base else [],
-            "tensors": {name: cache.store(tensor) for name, tensor in outcome.tensors.items()},
+            "tensors": {n: cache.store(t) for n, t in (outcome.tensors | outcome.weights).items()},
         }
     else:
         body = _program(outcome.program, cache, origin)
@@ -65,13 +70,18 @@ def _program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
     return {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json()}
 
 
-def restore(cache: Cache, key: str, origin: Origin, reach: Callable[[str], Program]) -> Outcome:
-    """The result of a finished step; `reach` makes the program of another one."""
+def restore(
+    cache: Cache, key: str, origin: Origin, reach: Callable[[str], Program], load: Callable[[Point], Program]
+) -> Outcome:
+    """The result of a finished step; `reach` makes the program of another one, `load` that of a point."""
     body = cache.step(key)
     assert body is not None, f"step {key} is not in the cache"
     if "points" in body:
-        points = (Point(p["name"], p["key"], {n: tuple(m) for n, *m in p["measures"]}) for p in body["points"])
-        return Front(tuple(points), reach)
+        points = (
+            Point(p["name"], p["key"], {n: tuple(m) for n, *m in p["measures"]}, p.get("choice"))
+            for p in body["points"]
+        )
+        return Front(tuple(points), load)
     if "adapters" in body:
         tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])

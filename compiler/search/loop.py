@@ -218,6 +218,8 @@ class Search:
             share=round(cut.saved / cut.total, 6),
             scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()},
         )
+        if self.ctx.cut:
+            self.ctx.cut(name, self.program.model)
 
     def _cut_best(self, now: Round, choice: Choice, budget: Budget) -> tuple[str, dict[str, float]]:
         """Cut what is chosen, and say what it saved; what the model does not run without is none to choose."""

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
+from ..checkpoints.bounds import check_numbers
 from ..checkpoints.folder import WIDTHS, find_weights, no_model
 from ..checkpoints.origin import Origin
+from ..checkpoints.safetensors_header import Slot
 from ..machine.environment import check_modules
-from ..report.broken import first_line
+from ..report.broken import first_line, is_want_of_memory
 from ..store.cache import digest, write_whole
 from ..store.hashes import file_hash
-from ..store.regular import CONFIG, read_json
+from ..store.regular import CONFIG, check_regular, read_json
 from ..words.context import Context
 from ..words.kinds import Source, param
 
@@ -21,6 +23,8 @@ bad_gguf = Fault(
     "bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.", exit="environment"
 )
 
+# What the readers of gguf and transformers raise for a file that they weren't written for.
+_BREAKS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 FORMAT = 1  # of what lies in the cache folder
 
 
@@ -72,7 +76,8 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
     if kept.is_file():
         return read_json(kept, CONFIG)
-    weights = _count(path, label)
+    slots = weights_in(path, label)
+    weights = sum(slot.count for slot in slots.values())
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -82,22 +87,25 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
         with quiet():
             made = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_BREAKS, OSError) as error:
         raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
     config = json.loads(made.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
+    check_numbers(config, slots, label)
     write_whole(kept, json.dumps({"config": config, "weights": weights}, indent=1, sort_keys=True).encode())
     return {"config": config, "weights": weights}
 
 
-def _count(path: Path, label: str) -> int:
-    """How many weights the file's tensor table has; every tensor lies inside the file, else `Reject`."""
+def weights_in(path: Path, label: str) -> dict[str, Slot]:
+    """The file's tensor table, shapes alone; every tensor lies inside the file, else `Reject`."""
     from gguf import GGUFReader
 
+    check_regular(path)
     try:
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
+        tensors = GGUFReader(path).tensors
+        return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
+    except (*_BREAKS, MemoryError) as error:
         raise Reject(
             bad_gguf(
                 f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
@@ -139,11 +147,16 @@ def _convert(path: Path, into: Path, label: str) -> None:
 
     from ..checkpoints.checkpoint import check_finite, check_names, quiet
 
-    with quiet(), redirect_stderr(io.StringIO()):  # a progress bar of its own that nothing turns off
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(into)
+    try:
+        with quiet(), redirect_stderr(io.StringIO()):  # a progress bar of its own that nothing turns off
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            )
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(into)
+    except _BREAKS as error:
+        if is_want_of_memory(error):
+            raise
+        raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
     check_names(info, label)
     check_finite(model, label)
     save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def parse_json(data: bytes | str) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(name for at, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:at]))
-        raise ValueError(f"`{twice[:80]}` stands twice in one object")
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"`{names.most_common(1)[0][0][:80]}` stands twice in one object")
     return found
 
 

@@ -34,6 +34,7 @@ class Settings:
     max_memory: int | None = None  # bytes
     threads: int | None = None
     undecided: str = "fail"  # or "pass": what a timed bound that can't be decided comes to
+    locked: bool = False  # refuse what is not as `effspec.lock` has it
     tell: Listener = silent
     watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
 
@@ -42,7 +43,8 @@ class Settings:
 class Context:
     """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
     step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
-    step of the running pipeline gave, by its name."""
+    step of the running pipeline gave, by its name; `cut` hears the name of every cut of a search once it is made, with
+    the model without it."""
 
     settings: Settings
     recipe: Recipe
@@ -53,6 +55,7 @@ class Context:
     _rows: dict[str, "torch.Tensor"] = field(default_factory=dict)
     _references: dict[str, Any] = field(default_factory=dict)
     results: "Callable[[str], tuple[str, Program]] | None" = None
+    cut: "Callable[[str, torch.nn.Module], None] | None" = None
 
     @property
     def seed(self) -> int:

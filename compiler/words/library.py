@@ -1,5 +1,6 @@
 """The recipes that come with effc: whole ones to compile, and modules that a recipe takes in with `use std.name`."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,8 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...dsl import ast
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.enclosed import texts
 from ...dsl.parse import parse, read_source
 from ...dsl.write import expression
+
+library_recipe = Fault(
+    "library-recipe",
+    "A file was to be written beside a recipe that comes with effc.\n\n"
+    "`effc recipes copy NAME` writes the recipe and what it names into a folder of yours.",
+    exit="usage",
+)
 
 MODULES = "std"  # the folder whose files are modules
 
@@ -52,6 +62,32 @@ def shipped() -> dict[str, Shipped]:
         for file in sorted(folder.rglob("*.effspec"))
     ]
     return {s.name: s for s in sorted(found, key=lambda s: (s.is_module, s.name))}
+
+
+def by_name(path: Path) -> Path:
+    """The file of the library that a path names, `shears/half`, where there is no such file here; else the path."""
+    if path.exists() or path.is_absolute() or ".." in path.parts:
+        return path
+    known = shipped()
+    found = known.get(path.as_posix()) or known.get(f"{path.as_posix()}.effspec")
+    return found.path if found and not found.is_module else path
+
+
+def own(path: Path) -> None:
+    """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
+    found = by_name(path)
+    if found != path and any(found.is_relative_to(folder) for folder in folders()):
+        raise Reject(
+            library_recipe(f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`")
+        )
+
+
+def with_files(recipe: Shipped) -> dict[str, Path]:
+    """A recipe and the files that it names, by their paths in the library: what a copy needs to work elsewhere."""
+    root = next(f for f in folders() if recipe.path.is_relative_to(f))
+    named = [recipe.path, *(recipe.path.parent / text.value for text in texts(recipe.file.statements))]
+    inside = {Path(os.path.normpath(file)) for file in named if file.is_file()}
+    return {f.relative_to(root).as_posix(): f for f in sorted(inside) if f.is_relative_to(root)}
 
 
 def _name(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ...compiler.families.explorer import beats
 from ...compiler.ir.outcome import Front as Points
 from ...compiler.ir.outcome import Outcome, Point
 from ...compiler.words.context import Context
@@ -50,7 +51,11 @@ class Front(Pass):
                 too_few_points("a front without a measure has nothing to choose by", help="write `measure: [params]`")
             )
         made = [self._point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
-        best = [p for p in made if not any(beats(other, p) for other in made)] if self.keep == "best" else made
+        best = (
+            [p for p in made if not any(beats(turned(other), turned(p)) for other in made)]
+            if self.keep == "best"
+            else made
+        )
         assert isinstance(outcome, Points), "a pass that names steps is handed an empty front"
         return Points(tuple(best), outcome.load)
 
@@ -68,10 +73,6 @@ class Front(Pass):
         )
 
 
-def beats(one: Point, other: Point) -> bool:
-    """Whether a point is at least as good in every measure, and better in one."""
-    pairs = [
-        (a if better == "higher" else -a, b if better == "higher" else -b)
-        for (a, _, better), (b, _, _) in zip(one.measures.values(), other.measures.values(), strict=True)
-    ]
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+def turned(point: Point) -> tuple[float, ...]:
+    """Its measures, so that less is better."""
+    return tuple(value if better == "lower" else -value for value, _, better in point.measures.values())

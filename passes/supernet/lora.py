@@ -4,21 +4,21 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ...compiler.families.choices import Drawn, Space
+from ...compiler.families.family import Family, check_ranks
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.machine.environment import check_modules
 from ...compiler.planning.select import parts
 from ...compiler.rows.forward import nll
 from ...compiler.training.adapters import Shape, adaptable, adapted
+from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort
-from ...compiler.training.family import Drawn, Family, Space, check_ranks
-from ...compiler.training.gains import no_gain, refuse_same_rows
-from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.gains import refuse_same_rows
+from ...compiler.training.loop import Course
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
-from ...compiler.training.trained import Trained, recomputing, training
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 
@@ -87,7 +87,7 @@ class Lora(Pass):
         refuse_same_rows(self.data, self.held_out, ctx)
         paths = adaptable(program, self.on)
         shape = Shape(self.ranks[0], self.alpha, self.dropout)
-        drawn = Drawn(Space.over(paths, self.per, program.skeleton, self.ranks), ctx.seed)
+        drawn = Drawn(Space.of_ranks(paths, self.per, program.skeleton, self.ranks), ctx.seed)
         drawn.take(drawn.space.choice("largest"))
         with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros=self.zeros) as adapters:
             adapters.follow(drawn.ranks)
@@ -100,10 +100,10 @@ class Lora(Pass):
             best=course.best,
             loss=course.curve,
             held_out=course.held_out,
-            sites=len(drawn.space.sites),
+            sites=len(drawn.space.dials),
             ranks=list(self.ranks),
         )
-        return Family(program, "", shape, tensors, drawn.space, masked=self.zeros == "keep")
+        return Family(program, "", drawn.space, shape, tensors, masked=self.zeros == "keep")
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. Ranks that can't be, and a missing peft, are said here, before any weight is read."""
@@ -134,31 +134,10 @@ class Lora(Pass):
         program = outcome.program
         model, rows = program.model, ctx.rows(self.data)
         lesson = Objective(model, rows)
-        regime = Regime(
-            steps=self.steps,
-            lr=self.lr,
-            warmup=round(self.warmup.value * self.steps),
-            schedule=self.schedule,
-            batch=self.batch,
-            accumulate=self.accumulate,
-            clip=self.clip,
-            weight_decay=0.0,
-            every=self.every,
-            patience=self.patience,
-            save=self.save,
-            seed=ctx.seed,
-        )
 
         def judge() -> float:
             drawn.take(drawn.space.choice("middle"))
             nats, tokens = nll(model, ctx.rows(self.held_out))
             return nats / tokens
 
-        layers = [unit.module(model) for unit in program.units.values()]
-        with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(
-                Trained(weights), regime, len(rows), lesson.learn, judge if self.held_out else None, ctx, drawn.begin
-            ).run()
-        if self.held_out and course.best == 0:
-            raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], "training"))
-        return course
+        return train(self, program, ctx, weights, len(rows), lesson.learn, judge, begin=drawn.begin)

@@ -1,9 +1,9 @@
-"""Take one choice of ranks out of a family of adapters."""
+"""Take one choice out of a family."""
 
 from typing import Literal
 
+from ...compiler.families.family import Family
 from ...compiler.ir.outcome import Model, Outcome
-from ...compiler.training.family import Family
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
@@ -13,14 +13,20 @@ masked_apart = Fault(
     "Adapters that give nothing where a weight is zero are asked for apart from the weights.\n\n"
     "peft's own adapters know no masks, so beside the weights they would compute something else than was trained.",
 )
+smaller_apart = Fault(
+    "smaller-apart",
+    "Adapters are asked for apart from a family in which more than their ranks may be chosen.\n\n"
+    "A choice has its own widths and layers; beside the whole model its adapters would compute something else.",
+)
 
 
 class Pick(Pass):
-    """Take one choice of ranks out of a family of adapters.
+    """Take one choice out of a family.
 
-    `middle` is the heuristic of Shears: every site takes the median of its ranks. The adapters of the choice are cut
-    out of the family's and merged into the weights; zeros of sparse weights stay zero where the family was trained
-    so. `merge: false` gives them apart instead, for the target `peft`.
+    `middle` is the heuristic of Shears: every dial takes the median of its values. Of widths and depth the model
+    is cut to what was chosen. The adapters of the choice are cut out of the family's and merged into the weights;
+    zeros of sparse weights stay zero where the family was trained so. `merge: false` gives them apart instead,
+    for the target `peft`.
 
     Source: Shears (Munoz et al. 2024, arXiv 2404.10934), section 3.3.
     Example: fit = supernet.pick(ranks: middle)
@@ -31,13 +37,20 @@ class Pick(Pass):
     takes = ("family",)
     gives = {"": "model", "merge: false": "adapters"}
 
-    ranks: Literal["largest", "middle", "smallest"] = param("The rank that every site takes.", default="middle")
+    ranks: Literal["largest", "middle", "smallest"] = param("The value that every dial takes.", default="middle")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"picked from {outcome.kind}"
         choice = outcome.space.choice(self.ranks)
         if not self.merge:
+            if outcome.has_shapes or outcome.shape is None:
+                raise Reject(
+                    smaller_apart(
+                        "the family's choices are smaller models, and no adapters alone say which",
+                        help="leave `merge: false` out, or train it with `supernet.lora`",
+                    )
+                )
             if outcome.masked and outcome.acts_on_zeros:
                 raise Reject(
                     masked_apart(
@@ -46,9 +59,4 @@ class Pick(Pass):
                     )
                 )
             return outcome.unmerged(choice)
-        program = outcome.program
-        with outcome.applied(choice) as adapters:
-            adapters.merge()
-        program.changed()
-        program.note(ranks=choice)
-        return Model(program)
+        return Model(outcome.cut(choice))

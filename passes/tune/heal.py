@@ -15,13 +15,13 @@ from ...compiler.planning import shrink
 from ...compiler.planning.select import parts
 from ...compiler.rows.forward import nll
 from ...compiler.training.adapters import Shape, adaptable, adapted
+from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort, whole_size
 from ...compiler.training.gains import no_gain, refuse_same_rows
-from ...compiler.training.loop import Course, Regime, Run
+from ...compiler.training.loop import Course
 from ...compiler.training.masks import masks
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
-from ...compiler.training.trained import Trained, recomputing, training
 from ...compiler.training.unmerged import Unmerged
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
@@ -182,34 +182,18 @@ class Heal(Pass):
         original = reference.load(ctx, self.data) if self.distill.value else None
         lesson = Objective(model, rows, original, self.distill.value, self.temperature, said)
         teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
-        judge = (lambda: self._held_out_loss(model, ctx)) if self.held_out else None
-        regime = Regime(
-            steps=self.steps,
-            lr=self.lr,
-            warmup=round(self.warmup.value * self.steps),
-            schedule=self.schedule,
-            batch=self.batch,
-            accumulate=self.accumulate,
-            clip=self.clip,
+        return train(
+            self,
+            program,
+            ctx,
+            weights,
+            len(teaching),
+            lambda chosen, weight: lesson.learn(teaching[chosen], weight),
+            lambda: self._held_out_loss(model, ctx),
+            kept=kept,
             weight_decay=self.weight_decay,
-            every=self.every,
-            patience=self.patience,
-            save=self.save,
-            seed=ctx.seed,
+            verb="healing",
         )
-        layers = [unit.module(model) for unit in program.units.values()]
-        with training(model, weights), recomputing(layers if self.gradient_checkpointing else ()):
-            course = Run(
-                Trained(weights, kept),
-                regime,
-                len(teaching),
-                lambda chosen, weight: lesson.learn(teaching[chosen], weight),
-                judge,
-                ctx,
-            ).run()
-        if self.held_out and course.best == 0:
-            raise Reject(no_gain(course.held_out[0][1], course.held_out[1:]))
-        return course
 
     def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""

@@ -267,7 +267,23 @@ def test_passes_lists_every_file_of_the_shelf(effc):
 
 def test_recipes_lists_the_library_with_its_sentences(effc):
     out = effc("recipes").out
-    assert shipped() and all(name in out and recipe.sentence in out for name, recipe in shipped().items())
+    assert shipped() and all(
+        name.removesuffix(".effspec") in out and recipe.sentence in out for name, recipe in shipped().items()
+    )
+    assert "shears/half" in effc("recipes", "search", "Shears", "50%").out
+    assert effc("recipes", "search", "no-such-word").code == 2
+
+
+def test_a_recipe_is_copied_with_its_files_and_compiled_by_name(effc, tmp_path):
+    assert effc("recipes", "copy", "rttc/thirty-two").out == "rttc/thirty-two.effspec\n"
+    assert (tmp_path / "zoo" / "tiny-llama" / "calib.txt").is_file()
+    assert effc("check", "rttc/thirty-two.effspec").code == 0
+    again = effc("recipes", "copy", "rttc/thirty-two")
+    assert again.code == 2 and "error[recipe-there]" in again.err
+    assert effc("check", "quickstart").out.startswith("ok: ")  # by name, where there is no such file
+    for verb in (("lock", "quickstart"), ("test", "quickstart", "--bless")):
+        run = effc(*verb)
+        assert run.code == 2 and "effc recipes copy quickstart" in run.err
 
 
 def test_a_recipe_of_the_library_is_printed_and_explained(effc):
@@ -337,7 +353,7 @@ def test_what_needs_no_torch_takes_less_than_half_a_second_of_cpu(write, tmp_pat
 
 
 def test_new_writes_a_recipe_that_checks(effc, tmp_path):
-    for goal in ("smaller", "faster", "gentle"):
+    for goal in ("smaller", "faster", "gentle", "search", "federated", "rttc"):
         run = effc("new", "--goal", goal)
         path = Path(run.out.strip())
         assert run.code == 0 and path.name == f"tiny-llama-{goal}.effspec"

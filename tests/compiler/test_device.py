@@ -51,7 +51,11 @@ def test_a_kept_step_is_restored_to_the_device(recipe):
     for device in ("cpu", "meta"):
         origin = context(recipe, device).origin
         program = snapshot.restore(
-            cache, entry.key, origin, reach=lambda key: pytest.fail("it needs no other step")
+            cache,
+            entry.key,
+            origin,
+            reach=lambda key: pytest.fail("it needs no other step"),
+            load=lambda point: pytest.fail("no front"),
         ).program
         assert devices(program.model) == {device} and {g.count for g in program.skeleton.groups} == {48, 4, 2}
         assert program.inputs["input_ids"].device.type == device

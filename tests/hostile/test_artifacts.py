@@ -9,56 +9,30 @@ import random
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.artifact import write
-from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.capture.capture import capture
-from effc.compiler.checkpoints.folder import open_folder
-from effc.compiler.targets.hf import Hf
 
-from tests import worlds
+from tests.hostile import kinds
+from tests.hostile.kinds import KINDS
 from tests.hostile.mutations import consistent, mutate
 
 torch.set_num_threads(1)
-STORED = Path(__file__).parents[1] / "stored" / "8d012cb.tar.xz"
-KINDS = ("compact", "native", "program", "stock")
 SECONDS, MEBIBYTES = 20, 600  # of one case by all verbs; a machine that others share is slow
+FEW = dict.fromkeys(KINDS, 50) | {"program": 12}  # in the default lot; torch takes a second to read a program
+COUNT = int(os.environ.get("EFFC_HOSTILE", "1000"))  # of a kind, in the heavy lot
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory):
-    """One artifact of each kind, small, in a folder."""
-    folder = tmp_path_factory.mktemp("honest")
-    with tarfile.open(STORED) as archive:
-        archive.extractall(folder, filter="data")
-    made = folder / "kinds"
-    made.mkdir()
-    for kind, name in (("compact", "hf"), ("native", "cpu"), ("program", "program")):
-        shutil.copytree(folder / "8d012cb" / "out" / name, made / kind)
-    source = folder / "source"
-    source.mkdir()
-    worlds.llama(source)
-    worlds.tokenizer(source, chat="{% for m in messages %}{{ m.content }}{% endfor %}")
-    ctx = worlds.context(folder)
-    ctx.origin = open_folder(source, "here", "auto", ctx.settings)
-    program = capture(ctx.origin.load())
-
-    def build(draft):
-        Hf(path="a").emit(program, draft, ctx)
-        return Manifest("hf", name="lean")
-
-    write(made / "stock", build=build)
-    return made
+    return kinds.honest(tmp_path_factory.mktemp("honest"))
 
 
-def opened(honest: Path, cases: list[Path], tmp_path: Path) -> list[dict]:
-    """What each case came to, in a process that reaches no network."""
+def opened(honest: Path, cases: dict[Path, str], tmp_path: Path) -> list[dict]:
+    """What each case came to, in a process that reaches no network: opened by "all" verbs or by one in "turn"."""
     listed = tmp_path / "cases"
-    listed.write_text("\n".join(map(str, cases)))
+    listed.write_text("\n".join(f"{each} {case}" for case, each in cases.items()))
     environment = {
         **os.environ,
         "EFFC_CACHE_DIR": str(tmp_path / "cache"),
@@ -101,9 +75,9 @@ def changed(honest: Path, kind: str, count: int, seed: int, into: Path) -> list[
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_changed_artifacts_do_nothing_but_be_refused(honest, kind, tmp_path):
-    found = opened(honest, changed(honest, kind, 1000, 1, tmp_path), tmp_path)
+    found = opened(honest, dict.fromkeys(changed(honest, kind, COUNT, 1, tmp_path), "all"), tmp_path)
     wrong = {f["case"]: said for f in found if (said := harmless(f))}
-    assert len(found) == 1000 and not wrong, json.dumps(wrong, indent=1)
+    assert len(found) == COUNT and not wrong, json.dumps(wrong, indent=1)
 
 
 def edited(kind, file, change):
@@ -173,6 +147,11 @@ CRAFTED = {
         "model/tokenizer_config.json",
         lambda b: b.update(tokenizer_class="Trainer", auto_map={"AutoTokenizer": ["evil.E", None]}),
     ),
+    "a profile of words": edited(
+        "flower",
+        "manifest.json",
+        lambda b: b["profile"]["after"].update({path: {"mlp": {"channels": "x"}} for path in b["profile"]["after"]}),
+    ),
     "a manifest without an end": replaced("stock", "manifest.json", lambda path: path.symlink_to("/dev/zero")),
     "a manifest that waits": replaced("compact", "manifest.json", os.mkfifo),
     "a config that waits": replaced("compact", CONFIG, os.mkfifo),
@@ -184,23 +163,24 @@ CRAFTED = {
 
 @pytest.fixture(scope="module")
 def lot(honest, tmp_path_factory):
-    """What some changed artifacts of each kind and all crafted ones came to, by name: one process opens them all."""
+    """What fifty changed artifacts of each kind and all crafted ones came to, by name: one process opens them all."""
     folder = tmp_path_factory.mktemp("lot")
-    cases = {path: path.name for kind in KINDS for path in changed(honest, kind, 8, 0, folder)}
+    cases = {path: "turn" for kind in KINDS for path in changed(honest, kind, FEW[kind], 0, folder)}
+    names = {path: path.name for path in cases}
     for name, (kind, make) in CRAFTED.items():
         case = folder / name.replace(" ", "-")
         shutil.copytree(honest / kind, case)
         (case / "evil.py").write_text("raise SystemExit('ran')")
         make(case)
-        cases[case] = name
-    return {cases[Path(found["case"])]: found for found in opened(honest, list(cases), folder)}
+        cases[case], names[case] = "all", name
+    return {names[Path(found["case"])]: found for found in opened(honest, cases, folder)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_changed_artifacts_do_nothing_but_be_refused(lot, kind):
     found = {name: lot[name] for name in lot if name.startswith(f"{kind}-")}
     wrong = {name: said for name, case in found.items() if (said := harmless(case))}
-    assert len(found) == 8 and not wrong, json.dumps(wrong, indent=1)
+    assert len(found) == FEW[kind] and not wrong, json.dumps(wrong, indent=1)
 
 
 @pytest.mark.parametrize("name", CRAFTED)

@@ -18,7 +18,6 @@ OWN = {
     "checkpoints/safetensors_header.py": "a header, each name once",
     "report/architectures.py": "a table of effc itself",
     "federation/declaration.py": "its own JSON again",
-    "rttc/guided.py": "samples within a checked tensor",
     "rttc/policy.py": "JSON that was parsed before",
     "rttc/retrieval.py": "a server's answer, bounded there",
     "sources/gguf.py": "a config that transformers has just made",

@@ -1,7 +1,8 @@
 """Run by path: opens many artifacts in one process and says what each came to, with every effect that it had.
 
 `python watched.py HONEST CASES`: HONEST is a folder of artifacts that are opened first, so that what effc and its
-libraries load for themselves is loaded; CASES a file with one folder a line. From then on an audit hook sees every file that is
+libraries load for themselves is loaded; CASES a file with lines `all FOLDER`, to be opened
+by every verb, or `turn FOLDER`, by one of them in turn. From then on an audit hook sees every file that is
 opened for writing, every process, socket, unpickled class, and every import of a module that is neither of the
 packages in use nor of Python. One JSON line a case: {"case", "effects", "outcomes", "seconds"}.
 """
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+_OWN = os.environ.get("EFFC_CACHE_DIR", "/nowhere")  # where effc may write
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _EVENTS = (
     "subprocess.Popen",
@@ -52,7 +54,7 @@ def hook(event, args):
         return
     if event == "open":
         path, mode, flags = args
-        if isinstance(flags, int) and flags & _WRITES and path != os.devnull:
+        if isinstance(flags, int) and flags & _WRITES and path != os.devnull and not _is_own(path):
             watching.append(f"open {path} {mode}")
     elif event == "import":
         name = args[0].partition(".")[0]
@@ -60,8 +62,12 @@ def hook(event, args):
             watching.append(name)
         elif name not in known and args[0] not in sys.modules:
             watching.append(f"import {args[0]}")
-    elif event in _EVENTS:
+    elif event in _EVENTS and not (args and _is_own(args[0])):
         watching.append(f"{event} {str(args)[:100]}")
+
+
+def _is_own(path) -> bool:
+    return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(f"{_OWN}/")
 
 
 def outcome(call) -> str:
@@ -96,7 +102,7 @@ def verbs(case: Path, honest: Path):
     for words in (
         ["verify", case],
         ["inspect", case, "--offline"],
-        ["run", case, "--prompt", "1 2", "--offline"],
+        ["run", case, "--prompt", "1 2", "--max-new-tokens", "4", "--offline"],
         ["diff", honest, case],
         ["test", case, "--offline"],
     ):
@@ -112,21 +118,26 @@ def main(honest: str, cases: str) -> None:
     watching, honests = [], sorted(Path(honest).iterdir())
     for artifact in honests:
         opened = [outcome(call) for _, call in verbs(artifact, honests[0])]
-        assert opened[:2] == ["opened", "exit 0"] and not any("crash" in o for o in opened), (artifact, opened)
+        loads = "refused other-kind" if artifact.name == "front" else "opened"
+        assert opened[:2] == [loads, "exit 0"] and not any("crash" in o for o in opened), (artifact, opened)
     known = {*watching, *(name.partition(".")[0] for name in sys.modules), *sys.stdlib_module_names}
-    for line in Path(cases).read_text().splitlines():
-        watching, started, before = [], time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        outcomes = {name: outcome(call) for name, call in verbs(Path(line), honests[0])}
+    for number, line in enumerate(Path(cases).read_text().splitlines()):
+        each, _, case = line.partition(" ")
+        calls = list(verbs(Path(case), honests[0]))
+        if each == "turn":
+            calls = [calls[number % len(calls)]]
+        watching, started, before = [], time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        outcomes = {name: outcome(call) for name, call in calls}
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         effects, watching = watching, None
         print(
             json.dumps(
                 {
-                    "case": line,
+                    "case": case,
                     "effects": effects,
                     "outcomes": outcomes,
                     "mebibytes": grown,
-                    "seconds": round(time.monotonic() - started, 2),
+                    "seconds": round(time.process_time() - started, 2),
                 }
             ),
             flush=True,

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.origin import Origin
@@ -99,3 +100,12 @@ def test_where_a_step_may_take_out_what_is_refused_the_plan_only_warns(written):
     assert plan.stages
     (said,) = [e.message for e in events if type(e).__name__ == "Warned"]
     assert said.startswith("native would refuse the model as it is: ") and said.endswith("unless `slim` takes that out")
+
+
+def test_a_model_of_images_is_refused_by_what_it_takes():
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    build = partial(transformers.ViTForImageClassification, config)
+    refused = foreseen(Origin("vit", {}, None, "vit", build, build, lambda: None), "bf16")
+    assert "it takes pixel_values, and the engine reads token ids" in refused.diagnostics[0].message

@@ -150,7 +150,9 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
     snapshot.save(Model(program), cache, digest({}), {}, ctx.origin, {"program": program.notes})
-    again = snapshot.restore(cache, digest({}), ctx.origin, lambda key: capture(ctx.origin.load())).program
+    again = snapshot.restore(
+        cache, digest({}), ctx.origin, lambda key: capture(ctx.origin.load()), lambda point: None
+    ).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
+from effc.compiler.families.choices import Dial, Drawn, Space
+from effc.compiler.families.family import Family
 from effc.compiler.ir.outcome import Model
 from effc.compiler.layers.linear import weight_of
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.training.adapters import Shape, adaptable, adapted
-from effc.compiler.training.family import Drawn, Family, Space
 from effc.dsl.values import DataRef, Ratio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,14 +44,15 @@ def through(tmp_path, model, *steps):
     seed=st.integers(0, 99),
 )
 def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, seed):
-    space = Space({f"s{i}": (f"s{i}.a", f"s{i}.b") for i in range(sites)}, tuple(sorted(ranks, reverse=True)))
-    drawn, seen = Drawn(space, seed), {site: set() for site in space.sites}
+    values, names = tuple(sorted(ranks, reverse=True)), [f"s{i}" for i in range(sites)]
+    space = Space(tuple(Dial(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
+    drawn, seen = Drawn(space, seed), {name: set() for name in names}
     for step in range(120):
         drawn.begin(step)
         first = dict(drawn.ranks)
         drawn.begin(step)
-        assert drawn.ranks == first and all(first[f"{site}.a"] == first[f"{site}.b"] for site in space.sites)
-        for site in space.sites:
+        assert drawn.ranks == first and all(first[f"{site}.a"] == first[f"{site}.b"] for site in names)
+        for site in names:
             seen[site].add(first[f"{site}.a"])
     assert all(ranks_ == set(ranks) for ranks_ in seen.values())
     assert space.choice("largest")["s0"] == max(ranks) and space.choice("smallest")["s0"] == min(ranks)
@@ -71,7 +73,7 @@ def family_of(name, mask, per="layer", ranks=(8, 4, 2)):
         n, k = weight_of(program.model.get_submodule(path)).shape
         tensors[f"{path}.lora_A"] = torch.randn(max(ranks), k, generator=generator) * 0.1
         tensors[f"{path}.lora_B"] = torch.randn(n, max(ranks), generator=generator) * 0.1
-    return Family(program, "", shape, tensors, Space.over(paths, per, program.skeleton, ranks), mask)
+    return Family(program, "", Space.of_ranks(paths, per, program.skeleton, ranks), shape, tensors, mask)
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -82,7 +84,7 @@ def test_a_choice_alone_computes_what_it_did_within_the_family(name, mask, per):
     model, choice, zeros = family.program.model, family.space.draw(seed=5), "keep" if mask else "fill"
     with torch.no_grad():
         start = model(ids).logits
-        ranks = family.space.by_path(choice)
+        ranks = family.space.by_place(choice, "rank")
         with adapted(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
             adapters.load(family.tensors)
             adapters.follow(ranks)

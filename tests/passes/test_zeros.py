@@ -35,6 +35,7 @@ ASKED = {
     "quantize.gptq": {"group": 32, "data": ROWS},
     "supernet.lora": None,  # gives no model; what is picked of it: tests/passes/test_supernet.py
     "supernet.pick": None,
+    "supernet.elastic": None,  # gives no model: tests/passes/test_elastic.py
     "lower.sparse_cpu": {"format": "sparse_bf16", "divergence": 9.0},
     "lower.sparse_kv": None,  # no weight changes
     "lower.group_queries": None,

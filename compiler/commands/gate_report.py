@@ -1,0 +1,117 @@
+"""What `effc test` found, for CI: JUnit XML, and Markdown for a job summary or a pull request."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..judging.baseline import Drift
+    from ..judging.gate import Outcome
+    from ..judging.retest import Tested
+
+FAILS = ("missed", "undecided", "worse")
+
+
+def said(outcome: "Outcome") -> str:
+    """The value, and the original's: `5.1 against 4.3`."""
+    from ..report.quantity import measured
+
+    if outcome.value is None:
+        return "not measured"
+    text = measured(outcome.value, outcome.unit)
+    return text if outcome.original is None else f"{text} against {measured(outcome.original, outcome.unit)}"
+
+
+def at_worst(drift: "Drift") -> str:
+    from ..report.quantity import measured
+
+    return "" if drift.limit is None else measured(drift.limit, drift.unit)
+
+
+def rows_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(r.path),
+            "pipeline": r.pipeline,
+            "bounds": [o.to_json() for o in r.outcomes],
+            "baseline": [d.to_json() for d in r.drifts],
+        }
+        for r in results
+    ]
+
+
+def markdown(results: "Sequence[Tested]") -> str:
+    """A table of the bounds, and one of what moved since the baseline."""
+    from ..judging.gate import bound_text
+
+    lines = []
+    for r in results:
+        lines += [f"### {r.pipeline} (`{r.path}`)", "", "| bound | measured | limit | |", "|---|---|---|---|"]
+        for o in r.outcomes:
+            lines.append(f"| `{bound_text(o.bound)}` | {said(o)} | {o.limit} | {_mark(o.state)} |")
+        if r.drifts:
+            lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
+            lines += [f"| `{d.metric}` | {d.said()} | {at_worst(d)} | {_mark(d.state)} |" for d in r.drifts]
+        lines.append("")
+    return "\n".join(lines).rstrip("\n")
+
+
+def _mark(state: str) -> str:
+    return f"**{state}**" if state in FAILS else state
+
+
+def junit(results: "Sequence[Tested]") -> str:
+    """One test case per bound, and one per measure of the baseline."""
+    from xml.etree import ElementTree as xml
+
+    states = {id(r): [*(o.state for o in r.outcomes), *(d.state for d in r.drifts)] for r in results}
+    every = [state for found in states.values() for state in found]
+    top = xml.Element(
+        "testsuites", name="effc test", tests=str(len(every)), failures=str(sum(s in FAILS for s in every))
+    )
+    for r in results:
+        own = states[id(r)]
+        suite = xml.SubElement(
+            top,
+            "testsuite",
+            name=r.pipeline,
+            tests=str(len(own)),
+            failures=str(sum(s in FAILS for s in own)),
+            skipped=str(sum(s in ("skipped", "elsewhere") for s in own)),
+        )
+        for o in r.outcomes:
+            _bound_case(suite, o, r)
+        for d in r.drifts:
+            _drift_case(suite, d, r)
+    xml.indent(top)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(top, encoding="unicode")
+
+
+def _case(suite: Any, name: str, span: Any, r: "Tested") -> Any:
+    from xml.etree import ElementTree as xml
+
+    where = {"line": str(span.line), "file": span.source.name} if span else {}
+    return xml.SubElement(suite, "testcase", {"name": name, "classname": r.pipeline, **where})
+
+
+def _bound_case(suite: Any, o: "Outcome", r: "Tested") -> None:
+    from xml.etree import ElementTree as xml
+
+    from ..judging.gate import bound_text
+
+    case = _case(suite, bound_text(o.bound), o.bound.span, r)
+    if o.state == "missed":
+        xml.SubElement(case, "failure", message=f"{said(o)}, limit {o.limit}").text = str(r.path)
+    elif o.state == "undecided":
+        xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
+    elif o.state == "skipped":
+        xml.SubElement(case, "skipped", message=o.skipped)
+
+
+def _drift_case(suite: Any, d: "Drift", r: "Tested") -> None:
+    from xml.etree import ElementTree as xml
+
+    case = _case(suite, f"{d.metric}, baseline", d.span, r)
+    if d.state in FAILS:
+        xml.SubElement(case, "failure", message=f"{d.state}: {d.said()}, at worst {at_worst(d)}").text = str(r.path)
+    elif d.state == "elsewhere":
+        xml.SubElement(case, "skipped", message="a time of another machine")

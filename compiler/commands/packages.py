@@ -1,0 +1,171 @@
+"""`effc add`, `effc update`, `effc vendor`: recipe packages of others. Only these verbs fetch any."""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...dsl.diagnostics import Fault, Reject
+from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ..words.packages import Package
+
+package_unreachable = Fault(
+    "package-unreachable",
+    "A package's repository could not be fetched.\n\nSee what git says, and whether the revision exists.",
+    exit="network",
+)
+unknown_package = Fault("unknown-package", "`effspec.lock` names no such package.", exit="usage")
+
+_GIT = re.compile(r"(https|ssh|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+")
+# Of what a repository or a configuration could run when files are fetched and written: nothing does.
+_TAME = ("core.hooksPath=/dev/null", "core.symlinks=false", "core.fsmonitor=false", "protocol.ext.allow=never")
+SECONDS = 300
+
+_source = typer.Argument(
+    metavar="[FOLDER|REPOSITORY[@REVISION]]",
+    show_default=False,
+    help="A folder, or what git fetches: https://…, ssh://…; all that effspec.lock names unless given.",
+)
+_name = typer.Argument(metavar="[PACKAGE]", show_default=False, help="One package; all unless given.")
+_project = typer.Option("--project", metavar="FOLDER", help="The folder of the recipes, with their effspec.lock.")
+
+
+def register(app: typer.Typer) -> None:
+    @verb(app, shows=("cache", "machine"))
+    def add(shared: Shared, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()) -> None:
+        """Add a recipe package: copy it, and pin it in effspec.lock by the hash of its tree."""
+        if source:
+            return _told("add", [_pinned(source, project, shared)], shared)
+        return _told("add", [_fetched(name, facts, project, shared) for name, facts in _locked(project, "")], shared)
+
+    @verb(app, shows=("cache", "machine"))
+    def update(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
+        """Take what the sources of packages hold now, and pin that."""
+        _told("update", [_pinned(facts["source"], project, shared) for _, facts in _locked(project, name)], shared)
+
+    @verb(app, shows=("cache",))
+    def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
+        """Copy packages beside the recipes, so that a clone of the project has them."""
+        from ..words.packages import VENDORED, copied, found, opened
+
+        done = []
+        for called, facts in _locked(project, name):
+            package = opened(found(called, facts, project, shared.cache_folder))
+            into = project / VENDORED / called
+            into.parent.mkdir(parents=True, exist_ok=True)
+            copied(package, into)
+            done.append(package)
+        _told("vendor", done, shared)
+
+
+def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
+    from ...dsl.nearest import suggestion
+    from ..words import lockfile
+
+    packages = lockfile.read(project)["packages"]
+    if name and name not in packages:
+        raise Reject(unknown_package(f"the lock has no package `{name}`", help=suggestion(name, packages, "it has")))
+    return [(n, facts) for n, facts in packages.items() if not name or n == name]
+
+
+def _pinned(source: str, project: Path, shared: Shared) -> "Package":
+    """Copy a package into the cache and write it into the lock."""
+    from ..words import lockfile
+    from ..words.packages import copied, kept, opened
+
+    with _folder(source, shared) as (folder, commit):
+        package = opened(folder)
+        into = kept(shared.cache_folder, package.tree)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        copied(package, into)
+    lock = lockfile.read(project)
+    facts = {"source": source, "version": package.version, "tree": package.tree}
+    lock["packages"][package.name] = facts | ({"commit": commit} if commit else {})
+    lockfile.write(project, lock)
+    return package
+
+
+def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
+    """A package as the lock pins it, fetched where this machine lacks it."""
+    from ..words.packages import copied, found, kept, opened, package_edited, package_gone
+
+    try:
+        return opened(found(name, facts, project, shared.cache_folder))
+    except Reject as refused:
+        if any(d.fault not in (package_gone, package_edited) for d in refused.diagnostics):
+            raise
+    plain, commit = facts.get("source", ""), facts.get("commit", "")
+    source = f"{plain.rpartition('@')[0] or plain}@{commit}" if commit else plain
+    with _folder(source, shared) as (folder, _):
+        package = opened(folder)
+        if package.tree != facts["tree"]:
+            said = f"{source} does not hold the `{name}` that effspec.lock pins"
+            raise Reject(package_edited(said, help=f"`effc update {name}` takes what it holds now"))
+        into = kept(shared.cache_folder, package.tree)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        copied(package, into)
+    return package
+
+
+@contextmanager
+def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
+    """The folder of a source, and the commit where it is a repository."""
+    if not _GIT.fullmatch(source):
+        yield Path(source).expanduser(), ""
+        return
+    if shared.offline:
+        raise Reject(package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out"))
+    with tempfile.TemporaryDirectory(prefix="effc-package-") as place:
+        yield Path(place), _clone(source, Path(place))
+
+
+def _clone(source: str, into: Path) -> str:
+    """Fetch one commit and write its files; the commit's hash."""
+    url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
+    _git(into, "init", "-q")
+    _git(into, "fetch", "-q", "--depth", "1", "--no-tags", "--no-recurse-submodules", "--", url, revision or "HEAD")
+    _git(into, "checkout", "-q", "FETCH_HEAD")
+    return _git(into, "rev-parse", "FETCH_HEAD").strip()
+
+
+def _git(folder: Path, *args: str) -> str:
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+    settings = [word for setting in _TAME for word in ("-c", setting)]
+    try:
+        done = subprocess.run(
+            ["git", *settings, "-C", str(folder), *args],
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError as error:
+        raise Reject(package_unreachable("git is not installed", help="install git, or add a folder")) from error
+    except subprocess.TimeoutExpired as error:
+        raise Reject(package_unreachable(f"git took longer than {SECONDS} s")) from error
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise Reject(package_unreachable(f"git could not fetch it: {said[:200]}", help="check address and revision"))
+    return done.stdout
+
+
+def _told(action: str, packages: "list[Package]", shared: Shared) -> None:
+    if shared.format == "json":
+        rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
+        return shared.screen.answer_json(action, packages=rows)
+    for p in packages:
+        about = f"  {p.sentence}" if p.sentence else ""
+        shared.screen.answer(f"{p.name} {p.version}  {p.tree[:12]}{about}")
+    if not packages:
+        shared.screen.say("effspec.lock names no package")
+    return None

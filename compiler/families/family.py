@@ -1,0 +1,209 @@
+"""A program with choices: a family of models that share their weights, in which every choice is a model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Part, Skeleton
+from ..ir.outcome import Outcome
+from ..ir.program import Program
+from ..ir.weights import assign
+from ..report.quantity import count, counted
+from ..search.masks import is_sparse
+from ..training.adapters import Adapters, Shape, adapted
+from ..training.unmerged import Unmerged
+from .choices import RANK, Drawn, Space
+from .switches import Switches, cut, smaller
+
+unfit_ranks = Fault(
+    "unfit-ranks",
+    "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
+    "that it is for.",
+)
+
+
+@dataclass
+class Family(Outcome):
+    """A program, and what may be chosen of it: every choice is a smaller program that shares its weights.
+
+    base      key of the program's own result; "" of the recipe's model
+    space     the choices
+    shape     of adapters: the largest rank, scale and dropout; of every choice the scale is alpha / largest rank
+    tensors   of adapters, as `Unmerged` has them; none where the weights themselves were trained, or nothing was
+    masked    whether adapters give nothing where a sparse weight is zero
+    orders    "SITE:KIND" -> items of a group, those that a narrower choice does without first in front
+    weights   parameters that were trained, by name; `program` has them
+    losses    (choice, loss) of steps of training, where they were recorded
+    """
+
+    kind: ClassVar[str] = "family"
+    program: Program
+    base: str
+    space: Space
+    shape: Shape | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    masked: bool = False
+    orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Sequence[tuple[Mapping[str, int], float]] = ()
+
+    @property
+    def summary(self) -> str:
+        trained = sum(t.numel() for t in (*self.tensors.values(), *self.weights.values()))
+        return f"{counted(len(self.space.dials), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
+
+    def members(self) -> Iterator[tuple[str, Program]]:
+        """The program as the largest choice, for as long as it is its turn."""
+        with self.applied(self.space.choice("largest")):
+            yield "", self.program
+
+    def extract(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
+        """The adapters of a choice alone."""
+        found = {}
+        for path, rank in self.ranks(choice).items():
+            found[f"{path}.lora_A"] = self.tensors[f"{path}.lora_A"][:rank].contiguous()
+            found[f"{path}.lora_B"] = self.tensors[f"{path}.lora_B"][:, :rank].contiguous()
+        return found
+
+    def ranks(self, choice: Mapping[str, int]) -> dict[str, int]:
+        """Of every adapted module; one without a dial has the largest."""
+        return dict.fromkeys(self.paths, self.shape.rank) | self.space.by_place(choice, RANK)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Modules that have an adapter."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether more than ranks may be chosen."""
+        return any(dial.kind != RANK for dial in self.space.dials)
+
+    def unmerged(self, choice: Mapping[str, int]) -> Unmerged:
+        assert self.shape is not None, "the family has no adapters"
+        return Unmerged(self.program, self.base, self.shape, self.extract(choice))
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
+        """Within, the program computes what the choice does that was handed to `take` last."""
+        switches = Switches(self.program, self.space, self.orders)
+        with ExitStack() as stack:
+            drawn = Drawn(self.space, 0, told=switches.take)
+            if self.shape is not None:
+                adapters = stack.enter_context(self._adapted(self.tensors))
+                drawn.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
+                adapters.follow(drawn.ranks)
+            stack.enter_context(switches.on())
+            yield drawn.take
+
+    @contextmanager
+    def applied(self, choice: Mapping[str, int]) -> Iterator[None]:
+        """The program computes what a choice does."""
+        with self.running() as take:
+            take(choice)
+            yield
+
+    @contextmanager
+    def _adapted(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
+        assert self.shape is not None, "the family has no adapters"
+        zeros = "keep" if self.masked else "fill"
+        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros=zeros) as adapters:
+            adapters.load(tensors)
+            for layer in adapters.layers.values():
+                layer.eval()  # new modules would drop some of what they are given
+            yield adapters
+
+    def cut(self, choice: Mapping[str, int]) -> Program:
+        """The smaller program that a choice is, its adapters merged; the family is no more."""
+        if self.shape is not None:
+            with self._adapted(self.extract(choice)) as adapters:
+                adapters.merge()
+            self.program.changed()
+        if self.has_shapes:
+            cut(self.program, self.space, self.orders, choice)
+        if self.weights:
+            self.program.changed()
+        self.program.note(choice=dict(choice))
+        return self.program
+
+    def smaller(self, choice: Mapping[str, int]) -> Skeleton:
+        """The skeleton of what `cut` gives."""
+        return smaller(self.program.skeleton, self.space, choice)
+
+    @property
+    def acts_on_zeros(self) -> bool:
+        """Whether one of the weights beneath is sparse."""
+        model = self.program.model
+        return any(is_sparse(model.get_submodule(path).weight.detach()) for path in self.paths)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the program, and of tensors the names."""
+        return {
+            "base": self.base,
+            "space": self.space.to_json(),
+            "shape": vars(self.shape) if self.shape else None,
+            "masked": self.masked,
+            "orders": {site: list(items) for site, items in self.orders.items()},
+            "weights": list(self.weights),
+            "losses": [[dict(choice), loss] for choice, loss in self.losses],
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]) -> "Family":
+        """`program` is the base's; trained weights among the tensors are put into it."""
+        weights = {name: tensors[name] for name in body["weights"]}
+        if weights:
+            assign(program.model, weights)
+        return cls(
+            program,
+            body["base"],
+            Space.from_json(body["space"]),
+            Shape(**body["shape"]) if body["shape"] else None,
+            {name: tensor for name, tensor in tensors.items() if name not in weights},
+            body["masked"],
+            {site: list(items) for site, items in body["orders"].items()},
+            weights,
+            tuple((dict(choice), loss) for choice, loss in body["losses"]),
+        )
+
+
+def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) -> None:
+    """Reject (unfit-ranks) ranks that don't fall, fewer than `least`, and what is larger than a module."""
+    faults = []
+    if list(ranks) != sorted(set(ranks), reverse=True) or not ranks or ranks[-1] < 1:
+        fallen = sorted({rank for rank in ranks if rank > 0}, reverse=True)
+        faults.append(
+            unfit_ranks(
+                f"`ranks` are {_listed(ranks)}, which don't fall from one to the next",
+                help=f"write `ranks: [{_listed(fallen)}]`"
+                if len(fallen) > 1
+                else "write some, the largest first, as in `ranks: [32, 24, 16]`",
+            )
+        )
+    elif len(ranks) < least:
+        faults.append(
+            unfit_ranks(
+                f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
+                help=f"give two or more, or train with `tune.heal(rank: {ranks[0]})`",
+            )
+        )
+    for part in chosen:
+        narrow = min(dict(part.tensors)["weight"])
+        if narrow < max(ranks):
+            faults.append(
+                unfit_ranks(
+                    f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
+                    help=f"give ranks of at most {narrow}, or leave it out of `on:`",
+                )
+            )
+            break
+    if faults:
+        raise Reject(*faults)
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))

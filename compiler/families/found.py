@@ -1,0 +1,119 @@
+"""Dials that discovery gives: which widths and layers of a model may be chosen, and what goes first."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.skeleton import Branch, Group, Skeleton
+from ...dsl.values import Ratio, Selector
+from ..discovery.bypass import staying
+from ..editing.rehearsal import layer_needed, weightless
+from ..editing.rewrite import Rewriter
+from ..planning.amount import Amount
+from ..planning.select import branches, competing, layers
+from ..search.importance import ascending, l1
+from ..search.narrowing import cuttable
+from ..search.saving import steps
+from .choices import BLOCKS, LAYERS, Dial
+from .switches import is_maskable
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+
+unfit_shares = Fault(
+    "unfit-shares",
+    "Shares of an elastic width are to be two or more, from 100% down, each smaller than the one before.",
+)
+one_choice = Fault(
+    "one-choice",
+    "A family would have one choice alone, so that there is nothing to search.\n\n"
+    "The model has no part of the kinds that are asked for, or all shares come to the same number of items.",
+)
+
+
+def check_shares(name: str, shares: Sequence[Ratio]) -> None:
+    """Reject (unfit-shares) what does not fall from 100%."""
+    values = [share.value for share in shares]
+    fallen = sorted({1.0, *(v for v in values if 0 < v < 1)}, reverse=True)
+    if values and (values != fallen or len(values) < 2):
+        said = ", ".join(f"{value:.4g}" for value in (100 * v for v in values))
+        right = ", ".join(f"{100 * v:.4g}%" for v in (fallen if len(fallen) > 1 else [1.0, 0.75, 0.5]))
+        raise Reject(
+            unfit_shares(
+                f"`{name}` has shares of {said} percent, which do not fall from 100%", help=f"write `{name}: [{right}]`"
+            )
+        )
+
+
+def width_dials(
+    groups: Sequence[Group], shares: Sequence[Ratio], per: Literal["layer", "model"], align: int
+) -> list[Dial]:
+    """A dial for each group, or one for all groups of a size; a group in which all shares are the same has none."""
+    sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for group in groups:
+        values = sorted({Amount(share).kept(steps(group), align) for share in shares}, reverse=True)
+        name = f"{group.site}:{group.kind}" if per == "layer" else f"{group.kind} of {steps(group)}"
+        if len(values) > 1:
+            sites.setdefault((name, tuple(values)), []).append(group.site)
+    kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {steps(g)}": g.kind for g in groups}
+    return [Dial(name, kinds[name], values, tuple(places)) for (name, values), places in sites.items()]
+
+
+def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, ...]:
+    """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
+    return competing(skeleton, on).get(kind, ())
+
+
+def able(program: "Program", groups: Sequence[Group], dials: Sequence[Dial]) -> list[Group]:
+    """Those that masks can stand for, and that the model runs without the most that a dial takes from them."""
+    least = {(place, d.kind): d.values[-1] for d in dials for place in d.places}
+    narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
+    found, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
+    return found
+
+
+def depth_dials(program: "Program", on: Selector | None, of: str) -> list[Dial]:
+    """A dial for each layer, or residual branch, that may be left out: all but the first that is selected, as long as
+    the model runs without all of them together."""
+    bare, skeleton, found = weightless(program), program.skeleton, []
+    if of == LAYERS:
+        for unit in reversed(layers(skeleton, on)[1:]):
+            if _gone(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
+                found.append(Dial(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
+    else:
+        for branch in reversed(branches(skeleton, on)[1:]):
+            if _gone(lambda branch=branch: _drop(bare, branch)):
+                found.append(Dial(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
+    return found[::-1]
+
+
+def _drop(bare: "Program", branch: Branch) -> None:
+    """A branch alone, tried on the program as it is: what joins them changes names when another has gone."""
+    trial = weightless(bare)
+    keep = staying(trial.units[branch.unit].graph, branch)
+    Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
+
+
+def _gone(edit) -> bool:
+    try:
+        edit()
+    except Reject as refused:
+        if any(d.fault is not layer_needed for d in refused.diagnostics):
+            raise
+        return False
+    return True
+
+
+def orders(program: "Program", groups: Sequence[Group]) -> dict[str, list[int]]:
+    """Of every group which items a narrower choice does without first: those whose weights are least."""
+    return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups}
+
+
+def refuse_one(dials: Sequence[Dial], asked: str) -> None:
+    if not dials:
+        raise Reject(
+            one_choice(
+                f"nothing of the model is elastic: {asked}",
+                help="ask for shares further apart, other kinds, or a smaller `align`",
+            )
+        )

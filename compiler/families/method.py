@@ -1,0 +1,150 @@
+"""A pass that searches a family: it says how genomes are proposed, the rest is one driver."""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.show import show
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import DataRef, MetricRef, Ratio
+from ..ir.outcome import Front, Outcome, Point
+from ..planning import keys
+from ..store.journal import Journal
+from ..training.schedule import seed_of
+from ..words.context import Context
+from .explorer import Explorer, Genome, Objective
+from .family import Family
+from .found import one_choice
+from .latency import timed
+
+no_objective = Fault("no-objective", "A search over a family is given no measure to be good at.")
+report_is_selection = Fault(
+    "report-is-selection",
+    "A search reports on the rows that it selects by.\n\nSuch a number is too good: the search has fitted those rows.",
+)
+
+
+class Asked(Protocol):
+    """The parameters that searches have in common."""
+
+    @property
+    def measure(self) -> list[MetricRef]: ...
+    @property
+    def report(self) -> list[MetricRef]: ...
+    @property
+    def at_most(self) -> Ratio | None: ...
+    @property
+    def evals(self) -> int: ...
+    @property
+    def points(self) -> int: ...
+
+
+class Method(ABC):
+    """Proposes genomes to an explorer until that has ended."""
+
+    @abstractmethod
+    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+        """Evaluate what seems worth it. What is proposed follows from the seed and from values alone."""
+
+    def reads_clock(self) -> bool:
+        """A latency is measured on the machine that compiles."""
+        return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self._asked.measure)
+
+    def forwards(self, skeleton: Skeleton) -> int:
+        return self._asked.evals
+
+    @property
+    def _asked(self) -> Asked:
+        return self  # type: ignore[return-value]
+
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        assert isinstance(outcome, Family), f"searched in {outcome.kind}"
+        asked = self._asked
+        check(asked, outcome, ctx)
+        objectives = [Objective.of(ref, ctx) for ref in asked.measure]
+        clock = next((o.ref for o in objectives if o.timed), None)
+        table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
+        explorer = Explorer(outcome, ctx, objectives, asked.evals, asked.at_most, table)
+        with explorer.open():
+            self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
+            front = explorer.front(asked.points)
+            if not front:
+                raise Reject(no_finite(len(explorer.known)))
+            points = [self._point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
+        outcome.program.note(
+            evaluated=len(explorer.known),
+            choices=float(outcome.space.size),
+            front=[list(genome) for genome in front],
+            latency_error=table.error if table else None,
+        )
+        return Front(tuple(points), lambda point: outcome.cut(point.choice))
+
+    def _point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
+        choice = explorer.space.decoded(genome)
+        values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
+        measures = {show(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
+        for objective in (Objective.of(ref, ctx) for ref in self._asked.report):
+            value = explorer.value(objective, choice)
+            measures[show(objective.ref)] = (value, objective.unit, objective.better)
+        return Point(f"choice_{number}", "", measures, choice)
+
+
+def no_finite(count: int):
+    return one_choice(
+        f"none of the {count} choices that were evaluated has finite measures within the limits",
+        help="evaluate more, or loosen `at_most`",
+    )
+
+
+def check(asked: Asked, family: Family, ctx: Context) -> None:
+    """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
+    if not asked.measure:
+        raise Reject(no_objective("a search without a measure has nothing to be good at", help="`measure: [params]`"))
+    if family.space.size < 2:
+        raise Reject(one_choice("the family has one choice, and there is nothing to search", help="leave the step out"))
+    selects = _rows(asked.measure, ctx)
+    for name, identity in _rows(asked.report, ctx).items():
+        if identity in selects.values():
+            raise Reject(
+                report_is_selection(
+                    f"`report` is measured on `{name}`, whose rows the search selects by",
+                    help="report on other rows, or leave `report` out",
+                )
+            )
+
+
+def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
+    refs = {ref.name: ref for metric in metrics for ref in keys.found(dict(metric.args), DataRef)}
+    return {name: keys.data_identity(ref, ctx) for name, ref in refs.items()}
+
+
+def sizes(explorer: Explorer) -> list[int]:
+    return [len(dial.values) for dial in explorer.space.dials]
+
+
+def ends(explorer: Explorer) -> list[Genome]:
+    """The largest, the middle and the smallest choice, as far as they may be taken."""
+    return [
+        g
+        for how in ("largest", "middle", "smallest")
+        if explorer.allows(g := explorer.space.genome(explorer.space.choice(how)))
+    ]
+
+
+def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:
+    """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
+    genome: Genome = ()
+    for _ in range(tries):
+        genome = tuple(chance.randrange(size) for size in sizes(explorer))
+        if genome not in explorer.known and explorer.allows(genome):
+            return genome
+    while not explorer.allows(genome):
+        room = [i for i, size in enumerate(sizes(explorer)) if genome[i] < size - 1]
+        place = chance.choice(room)
+        genome = (*genome[:place], genome[place] + 1, *genome[place + 1 :])
+    return genome
+
+
+TIRED = 50  # proposals in a row that were all known, after which a search ends

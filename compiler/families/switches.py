@@ -1,0 +1,194 @@
+"""A program that runs as a choice of widths and depth says, and the smaller program that such a choice is.
+
+While it is elastic nothing is sliced: what readers of a dead item are given is zero, a layer that is left out hands on
+what it was given, a branch that is left out adds nothing. Which items die first is an order beside the program, so
+that its weights stay where they are, and the largest choice is the program itself, bit for bit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...dsl.skeleton import Branch, Group, Skeleton
+from ..discovery.bypass import bypassed, staying
+from ..editing.rewrite import Rewriter
+from ..ir.surgery import tensor_at
+from ..ir.unit import Unit, code_key
+from ..planning import shrink
+from ..search.narrowing import again
+from ..search.reconstruct import has_moments, module_of, readers
+from ..search.saving import steps
+from ..search.widths import Site, slice_all, unit_of
+from .choices import BLOCKS, LAYERS, WIDTHS, Space
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+
+Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die first in front
+
+
+def is_maskable(program: "Program", group: Group) -> bool:
+    """Whether zeros in what its readers are given do to a group what slicing would: readers are plain matrices."""
+    return bool(group.readers) and all(has_moments(program.model, member) for member in readers(group))
+
+
+def dead(orders: Orders, group: Group, left: int) -> set[int]:
+    """The items that are gone where so many steps of a group are left."""
+    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next(steps(group) - left))
+
+
+@dataclass
+class Switches:
+    """The parts of a program that a choice turns off and on.
+
+    masks   what modules are given is multiplied with, by path: [in] of 0 and 1, absent where all is 1
+    off     units that hand on what they are given now
+    """
+
+    program: "Program"
+    space: Space
+    orders: Orders
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    off: set[str] = field(default_factory=set)
+    _units: dict[tuple[str, frozenset[str]], Unit] = field(default_factory=dict)
+    _bound: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        skeleton = self.program.skeleton
+        self.groups = {(g.site, g.kind): g for g in skeleton.groups}
+        self.branches = {b.site: b for b in skeleton.branches}
+
+    def take(self, choice: Mapping[str, int]) -> None:
+        """Run as a choice says from now on."""
+        self.masks.clear()
+        for kind in WIDTHS:
+            for site, left in self.space.by_place(choice, kind).items():
+                self._silence(self.groups[site, kind], left)
+        self.off.clear()
+        self.off.update(unit for unit, on in self.space.by_place(choice, LAYERS).items() if not on)
+        self._leave_out(frozenset(site for site, on in self.space.by_place(choice, BLOCKS).items() if not on))
+
+    def _silence(self, group: Group, left: int) -> None:
+        gone = dead(self.orders, group, left)
+        for member in readers(group) if gone else ():
+            path = module_of(member)
+            weight = tensor_at(self.program.model, f"{self._inside(path)}.weight")
+            mask = self.masks.setdefault(path, torch.ones(weight.shape[member.axis], device=weight.device))
+            mask[[i for item in sorted(gone) for i in member.indices(item)]] = 0
+
+    def _inside(self, path: str) -> str:
+        """Where a module lies that an adapter may sit on."""
+        module = self.program.model.get_submodule(path)
+        return f"{path}.base_layer" if "base_layer" in dict(module.named_children()) else path
+
+    def _leave_out(self, sites: frozenset[str]) -> None:
+        wanted: dict[str, frozenset[str]] = {}
+        for site in sites:
+            unit = self.branches[site].unit
+            wanted[unit] = wanted.get(unit, frozenset()) | {site}
+        for path in self._bound.keys() | wanted.keys():
+            without = wanted.get(path, frozenset())
+            if self._bound.get(path, frozenset()) != without:
+                self._bind(path, without)
+
+    def _bind(self, path: str, without: frozenset[str]) -> None:
+        unit, model = self.program.units[path], self.program.model
+        if not without:
+            del self._bound[path]
+            (unit.bind if unit.edited else unit.unbind)(model)
+            return
+        if (path, without) not in self._units:
+            graph = unit.graph
+            for site in sorted(without):
+                graph = bypassed(graph, self.branches[site])
+            self._units[path, without] = replace(unit, graph=graph, key=code_key(graph), edited=True)
+        self._units[path, without].bind(model)
+        self._bound[path] = without
+
+    @contextmanager
+    def on(self) -> Iterator["Switches"]:
+        """Follow what is taken; afterwards the program is as it was."""
+        model, handles = self.program.model, []
+        paths = {module_of(m) for k in WIDTHS for s in self._sites(k) for m in readers(self.groups[s, k])}
+        try:
+            for path in sorted(paths):
+                handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
+            for unit in self._sites(LAYERS):
+                handles.append(model.get_submodule(unit).register_forward_hook(self._skipping(unit), with_kwargs=True))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._leave_out(frozenset())
+            self.masks.clear()
+            self.off.clear()
+
+    def _sites(self, kind: str) -> list[str]:
+        return [place for dial in self.space.of(kind) for place in dial.places]
+
+    def _masking(self, path: str) -> Any:
+        def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if path not in self.masks:
+                return None
+            over = self.masks[path].to(args[0].dtype)
+            base = getattr(module, "base_layer", module)
+            return (args[0] * (over[:, None, None] if isinstance(base, nn.Conv2d) else over), *args[1:])
+
+        return mask
+
+    def _skipping(self, unit: str) -> Any:
+        def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if unit not in self.off:
+                return output
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return skip
+
+
+def cut(program: "Program", space: Space, orders: Orders, choice: Mapping[str, int]) -> None:
+    """Make a program the smaller one that a choice is: widths, then branches, then layers from the last."""
+    gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
+    sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
+    skeleton = program.skeleton
+    lost = [b.site for b in skeleton.branches if b.site in sites] + gone
+    cuts = []
+    for kind in WIDTHS:
+        for site, left in space.by_place(choice, kind).items():
+            group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
+            if not unit_of(site, lost) and (items := dead(orders, group, left)):
+                cuts.append((group, items))
+    if cuts:
+        with Rewriter(program) as rewrite:
+            slice_all(program, rewrite, cuts)
+    for site in sites:
+        found = next((b for b in program.skeleton.branches if b.site == site), None)
+        if found is not None and found.unit not in gone:
+            with Rewriter(program) as rewrite:
+                rewrite.drop_branch(found.unit, found.join, keep=staying(program.units[found.unit].graph, found))
+    for unit in sorted(gone, key=list(program.units).index, reverse=True):
+        with Rewriter(program) as rewrite:
+            rewrite.drop_layer(unit)
+
+
+def smaller(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skeleton:
+    """The skeleton of what `cut` leaves, by arithmetic."""
+    gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
+    sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
+    branches: dict[str, Branch] = {b.site: b for b in skeleton.branches}
+    for kind in WIDTHS:
+        for site, left in space.by_place(choice, kind).items():
+            if not unit_of(site, [*gone, *sites]):
+                group = again(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
+                count = left * group.count // steps(group)
+                skeleton = shrink.narrowed(skeleton, group, count) if count != group.count else skeleton
+    for site in sites:
+        if branches[site].unit not in gone:
+            skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == site))
+    for unit in sorted(gone, key=skeleton.units.index, reverse=True):
+        skeleton = shrink.without_unit(skeleton, unit)
+    return skeleton

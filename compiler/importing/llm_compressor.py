@@ -1,0 +1,126 @@
+"""llm-compressor's YAML recipes: stages of groups of modifiers, in the order of the file.
+
+Source: its documentation and `recipe/recipe.py`, `modifiers/`, as of version 0.14.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .steps import DATA, Imported, number, percent, plain, selector, whole
+
+TOOL = "llm-compressor"
+PRUNING = {
+    "SparseGPTModifier": "sparsify.sparsegpt",
+    "WandaPruningModifier": "sparsify.wanda",
+    "MagnitudePruningModifier": "sparsify.magnitude",
+}
+QUANTIZING = {"GPTQModifier": "quantize.gptq", "QuantizationModifier": "quantize.round"}
+NAMES = {"sparsify.sparsegpt": "sps", "sparsify.wanda": "sps", "sparsify.magnitude": "sps"}
+# scheme -> (bits, inputs that share a scale; 0 for all, whether activations are quantised, too)
+SCHEMES = {
+    "W4A16": (4, 128, False),
+    "W4A16_ASYM": (4, 128, False),
+    "W8A16": (8, 0, False),
+    "W8A8": (8, 0, True),
+    "INT8": (8, 0, True),
+    "W4A8": (4, 128, True),
+}
+
+
+def is_one(body: Any) -> bool:
+    """Whether a file has modifiers anywhere a stage or a group may have them."""
+    return any(True for _ in modifiers(body))
+
+
+def modifiers(body: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(class, arguments) of every modifier, whatever its stage and group are called."""
+    if isinstance(body, dict):
+        for key, value in body.items():
+            if re.fullmatch(r"[A-Z]\w*Modifier", key):
+                yield key, value if isinstance(value, dict) else {}
+            else:
+                yield from modifiers(value)
+    elif isinstance(body, list):
+        for value in body:
+            yield from modifiers(value)
+
+
+def imported(body: Any) -> Imported:
+    out = Imported(TOOL)
+    for name, args in modifiers(body):
+        if name in PRUNING:
+            _prune(name, args, out)
+        elif name in QUANTIZING:
+            _quantize(name, args, out)
+        else:
+            out.remark(f"{name}: effc has nothing that does the same")
+    return out
+
+
+def _prune(name: str, args: Mapping[str, Any], out: Imported) -> None:
+    word = PRUNING[name]
+    share = percent(args.get("sparsity", args.get("final_sparsity")))
+    if not share:
+        out.remark(f"{name}: its sparsity {plain(args.get('sparsity'))} is no share between 0 and 1, so it is left out")
+        return
+    on, said = selector(args.get("targets"), args.get("ignore"))
+    given = {"on": on, "sparsity": f"{share} of weights"}
+    if word != "sparsify.magnitude":
+        given["data"] = DATA
+    mask = str(args.get("mask_structure", "0:0"))
+    if mask in ("2:4", "4:8") and word != "sparsify.magnitude":
+        given["pattern"] = f'"{mask}"'
+    elif mask not in ("0:0", "unstructured"):
+        said.append(f"`mask_structure` {plain(mask)} has no equivalent here: any weights go")
+    if args.get("owl_m") or args.get("sparsity_profile") == "owl":
+        given["allocation"] = "owl"
+    out.add("sps", word, given, said + _unsaid(args, (*_USUAL, "mask_structure", "sparsity", "final_sparsity", *_OWL)))
+
+
+_USUAL = ("targets", "ignore", "start", "end", "sequential_targets", "sequential_update", "block_size")
+_OWL = ("owl_m", "owl_lmbda", "sparsity_profile", "dampening_frac", "preserve_sparsity_mask", "offload_hessians")
+
+
+def _quantize(name: str, args: Mapping[str, Any], out: Imported) -> None:
+    said: list[str] = []
+    bits, group, active = SCHEMES.get(str(args.get("scheme", "")).upper(), (0, 0, False))
+    weights = _weights(args)
+    if weights:
+        bits, group = weights.get("num_bits", bits), weights.get("group_size", group) or 0
+        active = active or _has_activations(args)
+    if not whole(bits, 2, 8):
+        out.remark(
+            f"{name}: effc has no grid for scheme {plain(args.get('scheme') or 'of its own')}, so it is left out"
+        )
+        return
+    if active:
+        said.append("activations were quantised, too, which has no equivalent here: only weights are")
+    on, unsaid = selector(args.get("targets"), args.get("ignore"))
+    given = {"on": on, "bits": str(bits), "group": whole(group, 1, 1 << 20) or "0"}
+    if name == "GPTQModifier":
+        given["data"] = DATA
+        if weights.get("symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"):
+            given["zero"] = "middle"
+        if weights.get("actorder") is False:
+            given["order"] = "given"
+        given["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
+    known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians")
+    out.add("q", QUANTIZING[name], given, said + unsaid + _unsaid(args, known))
+
+
+def _weights(args: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `weights` of the first of `config_groups`."""
+    groups = args.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    found = first.get("weights") if isinstance(first, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _has_activations(args: Mapping[str, Any]) -> bool:
+    groups = args["config_groups"]
+    return any(isinstance(g, dict) and g.get("input_activations") for g in groups.values())
+
+
+def _unsaid(args: Mapping[str, Any], known: tuple[str, ...]) -> list[str]:
+    return [f"`{plain(key)}: {plain(value)}` has no equivalent here" for key, value in args.items() if key not in known]

@@ -1,0 +1,105 @@
+"""Olive's JSON configurations: an input model and passes in the order of the file.
+
+Source: its documentation and `olive/passes/`, as of version 0.13.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .steps import DATA, Imported, number, percent, plain, selector, whole
+
+TOOL = "Olive"
+GPTQ = ("gptq", "gptqquantizer", "gptqmodel")
+ROUND = ("rtn",)
+LORA = ("lora", "dora", "loha", "lokr")
+EXPORT = ("onnxconversion", "modelbuilder", "optimumconversion")
+
+
+def is_one(body: Any) -> bool:
+    return isinstance(body, dict) and isinstance(body.get("passes"), dict)
+
+
+def imported(body: Mapping[str, Any]) -> Imported:
+    out = Imported(TOOL, _model(body))
+    for label, config in body["passes"].items():
+        for one in config if isinstance(config, list) else [config]:
+            if isinstance(one, dict):
+                inner = one.get("config")
+                _pass(label, str(one.get("type", "")), {**one, **(inner if isinstance(inner, dict) else {})}, out)
+            else:
+                out.remark(f"pass `{label}` has no type, so it is left out")
+    for key in ("evaluators", "search_strategy", "pass_flows", "systems", "data_configs"):
+        if body.get(key):
+            out.remark(f"`{key}` has no equivalent here: bounds go into `expect`, data into `data`")
+    return out
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    model = body.get("input_model")
+    path = model.get("model_path") if isinstance(model, dict) else None
+    return path if isinstance(path, str) and path.isprintable() and '"' not in path else ""
+
+
+def _pass(label: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
+    name = kind.lower()
+    if name in GPTQ or name in ROUND:
+        _quantize(name, kind, args, out)
+    elif name == "sparsegpt":
+        _sparsify(args, out)
+    elif name in ("lora", "qlora"):
+        _lora(name, args, out)
+    elif name in EXPORT:
+        out.emits.append("onnx")
+    else:
+        out.remark(f"pass `{label}` of type {plain(kind) or 'none'}: effc has nothing that does the same")
+
+
+def _quantize(name: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
+    bits, group = args.get("bits", 4), args.get("group_size", 128)
+    if not whole(bits, 2, 8):
+        out.remark(f"{plain(kind)}: effc has no grid of {plain(bits)} bits, so it is left out")
+        return
+    on, said = selector(None, args.get("modules_to_not_convert"))
+    given = {"on": on, "bits": str(bits), "group": "0" if group == -1 else whole(group, 1, 1 << 20) or "128"}
+    if name in GPTQ:
+        given["data"] = DATA
+        given["zero"] = "middle" if args.get("sym") else ""
+        given["order"] = "given" if args.get("desc_act") is False else ""
+        given["damping"] = number(args.get("damp_percent"), 1e-6, 10)
+        out.add("q", "quantize.gptq", given, said)
+    else:
+        out.add("q", "quantize.round", given, said)
+
+
+def _sparsify(args: Mapping[str, Any], out: Imported) -> None:
+    asked = args.get("sparsity", 0.5)
+    pair = asked if isinstance(asked, list) and len(asked) == 2 else None
+    pattern = f"{pair[0]}:{pair[1]}" if pair else ""
+    share = "50%" if pattern in ("2:4", "4:8") else percent(asked)
+    if not share:
+        out.remark(f"SparseGPT: a sparsity of {plain(asked)} has no equivalent here, so it is left out")
+        return
+    given = {"sparsity": f"{share} of weights", "data": DATA, "pattern": f'"{pattern}"' if pattern else ""}
+    out.add(
+        "sps", "sparsify.sparsegpt", given, ["`layer_interval` has no equivalent here"] * ("layer_interval" in args)
+    )
+
+
+def _lora(name: str, args: Mapping[str, Any], out: Imported) -> None:
+    training = args.get("training_args")
+    training = training if isinstance(training, dict) else {}
+    given = {
+        "data": DATA,
+        "rank": whole(args.get("r"), 1, 1024),
+        "alpha": number(args.get("alpha", args.get("lora_alpha")), 1e-3, 1e5),
+        "dropout": number(args.get("lora_dropout"), 0, 0.99),
+        "steps": whole(training.get("max_steps"), 1, 10**9),
+        "lr": number(training.get("learning_rate"), 1e-9, 10),
+    }
+    said = ["the base was quantised while it learned; here it is not"] if name == "qlora" else []
+    out.add(
+        "fit",
+        "tune.heal",
+        given,
+        [*said, "it learns from the text that its `train_data_config` names: put it in place"],
+    )

@@ -1,0 +1,62 @@
+"""Climb from choices of a family to better neighbours."""
+
+import random
+
+from ...compiler.families.explorer import Explorer, Genome, near
+from ...compiler.families.method import TIRED, Method, drawn, ends, sizes
+from ...compiler.words.kinds import Lossy, Pass, param
+from ...dsl.values import MetricRef, Ratio
+
+
+class Hill(Method, Pass):
+    """Climb from choices of a family to better neighbours.
+
+        A neighbour is one step away in one dial. From the largest, the middle and the smallest choice on, a
+    neighbour that was not evaluated is tried of a choice that is on the front; where none has any left, one is
+    drawn.
+
+    The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
+        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's
+    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+
+        Source: Pareto local search, Paquete et al. 2004; hill climbing from the heuristic choice as in Shears
+    (Munoz et al. 2024, arXiv 2404.10934).
+    Example: sizes = search.hill(measure: [perplexity(calib), params], evals: 12)
+    """
+
+    keeps = Lossy()
+    determinism = "seeded"
+    takes = ("family",)
+    gives = {"": "front"}
+
+    measure: list[MetricRef] = param("What choices are good at, the most telling first.")
+    report: list[MetricRef] = param("What is measured of the front alone, on rows not selected by.", default=())
+    at_most: Ratio | None = param(
+        "The most that a choice may have, as a share of the largest one.",
+        of=("params", "flops", "bytes"),
+        gt=0,
+        le=1,
+        default=None,
+    )
+    evals: int = param("Choices that are evaluated, at most.", default=100, ge=1, unit="choices")
+    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
+
+    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+        for genome in ends(explorer):
+            if not explorer.ended:
+                explorer.evaluate(genome)
+        misses = 0
+        while not explorer.ended and misses < TIRED:
+            before = len(explorer.known)
+            explorer.evaluate(self._next(explorer, chance))
+            misses = 0 if len(explorer.known) > before else misses + 1
+
+    def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
+        front = explorer.front()
+        chance.shuffle(front)
+        for genome in front:
+            fresh = [g for g in near(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]
+            if fresh:
+                return chance.choice(fresh)
+        return drawn(explorer, chance)

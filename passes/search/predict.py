@@ -1,0 +1,90 @@
+"""Let a model of few evaluations say which choices of a family are worth one."""
+
+import math
+import random
+
+import torch
+
+from ...compiler.families.explorer import Explorer, Genome, Values, near, unbeaten
+from ...compiler.families.method import TIRED, Method, drawn, ends, sizes
+from ...compiler.words.kinds import Lossy, Pass, param
+from ...dsl.values import MetricRef, Ratio
+
+RIDGE = 0.1  # of standardised measures
+
+
+class Predict(Method, Pass):
+    """Let a model of few evaluations say which choices of a family are worth one.
+
+        A third of the evaluations are the ends and draws. Then, again and again, a ridge regression over the dials'
+    values foretells the measures of draws and of neighbours of the front, and of those that nothing foretold beats
+    one is evaluated.
+
+    The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
+        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's
+    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+
+        Source: predictor-guided search as in Once-for-all (Cai et al. 2020, arXiv 1908.09791), section 3.4; ridge
+    regression: own choice.
+    Example: sizes = search.predict(measure: [perplexity(calib), params], evals: 12)
+    """
+
+    keeps = Lossy()
+    determinism = "seeded"
+    takes = ("family",)
+    gives = {"": "front"}
+
+    measure: list[MetricRef] = param("What choices are good at, the most telling first.")
+    report: list[MetricRef] = param("What is measured of the front alone, on rows not selected by.", default=())
+    at_most: Ratio | None = param(
+        "The most that a choice may have, as a share of the largest one.",
+        of=("params", "flops", "bytes"),
+        gt=0,
+        le=1,
+        default=None,
+    )
+    evals: int = param("Choices that are evaluated, at most.", default=60, ge=1, unit="choices")
+    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
+    pool: int = param("Choices that are foretold for each that is evaluated.", default=200, ge=1, unit="choices")
+
+    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+        first = ends(explorer)[: self.evals]
+        for genome in first:
+            explorer.evaluate(genome)
+        misses = 0
+        while not explorer.ended and misses < TIRED:
+            before = len(explorer.known)
+            early = before < max(self.evals // 3, 3)
+            explorer.evaluate(drawn(explorer, chance) if early else self._next(explorer, chance))
+            misses = 0 if len(explorer.known) > before else misses + 1
+
+    def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
+        front = explorer.front()
+        pool = {g for one in front for g in near(one, sizes(explorer))}
+        pool |= {tuple(chance.randrange(size) for size in sizes(explorer)) for _ in range(self.pool)}
+        fresh = sorted(g for g in pool if g not in explorer.known and explorer.allows(g))
+        if not fresh:
+            return drawn(explorer, chance)
+        said = foretold(explorer, fresh)
+        among = {genome: explorer.known[genome] for genome in front} | said
+        better = [genome for genome in unbeaten(among) if genome in said]
+        return chance.choice(better or fresh)
+
+
+def foretold(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
+    """The measures of genomes by ridge regression over which value each dial has, from what was evaluated."""
+    known = {g: v for g, v in explorer.known.items() if all(map(math.isfinite, v))}
+    x, y = _one_hot(list(known), sizes(explorer)), torch.tensor(list(known.values()), dtype=torch.float64)
+    middle, spread = y.mean(0), y.std(0, unbiased=False).clamp_min(1e-12)
+    gram = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, x.T @ ((y - middle) / spread))
+    found = _one_hot(genomes, sizes(explorer)) @ weights * spread + middle
+    return {genome: tuple(row) for genome, row in zip(genomes, found.tolist(), strict=True)}
+
+
+def _one_hot(genomes: list[Genome], widths: list[int]) -> torch.Tensor:
+    """[n, sum of widths]"""
+    places = torch.tensor(genomes)
+    columns = [torch.nn.functional.one_hot(places[:, i], width) for i, width in enumerate(widths)]
+    return torch.cat(columns, 1).double()

@@ -1,0 +1,215 @@
+"""Make widths and depth of a model elastic, and train it so that every choice of them is a model."""
+
+from contextlib import ExitStack
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
+from ...compiler.families.family import Family, check_ranks
+from ...compiler.families.found import able, check_shares, chosen, depth_dials, orders, refuse_one, width_dials
+from ...compiler.families.lessons import Classes, Lesson, Tokens
+from ...compiler.families.switches import Switches
+from ...compiler.ir.outcome import Model, Outcome
+from ...compiler.ir.program import Program
+from ...compiler.machine.environment import check_modules
+from ...compiler.planning import shrink
+from ...compiler.planning.select import parts
+from ...compiler.rows.classes import judge_classes
+from ...compiler.rows.forward import nll
+from ...compiler.store.journal import Journal
+from ...compiler.training.adapters import Shape, adaptable, adapted
+from ...compiler.training.course import train
+from ...compiler.training.effort import adapter_size, effort
+from ...compiler.training.gains import refuse_same_rows
+from ...compiler.training.masks import masks
+from ...compiler.training.schedule import seed_of
+from ...compiler.words.context import Context
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import DataRef, Ratio, Selector
+
+
+class Elastic(Pass):
+    """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
+
+    What may be chosen comes from discovery: so many channels of each MLP, KV heads of each attention with the query
+    heads that they serve, and which layers or residual branches run. A narrower choice does without the items of least
+    weight magnitude, and every smaller choice is a part of every larger one. `per: model` gives all layers of a size
+    one width, so that a choice has a config that plain transformers reads.
+
+    `train: adapters` leaves the weights and trains low-rank adapters beside them, of elastic rank where `ranks` has
+    more than one; `train: weights` trains all parameters. A step learns on `draws` choices drawn for it, with
+    `sandwich` on the largest and the smallest as well. `distill` is the share of a smaller choice's loss that is how
+    far it is from the largest one on the same rows; over `opening` of the steps the smaller values come in. `steps: 0`
+    trains nothing: the family is the model's own parts.
+
+    Rows with `labels` train a head over whole rows; other rows the next token.
+
+    Source: LoNAS (Munoz et al. 2024, arXiv 2404.10934 and LREC-COLING 2024), BootstrapNAS (Munoz et al. 2021,
+    arXiv 2112.10878); sandwich rule and in-place distillation, Yu and Huang 2019 (arXiv 1903.05134).
+    Example: net = supernet.elastic(channels: [100%, 75%, 50%], depth: layers, data: calib, steps: 200)
+    """
+
+    keeps = Lossy()
+    acts_on = "branches"
+    determinism = "seeded"
+    gives = {"": "family"}
+    extra: ClassVar[str] = "tune"
+
+    data: DataRef = param("Rows to learn from.")
+    channels: list[Ratio] = param("Shares of an MLP's channels that may stay, from 100% down.", default=())
+    heads: list[Ratio] = param("Shares of an attention's heads that may stay, from 100% down.", default=())
+    depth: Literal["none", "layers", "blocks"] = param(
+        "What may be left out as a whole: nothing, layers, or residual branches.", default="none"
+    )
+    per: Literal["layer", "model"] = param("Whether each layer has widths of its own.", default="layer")
+    align: int = param("Widths of MLPs are multiples of this.", default=8, ge=1, unit="channels")
+    on: Selector | None = param("Which branches or layers may be smaller.", default=None)
+    train: Literal["adapters", "weights"] = param("What is trained.", default="adapters")
+    ranks: list[int] = param("What the rank of a layer's adapters may be, the largest first.", default=(16,))
+    alpha: float = param("What the products are multiplied with, divided by the largest rank.", default=32.0, gt=0)
+    dropout: float = param("Probability that an input of an adapter is dropped.", default=0.0, ge=0, lt=1)
+    draws: int = param("Choices that are drawn for a step.", default=1, ge=1, unit="choices")
+    sandwich: bool = param("Whether a step learns on the largest and the smallest choice, too.", default=False)
+    distill: Ratio = param(
+        "Share of a smaller choice's loss that the largest makes up.", default=Ratio(0.0), ge=0, le=1
+    )
+    opening: Ratio = param("Share of the steps over which smaller values come in.", default=Ratio(0.0), ge=0, le=1)
+    steps: int = param("Updates of what is trained, at most.", default=200, ge=0, unit="steps")
+    lr: float = param("Largest learning rate of AdamW.", default=3e-4, gt=0)
+    batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
+    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
+    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = param(
+        "How the learning rate falls after that.", default="cosine"
+    )
+    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
+    gradient_checkpointing: bool = param(
+        "Layers run again in the backward pass: less memory, a third more time.", default=False
+    )
+    held_out: DataRef | None = param("Rows to judge the middle choice by; never learned from.", default=None)
+    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
+    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
+    save: int = param(
+        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
+    )
+
+    def give(self, outcome: Outcome, ctx: Context) -> Outcome:
+        assert isinstance(outcome, Model), f"a family of {outcome.kind}"
+        program = outcome.program
+        self.forecast(program.skeleton)
+        refuse_same_rows(self.data, self.held_out, ctx)
+        adapts = self.train == "adapters" and self.steps > 0
+        paths = adaptable(program, None) if adapts else ()
+        space, first = self._space(program, paths)
+        family = Family(program, "", space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
+        family.orders = first
+        if self.steps:
+            self._learn(family, paths, ctx)
+        program.note(dials=len(space.dials), choices=float(space.size))
+        return family
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. Shares and ranks that can't be are said here, before any weight is read."""
+        check_shares("channels", self.channels)
+        check_shares("heads", self.heads)
+        if self.train == "adapters" and self.steps:
+            check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
+            inside = tuple(f"{unit}." for unit in skeleton.units)
+            check_ranks(self.ranks, [p for p in parts(skeleton, None) if p.path.startswith(inside)], least=1)
+        widths = [
+            d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
+        ]
+        elastic = self.depth != "none" or (self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1)
+        refuse_one([*widths, *([None] if elastic else [])], "no group has two widths of these shares")
+        return skeleton
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        batch, looks = self.batch * ctx.rows(self.data).shape[1], 0
+        if self.held_out:
+            looks = ctx.rows(self.held_out).numel() * (1 + self.steps // max(self.every, 1))
+        adapters = adapter_size(parts(skeleton, None), self.ranks[0])
+        trained = adapters if self.train == "adapters" else shrink.params(skeleton)
+        each = self.draws + 2 * self.sandwich
+        return effort(
+            skeleton,
+            trained if self.steps else 0,
+            batch,
+            each * self.steps * self.accumulate * batch,
+            looks,
+            recomputed=self.gradient_checkpointing,
+        )
+
+    # -- what may be chosen ----------------------------------------------------------------------------------
+
+    def _widths(self) -> list[tuple[str, list[Ratio]]]:
+        return [(kind, shares) for kind, shares in (("channels", self.channels), ("heads", self.heads)) if shares]
+
+    def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[Dial]:
+        return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)
+
+    def _space(self, program: Program, paths: tuple[str, ...]) -> tuple[Space, dict[str, list[int]]]:
+        skeleton, dials, elastic = program.skeleton, [], []
+        for kind, shares in self._widths():
+            groups = chosen(skeleton, self.on, kind)
+            groups = able(program, groups, self._dials(groups, kind, shares))
+            elastic += groups
+            dials += self._dials(groups, kind, shares)
+        if self.depth != "none":
+            dials += depth_dials(program, self.on, self.depth)
+        if len(self.ranks) > 1 and paths:
+            dials += rank_dials(paths, "layer", skeleton, self.ranks)
+        refuse_one(dials, "the model does not run without what would go")
+        return Space(tuple(dials)), orders(program, elastic)
+
+    # -- training --------------------------------------------------------------------------------------------
+
+    def _learn(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
+        program, switches = family.program, Switches(family.program, family.space, family.orders)
+        drawn = Drawn(
+            family.space, ctx.seed, self.draws, self.sandwich, round(self.opening.value * self.steps), switches.take
+        )
+        with ExitStack() as stack:
+            if paths:
+                shape, seed = family.shape, seed_of("adapters", ctx.seed)
+                adapters = stack.enter_context(adapted(program.model, paths, shape, seed, zeros="keep"))
+                drawn.ranks.update(dict.fromkeys(paths, shape.rank))
+                adapters.follow(drawn.ranks)
+                weights, kept, family.masked = adapters.parameters(), None, True
+            else:
+                weights = dict(program.model.named_parameters())
+                kept = masks(weights)
+            stack.enter_context(switches.on())
+            lesson = Lesson(
+                self._objective(program.model, ctx), drawn, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
+            )
+            course = train(
+                self,
+                program,
+                ctx,
+                weights,
+                len(lesson.objective.rows),
+                lesson.learn,
+                lambda: self._judge(program.model, drawn, ctx),
+                kept=kept,
+                begin=drawn.begin,
+            )
+            tensors = {name: p.detach().clone() for name, p in weights.items()}
+        family.tensors, family.weights = (tensors, {}) if paths else ({}, tensors)
+        family.losses = tuple(lesson.losses(course.step))
+        program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)
+
+    def _objective(self, model: nn.Module, ctx: Context) -> Tokens | Classes:
+        rows, labels = ctx.rows(self.data), ctx.labels(self.data)
+        if labels is None:
+            return Tokens(model, rows)
+        return Classes(model, rows, ctx.prompts(self.data), labels, self.data.name)
+
+    def _judge(self, model: nn.Module, drawn: Drawn, ctx: Context) -> float:
+        drawn.take(drawn.space.choice("middle"))
+        rows, labels = ctx.rows(self.held_out), ctx.labels(self.held_out)
+        if labels is None:
+            nats, tokens = nll(model, rows)
+            return nats / tokens
+        return judge_classes(model, rows, ctx.prompts(self.held_out), labels, self.held_out.name)[0]

@@ -1,0 +1,154 @@
+"""`effc test` holds what is measured against the baseline that lies beside the recipe."""
+
+import json
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+from effc.compiler.cli import main
+
+from .conftest import recipe_text
+
+EXPECT = "expect small {\n  params <= 0.99 * base\n  perplexity(data: heldout) <= 9 * base\n}\n"
+
+
+@pytest.fixture(scope="module")
+def blessed(tmp_path_factory):
+    """A recipe, its artifact, and the baseline that was written of it."""
+    folder = tmp_path_factory.mktemp("blessed")
+    steps = "  thin = prune.channels(keep: 75% of channels, align: 32)"
+    (folder / "r.effspec").write_text(recipe_text(steps, EXPECT), encoding="utf-8")
+    cache = str(folder / "cache")
+    quiet = ("-q", "--no-progress", "--cache-dir", cache)
+    assert main(["compile", str(folder / "r.effspec"), "-o", str(folder / "out"), *quiet]) == 0
+    assert main(["test", str(folder / "r.effspec"), "-o", str(folder / "out"), "--bless", *quiet]) == 0
+    return folder
+
+
+@pytest.fixture
+def own(blessed, tmp_path):
+    for name in ("r.effspec", "r.baseline.json"):
+        shutil.copy(blessed / name, tmp_path / name)
+    shutil.copytree(blessed / "out", tmp_path / "out")
+    return tmp_path
+
+
+def edit(folder, change):
+    file = folder / "r.baseline.json"
+    body = json.loads(file.read_text())
+    change(body)
+    file.write_text(json.dumps(body))
+
+
+def test_on_the_same_machine_all_but_times_is_as_it_was(effc, own):
+    edit(own, lambda body: body["tolerance"].update(time=9.0))  # a busy machine is no news
+    run = effc("test", "r.effspec", "--format", "json", "-q")
+    body = json.loads(run.out)
+    states = {d["metric"]: d["state"] for d in body["artifacts"][0]["baseline"]}
+    assert run.code == 0 and states.pop("decode.p50") in ("moved", "better", "same")
+    assert set(states) == {"params", "bytes", "perplexity(data: heldout)"} and set(states.values()) == {"same"}
+
+
+def lower(body):
+    """As if the recipe had given a model of less perplexity, and more parameters, before."""
+    body["tolerance"].update(time=9.0)
+    for measure in body["artifacts"][0]["measures"]:
+        measure["value"] *= {"params": 1.1, "perplexity(data: heldout)": 0.9999}.get(measure["metric"], 1)
+
+
+def test_a_measure_that_is_worse_fails_on_the_line_of_its_bound(effc, own, monkeypatch):
+    edit(own, lower)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(own / "summary.md"))
+    run = effc("test", "r.effspec", "--format", "github", "-q", "--report", "r.xml", "--report", "r.json")
+    assert run.code == 4
+    line = next(
+        n for n, text in enumerate((own / "r.effspec").read_text().splitlines(), 1) if "perplexity(data" in text
+    )
+    assert f"::error file=r.effspec,line={line},col=3," in run.out and "baseline-missed" in run.out
+    assert "| **worse** |" in (own / "summary.md").read_text()
+    suite = ElementTree.parse(own / "r.xml").getroot()
+    assert suite.get("failures") == "1" and suite.find(".//failure/..").get("line") == str(line)
+    assert json.loads((own / "r.json").read_text())["diagnostics"][0]["slug"] == "baseline-missed"
+    text = effc("test", "r.effspec", "--no-progress")
+    assert text.code == 4 and "  worse      perplexity(data: heldout)" in text.out
+    assert (
+        "measure worse than the baseline" in text.err
+        and "better than the baseline" in text.err
+        and text.err.startswith("error[baseline-missed]")
+    )
+
+
+@pytest.mark.heavy
+def test_elsewhere_quality_may_move_a_little_and_times_are_left_out(effc, own):
+    def elsewhere(body):
+        body["machine"].update(isa="other", torch="1.0")
+        for measure in body["artifacts"][0]["measures"]:
+            measure["value"] *= 0.995 if measure["metric"].startswith("perplexity") else 1
+
+    edit(own, elsewhere)
+    run = effc("test", "out/small", "--format", "json", "-q")
+    states = {d["metric"]: d["state"] for d in json.loads(run.out)["artifacts"][0]["baseline"]}
+    assert run.code == 0 and states["perplexity(data: heldout)"] == "moved" and states["decode.p50"] == "elsewhere"
+
+
+def other_model(body):
+    body["artifacts"][0]["inputs"]["model"] = "0" * 64
+
+
+def other_data(body):
+    body["artifacts"][0]["inputs"]["data heldout"] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda body: body.update(recipe="s.effspec"), "was written for 's.effspec', not for 'r.effspec'"),
+        (
+            lambda body: body["artifacts"][0].update(pipeline="big"),
+            "the baseline has no artifact `small` of pipeline `small`",
+        ),
+        (other_model, "model is another than when the baseline was written"),
+        (other_data, "data heldout is another than when the baseline was written"),
+    ],
+)
+def test_a_baseline_of_another_recipe_is_refused(effc, own, change, said):
+    edit(own, change)
+    run = effc("test", "r.effspec", "-q")
+    assert run.code == 2 and "error[foreign-baseline]" in run.err and said in run.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body.pop("tolerance"),
+        lambda body: body.update(format=2),
+        lambda body: body["tolerance"].update(time=-1),
+        lambda body: body["tolerance"].update(quality=float("nan")),
+        lambda body: body.update(artifacts=[1]),
+        lambda body: body["artifacts"][0]["measures"][0].update(metric="a\x1b[31m"),
+        lambda body: body["artifacts"][0]["measures"][0].update(clocked="no"),
+    ],
+)
+def test_what_is_no_baseline_is_refused_before_numbers_are_compared(effc, own, change):
+    edit(own, change)
+    run = effc("test", "r.effspec", "-q")
+    assert run.code == 2 and "error[broken-baseline]" in run.err
+
+
+def test_what_is_no_json_or_no_file_is_refused(effc, own):
+    (own / "r.baseline.json").write_text("[" * 100_000)
+    assert "error[broken-baseline]" in effc("test", "r.effspec", "-q").err
+    (own / "r.baseline.json").unlink()
+    (own / "r.baseline.json").symlink_to("/dev/zero")
+    assert "error[odd-file]" in effc("test", "r.effspec", "-q").err
+
+
+def test_a_missed_bound_is_not_blessed(effc, own):
+    text = (own / "r.effspec").read_text().replace("0.99 * base", "0.1 * base")
+    (own / "r.effspec").write_text(text)
+    before = (own / "r.baseline.json").read_bytes()
+    run = effc("test", "r.effspec", "--bless", "-q")
+    assert run.code == 4 and "error[nothing-blessed]" in run.err
+    assert (own / "r.baseline.json").read_bytes() == before
+    assert effc("test", "out/small", "--bless").code == 2
+    assert effc("test", "r.effspec", "--report", "r.pdf").code == 2

@@ -1,0 +1,71 @@
+"""`python -m tests.fuzz TARGET --seconds 60 --seed 0`: give a reader changed inputs until time is up.
+
+What breaks it is kept beside the working folder as `fuzz-TARGET-HASH`; a second argument `--again FILE` reads one.
+"""
+
+import argparse
+import hashlib
+import random
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from tests.fuzz.changes import changed
+from tests.fuzz.targets import REFUSALS, TARGETS
+from tests.hostile import kinds
+
+SLOW = 5.0  # seconds of processor time for one input
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    asked.add_argument("target", choices=TARGETS)
+    asked.add_argument("--seconds", type=float, default=60)
+    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--again", type=Path)
+    given = asked.parse_args()
+    target = TARGETS[given.target]
+    with tempfile.TemporaryDirectory() as scratch:
+        seeds, folder = target.seeds(kinds.honest(Path(scratch, "honest"))), Path(scratch, "own")
+        folder.mkdir()
+        if given.again:
+            return _broken(target, given.again.read_bytes(), folder)
+        until, draw, count, found = time.monotonic() + given.seconds, random.Random(given.seed), 0, set()
+        for seed in seeds:
+            target.read(seed, folder)
+        while time.monotonic() < until:
+            data, count = changed(seeds, draw), count + 1
+            if why := broken(target, data, folder):
+                if why not in found:
+                    kept = Path(f"fuzz-{given.target}-{hashlib.sha256(data).hexdigest()[:12]}")
+                    kept.write_bytes(data)
+                    sys.stdout.write(f"{kept}: {why}\n")
+                found.add(why)
+        sys.stdout.write(f"{given.target}: {count} inputs, {len(found)} ways to break it\n")
+        return bool(found)
+
+
+def broken(target, data: bytes, folder: Path) -> str:
+    """Why a reader broke, "" where it took the input or refused it."""
+    started = time.process_time()
+    try:
+        target.read(data, folder)
+    except REFUSALS:
+        pass
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:100]}"
+    took = time.process_time() - started
+    return "" if took < SLOW else "it took too long"
+
+
+def _broken(target, data: bytes, folder: Path) -> int:
+    why = broken(target, data, folder)
+    sys.stdout.write(f"{why or 'it was read, or refused'}\n")
+    return bool(why)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Readers of what may come from anybody, each as one call on bytes: it returns, or refuses with a diagnostic."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from effc.compiler.artifacts import exported
+from effc.compiler.artifacts.manifest import read_manifest
+from effc.compiler.checkpoints.safetensors_header import read_header
+from effc.compiler.ir import graph_json
+from effc.compiler.native import stored
+from effc.compiler.sources.gguf import weights_in
+from effc.compiler.store.regular import parse_json
+from effc.dsl.diagnostics import Reject
+from effc.dsl.parse import parse
+from effc.dsl.source import Source
+from effc.kernels import engine_plan, packed
+from effc.kernels.native import KernelError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    seeds   honest inputs, made in a folder
+    read    reads one input; the folder is its own
+    """
+
+    seeds: Callable[[Path], list[bytes]]
+    read: Callable[[bytes, Path], None]
+
+
+def _recipes(folder: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted((ROOT / "recipes").glob("*.effspec"))[:6]]
+
+
+def _recipe(data: bytes, folder: Path) -> None:
+    parse(Source("fuzz.effspec", data.decode(errors="replace")))
+
+
+def _config(honest: Path) -> dict:
+    return json.loads((honest / "compact" / "compact" / "config.json").read_bytes())
+
+
+def _graphs(honest: Path) -> list[bytes]:
+    entry = next(iter(_config(honest)["effc"]["edits"]["graphs"].values()))
+    return [json.dumps(entry["graph"]).encode()]
+
+
+def _graph(data: bytes, folder: Path) -> None:
+    try:
+        body = parse_json(data)
+    except ValueError:
+        return
+    graph_json.load(body)
+
+
+def _manifests(honest: Path) -> list[bytes]:
+    return [(honest / kind / "manifest.json").read_bytes() for kind in ("compact", "front")]
+
+
+def _manifest(data: bytes, folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(data)
+    read_manifest(folder)
+
+
+def _buffers(honest: Path) -> list[bytes]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(40, 150, generator=generator) * (torch.rand(40, 150, generator=generator) < 0.5)
+    return [bytes(packed.pack(kernel, weight).numpy()) for kernel in ("dense_linear", "sparse_linear")]
+
+
+def _buffer(data: bytes, folder: Path) -> None:
+    if data:
+        tensor = packed.room(len(data))
+        tensor.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        packed.check(packed.kernel_of(tensor) or "dense_linear", tensor)
+
+
+def _plans(honest: Path) -> list[bytes]:
+    native = honest / "native" / "native"
+    _weights.append((native / "weights.bin").read_bytes())
+    return [(native / "plan.json").read_bytes()]
+
+
+_weights: list[bytes] = []
+
+
+def _plan(data: bytes, folder: Path) -> None:
+    (folder / "plan.json").write_bytes(data)
+    if not (folder / "weights.bin").exists():
+        (folder / "weights.bin").write_bytes(_weights[0])
+    found = stored.read(folder)
+    engine_plan.laid_out(found.plan, stored.tensors(folder, found, mapped=True), deep=True)
+
+
+def _ggufs(honest: Path) -> list[bytes]:
+    import gguf
+
+    file = honest / "tiny.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_token_list(["a", "bc", "</s>"])
+    writer.add_tensor("token_embd.weight", torch.ones(3, 8).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [file.read_bytes()]
+
+
+def _gguf(data: bytes, folder: Path) -> None:
+    (folder / "x.gguf").write_bytes(data)
+    weights_in(folder / "x.gguf", "x")
+
+
+def _headers(honest: Path) -> list[bytes]:
+    return [next((honest / "stock" / "model").glob("*.safetensors")).read_bytes()]
+
+
+def _header(data: bytes, folder: Path) -> None:
+    (folder / "x.safetensors").write_bytes(data)
+    read_header(folder / "x.safetensors")
+
+
+def _archives(honest: Path) -> list[bytes]:
+    whole = honest / "program" / "program" / "model.pt2"
+    with zipfile.ZipFile(whole) as archive:
+        texts = [archive.read(name) for name in archive.namelist() if name.endswith("models/model.json")]
+    assert texts, "an exported program holds its graph"
+    return [whole.read_bytes()]
+
+
+def _archive(data: bytes, folder: Path) -> None:
+    (folder / exported.FILE).write_bytes(data)
+    exported.check(folder)
+
+
+TARGETS = {
+    "recipe": Target(_recipes, _recipe),
+    "graph": Target(_graphs, _graph),
+    "manifest": Target(_manifests, _manifest),
+    "packed": Target(_buffers, _buffer),
+    "plan": Target(_plans, _plan),
+    "gguf": Target(_ggufs, _gguf),
+    "safetensors": Target(_headers, _header),
+    "pt2": Target(_archives, _archive),
+}
+REFUSALS = (Reject, KernelError)

@@ -1,0 +1,93 @@
+"""One honest artifact of each kind, small, and by which verbs it is opened: one line a kind.
+
+`python -m tests.hostile.kinds` compiles those that `tests/stored/kinds.tar.xz` holds, and writes it anew.
+"""
+
+import json
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from effc.compiler.artifacts.artifact import write
+from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.folder import open_folder
+from effc.compiler.targets.hf import Hf
+
+from tests import worlds
+
+STORED = Path(__file__).parents[1] / "stored"
+COMPILED = {"compact": "hf", "native": "cpu", "program": "program"}  # of the artifacts that 8d012cb wrote
+EMITTED = ("front", "peft", "reft", "flower", "rttc")
+KINDS = (*COMPILED, "stock", *EMITTED)
+RECIPE = """effspec 1
+model base = hf("./m")
+data  rows = synthetic(4, length: 12, seed: 1)
+pipeline sizes(base) {
+  thin  = prune.channels(keep: 66% of channels, align: 8)
+  slim  = prune.channels(keep: 34% of channels, align: 8, from: base)
+  front = search.front(points: [thin, slim], measure: [params])
+}
+emit sizes { front("front") }
+pipeline tuned(base) { apart = tune.heal(data: rows, steps: 2, batch: 2, lr: 1e-2, merge: false) }
+emit tuned { peft("peft") }
+pipeline edited(base) { put = reft.insert(rank: 2) }
+emit edited { reft("reft", base: inside) }
+pipeline shared(base) { }
+emit shared { flower("flower", data: rows, clients: 2, rounds: 1, steps: 1, batch: 2, rank: 2) }
+pipeline talk(base) { }
+emit talk { rttc("rttc", knowledge: "kb.jsonl", policy: rag, rank: 2, epochs: 1) }
+"""
+
+
+def honest(folder: Path) -> Path:
+    """A folder with one artifact of each kind, under its name."""
+    made = folder / "kinds"
+    for name in ("8d012cb", "kinds"):
+        with tarfile.open(STORED / f"{name}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    for kind, name in COMPILED.items():
+        shutil.copytree(folder / "8d012cb" / "out" / name, made / kind)
+    source = folder / "source"
+    source.mkdir()
+    worlds.llama(source)
+    worlds.tokenizer(source, chat="{% for m in messages %}{{ m.content }}{% endfor %}")
+    ctx = worlds.context(folder)
+    ctx.origin = open_folder(source, "here", "auto", ctx.settings)
+    program = capture(ctx.origin.load())
+
+    def build(draft):
+        Hf(path="a").emit(program, draft, ctx)
+        return Manifest("hf", name="lean")
+
+    write(made / "stock", build=build)
+    return made
+
+
+def world(folder: Path) -> Path:
+    """The recipe of the kinds that are stored, with its model and its samples."""
+    narrow = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    worlds.llama(folder / "m", **narrow, max_position_embeddings=320)
+    worlds.tokenizer(folder / "m", chat="{% for m in messages %}{{ m.content }}{% endfor %}")
+    samples = [{"question": f"which {n}?", "answer": f"it is {n}."} for n in range(12)]
+    (folder / "kb.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    (folder / "r.effspec").write_text(RECIPE)
+    return folder / "r.effspec"
+
+
+def main() -> None:
+    from effc.compiler import api
+
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe, out = world(Path(scratch)), Path(scratch, "out")
+        api.compile(recipe, out=out, cache_dir=Path(scratch, "cache"))
+        with tarfile.open(STORED / "kinds.tar.xz", "w:xz") as archive:
+            for file in sorted(
+                f for kind in EMITTED for f in out.glob(f"**/{kind}") if (f / "manifest.json").is_file()
+            ):
+                archive.add(file, f"kinds/{file.name}")
+
+
+if __name__ == "__main__":
+    main()
