@@ -37,6 +37,7 @@ _ROW = (_p, _q)
 ARGUMENTS = {
     "check": (_p, _q, _u, _q, _i),
     "pack_begin": (_p,),
+    "pack_end": (_p, _q, _u),
     "pack": (_i, _p, _p, _q, _i, _p, _p, _p, _i),
     "unpack_linear": (_i, _p, _q, _q, _q, _p, _i),
     "pack_tokens": (_i, _p, _p, _q, _q, _q, _q, _q, _p, _q, _p, _q, _i, _i),
@@ -48,6 +49,7 @@ ARGUMENTS = {
     "dense_linear_int8": _LINEAR,
     "sparse_linear_int8": _LINEAR,
     "block_sparse_linear": _LINEAR,
+    "dense_linear_int4": _LINEAR,
     "engine_layout": (),
     "engine_create": (_p, _p),
     "engine_free": (_p,),

@@ -20,6 +20,7 @@ KINDS = {
     "dense_linear_int8": 3,
     "sparse_linear_int8": 4,
     "block_sparse_linear": 5,
+    "dense_linear_int4": 6,
 }
 HUGE = 2 << 20
 _CHECKED = "_effc_checked"
@@ -33,7 +34,7 @@ class Header(ctypes.LittleEndianStructure):
         ("order", ctypes.c_uint32),
         ("version", ctypes.c_uint32),
         ("kind", ctypes.c_uint32),
-        ("zero", ctypes.c_uint32),
+        ("group", ctypes.c_uint32),
         ("n", ctypes.c_int64),
         ("k", ctypes.c_int64),
         ("kept", ctypes.c_int64),
@@ -51,13 +52,16 @@ class Header(ctypes.LittleEndianStructure):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a packed weight says of itself. `kept`: weights stored (of blocks: 16 by 2 each)."""
+    """What a packed weight says of itself. `kept`: weights stored (of blocks: 16 by 2 each); `group`: int4 inputs that
+    share a scale, else 0.
+    """
 
     kernel: str
     n: int
     k: int
     kept: int
     bytes: int
+    group: int = 0
 
     @property
     def density(self) -> float:
@@ -71,18 +75,8 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     weight  [n, k]     float32 or bfloat16, finite; others are converted
     return  [bytes]    uint8; equal weights give equal bytes, at every level and with any number of threads
     """
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise native.KernelError(
-            f"a weight of shape {list(weight.shape)} can't be packed: "
-            "a linear layer has at least one output and one input"
-        )
-    weight = weight.detach().to("cpu")
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        weight = weight.float()
-    if weight.stride(1) != 1:
-        weight = weight.contiguous()
-    n, k = weight.shape
-    what = f"a weight of {n} outputs and {k} inputs"
+    weight = packable(weight)
+    (n, k), what = weight.shape, what_of(weight)
     head = Header(kind=KINDS[kernel], n=n, k=k)
     native.call("pack_begin", ctypes.byref(head), what=what)
     offsets = torch.zeros(head.blocks + 1, dtype=torch.int64)
@@ -98,8 +92,31 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, what=what)
     packed = room(head.bytes)
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, what=what)
-    setattr(packed, _CHECKED, (KINDS[kernel], _version(packed)))
+    trust(kernel, packed)
     return packed
+
+
+def packable(weight: Tensor) -> Tensor:
+    """A weight as packing reads it: [n, k] float32 or bfloat16 on the CPU, rows contiguous."""
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise native.KernelError(
+            f"a weight of shape {list(weight.shape)} can't be packed: "
+            "a linear layer has at least one output and one input"
+        )
+    weight = weight.detach().to("cpu")
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        weight = weight.float()
+    return weight if weight.stride(1) == 1 else weight.contiguous()
+
+
+def what_of(weight: Tensor) -> str:
+    """How messages name a weight."""
+    return f"a weight of {weight.shape[0]} outputs and {weight.shape[1]} inputs"
+
+
+def trust(kernel: str, packed: Tensor) -> None:
+    """Remember that a buffer was made or checked here."""
+    setattr(packed, _CHECKED, (KINDS[kernel], _version(packed)))
 
 
 def adopt(kernel: str, packed: Tensor, n: int) -> Tensor:
@@ -127,14 +144,13 @@ def check(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
     deep   read it whole; else its header and sizes alone, which is not remembered
     """
     kind = KINDS[kernel]
-    version = _version(packed)
-    if getattr(packed, _CHECKED, None) == (kind, version):
+    if getattr(packed, _CHECKED, None) == (kind, _version(packed)):
         return
     if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
     native.call("check", packed.data_ptr(), packed.numel(), kind, n, int(deep))
     if deep:
-        setattr(packed, _CHECKED, (kind, version))
+        trust(kernel, packed)
 
 
 def _version(packed: Tensor) -> int:
@@ -145,7 +161,7 @@ def _version(packed: Tensor) -> int:
 def facts(packed: Tensor) -> Facts:
     """Kernel, sizes and density of a checked buffer."""
     head = Header.from_buffer_copy(bytes(packed[:128].numpy()))
-    return Facts(kernel_of(packed), head.n, head.k, head.kept, head.bytes)
+    return Facts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
 
 
 def room(count: int) -> Tensor:

@@ -154,6 +154,8 @@ def unpacked(packed: Tensor) -> Tensor:
     raw = packed.numpy()
     head = packing.Header.from_buffer_copy(raw[:128].tobytes())
     kernel = packing.facts(packed).kernel
+    if "int4" in kernel:
+        return _grouped(raw, head)
     offsets = raw[head.offsets_at : head.offsets_at + 8 * head.blocks + 8].view(np.int64)
     per_lane = 4 if "int8" in kernel else 2
     w = np.zeros((16 * head.blocks, head.tiles * 16 * per_lane), np.float32)
@@ -165,6 +167,23 @@ def unpacked(packed: Tensor) -> Tensor:
     if per_lane == 4:
         w *= raw[head.scales_at : head.scales_at + 64 * head.blocks].view(np.float32)[:, None]
     return torch.from_numpy(w[: head.n, : head.k].copy())
+
+
+def _grouped(raw: np.ndarray, head: packing.Header) -> Tensor:
+    """The weight of an int4 buffer: scales, zeros, codes, each for all groups of a block."""
+    group, groups = head.group & 0xFFFF, head.tiles
+    blocks = raw[head.stream_at : head.bytes - 64].reshape(head.blocks, -1)
+    scale = np.ascontiguousarray(blocks[:, : 32 * groups]).view(np.uint16).reshape(-1, groups, 16)
+    scale = (scale.astype(np.uint32) << 16).view(np.float32).transpose(0, 2, 1)  # [blocks, outputs, groups]
+    zero = np.full(scale.shape, 8, np.float32)
+    if head.group >> 16:
+        both = blocks[:, 32 * groups : 40 * groups].reshape(-1, groups, 8).transpose(0, 2, 1)
+        zero = np.concatenate((both & 15, both >> 4), 1).astype(np.float32)
+    lines = blocks[:, blocks.shape[1] - 8 * group * groups :].reshape(-1, groups * group // 8, 16, 1, 4)
+    codes = np.concatenate((lines & 15, lines >> 4), 3).transpose(0, 2, 1, 3, 4)  # [blocks, outputs, lines, 2, 4]
+    codes = codes.reshape(head.blocks, 16, groups, group).astype(np.float32)
+    w = (codes - zero[..., None]) * scale[..., None]
+    return torch.from_numpy(w.reshape(16 * head.blocks, -1)[: head.n, : head.k].copy())
 
 
 def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:

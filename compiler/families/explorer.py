@@ -67,6 +67,7 @@ class Explorer:
     cap: Ratio | None = None
     table: Table | None = None
     known: dict[Genome, Values] = field(default_factory=dict)
+    _counted: dict[Genome, float] = field(default_factory=dict)
     _take: Callable[[Mapping[str, int]], None] | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +79,11 @@ class Explorer:
     # -- what may be taken -----------------------------------------------------------------------------------
 
     def allows(self, genome: Genome) -> bool:
-        return self.cap is None or self._count(self.space.decoded(genome)) <= self.cap.value * self._whole
+        if self.cap is None:
+            return True
+        if genome not in self._counted:
+            self._counted[genome] = self._count(self.space.decoded(genome))
+        return self._counted[genome] <= self.cap.value * self._whole
 
     def _count(self, choice: Mapping[str, int]) -> float:
         assert self.cap is not None, "there is no cap"

@@ -8,17 +8,18 @@ from ..artifacts.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
 from ..words.context import Context
+from .linears import Numbers
 from .reader import Reader
 from .refusal import refused_whole
 from .stored import write
 
 
-def emit(program: Program, folder: Path, ctx: Context, weights: str) -> None:
+def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None:
     """Plan, weights and what a tokenizer needs. Rejects a program without a plan before anything is written."""
-    plan = Reader(program, weights).read()
+    plan = Reader(program, numbers).read()
     companions(program, folder, ctx)
     try:
-        write(plan, folder, facts(program.model, weights))
+        write(plan, folder, facts(program.model, numbers.weights))
     except KernelError as error:  # a weight that is not finite, or no memory for it
         raise refused_whole(program.model, str(error)) from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
+from ...kernels.codes import GROUPS
 from ..capture.capture import capture
 from ..checkpoints.blank import nothing_stored, parameters_on_meta
 from ..checkpoints.origin import Origin
@@ -17,14 +18,23 @@ from ..planning.keys import versions
 from ..store.cache import Cache
 from ..store.closure import fingerprint
 from ..words.context import Context
+from .linears import Numbers
 from .reader import Reader
 from .refusal import cannot_run_natively
 
 _OWN = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
 
 
-def foresee(ctx: Context, weights: str) -> None:
+def foresee(ctx: Context, numbers: Numbers) -> None:
     """Raise Reject where the engine would refuse the recipe's model; what was found is kept by its config."""
+    if numbers.group not in GROUPS:
+        groups = ", ".join(map(str, GROUPS))
+        raise Reject(
+            cannot_run_natively(
+                f"no kernel has groups of {numbers.group} inputs", help=f"`group:` may be one of {groups}"
+            )
+        )
+    weights = numbers.weights
     store = Cache(ctx.settings.cache_dir)
     parts = {
         "foreseen": "native",

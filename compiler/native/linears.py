@@ -1,15 +1,40 @@
 """Linear layers: the weight as the program has it, packed for the engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import packed as packing
+from ...kernels.dense_linear_int4 import DenseLinearInt4
 from ...kernels.packed_linear import unpacked
+from .plan import Entry, Plan
 
-KERNELS = {"bf16": "dense_linear", "int8": "dense_linear_int8"}
+KERNELS = {"bf16": "dense_linear", "int8": "dense_linear_int8", "int4": "dense_linear_int4"}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What linear layers are stored in, unless a pass lowered them.
+
+    weights   a name among KERNELS
+    group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
+    head      of the layer that makes the logits; "" for int8 where the others are int4, else as the others
+    """
+
+    weights: str
+    group: int = 64
+    head: str = ""
+
+    @property
+    def of_head(self) -> str:
+        return self.head or ("int8" if self.weights == "int4" else self.weights)
+
+    @property
+    def shares_tables(self) -> bool:
+        """Whether an embedding reads rows of a head that has its numbers; beside int8 it keeps a table."""
+        return self.weights != "int8"
 
 
 @dataclass(frozen=True)
@@ -24,10 +49,12 @@ class Linear:
     weight: Tensor | None = None
     packed: Tensor | None = None
 
-    def make(self, weights: str) -> Callable[[], Tensor]:
+    def make(self, weights: str, group: int) -> Callable[[], Tensor]:
         """How to get the packed bytes."""
         if self.packed is not None:
             return lambda: self.packed
+        if weights == "int4":
+            return lambda: DenseLinearInt4.pack(self.weight, group=group)
         return lambda: packing.pack(KERNELS[weights], self.weight)
 
     @property
@@ -41,6 +68,25 @@ def holds(packed: Tensor, table: Tensor) -> bool:
     if packing.kernel_of(packed) != KERNELS["bf16"]:
         return False
     return torch.equal(unpacked(packed).to(table.dtype), table)
+
+
+def pack_head(plan: Plan, numbers: Numbers, name: str, found: Linear) -> None:
+    """Let the layer that makes the logits be stored in its own numbers."""
+    plan.entries[name] = Entry("packed", found.shape, found.make(numbers.of_head, numbers.group))
+
+
+def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
+    """Embeddings whose table is a linear layer's weight read rows of that, unless it is to be exacter than that.
+
+    lowered   packed weights that a pass left, by their entries
+    """
+    for step in plan.steps:
+        if step["op"] != "embedding":
+            continue
+        name = plan.tied(step["table"]) if numbers.shares_tables else step["table"]
+        table = plan.entries[name]
+        alike = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and holds(w, table.make()))
+        step["table"] = next(alike, name)
 
 
 def identity(held: Tensor) -> tuple[object, ...]:

@@ -32,8 +32,9 @@ class Reader:
     model   whose numbers are read, where the program was captured without any; else the program's own
     """
 
-    def __init__(self, program: Program, weights: str, model: nn.Module | None = None):
-        self.model, self.graph, self.weights = model or program.model, with_mixers_open(program), weights
+    def __init__(self, program: Program, weights: str | linears.Numbers, model: nn.Module | None = None):
+        self.model, self.graph = model or program.model, with_mixers_open(program)
+        self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
         config = self.model.config.get_text_config()
         if "input_ids" not in program.inputs:
             raise refused_whole(self.model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
@@ -51,6 +52,7 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning = Attending(self), Scanning(self)
+        self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
 
@@ -66,22 +68,10 @@ class Reader:
                     why = "it mixes numbers of different tokens, or picks others for each"
                     raise self.refuse(node, why) from None
         self.positions.forget()
-        self._share_tables()
+        if self.last:
+            linears.pack_head(self.plan, self.numbers, *self.last)
+        linears.share_tables(self.plan, self.numbers, self.lowered)
         return self.plan
-
-    def _share_tables(self) -> None:
-        """Embeddings whose table is a linear layer's weight read rows of that, where it is packed as bfloat16."""
-        for step in self.plan.steps:
-            if step["op"] != "embedding":
-                continue
-            name = self.plan.tied(step["table"]) if self.weights == "bf16" else step["table"]
-            table = self.plan.entries[name]
-            alike = (
-                n
-                for n, held in self.lowered.items()
-                if self.plan.entries[n].shape == table.shape and linears.holds(held, table.make())
-            )
-            step["table"] = next(alike, name)
 
     def refuse(self, node: fx.Node, why: str) -> Exception:
         return refused(node, self.model, why)
@@ -325,10 +315,11 @@ class Reader:
         if given.index.shape[-1] != width or self.plan.layout.widths[register] != width:
             why = "a linear layer over a part of what a token has is not among the engine's steps"
             raise self.refuse(node, why)
-        entry = Entry("packed", found.shape, found.make(weights or self.weights))
+        entry = Entry("packed", found.shape, found.make(weights or self.numbers.weights, self.numbers.group))
         weight = self.plan.entry(f"{name}.weight", entry, found.key)
         if found.packed is not None:
             self.lowered[weight] = found.packed
+        self.last = weight, found
         bias = None if found.bias is None else self.plan.vector(f"{name}.bias", found.bias)
         made = self.plan.step("linear", outputs, x=register, weight=weight, bias=bias)
         _, token = self.plan.layout.locate(given.index[..., 0])

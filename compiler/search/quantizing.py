@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...dsl.skeleton import Part
-from .grid import Grid
+from ...kernels.grid import Grid
 from .masks import is_sparse
 from .sparsity import inputs, sizes
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .grid import Grid
+from ...kernels.grid import Grid
 from .masks import GROUPS, keep_largest, keep_mask, spare_groups
 from .reconstruct import factor
 

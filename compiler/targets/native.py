@@ -22,19 +22,20 @@ FOLDER = "native"
 #
 # An original that computes in bfloat16 is itself twice as far from its numbers in float32 as the engine is: both
 # together come to 0.006..0.025 over those architectures, and to 0.023 in 30 layers with large weights.
-SHARES = {"bf16": 0.04, "int8": 0.4}
+SHARES = {"bf16": 0.04, "int8": 0.4, "int4": 0.8}
 SHARE_OF_BFLOAT16 = 0.06
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
 def share_of(weights: str, model: "nn.Module") -> float:
-    """For int8 wherever it is: as the target's weights, or in layers that a pass lowered to it."""
+    """For int8 and int4 wherever they are: as the target's weights, or in layers that a pass lowered to it."""
     import torch
 
     from ..layers.linear import lowered
 
-    if weights == "int8" or any("int8" in m.kernel for _, m in lowered(model)):
-        return SHARES["int8"]
+    for numbers in ("int4", "int8"):
+        if weights == numbers or any(numbers in m.kernel for _, m in lowered(model)):
+            return SHARES[numbers]
     rounded = any(p.dtype == torch.bfloat16 for p in model.parameters())
     return SHARE_OF_BFLOAT16 if rounded else SHARES["bf16"]
 
@@ -46,7 +47,9 @@ class Native(Target):
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
     whatever its architecture, pruned shapes and state-space mixers too; what the engine has no step for (experts)
     is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
-    packed here. Embeddings, cached keys and values are bfloat16, states of scans and all else float32.
+    packed here; on int4 those that `quantize` left on a grid of 4 bits keep it exactly, others are rounded to one.
+    Embeddings, cached keys and values are bfloat16, states of scans and all else float32; beside int4 an embedding
+    reads the rows of a head that has its numbers.
 
     Source: own.
     Example: native("cpu")
@@ -57,21 +60,37 @@ class Native(Target):
     whole = False
     cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
 
-    weights: Literal["bf16", "int8"] = param(
-        "Numbers of linear layers that are not lowered: bfloat16, or int8 with a scale for each output.", default="bf16"
+    weights: Literal["bf16", "int8", "int4"] = param(
+        "Numbers of linear layers that are not lowered: bfloat16, int8 with a scale for each output, or int4 with one "
+        "for each group of inputs.",
+        default="bf16",
+    )
+    group: int = param(
+        "Inputs that share a scale on int4: 32, 64 or 128. A weight that `quantize` left on a grid keeps its own.",
+        default=64,
+        ge=32,
+        le=128,
+        unit="inputs",
+    )
+    head: Literal["auto", "bf16", "int8", "int4"] = param(
+        "Numbers of the layer that makes the logits, and of an embedding that shares them; `auto` is int8 where "
+        "`weights` are int4.",
+        default="auto",
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         from ..native.emission import emit
+        from ..native.linears import Numbers
 
         folder = into / FOLDER
         folder.mkdir()
-        emit(program, folder, ctx, self.weights)
+        emit(program, folder, ctx, Numbers(self.weights, self.group, "" if self.head == "auto" else self.head))
 
     def foresee(self, ctx: Context) -> None:
         from ..native.foresight import foresee
+        from ..native.linears import Numbers
 
-        foresee(ctx, self.weights)
+        foresee(ctx, Numbers(self.weights, self.group))
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), reason=_REASON),)

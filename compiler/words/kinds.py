@@ -202,6 +202,8 @@ class Target(Word):
     holds          kinds of results that it can write: "model", "adapters", "front"
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
+    unfit          {conditions: (reason, help)}: arguments that can't go together, e.g.
+                   {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     """
 
     loads: ClassVar[dict[str, str]] = {}
@@ -211,6 +213,7 @@ class Target(Word):
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
+    unfit: ClassVar[dict[str, tuple[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 

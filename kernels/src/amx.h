@@ -17,6 +17,7 @@
 #define TILE_STORE(t, at, stride) _tile_stored(t, at, stride)
 #define TILE_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILE_INT8(c, a, b) _tile_dpbusd(c, a, b)
+#define TILE_SIGNED(c, a, b) _tile_dpbssd(c, a, b)
 #else
 #define TILE_CONFIGURE(at) model.configure(at)
 #define TILE_RELEASE() model.release()
@@ -24,7 +25,8 @@
 #define TILE_LOAD(t, at, stride) model.load(t, at, stride)
 #define TILE_STORE(t, at, stride) model.store(t, at, stride)
 #define TILE_BF16(c, a, b) model.bf16(c, a, b)
-#define TILE_INT8(c, a, b) model.int8(c, a, b)
+#define TILE_INT8(c, a, b) model.int8<uint8_t>(c, a, b)
+#define TILE_SIGNED(c, a, b) model.int8<int8_t>(c, a, b)
 #endif
 
 namespace {
@@ -103,6 +105,7 @@ struct TileModel {
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
       }
   }
+  template <class Left>
   void int8(int c, int a, int b) {
     fit(c, a, b);
     for (int row = 0; row < shapes.rows[c]; ++row)
@@ -111,13 +114,19 @@ struct TileModel {
         std::memcpy(&sum, data[c][row] + 4 * column, 4);
         for (int k = 0; k < shapes.rows[b]; ++k)
           for (int i = 0; i < 4; ++i)
-            sum += data[a][row][4 * k + i] * static_cast<int8_t>(data[b][k][4 * column + i]);
+            sum += static_cast<Left>(data[a][row][4 * k + i]) * static_cast<int8_t>(data[b][k][4 * column + i]);
         std::memcpy(data[c][row] + 4 * column, &sum, 4);
       }
   }
 };
 thread_local TileModel model;
 #endif
+
+// Rows of x as bytes, `stride` apart.
+struct TileRows {
+  const uint8_t* at;
+  int64_t stride, count;
+};
 
 // Sums 0 and 1 of the upper 16 rows, 2 and 3 of the lower, for two blocks of outputs; x in 4 and 5, weights
 // in 6, 7.

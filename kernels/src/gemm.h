@@ -15,7 +15,7 @@ constexpr int kPanelBlocks = kGemmBlocks;
 #endif
 
 constexpr int64_t kChunk = kLinearRows;  // rows that share one unpacking
-constexpr int64_t kDepth = 8;    // tiles: with 4 blocks a panel of 32 KiB, which stays in L1
+constexpr int64_t kDepth = 8;    // tiles of 1 KiB: with 4 blocks a panel of 32 KiB, which stays in L1
 
 // Where a part keeps its things.
 struct Panel {
@@ -45,7 +45,8 @@ struct ManyRows {
   uint32_t* words;       // by block of rows [groups][its rows]
   float* scales;
   uint8_t* panels;
-  int64_t row_bytes() const { return packed.head.tiles * 64; }
+  int64_t row_bytes() const { return packed.head.tiles * x_bytes(packed.head); }
+  int64_t depth() const { return Format::kGrouped ? 64 * kDepth / group_of(packed.head) : kDepth; }
 
   // `blocks[b]`: vectors of `groups` groups. words: of these groups.
   template <int M, int N>
@@ -79,24 +80,37 @@ struct ManyRows {
       for (int m = 0; m < M; ++m) Format::store_sum(sums + b * between + 64 * m, sum[b][m]);
   }
 
+  // One block of rows by N blocks of outputs, whichever form the sums have.
+  template <int M, int N>
+  void meet(int64_t block, const uint8_t* const* blocks, int64_t from, int64_t tiles, const uint32_t* words,
+            uint8_t* sums) const {
+    if constexpr (Format::kGrouped)
+      Format::template product<M, N>(packed, block, blocks, from, tiles, words, sums, Panel::kBetween);
+    else
+      product<M, N>(blocks, tiles * 16, words, sums, Panel::kBetween, from > 0);
+  }
+
   template <int N>
-  void all_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
+  void all_rows(int64_t block, const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
+    const int64_t before = from * x_bytes(packed.head);  // of each row of x
 #if EFFC_LEVEL >= 4
-    tile_rows<Format, N>(blocks, tiles, prepared + 64 * from, row_bytes(), rows, sums, Panel::kBetween,
-                         from > 0);
+    const TileRows x{prepared + before, row_bytes(), rows};
+    if constexpr (Format::kGrouped)
+      Format::template tile_groups<N>(packed, block, blocks, from, tiles, x, sums, Panel::kBetween);
+    else
+      tile_rows<Format, N>(blocks, tiles, x.at, x.stride, x.count, sums, Panel::kBetween, from > 0);
 #else
     const RowBlocks blocked(rows);
-    const int64_t between = Panel::kBetween, groups = tiles * 16;
     for (int64_t i = 0; i < blocked.count; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
-      const uint32_t* block_words = words + start * (row_bytes() / 4) + from * 16 * m;
+      const uint32_t* block_words = words + start * (row_bytes() / 4) + before / 4 * m;
       uint8_t* own = sums + 64 * start;
       if (m == kGemmRows)
-        product<kGemmRows, N>(blocks, groups, block_words, own, between, from > 0);
+        meet<kGemmRows, N>(block, blocks, from, tiles, block_words, own);
       else if (m == kGemmRows - 1)
-        product<kGemmRows - 1, N>(blocks, groups, block_words, own, between, from > 0);
+        meet<kGemmRows - 1, N>(block, blocks, from, tiles, block_words, own);
       else
-        product<kFewest, N>(blocks, groups, block_words, own, between, from > 0);
+        meet<kFewest, N>(block, blocks, from, tiles, block_words, own);
     }
 #endif
   }
@@ -105,11 +119,11 @@ struct ManyRows {
   void blocks(int64_t block, const Panel& panel) const {
     typename Format::Cursor cursors[N];
     for (int b = 0; b < N; ++b) cursors[b] = typename Format::Cursor(packed, block + b);
-    for (int64_t from = 0; from < packed.head.tiles; from += kDepth) {
-      const int64_t tiles = std::min(kDepth, packed.head.tiles - from);
+    for (int64_t from = 0; from < packed.head.tiles; from += depth()) {
+      const int64_t tiles = std::min(depth(), packed.head.tiles - from);
       const uint8_t* vectors[N];
       for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
-      all_rows<N>(vectors, from, tiles, panel.sums);
+      all_rows<N>(block, vectors, from, tiles, panel.sums);
     }
     for (int b = 0; b < N; ++b)
       for (int64_t row = 0; row < rows; ++row) {
@@ -125,8 +139,8 @@ struct ManyRows {
     for (int64_t i = blocked.count * part / parts; i < blocked.count * (part + 1) / parts; ++i) {
       const int64_t start = blocked.start(i), m = blocked.start(i + 1) - start;
       for (int64_t row = start; row < start + m; ++row)
-        job.scales[row] = Format::prepare(job.call.x, job.call.x_float, (job.first + row) * job.call.stride,
-                                          job.packed.head.k, job.prepared + row * bytes, bytes);
+        job.scales[row] =
+            prepare_row<Format>(job.call, job.packed.head, job.first + row, job.prepared + row * bytes, bytes);
       const uint8_t* from = job.prepared + start * bytes;
       uint32_t* into = job.words + start * (bytes / 4);
       if (m == kGemmRows)
@@ -152,7 +166,7 @@ struct ManyRows {
 template <class Format>
 int32_t many_rows(const LinearCall& call, const Packed& packed) {
   const int parts = parts_for(packed, call.threads, call.rows);
-  const int64_t bytes = packed.head.tiles * 64, most = std::min(call.rows, kChunk);
+  const int64_t bytes = packed.head.tiles * x_bytes(packed.head), most = std::min(call.rows, kChunk);
   auto* prepared = static_cast<uint8_t*>(effc_scratch(kRows, most * bytes));
   auto* words = static_cast<uint32_t*>(effc_scratch(kWords, most * bytes));
   auto* scales = static_cast<float*>(effc_scratch(kScales, kChunk * sizeof(float)));

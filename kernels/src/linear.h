@@ -48,6 +48,17 @@ struct Chains {
   }
 };
 
+// One row of x for a weight of this shape, zeros behind it. Returns its scale, 1 where groups have theirs.
+template <class Format>
+float prepare_row(const LinearCall& call, const Header& head, int64_t row, uint8_t* into, int64_t bytes) {
+  if constexpr (Format::kGrouped) {
+    Format::prepare(call.x, call.x_float, row * call.stride, head, into);
+    return 1.0f;
+  } else {
+    return Format::prepare(call.x, call.x_float, row * call.stride, head.k, into, bytes);
+  }
+}
+
 enum Scratch { kWords, kScales, kRows, kPanels };
 
 // A fork and join costs about as much as reading 64 KiB.
@@ -119,14 +130,14 @@ void interleave(const uint8_t* rows, int64_t row_bytes, int64_t count, uint32_t*
 
 template <class Format, int M>
 int32_t few_rows(const LinearCall& call, const Packed& packed) {
-  const int64_t row_bytes = packed.head.tiles * 64;
+  const int64_t row_bytes = packed.head.tiles * x_bytes(packed.head);
   auto* rows = static_cast<uint8_t*>(effc_scratch(kRows, call.rows * row_bytes));
   auto* words = static_cast<uint32_t*>(effc_scratch(kWords, M * row_bytes));
   if (!rows || !words) return kNoMemory;
   float scales[M] = {};
   for (int64_t row = 0; row < call.rows; ++row) {
     uint8_t* into = M == 1 ? reinterpret_cast<uint8_t*>(words) : rows + row * row_bytes;
-    scales[row] = Format::prepare(call.x, call.x_float, row * call.stride, packed.head.k, into, row_bytes);
+    scales[row] = prepare_row<Format>(call, packed.head, row, into, row_bytes);
   }
   if (M > 1) interleave<M>(rows, row_bytes, call.rows, words);
   FewRows<Format> job{call, packed, words, scales};
@@ -184,12 +195,12 @@ int32_t few_part(const LinearPart& own, const Packed& packed) {
     FewRows<Format>::template part<M>(own.part, own.parts, &job);
     return kOk;
   }
-  const int64_t bytes = packed.head.tiles * 64;
+  const int64_t bytes = packed.head.tiles * x_bytes(packed.head);
   for (int64_t row = M * own.part / own.parts; row < M * (own.part + 1) / own.parts; ++row) {
     uint8_t* into = M == 1 ? own.words : own.rows + row * bytes;
     own.scales[row] = 0;
     if (row < call.rows)
-      own.scales[row] = Format::prepare(call.x, call.x_float, row * call.stride, packed.head.k, into, bytes);
+      own.scales[row] = prepare_row<Format>(call, packed.head, row, into, bytes);
     else
       std::memset(into, 0, bytes);
     for (int64_t group = 0; M > 1 && group < bytes / 4; ++group)
@@ -209,7 +220,7 @@ int32_t many_part(const LinearPart& own, const Packed& packed) {
 
 // The weights of one output, as an embedding that shares them with the head wants them.
 template <class Format>
-int32_t read_row(const LinearPart& own, const Packed& packed) {
+void read_row(const LinearPart& own, const Packed& packed) {
   constexpr int kPerLane = 4 / Format::kWidth;
   const int64_t block = own.row / 16, lane = own.row % 16;
   const float scale = Format::kWidth == 1 ? reinterpret_cast<const float*>(
@@ -227,13 +238,18 @@ int32_t read_row(const LinearPart& own, const Packed& packed) {
         y[at + i] = from_bf16(static_cast<uint16_t>(group >> 16 * (i % 2)));
     }
   }
-  return kOk;
 }
 
 template <class Format>
 int32_t linear_part(const LinearPart& own) {
   const Packed packed(own.call.packed);
-  if (own.stage == kReadRow) return read_row<Format>(own, packed);
+  if (own.stage == kReadRow) {
+    if constexpr (Format::kGrouped)
+      Format::read_row(packed, own.row, static_cast<float*>(own.call.y));
+    else
+      read_row<Format>(own, packed);
+    return kOk;
+  }
   return by_rows<Format>(
       own.call.rows, own.steady != 0,
       [&](auto rows) { return few_part<Format, decltype(rows)::kCount>(own, packed); },

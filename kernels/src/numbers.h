@@ -40,6 +40,7 @@ inline void codes(const void* x, int32_t x_float, int64_t at, int64_t count, flo
 
 struct Bf16 {
   using Sum = Floats;
+  static constexpr bool kGrouped = false;  // whether inputs in groups have scales of their own
   static constexpr int kWidth = 2;  // bytes of a weight
   static Sum none() { return no_floats(); }
   static void dot(Sum& sum, Vec w, uint32_t x) { dot2(sum, w, x); }
@@ -63,6 +64,7 @@ struct Bf16 {
 
 struct Int8 {
   using Sum = Ints;
+  static constexpr bool kGrouped = false;
   static constexpr int kWidth = 1;
   static Sum none() { return no_ints(); }
   static void dot(Sum& sum, Vec w, uint32_t x) { dot4(sum, w, x); }

@@ -248,6 +248,7 @@ EFFC_API int32_t effc_pack(int32_t level, Header* head, const void* w, int64_t s
                            int64_t* offsets, float* scales, uint8_t* buffer, int32_t threads) {
   const auto body = pack_at(level);
   if (!body) return kArguments;
+  if (head->kind == kDenseInt4) return kKind;  // its codes are chosen before: `pack_end` closes such a buffer
   const int32_t status = body(PackCall{w, stride, w_float, threads, head, offsets, scales, buffer});
   if (status != kOk || !buffer) return status;
   head->hash = effc_seal(buffer, head->bytes);

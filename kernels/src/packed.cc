@@ -65,6 +65,9 @@ int32_t check_stream(const Packed& packed) {
       case kDenseInt8:
         status = to - from == head.tiles * 1024 ? kOk : kOffsets;
         break;
+      case kDenseInt4:
+        status = to - from == int4_bytes(head) ? kOk : kOffsets;
+        break;
       case kSparseBf16:
         status = check_sparse<uint32_t>(at, to - from, head.tiles, kept);
         break;
@@ -77,7 +80,7 @@ int32_t check_stream(const Packed& packed) {
     }
     if (status != kOk) return status;
   }
-  const bool dense = head.kind == kDenseBf16 || head.kind == kDenseInt8;
+  const bool dense = head.kind == kDenseBf16 || head.kind == kDenseInt8 || head.kind == kDenseInt4;
   return dense || kept == head.kept ? kOk : kCounts;
 }
 
@@ -106,7 +109,11 @@ uint64_t hash(const uint8_t* data, int64_t bytes) {
 int32_t effc_lay_out(Header& head, int64_t stream_bytes) {
   if (head.n < 1 || head.k < 1 || head.n >= kMost || head.k >= kMost) return kSizes;
   if (is_int8(head.kind) && head.k > kMostInt8) return kTooLong;
-  const int64_t per_tile = is_int8(head.kind) ? 64 : 32;
+  const int64_t group = group_of(head);
+  if (head.kind != kDenseInt4 && head.group) return kSizes;
+  if (head.kind == kDenseInt4 && ((head.group & ~(kZeros | 224)) || (group != 32 && group != 64 && group != 128)))
+    return kSizes;
+  const int64_t per_tile = head.kind == kDenseInt4 ? group : is_int8(head.kind) ? 64 : 32;
   head.blocks = (head.n + 15) / 16;
   head.tiles = (head.k + per_tile - 1) / per_tile;
   if (head.kind == kBlockBf16 && head.tiles * 16 > 65536) return kTooLong;
@@ -148,6 +155,14 @@ EFFC_API int32_t effc_check(const uint8_t* buffer, int64_t bytes, uint32_t kind,
   if (!deep) return kOk;
   if (effc_seal(buffer, bytes) != head.hash) return kHash;
   return check_stream(packed);
+}
+
+// The checksum into a buffer that a caller filled, after a look at all of it.
+EFFC_API int32_t effc_pack_end(uint8_t* buffer, int64_t bytes, uint32_t kind) {
+  if (const int32_t status = effc_check(buffer, bytes, kind, -1, 0)) return status;
+  const uint64_t hash = effc_seal(buffer, bytes);
+  std::memcpy(buffer + offsetof(Header, hash), &hash, sizeof hash);
+  return effc_check(buffer, bytes, kind, -1, 1);
 }
 
 // Writes the right checksum into a buffer, whatever it holds: tests reach what lies behind the checksum with

@@ -17,6 +17,12 @@
 //   sparse   16 masks (uint32 or uint64, one bit per weight of a vector), then the weights that are not zero
 //   block    int64 count, in 64 bytes; uint16 group numbers of the vectors that are not all zero, zeros to a
 //            multiple of 64; those vectors
+// int4 has a scale for each output and `group` inputs, and its tile is that group. A block is
+//   scales   bfloat16 [tiles][16]             weight = scale * (code - zero), code and zero in 0..15
+//   zeros    4 bits   [tiles][16]             outputs 0..7 in the low halves of 8 bytes, 8..15 in the high ones;
+//                                             left out where all are 8; then zeros to a multiple of 64
+//   codes    tile after tile, 64 bytes for 8 inputs: a vector of the first 4 in the low halves of bytes, and
+//            one of the others in the high halves
 // Blocks begin at multiples of 64 bytes.
 // clang-format on
 #pragma once
@@ -25,18 +31,18 @@
 
 #include "levels.h"
 
-enum Kind : uint32_t { kDenseBf16 = 1, kSparseBf16, kDenseInt8, kSparseInt8, kBlockBf16 };
+enum Kind : uint32_t { kDenseBf16 = 1, kSparseBf16, kDenseInt8, kSparseInt8, kBlockBf16, kDenseInt4 };
 
 struct Header {
   char magic[8];       // "effcpack"
   uint32_t order;      // 0x01020304 as this machine stores it
   uint32_t version;    // 1
   uint32_t kind;
-  uint32_t zero;
+  uint32_t group;      // int4: inputs that share a scale, and kZeros if zeros are stored; else 0
   int64_t n, k;        // outputs and inputs of the layer
   int64_t kept;        // weights (block: vectors) that are stored
   int64_t blocks;      // ceil(n / 16)
-  int64_t tiles;       // tiles of a block: ceil(k / 32), int8: ceil(k / 64)
+  int64_t tiles;       // tiles of a block: ceil(k / 32), int8: ceil(k / 64), int4: ceil(k / group)
   int64_t offsets_at, scales_at, sums_at, stream_at;
   int64_t bytes;       // of the whole buffer
   uint64_t hash;       // of the whole buffer, this field taken as zero
@@ -53,7 +59,20 @@ namespace {
 
 constexpr bool is_int8(uint32_t kind) { return kind == kDenseInt8 || kind == kSparseInt8; }
 constexpr int64_t ceil_to(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr uint32_t kZeros = 1u << 16;
+constexpr int64_t group_of(const Header& head) { return head.group & (kZeros - 1); }
+constexpr bool has_zeros(const Header& head) { return head.group & kZeros; }
+// Where the codes of an int4 block begin, and what follows the block.
+constexpr int64_t codes_at(const Header& head) {
+  return ceil_to(head.tiles * (has_zeros(head) ? 40 : 32), 64);
+}
+constexpr int64_t int4_bytes(const Header& head) {
+  return codes_at(head) + head.tiles * group_of(head) * 8;
+}
 constexpr int64_t block_bytes(int64_t count) { return 64 + ceil_to(2 * count, 64) + 64 * count; }
+
+// Of a prepared row of x that meets one tile: 32 bfloat16 or 64 codes; int4: codes, a scale and their sum.
+constexpr int64_t x_bytes(const Header& head) { return head.kind == kDenseInt4 ? group_of(head) + 8 : 64; }
 
 // A checked buffer, opened for reading.
 struct Packed {

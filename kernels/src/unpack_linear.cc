@@ -1,8 +1,7 @@
 // A packed weight back as float32 [n, k]: for gradients, and to look at.
 #include <algorithm>
 
-#include "numbers.h"
-#include "threads.h"
+#include "int4.h"
 
 struct UnpackCall {
   const uint8_t* packed;
@@ -68,6 +67,11 @@ void unpack_part(int part, int parts, void* context) {
   const Packed packed(call.packed);
   const Header& head = packed.head;
   for (int64_t block = head.blocks * part / parts; block < head.blocks * (part + 1) / parts; ++block) {
+    if (head.kind == kDenseInt4) {
+      for (int64_t row = 16 * block; row < std::min(head.n, 16 * block + 16); ++row)
+        Int4::read_row(packed, row, call.out + row * head.k);
+      continue;
+    }
     Reader reader(packed, block);
     float scales[16] = {};
     if (is_int8(head.kind)) std::memcpy(scales, call.packed + head.scales_at + 64 * block, 64);
@@ -93,7 +97,7 @@ EFFC_API int32_t effc_unpack_linear(int32_t level, const uint8_t* packed, int64_
                                     float* out, int32_t threads) {
   uint32_t kind = 0;
   if (bytes >= static_cast<int64_t>(sizeof(Header))) kind = Packed(packed).head.kind;
-  if (kind < kDenseBf16 || kind > kBlockBf16) return kKind;
+  if (kind < kDenseBf16 || kind > kDenseInt4) return kKind;
   if (const int32_t status = effc_check(packed, bytes, kind, n, 0)) return status;
   const auto body = unpack_linear_at(level);
   if (!body || Packed(packed).head.k != k) return kArguments;

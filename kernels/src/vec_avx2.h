@@ -203,6 +203,41 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
   sum.b = dot4(sum.b, w.b, many);
 }
 
+inline Floats rounded_once(Floats x, Floats y, Floats sum) {
+  return {_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)};
+}
+inline __m256i low_halves(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+inline Vec low_halves(Vec w) { return {low_halves(w.a), low_halves(w.b)}; }
+inline Vec high_halves(Vec w) {
+  return {low_halves(_mm256_srli_epi16(w.a, 4)), low_halves(_mm256_srli_epi16(w.b, 4))};
+}
+inline Ints same(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline Ints load_zeros(const uint8_t* at) {
+  const __m128i all = load8(at), low = _mm_set1_epi8(15);
+  return {_mm256_cvtepu8_epi32(_mm_and_si128(all, low)),
+          _mm256_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(all, 4), low))};
+}
+inline Ints times_short(Ints x, uint32_t y) {
+  const __m256i many = _mm256_set1_epi32(static_cast<int>(y));
+  return {_mm256_madd_epi16(x.a, many), _mm256_madd_epi16(x.b, many)};
+}
+inline __m256i minus_zeros(__m256i codes, __m256i zeros) {
+  return _mm256_sub_epi8(codes, _mm256_mullo_epi32(zeros, _mm256_set1_epi32(0x01010101)));
+}
+inline Vec minus_zeros(Vec codes, Ints zeros) {
+  return {minus_zeros(codes.a, zeros.a), minus_zeros(codes.b, zeros.b)};
+}
+// Codes reach 15, so two products fit int16.
+inline __m256i dot_codes(__m256i sum, __m256i codes, __m256i x) {
+  const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline void dot_codes(Ints& sum, Vec codes, uint32_t x) {
+  const __m256i many = _mm256_set1_epi32(static_cast<int>(x));
+  sum.a = dot_codes(sum.a, codes.a, many);
+  sum.b = dot_codes(sum.b, codes.b, many);
+}
+
 constexpr int kGemmRows = 3, kGemmBlocks = 1;  // 6 registers of sums, 4 of halves of weights, 2 of x
 
 }  // namespace

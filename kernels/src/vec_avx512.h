@@ -118,6 +118,32 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
 }
 #endif
 
+inline Floats rounded_once(Floats a, Floats b, Floats sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
+inline Vec low_halves(Vec w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; }
+inline Vec high_halves(Vec w) { return low_halves({_mm512_srli_epi16(w.v, 4)}); }
+inline Ints same(int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Ints load_zeros(const uint8_t* at) {
+  const __m128i all = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)), low = _mm_set1_epi8(15);
+  const __m128i halves = _mm_unpacklo_epi64(_mm_and_si128(all, low), _mm_and_si128(_mm_srli_epi16(all, 4), low));
+  return {_mm512_cvtepu8_epi32(halves)};
+}
+inline Ints times_short(Ints a, uint32_t x) {
+  return {_mm512_madd_epi16(a.v, _mm512_set1_epi32(static_cast<int>(x)))};
+}
+inline Vec minus_zeros(Vec codes, Ints zeros) {
+  return {_mm512_sub_epi8(codes.v, _mm512_mullo_epi32(zeros.v, _mm512_set1_epi32(0x01010101)))};
+}
+// sum += codes * x, codes 0..15 and x four signed bytes.
+inline void dot_codes(Ints& sum, Vec codes, uint32_t x) {
+  const __m512i many = _mm512_set1_epi32(static_cast<int>(x));
+#if defined(__AVX512VNNI__)
+  sum.v = _mm512_dpbusd_epi32(sum.v, codes.v, many);
+#else  // codes reach 15, so two products fit int16
+  const __m512i pairs = _mm512_maddubs_epi16(codes.v, many);
+  sum.v = _mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+}
+
 constexpr int kGemmRows = 6, kGemmBlocks = 4;  // 24 sums, 4 vectors of weights and a broadcast: 29 registers
 
 }  // namespace

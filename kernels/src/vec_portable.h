@@ -1,5 +1,6 @@
 // Plain C++: what every processor runs, and what the others are compared with.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -145,6 +146,42 @@ inline void dot4(Ints& sum, const Vec& w, uint32_t x) {
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 4; ++j)
       sum.v[i] += static_cast<int8_t>(w.v[4 * i + j]) * static_cast<int32_t>(x >> 8 * j & 255);
+}
+
+// a * b + sum, rounded once at every level.
+inline Floats rounded_once(const Floats& a, const Floats& b, Floats sum) {
+  for (int i = 0; i < 16; ++i) sum.v[i] = std::fmaf(a.v[i], b.v[i], sum.v[i]);
+  return sum;
+}
+inline Vec low_halves(Vec w) {
+  for (uint8_t& v : w.v) v &= 15;
+  return w;
+}
+inline Vec high_halves(Vec w) {
+  for (uint8_t& v : w.v) v >>= 4;
+  return w;
+}
+inline Ints same(int32_t value) {
+  Ints a;
+  for (int32_t& v : a.v) v = value;
+  return a;
+}
+inline Ints load_zeros(const uint8_t* at) {
+  Ints a;
+  for (int i = 0; i < 8; ++i) a.v[i] = at[i] & 15, a.v[i + 8] = at[i] >> 4;
+  return a;
+}
+inline Ints times_short(Ints a, uint32_t x) {
+  for (int32_t& v : a.v) v *= static_cast<int16_t>(x);
+  return a;
+}
+inline Vec minus_zeros(Vec codes, const Ints& zeros) {
+  for (int i = 0; i < 64; ++i) codes.v[i] = static_cast<uint8_t>(codes.v[i] - zeros.v[i / 4]);
+  return codes;
+}
+inline void dot_codes(Ints& sum, const Vec& codes, uint32_t x) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 4; ++j) sum.v[i] += codes.v[4 * i + j] * static_cast<int8_t>(x >> 8 * j & 255);
 }
 
 constexpr int kGemmRows = 2, kGemmBlocks = 1;

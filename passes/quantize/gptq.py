@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...compiler.ir.program import Program
-from ...compiler.search.grid import Grid, check_groups
+from ...compiler.search.grid import check_groups
 from ...compiler.search.quantizing import kept, note
 from ...compiler.search.solving import effort, exchanged
 from ...compiler.search.sparsity import chosen_parts
@@ -15,6 +15,7 @@ from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Selector
+from ...kernels.grid import Grid
 
 
 class Gptq(Pass):

@@ -5,13 +5,14 @@ from typing import Literal
 import torch
 
 from ...compiler.ir.program import Program
-from ...compiler.search.grid import Grid, check_groups
+from ...compiler.search.grid import check_groups
 from ...compiler.search.quantizing import kept, note
 from ...compiler.search.sparsity import chosen_parts, exchange, finite_weight
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import Selector
+from ...kernels.grid import Grid
 
 
 class Round(Pass):

@@ -1,10 +1,10 @@
 """Hypervolume against evaluations of the searches over a family, on the zoo's tiny Llama.
 
-    python tests/bench/search.py [--seeds 3] [--evals 60] [--steps 60]
+    python -m tests.bench.search [--seeds 3] [--evals 60] [--steps 60]
 
 The zoo's model is tiny: what it shows is that the searches work and how they compare on one small space, nothing
 about a model that is worth searching. The hypervolume is of perplexity and parameters, both as shares of the largest
-choice's and below (2, 1), over the smallest box that holds every front that was found: 1 would be the front of all.
+choice's and below (2, 1), as a share of what all fronts that were found beat together: 1 would be the front of all.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import torch
 from effc.kernels.ops import KERNELS
 
-LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8")) and name != "unpack_linear"]
+LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8", "int4")) and name != "unpack_linear"]
 
 
 def weight(n: int, k: int, density: float, seed: int = 0) -> torch.Tensor:

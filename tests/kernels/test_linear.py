@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from tests.kernels.layers import LINEAR, assert_close, run, weight
 
+BF16 = [name for name in LINEAR if "int" not in name]
 SIZES = st.integers(1, 150)
 FIXTURE = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -54,7 +55,7 @@ def test_a_long_input_and_many_rows_pass_every_panel_and_chunk(kernel):
     assert_close(run(kernel, x, own, None, 70), KERNELS[kernel].reference(x, own, None, 70))
 
 
-@pytest.mark.parametrize("kernel", [name for name in LINEAR if "int8" not in name])
+@pytest.mark.parametrize("kernel", BF16)
 def test_what_is_packed_is_the_weight_rounded_to_bfloat16(kernel, level):
     for n, k in KERNELS[kernel].cases():
         w = weight(n, k, 0.4, seed=k)
@@ -83,8 +84,8 @@ def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kerne
     assert all(torch.equal(found[0], other) for other in found)
 
 
-@pytest.mark.parametrize("kernel", [name for name in LINEAR if "int8" in name])
-def test_int8_gives_the_same_bits_at_every_level(kernel):
+@pytest.mark.parametrize("kernel", [name for name in LINEAR if name not in BF16])
+def test_int8_and_int4_give_the_same_bits_at_every_level(kernel):
     own = KERNELS[kernel].pack(weight(70, 330, 0.5))
     for rows in (1, 5, 40):
         x = torch.randn(rows, 330, generator=torch.Generator().manual_seed(rows))
@@ -186,7 +187,7 @@ def test_a_sparse_weight_is_as_small_as_its_bitmap_allows():
     assert facts.kernel == "sparse_linear" and facts.density == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("kernel", LINEAR)
+@pytest.mark.parametrize("kernel", [name for name in LINEAR if "int4" not in name])
 def test_gradients_are_those_of_the_unpacked_weight(kernel):
     # Numbers with few bits, so that bfloat16 and int8 hold them and the difference quotient exactly.
     w = torch.randint(-4, 5, (5, 6)).float()
@@ -200,7 +201,7 @@ def test_gradients_are_those_of_the_unpacked_weight(kernel):
     assert torch.allclose(x.grad, grad @ w, atol=1e-3) and torch.allclose(bias.grad, grad.sum(0))
 
 
-@pytest.mark.parametrize("kernel", [name for name in LINEAR if "int8" not in name])
+@pytest.mark.parametrize("kernel", BF16)
 @pytest.mark.filterwarnings("ignore:Input #0 requires gradient")
 def test_gradients_pass_gradcheck_on_numbers_that_bfloat16_holds(kernel):
     own = KERNELS[kernel].pack(torch.randint(-4, 5, (5, 6)).float())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import weight_of
-from effc.compiler.search.grid import Grid
 from effc.compiler.search.updates import gptq
 from effc.dsl.values import DataRef, Ratio
+from effc.kernels.grid import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 

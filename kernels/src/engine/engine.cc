@@ -13,6 +13,7 @@ EFFC_TABLE(sparse_linear_part, LinearPart)
 EFFC_TABLE(dense_linear_int8_part, LinearPart)
 EFFC_TABLE(sparse_linear_int8_part, LinearPart)
 EFFC_TABLE(block_sparse_linear_part, LinearPart)
+EFFC_TABLE(dense_linear_int4_part, LinearPart)
 EFFC_TABLE(causal_conv, CausalConvCall)
 EFFC_TABLE(ssd_scan, SsdScanCall)
 EFFC_TABLE(selective_scan, SelectiveScanCall)
@@ -41,6 +42,7 @@ Engine::Engine(const Plan& plan)
   linear_at_[kDenseInt8] = dense_linear_int8_part_at(plan.level);
   linear_at_[kSparseInt8] = sparse_linear_int8_part_at(plan.level);
   linear_at_[kBlockBf16] = block_sparse_linear_part_at(plan.level);
+  linear_at_[kDenseInt4] = dense_linear_int4_part_at(plan.level);
   convolve_at_ = causal_conv_at(plan.level);
   ssd_at_ = ssd_scan_at(plan.level);
   selective_at_ = selective_scan_at(plan.level);

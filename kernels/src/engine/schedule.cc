@@ -100,20 +100,22 @@ void Schedule::add(Work work, int32_t step, int32_t prepared, int32_t level) {
 void Schedule::add_linear(const Plan& plan, int32_t number) {
   const Step& step = plan.steps[number];
   const Packed packed(plan.weights[step.weight].at);
-  const int32_t int8 = is_int8(packed.head.kind), tiles = static_cast<int32_t>(packed.head.tiles);
+  const Header& head = packed.head;
+  const int32_t form = static_cast<int32_t>(is_int8(head.kind) ? 1 : group_of(head));  // 0: bfloat16
+  const int32_t words = static_cast<int32_t>(head.tiles * x_bytes(head) / 4);
   const int32_t apart = mirrored ? 0 : 1;
   int32_t level = ready(step.x, false);
   const bool behind = tail > 0 && level + apart >= tail;
   if (behind) level = std::max(level, tail);
   auto found = std::find_if(prepared_.begin(), prepared_.end(), [&](const Prepared& p) {
-    return p.x == step.x && p.tail == behind && p.tiles == tiles && p.int8 == int8;
+    return p.x == step.x && p.tail == behind && p.words == words && p.form == form;
   });
   if (found == prepared_.end()) {
     Buffer buffer;
-    buffer.floats = 2 * 16 * tiles + 16;  // the row, the row again in words, and a scale
+    buffer.floats = 2 * words + 16;  // the row, the row again in words, and a scale
     buffer.shared = !mirrored;
     buffer.first = level;
-    prepared_.push_back({step.x, behind, tiles, int8, static_cast<int32_t>(buffers.size()), level});
+    prepared_.push_back({step.x, behind, words, form, static_cast<int32_t>(buffers.size()), level});
     buffers.push_back(buffer);
     found = prepared_.end() - 1;
     use(step.x, level);

@@ -1,0 +1,84 @@
+"""int4 codes of a weight: those of the grid that it is on already, or of one that is fitted to it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .grid import Grid
+
+BITS, MOST = 4, 15
+GROUPS = (32, 64, 128)  # inputs that may share a scale
+_TRIED = 64  # outputs that are looked at before all are
+# Multiples of the scale that a group's largest weight may be, the most likely ones first.
+_MULTIPLES = (8, 7, 9, 10, 11, 12, 13, 14, 15, 6, 5, 4, 3, 2, 1)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight [n, k] is scale * (code - zero), by groups of `group` inputs; the last one may be shorter.
+
+    code          [n, groups * group] uint8, 0..15; what lies past the inputs stands for 0
+    scale, zero   [n, groups] float32; scales are bfloat16 numbers, zeros 0..15
+    """
+
+    group: int
+    code: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def codes(weight: Tensor, group: int) -> Codes:
+    """Codes of a weight [n, k]: exactly those of its grid if it is on one, of whatever group; else the nearest on
+    grids of `group` inputs whose squared error is least.
+    """
+    for tried in (group, *(g for g in GROUPS if g != group)):
+        found = held(weight, tried)
+        if found is not None:
+            return found
+    whole = _padded(weight.float(), group)
+    scales = Grid(BITS, group, symmetric=False, search=True).fit(whole)
+    return Codes(group, scales.codes(whole), scales.scale, scales.zero)
+
+
+def held(weight: Tensor, group: int) -> Codes | None:
+    """The codes of a weight that is on a grid: every weight is scale * (code - zero), rounded to its dtype. Else None.
+
+    Source: own. Of a group the largest weight is a small multiple of the scale, and a scale has 8 bits.
+    """
+    return _steps(weight, group) if _steps(weight[:_TRIED], group) else None
+
+
+def _steps(weight: Tensor, group: int) -> Codes | None:
+    n, dtype = len(weight), weight.dtype
+    groups = _padded(weight, group).reshape(-1, group)
+    steps, scale = torch.zeros_like(groups, dtype=torch.int8), torch.ones(len(groups))
+    left = groups.any(1).nonzero().flatten()
+    for multiple in _MULTIPLES:
+        for nearby in range(3):
+            if not len(left):
+                break
+            own = groups[left]
+            tried = _near(own.float().abs().amax(1) / multiple, nearby)
+            count = (own.float() / tried[:, None]).round().clamp(-MOST, MOST)
+            spread = count.amax(1).clamp(min=0) - count.amin(1).clamp(max=0)
+            fits = ((count * tried[:, None]).to(dtype) == own).all(1) & (spread <= MOST)
+            steps[left[fits]], scale[left[fits]] = count[fits].to(torch.int8), tried[fits]
+            left = left[~fits]
+    if len(left):
+        return None
+    low, high = steps.amin(1).clamp(max=0).float(), steps.amax(1).clamp(min=0).float()
+    zero = torch.where(high > 7, MOST - high, torch.where(low < -8, -low, 8.0))
+    code = (steps + zero[:, None]).to(torch.uint8)
+    return Codes(group, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
+
+
+def _near(value: Tensor, which: int) -> Tensor:
+    """The bfloat16 number nearest to a positive one, the next above it, or the next below, as float32."""
+    nearest = value.bfloat16().view(torch.int16) + (0, 1, -1)[which]
+    return nearest.clamp(min=1).view(torch.bfloat16).float()
+
+
+def _padded(weight: Tensor, group: int) -> Tensor:
+    more = -weight.shape[1] % group
+    return torch.nn.functional.pad(weight, (0, more)) if more else weight.contiguous()

@@ -1,0 +1,75 @@
+"""Dense int4 weights with a scale for each output and group of 32, 64 or 128 inputs; x is rounded to int8 by groups.
+
+weight = scale * (code - zero), code and zero in 0..15, scales bfloat16. Of a group the sum is exact int32; groups are
+added in float32, in their order, so every level and any number of rows gives the same bits. A weight that is on such a
+grid already, as `quantize.*` leaves it, keeps its codes; others are rounded to the grid of least squared error.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import native
+from . import packed as packing
+from .codes import GROUPS, codes
+from .packed_linear import PackedLinear, quantised
+
+ZEROS = 1 << 16  # in a header's `group`: zeros are stored
+
+
+class DenseLinearInt4(PackedLinear):
+    """Dense int4 weights with a scale per output and group of inputs; x is rounded to int8 by groups."""
+
+    name = "dense_linear_int4"
+
+    @classmethod
+    def pack(cls, weight: Tensor, threads: int | None = None, group: int = 64) -> Tensor:
+        """A weight [n, k] in this kernel's form; `group` inputs share a scale, unless its own grid has others."""
+        weight = packing.packable(weight)
+        if group not in GROUPS:
+            raise native.KernelError(f"groups of {group} inputs can't be packed; {', '.join(map(str, GROUPS))} can")
+        (n, k), what = weight.shape, packing.what_of(weight)
+        if not weight.isfinite().all():
+            raise native.KernelError(f"{what} can't be used: {native.SENTENCES['not_finite']}")
+        found = codes(weight, group)
+        zeros = bool((found.zero != 8).any())
+        head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=found.group | (ZEROS if zeros else 0))
+        native.call("pack_begin", ctypes.byref(head), what=what)
+        stream = torch.cat(_sections(found, zeros, head.blocks), 1)
+        head.bytes = head.stream_at + stream.numel() + 64
+        packed = packing.room(head.bytes)
+        packed[:128] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        offsets = torch.arange(head.blocks + 1) * stream.shape[1]
+        packed[head.offsets_at : head.scales_at] = offsets.view(torch.uint8)
+        packed[head.stream_at : head.bytes - 64] = stream.flatten()
+        native.call("pack_end", packed.data_ptr(), packed.numel(), head.kind, what=what)
+        packing.trust(cls.name, packed)
+        return packed
+
+    @classmethod
+    def reference(cls, x, packed, bias, n):
+        weight, group = cls.unpack(packed), packing.facts(packed).group
+        more = -weight.shape[1] % group
+        by_groups = torch.nn.functional.pad(x, (0, more)).unflatten(-1, (-1, group))
+        wide = torch.nn.functional.pad(weight, (0, more)).unflatten(-1, (-1, group))
+        parts = [quantised(by_groups[..., i, :].double(), wide[:, i], None) for i in range(wide.shape[1])]
+        return (sum(parts) + (0 if bias is None else bias.double())).to(x.dtype)
+
+
+def _sections(found, zeros: bool, blocks: int) -> list[Tensor]:
+    """Scales, zeros and codes of all blocks, each [blocks, bytes] uint8, as `packed.h` draws them."""
+    groups, rows = found.scale.shape[1], 16 * blocks
+    scale = _rows(found.scale.bfloat16().view(torch.int16), rows).reshape(blocks, 16, groups)
+    sections = [scale.transpose(1, 2).contiguous().view(torch.uint8).reshape(blocks, -1)]
+    if zeros:
+        zero = _rows(found.zero.to(torch.uint8), rows).reshape(blocks, 2, 8, groups)
+        sections.append((zero[:, 0] | zero[:, 1] << 4).transpose(1, 2).reshape(blocks, -1))
+    sections.append(torch.zeros(blocks, -sum(s.shape[1] for s in sections) % 64, dtype=torch.uint8))
+    lines = _rows(found.code, rows).reshape(blocks, 16, -1, 2, 4)  # [blocks, outputs, lines, halves, inputs]
+    both = lines[..., 0, :] | lines[..., 1, :] << 4
+    return [*sections, both.transpose(1, 2).reshape(blocks, -1)]
+
+
+def _rows(values: Tensor, count: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, 0, 0, count - len(values)))
