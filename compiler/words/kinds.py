@@ -159,6 +159,7 @@ class Form:
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
     reason      for that share
     generates   whether it continues prompts, where the model does
+    steps       how many greedy tokens it is asked for
     """
 
     folder: str
@@ -168,6 +169,7 @@ class Form:
     reason: str = ""
     generates: bool = True
     member: str = ""
+    steps: int = 8
 
 
 @dataclass(frozen=True)
