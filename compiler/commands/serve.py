@@ -122,14 +122,10 @@ def register(app: typer.Typer) -> None:
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
         admission = admission_at(listener, host, Keys([*api_key, *_keys_of_environment()]), allow_host, insecure)
-        entrance = Entrance(
-            replace(admission, rate=Rate(rate) if rate else None),
-            Limits(max_body or 4 * MIB, connections, timeout),
-            log_to("none" if shared.quiet and access_log == "-" else access_log),
-            tls_cert,
-            tls_key,
-            tuple(cors),
-        )
+        limits = Limits(max_body or 4 * MIB, connections, timeout)
+        log = log_to("none" if shared.quiet and access_log == "-" else access_log)
+        bounded = replace(admission, rate=Rate(rate) if rate else None)
+        entrance = Entrance(bounded, limits, log, tls_cert, tls_key, tuple(cors))
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         keys = tuple(require_signature)
