@@ -29,6 +29,7 @@ VERBS = (
     "pick",
     "run",
     "serve",
+    "federate",
     "test",
     "bisect",
     "diff",
@@ -50,7 +51,7 @@ HOMES = {
 SECTIONS = {
     "Write": ("check", "fmt", "new", "import", "explain", "passes", "recipes", "add", "update", "vendor"),
     "Build": ("lock", "plan", "compile", "pick"),
-    "Use": ("run", "serve", "test", "bisect", "diff", "inspect", "verify", "sign"),
+    "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 

@@ -134,6 +134,8 @@ def _facts(word: Word) -> Iterator[str]:
         for condition, reasons in facts["cannot_hold"].items():
             for what, reason in reasons.items():
                 yield f"Can't hold {what}{f' with `{condition}`' if condition else ''}: {reason}."
+        for reason, help_ in facts["unfit"].values():
+            yield f"Refused: {reason} ({help_})."
     if word.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):

@@ -117,6 +117,8 @@ FLOORS = (
     "training",
     "families",
     "native",
+    "onnx",
+    "gguf",
     "artifacts",
     "metrics",
     "opened.py",

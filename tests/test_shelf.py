@@ -62,6 +62,7 @@ SLOW = {
     "prune.multi": "a search",
     "shed.multi": "a search",
     "pt2": "torch.export",
+    "onnx": "torch.onnx.export",
 }
 DATA = {
     "calib": 'text("calib.txt", samples: 4, length: 64, seed: 7)',

@@ -137,7 +137,7 @@ def _said(row: Row, value: Any) -> str:
         return "none"
     if row.part == "measure":
         return measured(value, row.unit)
-    if row.what in ("bytes", "memory_bytes"):
+    if row.what in ("bytes", "memory_bytes") and _is_number(value):
         return size(value)
     if isinstance(value, tuple):
         return " x ".join(map(str, value)) or "a number"
@@ -146,6 +146,11 @@ def _said(row: Row, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)[:60]
 
 
+def _is_number(value: Any) -> bool:
+    """Of a size that can be drawn: what machines say of themselves may come from anybody."""
+    return type(value) in (int, float) and abs(value) < 1e300  # false for nan
+
+
 def _ratio(row: Row) -> str:
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (row.a, row.b))
+    numbers = _is_number(row.a) and _is_number(row.b)
     return f"  ({(row.b / row.a - 1) * 100:+.1f} %)" if numbers and row.a and row.part != "lock" else ""

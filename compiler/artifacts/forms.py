@@ -74,12 +74,29 @@ def _native(folder: Path) -> None:
     read(folder)
 
 
+def _onnx(folder: Path) -> None:
+    from ..machine.environment import check_modules
+    from ..onnx.checking import check, weights
+
+    check_modules(("onnx",), "onnx", "an artifact of the target `onnx`")
+    weights(folder, check(folder))
+
+
+def _gguf(folder: Path) -> None:
+    from ..gguf.engine import FILE, facts_of
+    from ..gguf.reading import read
+
+    facts_of(read(folder / FILE))
+
+
 _CHECKS: dict[str, Callable[[Path], None]] = {
     "model": _checkpoint,
     "compat": _checkpoint,
     "compact": _compact,
     "program": _program,
     "native": _native,
+    "onnx": _onnx,
+    "gguf": _gguf,
     "adapter": _adapter,
     "reft": _reft,
 }

@@ -23,7 +23,7 @@ from ..report.progress import announce
 from ..rows.forward import LOOK, not_a_number
 from ..words.kinds import Form
 from .manifest import Check
-from .verify_child import GENERATION, GIVEN, inputs_for, probe
+from .verify_child import GENERATION, GIVEN, STEPS, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -54,18 +54,17 @@ def verify(
     Rejects where one differs by more than its tolerance, or the process dies.
     """
     inputs = inputs_of(model, seed)
-    with announce("logits and tokens of the model in memory"):
-        expected = probe(model, inputs)
-    with as_library(model) as differs:  # transformers alone runs no kernels of ours
-        plain = probe(model, inputs) if differs else expected
-    if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
-        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
-    checks: list[Check] = []
     there = [form for form in forms if (artifact / form.folder).is_dir()]
+    said: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+    with announce("logits and tokens of the model in memory"):
+        for steps in {form.steps for form in there}:
+            said[steps] = _in_memory(model, inputs, steps)
+    checks: list[Check] = []
     for number, form in enumerate(there, 1):
         then = f"{number} of {len(there)}"
         with announce(f"{form.folder} in a fresh process", then):
-            found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds)
+            expected, plain = said[form.steps]
+            found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds, form.steps)
             wanted = plain if form.opens == "plain" else expected
             rounded = form.rounds(model) if form.rounds else None
             checks += compare(form, wanted, found, next(model.parameters()).dtype, rounded)
@@ -73,6 +72,18 @@ def verify(
     if wrong:
         raise Reject(*(_differs(check) for check in wrong))
     return tuple(checks)
+
+
+def _in_memory(
+    model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What the model computes, and what it does without kernels of ours: transformers alone runs none."""
+    expected = probe(model, inputs, steps)
+    with as_library(model) as differs:
+        plain = probe(model, inputs, steps) if differs else expected
+    if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
+        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=LOOK))
+    return expected, plain
 
 
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -87,7 +98,12 @@ def attention_of(model: Any) -> str:
 
 
 def reopen(
-    folder: Path, how: str, inputs: Mapping[str, torch.Tensor], attention: str, seconds: float = SECONDS
+    folder: Path,
+    how: str,
+    inputs: Mapping[str, torch.Tensor],
+    attention: str,
+    seconds: float = SECONDS,
+    steps: int = STEPS,
 ) -> dict[str, torch.Tensor]:
     """What a fresh process computes from a folder. `how` is a Form's `opens`."""
     from safetensors.torch import load_file, save_file
@@ -106,6 +122,7 @@ def reopen(
             str(outputs),
             attention,
             str(torch.get_num_threads()),
+            str(steps),
         ]
         try:
             done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=seconds)

@@ -174,6 +174,7 @@ def load_exported(folder: str, attention: str) -> nn.Module:
 
 
 def load_native(folder: str, attention: str) -> nn.Module:
+    """What runs outside torch: the native engine, ONNX Runtime; what a GGUF file says."""
     from effc.compiler.artifacts.load import load
 
     return load(folder, check="sha256")
@@ -188,14 +189,57 @@ def load_peft(folder: str, attention: str) -> nn.Module:
     return model.eval()
 
 
-OPENERS = {"plain": load_plain, "peft": load_peft, "effc": load_effc, "torch": load_exported, "native": load_native}
+class LlamaCpp(nn.Module):
+    """llama.cpp's logits of rows, each computed alone; keys and values in float32."""
+
+    def __init__(self, file: str):
+        super().__init__()
+        import llama_cpp
+
+        exact = {"type_k": 0, "type_v": 0, "flash_attn": False, "n_threads": torch.get_num_threads()}
+        self.llama = llama_cpp.Llama(file, n_ctx=64, n_batch=64, logits_all=True, verbose=False, **exact)
+
+    def can_generate(self) -> bool:
+        return False
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = torch.zeros((*input_ids.shape, self.llama.n_vocab()))
+        for row, (ids, seen) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+            self.llama.reset()
+            self.llama.eval(ids[seen].tolist())
+            logits[row, seen] = torch.tensor(self.llama.scores[: int(seen.sum())])
+        return logits
 
 
-def main(how: str, folder: str, given: str, outputs: str, attention: str, threads: str) -> None:
+def load_llama(folder: str, attention: str) -> nn.Module:
+    return LlamaCpp(f"{folder}/model.gguf")
+
+
+OPENERS = {
+    "llama": load_llama,
+    "plain": load_plain,
+    "peft": load_peft,
+    "effc": load_effc,
+    "torch": load_exported,
+    "native": load_native,
+    "onnx": load_native,
+    "gguf": load_native,
+}
+
+
+def main(
+    how: str, folder: str, given: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)
+) -> None:
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
-    save_file(probe(OPENERS[how](folder, attention), load_file(given)), outputs)
+    save_file(probe(OPENERS[how](folder, attention), load_file(given), int(steps)), outputs)
 
 
 if __name__ == "__main__":

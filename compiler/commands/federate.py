@@ -1,74 +1,107 @@
-"""`effc run` of a federation: all its clients in this process, a line for every round."""
+"""`effc federate`: a local deployment of a federation on Flower, started, watched and ended."""
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ...dsl.diagnostics import Reject
+from .flags import Shared, verb
 
 if TYPE_CHECKING:
-    from ..federation.declaration import Declaration
-    from ..federation.rounds import Federation
-    from .flags import Shared
+    from ..federation.deployment import Deployment
+
+LOOK = 2.0  # seconds between two looks at a run
+
+_app = typer.Argument(metavar="FOLDER", help="An artifact of the target `flower`.", show_default=False)
+_data = typer.Option(
+    "--data", metavar="FOLDER", show_default=False, help="A client's own data; once for each client, or left out."
+)
+_port = typer.Option("--port", metavar="PORT", min=0, max=65535, help="Of the SuperLink; 0 takes a free one.")
+_wait = typer.Option("--wait", help="Stay until the run is over; the exit code is its end.")
 
 
-def is_federation(place: str) -> bool:
-    """Whether a path is an artifact of the target `flower`."""
-    from ..artifacts.manifest import NAME, read_manifest
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name="federate")
 
-    return (Path(place) / NAME).is_file() and read_manifest(Path(place)).kind == "flower"
+    @verb(group, name="up", shows=("cache",))
+    def start(
+        folder: Annotated[Path, _app],
+        shared: Shared,
+        data: Annotated[list[Path], _data] = (),  # type: ignore[assignment]
+        port: Annotated[int, _port] = 0,
+        wait: Annotated[bool, _wait] = False,
+    ) -> None:
+        """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
+        from ..artifacts.manifest import verify_files
+        from ..federation.app import PACKAGE
+        from ..federation.declaration import NAME, check_base, read_declaration
+        from ..federation.deployment import check_flower, up
+        from .simulate import data_folder
+
+        check_flower()
+        folder = folder.resolve()
+        verify_files(folder)
+        declared = read_declaration(folder / PACKAGE / NAME)
+        check_base(declared, folder / declared.folder, shared.cache_folder)
+        common = folder if data else data_folder(folder)
+        made = up(folder, declared, place_of(folder), common, list(data), shared.cache_folder, port)
+        shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")
+        if wait:
+            return _until_over(made, shared)
+        if shared.format == "json":
+            return shared.screen.answer_json("federate up", run=made.run, port=made.port, folder=str(made.folder))
+        return shared.screen.say(f"effc federate status {folder}")
+
+    @verb(group, name="status")
+    def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:
+        """Say how the run goes and which processes live; the exit code is that of a run that is over."""
+        from ..federation.deployment import read_deployment
+
+        made = read_deployment(place_of(folder.resolve()))
+        return _until_over(made, shared) if wait else _tell(made, shared)
+
+    @verb(group, name="down")
+    def stop(folder: Annotated[Path, _app], shared: Shared) -> None:
+        """End the deployment's processes; logs, checkpoints and results stay."""
+        from ..federation.deployment import down, read_deployment
+
+        made = read_deployment(place_of(folder.resolve()))
+        names = down(made)
+        if shared.format == "json":
+            return shared.screen.answer_json("federate down", ended=names, folder=str(made.folder))
+        return shared.screen.say(f"ended {', '.join(names) or 'nothing'}; results and logs are in {made.folder}")
 
 
-def federate(path: Path, shared: "Shared") -> None:
-    """Simulate, and write the states to a folder beside the artifact; killed, the next call goes on."""
-    from ..artifacts.manifest import verify_files
-    from ..federation.app import PACKAGE
-    from ..federation.declaration import NAME, read_declaration
-    from ..federation.results import write_results
-    from ..federation.simulation import simulate
-    from ..federation.table import HEAD, line
-    from ..opened import computing
-
-    verify_files(path)
-    declared = read_declaration(path / PACKAGE / NAME)
-    data, screen = _data_folder(path), shared.screen
-    into = path.with_name(f"{path.name}-result")
-    if screen.format != "json":
-        screen.answer(HEAD)
-    told = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
-    with computing(str(path)):
-        run = simulate(declared, path / declared.folder, data, shared.settings(), told)
-    write_results(run.strategy.results(), run.course, declared, into)
-    if screen.format == "json":
-        return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))
-    return _sum_up(run, declared, into, shared)
+def place_of(app: Path) -> Path:
+    """The folder of an app's deployment, beside it."""
+    return app.with_name(f"{app.name}-deployment")
 
 
-def _data_folder(path: Path) -> Path:
-    """The folder of the recipe: what its data's paths start from."""
-    from ..artifacts.manifest import read_manifest
-    from ..judging.retest import recipe_lost, recipe_of
+def _until_over(made: "Deployment", shared: Shared) -> None:
+    from ..federation.deployment import status
 
-    manifest = read_manifest(path)
-    file = recipe_of(path, manifest)
-    if file is None:
-        name = manifest.recipe.get("name", "its recipe")
-        raise Reject(
-            recipe_lost(
-                f"{name}, whose folder the data of {path} lie in, is not beside it",
-                help=f"copy {name} and its data beside {path.name}, or run from their folder",
-            )
-        )
-    return file.parent
+    while not status(made)[0].startswith("finished") and not made.lost:
+        time.sleep(LOOK)
+    _tell(made, shared)
 
 
-def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Shared") -> None:
-    from ..federation.noise import epsilon
-    from ..federation.rounds import lines
-    from ..report.quantity import counted, size
+def _tell(made: "Deployment", shared: Shared) -> None:
+    from ..federation.deployment import deployment_failed, status
+    from ..federation.processes import last_line
 
-    for text in lines(run.course.rounds):
-        shared.screen.say(text)
-    if declared.clip and declared.noise:
-        spent = epsilon(len(run.course.rounds), declared.noise, declared.delta)
-        shared.screen.say(f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round")
-    shared.screen.say(f"{counted(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")
+    word, details = status(made)
+    if shared.format == "json":
+        living = {p.name: p.lives for p in made.processes}
+        shared.screen.answer_json("federate status", run=made.run, status=word, details=details, processes=living)
+    else:
+        rows = [(p.name, str(p.pid), "lives" if p.lives else f"ended: {last_line(p.log)}") for p in made.processes]
+        shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
+        shared.screen.answer(f"run {made.run}: {word}")
+    if word in ("finished:failed", "finished:stopped"):
+        raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {made.folder}"))
+    if made.lost and word != "finished:completed":
+        gone = made.lost[0]
+        raise Reject(deployment_failed(f"{gone.name} has ended: {last_line(gone.log)}", help=f"see {gone.log}"))

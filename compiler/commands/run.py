@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
             from ..running.pick import folder_of
 
             model = str(folder_of(Path(model), pick))
-        from .federate import federate, is_federation
+        from .simulate import federate, is_federation
 
         if is_federation(model):
             return federate(Path(model), shared)

@@ -31,6 +31,8 @@ def register(app: typer.Typer) -> None:
 
             signed = check_signature(artifact, verify_key)
         forms = check_forms(artifact, manifest)
+        if manifest.kind == "flower":
+            check_federation(artifact, shared.cache_folder)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "verify",
@@ -43,3 +45,12 @@ def register(app: typer.Typer) -> None:
         said = f"ok: {counted(len(manifest.files), 'file')} as the manifest has them"
         said += f", forms {', '.join(forms)}" if forms else ""
         return shared.screen.answer(said + (f", signed by {signed}" if signed else ""))
+
+
+def check_federation(artifact: Path, cache: Path) -> None:
+    """Raises Reject where the declaration is not one, or is of another model than lies beside it."""
+    from ..federation.app import PACKAGE
+    from ..federation.declaration import NAME, check_base, read_declaration
+
+    declared = read_declaration(artifact / PACKAGE / NAME)
+    check_base(declared, artifact / declared.folder, cache)

@@ -106,7 +106,12 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
 
 def sentence(declared: Declaration) -> str:
     """What is trained how, in a line: `12 clients train LoRA adapters by fedavg`."""
-    what = {"lora": "LoRA adapters", "prompt": "a soft prompt", "full": "all weights"}[declared.trains]
+    what = {
+        "lora": "LoRA adapters",
+        "reft": "interventions",
+        "prompt": "a soft prompt",
+        "full": "sub-networks" if declared.sizes else "all weights",
+    }[declared.trains]
     return f"{declared.clients} clients train {what} by {declared.strategy}"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from .low_rank import modules
 from .noise import noisy_mean
+from .rotations import projected
 from .state import Shapes, State, mean
 from .strategy import Payload, Sent, Strategy
 
@@ -33,6 +34,7 @@ class FedAvg(Strategy):
             self.state = noisy_mean(states, self._before(states), self.clip, self.noise, seed)
         else:
             self.state = mean(states, {k: s.examples for k, s in sent.items()})
+        self.state = projected(self.state)  # rows R of interventions stay orthonormal
 
     def _before(self, states: Mapping[int, State]) -> State:
         return {name: self.state[name] for name in next(iter(states.values()))}

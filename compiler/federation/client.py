@@ -4,6 +4,7 @@ What it learned itself lies in the memory of its node. Where the server sends a 
 node may have been away. Nothing that a client raises or answers holds rows, prompts or their losses one by one.
 """
 
+import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +17,10 @@ from ...dsl.diagnostics import Fault, Reject
 from ..training.schedule import seed_of
 from .grid import Answer, Message
 from .low_rank import modules
+from .masks import Keys, fixed, others_mean
 from .mixing import adaptive, mix
+from .rotations import projected
+from .secure import LEAST
 from .state import State, fault_of, shapes
 
 client_refuses = Fault("client-refuses", "A client of a federation can't do what its server asks.", exit="failure")
@@ -47,6 +51,10 @@ class Learner(ABC):
     def loss(self, state: State, added: State) -> float:
         """On its own held-out rows; NaN where it has none."""
 
+    def judged(self, state: State, added: State) -> tuple[float, float]:
+        """The loss, and the share of held-out rows that it gets right; NaN where that is no question."""
+        return self.loss(state, added), math.nan
+
 
 class Participant:
     """The client of a partition."""
@@ -56,7 +64,12 @@ class Participant:
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
         if message.kind == "join":
-            return Answer(config={"client": self.client, "examples": self.learner.examples, "base": self.learner.base})
+            said = {"client": self.client, "examples": self.learner.examples, "base": self.learner.base}
+            if message.config.get("secure"):
+                said["public"] = keys_of(memory).public.hex()
+            return Answer(config=said)
+        if message.kind == "masked":
+            return self._masked(message, memory)
         if message.kind == "initial":
             return Answer({"own": self.learner.drawn(int(message.config.get("seed", 0)))})
         if message.kind != "train":
@@ -78,17 +91,32 @@ class Participant:
                 client_refuses(f"training left a state that can't be used: {why}", help="lower the learning rate")
             )
         memory["own"] = state
+        loss, accuracy = self.learner.judged(state, added)
+        memory["number"] = {"number": np.array([message.number])}
+        sent = {} if config.get("secure") else {"own": {n: array for n, array in state.items() if n in names}}
         return Answer(
-            {"own": {name: array for name, array in state.items() if name in names}},
+            sent,
             {
                 "number": message.number,
                 "examples": self.learner.examples,
                 "before": before,
                 "mix": mixed,
-                "loss": self.learner.loss(state, added),
+                "loss": loss,
+                "accuracy": accuracy,
                 "seconds": time.monotonic() - started,
             },
         )
+
+    def _masked(self, message: Message, memory: dict[str, Any]) -> Answer:
+        """What it learned in this round, under masks against the clients that the server names."""
+        if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
+            raise Reject(client_refuses(f"there is no state of round {message.number} here"))
+        publics = {int(k): bytes.fromhex(key) for k, key in json.loads(str(message.config["publics"])).items()}
+        keys, own = keys_of(memory), int(message.config["client"])
+        if len(publics) < LEAST or publics.get(own) != keys.public:
+            raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
+        values = fixed(memory["own"], len(publics))
+        return Answer({"masked": {"sum": values + keys.mask(own, publics, message.number, len(values))}})
 
     def _check(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
@@ -120,7 +148,9 @@ class Participant:
         if "fixed" in arrays:
             memory["fixed"] = arrays["fixed"]
         if "global" in arrays:
-            return {**memory.get("fixed", {}), **arrays["global"]}, math.nan
+            return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
+        if "mean" in arrays:
+            return self._among(arrays["mean"], memory.get("own"), config, added)
         if "mix" not in config:
             seed = seed_of(int(config["seed"]), message.number)
             return self.learner.drawn(seed, int(config["rank"])), math.nan
@@ -133,6 +163,14 @@ class Participant:
             )
         return self._mixed(own, arrays.get("others"), config, added)
 
+    def _among(self, mean: State, own: State | None, config: Mapping[str, Any], added: State) -> tuple[State, float]:
+        """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
+        among = int(config["among"])
+        if not own:
+            return projected(mean), math.nan
+        others = others_mean({name: array * among for name, array in mean.items()}, own, among) if among else mean
+        return self._mixed(own, others, config, added)
+
     def _mixed(self, own: State, others: State | None, config: Mapping[str, Any], added: State) -> tuple[State, float]:
         if not others:
             return own, 0.0
@@ -140,6 +178,13 @@ class Participant:
             share, state = adaptive(own, others, lambda s: _of(self.learner.loss(s, added)), config["way"])
             return state, share
         return mix(own, others, float(config["mix"]), config["way"]), float(config["mix"])
+
+
+def keys_of(memory: dict[str, Any]) -> Keys:
+    """A node's keys for masks, made at the first call; they lie in its memory and leave it never."""
+    if "keys" not in memory:
+        memory["keys"] = {"private": np.frombuffer(Keys().private, np.uint8).copy()}
+    return Keys(memory["keys"]["private"].tobytes())
 
 
 def _of(loss: float) -> float:

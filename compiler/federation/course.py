@@ -14,6 +14,7 @@ class Turn:
     before      the same before training, after it took in what was sent
     examples    rows that it learns from
     mix         share of the others that it took in
+    accuracy    share of its held-out rows whose class it tells; NaN where rows have none
     """
 
     loss: float
@@ -23,6 +24,7 @@ class Turn:
     bytes_up: int
     bytes_down: int
     mix: float = math.nan
+    accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Round:
     def loss(self) -> float:
         """Mean over the clients that have held-out rows."""
         known = [t.loss for t in self.turns.values() if not math.isnan(t.loss)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the clients that tell classes; NaN where none does."""
+        known = [t.accuracy for t in self.turns.values() if not math.isnan(t.accuracy)]
         return math.fsum(known) / len(known) if known else math.nan
 
     @property

@@ -14,10 +14,12 @@ from .averaging import FedAvg, FrozenA
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
 from .rounds import Terms
+from .secure import Summed
+from .sizes import Coverage, Size
 from .state import Shapes
 from .strategy import Strategy
 
-NAME, FORMAT = "federation.json", 1
+NAME, FORMAT = "federation.json", 2
 
 bad_federation = Fault(
     "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
@@ -42,13 +44,16 @@ class DataSet:
 class Declaration:
     """
     base       sha256 over the weights and config of the model in `folder` of the artifact
-    trains     "lora", "prompt" or "full"
+    trains     "lora", "reft", "prompt" or "full"
     full       shapes of a whole state, that of the client with the largest rank
     ranks      of the clients' adapters, by number; empty: all have the largest
     mix        share of the others that a client takes in; None: what its validation likes best
     clip       bound of a client's change, 0 for none; with `noise` times it as deviation
     hold       share of its rows that a client keeps back to judge by
     share      of the clients that take part in a round
+    protects   whom `clip` and `noise` hide: "clients" from the server's mean, or "rows" of each client
+    secure     the server is given sums of masked states
+    sizes      sub-networks, and which one each client trains; empty: the whole model
     """
 
     base: str
@@ -76,6 +81,10 @@ class Declaration:
     deadline: float
     share: float
     seed: int
+    protects: str
+    secure: bool
+    sizes: tuple[Size, ...]
+    size_of: tuple[int, ...]
 
     @property
     def identity(self) -> str:
@@ -101,6 +110,8 @@ class Declaration:
             "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
             "ranks": tuple(int(r) for r in body["ranks"]),
             "data": tuple(DataSet(**d) for d in body["data"]),
+            "sizes": tuple(Size.from_json(size) for size in body["sizes"]),
+            "size_of": tuple(int(n) for n in body["size_of"]),
         }
         found = Declaration(**made)
         for name, fits in _FITS.items():
@@ -110,6 +121,12 @@ class Declaration:
             isinstance(d.name, str) and isinstance(d.word, str) and isinstance(d.args, dict) for d in found.data
         ):
             raise ValueError("`data` is of another form")
+        if not (
+            all(size.fits(found.full) for size in found.sizes)
+            and (not found.sizes or len(found.size_of) == found.clients)
+            and all(0 <= n < len(found.sizes) for n in found.size_of)
+        ):
+            raise ValueError("`sizes` are not of the model's arrays")
         return found
 
 
@@ -125,12 +142,12 @@ def _is_one_of(*texts: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in texts
 
 
-STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone")
+STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone")
 _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("alpha", "clip", "noise", "delta", "beta", "hold", "lr", "deadline", "share"), _is_number),
     **dict.fromkeys(("clients", "steps", "batch", "rounds"), _is_count),
     "folder": _is_one_of("compact", "model"),  # beside it, never a path
-    "trains": _is_one_of("lora", "prompt", "full"),
+    "trains": _is_one_of("lora", "reft", "prompt", "full"),
     "strategy": _is_one_of(*STRATEGIES),
     "center": _is_one_of("mean", "median"),
     "way": _is_one_of("project", "align", "function"),
@@ -139,6 +156,8 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "mix": lambda value: value is None or _is_number(value),
     "ranks": lambda value: all(map(_is_count, value)),
     "seed": lambda value: type(value) is int,
+    "protects": _is_one_of("clients", "rows"),
+    "secure": lambda value: type(value) is bool,
 }
 
 
@@ -166,13 +185,30 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     return files_hash(found, cache_dir)
 
 
+def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
+    """Reject where the folder holds another model."""
+    found = base_hash(folder, cache_dir)
+    if found != declared.base:
+        raise Reject(
+            other_base(
+                f"{folder} is {found[:12]}, the federation is of {declared.base[:12]}",
+                help="bring the folder of the model that was emitted with the federation",
+            )
+        )
+
+
 def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
     ranks = dict(enumerate(declared.ranks))
+    clip = declared.clip if declared.protects == "clients" else 0.0
+    if declared.secure:
+        return Summed(declared.full, declared.strategy == "abm", declared.mix)
+    if declared.strategy == "coverage":
+        return Coverage(declared.full, {k: declared.sizes[n] for k, n in enumerate(declared.size_of)})
     if declared.strategy == "fedavg":
-        return FedAvg(declared.full, declared.clip, declared.noise, seed)
+        return FedAvg(declared.full, clip, declared.noise, seed)
     if declared.strategy == "ffa":
-        return FrozenA(declared.full, declared.clip, declared.noise, seed)
+        return FrozenA(declared.full, clip, declared.noise, seed)
     if declared.strategy in ("stack", "svd", "hetlora"):
         kind = {"stack": Stack, "svd": Truncate, "hetlora": Pad}[declared.strategy]
         return kind(declared.full, declared.alpha, ranks)

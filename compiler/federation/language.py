@@ -1,38 +1,47 @@
-"""A client that learns to predict the next token of its own rows."""
+"""A client that learns the next token of its own rows, the answers to prompts, or the classes of texts."""
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..rows.classes import check_classes, class_logits, judge_classes
 from ..rows.forward import nll
+from ..rows.prompts import prompts
 from ..training.objective import Objective
 from ..training.schedule import RowOrder, seed_of
 from ..training.trained import Trained, training
 from .client import Learner, client_refuses
+from .rows import Rows
 from .slots import Slots
 from .state import State
 
 
 @dataclass(frozen=True)
 class Local:
-    """What a client does in a round: AdamW from a fresh start, `steps` times `batch` rows, gradients cut at `clip`."""
+    """What a client does in a round: AdamW from a fresh start, `steps` times `batch` rows, gradients cut at `clip`.
+
+    noise    of a private client: each row's gradient is cut at `clip`, and their sum gets normal noise of deviation
+             noise * clip; a step's rows are then drawn one by one with probability batch / rows. None: not private
+    """
 
     steps: int
     batch: int
     lr: float
     clip: float = 1.0
+    noise: float | None = None
 
 
 class Language(Learner):
     """`slots` may be shared with other clients of the process, one of whom trains at a time.
 
-    rows, held_out   [n, length] int64; held_out may have no rows
+    held_out    what it judges by; may have no rows
     """
 
-    def __init__(self, slots: Slots, rows: Tensor, held_out: Tensor, local: Local, base: str):
+    def __init__(self, slots: Slots, rows: Rows, held_out: Rows, local: Local, base: str):
         self.slots, self.rows, self.held_out, self.local, self.base = slots, rows, held_out, local, base
         self.examples = len(rows)
 
@@ -40,32 +49,84 @@ class Language(Learner):
         return self.slots.drawn(seed, rank)
 
     def loss(self, state: State, added: State) -> float:
-        if not len(self.held_out):
-            return math.nan
+        return self.judged(state, added)[0]
+
+    def judged(self, state: State, added: State) -> tuple[float, float]:
+        held = self.held_out
+        if not len(held):
+            return math.nan, math.nan
         self.slots.put(state, added)
-        nats, tokens = nll(self.slots.model, self.held_out)
-        return nats / tokens
+        if held.labels is not None:
+            return judge_classes(self.slots.model, held.ids, held.asked, held.labels, "the data")
+        nats, tokens = nll(self.slots.model, held.ids, held.said, held.asked)
+        return nats / tokens, math.nan
 
     def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
         self.slots.put(state, added)
         chosen = {name: p for name, p in self.slots.parameters().items() if name in names}
-        model = self.slots.model
-        with training(model, chosen), torch.random.fork_rng(devices=[]):
-            held, order = Trained(chosen), RowOrder(len(self.rows), seed)
+        with training(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
+            held = Trained(chosen)
             optimizer = torch.optim.AdamW(held.masters.values(), lr=self.local.lr, weight_decay=0.0)
-            lesson = Objective(model, self.rows)
+            learn, order = self._lesson(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
                 if time.monotonic() > until:
                     raise _late(step, self.local.steps)
                 torch.manual_seed(seed_of("dropout", seed, step))
-                lesson.learn(order.take(step * self.local.batch, self.local.batch), 1.0)
-                held.collect()
-                torch.nn.utils.clip_grad_norm_(held.masters.values(), self.local.clip)
+                if self.local.noise is None:
+                    learn(order.take(step * self.local.batch, self.local.batch), 1.0)
+                    held.collect()
+                    nn.utils.clip_grad_norm_(held.masters.values(), self.local.clip)
+                else:
+                    private_gradient(held, learn, len(self.rows), self.local)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 held.spread()
+            self.slots.settle()
         made = {name: t.float().cpu().numpy().copy() for name, t in held.tensors().items()}
         return {name: made.get(name, array) for name, array in state.items()}
+
+    def _lesson(self) -> Callable[[Tensor, float], float]:
+        """What rows of these numbers teach: adds a weight times the gradient of their mean loss."""
+        model, rows = self.slots.model, self.rows
+        lesson = Objective(model, rows.ids, learned=rows.said)
+
+        def learn(chosen: Tensor, weight: float) -> float:
+            with prompts(model, None if rows.asked is None else rows.asked[chosen]):
+                return lesson.learn(chosen, weight)
+
+        def classify(chosen: Tensor, weight: float) -> float:
+            assert rows.labels is not None and rows.asked is not None
+            found = class_logits(model, rows.ids[chosen], rows.asked[chosen]).float()
+            check_classes(found, rows.labels[chosen], "the data")
+            loss = nn.functional.cross_entropy(found, rows.labels[chosen].to(found.device))
+            (loss * weight).backward()
+            return loss.item()
+
+        return learn if rows.labels is None else classify
+
+
+def private_gradient(held: Trained, learn: Callable[[Tensor, float], float], count: int, local: Local) -> None:
+    """The noisy mean of clipped gradients of single rows, one backward pass each, at the masters.
+
+    Which rows, and the noise, come from the system: a seed that somebody knows would take both off again.
+    Source: DP-SGD, Abadi et al. 2016 (arXiv 1607.00133), with Poisson sampling.
+    """
+    assert local.noise is not None
+    draw = torch.Generator()
+    draw.seed()
+    taken = torch.rand(count, generator=draw).lt(local.batch / count).nonzero().flatten()
+    totals = {name: torch.zeros_like(p) for name, p in held.masters.items()}
+    for row in taken:
+        learn(row[None], 1.0)
+        held.collect()
+        grads = {name: p.grad for name, p in held.masters.items() if p.grad is not None}
+        norm = torch.sqrt(sum((g.square().sum() for g in grads.values()), torch.zeros(())))
+        for name, grad in grads.items():
+            totals[name] += grad * (local.clip / norm.clamp(min=local.clip))
+            held.masters[name].grad = None
+    for name, total in totals.items():
+        noise = torch.randn(total.shape, generator=draw).to(total)
+        held.masters[name].grad = (total + local.noise * local.clip * noise) / local.batch
 
 
 def _late(step: int, steps: int) -> Exception:

@@ -25,13 +25,14 @@ mask_range = Fault("mask-range", "A number is too large for the fixed point of a
 
 
 class Keys:
-    """A client's pair of keys for one run; `public` is what the others need."""
+    """A client's pair of keys for one run; `public` is what the others need. `private` brings back those of before."""
 
-    def __init__(self):
+    def __init__(self, private: bytes | None = None):
         check_modules(("cryptography",), "fed", "a masked sum")
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-        self._key = X25519PrivateKey.generate()
+        self._key = X25519PrivateKey.from_private_bytes(private) if private else X25519PrivateKey.generate()
+        self.private: bytes = self._key.private_bytes_raw()
         self.public: bytes = self._key.public_key().public_bytes_raw()
 
     def mask(self, own: int, publics: Mapping[int, bytes], number: int, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ Source: DP-FedAvg, McMahan et al. 2018 (arXiv 1710.06963): uniform weights, clip
 """
 
 from collections.abc import Mapping
+from math import lgamma, log, log1p
 
 import numpy as np
 
@@ -51,3 +52,24 @@ def epsilon(rounds: int, multiplier: float, delta: float) -> float:
     spent = rounds * orders / (2 * multiplier**2)
     converted = spent + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
     return float(max(converted.min(), 0.0))
+
+
+def epsilon_of_rows(steps: int, share: float, multiplier: float, delta: float) -> float:
+    """The epsilon of a row of a client after so many steps, each of rows drawn one by one with probability `share`.
+
+    Rényi differential privacy of the Poisson-sampled Gaussian mechanism at integer orders, adjacency by adding or
+    removing a row.
+    Source: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3; conversion as in `epsilon`.
+    """
+    if multiplier <= 0:
+        return float("inf")
+    found = float("inf")
+    for order in range(2, 257):
+        k = np.arange(order + 1)
+        ways = np.array([lgamma(order + 1) - lgamma(i + 1) - lgamma(order - i + 1) for i in k])
+        left = np.where(k < order, (order - k) * log1p(-min(share, 1 - 1e-15)), 0.0)  # of 0 rows left: log 1
+        terms = ways + k * log(share) + left + (k * k - k) / (2 * multiplier**2)
+        most = terms.max()
+        spent = steps * (most + log(np.exp(terms - most).sum())) / (order - 1)
+        found = min(found, spent + log1p(-1 / order) - log(delta * order) / (order - 1))
+    return max(found, 0.0)

@@ -6,8 +6,8 @@ import numpy as np
 
 from .median import gram
 from .others import Center, shares_of_others
-from .rotations import Way, combined, function_gram, paths
-from .state import Shapes, State
+from .rotations import Way, combined, function_gram, paths, projected
+from .state import Shapes, State, normal
 from .strategy import Payload, Sent, Strategy
 
 
@@ -30,7 +30,8 @@ class AllButMe(Strategy):
         self.center, self.way, self.share = center, way, share
         self.states: dict[int, State] = {}
         self.examples: dict[int, float] = {}
-        self._shares: dict[int, dict[int, float]] = {}
+        self._shares: dict[int, dict[int, float]] = {}  # of medians
+        self._sums: dict[str, np.ndarray] = {}  # of all states, weighted
 
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
         arrays: dict[str, State] = {}
@@ -45,10 +46,26 @@ class AllButMe(Strategy):
         """What the others sent, put together; nothing where there are none."""
         if self.share == 0:
             return {}
-        shares = self._shares.get(client)
-        if shares is None:  # it has sent nothing yet: all that are known are the others
-            shares = shares_of_others(self.examples | {client: 0.0}, None)[client] if self.states else {}
+        rest = {k: w for k, w in self.examples.items() if k != client and w > 0}
+        shares = self._shares.get(client) or (normal(rest) if rest else {})
+        if shares and self.center == "mean" and self.way == "project":
+            return self._without(client)
         return combined(self.states, shares, self.states.get(client, self.initial), self.way) if shares else {}
+
+    def _without(self, client: int) -> State:
+        """The mean of the others from the sum of all: a round of many clients costs as many sums, not their square."""
+        if not self._sums:
+            some = next(iter(self.states.values()))
+            self._sums = {
+                name: sum(self.examples[k] * self.states[k][name].astype(np.float64) for k in sorted(self.states))
+                for name in some
+            }
+        mine = self.examples.get(client, 0.0)
+        mass = sum(self.examples.values()) - mine
+        own = self.states.get(client, self.initial)
+        return projected(
+            {n: ((s - mine * own[n].astype(np.float64)) / mass).astype(own[n].dtype) for n, s in self._sums.items()}
+        )
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         for client, one in sent.items():
@@ -56,11 +73,11 @@ class AllButMe(Strategy):
         self._weigh()
 
     def _weigh(self) -> None:
-        products = None
+        self._shares, self._sums = {}, {}
         if self.center == "median" and self.states:
             some = next(iter(self.states.values()))
             products = function_gram(self.states) if self.way == "function" and paths(some) else gram(self.states)
-        self._shares = shares_of_others(self.examples, products)
+            self._shares = shares_of_others(self.examples, products)
 
     def results(self) -> dict[str, State]:
         return {f"client-{client}": state for client, state in sorted(self.states.items())}

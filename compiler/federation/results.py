@@ -15,8 +15,13 @@ from .state import State
 MARK = "federation-result.json"
 
 
-def write_results(states: Mapping[str, State], course: Course, declared: Declaration, into: Path) -> None:
-    """A folder for every state ("global", or one of each client), and how the rounds went."""
+def write_results(
+    states: Mapping[str, State], course: Course, declared: Declaration, into: Path, source: Path | None = None
+) -> None:
+    """A folder for every state ("global", or one of each client), and how the rounds went.
+
+    source    the artifact, whose `edits/` say how interventions are put in
+    """
     from ..store.cache import write_whole
 
     for name, state in states.items():
@@ -24,6 +29,8 @@ def write_results(states: Mapping[str, State], course: Course, declared: Declara
         folder.mkdir(parents=True, exist_ok=True)
         if declared.trains == "lora":
             _write_adapter(state, declared, folder)
+        elif declared.trains == "reft" and source is not None:
+            _write_interventions(state, source, folder)
         else:
             _write_tensors(state, folder / "state.safetensors")
     body = {"identity": declared.identity, "base": declared.base, "rounds": [r.to_json() for r in course.rounds]}
@@ -32,15 +39,37 @@ def write_results(states: Mapping[str, State], course: Course, declared: Declara
 
 def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
     prefix = "base_model.model"
-    named = {f"{prefix}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in modules(state) for side in "AB"}
+    factors = modules(state)
+    inside = {f"{path}.{side}" for path in factors for side in "AB"}
+    named = {f"{prefix}.{name}": array for name, array in state.items() if name not in inside}
+    named |= {f"{prefix}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(_config(state, declared), indent=2) + "\n")
 
 
+def _write_interventions(state: State, source: Path, folder: Path) -> None:
+    """As the target `reft` writes them, so that they go onto the base; a head's arrays beside them."""
+    import shutil
+
+    inner = {"R": "project", "V": "project", "W": "aim", "b": "bias"}
+    made, rest = {}, {}
+    for name, array in state.items():
+        path, _, last = name.rpartition(".")
+        is_edit = ".reft.functions." in name and last in inner
+        (made if is_edit else rest)[f"{path}.{inner[last]}" if is_edit else name] = array
+    (folder / "reft").mkdir(exist_ok=True)
+    _write_tensors(made, folder / "reft" / "model.safetensors")
+    shutil.copyfile(source / "edits" / "reft.json", folder / "reft" / "reft.json")
+    if rest:
+        _write_tensors(rest, folder / "head.safetensors")
+
+
 def _config(state: State, declared: Declaration) -> dict[str, Any]:
+    whole = sorted({name.partition(".")[0] for name in state if not name.endswith((".A", ".B"))})
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": None if whole else "CAUSAL_LM",
+        "modules_to_save": whole or None,
         "base_model_name_or_path": None,
         "r": rank_of(state),
         "lora_alpha": declared.alpha,

@@ -6,7 +6,7 @@ round with a sentence; the run goes on with the others, or stops with a sentence
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,13 +14,15 @@ from ...dsl.diagnostics import Fault, Reject
 from .checkpoint import Checkpoint
 from .course import Course, Round, Turn
 from .grid import Grid, Message, Reply, exchange
-from .state import State, fault_of
+from .secure import LEAST, masked_request, opened_sum
+from .state import State, fault_of, numbers
 from .strategy import Sent, Strategy
 
 too_few_clients = Fault(
     "too-few-clients", "Fewer clients came to a federation, or answered in a round, than it needs.", exit="failure"
 )
 
+NUMBERS = ("loss", "before", "examples", "seconds", "mix", "accuracy")  # of a reply
 _LOOK = 1.0  # seconds between two counts of the nodes
 
 
@@ -55,6 +57,15 @@ class Member:
     client: int
     node: int
     examples: int
+    public: str = ""  # its key for masks, hex
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Of the states of some clients."""
+
+    total: State
+    clients: tuple[int, ...]
 
 
 @dataclass
@@ -121,13 +132,14 @@ class Federation:
             self.known.pop(self.members.pop(client).node)
             self.holding.pop(client, None)
         fresh = sorted(there - self.known.keys())
-        asked = [Message(node, "join", 0) for node in fresh]
+        asked = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
         replies = exchange(self.grid, asked, self.terms.deadline, self.terms.every)
         for reply in sorted(replies, key=lambda r: (int(r.config.get("client", -1)), r.node)):
             client = self._admit(reply)
             self.known[reply.node] = client
             if client is not None:
-                self.members[client] = Member(client, reply.node, int(reply.config["examples"]))
+                public = str(reply.config.get("public", ""))
+                self.members[client] = Member(client, reply.node, int(reply.config["examples"]), public)
                 self.faults.pop(client, None)
 
     def _admit(self, reply: Reply) -> int | None:
@@ -149,6 +161,8 @@ class Federation:
     def _initial(self) -> State:
         """The state that all start from, from the first client that can tell it."""
         for client, member in sorted(self.members.items()):
+            if not self.strategy.tells_start(client):
+                continue
             message = Message(member.node, "initial", 0)
             for reply in exchange(self.grid, [message], self.terms.deadline, self.terms.every):
                 state = reply.arrays.get("own", {})
@@ -177,9 +191,14 @@ class Federation:
                 continue
             assert reply is not None
             examples = float(reply.config["examples"])
-            sent[client] = Sent(reply.arrays["own"], examples)
+            sent[client] = Sent(reply.arrays.get("own", {}), examples)
             turns[client] = _turn(reply, messages[client])
             self.holding[client] = number
+        summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
+        if summed is not None:
+            sent = {client: one for client, one in sent.items() if client in summed.clients}
+            size = 4 * numbers(self.strategy.full)  # of the masked half
+            turns = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in turns.items() if c in sent}
         if len(sent) < max(1, self.terms.least):
             raise Reject(
                 too_few_clients(
@@ -189,7 +208,10 @@ class Federation:
                     help="run again: it goes on from the last round that was kept",
                 )
             )
-        self.strategy.take(number, sent)
+        if summed is not None:
+            self.strategy.take_sum(summed.total, summed.clients)
+        else:
+            self.strategy.take(number, sent)
         return Round(number, turns, faults, time.monotonic() - started)
 
     def _chosen(self, number: int) -> list[int]:
@@ -215,7 +237,44 @@ class Federation:
             return f"its reply is of round {reply.config.get('number')}"
         if not float(reply.config.get("examples", 0)) > 0:
             return "it has no data"
-        return fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))
+        return "" if self.strategy.secure else fault_of(reply.arrays.get("own", {}), self.strategy.wanted(client))
+
+    def _sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
+        """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
+        while len(clients) >= LEAST:
+            publics = {c: self.members[c].public for c in clients}
+            asked = [masked_request(self.members[c].node, c, number, publics) for c in clients]
+            by_node = {r.node: r for r in exchange(self.grid, asked, self.terms.deadline, self.terms.every)}
+            replies = {c: by_node.get(self.members[c].node) for c in clients}
+            wanted, vectors = numbers(self.strategy.full), {}
+            for client, reply in replies.items():
+                why = self._unmasked(reply, wanted)
+                if why:
+                    faults[client] = why
+                    self.holding.pop(client, None)
+                elif reply is not None:
+                    vectors[client] = reply.arrays["masked"]["sum"]
+            if len(vectors) == len(clients):
+                return Sum(opened_sum([vectors[c] for c in clients], self.strategy.full), tuple(clients))
+            clients = sorted(vectors)
+        raise Reject(
+            too_few_clients(
+                f"round {number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
+                note=self._said(faults),
+                help="run again when more of them are there",
+            )
+        )
+
+    def _unmasked(self, reply: Reply | None, wanted: int) -> str:
+        """Why a masked state can't be used; "" where it can."""
+        if reply is None:
+            return f"no masked state within {self.terms.deadline:g} s"
+        if reply.error:
+            return reply.error
+        found = reply.arrays.get("masked", {}).get("sum")
+        if found is None or found.shape != (wanted,) or found.dtype != np.uint32:
+            return f"its masked state is not {wanted} numbers of 32 bits"
+        return ""
 
     @staticmethod
     def _said(faults: Mapping[int, str]) -> str:
@@ -228,8 +287,8 @@ def _first_line(text: str) -> str:
 
 
 def _turn(reply: Reply, message: Message) -> Turn:
-    numbers = {name: float(reply.config.get(name, "nan")) for name in ("loss", "before", "examples", "seconds", "mix")}
-    return Turn(**numbers, bytes_up=reply.bytes, bytes_down=message.bytes)
+    values = {name: float(reply.config.get(name, "nan")) for name in NUMBERS}
+    return Turn(**values, bytes_up=reply.bytes, bytes_down=message.bytes)
 
 
 def lines(rounds: Sequence[Round]) -> list[str]:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..layers.reft import FORMS, Intervention, interventions
 from ..rows.forward import without_cache
+from ..rows.prompts import head
 from ..training.adapters import Shape, adapted
 from ..training.schedule import seed_of
 from .low_rank import modules
@@ -35,6 +37,9 @@ class Slots(ABC):
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
         """What the model now has of the state, by the names of its arrays."""
+
+    def settle(self) -> None:  # noqa: B027 (most have nothing to do)
+        """After training: let parameters be what they stand for."""
 
 
 def _draw(seed: int, name: str) -> np.random.Generator:
@@ -97,6 +102,69 @@ class LowRank(Slots):
             (name,) = layer.lora_A
             found |= {f"{path}.A": layer.lora_A[name].weight, f"{path}.B": layer.lora_B[name].weight}
         return found
+
+
+class Edited(Slots):
+    """Interventions that the model has; their rows R are orthonormal whenever a state leaves it."""
+
+    def __init__(self, model: nn.Module, full: Shapes):
+        self.model, self.full, self.functions = model, full, functions(model)
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.parameters().items()}
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        return {name: array.copy() for name, array in self.start.items()}
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        for name, parameter in self.parameters().items():
+            parameter.copy_(torch.from_numpy(state[name]))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for path, function in self.functions.items() for name, p in arrays(path, function).items()}
+
+    def settle(self) -> None:
+        for function in self.functions.values():
+            function.settle()
+
+
+def functions(model: nn.Module) -> dict[str, Intervention]:
+    """The functions of a model's interventions by path."""
+    return {
+        f"{path}.functions.{name}": function
+        for path, module in interventions(model)
+        for name, function in module.functions.items()
+    }
+
+
+def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
+    """The parameters of a function under the names that rotations.py knows: R where rows are orthonormal, else V."""
+    project = "R" if FORMS[function.form].orthonormal else "V"
+    found = {f"{path}.{project}": function.project, f"{path}.b": function.bias}
+    return found if function.aim is None else {**found, f"{path}.W": function.aim}
+
+
+class Headed(Slots):
+    """Slots of a model that ends in a head over whole rows, which is trained along and sent with the rest."""
+
+    def __init__(self, inner: Slots, full: Shapes):
+        self.inner, self.model, self.full = inner, inner.model, full
+        self.held = {name: p for name, p in head(inner.model).items() if name in full}
+        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.held.items()}
+
+    def drawn(self, seed: int, rank: int | None) -> State:
+        return {**self.inner.drawn(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
+
+    @torch.no_grad()
+    def put(self, state: State, added: State) -> None:
+        self.inner.put(state, added)
+        for name, parameter in self.held.items():
+            parameter.copy_(torch.from_numpy(state[name]))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {**self.inner.parameters(), **self.held}
+
+    def settle(self) -> None:
+        self.inner.settle()
 
 
 class Whole(Slots):

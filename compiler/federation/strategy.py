@@ -30,10 +30,12 @@ class Strategy(ABC):
     full      shapes of a whole state, that of the largest client
     personal  every client ends with a state of its own
     starts    all begin from one state, which the server asks a client for; else clients draw their own
+    secure   the server is given sums of masked states, and never a state (secure.py)
     """
 
     personal: bool = False
     starts: bool = True
+    secure: bool = False
 
     def __init__(self, full: Shapes):
         self.full = dict(full)
@@ -46,6 +48,10 @@ class Strategy(ABC):
     @abstractmethod
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
         """What a client gets in a round. `holds` is the last round whose state it has in memory, None for none."""
+
+    def tells_start(self, client: int) -> bool:
+        """Whether a client can tell the state that all start from."""
+        return True
 
     def wanted(self, client: int) -> Shapes:
         """The arrays that a client has to send."""

@@ -22,7 +22,9 @@ from ..report.progress import follow
 from ..rows.forward import device_of, evaluating, output_logits, vocabulary
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
-prompt_too_long = Fault("timed-prompt-too-long", "A measure of time reads a prompt that the model has no positions for.")
+prompt_too_long = Fault(
+    "timed-prompt-too-long", "A measure of time reads a prompt that the model has no positions for."
+)
 
 WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built tables
 CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases

@@ -232,6 +232,8 @@ class NativeModel(nn.Module):
         without one they follow torch's generator. Interrupted, it leaves the engine ready for the next call.
         """
         config = generation_config if generation_config is not None else self.generation_config
+        if eos_token_id is None and getattr(config, "eos_token_id", None) is None:
+            eos_token_id = self.generation_config.eos_token_id  # as transformers fills up a config
         sampling = (
             Sampling.of_config(config)
             .overlaid(

@@ -1,15 +1,20 @@
 """A Flower App: clients that keep their data train adapters of the model together."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation
 from ...dsl.values import DataRef, Duration, Ratio, Selector
+from ..federation.secure import LEAST
 from ..ir.program import Program
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..words.kinds import Form, Picture, Target, Wish, param
 from .hf import Hf
+
+if TYPE_CHECKING:
+    from ..federation.declaration import Declaration
+    from ..federation.sizes import Size
 
 unfit_strategy = Fault("unfit-strategy", "A federation's strategy can't put together what its clients are to train.")
 
@@ -25,14 +30,23 @@ class Flower(Target):
     `strategy` is `fedavg` (over adapters: FedIT); `ffa` (A frozen, B averaged: exact); `stack` (FLoRA: exact, merged
     into the weights each round); `svd` (FlexLoRA) and `hetlora`, where clients' `ranks` may differ; `abm` (FedReFT's
     All-But-Me: every client keeps a state of its own and takes a share `mix` of what the others sent, their mean or
-    geometric median); `alone` (each client by itself, the baseline).
+    geometric median); `alone` (each client by itself, the baseline); `coverage` (RaFFM and HeteroFL: clients train
+    sub-networks within their `budgets`, and entries count as often as they are held).
+
+    `trains: reft` federates the interventions that `reft.insert` put in. Rows of `pairs` teach answers, rows of
+    `labels` classes; a head over whole rows is trained along and sent with the rest.
+
+    With `secure` the server is given sums of masked states and never a state of three or more clients.
 
     A client that fails, is late, sends NaN or holds another model is left out of a round with a sentence. With
-    `clip`, what one client can change is bounded, and `noise` hides it: `effc run` prints the epsilon.
+    `clip`, what one client, or with `protects: rows` what one row can change is bounded, and `noise` hides it:
+    `effc run` prints the epsilon.
 
     Source: McMahan et al. 2017 (arXiv 1602.05629); FFA-LoRA, Sun et al. 2024 (arXiv 2403.12313); FLoRA, Wang et al.
     2024 (arXiv 2409.05976); FlexLoRA, Bai et al. 2024 (arXiv 2402.11505); HetLoRA, Cho et al. 2024 (arXiv
-    2401.06432); FedReFT, Siddika et al. 2025 (arXiv 2508.20295); prompt tuning, Lester et al. 2021 (arXiv 2104.08691).
+    2401.06432); FedReFT, Siddika et al. 2025 (arXiv 2508.20295); prompt tuning, Lester et al. 2021 (arXiv 2104.08691);
+    RaFFM, Yu et al. 2023 (arXiv 2310.00247); HeteroFL, Diao et al. 2021 (arXiv 2010.01264); secure sums, Bonawitz
+    et al. 2017; DP-SGD, Abadi et al. 2016 (arXiv 1607.00133).
     Example: flower("fed", data: calib, clients: 4, rounds: 10, strategy: abm)
     """
 
@@ -42,15 +56,71 @@ class Flower(Target):
     }
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
+    unfit: ClassVar[dict[str, tuple[str, str]]] = {
+        "strategy: ffa & not trains: lora": (
+            "`strategy: ffa` puts adapters together, and nothing else is trained with any",
+            "`strategy: fedavg`, or `trains: lora`",
+        ),
+        "strategy: stack & not trains: lora": (
+            "`strategy: stack` puts adapters together, and nothing else is trained with any",
+            "`strategy: fedavg`, or `trains: lora`",
+        ),
+        "strategy: svd & not trains: lora": (
+            "`strategy: svd` puts adapters together, and nothing else is trained with any",
+            "`strategy: fedavg`, or `trains: lora`",
+        ),
+        "strategy: hetlora & not trains: lora": (
+            "`strategy: hetlora` puts adapters together, and nothing else is trained with any",
+            "`strategy: fedavg`, or `trains: lora`",
+        ),
+        "ranks & not strategy: stack & not strategy: svd & not strategy: hetlora": (
+            "`ranks` differ, and this strategy needs adapters of one rank",
+            "`strategy: stack`, `svd` or `hetlora` take several",
+        ),
+        "strategy: coverage & not budgets": (
+            "`strategy: coverage` puts sub-networks together, and no client has a budget",
+            "give `budgets`, a share of the parameters for each client: `[100%, 50%]`",
+        ),
+        "budgets & not strategy: coverage": (
+            "`budgets` make sub-networks of several sizes, which this strategy can't put together",
+            "`strategy: coverage`",
+        ),
+        "strategy: coverage & not trains: full": (
+            "`strategy: coverage` puts sub-networks together, whose weights are trained",
+            "`trains: full`",
+        ),
+        "noise & not clip": ("`noise` is measured in units of `clip`, which is 0", "give `clip: 1.0`"),
+        "clip & protects: clients & not strategy: fedavg & not strategy: ffa": (
+            "`clip` bounds changes of one common state, which this strategy has not",
+            "`strategy: fedavg` or `ffa`, or `protects: rows`",
+        ),
+        "clip & protects: clients & secure": (
+            "with `secure` the server sees no state that it could clip",
+            "`protects: rows` clips at the clients",
+        ),
+        "clip & protects: clients & not share: 100%": (
+            "the epsilon that is told counts every client in every round",
+            "leave `share` out, or `clip`",
+        ),
+        "secure & not strategy: fedavg & not strategy: abm": (
+            "`secure` gives the server a sum, and this strategy needs the states",
+            "`strategy: fedavg` or `abm`",
+        ),
+        "secure & center: median": ("`secure` gives the server a sum, and a median needs the states", "`center: mean`"),
+        "secure & strategy: abm & not way: project": (
+            "`secure` gives the server a sum, and rotations are aligned state by state",
+            "`way: project`",
+        ),
+    }
 
     data: DataRef | tuple[DataRef, ...] = param("Rows that clients learn from: one data set, or several.")
     clients: int = param("How many.", default=4, ge=1)
     rounds: int = param("How often states are sent and put together.", default=5, ge=1)
-    strategy: Literal["fedavg", "ffa", "stack", "svd", "hetlora", "abm", "alone"] = param(
+    strategy: Literal["fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone"] = param(
         "How states are put together.", default="fedavg"
     )
-    trains: Literal["lora", "prompt", "full"] = param(
-        "Adapters, embeddings in front of every row, or all weights.", default="lora"
+    trains: Literal["lora", "reft", "prompt", "full"] = param(
+        "Adapters, interventions, embeddings in front of every row, or all weights.", default="lora"
     )
     on: Selector | None = param(
         "Linear modules with adapters; all inside the layers where it is left out.", default=None
@@ -81,7 +151,12 @@ class Flower(Target):
     batch: int = param("Rows of an update.", default=4, ge=1, unit="rows")
     lr: float = param("Learning rate of AdamW.", default=1e-3, gt=0)
     deadline: Duration = param("How long a round may take.", default=Duration(600.0))
-    clip: float = param("Largest norm of a client's change; 0 for no bound.", default=0.0, ge=0)
+    budgets: tuple[Ratio, ...] | None = param(
+        "Of `coverage`: what share of the parameters each client can train.", default=None
+    )
+    secure: bool = param("The server is given sums of masked states, and no state.", default=False)
+    protects: Literal["clients", "rows"] = param("Whom `clip` and `noise` hide.", default="clients")
+    clip: float = param("Largest norm of a client's change, or of a row's gradient; 0 for no bound.", default=0.0, ge=0)
     noise: float = param("Deviation of the noise, in units of `clip`.", default=0.0, ge=0)
     delta: float = param("For which epsilon is told.", default=1e-5, gt=0, lt=1)
 
@@ -90,9 +165,9 @@ class Flower(Target):
         from ..federation.declaration import base_hash
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
-        full = self._full(program)
+        full, sizes = self._full(program, ctx), self._sizes(program)
         folder = self._write_model(program, into, ctx)
-        declared = self._declared(full, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
+        declared = self._declared(full, sizes, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
         write_app(declared, Path(self.path).name, into)
 
     def foresee(self, ctx: Context) -> None:
@@ -106,6 +181,14 @@ class Flower(Target):
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, Any]:
         return Hf.open(folder, wish)
 
+    @classmethod
+    def picture(cls, folder: Path) -> "Picture":
+        from ..federation.app import PACKAGE
+        from ..federation.declaration import NAME, read_declaration
+        from ..federation.drawing import Drawing
+
+        return Drawing(read_declaration(folder.parent / PACKAGE / NAME))
+
     # -- what is refused -------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -113,37 +196,22 @@ class Flower(Target):
 
         if self.trains == "lora":
             check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
-        elif self.strategy in ("ffa", "stack", "svd", "hetlora"):
+        for name, given in (("ranks", self.ranks), ("budgets", self.budgets)):
+            if given and len(given) != self.clients:
+                raise Reject(
+                    unfit_strategy(f"{len(given)} {name} for {self.clients} clients", help="give one for each client")
+                )
+        if self.budgets and max(b.value for b in self.budgets) < 1:
             raise Reject(
                 unfit_strategy(
-                    f"`strategy: {self.strategy}` puts adapters together, and `trains: {self.trains}` has none",
-                    help="`strategy: fedavg`, or `trains: lora`",
+                    "no client has a budget of 100%, and one tells the others the weights to start from",
+                    help="give one of them `100%`",
                 )
             )
-        if self.ranks and self.strategy not in ("stack", "svd", "hetlora"):
+        if self.secure and self.clients < LEAST:
             raise Reject(
                 unfit_strategy(
-                    f"`strategy: {self.strategy}` needs adapters of one rank",
-                    help="`strategy: stack`, `svd` or `hetlora` take several",
-                )
-            )
-        if self.ranks and len(self.ranks) != self.clients:
-            raise Reject(
-                unfit_strategy(f"{len(self.ranks)} ranks for {self.clients} clients", help="give one for each client")
-            )
-        if self.noise and not self.clip:
-            raise Reject(unfit_strategy("`noise` is measured in units of `clip`, which is 0", help="give `clip: 1.0`"))
-        if self.clip and self.strategy not in ("fedavg", "ffa"):
-            raise Reject(
-                unfit_strategy(
-                    f"`clip` bounds changes of one common state, which `strategy: {self.strategy}` has not",
-                    help="`strategy: fedavg` or `ffa`",
-                )
-            )
-        if self.clip and self.share.value < 1:
-            raise Reject(
-                unfit_strategy(
-                    "the epsilon that is told counts every client in every round", help="leave `share` out, or `clip`"
+                    f"a sum of {self.clients} states tells whose they are", help=f"`clients: {LEAST}` or more"
                 )
             )
 
@@ -153,20 +221,53 @@ class Flower(Target):
 
         sizes = [len(ctx.rows(ref)) for ref in self._refs()]
         divided(sizes, self.clients, self.split, self.beta, ctx.seed)
+        if self.trains == "prompt" and self._classifies(ctx):
+            raise Reject(
+                unfit_strategy(
+                    "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
+                )
+            )
+        if self._classifies(ctx) and self.strategy in ("ffa", "stack", "svd", "hetlora"):
+            raise Reject(
+                unfit_strategy(
+                    f"`strategy: {self.strategy}` puts adapters together, and rows with classes train a head as well",
+                    help="`strategy: fedavg` or `abm`",
+                )
+            )
+        if self.trains == "reft" and any(ctx.prompts(ref) is None for ref in self._refs()):
+            raise Reject(
+                unfit_strategy(
+                    "interventions edit prompts, and the rows don't say where a prompt ends",
+                    help="give rows of `pairs` or `labels`",
+                )
+            )
+
+    def _classifies(self, ctx: Context) -> bool:
+        return any(ctx.labels(ref) is not None for ref in self._refs())
 
     # -- what is declared ------------------------------------------------------------------------------------
 
     def _refs(self) -> tuple[DataRef, ...]:
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
-    def _full(self, program: Program) -> dict[str, tuple[int, ...]]:
-        """Shapes of a whole state."""
+    def _full(self, program: Program, ctx: Context) -> dict[str, tuple[int, ...]]:
+        """Shapes of a whole state, the head's among them where rows have classes."""
+        made = self._trained(program)
+        if self._classifies(ctx):
+            from ..rows.prompts import head
+
+            made |= {name: tuple(p.shape) for name, p in head(program.model).items()}
+        return made
+
+    def _trained(self, program: Program) -> dict[str, tuple[int, ...]]:
         from ..training.adapters import adaptable
 
         if self.trains == "prompt":
             return {"prompt": (self.tokens, program.model.get_input_embeddings().weight.shape[1])}
         if self.trains == "full":
             return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
+        if self.trains == "reft":
+            return self._interventions(program)
         rank, full = max(self.ranks or (self.rank,)), {}
         parts = {part.path: part for part in program.skeleton.parts}
         for path in adaptable(program, self.on):
@@ -175,15 +276,57 @@ class Flower(Target):
             full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
         return full
 
+    def _interventions(self, program: Program) -> dict[str, tuple[int, ...]]:
+        from ..federation.slots import arrays, functions
+
+        found = functions(program.model)
+        if not found:
+            raise Reject(
+                unfit_strategy(
+                    f"`trains: reft`, and {type(program.model).__name__} has no interventions",
+                    help="put `reft.insert()` into the pipeline",
+                )
+            )
+        forms = {function.form for function in found.values()}
+        if self.strategy == "abm" and self.way != "project" and forms - {"loreft", "odireft"}:
+            raise Reject(
+                unfit_strategy(
+                    f"`way: {self.way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
+                    help="`way: project`, or `reft.insert(form: loreft)`",
+                )
+            )
+        if self.strategy == "abm" and self.way == "function" and forms != {"loreft"}:
+            raise Reject(
+                unfit_strategy(
+                    "`way: function` averages what `loreft` computes, and other forms compute something else",
+                    help="`way: align`",
+                )
+            )
+        return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
+
     def _write_model(self, program: Program, into: Path, ctx: Context) -> str:
         """The model as one folder that loads; its name."""
         from ..artifacts.stock import stock_config
 
+        if self.trains == "reft":
+            from ..artifacts import reft
+
+            (into / "edits").mkdir()
+            dtype = str(program.model.dtype).removeprefix("torch.")
+            reft.write(program, into / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
+            (into / "edits" / "model.safetensors").unlink()
         form = "compact" if stock_config(program.model)[1] else "stock"
         Hf(path=self.path, form=form).emit(program, into, ctx)
         return "model" if form == "stock" else "compact"
 
-    def _declared(self, full: dict[str, tuple[int, ...]], folder: str, base: str, ctx: Context):
+    def _sizes(self, program: Program) -> "list[Size]":
+        from ..federation.sizes import sizes_for
+
+        return sizes_for(program, [b.value for b in self.budgets]) if self.budgets else []
+
+    def _declared(
+        self, full: dict[str, tuple[int, ...]], sizes: "list[Size]", folder: str, base: str, ctx: Context
+    ) -> "Declaration":
         from ...dsl.values import to_json
         from ..federation.declaration import DataSet, Declaration
 
@@ -191,6 +334,7 @@ class Flower(Target):
             call: Invocation = ctx.recipe.data[ref.name]
             return DataSet(ref.name, call.word, {k: to_json(v) for k, v in call.args.items()})
 
+        distinct = {size.params: size for size in sizes}
         return Declaration(
             base=base,
             folder=folder,
@@ -217,4 +361,8 @@ class Flower(Target):
             deadline=self.deadline.seconds,
             share=self.share.value,
             seed=ctx.seed,
+            protects=self.protects,
+            secure=self.secure,
+            sizes=tuple(distinct.values()),
+            size_of=tuple(list(distinct).index(size.params) for size in sizes),
         )

@@ -49,14 +49,15 @@ class Pt2(Target):
 
         from ..artifacts.exported import write
         from ..capture.sample import evaluating
+        from ..measuring.results import first_result_of, tensors_of
 
         folder = into / FOLDER
         folder.mkdir()
-        inputs = _inputs(program)
+        inputs = tensors_of(program)
         with evaluating(program.model), torch.no_grad():
             try:
                 exported = torch.export.export(
-                    _first_result_of(program.model),
+                    first_result_of(program.model),
                     (),
                     inputs,
                     dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()},
@@ -92,13 +93,6 @@ class Pt2(Target):
         return (model if wish.dtype is None else model.to(wish.dtype)), None
 
 
-def _inputs(program: Program) -> dict[str, Any]:
-    """What the program is traced with: no cache, which a plain program can't hand back."""
-    import torch
-
-    return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor)}
-
-
 def _free(x: Any, axes: int) -> Any:
     """The first axes are of any size."""
     from torch.export import Dim
@@ -117,34 +111,3 @@ def _takes_longer(exported: Any, inputs: dict[str, Any]) -> bool:
     except (AssertionError, RuntimeError):  # its guards, or an operation on a shape that was fixed
         return False
     return True
-
-
-def _first_result_of(model: Any) -> Any:
-    """A plain module itself; a model of transformers with its logits for a result, as plain torch knows no other."""
-    from torch import nn
-    from transformers import PreTrainedModel
-
-    from ..measuring.equivalence import main_output
-    from ..rows.forward import without_cache
-
-    if not isinstance(model, PreTrainedModel):
-        return model
-
-    class Logits(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(
-            self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, pixel_values: Any = None
-        ) -> Any:
-            named = {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "pixel_values": pixel_values,
-            }
-            given = {name: x for name, x in named.items() if x is not None}
-            return main_output(self.model(**given, **without_cache(self.model)))
-
-    return Logits()

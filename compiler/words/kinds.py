@@ -159,6 +159,7 @@ class Form:
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
     reason      for that share
     generates   whether it continues prompts, where the model does
+    steps       how many greedy tokens it is asked for
     """
 
     folder: str
@@ -168,6 +169,7 @@ class Form:
     reason: str = ""
     generates: bool = True
     member: str = ""
+    steps: int = 8
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,8 @@ class Target(Word):
     holds          kinds of results that it can write: "model", "adapters", "front"
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
+    unfit          {conditions: (reason, help)}: arguments that can't go together, e.g.
+                   {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     """
 
     loads: ClassVar[dict[str, str]] = {}
@@ -211,6 +215,7 @@ class Target(Word):
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
+    unfit: ClassVar[dict[str, tuple[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler import api
-from effc.compiler.commands.federate import is_federation
+from effc.compiler.commands.simulate import is_federation
 from effc.compiler.federation.app import PACKAGE
 from effc.compiler.federation.checkpoint import Checkpoint
 from effc.compiler.federation.declaration import read_declaration, strategy_of
@@ -164,7 +164,7 @@ def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
     with Place(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache")).seats([1]) as (client,):
         held_out = client.learner.held_out
         wanted = client.learner.loss(made.strategy.results()[name], {})
-    nats, tokens = nll(model, held_out)
+    nats, tokens = nll(model, held_out.ids)
     assert nats / tokens == pytest.approx(wanted, abs=1e-5)
     assert json.loads((tmp_path / "result" / "federation-result.json").read_text())["rounds"][1]["number"] == 2
 
@@ -184,11 +184,23 @@ def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_
     [
         ("clients: 50", "empty-client", "of 50 would have none"),
         ("split: distinct", "empty-client", "3 clients, 1 data sets"),
-        ("trains: prompt, strategy: ffa", "unfit-strategy", "`trains: prompt` has none"),
-        ("strategy: fedavg, ranks: [1, 2, 2]", "unfit-strategy", "adapters of one rank"),
+        ("trains: prompt, strategy: ffa", "unfit-choices", "`strategy: ffa` puts adapters together"),
+        ("strategy: fedavg, ranks: [1, 2, 2]", "unfit-choices", "adapters of one rank"),
         ("strategy: svd, ranks: [1, 2]", "unfit-strategy", "2 ranks for 3 clients"),
-        ("strategy: abm, clip: 1.0", "unfit-strategy", "one common state"),
-        ("noise: 1.0", "unfit-strategy", "in units of `clip`"),
+        ("strategy: abm, clip: 1.0", "unfit-choices", "one common state"),
+        ("noise: 1.0", "unfit-choices", "in units of `clip`"),
+        ("strategy: coverage, trains: full", "unfit-choices", "no client has a budget"),
+        ("budgets: [100%, 50%, 50%]", "unfit-choices", "sub-networks of several sizes"),
+        ("strategy: coverage, trains: full, budgets: [100%, 50%]", "unfit-strategy", "2 budgets for 3 clients"),
+        (
+            "strategy: coverage, trains: full, budgets: [90%, 50%, 60%]",
+            "unfit-strategy",
+            "no client has a budget of 100%",
+        ),
+        ("strategy: abm, secure: true, center: median, way: project", "unfit-choices", "a median needs the states"),
+        ("strategy: abm, secure: true", "unfit-choices", "rotations are aligned"),
+        ("strategy: svd, secure: true", "unfit-choices", "needs the states"),
+        ("trains: reft, strategy: fedavg", "unfit-strategy", "where a prompt ends"),
     ],
 )
 def test_what_can_not_work_is_refused(tmp_path, more, slug, says):

@@ -84,3 +84,13 @@ def test_epsilon_agrees_with_googles_accountant():
         accountant = rdp.RdpAccountant()
         accountant.compose(event.GaussianDpEvent(multiplier), rounds)
         assert epsilon(rounds, multiplier, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)
+
+
+def test_the_epsilon_of_rows_is_that_of_the_sampled_gaussian():
+    from effc.compiler.federation.noise import epsilon_of_rows
+
+    assert epsilon_of_rows(16, 1 / 16, 1.0, 1e-5) == pytest.approx(2.76, abs=0.05)  # dp-accounting's RDP, all orders
+    assert epsilon_of_rows(10, 1.0, 2.0, 1e-5) == pytest.approx(epsilon(10, 2.0, 1e-5), rel=0.01)  # nothing is sampled
+    assert (
+        epsilon_of_rows(10, 0.1, 2.0, 1e-5) < epsilon_of_rows(20, 0.1, 2.0, 1e-5) < epsilon_of_rows(20, 0.2, 2.0, 1e-5)
+    )

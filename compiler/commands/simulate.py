@@ -1,0 +1,86 @@
+"""`effc run` of a federation: all its clients in this process, a line for every round."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...dsl.diagnostics import Reject
+
+if TYPE_CHECKING:
+    from ..federation.declaration import Declaration
+    from ..federation.rounds import Federation
+    from .flags import Shared
+
+
+def is_federation(place: str) -> bool:
+    """Whether a path is an artifact of the target `flower`."""
+    from ..artifacts.manifest import NAME, read_manifest
+
+    return (Path(place) / NAME).is_file() and read_manifest(Path(place)).kind == "flower"
+
+
+def federate(path: Path, shared: "Shared") -> None:
+    """Simulate, and write the states to a folder beside the artifact; killed, the next call goes on."""
+    from ..artifacts.manifest import verify_files
+    from ..federation.app import PACKAGE
+    from ..federation.declaration import NAME, read_declaration
+    from ..federation.results import write_results
+    from ..federation.simulation import simulate
+    from ..federation.table import HEAD, line
+    from ..opened import computing
+
+    verify_files(path)
+    declared = read_declaration(path / PACKAGE / NAME)
+    data, screen = data_folder(path), shared.screen
+    into = path.with_name(f"{path.name}-result")
+    if screen.format != "json":
+        screen.answer(HEAD)
+    told = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
+    with computing(str(path)):
+        run = simulate(declared, path / declared.folder, data, shared.settings(), told)
+    write_results(run.strategy.results(), run.course, declared, into, path)
+    if screen.format == "json":
+        return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))
+    return _sum_up(run, declared, into, shared)
+
+
+def data_folder(path: Path) -> Path:
+    """The folder of the recipe: what its data's paths start from."""
+    from ..artifacts.manifest import read_manifest
+    from ..judging.retest import recipe_lost, recipe_of
+
+    manifest = read_manifest(path)
+    file = recipe_of(path, manifest)
+    if file is None:
+        name = manifest.recipe.get("name", "its recipe")
+        raise Reject(
+            recipe_lost(
+                f"{name}, whose folder the data of {path} lie in, is not beside it",
+                help=f"copy {name} and its data beside {path.name}, or run from their folder",
+            )
+        )
+    return file.parent
+
+
+def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Shared") -> None:
+    from ..federation.rounds import lines
+    from ..report.quantity import counted, size
+
+    for text in lines(run.course.rounds):
+        shared.screen.say(text)
+    if declared.clip and declared.noise:
+        shared.screen.say(privacy(run, declared))
+    shared.screen.say(f"{counted(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")
+
+
+def privacy(run: "Federation", declared: "Declaration") -> str:
+    """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
+    from ..federation.noise import epsilon, epsilon_of_rows
+
+    rounds = len(run.course.rounds)
+    if declared.protects == "clients":
+        spent = epsilon(rounds, declared.noise, declared.delta)
+        return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
+    fewest = min(turn.examples for round_ in run.course.rounds for turn in round_.turns.values())
+    share = min(1.0, declared.batch / fewest)
+    spent = epsilon_of_rows(rounds * declared.steps, share, declared.noise, declared.delta)
+    return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"

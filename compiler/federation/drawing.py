@@ -1,0 +1,62 @@
+"""A federation as a table: who holds what, and how many bytes go where in a round."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..report.quantity import size
+from .app import sentence
+from .declaration import Declaration, strategy_of
+from .state import numbers
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What `effc inspect` shows of a Flower App."""
+
+    declared: Declaration
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
+        declared, strategy = self.declared, strategy_of(self.declared)
+        made = []
+        for client in range(declared.clients):
+            up = 4 * numbers(strategy.wanted(client))
+            rank = declared.ranks[client] if declared.ranks else None
+            budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
+            made.append({"client": client, "up": up, "down": _down(declared, up), "rank": rank, "params": budget})
+        return made
+
+    def draw(self) -> str:
+        declared = self.declared
+        data = ", ".join(f"{d.word} {d.name}" for d in declared.data)
+        head = [
+            f"{sentence(declared)}, {declared.rounds} rounds of {declared.steps} steps of {declared.batch} rows",
+            f"model {declared.folder}/ {declared.base[:12]}; rows of {data}, {declared.split}; "
+            f"{declared.hold:.0%} held back; {declared.share:.0%} of the clients in a round, {declared.deadline:g} s",
+        ]
+        if declared.secure:
+            head.append("the server is given sums of masked states, and no state")
+        if declared.clip:
+            head.append(f"{declared.protects} are hidden: clip {declared.clip:g}, noise {declared.noise:g}")
+        lines = [f"{'client':>6}  {'up':>10}  {'down':>10}  holds"]
+        for row in self.rows():
+            holds = (
+                f"rank {row['rank']}" if row["rank"] else f"{row['params']:,} parameters" if row["params"] else "all"
+            )
+            down = size(row["down"]) if row["down"] is not None else "grows"
+            lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {holds}")
+        return "\n".join([*head, "", *lines])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"declaration": self.declared.to_json(), "clients": self.rows()}
+
+
+def _down(declared: Declaration, up: int) -> int | None:
+    """Bytes to a client in a later round; None where they grow with its absence and the others' ranks."""
+    if declared.strategy == "alone":
+        return 0
+    if declared.strategy == "stack":
+        ranks = declared.ranks or (1,) * declared.clients
+        own = up // ranks[0]
+        return own * sum(ranks) if declared.share >= 1 else None
+    return up

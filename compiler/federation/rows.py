@@ -1,0 +1,51 @@
+"""Rows that a client learns from, and what else is known of each: its prompt, what is learned, its class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...dsl.values import DataRef
+
+if TYPE_CHECKING:
+    from ..words.context import Context
+
+
+@dataclass(frozen=True)
+class Rows:
+    """
+    ids      [n, length] int64
+    asked    [n] how many of a row's first tokens are its prompt; None where rows are no prompts with answers
+    said     [n, length] bool: which tokens are learned to be predicted; None for all
+    labels   [n] the number of each row's class; None where rows have none
+    """
+
+    ids: Tensor
+    asked: Tensor | None = None
+    said: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def taken(self, numbers: Sequence[int]) -> "Rows":
+        """The rows of these numbers, in this order."""
+        at = torch.as_tensor(numbers, dtype=torch.int64)
+        return Rows(*(None if (value := getattr(self, f.name)) is None else value[at] for f in fields(self)))
+
+
+def rows_of(name: str, ctx: "Context") -> Rows:
+    """What a data word of a recipe says."""
+    ref = DataRef(name)
+    return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.said(ref), ctx.labels(ref))
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """One after the other; what some lack, all lack."""
+    made = []
+    for f in fields(Rows):
+        values = [getattr(part, f.name) for part in parts]
+        made.append(None if any(v is None for v in values) else torch.cat(values))
+    return Rows(*made)

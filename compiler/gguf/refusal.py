@@ -1,0 +1,19 @@
+"""What the target `gguf` refuses, and what it refuses to read."""
+
+from ...dsl.diagnostics import Fault
+
+cannot_write_gguf = Fault(
+    "cannot-write-gguf",
+    "A recipe asks for a GGUF file of a model that llama.cpp can't hold.\n\n"
+    "Llama and Mistral, Qwen2 and Qwen3 are written under their own architecture where all layers are alike, and Llama "
+    "and Mistral as `deci` where layers have widths, heads or branches of their own. `hf`, `native` and `onnx` hold "
+    "the others.",
+)
+refused_gguf = Fault(
+    "refused-gguf",
+    "A GGUF file holds something that effc's own don't, or is cut.\n\n"
+    "It may come from anybody: sizes, names and offsets are held against the file before anything is read by them.",
+    exit="environment",
+)
+
+INSTEAD = "`hf`, `native` and `onnx` hold it"

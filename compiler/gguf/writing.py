@@ -1,0 +1,78 @@
+"""From a program to a GGUF file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...dsl.diagnostics import Reject
+from .refusal import cannot_write_gguf
+from .shapes import Shape, metadata, shape_of, tensors
+from .vocabulary import write_vocabulary
+
+FILE = "model.gguf"
+_BLOCK = 32  # weights that share a scale in q8_0
+
+
+def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
+    """`model.gguf`, and sentences that a person should know of it.
+
+    kind   "f32", "f16", "bf16" or "q8_0" of matrices; vectors are float32
+    """
+    import gguf
+
+    shape = shape_of(model)
+    writer = gguf.GGUFWriter(folder / FILE, shape.architecture)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
+    for key, value in metadata(model, shape).items():
+        _add(writer, f"{shape.architecture}.{key}", value)
+    notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
+    for name, tensor in tensors(model, shape):
+        _add_tensor(writer, name, tensor, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return notes + _said(shape)
+
+
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> None:
+    import gguf
+
+    array = tensor.detach().float().contiguous().cpu().numpy()
+    if array.ndim == 1 or kind == "f32":
+        writer.add_tensor(name, array)
+        return
+    if kind == "q8_0" and array.shape[-1] % _BLOCK:
+        raise Reject(
+            cannot_write_gguf(
+                f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
+                help="prune with `align: 32`, or write `type: f16`",
+            )
+        )
+    if kind == "f16" and abs(array).max(initial=0) > 65504:
+        raise Reject(cannot_write_gguf(f"{name} has numbers that float16 has not", help="write `type: bf16`"))
+    quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
+    writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
+
+
+def _said(shape: Shape) -> list[str]:
+    if shape.architecture != "deci":
+        return []
+    return [
+        "The GGUF file has the architecture `deci`, as llama.cpp calls Llamas whose layers differ; "
+        "a layer without an MLP has one of zeros there, since llama.cpp would drop its attention."
+    ]

@@ -1,0 +1,51 @@
+"""Sequences that grow by tokens, for engines that compute rows of equal length together."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Rows(ABC):
+    """What a `NativeModel` and a server ask of an engine, over one method that computes logits.
+
+    sequences    that can be open at once
+    context      tokens that a sequence can have
+    vocabulary   logits of a token
+    """
+
+    def __init__(self, sequences: int, context: int, vocabulary: int):
+        self.sequences, self.context, self.vocabulary = sequences, context, vocabulary
+
+    @abstractmethod
+    def length(self, number: int) -> int:
+        """Tokens that a sequence has."""
+
+    @abstractmethod
+    def forget(self, number: int, length: int = 0) -> None:
+        """Cut a sequence back to its first tokens."""
+
+    @abstractmethod
+    def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
+        """Append a row of `ids` [b, t] to each sequence; logits [b, t, vocabulary]."""
+
+    def cancel(self) -> None:  # noqa: B027 (an engine that can break off says how)
+        """A call goes on to its end: nothing breaks it off."""
+
+    def run(self, ids: Sequence[int], numbers: Sequence[int], wanted: Sequence[int] | Sequence[bool]) -> Tensor:
+        """Append tokens to their sequences; logits [wanted, vocabulary] of some, given by place or one by one."""
+        by_place = not all(isinstance(asked, bool) for asked in wanted)
+        places = list(wanted) if by_place else [place for place, asked in enumerate(wanted) if asked]
+        rows: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers):
+            rows.setdefault(number, []).append(place)
+        groups: dict[int, list[int]] = {}
+        for number, own in rows.items():
+            groups.setdefault(len(own), []).append(number)
+        found: dict[int, Tensor] = {}
+        for group in groups.values():
+            logits = self.extend(group, torch.tensor([[ids[p] for p in rows[n]] for n in group]))
+            for row, number in zip(logits, group, strict=True):
+                found |= dict(zip(rows[number], row, strict=True))
+        return torch.stack([found[place] for place in places])

@@ -1,0 +1,131 @@
+"""An ONNX file read for what it is: standard ops, and weights in the one data file beside it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.diagnostics import Reject
+from ..report.broken import first_line
+from ..store.regular import MIB, read_regular
+from .refusal import refused_onnx
+
+if TYPE_CHECKING:
+    import torch
+
+FILE, DATA, FACTS = "model.onnx", "model.onnx.data", "effc"
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # the last are ONNX Runtime's own, of which int8 needs one
+_MOST = 256 * MIB  # of the graph: weights lie beside it
+_AGAIN = "compile it again with this effc"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file says: the graph, the names that it takes, and what effc wrote of the model."""
+
+    model: Any
+    inputs: tuple[str, ...]
+    facts: dict[str, Any]
+
+    @property
+    def operators(self) -> dict[str, int]:
+        counted: dict[str, int] = {}
+        for node in _nodes(self.model.graph):
+            counted[node.op_type] = counted.get(node.op_type, 0) + 1
+        return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+
+
+def check(folder: Path) -> Stored:
+    """Raises Reject (refused-onnx) unless a folder's file holds what effc writes."""
+    import onnx
+
+    path = folder / FILE
+    try:
+        model = onnx.load_model_from_string(read_regular(path, _MOST))
+    except OSError as error:
+        raise Reject(refused_onnx(f"{path} can't be read: {error.strerror}")) from error
+    except Exception as error:  # what protobuf raises is of its own kind
+        raise _refused(path, f"is no ONNX: {first_line(error)}") from error
+    odd = sorted({node.domain for node in _nodes(model.graph) if node.domain not in DOMAINS})
+    if odd or model.functions:
+        raise _refused(path, f"calls ops of {', '.join(odd) or 'its own functions'}, not of ONNX")
+    _check_weights(path, model)
+    return Stored(model, tuple(i.name for i in model.graph.input), _facts(path, model))
+
+
+def _check_weights(path: Path, model: Any) -> None:
+    data = path.with_name(DATA)
+    size = data.stat().st_size if data.is_file() and not data.is_symlink() else 0
+    if any(t.data_location == t.EXTERNAL for t in _inner_tensors(model.graph)):
+        raise _refused(path, f"has a weight inside of an op that lies in another file than {DATA}")
+    for tensor in model.graph.initializer:
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        entry = {e.key: e.value for e in tensor.external_data}
+        try:
+            start, length = int(entry.get("offset", "0")), int(entry["length"])
+        except (KeyError, ValueError) as error:
+            raise _refused(path, f"has a weight `{tensor.name}` without a place") from error
+        if entry.get("location") != DATA:
+            raise _refused(path, f"has a weight `{tensor.name}` in another file than {DATA}")
+        if start < 0 or length < 0 or start + length > size:
+            raise _refused(path, f"has a weight `{tensor.name}` outside of {DATA}")
+
+
+def weights(folder: Path, stored: Stored) -> "dict[str, torch.Tensor]":
+    """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
+    import numpy as np
+    import onnx
+    import torch
+
+    found = {}
+    for tensor in stored.model.graph.initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if tensor.data_location == tensor.EXTERNAL:
+            entry = {e.key: e.value for e in tensor.external_data}
+            shape, start = tuple(tensor.dims), int(entry.get("offset", "0"))
+            if int(np.prod(shape)) * dtype.itemsize != int(entry["length"]):
+                raise _refused(folder / FILE, f"has a weight `{tensor.name}` of another size than its shape")
+            array = np.memmap(folder / DATA, dtype, "c", start, shape) if np.prod(shape) else np.zeros(shape, dtype)
+        else:
+            array = onnx.numpy_helper.to_array(tensor).copy()
+        found[tensor.name] = torch.from_numpy(array)
+    return found
+
+
+def _facts(path: Path, model: Any) -> dict[str, Any]:
+    said = {p.key: p.value for p in model.metadata_props}
+    try:
+        facts = json.loads(said.get(FACTS, ""))
+        kinds = {"class": str, "model_type": str, "params": int, "decodes": bool}
+        fits = isinstance(facts, dict) and all(type(facts.get(name)) is kind for name, kind in kinds.items())
+        fits = fits and (facts["context"] is None or type(facts["context"]) is int)
+    except (ValueError, KeyError, RecursionError):
+        fits = False
+    if not fits:
+        raise _refused(path, "does not say which model it was made of")
+    return facts
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _inner_tensors(graph: Any) -> Iterator[Any]:
+    """All but the initializers of a graph."""
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from (*inner.initializer, *_inner_tensors(inner))
+
+
+def _refused(path: Path, what: str):
+    return Reject(refused_onnx(f"{path} {what}", help=_AGAIN))

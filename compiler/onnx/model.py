@@ -1,0 +1,154 @@
+"""A folder of ONNX opened: ONNX Runtime at work in it, with the calls that models of transformers have."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...dsl.diagnostics import Reject
+from ..checkpoints.generation import read_generation
+from ..native.model import NativeModel, Output
+from ..native.rows import Rows
+from ..report.broken import first_line
+from .checking import FILE, Stored, check, weights
+from .refusal import refused_onnx
+
+SEQUENCES = 64  # open at once: each takes what its keys and values take
+_UNBOUND = 1 << 20  # positions of a model that states no limit
+
+
+class Session:
+    """A graph that ONNX Runtime runs, with torch's tensors."""
+
+    def __init__(self, path: Path, threads: int | None):
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads or torch.get_num_threads(), 1
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors are of many kinds without a common one
+            raise Reject(
+                refused_onnx(f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again")
+            ) from error
+        self.shapes = {i.name: i.shape for i in self._session.get_inputs()}
+        self.results = {o.name: o.shape for o in self._session.get_outputs()}
+        self.past = [name for name in self.shapes if name.startswith("past_key_values.")]
+
+    def run(self, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return self._session.run(None, {name: given[name] for name in self.shapes})
+
+    def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
+        """Logits [b, t, vocabulary], then keys and values; mask [b, past + t] has zeros before what a row lacks."""
+        empty = [np.zeros((len(ids), self.shapes[n][1], 0, self.shapes[n][3]), np.float32) for n in self.past]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy()}
+        return self.run({**given, **dict(zip(self.past, past or empty, strict=True))})
+
+
+class Engine(Rows):
+    """Keys and values of a sequence are arrays [heads, t, d], layer by layer."""
+
+    def __init__(self, session: Session, plan: dict[str, int]):
+        super().__init__(SEQUENCES, plan["context"], plan["vocabulary"])
+        self.session = session
+        self._kept: dict[int, list[np.ndarray]] = {}
+
+    def length(self, number: int) -> int:
+        return self._kept[number][0].shape[1] if number in self._kept else 0
+
+    def forget(self, number: int, length: int = 0) -> None:
+        if not length:
+            self._kept.pop(number, None)
+        elif number in self._kept:
+            self._kept[number] = [part[:, :length] for part in self._kept[number]]
+
+    def extend(self, group: list[int], ids: Tensor) -> Tensor:
+        """Sequences of any lengths in one call, the shorter ones padded at the left."""
+        lengths = [self.length(number) for number in group]
+        most = max(lengths)
+        mask = torch.ones(len(group), most + ids.shape[1], dtype=torch.int64)
+        for row, length in enumerate(lengths):
+            mask[row, : most - length] = 0
+        past = [self._padded(group, part, most) for part in range(len(self.session.past))] if most else None
+        logits, *kept = self.session.step(ids, mask, past)
+        for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
+            self._kept[number] = [part[row, :, most - length :] for part in kept]
+        return torch.from_numpy(logits)
+
+    def _padded(self, group: list[int], part: int, most: int) -> np.ndarray:
+        _, heads, _, d = self.session.shapes[self.session.past[part]]
+        filled = np.zeros((len(group), heads, most, d), np.float32)
+        for row, number in enumerate(group):
+            if number in self._kept:
+                own = self._kept[number][part]
+                filled[row, :, most - own.shape[1] :] = own
+        return filled
+
+
+class OnnxModel(NativeModel):
+    """A decoder by ONNX Runtime: a batch without a cache goes through the graph as it is given, padding too."""
+
+    engine: Engine
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Output:
+        if cache is not None or use_cache:
+            return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = torch.from_numpy(self.engine.session.step(input_ids, mask)[0])
+        return Output(logits=logits[:, -logits_to_keep:])
+
+
+class OnnxModule(nn.Module):
+    """Anything else by ONNX Runtime: takes its inputs by name or in order; the first result."""
+
+    def __init__(self, session: Session, held: dict[str, Tensor], facts: dict[str, Any]):
+        super().__init__()
+        self._session, self.facts, self.training = session, facts, False
+        self.weights = nn.Module()
+        for name, tensor in held.items():
+            self.weights.register_buffer(name.replace(".", "/"), tensor)
+
+    def forward(self, *args: Tensor, **given: Tensor) -> Tensor:
+        names = list(self._session.shapes)
+        given = {**dict(zip(names, args, strict=False)), **given}
+        if "input_ids" in given:
+            given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+            given.setdefault("position_ids", (given["attention_mask"].cumsum(-1) - 1).clamp(min=0))
+        return torch.from_numpy(self._session.run({n: given[n].detach().numpy() for n in names})[0])
+
+    def train(self, mode: bool = True) -> "OnnxModule":
+        assert not mode, "a graph of ONNX has no training mode"
+        return self
+
+
+def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
+    """The model of a folder that the target `onnx` wrote. Raises Reject (refused-onnx)."""
+    stored = check(folder)
+    session, held = Session(folder / FILE, threads), weights(folder, stored)
+    if not stored.facts["decodes"]:
+        return OnnxModule(session, held, stored.facts)
+    plan = _plan(folder, session, stored)
+    model = OnnxModel(Engine(session, plan), plan, held, stored.facts, SEQUENCES, read_generation(folder))
+    model.name_or_path = model.config._name_or_path = str(folder)
+    return model.eval()
+
+
+def _plan(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
+    """How many tokens it knows, and how many positions."""
+    shape = session.results.get("logits", ())
+    past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)
+    if len(shape) != 3 or type(shape[2]) is not int or not session.past or not past:
+        raise Reject(refused_onnx(f"{folder / FILE} is no decoder with keys and values", help="compile it again"))
+    return {"vocabulary": shape[2], "context": stored.facts["context"] or _UNBOUND}

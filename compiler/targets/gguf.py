@@ -1,0 +1,116 @@
+"""A GGUF file, as llama.cpp and what is built on it read models."""
+
+import json
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ...dsl.diagnostics import Reject
+from ..artifacts.artifact import NOTES
+from ..artifacts.companions import companions
+from ..artifacts.load import other_kind
+from ..ir.program import Program
+from ..machine.environment import check_modules
+from ..words.context import Context
+from ..words.kinds import Form, Target, Wish, param
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = "gguf"
+# Of root mean squares: f32 sums in another order, the others round weights.
+SHARES = {"f32": 1e-3, "f16": 0.01, "bf16": 0.06, "q8_0": 0.1}
+_REASON = "weights are rounded as the file's type has them, and sums are taken in another order"
+
+
+def share_of(kind: str, model: "nn.Module") -> float:
+    import torch
+
+    halves = any(p.dtype != torch.float32 for p in model.parameters())
+    return max(SHARES[kind], SHARES["bf16"] if halves else 0.0)
+
+
+class Gguf(Target):
+    """A GGUF file, as llama.cpp and what is built on it read models.
+
+    `gguf/model.gguf` has the pruned shapes, the tokenizer and the chat template. Llama, Mistral, Qwen2 and Qwen3 whose
+    layers are all alike are written under their own architecture; Llamas and Mistrals whose layers differ in width or
+    heads, or lack their attention or MLP, as `deci`, which llama.cpp reads too. Before a compile succeeds a fresh
+    process computes what the file says, reading nothing else, and llama.cpp does where `llama-cpp-python` is
+    installed. What llama.cpp can't hold, or would get wrong without a word, is refused by name.
+
+    Source: the GGUF specification of ggml; tensor names and `deci` of llama.cpp.
+    Example: gguf("llamacpp", type: f16)
+    """
+
+    extra: ClassVar[str] = "gguf"
+    requires: ClassVar[tuple[str, ...]] = ("gguf",)
+    loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
+    marks = {"gguf": "model.gguf"}
+    cannot_hold = {
+        "": {
+            "packed weights": "llama.cpp packs weights in its own ways",
+            "pruned caches": "llama.cpp has no cache that forgets as this one does",
+            "interventions": "llama.cpp has no step that edits hidden states of the prompt",
+        }
+    }
+
+    type: Literal["f32", "f16", "bf16", "q8_0"] = param(
+        "Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row.", default="f16"
+    )
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        from ..gguf.writing import write
+
+        check_modules(self.requires, self.extra, "the target `gguf`")
+        refuse(program.model)
+        folder = into / FOLDER
+        folder.mkdir()
+        notes = write(program.model, folder, self.type, ctx.origin.tokenizer())
+        companions(program, folder, ctx)
+        if notes:
+            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    def foresee(self, ctx: Context) -> None:
+        from ..checkpoints.blank import nothing_stored
+
+        check_modules(self.requires, self.extra, "the target `gguf`")
+        with nothing_stored():
+            refuse(ctx.origin.build())
+
+    def forms(self) -> tuple[Form, ...]:
+        rounds = partial(share_of, self.type)
+        own = Form(FOLDER, "gguf", rounds=rounds, reason=_REASON, steps=32)
+        if find_spec("llama_cpp") is None:
+            return (own,)
+        return (own, Form(FOLDER, "llama", rounds=rounds, reason="llama.cpp: " + _REASON, generates=False))
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+        from ..gguf.engine import open_gguf
+
+        check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
+        if wish.dtype is not None or str(wish.device or "cpu").partition(":")[0] != "cpu":
+            raise Reject(
+                other_kind(f"{folder} is computed as it is, on the CPU", help="load it without dtype or device")
+            )
+        return open_gguf(folder), None
+
+    @classmethod
+    def picture(cls, folder: Path) -> Any:
+        from ..gguf.picture import picture
+
+        check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
+        return picture(folder)
+
+
+def refuse(model: "nn.Module") -> None:
+    """Raise Reject of a model whose config alone says that no GGUF is written of it."""
+    from ..gguf.refusal import INSTEAD, cannot_write_gguf
+    from ..gguf.shapes import refuse_config
+
+    if not hasattr(model, "config") or not hasattr(model, "lm_head"):
+        kind = type(model).__name__
+        raise Reject(cannot_write_gguf(f"{kind} is no causal language model with a head", help=INSTEAD))
+    refuse_config(model.config)

@@ -1,0 +1,103 @@
+"""ONNX for ONNX Runtime: decoders with keys and values as inputs and outputs, anything else as it is."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ...dsl.diagnostics import Reject
+from ..artifacts.companions import companions
+from ..ir.program import Program
+from ..machine.environment import check_modules
+from ..words.context import Context
+from ..words.kinds import Form, Target, Wish, param
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = "onnx"
+# Of root mean squares. Another library sums in another order: 7e-5 of the largest logit on SmolLM2 in float32.
+SHARE, SHARE_OF_HALF, SHARE_OF_INT8 = 1e-3, 0.06, 0.4
+_REASON = "ONNX Runtime sums in an order of its own, and rounds weights where it is asked to"
+
+
+def share_of(dynamic: str, model: "nn.Module") -> float:
+    """How far logits may be off; a model of halves is written in float32, and itself that far from it."""
+    import torch
+
+    if dynamic == "int8":
+        return SHARE_OF_INT8
+    return SHARE if all(p.dtype == torch.float32 for p in model.parameters()) else SHARE_OF_HALF
+
+
+class Onnx(Target):
+    """ONNX for ONNX Runtime: decoders with keys and values as inputs and outputs, anything else as it is.
+
+    `onnx/model.onnx` has the pruned shapes, in float32, its weights in `model.onnx.data` beside it. A causal language
+    model takes `input_ids`, `attention_mask`, `position_ids` and `past_key_values.N.key` and `.value` of any batch and
+    length, empty ones for a prompt, and gives `logits` and `present.N.key` and `.value`. Encoders, vision models and
+    plain modules take what their forward takes. Before a compile succeeds a fresh process runs it in ONNX Runtime:
+    logits, and 32 greedy tokens. State-space mixers, linear attention and packed weights have no standard op and are
+    refused by name. `effc.load`, `effc run` and `effc serve` open it through ONNX Runtime.
+
+    Source: torch.onnx, `dynamo=True`; dynamic int8: onnxruntime.quantization.
+    Example: onnx("runtime")
+    """
+
+    extra: ClassVar[str] = "onnx"
+    requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    loads = {
+        "onnx": '`onnx/model.onnx` is run by ONNX Runtime: `effc.load(".")`, `effc run .`, or any other host of it.'
+    }
+    marks = {"onnx": "model.onnx"}
+    cannot_hold = {
+        "": {
+            "packed weights": "ONNX has no ops that read them",
+            "pruned caches": "ONNX has no cache that forgets",
+            "interventions": "a graph is the same for every row, and what is edited follows from "
+            "where the row's prompt lies",
+        }
+    }
+
+    dynamic: Literal["none", "int8"] = param(
+        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.", default="none"
+    )
+
+    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+        check_modules(self.requires, self.extra, "the target `onnx`")
+        from transformers import PreTrainedModel
+
+        from ..onnx.export import write
+
+        folder = into / FOLDER
+        folder.mkdir()
+        write(program, folder, self.dynamic)
+        if isinstance(program.model, PreTrainedModel):
+            companions(program, folder, ctx)
+
+    def foresee(self, ctx: Context) -> None:
+        from ..onnx.foresight import foresee
+
+        check_modules(self.requires, self.extra, "the target `onnx`")
+        foresee(ctx)
+
+    def forms(self) -> tuple[Form, ...]:
+        return (Form(FOLDER, "onnx", rounds=partial(share_of, self.dynamic), reason=_REASON, steps=32),)
+
+    @classmethod
+    def picture(cls, folder: Path) -> Any:
+        from ..onnx.picture import picture
+
+        check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
+        return picture(folder)
+
+    @classmethod
+    def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
+        from ..artifacts.load import other_kind
+        from ..onnx.model import open_onnx
+
+        check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
+        if wish.dtype is not None or str(wish.device or "cpu").partition(":")[0] != "cpu":
+            raise Reject(
+                other_kind(f"{folder} is run by ONNX Runtime as it is", help="load it without dtype or device")
+            )
+        return open_onnx(folder, wish.threads), None

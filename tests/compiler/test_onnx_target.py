@@ -1,0 +1,195 @@
+"""What the target `onnx` writes: ONNX Runtime computes it, the pruned shapes are in the file, and odd files are refused."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from effc.compiler import api
+from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.verify import verify
+from effc.compiler.capture.capture import capture
+from effc.compiler.targets.onnx import Onnx
+from effc.compiler.words.context import Settings
+from effc.dsl.diagnostics import Reject
+
+from tests import mixers, tiny, worlds
+from tests.architectures import modules
+from tests.recipes_in_memory import context_of, recipe_of
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+torch.set_num_threads(1)
+
+# The middle layer loses its attention, each MLP has a width of its own.
+CUT = {
+    "pruned_attn_idx": [1],
+    "pruned_mlp_idx": [],
+    "pruned_attn_width": {"0": 64, "1": 64, "2": 32},
+    "pruned_mlp_width": {"0": 96, "1": 64, "2": 80},
+}
+RECIPE = """effspec 1
+model base = hf("./llama")
+pipeline slim(base) {
+  cut = prune.apply("pruning_config.json")
+}
+emit slim {
+  onnx("slim")
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory):
+    """An artifact of a Llama whose layers differ, compiled from a recipe: it was verified on the way."""
+    folder = tmp_path_factory.mktemp("onnx")
+    tiny.model("llama", vocab_size=worlds.VOCABULARY, max_position_embeddings=1024).save_pretrained(folder / "llama")
+    worlds.tokenizer(folder / "llama")
+    (folder / "pruning_config.json").write_text(json.dumps(CUT))
+    (folder / "slim.effspec").write_text(RECIPE)
+    (result,) = api.build(api.session(folder / "slim.effspec", settings=Settings(folder / "cache", threads=1)), folder)
+    (artifact,) = result.artifacts
+    return artifact
+
+
+def emitted(tmp_path, model, **options):
+    target, folder = Onnx(path="o", **options), tmp_path / "o"
+    folder.mkdir(parents=True)
+    target.emit(capture(model), folder, context_of(tmp_path, model, recipe_of([])))
+    return folder, target
+
+
+def test_a_fresh_process_ran_32_greedy_tokens_in_onnx_runtime(slim):
+    said = {check.what.partition(": ")[2]: check for check in slim.manifest.checks}
+    assert len(said) == 6 and all(check.holds for check in said.values())
+    assert said["greedy tokens, left-padded"].worst == 0.0
+    assert "logits of prefill and 31 decode steps, left-padded" in said
+
+
+def test_pruned_shapes_are_in_the_file_and_nothing_wider(slim):
+    graph = onnx.load(slim.path / "onnx" / "model.onnx", load_external_data=False).graph
+    shapes = sorted(tuple(t.dims) for t in graph.initializer if len(t.dims) == 2 and min(t.dims) > 1)
+    widths = {shape for shape in shapes if 64 in shape} - {(64, 64), (64, 32), (32, 64)}
+    assert {w for shape in widths for w in shape} >= {96, 64, 80}
+    held = sum(torch.Size(t.dims).numel() for t in graph.initializer if len(t.dims) == 2)
+    assert held <= json.loads(graph_facts(slim))["params"]
+    past = [i.name for i in graph.input if i.name.startswith("past_key_values.")]
+    assert past == [f"past_key_values.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
+
+
+def graph_facts(artifact) -> str:
+    model = onnx.load(artifact.path / "onnx" / "model.onnx", load_external_data=False)
+    return {p.key: p.value for p in model.metadata_props}["effc"]
+
+
+def test_it_runs_inspects_and_verifies_from_the_command_line(slim, capsys):
+    from effc.compiler.cli import main
+
+    assert main(["run", str(slim.path), "--prompt", "In the beginning", "-n", "4"]) == 0
+    assert main(["inspect", str(slim.path)]) == 0
+    assert "takes input_ids, attention_mask, position_ids and 4 keys and values" in capsys.readouterr().out
+    assert main(["verify", str(slim.path)]) == 0
+
+
+def test_rows_of_unequal_length_go_through_the_graph_together(slim):
+    model = load(slim.path)
+    torch.manual_seed(0)
+    long, short = torch.randint(3, 200, (9,)), torch.randint(3, 200, (4,))
+    ids = torch.stack([long, torch.cat([torch.zeros(5, dtype=torch.int64), short])])
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    both = model.generate(ids, mask, max_new_tokens=6)[:, 9:]
+    alone = [model.generate(row[None], max_new_tokens=6)[0, len(row) :] for row in (long, short)]
+    assert torch.equal(both, torch.stack(alone))
+
+
+def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
+    """External weights that lie elsewhere, ops of other domains and changed bytes: refused, never opened."""
+    from effc.compiler.onnx.checking import check
+
+    def changed(change):
+        shutil.rmtree(tmp_path / "onnx", ignore_errors=True)
+        shutil.copytree(slim.path / "onnx", tmp_path / "onnx")
+        file = tmp_path / "onnx" / "model.onnx"
+        model = onnx.load(file, load_external_data=False)
+        change(model)
+        file.write_bytes(model.SerializeToString())
+        return tmp_path / "onnx"
+
+    def elsewhere(model):
+        tensor = next(t for t in model.graph.initializer if t.data_location == t.EXTERNAL)
+        next(e for e in tensor.external_data if e.key == "location").value = "/etc/passwd"
+
+    def beyond(model):
+        tensor = next(t for t in model.graph.initializer if t.data_location == t.EXTERNAL)
+        next(e for e in tensor.external_data if e.key == "length").value = str(1 << 60)
+
+    def foreign(model):
+        model.graph.node[0].domain = "evil"
+
+    for change, words in ((elsewhere, "another file"), (beyond, "outside of"), (foreign, "calls ops of evil")):
+        with pytest.raises(Reject, match=words):
+            check(changed(change))
+    honest = (slim.path / "onnx" / "model.onnx").read_bytes()
+    draw = random.Random(0)
+    for _ in range(60):
+        data = bytearray(honest)
+        for _ in range(draw.randint(1, 8)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        (tmp_path / "onnx" / "model.onnx").write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+        try:
+            check(tmp_path / "onnx")
+        except Reject as refused:
+            assert refused.diagnostics[0].slug in ("refused-onnx", "odd-file")
+
+
+def test_a_state_space_mixer_is_refused_by_name_before_passes_run(tmp_path):
+    model = mixers.model("mamba2")
+    with pytest.raises(Reject, match=r"backbone.layers.0.mixer. \(Mamba2Mixer\) keeps a state"):
+        Onnx(path="o").foresee(context_of(tmp_path, model, recipe_of([])))
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(Onnx, "requires", ("onnx", "no_such_package"))
+    with pytest.raises(Reject) as refused:
+        Onnx(path="o").foresee(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
+    (diagnostic,) = refused.value.diagnostics
+    assert diagnostic.slug == "package-missing" and diagnostic.help == 'pip install "effc[onnx]"'
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma2", "gemma3_text", "phi3", "opt", "bloom", "mixtral"])
+def test_decoders_of_many_kinds_compute_the_same_in_onnx_runtime(tmp_path, name):
+    model = tiny.model(name)
+    folder, target = emitted(tmp_path, model)
+    assert len(verify(folder, model, target.forms())) == 6
+
+
+@pytest.mark.heavy
+def test_int8_is_written_and_its_loss_is_measured(tmp_path):
+    model = tiny.model("llama")
+    folder, target = emitted(tmp_path, model, dynamic="int8")
+    checks = verify(folder, model, target.forms())
+    assert max(check.worst for check in checks if "logits" in check.what) > 1e-3
+    whole, _ = emitted(tmp_path / "whole", model)
+    size = [(f / "onnx" / "model.onnx.data").stat().st_size for f in (folder, whole)]
+    assert size[0] < 0.4 * size[1]
+
+
+@pytest.mark.heavy
+def test_encoders_vision_models_and_plain_modules_are_written_as_they_are(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    for number, model in enumerate(
+        (
+            BertForMaskedLM(BertConfig(vocab_size=64, **sizes)),
+            ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes)),
+            modules.TwoTowers(),
+        )
+    ):
+        folder, target = emitted(tmp_path / str(number), model.eval())
+        assert verify(folder, model, target.forms())
