@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from socket import socket
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from ...dsl.diagnostics import Reject
 from .exits import interrupted
 from .flags import Shared, knowledge_url, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
-
-if TYPE_CHECKING:
-    from ..serving.server import Entrance
 
 _place = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
@@ -65,6 +62,14 @@ _cors = typer.Option(
 _body = typer.Option(
     "--max-body", metavar="SIZE", parser=size, show_default=False, help="Largest body of a request; 4MiB unless given."
 )
+_rate = typer.Option(
+    "--rate",
+    metavar="N",
+    min=0.1,
+    max=1e6,
+    show_default=False,
+    help="Requests a minute of one client, by its key or address; a quarter of them may come at once.",
+)
 _connections = typer.Option("--connections", metavar="N", min=1, max=100_000, help="Connections open at once.")
 _timeout = typer.Option(
     "--timeout",
@@ -96,6 +101,7 @@ def register(app: typer.Typer) -> None:
         allow_host: Annotated[list[str], _hosts] = (),  # type: ignore[assignment]
         cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
         max_body: Annotated[int | None, _body] = None,
+        rate: Annotated[float | None, _rate] = None,
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
@@ -109,35 +115,27 @@ def register(app: typer.Typer) -> None:
         from ..serving.access_log import log_to
         from ..serving.keys import Keys
         from ..serving.limits import MIB, Limits
-        from ..serving.server import Entrance, admission_at, check_certificate, listening
+        from ..serving.rate import Rate
+        from ..serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
+        from ..serving.server import serve as answer
 
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
         admission = admission_at(listener, host, Keys([*api_key, *_keys_of_environment()]), allow_host, insecure)
-        entrance = Entrance(
-            admission,
-            Limits(max_body or 4 * MIB, connections, timeout),
-            log_to("none" if shared.quiet and access_log == "-" else access_log),
-            tls_cert,
-            tls_key,
-            tuple(cors),
-        )
+        limits = Limits(max_body or 4 * MIB, connections, timeout)
+        log = log_to("none" if shared.quiet and access_log == "-" else access_log)
+        bounded = replace(admission, rate=Rate(rate) if rate else None)
+        entrance = Entrance(bounded, limits, log, tls_cert, tls_key, tuple(cors))
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         keys = tuple(require_signature)
         service = _service(model, name or _called(model), role, knowledge, engine, shared, parallel, queue, keys)
-        _answer(service, listener, entrance, lambda url: _tell(shared, service.name, url))
-
-
-def _answer(service: Service, listener: socket, entrance: "Entrance", tell: Callable[[str], None]) -> None:
-    from ..serving.server import guarded, serve, url_of
-
-    url = url_of(listener, secure=entrance.cert is not None)
-    app = guarded(service.app, service.count, entrance)
-    try:
-        serve(app, listener, entrance, lambda: tell(url), service.stop)
-    except KeyboardInterrupt:
-        raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
+        url = url_of(listener, secure=tls_cert is not None)
+        app = guarded(service.app, service.count, entrance)
+        try:
+            answer(app, listener, entrance, lambda: _tell(shared, service.name, url), service.stop)
+        except KeyboardInterrupt:
+            raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
 
 def _keys_of_environment() -> list[str]:

@@ -83,7 +83,7 @@ def _list(found: "list[Shipped]", asked: list[str], shared: Shared) -> None:
 
 def _says(recipe: "Shipped", word: str) -> bool:
     """Whether a word stands in a recipe: its name, its docstring, its passes, its source."""
-    return word.lower() in f"{recipe.name} {recipe.file.source.text}".lower()
+    return word.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
 def _copy(recipe: "Shipped", into: Path, shared: Shared) -> None:

@@ -1,6 +1,7 @@
 """The recipes that come with effc: whole ones to compile, and modules that a recipe takes in with `use std.name`."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,9 +39,15 @@ class Shipped:
     def file(self) -> ast.File:
         return parse(read_source(self.path)).file
 
+    @cached_property
+    def text(self) -> str:
+        return read_source(self.path).text
+
     @property
     def doc(self) -> str:
-        return self.file.doc.value.strip() if self.file.doc else ""
+        """The docstring, found without parsing: `effc recipes` lists all files."""
+        found = re.search(r'^"""(.*?)"""', self.text, re.S | re.M)
+        return found[1].strip() if found else ""
 
     @property
     def sentence(self) -> str:
