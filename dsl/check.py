@@ -10,13 +10,13 @@ from .kinds import report_kinds, report_parts
 from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
 from .params import Given, variant_name, variants
-from .pipelines import Line, handles_in, read_steps, report_unused
+from .pipelines import Line, read_steps, report_unused
 from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .scope import LABELS, Scope, Session, Variant
 from .skeleton import Skeleton
 from .source import Source, Span
 from .typed import wrong_type
-from .values import DataRef, MetricRef
+from .values import DataRef, MetricRef, handles
 from .vocabulary import Vocabulary
 
 empty_recipe = Fault("empty-recipe", "A recipe has no pipeline, so there is nothing to compile.")
@@ -102,8 +102,9 @@ def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple
     if not session.broken:
         _report_unused(file, scope, results, lost)
     unresolved = _structure([r.line for r in results.values() if r.line], scope)
-    handles = (DataRef, MetricRef)
-    params = {n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, handles)}
+    params = {
+        n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)
+    }
     variant, doc = scope.variant, file.doc.value if file.doc else ""
     pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
     data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_named(pipelines)}
@@ -118,7 +119,7 @@ def _data_named(pipelines: dict[str, Pipeline]) -> set[str]:
     return {
         ref.name
         for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
-        for ref in handles_in(value, DataRef)
+        for ref in handles(value, DataRef)
     }
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from .conditions import holds
 from .diagnostics import Fault
-from .pipelines import Line, Stage, handles_in
+from .pipelines import Line, Stage
 from .recipe import Bound, Emit
 from .source import Span
-from .values import StepRef
+from .values import StepRef, handles
 from .vocabulary import Word
 
 other_kind_of_result = Fault(
@@ -43,7 +43,7 @@ def report_kinds(line: Line) -> None:
     """Report steps that follow, or name, a result of a kind that their pass does not take."""
     for stage in line.stages:
         takes = stage.word.facts.get("takes", (MODEL,)) if stage.word else ()
-        refs = [ref.name for ref in handles_in(stage.call.args, StepRef)] if stage.call else []
+        refs = [ref.name for ref in handles(stage.call.args, StepRef)] if stage.call else []
         names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
         for name in dict.fromkeys(refs if names_steps else [stage.source]):
             kind = kind_of(line, name)
@@ -77,7 +77,7 @@ def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> 
     """Report bounds that name neither an emitted target nor a point of a front."""
     targets = {e.call.word for e in emits}
     fronts = [s for s in line.stages if kind_after(s) == "front"]
-    points = {ref.name for s in fronts for ref in handles_in(s.call.args, StepRef)}
+    points = {ref.name for s in fronts for ref in handles(s.call.args, StepRef)}
     for bound in bounds:
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
         if bound.part and bound.part not in known:

@@ -1,8 +1,6 @@
 """Steps of a pipeline, in order, those of called modules included."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from . import ast
 from .calls import attempt
@@ -12,7 +10,7 @@ from .recipe import Invocation
 from .scope import LABELS, Entry, Scope
 from .source import Span
 from .typed import wrong_type
-from .values import MetricRef, StepRef
+from .values import StepRef, handles
 from .vocabulary import Word
 
 wrong_order = Fault("wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other.")
@@ -204,7 +202,7 @@ def report_unused(line: Line, emitted: set[str]) -> None:
     """Report steps that nothing follows, names or emits; a module's own are the module's business."""
     used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
     for stage in line.stages:
-        used |= {ref.name for ref in handles_in(stage.call.args, StepRef)} if stage.call else set()
+        used |= {ref.name for ref in handles(stage.call.args, StepRef)} if stage.call else set()
     for stage in line.stages:
         if stage.name not in used and "." not in stage.name:
             line.scope.report(
@@ -214,14 +212,3 @@ def report_unused(line: Line, emitted: set[str]) -> None:
                     help="drop the step, or name it in a `from:`",
                 )
             )
-
-
-def handles_in(value: Any, kind: type) -> list[Any]:
-    """Every handle of a kind inside a value, those in a metric's arguments included."""
-    if isinstance(value, kind):
-        return [value]
-    if isinstance(value, MetricRef):
-        return handles_in(dict(value.args), kind)
-    if isinstance(value, Mapping):
-        return handles_in(tuple(value.values()), kind)
-    return [ref for v in value for ref in handles_in(v, kind)] if isinstance(value, tuple) else []

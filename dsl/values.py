@@ -1,5 +1,6 @@
 """Typed values of a checked recipe. Plain data: hashable, comparable, printable, JSON both ways."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -106,3 +107,15 @@ def from_json(data: Any) -> Any:
         ((name, body),) = data.items()
         return _KINDS[name](**{k: from_json(v) for k, v in body.items()})
     return data
+
+
+def handles(value: Any, kind: type) -> list[Any]:
+    """Every handle of a kind inside an argument, in order, those in a metric's own arguments included."""
+    own = [value] if isinstance(value, kind) else []
+    if isinstance(value, MetricRef):
+        return own + handles(dict(value.args), kind)
+    if isinstance(value, Mapping):
+        return [h for v in value.values() for h in handles(v, kind)]
+    if isinstance(value, (list, tuple)):
+        return [h for v in value for h in handles(v, kind)]
+    return own

@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from . import packed
-from .engine_steps import FORMS, MOST_HEAD, MOST_STATES, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from .engine_steps import MOST_HEAD, MOST_STATES, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from .engine_weights import Weights
 from .native import KernelError
 
 
@@ -41,10 +40,9 @@ def laid_out(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -
 
 class _Reader:
     def __init__(self, plan: Mapping, weights: Mapping[str, Tensor], deep: bool):
-        self.plan, self.given, self.deep = plan, weights, deep
+        self.plan, self.held = plan, Weights(weights, deep, self.refuse)
         self.place = "the plan"
         self.written: set[int] = set()
-        self.numbers: dict[str, int] = {}
         self.angles: dict[tuple, int] = {}
         self.used_slots: set[int] = set()
         self.ids: list[int] = []
@@ -91,6 +89,7 @@ class _Reader:
         )
         self.need(bool(self.ids), "it has no embedding of tokens")
         self.out.logits, self.out.vocabulary = logits, min(self.ids)
+        self.out.weights = self.held.laid
 
     @staticmethod
     def read_by(step: Mapping) -> list[int]:
@@ -134,57 +133,13 @@ class _Reader:
         if kind == "R":
             return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
         if kind in ("w", "w?"):
-            return (isinstance(value, str) and value in self.given) or (kind == "w?" and value is None)
+            return (isinstance(value, str) and value in self.held.given) or (kind == "w?" and value is None)
         if kind in ("+", "0", "+?"):
             return _int(value, int(kind != "0")) or (kind == "+?" and value is None)
         if kind in ("f", "f?"):
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             return (number and (kind == "f" or value > 0)) or (kind == "f?" and value is None)
         return isinstance(value, bool) if kind == "b" else value in kind.split()
-
-    # -- weights
-
-    def weight(self, name: str | None) -> int:
-        """The number of a weight that C++ knows it by."""
-        if name is None:
-            return -1
-        if name not in self.numbers:
-            self.numbers[name] = len(self.out.weights)
-            self.out.weights.append(self.entry(name, self.given[name]))
-        return self.numbers[name]
-
-    def entry(self, name: str, tensor: Tensor) -> Weight:
-        self.need(
-            isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous(),
-            f"weight `{name}` is no contiguous tensor of this machine's memory",
-        )
-        at, count = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        if tensor.dtype is torch.uint8:
-            kernel = packed.kernel_of(tensor)
-            self.need(bool(kernel), f"weight `{name}` is not packed for any kernel")
-            try:
-                packed.check(kernel, tensor, deep=self.deep)
-            except KernelError as error:
-                raise self.refuse(f"weight `{name}`: {error}") from error
-            facts = packed.facts(tensor)
-            return Weight(at, count, facts.n, facts.k, packed.KINDS[kernel])
-        self.need(
-            tensor.dtype in FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
-            f"weight `{name}` is {tensor.dtype} {list(tensor.shape)}",
-        )
-        rows = len(tensor) if tensor.dim() == 2 else 1
-        return Weight(at, count, rows, tensor.shape[-1], FORMS[tensor.dtype])
-
-    def vector(self, name: str | None, *lengths: int) -> int:
-        """A float32 vector of one of these lengths."""
-        number = self.weight(name)
-        if number >= 0:
-            w = self.out.weights[number]
-            self.need(
-                w.form == 16 and w.n == 1 and w.k in lengths,
-                f"weight `{name}` is not float32 [{' or '.join(map(str, lengths))}]",
-            )
-        return number
 
     def width(self, register: int) -> int:
         return self.out.widths[register]
@@ -197,15 +152,15 @@ class _Reader:
     # -- ops
 
     def _embedding(self, step, to, width) -> None:
-        number = self.weight(step["table"])
-        table = self.out.weights[number]
+        number = self.held.number(step["table"])
+        table = self.held.laid[number]
         self.need(table.k == width, f"its rows have {table.k} numbers, and register {to} has {width}")
         self.ids.append(table.n)
         self.emit("embedding", to, weight=number)
 
     def _positions(self, step, to, width) -> None:
-        number = self.weight(step["table"])
-        table = self.out.weights[number]
+        number = self.held.number(step["table"])
+        table = self.held.laid[number]
         self.need(table.form >= 16 and table.k == width, f"its table is not rows of {width} float32 or bfloat16")
         self.out.context = min(self.out.context, table.n)
         self.emit("positions", to, weight=number)
@@ -221,18 +176,18 @@ class _Reader:
             kind=("rms", "layer").index(step["kind"]),
             group=group,
             number=step["eps"],
-            weight=self.vector(step["weight"], group, width),
-            bias=self.vector(step["bias"], group, width),
+            weight=self.held.vector(step["weight"], group, width),
+            bias=self.held.vector(step["bias"], group, width),
         )
 
     def _linear(self, step, to, width) -> None:
-        number = self.weight(step["weight"])
-        w, k = self.out.weights[number], self.width(step["x"])
+        number = self.held.number(step["weight"])
+        w, k = self.held.laid[number], self.width(step["x"])
         self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
         self.need(
             (w.n, w.k) == (width, k), f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}"
         )
-        self.emit("linear", to, x=step["x"], weight=number, bias=self.vector(step["bias"], width))
+        self.emit("linear", to, x=step["x"], weight=number, bias=self.held.vector(step["bias"], width))
 
     def _columns(self, step, to, width) -> None:
         start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
@@ -257,7 +212,7 @@ class _Reader:
         key = (step["inverse_frequencies"], step["scale"])
         if key not in self.angles:
             self.out.widths.append(turned)
-            number = self.vector(step["inverse_frequencies"], turned // 2)
+            number = self.held.vector(step["inverse_frequencies"], turned // 2)
             self.angles[key] = len(self.out.widths) - 1
             self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
@@ -300,20 +255,10 @@ class _Reader:
             scale=step["scale"],
             softcap=step["softcap"] or 0.0,
             window=min(step["window"] or 0, 2**31 - 1),
-            weight=self.vector(step["sinks"], heads),
+            weight=self.held.vector(step["sinks"], heads),
         )
 
     # -- steps that keep a state
-
-    def matrix(self, name: str, rows: int | None, columns: int) -> int:
-        """A float32 matrix of so many columns, and rows where they are said."""
-        number = self.weight(name)
-        w = self.out.weights[number]
-        self.need(
-            w.form == 16 and w.k == columns and rows in (None, w.n),
-            f"weight `{name}` is not float32 [{rows or 'any'}, {columns}]",
-        )
-        return number
 
     def keep(self, op: str, to: int, step, **fields) -> None:
         self.emit(op, to, x=step["x"], state=self.states, **fields)
@@ -321,15 +266,15 @@ class _Reader:
 
     def _convolve(self, step, to, width) -> None:
         self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
-        filters = self.matrix(step["filters"], None, width)
+        filters = self.held.matrix(step["filters"], None, width)
         self.keep(
             "convolve",
             to,
             step,
             kind=step["silu"],
             weight=filters,
-            count=self.out.weights[filters].n,
-            bias=self.vector(step["bias"], width),
+            count=self.held.laid[filters].n,
+            bias=self.held.vector(step["bias"], width),
         )
 
     def _ssd(self, step, to, width) -> None:
@@ -341,7 +286,7 @@ class _Reader:
         self.scanned(step, {"dt": heads, "b": groups * states, "c": groups * states})
         most = math.inf if step["most"] is None else step["most"]
         self.need(0 <= step["least"] <= most, f"its time steps are to be {step['least']} to {most}")
-        rates, skip, bias = (self.vector(step[name], heads) for name in ("rates", "skip", "bias"))
+        rates, skip, bias = (self.held.vector(step[name], heads) for name in ("rates", "skip", "bias"))
         self.keep(
             "ssd",
             to,
@@ -373,9 +318,9 @@ class _Reader:
             z=step["b"],
             c=step["c"],
             gate=-1 if gate is None else gate,
-            weight=self.matrix(step["rates"], width, states),
-            skip=self.vector(step["skip"], width),
-            bias=self.vector(step["bias"], width),
+            weight=self.held.matrix(step["rates"], width, states),
+            skip=self.held.vector(step["skip"], width),
+            bias=self.held.vector(step["bias"], width),
             kind=step["softplus"],
             states=states,
         )
@@ -412,7 +357,7 @@ class _Reader:
         self.pointwise(step, to, width, number=step["at"])
 
     def _add_vector(self, step, to, width) -> None:
-        self.pointwise(step, to, width, weight=self.vector(step["vector"], width))
+        self.pointwise(step, to, width, weight=self.held.vector(step["vector"], width))
 
     _mul_vector = _add_vector
 

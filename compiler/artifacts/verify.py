@@ -6,7 +6,6 @@ more than before, beside logits of a few tokens.
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..layers.quick import as_library
 from ..report.progress import announce
 from ..rows.forward import LOOK, not_a_number
 from ..words.kinds import Form
+from . import nursery
 from .manifest import Check
 from .verify_child import GENERATION, GIVEN, STEPS, inputs_for, probe
 
@@ -108,24 +108,14 @@ def reopen(
     """What a fresh process computes from a folder. `how` is a Form's `opens`."""
     from safetensors.torch import load_file, save_file
 
-    child = Path(__file__).with_name("verify_child.py")
     with tempfile.TemporaryDirectory(prefix="effc-verify-") as scratch:
         given, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         save_file(dict(inputs), given)
-        command = [
-            sys.executable,
-            "-P",
-            str(child),
-            how,
-            str(folder),
-            str(given),
-            str(outputs),
-            attention,
-            str(torch.get_num_threads()),
-            str(steps),
-        ]
+        threads = str(torch.get_num_threads())
         try:
-            done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=seconds)
+            done = nursery.run(
+                [how, str(folder), str(given), str(outputs), attention, threads, str(steps)], _environment(), seconds
+            )
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
         if done.returncode:
@@ -143,7 +133,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _died(folder: Path, done: "subprocess.CompletedProcess[str]"):
+def _died(folder: Path, done: nursery.Done):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = lines[-1].rstrip(".") if lines else "it said nothing"
     if done.returncode < 0:

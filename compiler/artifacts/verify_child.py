@@ -2,6 +2,7 @@
 
 Run by path, `python -P verify_child.py plain FOLDER INPUTS OUTPUTS ...`: a folder for plain transformers is
 opened with plain transformers, and nothing of effc is imported. `effc` instead opens it with `effc.load`.
+`--nursery` does so in forks of a process that has imported transformers, a job a line (`nursery.py` asks).
 `probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
 """
 
@@ -9,6 +10,8 @@ import inspect
 import json
 import os
 import sys
+import traceback
+from select import select
 
 import torch
 from torch import nn
@@ -242,5 +245,43 @@ def main(
     save_file(probe(OPENERS[how](folder, attention), load_file(given), int(steps)), outputs)
 
 
+IDLE = 60.0  # seconds without a job, after which a nursery ends: it holds what its imports take
+
+
+def nurse() -> None:
+    """Answer each job with the exit status of its fork, until nobody asks."""
+    from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel  # noqa: F401 (forks have them)
+
+    while select([sys.stdin.buffer], [], [], IDLE)[0] and (line := sys.stdin.buffer.readline()):
+        job = json.loads(line)
+        child = os.fork()
+        if not child:
+            os._exit(do(job))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.stdout.write(f"{status}\n")
+        sys.stdout.flush()
+
+
+def do(job: dict) -> int:
+    """One job in a fork: its environment, its folder, its stderr. The exit status as Python would have it."""
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(job["env"])
+    said, nothing = os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), os.open(os.devnull, os.O_RDWR)
+    for own, other in ((0, nothing), (1, nothing), (2, said)):
+        os.dup2(other, own)
+    try:
+        main(*job["arguments"])
+        return 0
+    except SystemExit as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stderr.flush()
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    nurse() if sys.argv[1:] == ["--nursery"] else main(*sys.argv[1:])

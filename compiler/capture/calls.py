@@ -18,8 +18,9 @@ from transformers.generation import GenerationMixin
 from ...dsl.diagnostics import Fault, Reject
 from ..ir.leaves import is_modeling
 from ..ir.unit import argument_names
+from ..rows.forward import without_dropout
 from .draws import Drawn, NoDraws
-from .sample import evaluating, knows_inputs, prepared, sample
+from .sample import knows_inputs, prepared, sample
 from .signature import call_signature, module_signature
 
 unsupported_model = Fault(
@@ -237,7 +238,7 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
 
 def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """What a forward returns under a name that it also takes."""
-    with torch.no_grad(), evaluating(model), prepared(model):
+    with torch.no_grad(), without_dropout(model), prepared(model):
         out = model(**inputs)
     names = set(argument_names(type(model))) - set(inputs)
     return {name: out[name] for name in names if name in out and is_free(out[name])}
@@ -278,7 +279,7 @@ def _run(
 ) -> None:
     handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in places.items()]
     try:
-        with torch.no_grad(), evaluating(model), prepared(model):
+        with torch.no_grad(), without_dropout(model), prepared(model):
             model(**inputs, **_uncalled_for(model, inputs))
     finally:
         for handle in handles:

@@ -22,10 +22,11 @@ from ..ir.graphs import name_of
 from ..ir.program import Program
 from ..ir.surgery import own_config
 from ..ir.unit import Unit, argument_names, code_key
+from ..rows.forward import without_dropout
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .refresh import describe_again
-from .sample import evaluating, prepared, sample
+from .sample import prepared, sample
 from .trace import Trace, trace
 
 _TAKE_NONE = ("scaled_dot_product_attention",)
@@ -72,7 +73,7 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
         old = program.units.get(path)
         if old is not None and old.edited:
             call = calls.first[calls.signatures[path]]
-            with evaluating(program.model):
+            with without_dropout(program.model):
                 values = tuple(map(call.free.get, old.placeholders))
                 describe_again(old.graph, old.module(program.model), values)
         if old is not None and (old.edited or (touched is not None and path not in touched)):
@@ -145,17 +146,15 @@ class _Traced:
         )
 
 
-def _layer(
-    program: Program, path: str, calls: list[Call], *, inline: bool = False, optional: frozenset[str] = frozenset()
-) -> _Traced:
+def _layer(program: Program, path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()) -> _Traced:
     model, layer = program.model, program.model.get_submodule(path)
     known = {p.removeprefix(f"{path}."): why for p, why in program.opaque.items() if is_below(p, path)}
-    with evaluating(model), prepared(model):
-        traced = _traced(model, path, calls, {} if inline else known, inline=inline, optional=optional)
+    with without_dropout(model), prepared(model):
+        traced = _traced(model, path, calls, known, optional=optional)
         if drops(traced.graph, layer):
             adopt(
                 traced.graph,
-                lambda: _traced(model, path, calls[:1], traced.opaque, inline=inline, optional=traced.optional).graph,
+                lambda: _traced(model, path, calls[:1], traced.opaque, optional=traced.optional).graph,
                 layer,
             )
     return traced
@@ -167,7 +166,6 @@ def _traced(
     calls: list[Call],
     opaque: dict[str, str],
     *,
-    inline: bool = False,
     optional: frozenset[str] = frozenset(),
     pick: Callable[[Any], Any] = lambda result: result,
 ) -> _Traced:
@@ -186,7 +184,6 @@ def _traced(
                         calls[0].statics,
                         family=type(model).__module__,
                         opaque=frozenset(opaque),
-                        inline=inline,
                         pick=pick,
                         optional=optional,
                     )
@@ -243,12 +240,6 @@ def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
     return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
 
 
-def capture_inside(program: Program, path: str) -> Unit:
-    """A unit's graph with modules that keep a state in the cache opened up: for analysis of a prefill only."""
-    calls = record(program.model, program.inputs)
-    return _layer(program, path, [calls.first[calls.signatures[path]]], inline=True).unit(program, path)
-
-
 def capture_flat(program: Program) -> Unit:
     """The whole model as one graph."""
     model = program.model
@@ -262,7 +253,7 @@ def capture_flat(program: Program) -> Unit:
     )
     if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = DynamicCache(config=model.config)
-    with evaluating(model), prepared(model):
+    with without_dropout(model), prepared(model):
         # What is opaque in a unit is so here: finding it again would take a trace for each.
         return _traced(model, "", [call], program.opaque, pick=_main_output).unit(program, "")
 

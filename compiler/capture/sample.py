@@ -121,18 +121,6 @@ def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode: without dropout. Modules that were training train again afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
     """On the meta device, masks are built without looking whether padding occurs: nothing is there to see.
 

@@ -1,12 +1,15 @@
 """`effc bench`: what the native kernels do on this machine."""
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...dsl.diagnostics import EXITS
 from .flags import Shared, verb
+
+if TYPE_CHECKING:
+    from ..lowering.kernel_table import Table
 
 _only = typer.Option(
     "--only",
@@ -67,15 +70,17 @@ def register(app: typer.Typer) -> None:
         if plain:
             screen.answer(summary(table.targets))
         else:
-            screen.answer_json(
-                "bench kernels",
-                "error" if code else "ok",
-                exit=code,
-                machine=where,
-                lines=[line.to_json() for line in table.lines],
-                targets=[t.to_json() for t in table.targets],
-            )
+            screen.answer_json("bench kernels", "error" if code else "ok", **_body(table, where, code))
         return code
+
+
+def _body(table: "Table", where: dict, code: int) -> dict[str, Any]:
+    return {
+        "exit": code,
+        "machine": where,
+        "lines": [line.to_json() for line in table.lines],
+        "targets": [t.to_json() for t in table.targets],
+    }
 
 
 def _parsed(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,14 @@ _cors = typer.Option(
 _body = typer.Option(
     "--max-body", metavar="SIZE", parser=size, show_default=False, help="Largest body of a request; 4MiB unless given."
 )
+_rate = typer.Option(
+    "--rate",
+    metavar="N",
+    min=0.1,
+    max=1e6,
+    show_default=False,
+    help="Requests a minute of one client, by its key or address; a quarter of them may come at once.",
+)
 _connections = typer.Option("--connections", metavar="N", min=1, max=100_000, help="Connections open at once.")
 _timeout = typer.Option(
     "--timeout",
@@ -92,6 +101,7 @@ def register(app: typer.Typer) -> None:
         allow_host: Annotated[list[str], _hosts] = (),  # type: ignore[assignment]
         cors: Annotated[list[str], _cors] = (),  # type: ignore[assignment]
         max_body: Annotated[int | None, _body] = None,
+        rate: Annotated[float | None, _rate] = None,
         connections: Annotated[int, _connections] = 256,
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
@@ -105,20 +115,17 @@ def register(app: typer.Typer) -> None:
         from ..serving.access_log import log_to
         from ..serving.keys import Keys
         from ..serving.limits import MIB, Limits
+        from ..serving.rate import Rate
         from ..serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
         from ..serving.server import serve as answer
 
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
         admission = admission_at(listener, host, Keys([*api_key, *_keys_of_environment()]), allow_host, insecure)
-        entrance = Entrance(
-            admission,
-            Limits(max_body or 4 * MIB, connections, timeout),
-            log_to("none" if shared.quiet and access_log == "-" else access_log),
-            tls_cert,
-            tls_key,
-            tuple(cors),
-        )
+        limits = Limits(max_body or 4 * MIB, connections, timeout)
+        log = log_to("none" if shared.quiet and access_log == "-" else access_log)
+        bounded = replace(admission, rate=Rate(rate) if rate else None)
+        entrance = Entrance(bounded, limits, log, tls_cert, tls_key, tuple(cors))
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
         keys = tuple(require_signature)

@@ -8,7 +8,7 @@ from typing import Protocol
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio
+from ...dsl.values import DataRef, MetricRef, Ratio, handles
 from ..ir.outcome import Front, Outcome, Point
 from ..planning import keys
 from ..store.journal import Journal
@@ -116,7 +116,7 @@ def check(asked: Asked, family: Family, ctx: Context) -> None:
 
 
 def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
-    refs = {ref.name: ref for metric in metrics for ref in keys.found(dict(metric.args), DataRef)}
+    refs = {ref.name: ref for metric in metrics for ref in handles(dict(metric.args), DataRef)}
     return {name: keys.data_identity(ref, ctx) for name, ref in refs.items()}
 
 

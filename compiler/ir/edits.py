@@ -100,7 +100,7 @@ def renamed(path: str, moved: dict[str, str]) -> str:
 def replay(model: nn.Module, edits: Edits) -> None:
     """Bring a fresh model, built from the base config, into the form that the edits describe.
 
-    Works on the meta device; afterwards `load_weights` fills it. Raises Reject (refused-edits).
+    Works on the meta device. Raises Reject (refused-edits).
     """
     try:
         _replay(model, edits)
@@ -171,29 +171,6 @@ def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     assert names == entry["placeholders"], f"other arguments than the graph of {path} has"
     unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
     unit.bind(model)
-
-
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All that a skeleton lacks: parameters (tied ones once) and buffers, also what checkpoints leave out."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[path] = tensor.detach()
-    return found
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Fill a skeleton with what `weights_of` gave; ties stay. Raises Reject when shapes or names differ."""
-    expected = weights_of(model)
-    odd = sorted(set(expected) ^ set(weights)) or [
-        path for path, tensor in weights.items() if tensor.shape != expected[path].shape
-    ]
-    if odd:
-        raise _refusal(f"other weights than the skeleton has: {', '.join(odd[:3])}")
-    for path, tensor in weights.items():
-        surgery.put(model, path, tensor)
 
 
 # -- reading -------------------------------------------------------------------------------------------------

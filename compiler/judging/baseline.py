@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.source import Span
-from ...dsl.values import DataRef
+from ...dsl.values import DataRef, handles
 from ..artifacts.manifest import Measure
 from ..machine.fingerprint import machine
 from ..measuring.confidence import median_interval
@@ -153,7 +153,7 @@ def _kept(measure: Measure, result: "Tested") -> dict[str, Any]:
 
 def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
     """What is asked of whom: the model's identity, and that of the data of every bound."""
-    named = {ref for bound in plan.pipeline.expects for ref in keys.found(dict(bound.metric.args), DataRef)}
+    named = {ref for bound in plan.pipeline.expects for ref in handles(dict(bound.metric.args), DataRef)}
     return {"model": plan.identity} | {
         f"data {ref.name}": keys.data_identity(ref, ctx) for ref in sorted(named, key=lambda ref: ref.name)
     }

@@ -44,7 +44,7 @@ class KernelLinear(nn.Module):
     def of(cls, module: nn.Module, kernel: str) -> "KernelLinear":
         """What does the work of a linear module, its weight packed. Raises `KernelError` where it can't be."""
         weight = weight_of(module)
-        packed = packing.pack(kernel, weight)
+        packed = KERNELS[kernel].pack(weight)
         return cls(kernel, weight.shape[1], weight.shape[0], packed, module.bias)
 
     def forward(self, x: Tensor) -> Tensor:

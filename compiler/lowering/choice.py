@@ -18,7 +18,7 @@ from ..search.masks import INPUTS, OUTPUTS
 from ..search.sparsity import zeros
 from .accuracy import Accuracy, inputs_of, output_error
 from .contenders import DYNAMIC, EAGER, PREPACKED
-from .speed import INT8, Case
+from .speed import INT4, INT8, ROUNDED, Case
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -29,6 +29,7 @@ FORMATS = {
     "block": "block_sparse_linear",
     "dense_int8": "dense_linear_int8",
     "sparse_int8": "sparse_linear_int8",
+    "dense_int4": "dense_linear_int4",
 }
 FORMAT_OF = {kernel: name for name, kernel in FORMATS.items()}
 WINS = 1.05  # how many times faster something is to be preferred: less is noise
@@ -37,7 +38,7 @@ lowering_inaccurate = Fault(
     "lowering-inaccurate",
     "A model whose modules run kernels predicts something else than it did, by more than a recipe allows.\n\n"
     "bfloat16 kernels round what comes in and add in another order; int8 ones round weights and inputs to 127 "
-    "steps. Which modules suffer most stands in the note.",
+    "steps, int4 ones weights to 15. Which modules suffer most stands in the note.",
     exit="gate",
 )
 cant_pack = Fault("cant-pack", "A kernel can't take the weight of a module that a recipe lowers.", exit="failure")
@@ -171,16 +172,16 @@ def choose(
 ) -> tuple[str, str]:
     """(kernel or "", why) of a module whose contenders were timed.
 
-    Of kernels that are equally fast it is the most exact; int8 only where it is not too far off.
+    Of kernels that are equally fast it is the most exact; int8 and int4 only where they are not too far off.
     """
-    fit = [k for k in kernels if k in times and not (k in INT8 and errors.get(k, 0.0) > most)]
+    fit = [k for k in kernels if k in times and not (k in ROUNDED and errors.get(k, 0.0) > most)]
     barred = [k for k in kernels if k in times and k not in fit]
-    off = f"{errors[barred[0]]:.1%} of its outputs" if barred else ""
-    left_out = f"; {FORMAT_OF[barred[0]]} would be off by {off}" if barred else ""
+    off = ", ".join(f"{FORMAT_OF[k]} would be off by {errors[k]:.1%} of its outputs" for k in barred)
+    left_out = f"; {off}" if off else ""
     if not fit:
         return "", f"no kernel takes it{left_out}"
     fastest = min(fit, key=times.__getitem__)
-    exact = [k for k in fit if k not in INT8 and times[k] <= times[fastest] * WINS]
+    exact = [k for k in fit if k not in ROUNDED and times[k] <= times[fastest] * WINS]
     kernel = min(exact, key=times.__getitem__) if exact else fastest
     if times[kernel] * WINS > times[EAGER]:
         return "", (
@@ -195,7 +196,8 @@ def errors_of(module: nn.Module, kernels: Sequence[str], x: Tensor | None) -> di
     if x is None:
         return {}
     found = {}
-    for alike in ([k for k in kernels if k in INT8], [k for k in kernels if k not in INT8]):
+    exact = [k for k in kernels if k not in ROUNDED]
+    for alike in ([k for k in kernels if k in INT8], [k for k in kernels if k in INT4], exact):
         if alike:
             found |= dict.fromkeys(alike, output_error(module, KernelLinear.of(module, alike[-1]), x))
     return found

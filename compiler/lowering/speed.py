@@ -22,6 +22,8 @@ bad_timings = Fault(
 SECONDS = 0.1  # of racing, for each contender
 STEP = 0.05  # sparsities that differ less are one case
 INT8 = ("dense_linear_int8", "sparse_linear_int8")
+INT4 = ("dense_linear_int4",)
+ROUNDED = (*INT8, *INT4)  # kernels that put weights on grids of few values
 
 # Reckoned: bytes a thread reads per second, and nanoseconds that 32 weights take a thread where memory is no
 # limit. Measured on a Zen 4 (EPYC, 3.7 GHz), kernels held to each level. Other machines differ by their clock
@@ -88,7 +90,8 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
     found = {EAGER: CALL + case.n * case.k * width / (TORCH_READ[width] * threads) * max(1.0, rows / 16)}
     for kernel, size in sizes.items():
         least, more = BLOCKS[level]
-        each = NANOSECONDS[level].get(kernel, least + more * (1 - case.blocks))
+        known = NANOSECONDS[level] | dict.fromkeys(INT4, NANOSECONDS[level]["dense_linear_int8"])  # its products
+        each = known.get(kernel, least + more * (1 - case.blocks))
         work = case.n * case.k / 32 * each * 1e-9 * max(1.0, rows / 2)
         found[kernel] = CALL + max(size / READ, work) / threads
     return found

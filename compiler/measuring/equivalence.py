@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..capture.sample import BATCH, LENGTH, PADDING, evaluating, sample, tokens
+from ..capture.sample import BATCH, LENGTH, PADDING, sample, tokens
+from ..rows.forward import without_dropout
 
 _STEPS = 2
 _OTHER_BATCH = 3
@@ -37,7 +38,7 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
     Models that read no tokens are observed on their capture sample and on one of another size.
     """
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), without_dropout(model):
         if "input_ids" not in names or not isinstance(model, PreTrainedModel):
             return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)

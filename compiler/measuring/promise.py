@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...dsl.diagnostics import Fault, Reject
-from ..capture.sample import evaluating, knows_inputs
+from ..capture.sample import knows_inputs
+from ..rows.forward import without_dropout
 from ..words.kinds import Close
 from .equivalence import distance, main_output, observe
 
@@ -54,5 +55,5 @@ def observed(program: "Program") -> list[torch.Tensor]:
 
 def outputs(program: "Program") -> torch.Tensor:
     """Logits, or the last hidden state, of the inputs that the program was captured with, float32."""
-    with torch.no_grad(), evaluating(program.model):
+    with torch.no_grad(), without_dropout(program.model):
         return main_output(program.model(**program.inputs)).float()

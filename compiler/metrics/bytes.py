@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..ir.weights import distinct
 from ..words.context import Context
 from ..words.kinds import Metric
 
@@ -22,6 +23,4 @@ class Bytes(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        # A state dict holds what a checkpoint holds; two views of one storage start at one address.
-        held = [t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)]
-        return sum(t.nbytes for t in {id(t): t for t in held}.values())
+        return sum(t.nbytes for _, t in distinct(model) if isinstance(t, Tensor))

@@ -50,7 +50,7 @@ class Attending:
     def _is_joined(self, node: fx.Node, count: int) -> bool:
         """Whether what was cut off the heads is joined again later, so that whole heads are turned at once."""
         parts = [node] if count == 1 else list(node.users)
-        return any(calls.name_of(user) in calls.JOINS for part in parts for user in part.users)
+        return any(calls.operation(user) in calls.JOINS for part in parts for user in part.users)
 
     def _rotation(self, call: "_Call") -> rotations.Rotation | None:
         """The rotation, by tables of the longest context in which they are one: it may shorten the context."""

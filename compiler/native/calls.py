@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from ..ir.graphs import name_of
+
 # Change only where numbers lie: run on element numbers as they are.
 MOVES = frozenset(
     {
@@ -72,11 +74,9 @@ BINARY: dict[str, Callable[..., Any]] = {
 }
 
 
-def name_of(node: fx.Node) -> str:
-    """What a call does, by one name for its function, method and operator."""
-    if node.op == "call_method":
-        return node.target
-    return getattr(node.target, "__name__", str(node.target)).strip("_")
+def operation(node: fx.Node) -> str:
+    """What a call does, by one name for its function, method and operator. A method in place keeps its `_`."""
+    return name_of(node) if node.op == "call_method" else name_of(node).strip("_")
 
 
 def moved(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:

@@ -20,9 +20,9 @@ from .plan import Entry, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
+from .tables import Tables
 from .values import CACHE, Cached, Ids, Mask, Pending, Positional, Rows
 
-_TABLE_PROBE = 8  # ids whose rows an embedding is compared by
 ENDLESS = 2**20  # tokens of a sequence, where a state stands for them and a config names no limit
 
 
@@ -51,7 +51,7 @@ class Reader:
         self.plan = Plan(layout, config.vocab_size, context)
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
-        self.attending, self.scanning = Attending(self), Scanning(self)
+        self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
@@ -100,7 +100,7 @@ class Reader:
         if any(isinstance(x, (Rows, Cached)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
-            return self._asked(node, args) if calls.name_of(node) in calls.ASKS else Positional(node)
+            return self._asked(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
         if any(x is CACHE for x in flat):
             raise self.refuse(node, "it reads the cache otherwise than by keys and values")
         with torch.no_grad():
@@ -143,7 +143,7 @@ class Reader:
         module, given = self.model.get_submodule(node.target), args[0] if args else None
         if role == "embedding":
             asked = self.positions.ignores_ids(node)
-            return Positional(node) if asked else self._embedding(node, module, args)
+            return Positional(node) if asked else self.tables.embedding(node, module, args)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:
             gates = [*args[1:], *kwargs.values()]
             if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
@@ -160,7 +160,7 @@ class Reader:
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
     def _function(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        name, first = calls.name_of(node), args[0]
+        name, first = calls.operation(node), args[0]
         if name in calls.ASKS and isinstance(first, Rows):
             return call(node, self.model, (first.index, *args[1:]), kwargs)
         if name in calls.SAME and isinstance(first, Rows):
@@ -204,7 +204,7 @@ class Reader:
             if isinstance(x, Rows) and isinstance(y, Tensor):
                 return self._by_vector(node, name, x, y, swapped=x is b)
             if isinstance(x, Rows) and isinstance(y, Positional) and name == "add":
-                return self._of_two(node, name, x, self._table(node, y))
+                return self._of_two(node, name, x, self.tables.positional(node, y))
         raise self.refuse(node, f"`{name}` of these operands is not among the engine's steps")
 
     def product(self, node: fx.Node, a: Rows, b: Rows) -> Rows:
@@ -245,45 +245,6 @@ class Reader:
         return self.written(op, index.shape, lane, x=register, vector=vector)
 
     # -- layers ----------------------------------------------------------------------------------------------
-
-    def _embedding(self, node: fx.Node, module: nn.Module, args: Any) -> Rows:
-        given = args[0] if args else None
-        table = getattr(module, "weight", None)
-        if not (
-            isinstance(given, Rows)
-            and self.ids.are(given.index)
-            and isinstance(table, Tensor)
-            and given.index.shape == self.shape
-        ):
-            why = "an embedding of something else than token ids is not among the engine's steps"
-            raise self.refuse(node, why)
-        ids = torch.arange(min(_TABLE_PROBE, len(table)))
-        with torch.no_grad():
-            found, own = module(ids).float(), table[ids].float()
-        scale = float((found * own).sum() / own.square().sum()) if own.any() else 1.0
-        if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
-            raise self.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
-        scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
-        entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
-        name = self.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
-        register = self.plan.step("embedding", table.shape[1], table=name)
-        rows = Rows(self.plan.layout.rows(register).view(*self.shape, -1))
-        return rows if scale == 1.0 else Rows(rows.index, Pending(calls.BINARY["mul"], (None, scale)))
-
-    def _table(self, node: fx.Node, value: Positional) -> Rows:
-        """Rows that depend on the position alone."""
-        context = self.plan.context = self.positions.longest(value.node, self.plan.context)
-        table = self.positions.at(value.node, context)
-        table = table[None] if table.dim() == 2 else table
-        if table.dim() != 3 or table.shape[:2] != (1, context):
-            raise self.refuse(node, "it adds something that is not one row for every position")
-        name = self.plan.entry(
-            f"{value.node.name}.rows",
-            Entry("f32", tuple(table.shape[1:]), lambda: table[0].float().contiguous()),
-            ("positions", value.node.name),
-        )
-        register = self.plan.step("positions", table.shape[-1], table=name)
-        return Rows(self.plan.layout.rows(register).view(*self.shape, -1))
 
     def _norm(self, node: fx.Node, module: nn.Module, given: Rows) -> Rows:
         given = self.settled(given)
@@ -383,13 +344,6 @@ def _attribute(model: nn.Module, path: str) -> Any:
     for part in filter(None, path.split(".")):
         found = getattr(found, part)
     return found
-
-
-def _numbers(module: nn.Module) -> list[float]:
-    """Numbers that a module holds as attributes, or in tensors of one element."""
-    plain = [value for value in vars(module).values() if type(value) in (int, float)]
-    single = [float(b) for b in module.buffers(recurse=False) if b.numel() == 1]
-    return [float(n) for n in (*single, *plain) if n]
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -22,7 +22,7 @@ class Scanning:
 
     def scan(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
         known = {"mamba2_chunk_scan": self._ssd, "mamba_selective_scan": self._selective}
-        name = calls.name_of(node)
+        name = calls.operation(node)
         if node.op != "call_function" or name not in known:
             module = node.target if node.op == "call_module" else name
             raise self.reader.refuse(node, f"`{module}` keeps a state that is none of the engine's")
@@ -31,7 +31,7 @@ class Scanning:
     # -- convolutions ----------------------------------------------------------------------------------------
 
     def convolution(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
-        if calls.name_of(node) == "causal_conv":
+        if calls.operation(node) == "causal_conv":
             _, x, weight, bias, activation, _ = args
             return self._convolution(node, x, weight, bias, activation)
         return self._convolution(node, *args, **kwargs)

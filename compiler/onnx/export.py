@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Reject
-from ..capture.sample import evaluating
 from ..ir.program import Program
 from ..layers.linear import params
 from ..measuring.results import first_result_of, tensors_of
 from ..report.broken import first_line
+from ..rows.forward import without_dropout
 from .checking import DATA, FACTS, FILE, check
 from .decoder import Decoder, inputs_of
 from .refusal import cannot_write_onnx
@@ -33,7 +33,7 @@ def write(program: Program, folder: Path, dynamic: str) -> None:
     dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
     """
     model = as_float(program.model)
-    with evaluating(model), torch.no_grad(), _quiet():
+    with without_dropout(model), torch.no_grad(), _quiet():
         made = _decoder(model) if decodes(model) else _forward(model, tensors_of(program))
     for node in made.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()

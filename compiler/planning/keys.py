@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.recipe import Invocation, Recipe
-from ...dsl.values import DataRef, MetricRef, ProfileRef, StepRef, to_json
+from ...dsl.values import DataRef, MetricRef, ProfileRef, StepRef, handles, to_json
 from ..machine.fingerprint import machine
 from ..store.cache import digest
 from ..store.closure import fingerprint
@@ -25,8 +25,8 @@ def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, 
     source    key of the result that it works on, or the identity of the model
     steps     keys of the results of the steps before it, by name
     """
-    words = [("pass", call.word), *(("metric", m.name) for m in found(call.args, MetricRef))]
-    data = {ref.name: data_identity(ref, ctx) for ref in found(call.args, DataRef)}
+    words = [("pass", call.word), *(("metric", m.name) for m in handles(call.args, MetricRef))]
+    data = {ref.name: data_identity(ref, ctx) for ref in handles(call.args, DataRef)}
     words += [("data", ctx.recipe.data[name].word) for name in data]
     return (
         {
@@ -48,12 +48,12 @@ def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, 
 
 def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
     """Keys of the results that a call names besides the one it follows; nothing where it names none."""
-    named = {ref.name: steps[ref.name] for ref in found(call.args, StepRef)}
+    named = {ref.name: steps[ref.name] for ref in handles(call.args, StepRef)}
     return {"results": named} if named else {}
 
 
 def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
-    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in found(call.args, ProfileRef)}
+    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in handles(call.args, ProfileRef)}
     return {"machine": machine()} | ({"profiles": profiles} if profiles else {})
 
 
@@ -95,7 +95,7 @@ def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
-    data = {ref.name: data_identity(ref, ctx) for ref in found(dict(metric.args), DataRef)}
+    data = {ref.name: data_identity(ref, ctx) for ref in handles(dict(metric.args), DataRef)}
     return {
         "metric": to_json(metric),
         "model": origin,
@@ -112,19 +112,5 @@ def key(parts: Mapping[str, Any]) -> str:
     return digest(parts)
 
 
-def found(value: Any, kind: type) -> list[Any]:
-    """Every handle of a kind inside an argument, in order, metrics' own arguments included."""
-    if isinstance(value, kind):
-        inner = found(dict(value.args), kind) if isinstance(value, MetricRef) else []
-        return [value, *inner]
-    if isinstance(value, MetricRef):
-        return found(dict(value.args), kind)
-    if isinstance(value, Mapping):
-        return [f for v in value.values() for f in found(v, kind)]
-    if isinstance(value, (list, tuple)):
-        return [f for v in value for f in found(v, kind)]
-    return []
-
-
 def data_named(recipe: Recipe, value: Any) -> list[str]:
-    return [ref.name for ref in found(value, DataRef)]
+    return [ref.name for ref in handles(value, DataRef)]

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef
+from ...dsl.values import MetricRef, handles
 from ..machine.memory import held, room_for
 from . import keys, shrink
 
@@ -59,7 +59,7 @@ def _largest(skeleton: Skeleton) -> int:
 
 def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
-    scores = keys.found(call.args, MetricRef)
+    scores = handles(call.args, MetricRef)
     item, vocab = itemsize(skeleton), skeleton.facts.get("vocab") or 0
     hidden, most = skeleton.facts.get("hidden") or 0, 0
     wide = max((n for shape in skeleton.shapes().values() for n in shape if n != vocab), default=0)

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation
-from ...dsl.values import ProfileRef
+from ...dsl.values import ProfileRef, handles
 from ..words.placing import placed
-from .keys import found
 
 if TYPE_CHECKING:
     from ..words.context import Context
@@ -23,7 +22,7 @@ another_machine = Fault(
 
 def named(call: Invocation) -> str | None:
     """The profile that a step's arguments name."""
-    refs = found(call.args, ProfileRef)
+    refs = handles(call.args, ProfileRef)
     return refs[0].name if refs else None
 
 

@@ -59,14 +59,20 @@ def device_of(model: nn.Module) -> torch.device:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the modules' modes come back."""
-    modes = [(m, m.training) for m in model.modules() if m.training]
+    with without_dropout(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode. Modules that were training train again afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:

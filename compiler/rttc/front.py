@@ -14,12 +14,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...dsl.diagnostics import Reject
-from ..serving.answers import DONE, Answer, ChatAnswer, Refused, event
+from ..serving.answers import Answer, ChatAnswer, Refused
 from ..serving.body import read_body
 from ..serving.errors import tell_errors
 from ..serving.metrics import TYPE
 from ..serving.protocol import AskedChat, AskedCompletion
 from ..serving.request import Piece
+from ..serving.stream import check_name, events, leaving
 from .generation import Cancelled, Settings
 from .guided import Answered, Guided
 
@@ -61,10 +62,7 @@ class Front:
         self.client.states.flush()
 
     async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
-        if asked.model != self.name:
-            raise Refused(
-                404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model", "model_not_found"
-            )
+        check_name(asked, self.name)
         if asked.alternatives is not None:
             raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
         answered = await self._answered(_messages(asked, self.client), _settings(asked), call)
@@ -72,8 +70,9 @@ class Front:
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
         if asked.stream:
+            told = {"effc": answered.decision.to_json()}
             return StreamingResponse(
-                _events(answer, answered, asked.tells_usage),
+                events(answer, _pieces(answered), asked.tells_usage, beside=told),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
@@ -117,8 +116,7 @@ class Front:
 
 
 async def _leave(call: Call, left: threading.Event) -> None:
-    while (await call.receive())["type"] != "http.disconnect":
-        pass
+    await leaving(call)
     left.set()
 
 
@@ -145,19 +143,11 @@ def _settings(asked: AskedChat | AskedCompletion) -> Settings:
     return Settings(asked.most or 256, temperature, asked.top_p or 1.0, seed, asked.stops)
 
 
-async def _events(answer: Answer, answered: Answered, usage: bool) -> AsyncIterator[str]:
-    for chunk in answer.opening():
-        yield event(chunk)
+async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
     text = answered.text
     for start in range(0, max(1, len(text)), _PIECE):
         last = start + _PIECE >= len(text)
-        piece = Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
-        answer.add(piece)
-        chunk = answer.chunk(piece, False)
-        yield event({**chunk, "effc": answered.decision.to_json()} if last else chunk)
-    if usage:
-        yield event(answer.closing())
-    yield DONE
+        yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
 
 
 def application(front: Front) -> FastAPI:

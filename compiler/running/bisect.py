@@ -14,11 +14,10 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault
 from ...dsl.recipe import Bound
-from ...dsl.values import StepRef
+from ...dsl.values import StepRef, handles
 from ..ir.outcome import Model
 from ..judging.comparison import compare
 from ..judging.gate import Known, Outcome, bound_text, measure_bounds, metric_label
-from ..planning import keys
 from ..planning.plan import Plan, Stage
 from ..report.progress import Said
 from ..report.quantity import measured
@@ -118,7 +117,7 @@ class Bisection:
         by_name = {s.name: s for s in self.plan.pipeline.steps}
         stages = {s.name: s for s in self.plan.stages}
         name, chain = self.plan.pipeline.result, []
-        while name in by_name and not keys.found(by_name[name].call.args, StepRef):
+        while name in by_name and not handles(by_name[name].call.args, StepRef):
             chain.append(stages[name])
             name = by_name[name].source
         return chain[::-1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic
 from ...dsl.recipe import Emit, Recipe
-from ...dsl.values import DataRef, StepRef
+from ...dsl.values import DataRef, StepRef, handles
 from ..artifacts.artifact import write
 from ..artifacts.load import load
 from ..artifacts.manifest import Check, Expectation, Manifest
@@ -190,7 +190,7 @@ def ancestors(plan: Plan, last: str) -> set[str]:
         name = waiting.pop()
         if name in by_name and name not in led:
             led.add(name)
-            named = [ref.name for ref in keys.found(by_name[name].call.args, StepRef)]
+            named = [ref.name for ref in handles(by_name[name].call.args, StepRef)]
             waiting += named or [by_name[name].source]
     return led
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Emit
-from ...dsl.values import DataRef, MetricRef, StepRef
+from ...dsl.values import DataRef, MetricRef, StepRef, handles
 from ..capture.capture import capture
 from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome, Point
@@ -18,7 +18,6 @@ from ..judging.verdicts import Verdicts
 from ..machine.memory import Watch
 from ..measuring import reference
 from ..measuring.promise import Promise
-from ..planning import keys
 from ..planning.change import describe
 from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
@@ -86,7 +85,7 @@ class Build:
             return
         with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
-            if keys.found(stage.call.args, StepRef):  # it names what it works on, one at a time
+            if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
                 outcome: Outcome = Front((), self.program_at)
             else:
                 outcome = self.reach(stage.source)
@@ -170,11 +169,11 @@ class Build:
 
     def keep_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
-        asked = [metric for step in self.plan.pipeline.steps for metric in keys.found(step.call.args, MetricRef)]
+        asked = [metric for step in self.plan.pipeline.steps for metric in handles(step.call.args, MetricRef)]
         asked += [bound.metric for bound in self.plan.pipeline.expects]
         for ref in asked:
             if self.ctx.metric(ref).needs_original:
-                for data in keys.found(dict(ref.args), DataRef):
+                for data in handles(dict(ref.args), DataRef):
                     reference.prepare(self.ctx, program.model, data)
         for step in self.plan.pipeline.steps:
             for data in self.ctx.shelf.make("pass", step.call).originals():

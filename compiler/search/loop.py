@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.show import show
-from ...dsl.values import DataRef, MetricRef
+from ...dsl.values import DataRef, MetricRef, handles
 from ..data.generated import Generated
 from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.memory import room_for
-from ..planning.keys import found
 from ..report.progress import Said, Ticked
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, logits, not_a_number
@@ -125,7 +124,7 @@ class Search:
 
     def _weight(self, rows: Tensor, metric: MetricRef) -> float:
         """How many tokens some rows have, for one that the metric reads."""
-        scored = sum(self.ctx.rows(ref).numel() for ref in found(dict(metric.args), DataRef))
+        scored = sum(self.ctx.rows(ref).numel() for ref in handles(dict(metric.args), DataRef))
         return rows.numel() / scored if scored else 1.0
 
     def _read(self, rows: Tensor, about: str) -> None:
@@ -180,7 +179,7 @@ class Search:
         """A metric of the model as it is, by whole forwards, journalled."""
 
         def measure() -> float:
-            scored = [self.ctx.rows(ref) for ref in found(dict(metric.args), DataRef)]
+            scored = [self.ctx.rows(ref) for ref in handles(dict(metric.args), DataRef)]
             whole = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
             self.layers_other += len(self.program.units) * whole
             return self._run(metric)

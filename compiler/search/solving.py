@@ -1,13 +1,15 @@
 """Exchanging weights layer by layer for others that keep the outputs over rows of data."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...dsl.skeleton import Part, Skeleton
+from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
 from ..planning import shrink
 from ..store.shards import Shards
@@ -16,7 +18,7 @@ from ..words.kinds import Effort
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
-from .sparsity import exchange, finite_weight, inputs, note, sizes
+from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, inputs, note, sizes
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -26,30 +28,42 @@ New = Callable[[str, Tensor, Tensor | None], Tensor]
 Solve = Callable[[Tensor, Tensor, float], Tensor]  # weight, sums, share of zeros -> weight
 
 
-def solve(
-    program: "Program",
-    ctx: Context,
-    chosen: Sequence[Part],
-    rows: Tensor,
-    share: float,
-    how: str,
-    new: Solve,
-    **more: Any,
-) -> None:
-    """Make zeros in the chosen modules, from the first layer to the last, and say what became zero.
+@dataclass(frozen=True)
+class Zeros:
+    """The zeros that a recipe asks of linear modules whose other weights make up for them.
 
-    how    the shares of the layers: "uniform", "owl" or "searched"
-    A module that no row reached keeps its largest weights as they are.
+    allocation   the shares of the layers: "uniform", "owl" or "searched"
     """
-    spread = allocation.shares(program, stages(program, chosen), rows, share, how, sizes(chosen), ctx)
 
-    def made(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
-        if gram is None:
-            return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
-        return new(weight, gram, spread[unit])
+    on: Selector | None
+    sparsity: Ratio
+    pattern: str
+    allocation: str
 
-    found = exchanged(program, ctx, chosen, rows, made)
-    note(program, chosen, found, allocation=how, tokens=rows.numel(), **more)
+    def chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        """Raises Reject where the pattern fits a module or the share not."""
+        chosen = chosen_parts(skeleton, self.on)
+        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
+        return chosen
+
+    def make(self, program: "Program", ctx: Context, rows: Tensor, new: Solve) -> None:
+        """Make them, from the first layer to the last, and say what became zero.
+
+        A module that no row reached keeps its largest weights as they are.
+        """
+        chosen, how = self.chosen(program.skeleton), self.allocation
+        spread = allocation.shares(program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx)
+
+        def made(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+            if gram is None:
+                return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
+            return new(weight, gram, spread[unit])
+
+        zeros = exchanged(program, ctx, chosen, rows, made)
+        note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
+
+    def effort(self, skeleton: Skeleton, rows: Tensor) -> Effort:
+        return effort(skeleton, chosen_parts(skeleton, self.on), rows, self.allocation)
 
 
 def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:

@@ -15,13 +15,14 @@ from starlette.background import BackgroundTask
 
 from ...kernels.native import KernelError
 from ..rows.template import rendered
-from .answers import DONE, Answer, ChatAnswer, Refused, error_body, event
+from .answers import Answer, ChatAnswer, Refused
 from .body import read_body
 from .errors import tell_errors
 from .metrics import TYPE
 from .protocol import AskedChat, AskedCompletion
 from .request import Piece, Request
 from .scheduler import Full, Scheduler, Stopped
+from .stream import check_name, events, leaving
 
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
 
@@ -37,10 +38,7 @@ class Service:
 
     async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
-        if asked.model != self.name:
-            raise Refused(
-                404, f"the model `{asked.model:.80}` does not exist, `{self.name}` does", "model", "model_not_found"
-            )
+        check_name(asked, self.name)
         if isinstance(asked, AskedChat):
             ids = await asyncio.to_thread(self._chat, asked)
         else:
@@ -67,36 +65,17 @@ class Service:
             raise Refused(400, str(error)) from error
         answer = (ChatAnswer if isinstance(asked, AskedChat) else Answer)(self.name, len(ids), self.tokenizer)
         if asked.stream:
-            stream = self._stream(answer, asked, pieces)
             return StreamingResponse(
-                stream,
+                events(answer, _as_they_come(pieces), asked.tells_usage, asked.alternatives is not None),
                 headers={"Cache-Control": "no-cache"},
                 media_type="text/event-stream",
                 background=BackgroundTask(self.scheduler.cancel, job),
             )
         return await self._whole(answer, asked, pieces, call, job)
 
-    async def _stream(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]") -> AsyncIterator[str]:
-        """Events as the pieces come. Where the reader leaves, the response ends and cancels the job."""
-        for chunk in answer.opening():
-            yield event(chunk)
-        while True:
-            piece = await pieces.get()
-            if piece.error:
-                yield event(error_body(piece.error, "server_error"))
-                return
-            answer.add(piece)
-            yield event(answer.chunk(piece, asked.alternatives is not None))
-            if piece.finish:
-                break
-        if asked.tells_usage:
-            yield event(answer.closing())
-        yield DONE
-
     async def _whole(self, answer: Answer, asked: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any) -> Any:
         async def leave() -> None:
-            while (await call.receive())["type"] != "http.disconnect":
-                pass
+            await leaving(call)
             self.scheduler.cancel(job)
 
         left = asyncio.create_task(leave())
@@ -193,6 +172,12 @@ class Service:
             "owned_by": "effc",
             "max_model_len": self.context,
         }
+
+
+async def _as_they_come(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
+    """Where the reader leaves, the response ends and cancels the job."""
+    while True:
+        yield await pieces.get()
 
 
 def application(service: Service) -> FastAPI:

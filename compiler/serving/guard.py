@@ -17,12 +17,14 @@ from .access_log import AccessLog
 from .answers import Refused
 from .keys import Keys
 from .limits import Limits
+from .rate import Rate
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _OPEN = ("/health",)  # what machines that hold no key ask
+_OFTEN = ("/health", "/ready", "/metrics")  # what machines ask every few seconds
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_PATH = 120
 
@@ -31,12 +33,19 @@ _LONGEST_PATH = 120
 class Admission:
     """Who may ask.
 
+    rate     how often one client may ask; None: as often as it likes
     hosts    names that a Host header may give, without ports; None takes any. A page of a stranger can make a
              browser ask a server on this machine under the stranger's own name ("DNS rebinding")
     """
 
     keys: Keys = field(default_factory=Keys)
     hosts: Collection[str] | None = None
+    rate: Rate | None = None
+
+    def count(self, path: str, key: int | None, address: str) -> None:
+        """Refused who asks too often."""
+        if self.rate is not None and path not in _OFTEN:
+            self.rate.check(f"key {key}" if key is not None else address)
 
     def check(self, path: str, headers: dict[str, str]) -> int | None:
         """The number of the key; Refused who may not ask."""
@@ -94,6 +103,7 @@ class _Exchange:
         started, key, broken = time.monotonic(), None, None
         try:
             key = admission.check(self._scope["path"], self._headers)
+            admission.count(self._scope["path"], key, (self._scope.get("client") or ("",))[0])
             if self._scope["method"] == "POST":
                 self._body = await self._whole_body()
             await app(self._scope, self._replay, self._tell)
@@ -115,7 +125,7 @@ class _Exchange:
     def _write_down(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
         """A line; health and metrics, asked every few seconds, have none while all is well."""
         path, well = self._scope["path"], self._status < 400 and not broken
-        if path in ("/health", "/metrics") and well:
+        if path in _OFTEN and well:
             return
         client = self._scope.get("client")
         fault = broken or self._scope.get("state", {}).get("fault")

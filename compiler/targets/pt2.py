@@ -48,13 +48,13 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
-        from ..capture.sample import evaluating
         from ..measuring.results import first_result_of, tensors_of
+        from ..rows.forward import without_dropout
 
         folder = into / FOLDER
         folder.mkdir()
         inputs = tensors_of(program)
-        with evaluating(program.model), torch.no_grad():
+        with without_dropout(program.model), torch.no_grad():
             try:
                 exported = torch.export.export(
                     first_result_of(program.model),

@@ -28,7 +28,8 @@ class SparseCpu(Pass):
     For every shape and sparsity that the modules have, the kernels that may take them race on this machine
     against torch: plain, pre-packed and dynamically quantised, in turn and with weights that no cache
     holds. The fastest kernel wins; where none beats torch the module stays as it is, and the manifest says
-    why. Of equals the more exact one wins, and int8 only where a module's outputs stay within `error`. What
+    why. Of equals the more exact one wins, and int8 or int4 only where a module's
+    outputs stay within `error`. What
     was measured is kept: a build that goes on after a kill decides the same. Two compiles may decide
     differently.
 
@@ -73,7 +74,7 @@ class SparseCpu(Pass):
     elsewhere: ClassVar[bool] = True
 
     on: Selector | None = param("Linear modules; all where it is left out.", default=None)
-    format: Literal["auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8"] = param(
+    format: Literal["auto", "dense_bf16", "sparse_bf16", "block", "dense_int8", "sparse_int8", "dense_int4"] = param(
         "What wins, or one format for all, unmeasured.", default="auto"
     )
     isa: Literal["native", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = param(
@@ -84,7 +85,7 @@ class SparseCpu(Pass):
     )
     timings: str | None = param("File with timings of another machine: a manifest.json written there.", default=None)
     rows: int = param("Rows that the kernels race with: sequences that are decoded together.", default=1, ge=1, le=64)
-    error: float = param("Share of its size by which a module's output may be off on int8.", default=0.03, ge=0)
+    error: float = param("Share of its size by which a module's output may be off on int8 or int4.", default=0.03, ge=0)
     data: DataRef | None = param(
         "Rows that accuracy is measured on; unless given, 32 that the model itself writes.", default=None
     )
@@ -221,7 +222,7 @@ class SparseCpu(Pass):
 
 def _bytes(kernel: str, site: Site) -> int:
     """About what a packed weight takes, from its shares of zeros."""
-    wide = site.case.n * site.case.k * (1 if "int8" in kernel else 2)
+    wide = site.case.n * site.case.k * (0.54 if "int4" in kernel else 1 if "int8" in kernel else 2)
     if kernel == "block_sparse_linear":
         return round(wide * (1 - site.case.blocks) * 33 / 32)
     masks = site.case.n * site.case.k // 8 if "sparse" in kernel else 0

@@ -4,8 +4,7 @@ from functools import partial
 from typing import Literal
 
 from ...compiler.ir.program import Program
-from ...compiler.search.solving import effort, solve
-from ...compiler.search.sparsity import check_pattern, chosen_parts
+from ...compiler.search.solving import Zeros
 from ...compiler.search.updates import admm
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
@@ -46,17 +45,16 @@ class Admm(Pass):
     damping: float = param("What is added to the inputs' squares, as a share of each.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen = chosen_parts(program.skeleton, self.on)
-        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
-        new = partial(admm, pattern=self.pattern, damping=self.damping)
-        solve(
-            program, ctx, chosen, ctx.rows(self.data), self.sparsity.value, self.allocation, new, pattern=self.pattern
-        )
+        self._zeros.make(program, ctx, ctx.rows(self.data), partial(admm, pattern=self.pattern, damping=self.damping))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
-        check_pattern(chosen_parts(skeleton, self.on), self.pattern, self.sparsity, self.allocation)
+        self._zeros.chosen(skeleton)
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)
+        return self._zeros.effort(skeleton, ctx.rows(self.data))
+
+    @property
+    def _zeros(self) -> Zeros:
+        return Zeros(self.on, self.sparsity, self.pattern, self.allocation)

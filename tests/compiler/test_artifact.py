@@ -275,15 +275,16 @@ def killed_at(delay: float, path: Path, seed: int) -> None:
     os.waitpid(process, 0)
 
 
-def test_killed_at_any_moment_the_artifact_is_the_old_or_the_new_one(tmp_path):
+@pytest.mark.parametrize("turns", [10, pytest.param(30, marks=pytest.mark.heavy)])
+def test_killed_at_any_moment_the_artifact_is_the_old_or_the_new_one(tmp_path, turns):
     started = time.monotonic()
     write(tmp_path / "a", build=lambda f: build(f, 0, count=12))
     once = time.monotonic() - started
     known = {artifact_hash(tmp_path / "a")}
     write(tmp_path / "other" / "a", build=lambda f: build(f, 100, count=12))
     known.add(artifact_hash(tmp_path / "other" / "a"))
-    for turn in range(30):
-        killed_at(once * 1.3 * turn / 30, tmp_path / "a", seed=100)
+    for turn in range(turns):
+        killed_at(once * 1.3 * turn / turns, tmp_path / "a", seed=100)
         assert artifact_hash(tmp_path / "a") in known and whole(tmp_path / "a")
     write(tmp_path / "a", build=build, force=True)
     assert leftovers(tmp_path) == []

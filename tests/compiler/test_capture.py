@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.capture import patches
 from effc.compiler.capture.calls import other_calls, record
-from effc.compiler.capture.capture import capture, capture_inside
+from effc.compiler.capture.capture import capture
 from effc.compiler.capture.sample import sample, tokens
 from effc.compiler.ir.integers import Sourced, evaluate
 from effc.compiler.measuring.equivalence import compare, observe
@@ -272,15 +272,12 @@ def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
     assert compare(model, bind(program)) == 0.0
 
 
-def test_a_mixer_that_keeps_a_state_in_the_cache_is_a_leaf_and_can_be_looked_into():
+def test_a_mixer_that_keeps_a_state_in_the_cache_is_a_leaf():
     program = capture(tiny.model("mamba2"))
     assert list(program.opaque) == [f"backbone.layers.{i}.mixer" for i in range(3)]
     assert [
         node.target for node in program.units["backbone.layers.0"].graph.nodes if node.meta.get("role") == "ssm_scan"
     ] == ["mixer"]
-    inside = capture_inside(program, "backbone.layers.0").graph
-    assert {"ssm_scan", "ssm_conv", "linear"} <= {node.meta.get("role") for node in inside.nodes}
-    assert "mixer.num_heads" in {source for node in inside.nodes for _, _, source in node.meta.get("ints", ())}
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -211,7 +212,7 @@ def test_a_cut_file_is_found_even_without_a_manifest(tmp_path):
     assert slug(lambda: load(tmp_path / "alone")) == "damaged-weights"
 
 
-def test_a_half_written_folder_does_not_load(tmp_path):
+def test_a_half_written_folder_does_not_load(compact, tmp_path):
     _, path = artifact(tmp_path)
     os.rename(path / "compact", tmp_path / "half")
     (tmp_path / "half" / "config.json").unlink()  # config.json is written last
@@ -219,10 +220,16 @@ def test_a_half_written_folder_does_not_load(tmp_path):
     assert slug(lambda: load(tmp_path / "nowhere")) == "no-artifact"
 
 
-def alone(tmp_path, spoil):
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    """A compact folder that no test changes."""
+    _, path = artifact(tmp_path_factory.mktemp("compact"))
+    return path / "compact"
+
+
+def alone(compact, tmp_path, spoil):
     """A compact folder without its manifest whose config.json was changed by hand."""
-    _, path = artifact(tmp_path)
-    os.rename(path / "compact", tmp_path / "alone")
+    shutil.copytree(compact, tmp_path / "alone")
     file = tmp_path / "alone" / "config.json"
     body = json.loads(file.read_text())
     spoil(body)
@@ -255,13 +262,13 @@ def alone(tmp_path, spoil):
         ),
     ],
 )
-def test_a_config_edited_by_hand_is_refused(tmp_path, spoil, expected):
-    folder = alone(tmp_path, spoil)
+def test_a_config_edited_by_hand_is_refused(compact, tmp_path, spoil, expected):
+    folder = alone(compact, tmp_path, spoil)
     assert slug(lambda: load(folder)) == expected
 
 
-def test_weights_of_another_save_are_refused_with_their_shapes(tmp_path):
-    folder = alone(tmp_path, lambda body: None)
+def test_weights_of_another_save_are_refused_with_their_shapes(compact, tmp_path):
+    folder = alone(compact, tmp_path, lambda body: None)
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(91, 64)
     del weights["model.norm.weight"]

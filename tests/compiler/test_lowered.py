@@ -15,7 +15,7 @@ from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.commands.exits import explained
 from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.graph_json import dump
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.program import Program
@@ -33,6 +33,7 @@ from tests import tiny
 from tests.architectures.modules import TwoTowers
 from tests.kernels.test_packed import sealed
 from tests.recipes_in_memory import context_of, origin_of, recipe_of
+from tests.weights import load_weights, weights_of
 from tests.worlds import refused
 
 IDS = torch.arange(3, 23).view(2, 10)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.graphs import sources
 from effc.compiler.ir.slots import assign
 from effc.compiler.layers import swaps
@@ -20,6 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from tests import tiny
+from tests.weights import load_weights, weights_of
 from tests.worlds import refused
 
 torch.set_num_threads(1)

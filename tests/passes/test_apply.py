@@ -48,7 +48,10 @@ def drop(site):
     return "prune.blocks", {"remove": 1, "unit": unit, "on": Selector((("|", f"model.layers.{site}"),))}
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.heavy) for n in tiny.NAMES if n not in ("llama", "gpt2"))],
+)
 def test_a_written_config_rebuilds_the_pruned_model_weight_by_weight(tmp_path, name):
     model = tiny.model(name)
     searched = pruned(tmp_path, model, remove=Ratio(0.25, "params"), search="exact", split=PUBLISHED, group=8)

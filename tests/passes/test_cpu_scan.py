@@ -9,7 +9,7 @@ from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
-from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.layers import pieces, quick, steps
 from effc.compiler.layers.quick import MARK, as_library, is_quick, quicken, scans, slowed
 from effc.compiler.measuring.equivalence import distance, observe
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import mixers, tiny
 from tests.recipes_in_memory import context_of, recipe_of
+from tests.weights import load_weights, weights_of
 from tests.worlds import context, refused, slug
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)

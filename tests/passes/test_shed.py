@@ -9,7 +9,7 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.editing.scans import drop_scan
-from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.planning.shrink import narrowed, params, without_scan
 from effc.compiler.search.slices import sliced
@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from tests import mixers
 from tests.mixers import cuts, loss
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
+from tests.weights import load_weights, weights_of
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
-FEW = settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.generate])
+FEW = settings(max_examples=2, deadline=None, phases=[Phase.explicit, Phase.generate])
 DEFAULTS = {
     "shed.ssm": {"score": SCORE, "on": None, "search": "exact"},
     "shed.blocks": {"score": SCORE, "on": None, "search": "exact"},

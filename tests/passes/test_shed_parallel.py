@@ -9,12 +9,13 @@ import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.discovery.bypass import staying
 from effc.compiler.editing.rewrite import Rewriter
-from effc.compiler.ir.edits import Edits, load_weights, replay, weights_of
+from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.measuring.equivalence import distance, observe
 from effc.compiler.search.saving import Ledger
 
 from tests import hymba
 from tests.architectures.table import randomized
+from tests.weights import load_weights, weights_of
 
 torch.set_num_threads(1)
 

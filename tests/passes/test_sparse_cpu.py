@@ -132,6 +132,14 @@ def test_int8_that_is_too_far_off_is_left_out_and_named():
     assert kernel == "dense_linear" and "sparse_int8 would be off by 8.0% of its outputs" in why
 
 
+def test_int4_is_judged_by_an_error_of_its_own():
+    times = timed(dense_linear=0.5, dense_linear_int8=0.3, dense_linear_int4=0.2)
+    errors = {"dense_linear_int8": 0.01, "dense_linear_int4": 0.1}
+    kernel, why = choose(SITE, ALL, times, errors, 0.03)
+    assert kernel == "dense_linear_int8" and "dense_int4 would be off by 10.0% of its outputs" in why
+    assert choose(SITE, ALL, times, errors, 0.2)[0] == "dense_linear_int4"
+
+
 def test_ratios_are_against_torchs_strongest_too():
     times = {
         "torch": 8.0,
@@ -157,15 +165,18 @@ def test_zero_blocks_are_counted_by_16_outputs_and_2_inputs():
 @pytest.mark.parametrize("format", sorted(choice.FORMATS))
 def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path, format):
     model = sparse()
-    program, note = run(tmp_path, model, format=format)
+    few = "int4" in format  # 15 steps of a weight show in a model that was not trained
+    program, note = run(tmp_path, model, format=format, divergence=1.0 if few else 0.05)
     kernels = {m.kernel for _, m in lowered(program.model)}
     assert kernels == {choice.FORMATS[format]} and len(note["lowered"]) == len(dict(lowered(program.model))) == 22
     ours, theirs = logits(program.model), logits(model)
-    assert (ours - theirs).abs().max() <= (0.02 if "int8" not in format else 0.15) * theirs.abs().max()
+    assert (ours - theirs).abs().max() <= (0.6 if few else 0.15 if "int8" in format else 0.02) * theirs.abs().max()
     entry = next(e for e in note["lowered"] if e["module"] == "model.layers.1.mlp.up_proj")
-    assert entry["format"] == format and 0 < entry["error"] < 0.05 and abs(entry["zeros"] - 0.9) < 0.02
+    assert (
+        entry["format"] == format and 0 < entry["error"] < (0.3 if few else 0.05) and abs(entry["zeros"] - 0.9) < 0.02
+    )
     assert entry["bytes"] == program.model.model.layers[1].mlp.up_proj.packed.numel()
-    assert 0 < note["accuracy"]["divergence"] < 0.05 and note["accuracy"]["perplexity"] > 1
+    assert 0 < note["accuracy"]["divergence"] < (1.0 if few else 0.05) and note["accuracy"]["perplexity"] > 1
     assert note["times"] == "none"
 
 
@@ -185,7 +196,7 @@ def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch,
 
 def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "WINS", 0.0)  # whatever is fastest, something is lowered
-    _, note = run(tmp_path, sparse(), on=on("*.up_proj"), error=1.0)
+    _, note = run(tmp_path, sparse(), on=on("*.up_proj"), error=1.0, divergence=10.0)
     cases = {(t["n"], t["k"], t["zeros"]): t["seconds"] for t in note["timings"]}
     assert cases.keys() == {(96, 64, 0.0), (96, 64, 0.5), (96, 64, 0.9)}
     assert cases[96, 64, 0.9].keys() == {
@@ -200,6 +211,7 @@ def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypa
         "torch int8 dynamic",
         "dense_linear",
         "dense_linear_int8",
+        "dense_linear_int4",
     }
 
 
@@ -329,7 +341,7 @@ def test_a_layer_with_more_inputs_than_a_kernel_holds_stays_and_says_so(tmp_path
     site = Site("wide", Case(4, 70000, "float32", 0.0, 0.0), 0.0, 4 * 70000 * 4)
     assert choice.kernels_for(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
     found, why = choice.kernels_for(site, "auto")
-    assert found == ["dense_linear"] and why
+    assert found == ["dense_linear", "dense_linear_int4"] and why
 
 
 def test_a_layer_without_inputs_or_outputs_stays_and_says_so():

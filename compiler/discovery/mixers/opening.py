@@ -12,11 +12,12 @@ import torch
 from torch import fx, nn
 
 from ...capture.calls import Call, split
-from ...capture.sample import evaluating, prepared
+from ...capture.sample import prepared
 from ...capture.signature import call_signature, module_signature
 from ...capture.trace import trace
 from ...ir.leaves import is_state_space
 from ...ir.unit import argument_names
+from ...rows.forward import without_dropout
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -81,7 +82,7 @@ def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, 
     handles = [m.register_forward_pre_hook(hook(path), with_kwargs=True) for path, m in mixers.items()]
     try:
         if mixers:
-            with torch.no_grad(), evaluating(program.model), prepared(program.model):
+            with torch.no_grad(), without_dropout(program.model), prepared(program.model):
                 program.model(**program.inputs)
     finally:
         for handle in handles:
@@ -93,7 +94,7 @@ def _traced(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.Graph 
     free = {name: value for name, value in call.free.items() if name != CACHE}
     family = type(program.model).__module__
     try:
-        with evaluating(program.model), prepared(program.model):
+        with without_dropout(program.model), prepared(program.model):
             return trace(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
     except Exception as error:  # a forward may raise anything
         return None, f"it can't be captured without its state: {error}"

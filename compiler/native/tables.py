@@ -1,0 +1,68 @@
+"""Tables of a plan: rows that a token's id picks, and rows that its position does."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import calls, linears
+from .plan import Entry
+from .values import Pending, Positional, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+PROBE = 8  # ids whose rows an embedding is compared by
+
+
+class Tables:
+    """What a reader asks of tables."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def embedding(self, node: fx.Node, module: nn.Module, args: Any) -> Rows:
+        given = args[0] if args else None
+        table = getattr(module, "weight", None)
+        if not (
+            isinstance(given, Rows)
+            and self.reader.ids.are(given.index)
+            and isinstance(table, Tensor)
+            and given.index.shape == self.reader.shape
+        ):
+            why = "an embedding of something else than token ids is not among the engine's steps"
+            raise self.reader.refuse(node, why)
+        ids = torch.arange(min(PROBE, len(table)))
+        with torch.no_grad():
+            found, own = module(ids).float(), table[ids].float()
+        scale = float((found * own).sum() / own.square().sum()) if own.any() else 1.0
+        if not torch.allclose(found, own * scale, rtol=2**-7, atol=1e-6):
+            raise self.reader.refuse(node, f"a {type(module).__name__} gives something else than rows of its table")
+        scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
+        entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
+        name = self.reader.plan.entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
+        register = self.reader.plan.step("embedding", table.shape[1], table=name)
+        rows = Rows(self.reader.plan.layout.rows(register).view(*self.reader.shape, -1))
+        return rows if scale == 1.0 else Rows(rows.index, Pending(calls.BINARY["mul"], (None, scale)))
+
+    def positional(self, node: fx.Node, value: Positional) -> Rows:
+        """Rows that depend on the position alone."""
+        context = self.reader.plan.context = self.reader.positions.longest(value.node, self.reader.plan.context)
+        table = self.reader.positions.at(value.node, context)
+        table = table[None] if table.dim() == 2 else table
+        if table.dim() != 3 or table.shape[:2] != (1, context):
+            raise self.reader.refuse(node, "it adds something that is not one row for every position")
+        name = self.reader.plan.entry(
+            f"{value.node.name}.rows",
+            Entry("f32", tuple(table.shape[1:]), lambda: table[0].float().contiguous()),
+            ("positions", value.node.name),
+        )
+        register = self.reader.plan.step("positions", table.shape[-1], table=name)
+        return Rows(self.reader.plan.layout.rows(register).view(*self.reader.shape, -1))
+
+
+def _numbers(module: nn.Module) -> list[float]:
+    """Numbers that a module holds as attributes, or in tensors of one element."""
+    plain = [value for value in vars(module).values() if type(value) in (int, float)]
+    single = [float(b) for b in module.buffers(recurse=False) if b.numel() == 1]
+    return [float(n) for n in (*single, *plain) if n]

@@ -1,0 +1,42 @@
+"""How often one client may ask: a bucket that fills at a rate, each request takes from."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+from .answers import Refused
+
+_MOST = 10_000  # clients that are remembered; the one not seen for longest is forgotten, and has a full bucket then
+
+
+class Rate:
+    """
+    per_minute    requests of one client: of a key, or of an address where there are no keys
+    burst         that may come at once after a pause; a quarter of a minute's, one at least
+    clock         seconds
+    """
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic):
+        assert per_minute > 0, f"a rate is positive, not {per_minute}"
+        self._each, self._clock, self._lock = per_minute / 60, clock, Lock()
+        self.burst = max(1.0, per_minute / 4)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when it was so
+
+    def check(self, client: str) -> None:
+        """Count a request of a client; Refused (429) where it asks too often."""
+        with self._lock:
+            now = self._clock()
+            left, before = self._buckets.pop(client, (self.burst, now))
+            left = min(self.burst, left + (now - before) * self._each)
+            self._buckets[client] = (left - 1 if left >= 1 else left, now)
+            if len(self._buckets) > _MOST:
+                self._buckets.popitem(last=False)
+        if left < 1:
+            seconds = int((1 - left) / self._each) + 1
+            raise Refused(
+                429,
+                f"ask again in {seconds} s: one client may ask {60 * self._each:g} times a minute",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(seconds)},
+            )

@@ -1,0 +1,46 @@
+"""What every service of OpenAI's interface does alike: names that fit, answers as events, readers that leave."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import Request as Call
+
+from .answers import DONE, Answer, Refused, error_body, event
+from .protocol import AskedChat, AskedCompletion
+from .request import Piece
+
+
+def check_name(asked: AskedChat | AskedCompletion, name: str) -> None:
+    """Refused where another model is asked for."""
+    if asked.model != name:
+        raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{name}` does", "model", "model_not_found")
+
+
+async def events(
+    answer: Answer,
+    pieces: AsyncIterator[Piece],
+    usage: bool,
+    logprobs: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> AsyncIterator[str]:
+    """An answer as server-sent events, as its pieces come. `beside` are fields of the last one."""
+    for chunk in answer.opening():
+        yield event(chunk)
+    async for piece in pieces:
+        if piece.error:
+            yield event(error_body(piece.error, "server_error"))
+            return
+        answer.add(piece)
+        chunk = answer.chunk(piece, logprobs)
+        yield event({**chunk, **(beside or {})} if piece.finish else chunk)
+        if piece.finish:
+            break
+    if usage:
+        yield event(answer.closing())
+    yield DONE
+
+
+async def leaving(call: Call) -> None:
+    """Returns once the reader has left."""
+    while (await call.receive())["type"] != "http.disconnect":
+        pass

