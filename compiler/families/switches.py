@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...dsl.skeleton import Branch, Group, Skeleton
+from ...dsl.skeleton import Group, Skeleton
 from ..discovery.bypass import bypassed, staying
 from ..editing.rewrite import Rewriter
 from ..ir.surgery import tensor_at
@@ -150,17 +150,25 @@ class Switches:
         return skip
 
 
+def is_lost(skeleton: Skeleton, site: str, gone: Sequence[str], sites: Sequence[str]) -> bool:
+    """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
+
+    The site of one branch may lie in another's: BERT's MLP branch is called as its layer is.
+    """
+    within = unit_of(site, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
+    return bool(unit_of(site, gone)) or within in sites
+
+
 def cut(program: "Program", space: Space, orders: Orders, choice: Mapping[str, int]) -> None:
     """Make a program the smaller one that a choice is: widths, then branches, then layers from the last."""
     gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
     skeleton = program.skeleton
-    lost = [b.site for b in skeleton.branches if b.site in sites] + gone
     cuts = []
     for kind in WIDTHS:
         for site, left in space.by_place(choice, kind).items():
             group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
-            if not unit_of(site, lost) and (items := dead(orders, group, left)):
+            if not is_lost(skeleton, site, gone, sites) and (items := dead(orders, group, left)):
                 cuts.append((group, items))
     if cuts:
         with Rewriter(program) as rewrite:
@@ -179,10 +187,10 @@ def smaller(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skel
     """The skeleton of what `cut` leaves, by arithmetic."""
     gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
-    branches: dict[str, Branch] = {b.site: b for b in skeleton.branches}
+    whole, branches = skeleton, {b.site: b for b in skeleton.branches}
     for kind in WIDTHS:
         for site, left in space.by_place(choice, kind).items():
-            if not unit_of(site, [*gone, *sites]):
+            if not is_lost(whole, site, gone, sites):
                 group = again(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
                 count = left * group.count // steps(group)
                 skeleton = shrink.narrowed(skeleton, group, count) if count != group.count else skeleton
