@@ -15,6 +15,7 @@ from effc.compiler.families.switches import dead
 from effc.compiler.planning import shrink
 from effc.dsl.values import Ratio
 from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
