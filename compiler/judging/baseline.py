@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 EXACT = ("params", "flops")  # counts of shapes: no library moves them
+ROUNDING = 1e-5  # what other code of one instruction set does to a sum: libraries choose by the processor
 SAME = ("effc", "torch", "transformers", "isa", "threads")  # what decides the bits of a result
 CLOCKED = ("cpu", "isa", "threads")  # what decides how fast one model is against another
 # How far a measure may move to the worse, as a share: of what is computed by other versions, and of a ratio of times.
@@ -38,7 +39,7 @@ TOLERANCE = {"quality": 0.01, "time": 0.1}
 baseline_missed = Fault(
     "baseline-missed",
     "A measure is worse than the recipe's baseline allows.\n\n"
-    "On the machine and the versions of the baseline all but times must be as they were. Elsewhere they may move by "
+    "On the machine and the versions of the baseline all but times must be as they were, to rounding. Elsewhere they may move by "
     "the `tolerance` in it, and ratios of times by theirs. Where the change is meant, `effc test RECIPE --bless` "
     "writes a new baseline.",
     exit="gate",
@@ -255,9 +256,11 @@ def _drift(name: str, then: Any, now: Measure | None, result: "Tested", body: Ma
         ends = median_interval(ratios) or (min(ratios), max(ratios))
         state = _clocked_state(value, ends, limit, old, now.better)
         return Drift(name, unit, state, old, value, limit, span)
-    exact = name.partition(" of ")[0] in EXACT or not _differs(body, here, SAME)
-    limit = old if exact else _moved(old, float(body["tolerance"]["quality"]), now.better)
-    if value == old:
+    exact = not _differs(body, here, SAME)
+    counted = name.partition(" of ")[0] in EXACT
+    room = ROUNDING if exact else float(body["tolerance"]["quality"])
+    limit = old if counted else _moved(old, room, now.better)
+    if value == old or not counted and exact and abs(value - old) <= ROUNDING * abs(old):
         state = "same"
     elif _worse(value, limit, now.better):
         state = "worse"
