@@ -39,9 +39,9 @@ TOLERANCE = {"quality": 0.01, "time": 0.1}
 baseline_missed = Fault(
     "baseline-missed",
     "A measure is worse than the recipe's baseline allows.\n\n"
-    "On the machine and the versions of the baseline all but times must be as they were, to rounding. Elsewhere they may move by "
-    "the `tolerance` in it, and ratios of times by theirs. Where the change is meant, `effc test RECIPE --bless` "
-    "writes a new baseline.",
+    "On the machine and the versions of the baseline all but times must be as they were, to rounding. Elsewhere they "
+    "may move by the `tolerance` in it, and ratios of times by theirs. Where the change is meant, "
+    "`effc test RECIPE --bless` writes a new baseline.",
     exit="gate",
 )
 baseline_undecided = Fault(
@@ -260,7 +260,7 @@ def _drift(name: str, then: Any, now: Measure | None, result: "Tested", body: Ma
     counted = name.partition(" of ")[0] in EXACT
     room = ROUNDING if exact else float(body["tolerance"]["quality"])
     limit = old if counted else _moved(old, room, now.better)
-    if value == old or not counted and exact and abs(value - old) <= ROUNDING * abs(old):
+    if value == old or (not counted and exact and abs(value - old) <= ROUNDING * abs(old)):
         state = "same"
     elif _worse(value, limit, now.better):
         state = "worse"
