@@ -173,8 +173,8 @@ def _grouped(raw: np.ndarray, head: packing.Header) -> Tensor:
     """The weight of an int4 buffer: scales, zeros, codes, each for all groups of a block."""
     group, groups = head.group & 0xFFFF, head.tiles
     blocks = raw[head.stream_at : head.bytes - 64].reshape(head.blocks, -1)
-    scale = np.ascontiguousarray(blocks[:, : 32 * groups]).view(np.uint16).reshape(-1, groups, 16)
-    scale = (scale.astype(np.uint32) << 16).view(np.float32).transpose(0, 2, 1)  # [blocks, outputs, groups]
+    halves = np.ascontiguousarray(blocks[:, : 32 * groups]).view(np.uint16).reshape(-1, groups, 16)
+    scale = (halves.astype(np.uint32) << 16).view(np.float32).transpose(0, 2, 1)  # [blocks, outputs, groups]
     zero = np.full(scale.shape, 8, np.float32)
     if head.group >> 16:
         both = blocks[:, 32 * groups : 40 * groups].reshape(-1, groups, 8).transpose(0, 2, 1)

@@ -46,9 +46,9 @@ def svg(points: Sequence[Drawn], across: str, up: str) -> str:
 def _placed(points: Sequence[Drawn], wide: float, high: float) -> list[Drawn]:
     """Values as places from 0 to `wide` and to `high`; the middle where all are the same."""
 
-    def scaled(axis: int, room: float) -> list[float]:
-        values = [point[axis] for point in points]
+    def scaled(values: Sequence[float], room: float) -> list[float]:
         least, spread = min(values), max(values) - min(values)
         return [(v - least) / spread * room if spread else room / 2 for v in values]
 
-    return [(p[0], x, y) for p, x, y in zip(points, scaled(1, wide), scaled(2, high), strict=True)]
+    over = (scaled([p[1] for p in points], wide), scaled([p[2] for p in points], high))
+    return [(p[0], x, y) for p, x, y in zip(points, *over, strict=True)]
