@@ -4,7 +4,6 @@ What it learned itself lies in the memory of its node. Where the server sends a 
 node may have been away. Nothing that a client raises or answers holds rows, prompts or their losses one by one.
 """
 
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import parse_json
 from ..training.schedule import seed_of
 from .grid import Answer, Message
 from .low_rank import modules
@@ -111,7 +111,7 @@ class Participant:
         """What it learned in this round, under masks against the clients that the server names."""
         if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
             raise Reject(client_refuses(f"there is no state of round {message.number} here"))
-        publics = {int(k): bytes.fromhex(key) for k, key in json.loads(str(message.config["publics"])).items()}
+        publics = {int(k): bytes.fromhex(key) for k, key in parse_json(str(message.config["publics"])).items()}
         keys, own = keys_of(memory), int(message.config["client"])
         if len(publics) < LEAST or publics.get(own) != keys.public:
             raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))

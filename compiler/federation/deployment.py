@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import MIB, parse_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, make_identities
 from .processes import Process, answers, end, free_ports, is_taken, last_line, start
@@ -67,7 +68,7 @@ class Deployment:
 
 def read_deployment(folder: Path) -> Deployment:
     try:
-        body = json.loads((folder / NAME).read_bytes())
+        body = read_json(folder / NAME, MIB)
         processes = tuple(Process(**p) for p in body["processes"])
         return Deployment(folder, int(body["port"]), processes, str(body["run"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -217,7 +218,7 @@ def _asked(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any
     call = [str(commands / "flwr"), *words, "--format", "json"]
     found = subprocess.run(call, env=dict(env), capture_output=True, text=True, check=False, timeout=120)
     try:
-        said = json.loads(found.stdout)
+        said = parse_json(found.stdout)
     except ValueError:
         said = {}
     if found.returncode or not said.get("success", False):

@@ -1,6 +1,5 @@
 """An ONNX file read for what it is: standard ops, and weights in the one data file beside it."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ..report.broken import first_line
-from ..store.regular import MIB, read_regular
+from ..store.regular import MIB, parse_json, read_regular
 from .refusal import refused_onnx
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def weights(folder: Path, stored: Stored) -> "dict[str, torch.Tensor]":
 def _facts(path: Path, model: Any) -> dict[str, Any]:
     said = {p.key: p.value for p in model.metadata_props}
     try:
-        facts = json.loads(said.get(FACTS, ""))
+        facts = parse_json(said.get(FACTS, ""))
         kinds = {"class": str, "model_type": str, "params": int, "decodes": bool}
         fits = isinstance(facts, dict) and all(type(facts.get(name)) is kind for name, kind in kinds.items())
         fits = fits and (facts["context"] is None or type(facts["context"]) is int)

@@ -282,8 +282,8 @@ def test_weights_of_another_save_are_refused_with_their_shapes(compact, tmp_path
 
 def test_another_target_s_artifact_is_no_model(tmp_path):
     def build(folder):
-        (folder / "model.onnx").write_bytes(b"x")
-        return Manifest("onnx")
+        (folder / "model.engine").write_bytes(b"x")
+        return Manifest("engine")
 
     write(tmp_path / "a", build=build)
     assert slug(lambda: load(tmp_path / "a")) == "other-kind"

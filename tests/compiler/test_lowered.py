@@ -97,7 +97,8 @@ def test_every_kernel_computes_what_its_packed_weight_stands_for(kernel):
     kept = torch.ops.effc.unpack_linear(module.packed, 33, 70)
     bound = 0.02 * x.abs().amax() * kept.abs().sum(1).max() / 8  # x in bfloat16 or int8
     assert (module(x) - torch.nn.functional.linear(x, kept, linear.bias)).abs().max() <= bound
-    assert (kept - linear.weight).abs().max() <= linear.weight.abs().max() / 127
+    steps = 6 if kernel.endswith("int4") else 127  # a scale of 4-bit weights may clip the largest for all others' sake
+    assert (kept - linear.weight).abs().max() <= linear.weight.abs().max() * 1.01 / steps  # scales are bfloat16
 
 
 def test_its_channels_can_no_longer_be_cut_and_discovery_says_why():
@@ -146,7 +147,9 @@ def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
 
     program, cache, origin = made(), Cache(tmp_path), origin_of(tiny.model("llama"))
     save(Model(program), cache, "k" * 64, {}, origin, {"program": [], "summary": ""})
-    again = restore(cache, "k" * 64, origin, reach=lambda key: pytest.fail("it needs no other step")).program
+    again = restore(
+        cache, "k" * 64, origin, reach=lambda key: pytest.fail("it needs no other step"), load=pytest.fail
+    ).program
     assert torch.equal(logits(again.model), logits(program.model))
 
 

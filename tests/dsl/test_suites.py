@@ -79,6 +79,7 @@ TOLD = {
     "not-utf-8",
     "recipe-too-large",
     "foreign-module",
+    "outside-package",
     "long-selector",
     "too-deep",
     "more-mistakes",

@@ -186,5 +186,5 @@ def graph_calls(target):
 def test_a_step_is_read_by_the_rules_for_artifacts(world, change):
     cache, key = edited(world, change)
     with pytest.raises(Reject) as reject:
-        restore(cache, key, origin_in(world), reach=lambda _: None)
+        restore(cache, key, origin_in(world), reach=lambda _: None, load=lambda _: None)
     assert reject.value.diagnostics[0].slug in ("refused-edits", "refused-graph")

@@ -20,6 +20,7 @@ OWN = {
     "federation/declaration.py": "its own JSON again",
     "rttc/policy.py": "JSON that was parsed before",
     "rttc/retrieval.py": "a server's answer, bounded there",
+    "gguf/vocabulary.py": "a tokenizer that its library has just written",
     "sources/gguf.py": "a config that transformers has just made",
     "store/journal.py": "scratch of this step, sealed by lines",
     "store/sealed.py": "its own JSON again",

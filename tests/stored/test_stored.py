@@ -59,7 +59,9 @@ def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     assert set(kept) == {"prune.blocks", "prune.channels", "lower.sparse_cpu"}
     old = json.dumps(kept["lower.sparse_cpu"].body["edits"])
     assert '"compiler.lowering.lowered:KernelLinear"' in old
-    program = restore(cache, kept["lower.sparse_cpu"].key, origin_in(stored), reach=lambda _: None).program
+    program = restore(
+        cache, kept["lower.sparse_cpu"].key, origin_in(stored), reach=lambda _: None, load=lambda _: None
+    ).program
     assert [path for path, _ in lowered(program.model)] == list(program.edits.swapped)
     with torch.no_grad():
         logits = program.model(input_ids=said["ids"]).logits
