@@ -2,7 +2,7 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ...dsl.diagnostics import Fault, Reject
@@ -24,6 +24,9 @@ report_is_selection = Fault(
     "report-is-selection",
     "A search reports on the rows that it selects by.\n\nSuch a number is too good: the search has fitted those rows.",
 )
+
+
+TIRED = 50  # proposals in a row that were all known, after which a search ends
 
 
 class Asked(Protocol):
@@ -133,6 +136,18 @@ def ends(explorer: Explorer) -> list[Genome]:
     ]
 
 
+def pursue(explorer: Explorer, propose: Callable[[], Genome]) -> None:
+    """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones."""
+    for genome in ends(explorer):
+        if not explorer.ended:
+            explorer.evaluate(genome)
+    misses = 0
+    while not explorer.ended and misses < TIRED:
+        before = len(explorer.known)
+        explorer.evaluate(propose())
+        misses = 0 if len(explorer.known) > before else misses + 1
+
+
 def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
@@ -145,6 +160,3 @@ def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome
         place = chance.choice(room)
         genome = (*genome[:place], genome[place] + 1, *genome[place + 1 :])
     return genome
-
-
-TIRED = 50  # proposals in a row that were all known, after which a search ends

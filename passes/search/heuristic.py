@@ -12,14 +12,14 @@ from ...dsl.values import MetricRef, Ratio
 class Heuristic(Method, Pass):
     """Evaluate the few choices of a family that training speaks for.
 
-        They are the middle choice, the values that were drawn most often, and those of the lowest loss that
-    training recorded, as many as `evals` lets; a family that was not trained has the middle alone. Where `at_most`
-    refuses one it is made smaller, dial by dial.
+    They are the middle choice, the values that were drawn most often, and those of the lowest loss that training
+    recorded, as many as `evals` lets; a family that was not trained has the middle alone. Where `at_most` refuses
+    one it is made smaller, dial by dial.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
-        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
-    front's
-    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+    out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same
+    front.
 
     Source: the heuristics of Shears and of the NLS example of NNCF (Munoz et al. 2024, arXiv 2404.10934).
     Example: sizes = search.heuristic(measure: [perplexity(calib), params])

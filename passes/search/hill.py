@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.families.explorer import Explorer, Genome, near
-from ...compiler.families.method import TIRED, Method, drawn, ends, sizes
+from ...compiler.families.method import Method, drawn, pursue, sizes
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.values import MetricRef, Ratio
 
@@ -11,17 +11,16 @@ from ...dsl.values import MetricRef, Ratio
 class Hill(Method, Pass):
     """Climb from choices of a family to better neighbours.
 
-        A neighbour is one step away in one dial. From the largest, the middle and the smallest choice on, a
-    neighbour that was not evaluated is tried of a choice that is on the front; where none has any left, one is
-    drawn.
+    A neighbour is one step away in one dial. From the largest, the middle and the smallest choice on, a neighbour
+    that was not evaluated is tried of a choice that is on the front; where none has any left, one is drawn.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
-        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
-    front's
-    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+    out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same
+    front.
 
-        Source: Pareto local search, Paquete et al. 2004; hill climbing from the heuristic choice as in Shears
-    (Munoz et al. 2024, arXiv 2404.10934).
+    Source: Pareto local search, Paquete et al. 2004; hill climbing from the heuristic choice as in Shears (Munoz
+    et al. 2024, arXiv 2404.10934).
     Example: sizes = search.hill(measure: [perplexity(calib), params], evals: 12)
     """
 
@@ -43,14 +42,7 @@ class Hill(Method, Pass):
     points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        for genome in ends(explorer):
-            if not explorer.ended:
-                explorer.evaluate(genome)
-        misses = 0
-        while not explorer.ended and misses < TIRED:
-            before = len(explorer.known)
-            explorer.evaluate(self._next(explorer, chance))
-            misses = 0 if len(explorer.known) > before else misses + 1
+        pursue(explorer, lambda: self._next(explorer, chance))
 
     def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
         front = explorer.front()

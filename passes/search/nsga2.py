@@ -15,16 +15,16 @@ from ...dsl.values import MetricRef, Ratio
 class Nsga2(Method, Pass):
     """Evolve choices of a family by NSGA-II.
 
-        Each generation crosses and mutates the choices that few others beat and that lie far apart. A choice beyond
+    Each generation crosses and mutates the choices that few others beat and that lie far apart. A choice beyond
     `at_most` breaks a constraint and is not evaluated.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
-        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
-    front's
-    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+    out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same
+    front.
 
-        Source: NSGA-II, Deb et al. 2002, as BootstrapNAS uses it (Munoz et al. 2021, arXiv 2112.10878); pymoo
-    (Blank and Deb 2020).
+    Source: NSGA-II, Deb et al. 2002, as BootstrapNAS uses it (Munoz et al. 2021, arXiv 2112.10878); pymoo (Blank
+    and Deb 2020).
     Example: sizes = search.nsga2(measure: [perplexity(calib), params], evals: 12, population: 4)
     """
 

@@ -6,7 +6,7 @@ import random
 import torch
 
 from ...compiler.families.explorer import Explorer, Genome, Values, near, unbeaten
-from ...compiler.families.method import TIRED, Method, drawn, ends, sizes
+from ...compiler.families.method import Method, drawn, pursue, sizes
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.values import MetricRef, Ratio
 
@@ -16,16 +16,16 @@ RIDGE = 0.1  # of standardised measures
 class Predict(Method, Pass):
     """Let a model of few evaluations say which choices of a family are worth one.
 
-        A third of the evaluations are the ends and draws. Then, again and again, a ridge regression over the dials'
+    A third of the evaluations are the ends and draws. Then, again and again, a ridge regression over the dials'
     values foretells the measures of draws and of neighbours of the front, and of those that nothing foretold beats
     one is evaluated.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
-        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
-    front's
-    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+    out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same
+    front.
 
-        Source: predictor-guided search as in Once-for-all (Cai et al. 2020, arXiv 1908.09791), section 3.4; ridge
+    Source: predictor-guided search as in Once-for-all (Cai et al. 2020, arXiv 1908.09791), section 3.4; ridge
     regression: own choice.
     Example: sizes = search.predict(measure: [perplexity(calib), params], evals: 12)
     """
@@ -49,15 +49,11 @@ class Predict(Method, Pass):
     pool: int = param("Choices that are foretold for each that is evaluated.", default=200, ge=1, unit="choices")
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        first = ends(explorer)[: self.evals]
-        for genome in first:
-            explorer.evaluate(genome)
-        misses = 0
-        while not explorer.ended and misses < TIRED:
-            before = len(explorer.known)
-            early = before < max(self.evals // 3, 3)
-            explorer.evaluate(drawn(explorer, chance) if early else self._next(explorer, chance))
-            misses = 0 if len(explorer.known) > before else misses + 1
+        def propose() -> Genome:
+            early = len(explorer.known) < max(self.evals // 3, 3)
+            return drawn(explorer, chance) if early else self._next(explorer, chance)
+
+        pursue(explorer, propose)
 
     def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
         front = explorer.front()

@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.families.explorer import Explorer
-from ...compiler.families.method import TIRED, Method, drawn, ends
+from ...compiler.families.method import Method, drawn, pursue
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.values import MetricRef, Ratio
 
@@ -11,13 +11,13 @@ from ...dsl.values import MetricRef, Ratio
 class Random(Method, Pass):
     """Evaluate choices of a family that are drawn at random.
 
-        The largest, the middle and the smallest choice come first, then draws in which every value of a dial is as
+    The largest, the middle and the smallest choice come first, then draws in which every value of a dial is as
     likely as the others.
 
     The result is a front of choices that no other one evaluated beats in all measures. Counts and bytes are worked
-        out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
-    front's
-    choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same front.
+    out; a latency comes from a table that is measured here, whose error is told. `report` is measured of the
+    front's choices alone. Every value is kept as soon as it is known, so that a killed search goes on to the same
+    front.
 
     Source: the baseline of Bergstra and Bengio 2012 (JMLR 13).
     Example: sizes = search.random(measure: [perplexity(calib), params], evals: 12)
@@ -41,11 +41,4 @@ class Random(Method, Pass):
     points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        for genome in ends(explorer):
-            if not explorer.ended:
-                explorer.evaluate(genome)
-        misses = 0
-        while not explorer.ended and misses < TIRED:
-            before = len(explorer.known)
-            explorer.evaluate(drawn(explorer, chance))
-            misses = 0 if len(explorer.known) > before else misses + 1
+        pursue(explorer, lambda: drawn(explorer, chance))
