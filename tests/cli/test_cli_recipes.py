@@ -336,20 +336,26 @@ def test_colours_obey_the_flag_and_the_environment(effc, sound, monkeypatch):
         ("explain", "prune.blocks"),
     ],
 )
-def test_what_needs_no_torch_takes_less_than_half_a_second_of_cpu(write, tmp_path, args):
+def test_what_needs_no_torch_takes_four_times_its_libraries_at_most(write, tmp_path, args):
     write()
     script = (
         "import sys; from effc.compiler.cli import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules, 'torch'; assert 'transformers' not in sys.modules; sys.exit(0)"
     )
-    spent = []
+    spent, libraries = [], []
     for _ in range(3):  # the least of three: others share the processor's caches
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < 0.5, f"{min(spent):.2f} s"
+        spent.append(_processor_seconds(script, args, tmp_path))
+        libraries.append(_processor_seconds("import lark, typer.main, pydantic.types", (), tmp_path))
+    # About half a second at rest; processors differ and are shared, so the libraries' own imports say what that is.
+    assert min(spent) < max(0.5, 4 * min(libraries)), f"{min(spent):.2f} s, libraries {min(libraries):.2f} s"
+
+
+def _processor_seconds(script, args, folder) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script, *args], cwd=folder, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_new_writes_a_recipe_that_checks(effc, tmp_path):
