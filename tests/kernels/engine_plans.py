@@ -240,6 +240,59 @@ def mamba(
     return b
 
 
+def mixture(
+    kernel: str = "dense_linear",
+    experts: int = 6,
+    count: int = 2,
+    hidden: int = 40,
+    inner: int = 24,
+    vocabulary: int = 60,
+    layers: int = 2,
+    seed: int = 4,
+    biases: bool = True,
+    slopes: bool = False,
+    **route,
+) -> Built:
+    """Attention, then experts with a gate that is clipped, as a router of each layer chooses them."""
+    b = Built(kernel, seed)
+    fields = {"kind": "softmax", "groups": 1, "kept": 1, "judges": 1, "normal": True, "eps": 1e-20, "scale": 1.0}
+    x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
+    for _ in range(layers):
+        q, k, v = (b.linear(b.norm(x), hidden) for _ in range(3))
+        far = {"slopes": b.random(2, scale=0.1)} if slopes else {}
+        x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, 2, 2, hidden // 2, **far), hidden))
+        y = b.norm(x)
+        scores = b.step("scores", experts, x=y, weight=b.random(experts, hidden), bias=b.random(experts))
+        chosen = b.step("route", 2 * count, x=scores, count=count, bias=b.random(experts), **{**fields, **route})
+        up = [b.packed(2 * inner, hidden) for _ in range(experts)]
+        down = [b.packed(hidden, inner) for _ in range(experts)]
+        both = b.step(
+            "experts",
+            count * 2 * inner,
+            x=y,
+            chosen=chosen,
+            weights=up,
+            biases=b.random(experts, 2 * inner) if biases else None,
+            summed=False,
+        )
+        cut = {"block": inner, "stride": 2 * inner, "count": count}
+        gate, value = (b.step("columns", count * inner, x=both, start=at, **cut) for at in (0, inner))
+        gate = b.step("act", count * inner, x=b.step("clip", count * inner, x=gate, least=-3.0, most=1.5), kind="silu")
+        both = b.step("mul", count * inner, x=gate, y=value)
+        y = b.step(
+            "experts",
+            hidden,
+            x=both,
+            chosen=chosen,
+            weights=down,
+            biases=b.random(experts, hidden) if biases else None,
+            summed=True,
+        )
+        x = b.step("add", hidden, x=x, y=y)
+    b.linear(b.norm(x), vocabulary)
+    return b
+
+
 def wanted_logits(built: Built, ids: list[int]) -> torch.Tensor:
     """The logits [tokens, vocabulary] of one sequence, all tokens at once."""
     found: dict[int, torch.Tensor] = {}
@@ -303,6 +356,8 @@ def _attention(step, found, weights, ids):
     if step["softcap"]:
         scores = step["softcap"] * (scores / step["softcap"]).tanh()
     back = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
+    if step.get("slopes"):
+        scores = scores - weights[step["slopes"]][:, None, None] * back
     seen = (back >= 0) & (back < (step["window"] or len(ids)))
     scores = scores.masked_fill(~seen, float("-inf"))
     most = scores.amax(-1, keepdim=True)
@@ -350,7 +405,42 @@ def _selective(step, found, weights, ids):
     return y if step["gate"] is None else y * F.silu(found[step["gate"]])
 
 
+def _scores(step, found, weights, ids):
+    return F.linear(found[step["x"]], weights[step["weight"]], None if step["bias"] is None else weights[step["bias"]])
+
+
+def _route(step, found, weights, ids):
+    x = found[step["x"]]
+    shares = x.softmax(-1) if step["kind"] == "softmax" else x.sigmoid()
+    choice = shares if step["bias"] is None else shares + weights[step["bias"]]
+    parts = choice.unflatten(-1, (step["groups"], -1))
+    kept = parts.topk(step["judges"]).values.sum(-1).topk(step["kept"]).indices
+    open_ = torch.zeros(parts.shape[:2]).scatter(-1, kept, 1.0)[..., None].expand_as(parts).flatten(-2)
+    numbers = choice.masked_fill(open_ == 0, -torch.inf).topk(step["count"]).indices
+    taken = shares.gather(-1, numbers)
+    taken = taken / (taken.sum(-1, keepdim=True) + step["eps"]) if step["normal"] else taken
+    return torch.cat([taken * step["scale"], numbers.float()], -1)
+
+
+def _experts(step, found, weights, ids):
+    taken, numbers = found[step["chosen"]].chunk(2, -1)
+    packed = [weights[name] for name in step["weights"]]
+    kernel, (n, k) = KERNELS[kernel_of(packed[0])], KERNELS[kernel_of(packed[0])].unpack(packed[0]).shape
+    x = found[step["x"]].unflatten(-1, (-1, k)).expand(-1, numbers.shape[1], k)
+    bias = None if step["biases"] is None else weights[step["biases"]]
+    y = torch.zeros(*numbers.shape, n)
+    for expert, own in enumerate(packed):
+        asked = numbers == expert
+        if asked.any():
+            y[asked] = kernel.reference(x[asked], own, None if bias is None else bias[expert], n)
+    return (taken[..., None] * y).sum(1) if step["summed"] else y.flatten(1)
+
+
 _BY_OP = {
+    "scores": _scores,
+    "route": _route,
+    "experts": _experts,
+    "clip": lambda s, f, w, ids: f[s["x"]].clamp(s["least"], s["most"]),
     "embedding": _embedding,
     "norm": _norm,
     "linear": _linear,

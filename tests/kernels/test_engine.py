@@ -140,6 +140,7 @@ STEPS = [
     ("scale", {"by": -1.5}),
     ("shift", {"by": 0.25}),
     ("softcap", {"at": 2.0}),
+    ("clip", {"least": -0.5, "most": 2.0}),
 ]
 
 
