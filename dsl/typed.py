@@ -5,6 +5,7 @@ from typing import Any
 
 from . import ast
 from .diagnostics import Diagnostic, Fault, Fix
+from .items import items_fit
 from .limits import within
 from .literals import Unfit, interval, literal, selector
 from .nearest import nearest
@@ -93,6 +94,10 @@ def typed(expr: ast.Expr, want: Param, scope: Scope) -> Any:
 
 def _value(expr: ast.Expr, want: Param, scope: Scope) -> Any:
     match expr:
+        case _ if all(t.startswith("list[") for t in want.types) and _is_one(expr, want, scope):
+            told = f"[{expr.span.text}]"
+            said = f"`{want.name}` is one value, {wanted_phrase(want)} is needed"
+            raise Unfit(wrong_type(said, expr.span, help=f"write `{told}`", fix=Fix(expr.span, told)))
         case ast.Name():
             return _name(expr, want, scope)
         case ast.Call():
@@ -111,6 +116,14 @@ def _value(expr: ast.Expr, want: Param, scope: Scope) -> Any:
         case ast.Text(value) if "selector" in want.types and value not in want.choices:
             return selector(expr)
     return fit(expr, literal(expr), want)
+
+
+def _is_one(expr: ast.Expr, want: Param, scope: Scope) -> bool:
+    """Whether an expression would do as the one item of the list that is asked for."""
+    if isinstance(expr, ast.Items):
+        return False
+    quiet = replace(scope, session=replace(scope.session, faults=[]))
+    return typed(expr, replace(want, types=tuple(t[5:-1] for t in want.types), least=0), quiet) is not POISON
 
 
 def _plain(expr: ast.Expr, scope: Scope) -> Any:
@@ -168,6 +181,7 @@ def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
                     f"`{want.name}` is {show(ratio)}, but doesn't say of what: {bases}",
                     expr.span,
                     help=f"write `{expr.span.text} of {want.of[0]}`",
+                    offer=Fix(expr.span, f"{expr.span.text} of {want.of[0]}"),
                 )
             )
         return Ratio(ratio.value, want.of[0]) if want.of else ratio
@@ -262,7 +276,8 @@ def _no_choice(expr: ast.Expr, text: str, want: Param) -> Diagnostic:
         f"`{want.name}` is `{text}`, which is none of {', '.join(want.choices)}",
         expr.span,
         help=f"did you mean `{near}`?" if near else _legal(want),
-        fix=Fix(expr.span, near) if near and isinstance(expr, ast.Name) else None,
+        fix=Fix(expr.span, near) if near.isidentifier() and isinstance(expr, ast.Name) else None,
+        offer=Fix(expr.span, plain(near or want.choices[0])) if want.choices else None,
     )
 
 
@@ -321,7 +336,7 @@ def _not_a_value(
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if want and "metric" in want.types else ()
-        scope.unknown(expr, kinds, metrics, what)
+        scope.unknown(expr, kinds, metrics, what, quotes=want is not None and "string" in want.types)
     else:
         scope.report(
             wrong_type(
@@ -346,7 +361,8 @@ def _items(expr: ast.Items, items: tuple[ast.Expr, ...], want: Param, scope: Sco
         raise Unfit(wrong_type(f"`{want.name}` is a list, {wanted_phrase(want)} is needed", expr.span))
     one = replace(want, types=inner)
     values = tuple(typed(item, one, scope) for item in items)
-    return POISON if any(v is POISON for v in values) else values
+    sound = all(v is not POISON for v in values) and items_fit(expr, values, want, scope.report)
+    return values if sound else POISON
 
 
 def _pairs(expr: ast.Pairs, want: Param, scope: Scope) -> Any:

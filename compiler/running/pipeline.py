@@ -71,7 +71,7 @@ class Build:
         emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts)
         for target in self.plan.pipeline.emits:
             about = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call.span):
+            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call):
                 result.artifacts.append(self.emit(target, emission))
                 done.change = result.artifacts[-1].summary
         result.seconds = time.monotonic() - started
@@ -83,7 +83,7 @@ class Build:
             self.index += 1
             self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
             return
-        with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
+        with self.stage(stage.name, stage.call.word) as done, placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
                 outcome: Outcome = Front((), self.program_at)
