@@ -1,6 +1,5 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
+from .discovery.structure import kept_skeleton, refuse_other_shapes, shipped_skeleton, skeleton_of
 from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
@@ -190,49 +190,6 @@ def _params_source(path: Path) -> Source:
         raise Reject(*(replace(d, fault=bad_override) for d in refused.diagnostics)) from refused
 
 
-def shipped_skeleton(origin: Origin) -> Skeleton | None:
-    """The skeleton that lies beside a zoo model's weights."""
-    path = origin.folder / "skeleton.json" if origin.folder else None
-    if path is None or not path.is_file() or not origin.label.startswith("zoo("):
-        return None
-    return Skeleton.from_json(json.loads(path.read_bytes()))
-
-
-def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
-    from .planning import skeletons
-
-    return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
-
-
-def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
-    """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
-    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
-    if known is None:
-        from .planning import skeletons
-
-        known = discovered(origin)
-        skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), known)
-    return known
-
-
-def discovered(origin: Origin) -> Skeleton:
-    """Capture a model without weights and look at its graphs."""
-    from .capture.capture import capture
-    from .checkpoints.blank import nothing_stored
-
-    with nothing_stored():
-        model = origin.build()
-    return capture(model).skeleton
-
-
-def _skeleton_key(origin: Origin) -> str:
-    from importlib.metadata import version
-
-    from .planning import skeletons
-
-    return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
-
-
 class Options(TypedDict, total=False):
     """What `check`, `plan` and `compile` may be told; all of it the command line's flags of the same names.
 
@@ -350,23 +307,6 @@ def bisect(session: Session, plan: "Plan", bound: Bound) -> "Blame":
 
     ctx = session.context(plan.recipe, plan.pipeline)
     return Bisection(plan, ctx, Cache(session.settings.cache_dir), bound).run()
-
-
-def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
-    """Refuse weights of other shapes than the config asks for, by their headers. Tensors that go by another name
-    in the file are left to loading, which knows what each architecture renames."""
-    from .checkpoints.folder import INDEX, SINGLE, find_weights
-
-    if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
-        return
-    from .checkpoints.checkpoint import check_names
-
-    asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
-    slots = find_weights(origin.folder, origin.label).slots
-    wrong = [
-        (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
-    ]
-    check_names({"mismatched_keys": wrong, "missing_keys": (), "unexpected_keys": ()}, origin.label)
 
 
 def build(
