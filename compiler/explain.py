@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
+from ..dsl.phrases import sample, wanted_phrase
 from ..dsl.show import plain, show
-from ..dsl.typed import sample, wanted_phrase
 from ..dsl.values import Bytes, Duration, Ratio
 from ..dsl.vocabulary import Param, Vocabulary, Word
 from .words.kinds import Close
