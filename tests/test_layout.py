@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dsl": set(), "kernels": set(), "compiler": {"dsl", "kernels"}, "passes": {"compiler", "dsl", "kernels"}}
-LINES, FUNCTION_LINES = 425, 55  # about 400 and 50, as the formatter lays them out; signatures do not count
+LINES, FUNCTION_LINES = 400, 50  # as the formatter lays them out; signatures do not count
 
 
 @cache

@@ -72,7 +72,7 @@ class Build:
         emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, self.took)
         for target in self.plan.pipeline.emits:
             about = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call.span):
+            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call):
                 result.artifacts.append(self.emit(target, emission))
                 done.change = result.artifacts[-1].summary
         result.seconds = time.monotonic() - started
@@ -85,7 +85,7 @@ class Build:
             self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
             self.took[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
-        with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
+        with self.stage(stage.name, stage.call.word) as done, placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
                 outcome: Outcome = Front((), self.program_at)
