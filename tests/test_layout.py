@@ -122,6 +122,7 @@ FLOORS = (
     "artifacts",
     "metrics",
     "opened.py",
+    "pages",
     "federation",
     "serving",
     "rttc",
