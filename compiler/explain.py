@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
+from ..dsl.phrases import sample, wanted_phrase
 from ..dsl.show import plain, show
-from ..dsl.typed import sample, wanted_phrase
 from ..dsl.values import Bytes, Duration, Ratio
 from ..dsl.vocabulary import Param, Vocabulary, Word
 from .words.kinds import Close
@@ -104,6 +104,16 @@ def _bounds(param: Param) -> Iterator[str]:
     ):
         if limit is not None:
             yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
+    if param.among:
+        yield f"one of {', '.join(map(show, param.among))}"
+    if param.multiple:
+        yield f"a multiple of {param.multiple}"
+    if param.least:
+        yield f"{param.least} or more of them"
+    if param.distinct:
+        yield "each once"
+    if param.falling:
+        yield "each smaller than the one before"
 
 
 def _limit(type_: str, limit: float) -> str:
