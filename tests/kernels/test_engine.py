@@ -5,7 +5,8 @@ import torch
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 
-from tests.kernels.engine_plans import ACTS, Built, gpt2, llama, wanted_logits
+from tests.kernels.engine_oracle import ACTS, wanted_logits
+from tests.kernels.engine_plans import Built, gpt2, llama
 
 KERNELS = ["dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", "block_sparse_linear"]
 

@@ -12,7 +12,8 @@ from effc.kernels.native import KernelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.engine_plans import Built, gpt2, llama, mixture, wanted_logits
+from tests.kernels.engine_oracle import wanted_logits
+from tests.kernels.engine_plans import Built, gpt2, llama, mixture
 
 BUILT = llama(layers=1)
 MIXTURE = mixture(layers=1)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.engine_plans import mixture, wanted_logits
+from tests.kernels.engine_oracle import wanted_logits
+from tests.kernels.engine_plans import mixture
 from tests.kernels.test_engine import KERNELS, assert_near, engine, ids_of
 
 ROUTES = {
