@@ -129,6 +129,7 @@ FLOORS = (
     "judging",
     "running",
     "api.py",
+    "editor",
     "commands",
     "cli.py",
 )
