@@ -35,6 +35,7 @@ VERBS = (
     "bisect",
     "diff",
     "inspect",
+    "report",
     "verify",
     "sign",
     "cache",
@@ -52,7 +53,7 @@ HOMES = {
 SECTIONS = {
     "Write": ("check", "fmt", "new", "import", "explain", "lsp", "passes", "recipes", "add", "update", "vendor"),
     "Build": ("lock", "plan", "compile", "pick"),
-    "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "verify", "sign"),
+    "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "report", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 
