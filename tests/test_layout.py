@@ -130,6 +130,7 @@ FLOORS = (
     "judging",
     "running",
     "api.py",
+    "editor",
     "commands",
     "cli.py",
 )

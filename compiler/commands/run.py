@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ...dsl.diagnostics import Reject
+from ...dsl.render import visible
 from .flags import Shared, knowledge_url, required_key, verb
 from .services import no_words
 
@@ -168,5 +169,6 @@ def _speed(reply) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """What a model says: a terminal is not driven by it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import MIB, parse_json, read_json
+from ..store.regular import MIB, MISFIT, parse_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, make_identities
 from .processes import Process, answers, end, free_ports, is_taken, last_line, start
@@ -71,7 +71,7 @@ def read_deployment(folder: Path) -> Deployment:
         body = read_json(folder / NAME, MIB)
         processes = tuple(Process(**p) for p in body["processes"])
         return Deployment(folder, int(body["port"]), processes, str(body["run"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, *MISFIT) as error:
         raise Reject(
             not_deployed(f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one")
         ) from error

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Reject
 from ..store.cache import write_whole
-from ..store.regular import MANIFEST, check_regular, read_json
+from ..store.regular import MANIFEST, MISFIT, check_regular, read_json
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
@@ -154,7 +154,7 @@ class StateCache:
             fits = body["format"] == FORMAT and body["identity"] == self.identity
             rows = {int(number): tuple(map(int, row)) for number, row in body["entries"].items()} if fits else {}
             self._turn = int(body["turn"]) if fits else 0
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, Reject):
+        except (OSError, Reject, *MISFIT):
             rows = {}
         for number, (used, touched, made) in sorted(rows.items()):
             try:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import digest, write_whole
-from ..store.regular import CONFIG, check_regular, read_json
+from ..store.regular import CONFIG, MISFIT, check_regular, read_json
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
@@ -203,7 +203,7 @@ def open_base(folder: Path) -> Base:
             body["version"],
             body["dropped"],
         )
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, SafetensorError, *MISFIT) as error:
         raise Reject(
             broken_base(f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples")
         ) from error
