@@ -39,7 +39,7 @@ def _documents(server: Server) -> None:
         server.begin(params.initialization_options)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
-    def opened(params: lsp.DidOpenTextDocumentParams) -> None:
+    def open_text(params: lsp.DidOpenTextDocumentParams) -> None:
         server.take(params.text_document.uri)
         server.tell(params.text_document.uri)
 
@@ -104,7 +104,7 @@ def _names(server: Server) -> None:
 
 def _questions(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
-    def said(params: lsp.HoverParams) -> lsp.Hover | None:
+    def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
         return hover(reading, reading.lines.offset(params.position), server.desk)
 

@@ -123,10 +123,10 @@ class _Complete:
                 yield from self.parameters(word, call)
 
     def parameters(self, word: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
-        for i, param in enumerate(p for p in word.params if p.name not in call.given):
+        for i, param in enumerate(p for p in word.params if p.name not in call.names):
             rank = f"{'0' if param.required else '1'}{i:03}"
             yield _item(param.name, Kind.Field, wanted_phrase(param), f"{param.name}: ", about(param), rank)
-        if word.kind in ("pass", "target") and "from" not in call.given and self.place.depth == 1:
+        if word.kind in ("pass", "target") and "from" not in call.names and self.place.depth == 1:
             yield _item("from", Kind.Field, "the step or model that it works on", "from: ", rank="2")
 
     def word(self, call: Frame) -> Word | None:
