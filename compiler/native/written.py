@@ -54,7 +54,7 @@ class Writing:
         name, inputs = calls.operation(node), node.all_input_nodes
         held = [self.reader.values[used] for used in inputs]
         if name in calls.ASKS:
-            return self.reader.asked(node, args)
+            return self.reader.sample_size(node, args)
         spends = any(isinstance(x, Written) for x in held) and any(isinstance(x, Cached) for x in held)
         if name == WHOLE or (name in PRODUCTS and spends):
             return self._attention(node, name)
