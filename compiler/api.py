@@ -1,6 +1,5 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,10 +11,12 @@ from ..dsl.recipe import Bound, Invocation, Pipeline, Recipe
 from ..dsl.skeleton import Skeleton
 from ..dsl.source import Source
 from .checkpoints.origin import Origin
+from .discovery.structure import kept_skeleton, refuse_other_shapes, shipped_skeleton, skeleton_of
 from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
+from .words.present import missing
 from .words.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Session:
     params: Path | None = None  # --params file.json
     shelf: Shelf = field(default_factory=Shelf)
     origins: dict[str, Origin] = field(default_factory=dict)
+    texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
+    skeletons: dict[str, Skeleton] = field(default_factory=dict)  # known ones, by the call that names the model
 
     def check(self, *, resolve: bool = False) -> "Checked":
         """Everything wrong with the recipe that can be known without weights.
@@ -58,7 +61,7 @@ class Session:
         """
         from ..dsl.check import Checked, check
 
-        parsed = parse(read_source(self.path))
+        parsed = parse(self._read(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))  # what the rest means is not known here
         torn = any(d.severity == "error" for d in parsed.diagnostics)
@@ -88,9 +91,16 @@ class Session:
             skeleton=structure,
             broken=torn,
         )
+        for recipe in checked.recipes:
+            said += missing(recipe, self.shelf.vocabulary, self.path.parent)
         found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)
+
+    def _read(self, path: str | Path) -> Source:
+        """A file's text: as the editor has it, else as the disk does."""
+        open_ = self.texts.get(Path(path).resolve()) if self.texts else None
+        return read_source(path) if open_ is None else Source(str(path), open_)
 
     def overrides(self) -> "Overrides":
         """Values of params from a file, the environment and --set, the later ones stronger."""
@@ -115,7 +125,7 @@ class Session:
 
     def origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
-        key = repr((call.word, sorted(call.args.items()), call.folder))
+        key = _key(call)
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
             with placed(call.span):
@@ -125,6 +135,8 @@ class Session:
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
+        if (known := self.skeletons.get(_key(call))) is not None:
+            return known
         apart = replace(self, settings=replace(self.settings, offline=True))
         try:
             origin = apart.origin(call)
@@ -132,7 +144,9 @@ class Session:
             if all(d.exit == EXITS["network"] for d in refused.diagnostics):
                 return None
             raise
-        return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
+        if found := shipped_skeleton(origin) or kept_skeleton(origin, self.settings):
+            self.skeletons[_key(call)] = found
+        return found
 
     def skeleton(self, call: Invocation) -> Skeleton:
         return skeleton_of(self.origin(call), self.settings)
@@ -144,7 +158,7 @@ class Session:
 
         if name.startswith(f"{MODULES}."):
             found = shipped().get(name)
-            return read_source(found.path) if found else None
+            return self._read(found.path) if found else None
         if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
             return packed
         return self._module(name) if _is_file(Path(name)) else None
@@ -152,11 +166,16 @@ class Session:
     def _module(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
         if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
-            return read_source(name)
+            return self._read(name)
         try:
-            return replace(read_source(name), foreign=True)
+            return replace(self._read(name), foreign=True)
         except Reject:
             return Source(name, "", foreign=True)
+
+
+def _key(call: Invocation) -> str:
+    """What a model is kept under in a session."""
+    return repr((call.word, sorted(call.args.items()), call.folder))
 
 
 def _is_file(path: Path) -> bool:
@@ -179,49 +198,6 @@ def _params_source(path: Path) -> Source:
         return read_source(path)
     except Reject as refused:
         raise Reject(*(replace(d, fault=bad_override) for d in refused.diagnostics)) from refused
-
-
-def shipped_skeleton(origin: Origin) -> Skeleton | None:
-    """The skeleton that lies beside a zoo model's weights."""
-    path = origin.folder / "skeleton.json" if origin.folder else None
-    if path is None or not path.is_file() or not origin.label.startswith("zoo("):
-        return None
-    return Skeleton.from_json(json.loads(path.read_bytes()))
-
-
-def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
-    from .planning import skeletons
-
-    return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
-
-
-def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
-    """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
-    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
-    if known is None:
-        from .planning import skeletons
-
-        known = discovered(origin)
-        skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), known)
-    return known
-
-
-def discovered(origin: Origin) -> Skeleton:
-    """Capture a model without weights and look at its graphs."""
-    from .capture.capture import capture
-    from .checkpoints.blank import nothing_stored
-
-    with nothing_stored():
-        model = origin.build()
-    return capture(model).skeleton
-
-
-def _skeleton_key(origin: Origin) -> str:
-    from importlib.metadata import version
-
-    from .planning import skeletons
-
-    return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
 
 
 class Options(TypedDict, total=False):
@@ -341,23 +317,6 @@ def bisect(session: Session, plan: "Plan", bound: Bound) -> "Blame":
 
     ctx = session.context(plan.recipe, plan.pipeline)
     return Bisection(plan, ctx, Cache(session.settings.cache_dir), bound).run()
-
-
-def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
-    """Refuse weights of other shapes than the config asks for, by their headers. Tensors that go by another name
-    in the file are left to loading, which knows what each architecture renames."""
-    from .checkpoints.folder import INDEX, SINGLE, find_weights
-
-    if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
-        return
-    from .checkpoints.checkpoint import check_names
-
-    asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
-    slots = find_weights(origin.folder, origin.label).slots
-    wrong = [
-        (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
-    ]
-    check_names({"mismatched_keys": wrong, "missing_keys": (), "unexpected_keys": ()}, origin.label)
 
 
 def build(

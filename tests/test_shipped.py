@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from effc.compiler import api
-from effc.compiler.opened import origin_of
+from effc.compiler.discovery.structure import find_skeleton
+from effc.compiler.models import origin_of
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.words.library import shipped
 from effc.dsl import ast
@@ -19,7 +20,7 @@ from tests.worlds import context
 @pytest.mark.parametrize("name", sorted(zoo()))
 def test_the_shipped_skeleton_is_the_one_that_is_discovered(tmp_path, name):
     shipped = json.loads((zoo()[name] / "skeleton.json").read_text())
-    found = api.discovered(origin_of(f"zoo:{name}", context(tmp_path).settings))
+    found = find_skeleton(origin_of(f"zoo:{name}", context(tmp_path).settings))
     assert Skeleton.from_json(shipped) == found
 
 

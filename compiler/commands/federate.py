@@ -1,6 +1,7 @@
 """`effc federate`: a local deployment of a federation on Flower, started, watched and ended."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,25 +36,12 @@ def register(app: typer.Typer) -> None:
         wait: Annotated[bool, _wait] = False,
     ) -> None:
         """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
-        from ..artifacts.manifest import verify_files
-        from ..federation.app import PACKAGE
-        from ..federation.declaration import NAME, check_base, read_declaration
-        from ..federation.deployment import check_flower, up
-        from .simulate import data_folder
-
-        check_flower()
-        folder = folder.resolve()
-        verify_files(folder)
-        declared = read_declaration(folder / PACKAGE / NAME)
-        check_base(declared, folder / declared.folder, shared.cache_folder)
-        common = folder if data else data_folder(folder)
-        made = up(folder, declared, place_of(folder), common, list(data), shared.cache_folder, port)
-        shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")
+        made = _deploy(folder.resolve(), shared, data, port)
         if wait:
             return _until_over(made, shared)
         if shared.format == "json":
             return shared.screen.answer_json("federate up", run=made.run, port=made.port, folder=str(made.folder))
-        return shared.screen.say(f"effc federate status {folder}")
+        return shared.screen.say(f"effc federate status {folder.resolve()}")
 
     @verb(group, name="status")
     def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:
@@ -73,6 +61,23 @@ def register(app: typer.Typer) -> None:
         if shared.format == "json":
             return shared.screen.answer_json("federate down", ended=names, folder=str(made.folder))
         return shared.screen.say(f"ended {', '.join(names) or 'nothing'}; results and logs are in {made.folder}")
+
+
+def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
+    from ..artifacts.manifest import verify_files
+    from ..federation.app import PACKAGE
+    from ..federation.declaration import NAME, check_base, read_declaration
+    from ..federation.deployment import check_flower, up
+    from .simulate import data_folder
+
+    check_flower()
+    verify_files(folder)
+    declared = read_declaration(folder / PACKAGE / NAME)
+    check_base(declared, folder / declared.folder, shared.cache_folder)
+    common = folder if data else data_folder(folder)
+    made = up(folder, declared, place_of(folder), common, list(data), shared.cache_folder, port)
+    shared.screen.say(f"run {made.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{made.port}")
+    return made
 
 
 def place_of(app: Path) -> Path:

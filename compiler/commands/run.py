@@ -2,12 +2,14 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ...dsl.diagnostics import Reject
+from ...dsl.render import visible
 from .flags import Shared, knowledge_url, required_key, verb
 from .services import no_words
 
@@ -51,9 +53,7 @@ def register(app: typer.Typer) -> None:
             return federate(Path(model), shared)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().rstrip("\n")
-        from ..opened import computing, open_model
         from ..rttc.app import is_app
-        from ..serving.chat import Talker
 
         if is_app(model):
             from .guide import ask
@@ -67,26 +67,28 @@ def register(app: typer.Typer) -> None:
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        opened = open_model(model, shared.settings(), signed_by=require_signature)
-        if opened.tokenizer is None:
-            raise Reject(
-                no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights")
-            )
-        _use(shared)
-        talker = Talker(opened.model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
-        with computing(opened.label):
-            if prompt is None:
-                converse(talker, opened.label, shared)
-            else:
-                answer_once(talker, prompt, shared)
-        return None
+        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature)
 
 
-def _use(shared: Shared) -> None:
+def _talk(
+    place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
+) -> None:
+    from ..models import computing, open_model
+    from ..serving.chat import Talker
+
+    opened = open_model(place, shared.settings(), signed_by=signed_by)
+    if opened.tokenizer is None:
+        raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     if shared.threads:
         import torch
 
         torch.set_num_threads(shared.threads)
+    talker = Talker(opened.model, opened.tokenizer, longest, temperature, shared.seed)
+    with computing(opened.label):
+        if prompt is None:
+            converse(talker, opened.label, shared)
+        else:
+            answer_once(talker, prompt, shared)
 
 
 def answer_once(talker, prompt: str, shared: Shared) -> None:
@@ -167,5 +169,6 @@ def _speed(reply) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """What a model says: a terminal is not driven by it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

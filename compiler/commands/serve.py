@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from ...dsl.diagnostics import Reject
 from .exits import interrupted
 from .flags import Shared, knowledge_url, required_key, size, verb
 from .services import Service, guided_service, library_service, model_service, no_such_role
+
+if TYPE_CHECKING:
+    from ..serving.access_log import AccessLog
+    from ..serving.keys import Keys
 
 _place = typer.Argument(
     metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
@@ -112,8 +116,6 @@ def register(app: typer.Typer) -> None:
 
         shared.check_environment()
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
-        from ..serving.access_log import log_to
-        from ..serving.keys import Keys
         from ..serving.limits import MIB, Limits
         from ..serving.rate import Rate
         from ..serving.server import Entrance, admission_at, check_certificate, guarded, listening, url_of
@@ -121,15 +123,13 @@ def register(app: typer.Typer) -> None:
 
         check_certificate(tls_cert, tls_key)
         listener = listening(host, port)
-        admission = admission_at(listener, host, Keys([*api_key, *_keys_of_environment()]), allow_host, insecure)
-        limits = Limits(max_body or 4 * MIB, connections, timeout)
-        log = log_to("none" if shared.quiet and access_log == "-" else access_log)
-        bounded = replace(admission, rate=Rate(rate) if rate else None)
-        entrance = Entrance(bounded, limits, log, tls_cert, tls_key, tuple(cors))
+        admission = admission_at(listener, host, _keys(api_key), allow_host, insecure)
         if insecure and not admission.keys:
             shared.screen.say(f"warning: everybody who reaches {host} may use the model")
-        keys = tuple(require_signature)
-        service = _service(model, name or _called(model), role, knowledge, engine, shared, parallel, queue, keys)
+        bounded = replace(admission, rate=Rate(rate) if rate else None)
+        limits = Limits(max_body or 4 * MIB, connections, timeout)
+        entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
+        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, require_signature)
         url = url_of(listener, secure=tls_cert is not None)
         app = guarded(service.app, service.count, entrance)
         try:
@@ -138,8 +138,18 @@ def register(app: typer.Typer) -> None:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
 
-def _keys_of_environment() -> list[str]:
-    return [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
+def _keys(named: Sequence[str]) -> "Keys":
+    """Those of --api-key and those of the environment."""
+    from ..serving.keys import Keys
+
+    held = [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
+    return Keys([*named, *held])
+
+
+def _log_to(place: str, shared: Shared) -> "AccessLog":
+    from ..serving.access_log import log_to
+
+    return log_to("none" if shared.quiet and place == "-" else place)
 
 
 def _called(place: str) -> str:
@@ -155,7 +165,7 @@ def _called(place: str) -> str:
 
 def _service(
     place: str,
-    name: str,
+    name: str | None,
     role: str | None,
     knowledge: str | None,
     engine: str,
@@ -166,6 +176,7 @@ def _service(
 ) -> Service:
     from ..rttc.app import is_app
 
+    name = name or _called(place)
     if not is_app(place):
         if role or knowledge or engine != "auto":
             raise Reject(

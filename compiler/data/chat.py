@@ -26,6 +26,8 @@ class Chat(Data):
     Example: data calib = chat("chats.jsonl", length: 512, samples: 64)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
@@ -42,7 +44,7 @@ class Chat(Data):
                 ids.append(tokenizer.eos_token_id)
         return self._cut(ids, ctx)
 
-    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         """What assistants say, and the end token after it; a token that reaches into it belongs to it."""
         tokenizer = need_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:

@@ -42,6 +42,8 @@ class Pairs(Data):
     Example: data arc = pairs("arc.json", prompt: "instruction", answer: "output", length: 160)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     prompt: str = param("Field of the prompt.", default="prompt")
     answer: str = param("Field of the answer.", default="answer")
@@ -60,7 +62,7 @@ class Pairs(Data):
             )
         return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
-    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
+    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
         if self._has_sides(ctx):
             return None  # all of a target is learned, and nothing of a source
         return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)

@@ -68,6 +68,13 @@ class Heal(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "seeded"
+    apart = {"held_out": "data"}
+    unfit = {
+        "method: full & merge: false": (
+            "training all weights leaves no adapters apart from them",
+            "write `method: lora`, or leave `merge: false` out",
+        )
+    }
     gives = {"": "model", "merge: false": "adapters"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
@@ -186,7 +193,7 @@ class Heal(Pass):
         model, rows = program.model, ctx.rows(self.data)
         if self._has_no_head(model, rows):
             return self._train_states(program, ctx, weights, kept)
-        said = self._said(self.data, ctx)
+        said = self._speech(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
         lesson = Objective(model, rows, original, self.distill.value, self.temperature, said)
         teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
@@ -239,14 +246,14 @@ class Heal(Pass):
         if self._has_no_head(model, rows):
             kept, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")
             return similarity.feature_distance(model, rows, kept, pooling)
-        nats, tokens = nll(model, rows, self._said(self.held_out, ctx))
+        nats, tokens = nll(model, rows, self._speech(self.held_out, ctx))
         return nats / tokens
 
-    def _said(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+    def _speech(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Which tokens count: None for all."""
         if self.learn == "all":
             return None
-        said = ctx.said(ref)
+        said = ctx.speech(ref)
         if said is None or not said[:, 1:].any():
             who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"
             raise Reject(

@@ -51,6 +51,8 @@ class Reft(Pass):
 
     keeps = Lossy()
     determinism = "seeded"
+    apart = {"held_out": "data"}
+    needs = {"reft.insert": "it trains the interventions that a step inserts"}
     after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
 
     data: DataRef = param("Prompts with answers to learn from.")
@@ -163,7 +165,7 @@ class Reft(Pass):
     def _lesson(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         """What a batch teaches: the answers to its prompts, or its classes."""
         rows, asked, labels = ctx.rows(self.data), self._lengths(self.data, edits, ctx), ctx.labels(self.data)
-        lesson = Objective(model, rows, learned=ctx.said(self.data))
+        lesson = Objective(model, rows, learned=ctx.speech(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
             with prompts(model, asked[chosen], active):
@@ -179,7 +181,7 @@ class Reft(Pass):
         return learn if labels is None else classify
 
     def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
-        rows, said = ctx.rows(self.held_out), ctx.said(self.held_out)
+        rows, said = ctx.rows(self.held_out), ctx.speech(self.held_out)
         asked, labels = self._lengths(self.held_out, edits, ctx), ctx.labels(self.held_out)
 
         def judge() -> float:
@@ -198,6 +200,7 @@ class Reft(Pass):
                 no_prompts(
                     f"`{ref.name}` does not say where a prompt ends and its answer begins",
                     help="give rows of `pairs`, or of `labels` to a model with a head",
+                    argument="data",
                 )
             )
         for path, module in edits.items():
@@ -208,6 +211,7 @@ class Reft(Pass):
                         f"{path} edits {wanted} positions, and the longest prompt of `{ref.name}` has "
                         f"{int(lengths.max())} tokens",
                         help="insert interventions of fewer `positions`",
+                        argument="data",
                     )
                 )
         return lengths
@@ -223,6 +227,7 @@ class Reft(Pass):
                 no_coordinate(
                     f"`subspace` is {list(self.subspace)}, and there are {there}",
                     help="name coordinates of one rank that all interventions have",
+                    argument="subspace",
                 )
             )
         active = torch.zeros(min(ranks), dtype=torch.bool)

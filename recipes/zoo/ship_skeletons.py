@@ -9,7 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from effc.compiler.api import discovered
+from effc.compiler.discovery.structure import find_skeleton
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.words.context import Context, Settings
 from effc.compiler.words.shelf import Shelf
@@ -21,7 +21,7 @@ def found(name: str) -> str:
     with tempfile.TemporaryDirectory() as cache:
         ctx = Context(Settings(Path(cache)), None, Path(), Shelf(), None, Path(cache))
         origin = ctx.shelf.make("model", Invocation("zoo", {"name": name})).resolve(ctx)
-        return json.dumps(discovered(origin).to_json(), separators=(",", ":")) + "\n"
+        return json.dumps(find_skeleton(origin).to_json(), separators=(",", ":")) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""The skeleton of a model that a recipe names: shipped beside its weights, kept from before, or found on its graphs."""
+
+import json
+
+from ...dsl.skeleton import Skeleton
+from ..checkpoints.origin import Origin
+from ..words.context import Settings
+
+
+def shipped_skeleton(origin: Origin) -> Skeleton | None:
+    """The skeleton that lies beside a zoo model's weights."""
+    path = origin.folder / "skeleton.json" if origin.folder else None
+    if path is None or not path.is_file() or not origin.label.startswith("zoo("):
+        return None
+    return Skeleton.from_json(json.loads(path.read_bytes()))
+
+
+def kept_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
+    from ..planning import skeletons
+
+    return skeletons.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
+
+
+def skeleton_of(origin: Origin, settings: Settings) -> Skeleton:
+    """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
+    known = shipped_skeleton(origin) or kept_skeleton(origin, settings)
+    if known is None:
+        from ..planning import skeletons
+
+        known = find_skeleton(origin)
+        skeletons.store(settings.cache_dir / "skeletons", _skeleton_key(origin), known)
+    return known
+
+
+def find_skeleton(origin: Origin) -> Skeleton:
+    """Capture a model without weights and look at its graphs."""
+    from ..capture.capture import capture
+    from ..checkpoints.blank import nothing_stored
+
+    with nothing_stored():
+        model = origin.build()
+    return capture(model).skeleton
+
+
+def _skeleton_key(origin: Origin) -> str:
+    from importlib.metadata import version
+
+    from ..planning import skeletons
+
+    return skeletons.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
+
+
+def refuse_other_shapes(origin: Origin, skeleton: Skeleton) -> None:
+    """Refuse weights of other shapes than the config asks for, by their headers. Tensors that go by another name
+    in the file are left to loading, which knows what each architecture renames."""
+    from ..checkpoints.folder import INDEX, SINGLE, find_weights
+
+    if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
+        return
+    from ..checkpoints.checkpoint import check_names
+
+    asked = {f"{part.path}.{name}": shape for part in skeleton.parts for name, shape in part.tensors}
+    slots = find_weights(origin.folder, origin.label).slots
+    wrong = [
+        (name, slot.shape, asked[name]) for name, slot in slots.items() if name in asked and slot.shape != asked[name]
+    ]
+    check_names({"mismatched_keys": wrong, "missing_keys": (), "unexpected_keys": ()}, origin.label)
