@@ -43,11 +43,11 @@ def load(ctx: Context, ref: DataRef, asked: str = "auto") -> dict[str, Tensor]:
         place = _place(ctx, ref, asked)
         if not place.is_file():
             prepare(ctx, ctx.origin.load(), ref, asked)
-        ctx._references[name] = opened(place)
+        ctx._references[name] = mapped(place)
     return ctx._references[name]
 
 
-def opened(place: Path) -> dict[str, Tensor]:
+def mapped(place: Path) -> dict[str, Tensor]:
     with safe_open(place, "pt") as file:
         return {name: file.get_tensor(name) for name in ("t", "v")}
 
