@@ -23,6 +23,13 @@ from .timings import timings
 HERE = Path(__file__).parent
 OUTCOMES = {"holds": "✓", "fails": "✕", "undecided": "?", "skipped": "–"}
 TILES = 4
+NAMES = {  # of common measures, for those who don't know a recipe's words
+    "params": "parameters",
+    "bytes": "bytes of weights",
+    "flops": "operations per token",
+    "decode.p50": "time per token",
+    "prefill.p50": "time to read a prompt",
+}
 SECTIONS = {  # anchor -> (name, what there has to be for it)
     "measured": ("Measured", ""),
     "front": ("The front", "points"),
@@ -44,13 +51,14 @@ def page(sheets: Sequence[Sheet]) -> str:
     inside = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    inside.filters |= {"drawn": Markup, "coded": _coded}
+    inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return inside.get_template("page.html").render(
         style=style,
         script=script,
         policy=_policy(style, script),
         icons=OUTCOMES,
+        names=NAMES,
         percent=lambda share: f"{100 * share:.2f}",
         **_content(list(sheets)),
     )
@@ -64,6 +72,11 @@ def _policy(style: str, script: str) -> str:
 
 def _hashed(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _minus(text: str) -> str:
+    """Hyphens before numbers as minus signs."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def _coded(text: str) -> str:
