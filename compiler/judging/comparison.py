@@ -1,7 +1,7 @@
 """The emitted thing against the original: every bound's metric, and size, in one run."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,13 @@ class Comparison:
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
-def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
-    """Measure a model beside the original, and judge every bound of the plan's pipeline on it."""
+def compare(
+    model: Any, plan: "Plan", cache: Cache, ctx: Context, look: Callable[[Any], None] = lambda original: None
+) -> Comparison:
+    """Measure a model beside the original, at which `look` may look too, and judge every bound of the pipeline."""
     started = time.time()
     original = ctx.origin.load().eval()
+    look(original)
     known = remembered(plan, cache, ctx)
     before = dict(known)
     taken = clocked(original, model, plan, ctx)

@@ -25,6 +25,7 @@ class Verdicts:
     plan: "Plan"
     cache: Cache
     ctx: Context
+    look: Callable[[Any], None] = lambda original: None
     whole: dict[str, Comparison] = field(default_factory=dict)
 
     def on_model(self, target: Emit, model: Callable[[], Any], rounds: bool) -> tuple[Comparison, tuple[Verdict, ...]]:
@@ -35,7 +36,7 @@ class Verdicts:
         """
         known = None if rounds else self.whole.get(target.source)
         own = [b for b in self.plan.pipeline.expects if b.part == target.call.word or (not b.part and known is None)]
-        made = compare(model(), self._with(own), self.cache, self.ctx)
+        made = compare(model(), self._with(own), self.cache, self.ctx, self.look)
         if known is None:
             if not rounds:
                 self.whole[target.source] = made
@@ -58,7 +59,7 @@ class Verdicts:
 
     def _point(self, name: str, model: Any) -> Comparison:
         own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
-        return compare(model, self._with(own), self.cache, self.ctx)
+        return compare(model, self._with(own), self.cache, self.ctx, self.look)
 
     def _with(self, bounds: list[Bound]) -> "Plan":
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))

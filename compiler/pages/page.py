@@ -11,6 +11,7 @@ from typing import Any
 from ..artifacts.load import facts as header_of
 from ..artifacts.manifest import Expectation
 from ..report.quantity import counted, size
+from .accounts import accounts
 from .chart import check_packages
 from .layers import layers
 from .listing import listing
@@ -32,6 +33,7 @@ NAMES = {  # of common measures, for those who don't know a recipe's words
 }
 SECTIONS = {  # anchor -> (name, what there has to be for it)
     "measured": ("Measured", ""),
+    "accounts": ("Forms", "accounts"),
     "front": ("The front", "points"),
     "layers": ("Layers", "layers"),
     "steps": ("Decisions", "steps"),
@@ -99,6 +101,8 @@ def _content(sheets: list[Sheet]) -> dict[str, Any]:
         "verdict_of": _verdict(expectations),
         "tiles": _tiles(rows, first.members),
         "tables": _tables(sheets),
+        "accounts": accounts(sheets),
+        "where": next((a.where for s in sheets for a in s.manifest.accounts), ""),
         "points": points(first),
         "layers": layers(first),
         "steps": steps(first),

@@ -16,6 +16,7 @@ from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
+from ..judging.accounting import Accounting, Heard
 from ..judging.gate import Outcome as Verdict
 from ..judging.gate import bound_text, misses
 from ..judging.verdicts import Verdicts
@@ -55,6 +56,7 @@ class Emission:
     out: Path
     force: bool
     verdicts: Verdicts
+    accounting: Accounting
     took: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
 
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
@@ -66,12 +68,14 @@ class Emission:
                 writer.write(outcome, folder, self.ctx)
             forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
             with announce("reopening", "then measuring"):
-                checks = reopen(folder, outcome, forms, self.ctx.seed)
+                heard = Heard(self.accounting, folder)
+                checks = reopen(folder, outcome, forms, self.ctx.seed, heard)
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts, self.ctx.settings.undecided))
             return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
                 checks=checks,
+                accounts=heard.accounts(),
                 measures=compared.measures,
                 machine=machine(),
                 expectations=tuple(expectation(v) for v in compared.outcomes),
@@ -95,14 +99,15 @@ class Emission:
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
 
 
-def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int) -> tuple[Check, ...]:
-    """What fresh processes compute from each form, compared with the member that it holds."""
+def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, heard: Heard) -> tuple[Check, ...]:
+    """What fresh processes compute from each form, compared with the member that it holds; `heard` hears both."""
     if not forms:
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
         program.model.to("cpu")  # files are computed again from there
-        checks += verify(folder, program.model, [f for f in forms if f.member == name], seed=seed)
+        own, told = [f for f in forms if f.member == name], heard.program(name, program.model)
+        checks += verify(folder, program.model, own, seed=seed, text=heard.text, told=told)
     return tuple(checks)
 
 

@@ -14,6 +14,7 @@ from ..capture.capture import capture
 from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
+from ..judging.accounting import Accounting
 from ..judging.verdicts import Verdicts
 from ..machine.memory import Watch
 from ..measuring import reference
@@ -68,8 +69,9 @@ class Build:
         refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for stage in self.plan.stages:
             self.step(stage)
-        verdicts = Verdicts(self.plan, self.cache, self.ctx)
-        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, self.took)
+        accounting = Accounting.of_plan(self.plan, self.ctx)
+        verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.look)
+        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.took)
         for target in self.plan.pipeline.emits:
             about = str(target.call.args["path"])
             with self.stage(f"emit {target.call.word}", about) as done, placed(target.call):
