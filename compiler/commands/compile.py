@@ -75,6 +75,8 @@ def report(results: "Sequence[Result]", shared: Shared) -> int:
         for result in results:
             for a in result.artifacts:
                 screen.answer(drawn(a.path, a.manifest, screen) + "\n")
+            for told in result.reports:
+                screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {told.path}", "bold") + "\n")
             if accounts := accounts_drawn(result, screen):
                 screen.answer(accounts + "\n")
     screen.complain(missed, "compile", artifacts=rows)
