@@ -68,7 +68,7 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"
 	@$(BIN)/pip install -q --upgrade "scikit-build-core>=0.10" cmake ninja
-	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors,report]"
+	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor]"
 	@touch $@
 
 clean:

@@ -20,6 +20,7 @@ VERBS = (
     "fmt",
     "new",
     "explain",
+    "lsp",
     "shelves",
     "packages",
     "imports",
@@ -50,7 +51,7 @@ HOMES = {
     "import": "imports",
 }
 SECTIONS = {
-    "Write": ("check", "fmt", "new", "import", "explain", "passes", "recipes", "add", "update", "vendor"),
+    "Write": ("check", "fmt", "new", "import", "explain", "lsp", "passes", "recipes", "add", "update", "vendor"),
     "Build": ("lock", "plan", "compile", "pick"),
     "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "report", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),

@@ -71,13 +71,13 @@ def word_page(word: Word) -> str:
     """Docstring, parameters and what the header promises."""
     blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
     if word.params:
-        blocks.append("Parameters\n" + "\n".join(_parameter(p) for p in word.params))
+        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in word.params))
     if facts := list(_facts(word)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
 
-def _parameter(param: Param) -> str:
+def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
     said = [_type(param), "required" if param.required else f"default {_default(param)}", *_bounds(param)]
     return f"  {name}: {', '.join(said)}\n      {param.doc}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.regular import MANIFEST, check_regular, odd_file, read_json
+from ..store.regular import MANIFEST, MISFIT, check_regular, odd_file, read_json
 from .accounts import Account
 from .manifest_form import check_form, is_profile
 
@@ -221,7 +221,7 @@ def read_manifest(path: Path) -> Manifest:
     measured = _read(path / MEASURES) if (path / MEASURES).is_file() else None
     try:
         return Manifest.from_json(data, measured)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFIT as error:
         raise Reject(
             artifact_broken(f"{path / NAME} lacks a field or has one of another form: {error}", help=_AGAIN)
         ) from error
