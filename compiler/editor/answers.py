@@ -12,7 +12,7 @@ from .completion import complete
 from .desk import path_of
 from .diagnostics import actions
 from .hints import hints
-from .hover import declaration, hover
+from .hover import declaration, hover, used
 from .names import at, occurrences
 from .outline import folds, outline
 from .rename import Unfit, nameable, rename, uri_of
@@ -66,7 +66,10 @@ def _names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
     def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
         reading = server.reading(params.text_document.uri)
-        found = at(occurrences(reading.file, server.desk.vocabulary), reading.lines.offset(params.position))
+        offset = reading.lines.offset(params.position)
+        if module := used(reading, offset, server.desk):
+            return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
+        found = at(occurrences(reading.file, server.desk.vocabulary), offset)
         declared = declaration(found, reading, server.desk) if found else None
         if declared is None:
             return None

@@ -1,8 +1,11 @@
 """What is said of the word, the parameter or the name under a cursor."""
 
+from pathlib import Path
+
 from lsprotocol import types as lsp
 
 from ...dsl import ast
+from ...dsl.modules import module_name
 from ...dsl.source import Span
 from ...dsl.vocabulary import Vocabulary, Word
 from .desk import Desk, Reading
@@ -26,6 +29,13 @@ def hover(reading: Reading, offset: int, desk: Desk) -> lsp.Hover | None:
     if found is None or declared is None:
         return None
     return _hover(reading, found.span, _declared(*declared, desk.vocabulary))
+
+
+def used(reading: Reading, offset: int, desk: Desk) -> Path | None:
+    """The file of the module whose `use` an offset lies in."""
+    uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and holds(s.span, offset))
+    found = next(uses, None)
+    return desk.module(module_name(found.target, reading.source.name), reading.path) if found else None
 
 
 def declaration(found: Occurrence, reading: Reading, desk: Desk) -> tuple[Reading, Occurrence] | None:

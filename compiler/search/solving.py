@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
@@ -18,7 +19,7 @@ from ..words.kinds import Effort
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
-from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, inputs, note, sizes
+from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, note, sizes
 
 if TYPE_CHECKING:
     from ..ir.program import Program

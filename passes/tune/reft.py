@@ -66,7 +66,9 @@ class Reft(Pass):
     )
     clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of the interventions.", default=0.0, ge=0)
-    subspace: tuple[int, ...] | None = param("Coordinates to train, from 0; all where it is left out.", default=None)
+    subspace: tuple[int, ...] | None = param(
+        "Coordinates to train, from 0; all where it is left out.", default=None, least=1, distinct=True
+    )
     gradient_checkpointing: bool = param(
         "Layers run again in the backward pass: less memory, a third more time.", default=False
     )
