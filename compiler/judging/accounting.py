@@ -83,7 +83,7 @@ class Accounting:
 
 
 @dataclass
-class Heard:
+class Tally:
     """What verification heard of one artifact: of each member the program's logits and those of its forms."""
 
     accounting: Accounting

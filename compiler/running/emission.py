@@ -16,7 +16,7 @@ from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
-from ..judging.accounting import Accounting, Heard
+from ..judging.accounting import Accounting, Tally
 from ..judging.comparison import Comparison
 from ..judging.gate import Outcome as Verdict
 from ..judging.gate import bound_text, misses
@@ -53,7 +53,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Told:
+class Page:
     """A file about artifacts, and the bounds that were missed where there are none."""
 
     path: Path
@@ -82,17 +82,17 @@ class Emission:
                 writer.write(outcome, folder, self.ctx)
             forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
             with announce("reopening", "then measuring"):
-                heard = Heard(self.accounting, folder)
-                checks = reopen(folder, outcome, forms, self.ctx.seed, heard)
+                tally = Tally(self.accounting, folder)
+                checks = reopen(folder, outcome, forms, self.ctx.seed, tally)
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts, self.ctx.settings.undecided))
-            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=heard.accounts())
+            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
 
         manifest = write(path, build=build, force=self.force)
         return Artifact(path, manifest, tuple(new))
 
-    def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Told:
+    def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
         writer: Target = self.ctx.shelf.make("target", target.call)
         path, sheets, missed = self.out / target.call.args["path"], [a.sheet for a in artifacts], ()
@@ -105,7 +105,7 @@ class Emission:
         with announce("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.tell(sheets, path)
-        return Told(path, missed)
+        return Page(path, missed)
 
     def measured(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:
         return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
@@ -129,15 +129,15 @@ class Emission:
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
 
 
-def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, heard: Heard) -> tuple[Check, ...]:
-    """What fresh processes compute from each form, compared with the member that it holds; `heard` hears both."""
+def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, tally: Tally) -> tuple[Check, ...]:
+    """What fresh processes compute from each form, compared with the member that it holds; `tally` hears both."""
     if not forms:
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
         program.model.to("cpu")  # files are computed again from there
-        own, told = [f for f in forms if f.member == name], heard.program(name, program.model)
-        checks += verify(folder, program.model, own, seed=seed, text=heard.text, told=told)
+        own, told = [f for f in forms if f.member == name], tally.program(name, program.model)
+        checks += verify(folder, program.model, own, seed=seed, text=tally.text, told=told)
     return tuple(checks)
 
 

@@ -30,7 +30,7 @@ from ..words.context import Context
 from ..words.kinds import Close, Pass
 from ..words.placing import placed
 from . import snapshot
-from .emission import Artifact, Emission, Told
+from .emission import Artifact, Emission, Page
 
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 
@@ -41,7 +41,7 @@ class Result:
 
     plan: Plan
     artifacts: list[Artifact] = field(default_factory=list)
-    reports: list[Told] = field(default_factory=list)
+    reports: list[Page] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
