@@ -35,9 +35,18 @@ class Comparison:
 
 
 def compare(
-    model: Any, plan: "Plan", cache: Cache, ctx: Context, look: Callable[[Any], None] = lambda original: None
+    model: Any,
+    plan: "Plan",
+    cache: Cache,
+    ctx: Context,
+    look: Callable[[Any], None] = lambda original: None,
+    scores: Sequence[MetricRef] | None = None,
 ) -> Comparison:
-    """Measure a model beside the original, at which `look` may look too, and judge every bound of the pipeline."""
+    """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
+
+    look    looks at the original, too
+    scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
+    """
     started = time.time()
     original = ctx.origin.load().eval()
     look(original)
@@ -50,7 +59,8 @@ def compare(
     outcomes = [left_open(o, taken, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
     pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
-    for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan, ctx)):
+    scores = unjudged_scores(plan, ctx) if scores is None else scores
+    for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
