@@ -86,7 +86,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
     def hook(path: str):
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             counts[path] = counts.get(path, 0) + 1
-            given = _given(layer, args, kwargs)
+            given = _arguments(layer, args, kwargs)
             if counts[path] > 1 or not (path == "" or any(map(_is_stream, given.values()))):
                 return
             calls.order.append(path)
@@ -258,7 +258,7 @@ def _calls(
             if len(found) == len(paths):
                 raise _Enough
             if path in paths and path not in found:
-                given = _given(layer, args, kwargs)
+                given = _arguments(layer, args, kwargs)
                 found[path] = split(given)
                 if caches is not None:
                     caches.extend(value for value in given.values() if isinstance(value, Cache))
@@ -295,7 +295,7 @@ def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"cache": DynamicCache(config=model.config)}
 
 
-def _given(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _arguments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(argument_names(type(layer)), args, strict=False)) | kwargs
 
 

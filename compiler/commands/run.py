@@ -73,7 +73,7 @@ def register(app: typer.Typer) -> None:
 def _talk(
     place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
 ) -> None:
-    from ..opened import computing, open_model
+    from ..models import computing, open_model
     from ..serving.chat import Talker
 
     opened = open_model(place, shared.settings(), signed_by=signed_by)

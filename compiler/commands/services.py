@@ -35,8 +35,8 @@ class Service:
 def model_service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]) -> Service:
     import torch
 
+    from ..models import computing, open_model
     from ..native.sampling import as_tokens
-    from ..opened import computing, open_model
     from ..serving.api import Service as Model
     from ..serving.api import application
     from ..serving.runner import runner_of, try_out
@@ -60,7 +60,7 @@ def model_service(place: str, name: str, shared: Shared, parallel: int, queue: i
 def guided_service(
     place: str, name: str, shared: Shared, queue: int, keys: Sequence[str], knowledge: str | None
 ) -> Service:
-    from ..opened import computing
+    from ..models import computing
     from ..rttc.front import Front, application
 
     with computing(place):
@@ -107,7 +107,7 @@ def guided(place: str, shared: Shared, keys: Sequence[str], knowledge: str | Non
     import torch
 
     from ..artifacts.manifest import read_manifest, verify_files
-    from ..opened import open_model
+    from ..models import open_model
     from ..rttc.app import client_of, read_app
 
     folder, app = Path(place), read_app(Path(place))

@@ -48,7 +48,7 @@ class Pairs(Data):
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
-    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:

@@ -88,7 +88,7 @@ class Drift:
     limit: float | None = None
     span: Span | None = None
 
-    def said(self) -> str:
+    def text(self) -> str:
         """`1.02 against 0.9`."""
         if self.now is None:
             return "not measured any more"

@@ -46,18 +46,18 @@ class Reference:
     """The original's outputs over the rows of one data set.
 
     top     [n, t] int32, the most probable next token
-    said    [n, t, d] what the output embedding was given, or [n, t, v] log-probabilities
-    head    (weight, bias, name of the tail) where `said` is hidden states
+    outputs [n, t, d] what the output embedding was given, or [n, t, v] log-probabilities
+    head    (weight, bias, name of the tail) where `outputs` is hidden states
     """
 
     top: Tensor
-    said: Tensor
+    outputs: Tensor
     head: tuple[Tensor, Tensor | None, str] | None = None
 
     @torch.no_grad()
     def logits(self, rows: slice, part: slice) -> Tensor:
         """[c, vocab] float32 of some positions of some rows: equal to the original's up to a constant per row."""
-        said = self.said[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
+        said = self.outputs[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
         if self.head is None:
             return said.float()
         weight, bias, tail = self.head

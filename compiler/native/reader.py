@@ -102,7 +102,7 @@ class Reader:
         if any(isinstance(x, (Rows, Cached, Chosen)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
-            return self._asked(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
+            return self._sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
         if any(x is CACHE for x in flat):
             raise self.refuse(node, "it reads the cache otherwise than by keys and values")
         with torch.no_grad():
@@ -115,7 +115,7 @@ class Reader:
             return CACHE
         return Positional(node) if node.target in ("position_ids", "attention_mask") else None
 
-    def _asked(self, node: fx.Node, args: Any) -> Any:
+    def _sample_size(self, node: fx.Node, args: Any) -> Any:
         """A size of something that depends on positions alone: that of the sample batch."""
         shape = node.args[0].meta.get("shape")
         if not isinstance(shape, tuple) or not all(type(n) is int for n in shape):

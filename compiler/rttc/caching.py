@@ -34,7 +34,7 @@ class Entry:
     tensors: Mapping[str, Tensor]
     used: int
     touched: int
-    made: int
+    born: int
 
     @property
     def bytes(self) -> int:
@@ -119,7 +119,7 @@ class StateCache:
             self._write_index()
 
     def _worth(self, entry: Entry) -> tuple[int, int]:
-        return (entry.used, entry.made) if self.eviction == "lfu" else (entry.touched, entry.made)
+        return (entry.used, entry.born) if self.eviction == "lfu" else (entry.touched, entry.born)
 
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.number]
@@ -140,7 +140,7 @@ class StateCache:
     def _write_index(self) -> None:
         if self._folder is None:
             return
-        rows = {str(e.number): [e.used, e.touched, e.made] for e in self._entries.values()}
+        rows = {str(e.number): [e.used, e.touched, e.born] for e in self._entries.values()}
         body = {"format": FORMAT, "identity": self.identity, "turn": self._turn, "entries": rows}
         try:
             write_whole(self._folder / _INDEX, json.dumps(body).encode())

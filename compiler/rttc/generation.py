@@ -41,7 +41,7 @@ def generate(
     most = min(settings.most, prompts.context - len(ids))
     if most < 1:
         raise Reject(prompt_too_long(f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"))
-    heard = _Heard(prompts.tokenizer, settings.stops, stopped)
+    heard = _Streamer(prompts.tokenizer, settings.stops, stopped)
     row = torch.tensor([ids], device=device_of(model))
     drawn = settings.temperature > 0
     chosen: dict[str, Any] = {
@@ -76,7 +76,7 @@ class _Met(Exception):
     """A stop string was said, or nobody listens."""
 
 
-class _Heard:
+class _Streamer:
     """What `generate` calls a streamer."""
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...], stopped: Callable[[], bool]):

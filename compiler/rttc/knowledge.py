@@ -143,7 +143,7 @@ def _embedded(samples: Sequence[Sample], embedder: Embedder, draft: Path, tell: 
         except (OSError, SafetensorError, KeyError):
             part = None
         if part is None or part.shape != (len(chosen), embedder.width):
-            part = embedder.embed([sample.asked for sample in chosen])
+            part = embedder.embed([sample.subject for sample in chosen])
             save_file({"raw": part}, fresh := file.with_suffix(".part"))
             os.replace(fresh, file)
         parts.append(part)
@@ -160,7 +160,7 @@ def _unasked(samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], a
     return [
         i
         for i, sample in enumerate(samples)
-        if " ".join(sample.asked.lower().split()) not in plain and float(closest[i]) < near
+        if " ".join(sample.subject.lower().split()) not in plain and float(closest[i]) < near
     ]
 
 

@@ -16,7 +16,7 @@ from ..artifacts.manifest import Manifest, read_manifest, verify_files
 from ..artifacts.verify import verify
 from ..judging.gate import in_unit
 from ..machine.fingerprint import machine
-from ..opened import computing
+from ..models import computing
 from ..report.progress import Listener, announce, hear, silent
 from ..report.quantity import measured
 from ..targets.hf import FORMS as CHECKPOINTS

@@ -54,7 +54,7 @@ class Layerwise:
     def look(self, stage: Stage, listen: Listen) -> None:
         """Let `listen` hear what the modules of a stage are given over all rows, batch by batch."""
         chain = self.chain if stage.unit else None  # is tried now, before anyone listens
-        with _heard(self.program.model, stage.modules, listen):
+        with _hooks(self.program.model, stage.modules, listen):
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
             else:
@@ -93,12 +93,12 @@ class Layerwise:
 
 
 @contextmanager
-def _heard(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
+def _hooks(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
     def hook(path: str) -> Any:
-        def heard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listen(path, module, args[0] if args else next(iter(kwargs.values())))
 
-        return heard
+        return tell
 
     with ExitStack() as stack:
         for path in paths:
@@ -137,16 +137,16 @@ class Grams:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     leader: dict[str, str] = field(default_factory=dict)
-    _given: dict[str, Tensor] = field(default_factory=dict)
+    _inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
         if path not in self.leader:
-            self.leader[path] = next((p for p, y in self._given.items() if y is x), path)
+            self.leader[path] = next((p for p, y in self._inputs.items() if y is x), path)
         leader = self.leader[path]
         if leader != path:
-            assert self._given.get(leader) is x, f"{path} is not given what {leader} is any more"
+            assert self._inputs.get(leader) is x, f"{path} is not given what {leader} is any more"
             return
-        self._given[path] = x
+        self._inputs[path] = x
         rows = inputs_of(module, x)  # [tokens, in]
         if path in self.sums:
             self.sums[path].addmm_(rows.T, rows)

@@ -139,7 +139,7 @@ class Prefix:
     def _look(self, run: Callable[[], float]) -> float:
         """The value of the whole model, run once to see the metric's forwards and to keep the layers' outputs."""
         layers, model = self._layers(), self.program.model
-        seen = _Seen(self, layers)
+        seen = _FirstLook(self, layers)
         with ExitStack() as stack:
             hook = model.register_forward_pre_hook(seen.call, with_kwargs=True)
             stack.callback(hook.remove)
@@ -233,7 +233,7 @@ class Prefix:
         return found
 
 
-class _Seen:
+class _FirstLook:
     """What the first look notes of a metric's forwards."""
 
     def __init__(self, prefix: Prefix, layers: list[nn.Module]):

@@ -185,7 +185,7 @@ class Heal(Pass):
         kept: Mapping[str, torch.Tensor] | None = None,
     ) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
-        model, rows, said = program.model, ctx.rows(self.data), self._said(self.data, ctx)
+        model, rows, said = program.model, ctx.rows(self.data), self._speech(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
         lesson = Objective(model, rows, original, self.distill.value, self.temperature, said)
         teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
@@ -210,14 +210,14 @@ class Heal(Pass):
         return merged
 
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
-        nats, tokens = nll(model, ctx.rows(self.held_out), self._said(self.held_out, ctx))
+        nats, tokens = nll(model, ctx.rows(self.held_out), self._speech(self.held_out, ctx))
         return nats / tokens
 
-    def _said(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+    def _speech(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Which tokens count: None for all."""
         if self.learn == "all":
             return None
-        said = ctx.said(ref)
+        said = ctx.speech(ref)
         if said is None or not said[:, 1:].any():
             who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"
             raise Reject(

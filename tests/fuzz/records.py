@@ -90,7 +90,7 @@ def read_lock(data: bytes, folder: Path) -> None:
     assert lockfile.read(folder) == found, "a lock that was written is read as it was"
     for name, facts in found["packages"].items():
         with suppress(Reject):  # what it pins is not here
-            packages.found(name, facts, folder, folder / "cache")
+            packages.folder_of(name, facts, folder, folder / "cache")
 
 
 def abouts(honest: Path) -> list[bytes]:
@@ -99,7 +99,7 @@ def abouts(honest: Path) -> list[bytes]:
 
 def read_about(data: bytes, folder: Path) -> None:
     (folder / packages.ABOUT).write_bytes(data)
-    packages.opened(folder)
+    packages.package_in(folder)
 
 
 def baselines(honest: Path) -> list[bytes]:

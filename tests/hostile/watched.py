@@ -90,7 +90,7 @@ def outcome(call) -> str:
 def verbs(case: Path, honest: Path):
     from effc.compiler.artifacts.load import load
     from effc.compiler.cli import main
-    from effc.compiler.opened import computing
+    from effc.compiler.models import computing
 
     def computed():
         import torch
