@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
-from ..rows.forward import device_of
+from ..rows.inputs import device_of
 from ..serving.chat import prompt_too_long
 from ..serving.text import Stops
 from .prompts import Prompts

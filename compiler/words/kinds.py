@@ -283,6 +283,7 @@ class Metric(Word):
     timed            it reads a clock: differs between runs and machines, is never taken from a cache
     needs_original   it compares with the original's outputs on its `data`, which compiler/measuring/reference.py keeps
                      before the first pass
+    compares         what of the original's outputs: "predictions", or hidden "states"
     """
 
     unit: ClassVar[str] = ""
@@ -290,6 +291,7 @@ class Metric(Word):
     exact: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False
+    compares: ClassVar[str] = "predictions"
 
     def clock(self, model: "torch.nn.Module") -> "Clock":
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
