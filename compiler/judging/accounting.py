@@ -17,7 +17,8 @@ from ...dsl.values import DataRef, handles
 from ..artifacts.accounts import Account
 from ..artifacts.verify_child import logits_of_rows
 from ..ir.weights import distinct
-from ..rows.forward import device_of, evaluating
+from ..rows.forward import evaluating
+from ..rows.inputs import device_of
 from ..words.context import Context
 from ..words.kinds import Form
 
