@@ -337,7 +337,9 @@ def build(
     for plan in made:
         for target in plan.pipeline.emits:
             with placed(target.call.where("path")):
-                check_free(output_folder(plan, out) / target.call.args["path"], force)
+                check_free(
+                    output_folder(plan, out) / target.call.args["path"], force, session.shelf.is_about(target.call.word)
+                )
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
     for plan in made:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..store.regular import MANIFEST, MISFIT, check_regular, odd_file, read_json
+from .accounts import Account
 from .manifest_form import check_form, is_profile
 
 FORMAT = 1
@@ -101,7 +102,7 @@ class Manifest:
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
 
-    The rest is volatile and goes to measures.json: measures, expectations, checks, machine (fingerprint),
+    The rest is volatile and goes to measures.json: measures, expectations, checks, accounts, machine (fingerprint),
     run ({"created": ISO time, "seconds": {stage: s}, ...}).
     """
 
@@ -119,6 +120,7 @@ class Manifest:
     measures: tuple[Measure, ...] = ()
     expectations: tuple[Expectation, ...] = ()
     checks: tuple[Check, ...] = ()
+    accounts: tuple[Account, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,7 +157,7 @@ class Manifest:
         return replace(self, **volatile)
 
 
-_RECORDS = {"measures": Measure, "expectations": Expectation, "checks": Check}
+_RECORDS = {"measures": Measure, "expectations": Expectation, "checks": Check, "accounts": Account}
 _VOLATILE = (*_RECORDS, "machine", "run")
 _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 
@@ -225,13 +227,21 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
 
 
+def _way_up(folder: Path) -> str:
+    """What to name instead of a folder without a manifest: it may lie inside an artifact."""
+    around = next((f for f in list(folder.parents)[:2] if (f / NAME).is_file()), None)
+    if around is None or not folder.is_dir():
+        return "name the folder that `effc compile` wrote"
+    if folder.parent != around:
+        return f"it is a point of {around}: name that, or take it out with `effc pick {around} --point {folder.name}`"
+    return f"it lies in the artifact {around}: name that"
+
+
 def _read(file: Path) -> Any:
     try:
         data = read_json(file, MANIFEST, file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Reject(
-            no_artifact(f"{file.parent} has no {file.name}", help="name the folder that `effc compile` wrote")
-        ) from error
+        raise Reject(no_artifact(f"{file.parent} has no {file.name}", help=_way_up(file.parent))) from error
     except OSError as error:
         raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:

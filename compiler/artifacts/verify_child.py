@@ -18,6 +18,7 @@ from torch import nn
 
 LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
+TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
 
 
@@ -33,6 +34,8 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     if "pixels" in inputs:
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
     ids, mask = inputs["ids"], inputs["mask"]
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        return probe_two_sides(model, ids, mask, steps)
     found = {
         "logits of a batch": first_output(model(input_ids=ids)),
         "logits of a left-padded batch": first_output(
@@ -47,6 +50,29 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
             logits = torch.stack(made.logits, 1).float()
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
             found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1] :].clone()
+    return found
+
+
+@torch.no_grad()
+def logits_of_rows(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """[rows, length, vocabulary] in float32, each row computed alone."""
+    return torch.cat([first_output(model(input_ids=row[None])) for row in rows])
+
+
+def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """The same of an encoder with a decoder: the rows are what is read, and, backwards, what is said."""
+    said = ids.flip(1)[:, : LENGTH // 2]
+    found = {
+        "logits of a batch": first_output(model(input_ids=ids, decoder_input_ids=said)),
+        "logits of a left-padded batch": first_output(
+            model(input_ids=ids, attention_mask=mask, decoder_input_ids=said)
+        ),
+    }
+    if getattr(model, "can_generate", bool)() and steps:
+        for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
+            made = generate(model, ids, given, steps)
+            found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
+            found[f"greedy tokens{name}"] = made.sequences[:, -steps:].clone()
     return found
 
 
@@ -242,7 +268,12 @@ def main(
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
-    save_file(probe(OPENERS[how](folder, attention), load_file(given), int(steps)), outputs)
+    inputs, model = load_file(given), OPENERS[how](folder, attention)
+    text = inputs.pop(TEXT, None)
+    found = probe(model, inputs, int(steps))
+    if text is not None:
+        found[TEXT] = logits_of_rows(model, text)
+    save_file(found, outputs)
 
 
 IDLE = 60.0  # seconds without a job, after which a nursery ends: it holds what its imports take

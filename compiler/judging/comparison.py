@@ -1,7 +1,7 @@
 """The emitted thing against the original: every bound's metric, and size, in one run."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,22 @@ class Comparison:
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
-def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
-    """Measure a model beside the original, and judge every bound of the plan's pipeline on it."""
+def compare(
+    model: Any,
+    plan: "Plan",
+    cache: Cache,
+    ctx: Context,
+    look: Callable[[Any], None] = lambda original: None,
+    scores: Sequence[MetricRef] | None = None,
+) -> Comparison:
+    """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
+
+    look    looks at the original, too
+    scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
+    """
     started = time.time()
     original = ctx.origin.load().eval()
+    look(original)
     known = remembered(plan, cache, ctx)
     before = dict(known)
     taken = clocked(original, model, plan, ctx)
@@ -47,7 +59,8 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     outcomes = [left_open(o, taken, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
     pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
-    for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan, ctx)):
+    scores = unjudged_scores(plan, ctx) if scores is None else scores
+    for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Part
 from ..ir.edits import is_below
-from ..rows.forward import LOOK, batches, device_of, evaluating, logits, not_a_number, without_cache
+from ..rows.forward import LOOK, batches, evaluating, not_a_number, outputs
+from ..rows.inputs import arguments
 from .prefix import Call, Prefix
 from .reconstruct import inputs_of
 
@@ -70,13 +71,10 @@ class Layerwise:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
-            calls = [
-                Call((batch.to(device_of(model)),), without_cache(model), batch.numel())
-                for batch in batches(model, self.rows)
-            ]
+            calls = [Call(*arguments(model, batch), batch.numel()) for batch in batches(model, self.rows)]
             self._prefix = prefix = Prefix(self.program, room=0)
             with evaluating(model):
-                prefix.measure(lambda: float(logits(model, self.rows[: len(calls[0].args[0])]).numel()))
+                prefix.measure(lambda: float(outputs(model, self.rows[: len(calls[0].args[0])]).numel()))
             if prefix.chain:
                 prefix.begin_anew(calls)
         return self._prefix
@@ -89,7 +87,7 @@ class Layerwise:
         with evaluating(model), _ended_behind(last):
             for batch in batches(model, self.rows):
                 with suppress(_Enough):
-                    logits(model, batch)
+                    outputs(model, batch)
 
 
 @contextmanager

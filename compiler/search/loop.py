@@ -17,7 +17,7 @@ from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.memory import room_for
 from ..report.progress import Said, Ticked
 from ..report.quantity import count, counted, size
-from ..rows.forward import batches, evaluating, logits, not_a_number
+from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
@@ -132,7 +132,7 @@ class Search:
         model = self.program.model
         with evaluating(model):
             for batch in self.ctx.each(list(batches(model, rows)), f"reading {about}"):
-                logits(model, batch)
+                outputs(model, batch)
 
     def finish(self, pools: Sequence[Pool]) -> None:
         """Make the cuts real and say what the search cost.

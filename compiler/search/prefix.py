@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..rows.forward import evaluating, output_logits
+from ..rows.forward import evaluating, main_output
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -181,7 +181,7 @@ class Prefix:
             given = self.output_of(index - 1)
             with evaluating(self.program.model), self._entered(index, given):
                 try:
-                    found = output_logits(self.program.model(*call.args, **call.kwargs))
+                    found = main_output(self.program.model(*call.args, **call.kwargs))
                 except _MISSING:  # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
@@ -269,7 +269,7 @@ class _FirstLook:
     def end(self, _module, _args, output) -> None:
         self.is_chain &= self.next == self.count
         if self.result is None and self.is_chain:
-            self.result = output_logits(output)
+            self.result = main_output(output)
 
 
 class _Position:

@@ -113,7 +113,7 @@ def test_every_chart_has_a_sentence_and_its_numbers_as_a_table(whole):
 def test_lines_of_the_recipe_have_what_came_of_them(whole):
     lines = whole[whole.index('class="recipe"') :].partition("</ol>")[0].split("<li>")[1:]
     assert len(lines) == len(RECIPE.splitlines())
-    assert "-288 channels · 30 s" in lines[4]
+    assert "−288 channels · 30 s" in lines[4]
     assert "holds: 1.55 M" in lines[7] and "undecided: 18.0 ms" in lines[8]
     assert "5.94 MiB, 1 check in fresh processes" in lines[10]
 
