@@ -80,7 +80,7 @@ class Desk:
         except Reject as refused:
             found, recipes = refused.diagnostics, ()
         found = tuple(d for d in found if d.fault is not unseen_model or d.span not in session.awaited)
-        skeletons = tuple(session.seen) or (before.skeletons if before else ())
+        skeletons = tuple(session.skeletons) or (before.skeletons if before else ())
         self.readings[path] = Reading(path, source, found, recipes, skeletons)
         return self.readings[path]
 

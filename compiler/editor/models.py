@@ -14,12 +14,12 @@ PATIENCE = 0.05  # seconds in which most are found; what takes longer is told wh
 
 
 class Models:
-    """One thread for each look, none of which keeps the process; `found` is called from it once one has ended that
+    """One thread for each look, none of which keeps the process; `notify` is called from it once one has ended that
     nobody waited for."""
 
     def __init__(self) -> None:
         self.looks: dict[str, Future[Skeleton | None]] = {}
-        self.found: Callable[[], None] = lambda: None
+        self.notify: Callable[[], None] = lambda: None
 
     def look(self, key: str, find: Callable[[], Skeleton | None]) -> Future[Skeleton | None]:
         if key not in self.looks:
@@ -27,7 +27,7 @@ class Models:
             self.looks[key] = future
             threading.Thread(target=_run, args=(future, find), daemon=True).start()
             if not wait([future], PATIENCE).done:
-                future.add_done_callback(lambda _: self.found())
+                future.add_done_callback(lambda _: self.notify())
         return self.looks[key]
 
     def forget(self) -> None:
@@ -44,11 +44,11 @@ def _run(future: Future[Skeleton | None], find: Callable[[], Skeleton | None]) -
 
 @dataclass
 class Visit(Session):
-    """A recipe as an editor checks it: `seen` is known of its models, `awaited` are the places of those that a thread
+    """A recipe as an editor checks it: `skeletons` are those of its models, `awaited` are the places of those that a thread
     still looks at."""
 
     models: Models = field(default_factory=Models)
-    seen: list[Skeleton] = field(default_factory=list)
+    skeletons: list[Skeleton] = field(default_factory=list)
     awaited: list[Span | None] = field(default_factory=list)
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
@@ -58,5 +58,5 @@ class Visit(Session):
             return None
         known = future.result()
         if known is not None:
-            self.seen.append(known)
+            self.skeletons.append(known)
         return known

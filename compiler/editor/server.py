@@ -31,7 +31,7 @@ class Server(LanguageServer):
     def begin(self, options: Any) -> None:
         """Take an editor's wishes; the first recipe that is read makes the words known, so that no person waits."""
         self.loop = asyncio.get_running_loop()
-        self.desk.models.found = self.looked
+        self.desk.models.notify = self.looked
         if isinstance(options, dict):
             self.options |= {name: options[name] for name in self.options if isinstance(options.get(name), bool)}
         warm = path_of("untitled:effc-warm")

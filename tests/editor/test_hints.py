@@ -77,7 +77,7 @@ def test_a_model_that_takes_long_to_look_at_holds_nobody_up_and_is_told_of_when_
     from effc.compiler.editor.models import PATIENCE, Models
 
     models, go, told = Models(), threading.Event(), threading.Event()
-    models.found = told.set
+    models.notify = told.set
 
     def find():
         go.wait(60)
