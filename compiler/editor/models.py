@@ -44,8 +44,8 @@ def _run(future: Future[Skeleton | None], find: Callable[[], Skeleton | None]) -
 
 @dataclass
 class Visit(Session):
-    """A recipe as an editor checks it: `skeletons` are those of its models, `awaited` are the places of those that a thread
-    still looks at."""
+    """A recipe as an editor checks it: the skeletons of its models, and the places of those that a thread still looks
+    at."""
 
     models: Models = field(default_factory=Models)
     skeletons: list[Skeleton] = field(default_factory=list)
