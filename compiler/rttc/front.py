@@ -14,8 +14,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...dsl.diagnostics import Reject
+from ..report.broken import first_line
 from ..serving.answers import Answer, ChatAnswer, Refused
 from ..serving.body import read_body
+from ..serving.chat import prompt_too_long
 from ..serving.errors import tell_errors
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
@@ -100,7 +102,11 @@ class Front:
         except Cancelled as gone:
             raise Refused(503, "the server stops", code="stopping") from gone
         except Reject as refused:
-            raise Refused(400, refused.diagnostics[0].message, "messages", "context_length_exceeded") from refused
+            said = refused.diagnostics[0]
+            code = "context_length_exceeded" if said.fault == prompt_too_long else said.slug.replace("-", "_")
+            raise Refused(400, said.message, "messages", code) from refused
+        except Exception as error:  # whatever it is, the next queries may fare better
+            raise Refused(500, f"{type(error).__name__}: {first_line(error)}", code="failed") from error
         finally:
             self._held -= 1
             watch.cancel()

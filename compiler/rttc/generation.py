@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Fault, Reject
 from ..rows.inputs import device_of
 from ..serving.chat import prompt_too_long
 from ..serving.text import Stops
 from .prompts import Prompts
+
+empty_prompt = Fault("empty-prompt", "A model was asked to answer nothing at all.", exit="usage")
 
 
 class Cancelled(Exception):
@@ -34,6 +36,8 @@ def generate(
     model: Any, prompts: Prompts, ids: list[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
     """The text, the number of its tokens, and why it ended: "stop" or "length"."""
+    if not ids:
+        raise Reject(empty_prompt("the prompt has no token", help="ask something"))
     most = min(settings.most, prompts.context - len(ids))
     if most < 1:
         raise Reject(prompt_too_long(f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"))

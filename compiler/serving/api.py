@@ -109,7 +109,10 @@ class Service:
         except (TemplateError, TypeError, ValueError) as error:
             why = f"the model's chat template refuses these messages: {error}"
             raise Refused(400, why, "messages") from error
-        return self._ids(text, "messages", add_special_tokens=False)
+        ids = self._ids(text, "messages", add_special_tokens=False)
+        if not ids:
+            raise Refused(400, "the chat template makes no token of these messages", "messages")
+        return ids
 
     def _prompt(self, asked: CompletionRequest) -> list[int]:
         if not isinstance(asked.prompt, list):
