@@ -172,6 +172,7 @@ MORE = {
     ),
     "xlnet": (_LM, "xlnet", {"vocab_size": 128, "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96}),
     "t5": ("AutoModelForSeq2SeqLM", "t5", _T5),
+    "bart": (_SPOKEN, "bart", {**_STACKS, "decoder_start_token_id": 3}),
     "whisper": ("AutoModelForSpeechSeq2Seq", "whisper", {**_STACKS, "num_mel_bins": 16, "decoder_start_token_id": 3}),
     "bert encoder": ("AutoModel", "bert", _HEADLESS),
     "mpnet encoder": ("AutoModel", "mpnet", _HEADLESS),
@@ -183,7 +184,4 @@ MORE = {
     "vit encoder": ("AutoModel", "vit", _VISION),
 }
 # Tried in test_two_sides.py, and no row of the matrix yet.
-TWO_SIDED = {
-    "bart": (_SPOKEN, "bart", {**_STACKS, "decoder_start_token_id": 3}),
-    "marian": (_SPOKEN, "marian", {**_STACKS, "decoder_start_token_id": 0}),
-}
+TWO_SIDED = {"marian": (_SPOKEN, "marian", {**_STACKS, "decoder_start_token_id": 0})}
