@@ -54,7 +54,7 @@ ends:
 	@rm -rf build/ends && mkdir -p build/ends
 	@for python in $(PYTHONS); do for torch in $(TORCHES); do \
 	  venv=build/ends/$$python-$$(echo $$torch | tr -cd 'a-z0-9.'); \
-	  $$python -m venv $$venv && $$venv/bin/pip install -q ".[test,gguf,tune,serve,sign]" "$$torch" \
+	  $$python -m venv $$venv && $$venv/bin/pip install -q ".[test,gguf,tune,serve,sign,report]" "$$torch" \
 	    && $$venv/bin/pytest -q -n 2 --dist loadfile -m "not heavy" > $$venv.log 2>&1; \
 	  echo "$$python $$torch: exit $$?, $$(tail -1 $$venv.log)"; \
 	done; done | tee build/ends/summary
@@ -67,7 +67,7 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"
 	@$(BIN)/pip install -q --upgrade "scikit-build-core>=0.10" cmake ninja
-	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors]"
+	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor]"
 	@touch $@
 
 clean:

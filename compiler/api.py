@@ -16,6 +16,7 @@ from .report.progress import Listener, Warned, announce
 from .store.cache import default_cache
 from .words.context import Context, Settings
 from .words.placing import placed
+from .words.present import missing
 from .words.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Session:
     params: Path | None = None  # --params file.json
     shelf: Shelf = field(default_factory=Shelf)
     origins: dict[str, Origin] = field(default_factory=dict)
+    texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
+    skeletons: dict[str, Skeleton] = field(default_factory=dict)  # known ones, by the call that names the model
 
     def check(self, *, resolve: bool = False) -> "Checked":
         """Everything wrong with the recipe that can be known without weights.
@@ -58,7 +61,7 @@ class Session:
         """
         from ..dsl.check import Checked, check
 
-        parsed = parse(read_source(self.path))
+        parsed = parse(self._read(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
             return Checked((), tuple(foreign))  # what the rest means is not known here
         torn = any(d.severity == "error" for d in parsed.diagnostics)
@@ -88,9 +91,16 @@ class Session:
             skeleton=structure,
             broken=torn,
         )
+        for recipe in checked.recipes:
+            said += missing(recipe, self.shelf.vocabulary, self.path.parent)
         found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)
+
+    def _read(self, path: str | Path) -> Source:
+        """A file's text: as the editor has it, else as the disk does."""
+        open_ = self.texts.get(Path(path).resolve()) if self.texts else None
+        return read_source(path) if open_ is None else Source(str(path), open_)
 
     def overrides(self) -> "Overrides":
         """Values of params from a file, the environment and --set, the later ones stronger."""
@@ -115,7 +125,7 @@ class Session:
 
     def origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
-        key = repr((call.word, sorted(call.args.items()), call.folder))
+        key = _key(call)
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
             with placed(call.span):
@@ -125,6 +135,8 @@ class Session:
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
+        if (known := self.skeletons.get(_key(call))) is not None:
+            return known
         apart = replace(self, settings=replace(self.settings, offline=True))
         try:
             origin = apart.origin(call)
@@ -132,7 +144,9 @@ class Session:
             if all(d.exit == EXITS["network"] for d in refused.diagnostics):
                 return None
             raise
-        return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
+        if found := shipped_skeleton(origin) or kept_skeleton(origin, self.settings):
+            self.skeletons[_key(call)] = found
+        return found
 
     def skeleton(self, call: Invocation) -> Skeleton:
         return skeleton_of(self.origin(call), self.settings)
@@ -144,7 +158,7 @@ class Session:
 
         if name.startswith(f"{MODULES}."):
             found = shipped().get(name)
-            return read_source(found.path) if found else None
+            return self._read(found.path) if found else None
         if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
             return packed
         return self._module(name) if _is_file(Path(name)) else None
@@ -152,11 +166,16 @@ class Session:
     def _module(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
         if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
-            return read_source(name)
+            return self._read(name)
         try:
-            return replace(read_source(name), foreign=True)
+            return replace(self._read(name), foreign=True)
         except Reject:
             return Source(name, "", foreign=True)
+
+
+def _key(call: Invocation) -> str:
+    """What a model is kept under in a session."""
+    return repr((call.word, sorted(call.args.items()), call.folder))
 
 
 def _is_file(path: Path) -> bool:

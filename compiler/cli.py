@@ -20,6 +20,7 @@ VERBS = (
     "fmt",
     "new",
     "explain",
+    "lsp",
     "shelves",
     "packages",
     "imports",
@@ -34,6 +35,7 @@ VERBS = (
     "bisect",
     "diff",
     "inspect",
+    "report",
     "verify",
     "sign",
     "cache",
@@ -49,9 +51,9 @@ HOMES = {
     "import": "imports",
 }
 SECTIONS = {
-    "Write": ("check", "fmt", "new", "import", "explain", "passes", "recipes", "add", "update", "vendor"),
+    "Write": ("check", "fmt", "new", "import", "explain", "lsp", "passes", "recipes", "add", "update", "vendor"),
     "Build": ("lock", "plan", "compile", "pick"),
-    "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "verify", "sign"),
+    "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "report", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..dsl.diagnostics import EXITS, Fault, Reject
 from ..dsl.nearest import suggestion
+from ..dsl.phrases import sample, wanted_phrase
 from ..dsl.show import plain, show
-from ..dsl.typed import sample, wanted_phrase
 from ..dsl.values import Bytes, Duration, Ratio
 from ..dsl.vocabulary import Param, Vocabulary, Word
 from .words.kinds import Close
@@ -71,13 +71,13 @@ def word_page(word: Word) -> str:
     """Docstring, parameters and what the header promises."""
     blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
     if word.params:
-        blocks.append("Parameters\n" + "\n".join(_parameter(p) for p in word.params))
+        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in word.params))
     if facts := list(_facts(word)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
 
-def _parameter(param: Param) -> str:
+def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
     said = [_type(param), "required" if param.required else f"default {_default(param)}", *_bounds(param)]
     return f"  {name}: {', '.join(said)}\n      {param.doc}"
@@ -104,6 +104,16 @@ def _bounds(param: Param) -> Iterator[str]:
     ):
         if limit is not None:
             yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
+    if param.among:
+        yield f"one of {', '.join(map(show, param.among))}"
+    if param.multiple:
+        yield f"a multiple of {param.multiple}"
+    if param.least:
+        yield f"{param.least} or more of them"
+    if param.distinct:
+        yield "each once"
+    if param.falling:
+        yield "each smaller than the one before"
 
 
 def _limit(type_: str, limit: float) -> str:

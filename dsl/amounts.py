@@ -4,7 +4,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from .conditions import holds
-from .diagnostics import Diagnostic, Fault
+from .diagnostics import Diagnostic, Fault, Fix
 from .pipelines import Line, Stage
 from .show import number, percent, plain, show
 from .skeleton import Group
@@ -277,6 +277,7 @@ def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, wante
         f"count{'s are' if many else ' is'} {' and '.join(shown)}",
         stage.call.where(name),
         help=f"write `{written}`{whole}",
+        offer=Fix(place, written) if (place := stage.call.spans.get(name)) else None,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from . import ast
 from .declare import declare_all, declared
+from .demands import report_demands
 from .diagnostics import Diagnostic, Fault, in_order
 from .kinds import report_kinds, report_parts
 from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
@@ -101,6 +102,9 @@ def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple
     report_paths([e for r in results.values() for e in r.emits], scope)
     if not session.broken:
         _report_unused(file, scope, results, lost)
+    for result in results.values():
+        if result.line:
+            report_demands(result.line, result.emits)
     unresolved = _structure([r.line for r in results.values() if r.line], scope)
     params = {
         n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)

@@ -52,8 +52,10 @@ class Fault:
         label: str = "",
         related: tuple[tuple[Span, str], ...] = (),
         fix: "Fix | None" = None,
+        offer: "Fix | None" = None,
+        argument: str = "",
     ) -> "Diagnostic":
-        return Diagnostic(self, message, span, label, help, note, tuple(related), fix)
+        return Diagnostic(self, message, span, label, help, note, tuple(related), fix, offer, argument)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Diagnostic:
     note: str = ""  # what else is known
     related: tuple[tuple[Span, str], ...] = ()
     fix: Fix | None = None
+    offer: Fix | None = None  # a rewrite that may be what was meant: an editor asks, `check --fix` leaves it
+    argument: str = ""  # of the running word, which is to blame: "keep remove" is the one that is given
 
     @property
     def slug(self) -> str:

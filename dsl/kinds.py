@@ -52,9 +52,9 @@ def report_kinds(line: Line) -> None:
                     stage,
                     other_kind_of_result(
                         f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}",
-                        stage.span,
+                        _place(stage, name, names_steps),
                         related=_where(line, name),
-                        help=_help(line, takes, stage.name, names_steps),
+                        help=_help(line, takes, stage.name, names_steps) + _or_without(line, name, takes),
                     ),
                 )
 
@@ -68,7 +68,7 @@ def report_held(word: Word, emit: Emit, line: Line) -> None:
                 f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}",
                 emit.call.span,
                 related=_where(line, emit.source),
-                help=_help(line, holdable, "", False),
+                help=_help(line, holdable, "", False) + _or_without(line, emit.source, holdable),
             )
         )
 
@@ -85,6 +85,23 @@ def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: Line) -> 
             line.scope.report(
                 unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=said)
             )
+
+
+def _place(stage: Stage, name: str, named: bool) -> Span:
+    """What names the result: `from:`, or an argument; else the word that follows it."""
+    if named:
+        given = (p for p, v in stage.call.args.items() if any(ref.name == name for ref in handles(v, StepRef)))
+        return stage.call.where(next(given, "")) or stage.span
+    return stage.origin or stage.span
+
+
+def _or_without(line: Line, name: str, wanted: tuple[str, ...]) -> str:
+    """`, or leave `merge: false` out`, where the step would then give what is wanted."""
+    stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
+    gives = stage.word.facts.get("gives", {}) if stage else {}
+    told = next((c for c, kind in reversed(gives.items()) if c and holds(c, stage.call.args)), "")
+    fits = told and gives.get("", MODEL) in wanted
+    return f", or leave `{told}` out of `{name}`" if fits else ""
 
 
 def _either(kinds: tuple[str, ...]) -> str:

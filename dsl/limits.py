@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
-from .diagnostics import Diagnostic, Fault
+from .diagnostics import Diagnostic, Fault, Fix
 from .show import plain, show
 from .source import Span
 from .units import magnitude
@@ -26,12 +26,37 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
         return _shared_out(value, want, span, report)
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
+    if type(value) is int and (fault := _off_grid(value, want, span)):
+        report(fault)
+        return False
     for fits, limit, words in _limits(value, want):
         if not fits(magnitude(value), limit):
             bound = _like(value, limit)
             report(out_of_range(f"`{want.name}` is {show(value)}, {words.format(bound)}", span))
             return False
     return True
+
+
+def _off_grid(value: int, want: Param, span: Span) -> Diagnostic | None:
+    """A number that is none of those declared, or no multiple."""
+    if want.among and value not in want.among:
+        near = min(want.among, key=lambda n: (abs(n - value), n))
+        *others, last = map(str, want.among)
+        return out_of_range(
+            f"`{want.name}` is {value}, which is none of {', '.join(others)} and {last}",
+            span,
+            help=f"write `{near}`",
+            offer=Fix(span, str(near)),
+        )
+    if want.multiple and value % want.multiple:
+        near = max(1, round(value / want.multiple)) * want.multiple
+        return out_of_range(
+            f"`{want.name}` is {value}, no multiple of {want.multiple}",
+            span,
+            help=f"write `{near}`",
+            offer=Fix(span, str(near)),
+        )
+    return None
 
 
 def _shared_out(value: Shares, want: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 from . import ast
 from .calls import invoke, metric_ref
-from .conditions import holds, meets, named_in
+from .conditions import holds
 from .diagnostics import Fault
 from .kinds import report_held
 from .pipelines import Line, branch
@@ -19,7 +19,6 @@ bad_bound = Fault("bad-bound", "A bound's operator and its limit don't belong to
 bad_path = Fault("bad-path", "An artifact would be written outside of the output folder, or nowhere.")
 path_clash = Fault("path-clash", "Two artifacts of a recipe would be written to one place.")
 cannot_hold = Fault("cannot-hold", "A target can't represent what a pass before it makes.")
-unfit_choices = Fault("unfit-choices", "Parameters of a word are given values that can't go together.")
 nothing_emitted = Fault("nothing-emitted", "A pipeline's result is not written anywhere.", severity="warning")
 
 _SIZES = {"B", "byte", "bytes", "KiB", "MiB", "GiB", "kB", "MB", "GB"}
@@ -117,7 +116,6 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Line) 
             out.append(Emit(made, source))
             report_held(word, out[-1], line)
             _report_unheld(word, out[-1], line)
-            _report_unfit(word, out[-1], line)
     return out
 
 
@@ -140,17 +138,6 @@ def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
                     )
                 )
                 return
-
-
-def _report_unfit(word: Word, emit: Emit, line: Line) -> None:
-    """What a target's header says can't go together, at the parameter that it names first and the recipe gives."""
-    args = {p.name: p.default for p in word.params} | emit.call.args
-    for conditions, (reason, help_) in word.facts.get("unfit", {}).items():
-        if meets(conditions, args):
-            given = next((name for name in named_in(conditions) if name in emit.call.args), None)
-            span = emit.call.where(given) if given else emit.call.span
-            line.scope.report(unfit_choices(reason, span, help=help_))
-            return
 
 
 def report_paths(emits: list[Emit], scope: Scope) -> None:

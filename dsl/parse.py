@@ -7,6 +7,7 @@ stacks go back to the start of the item, and reading resumes at the next item, c
 """
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from .ast import File
 from .diagnostics import Diagnostic, Fault, Fix, in_order
@@ -37,6 +38,7 @@ class Parsed:
     diagnostics: tuple[Diagnostic, ...]
 
 
+@lru_cache(maxsize=32)  # a module is read by every check of a recipe that uses it
 def parse(source: Source) -> Parsed:
     if len(source.text) > LIMIT:
         refused = too_large(source.name, len(source.text)).at(Span(source, 0, 0))

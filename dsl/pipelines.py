@@ -32,6 +32,7 @@ class Stage:
     call: Invocation | None = None
     caller: Span | None = None
     sound: bool = False
+    origin: Span | None = None  # what it wrote after `from:`
 
 
 @dataclass
@@ -98,12 +99,16 @@ def _append(
             result = _inline(step, found, scope, line, source, name, caller or step.span)
         else:
             word, call, sound = attempt("pass", step.call, scope)
-            line.stages.append(Stage(name, source, step.span, word, call, caller, sound))
+            line.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
             result = name
         scope.later.pop(step.name.path, None)
         scope.define(step.name, Entry("step", result, step.name.span))
         source = result
     return source
+
+
+def _origin(step: ast.Step) -> Span | None:
+    return next((a.value.span for a in step.call.args if a.name == "from"), None)
 
 
 def _branch(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:

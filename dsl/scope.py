@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import ast
-from .diagnostics import Diagnostic, Fault
+from .diagnostics import Diagnostic, Fault, Fix
 from .nearest import nearest, suggestion
 from .recipe import Invocation
 from .skeleton import Skeleton
@@ -171,8 +171,11 @@ class Scope:
     def declared_later(self, path: str) -> Span | None:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
-    def unknown(self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name") -> None:
-        """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words."""
+    def unknown(
+        self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), what: str = "name", quotes: bool = False
+    ) -> None:
+        """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words; `quotes`
+        where a text would do."""
         if name.path == "" or self.poisoned(name.path) or name.path in self.session.lost:
             return
         if span := self.declared_later(name.path):
@@ -190,10 +193,13 @@ class Scope:
         fitting = [n for n, e in known.items() if e.kind in kinds]
         if meant := known.get(nearest(name.path, fitting)):
             meant.used = True  # or the typo would be reported a second time, as unused
+        near = nearest(name.path, [*fitting, *also])
+        text = f'write `"{name.path}"`' if quotes else ""
         self.report(
             unknown_name(
                 f"no {what} is called `{name.path}`",
                 name.span,
-                help=suggestion(name.path, [*fitting, *also], "there is"),
+                help=suggestion(name.path, [*fitting, *also], "" if quotes else "there is") or text,
+                offer=Fix(name.span, near) if near else Fix(name.span, f'"{name.path}"') if quotes else None,
             )
         )

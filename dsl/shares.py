@@ -8,10 +8,11 @@ from . import ast
 from .diagnostics import Diagnostic, Fault, Fix
 from .literals import Unfit
 from .nearest import nearest
+from .phrases import listed
 from .scope import POISON, Scope
 from .show import show
 from .source import Span
-from .typed import listed, typed, wrong_unit
+from .typed import typed, wrong_unit
 from .values import Ratio, Shares
 from .vocabulary import Param
 

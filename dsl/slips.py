@@ -212,6 +212,16 @@ def _python_word(scene: Scene) -> Slip | None:
     return None
 
 
+def _ratio_of_zeros(scene: Scene) -> Slip | None:
+    """`pattern: 2:4`, which is a text."""
+    before, after = scene.previous, scene.following
+    if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != scene.token.start_pos:
+        return None
+    both = Span(scene.source, before.start_pos, after.end_pos)
+    told = f'"{both.text}"'
+    return Slip(wrong_sign(f"`{both.text}` is written in quotes", both, help=f"write `{told}`", fix=Fix(both, told)))
+
+
 def _pattern(scene: Scene) -> Slip:
     return Slip(
         syntax("a pattern stands outside quotes", scene.span(scene.token), help='write it in quotes: `"*.mlp"`')
@@ -291,6 +301,7 @@ TABLE: tuple[Row, ...] = (
     _row("NAME", "NUMBER", _python_word),
     _row("EQUAL COMPARE", "COLON", _equal_for_colon),
     _row("COLON COMPARE", "EQUAL", _colon_for_equal),
+    _row("COLON", "COMMA", _ratio_of_zeros),
     _row("EQUAL", "COMPARE", _equal_for_compare),
     _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _comma),
     _row("NAME", "", spaced_unit),

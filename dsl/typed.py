@@ -5,9 +5,11 @@ from typing import Any
 
 from . import ast
 from .diagnostics import Diagnostic, Fault, Fix
+from .items import items_fit
 from .limits import within
 from .literals import Unfit, interval, literal, selector
 from .nearest import nearest
+from .phrases import PHRASES, like, sample, wanted_phrase
 from .scope import LABELS, POISON, Entry, Scope
 from .show import number, plain, show
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
@@ -19,44 +21,6 @@ wrong_base = Fault("wrong-base", "A ratio is a share of something that the param
 missing_base = Fault("missing-base", "A ratio doesn't say what it is a share of, and there are several answers.")
 unknown_choice = Fault("unknown-choice", "A word is none of those that the parameter lets you choose from.")
 
-PHRASES = {
-    "int": "a whole number",
-    "float": "a number",
-    "ratio": "a ratio",
-    "bytes": "a size in bytes",
-    "duration": "a duration",
-    "string": "a string",
-    "bool": "`true` or `false`",
-    "profile": "a profile",
-    "selector": "a selector",
-    "range": "a range",
-    "shares": "a set of shares",
-    "data": "data",
-    "metric": "a metric",
-    "model": "a model",
-    "step": "a step",
-    "choice": "a word",
-    "list": "a list",
-}
-SAMPLES = {
-    "int": "4",
-    "float": "0.5",
-    "ratio": "85%",
-    "bytes": "24GiB",
-    "duration": "30ms",
-    "string": '"text"',
-    "selector": '"layers.*.mlp"',
-    "range": "1..8",
-    "shares": "{blocks: 3, channels: 1}",
-    "metric": "perplexity(calib)",
-    "bool": "true",
-}
-DECLARED = {
-    "data": 'data calib = text("calib.txt")',
-    "model": 'model base = hf("org/name")',
-    "profile": "profile laptop { threads: 2 }",
-    "step": "thin = prune.channels(...)",
-}
 CLASSES = {
     bool: "bool",
     int: "int",
@@ -93,6 +57,10 @@ def typed(expr: ast.Expr, want: Param, scope: Scope) -> Any:
 
 def _value(expr: ast.Expr, want: Param, scope: Scope) -> Any:
     match expr:
+        case _ if all(t.startswith("list[") for t in want.types) and _is_one(expr, want, scope):
+            told = f"[{expr.span.text}]"
+            said = f"`{want.name}` is one value, {wanted_phrase(want)} is needed"
+            raise Unfit(wrong_type(said, expr.span, help=f"write `{told}`", fix=Fix(expr.span, told)))
         case ast.Name():
             return _name(expr, want, scope)
         case ast.Call():
@@ -111,6 +79,14 @@ def _value(expr: ast.Expr, want: Param, scope: Scope) -> Any:
         case ast.Text(value) if "selector" in want.types and value not in want.choices:
             return selector(expr)
     return fit(expr, literal(expr), want)
+
+
+def _is_one(expr: ast.Expr, want: Param, scope: Scope) -> bool:
+    """Whether an expression would do as the one item of the list that is asked for."""
+    if isinstance(expr, ast.Items):
+        return False
+    quiet = replace(scope, session=replace(scope.session, faults=[]))
+    return typed(expr, replace(want, types=tuple(t[5:-1] for t in want.types), least=0), quiet) is not POISON
 
 
 def _plain(expr: ast.Expr, scope: Scope) -> Any:
@@ -168,6 +144,7 @@ def based(expr: ast.Expr, ratio: Ratio, want: Param) -> Ratio:
                     f"`{want.name}` is {show(ratio)}, but doesn't say of what: {bases}",
                     expr.span,
                     help=f"write `{expr.span.text} of {want.of[0]}`",
+                    offer=Fix(expr.span, f"{expr.span.text} of {want.of[0]}"),
                 )
             )
         return Ratio(ratio.value, want.of[0]) if want.of else ratio
@@ -203,46 +180,7 @@ def misfit(expr: ast.Expr, value: Any, want: Param) -> Diagnostic:
         fix = _rescaled(expr, value, want)
         help = f"write `{fix.text}`" if fix else f"write it like `{sample(want)}`"
         return wrong_unit(f"`{want.name}` is {show(value)}, {wanted} is needed", expr.span, help=help, fix=fix)
-    return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span, help=_like(want))
-
-
-def wanted_phrase(want: Param) -> str:
-    """`a whole number of blocks or a ratio`."""
-    words = []
-    for name in want.types:
-        inner = name.removeprefix("list[").removesuffix("]")
-        phrase = PHRASES[inner] if inner == name else f"a list of {PHRASES[inner].removeprefix('a ')}s"
-        if name == "choice" and want.choices:
-            phrase = "one of " + ", ".join(want.choices)
-        if name == "shares" and want.of:
-            phrase += f" for {listed(want.of)}"
-        words.append(phrase + (f" of {want.unit}" if name == "int" and want.unit else ""))
-    return " or ".join(dict.fromkeys(words))
-
-
-def listed(names: tuple[str, ...]) -> str:
-    """`blocks, channels and heads`."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
-
-
-def _like(want: Param) -> str:
-    if text := sample(want):
-        return f"write it like `{text}`"
-    if declared := DECLARED.get(want.types[0].removeprefix("list[").removesuffix("]")):
-        return f"declare it, like `{declared}`, and write its name here, without quotes"
-    return ""
-
-
-def sample(want: Param) -> str:
-    """A value of the first of the wanted types, "" where any would mislead."""
-    first = want.types[0]
-    if first.startswith("list["):
-        inner = SAMPLES.get(first[5:-1], "")
-        return f"[{inner}]" if inner else ""
-    if first == "shares" and want.of:
-        return "{" + ", ".join(f"{name}: {len(want.of) - i}" for i, name in enumerate(want.of)) + "}"
-    return want.choices[0] if first == "choice" else SAMPLES.get(first, "")
+    return wrong_type(f"`{want.name}` is {PHRASES[given]}, {wanted} is needed", expr.span, help=like(want))
 
 
 def _rescaled(expr: ast.Expr, value: Any, want: Param) -> Fix | None:
@@ -262,7 +200,8 @@ def _no_choice(expr: ast.Expr, text: str, want: Param) -> Diagnostic:
         f"`{want.name}` is `{text}`, which is none of {', '.join(want.choices)}",
         expr.span,
         help=f"did you mean `{near}`?" if near else _legal(want),
-        fix=Fix(expr.span, near) if near and isinstance(expr, ast.Name) else None,
+        fix=Fix(expr.span, near) if near.isidentifier() and isinstance(expr, ast.Name) else None,
+        offer=Fix(expr.span, plain(near or want.choices[0])) if want.choices else None,
     )
 
 
@@ -321,7 +260,7 @@ def _not_a_value(
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if want and "metric" in want.types else ()
-        scope.unknown(expr, kinds, metrics, what)
+        scope.unknown(expr, kinds, metrics, what, quotes=want is not None and "string" in want.types)
     else:
         scope.report(
             wrong_type(
@@ -346,7 +285,8 @@ def _items(expr: ast.Items, items: tuple[ast.Expr, ...], want: Param, scope: Sco
         raise Unfit(wrong_type(f"`{want.name}` is a list, {wanted_phrase(want)} is needed", expr.span))
     one = replace(want, types=inner)
     values = tuple(typed(item, one, scope) for item in items)
-    return POISON if any(v is POISON for v in values) else values
+    sound = all(v is not POISON for v in values) and items_fit(expr, values, want, scope.report)
+    return values if sound else POISON
 
 
 def _pairs(expr: ast.Pairs, want: Param, scope: Scope) -> Any:
@@ -355,9 +295,7 @@ def _pairs(expr: ast.Pairs, want: Param, scope: Scope) -> Any:
     if "shares" in want.types:
         return shares(expr, want, scope)
     raise Unfit(
-        wrong_type(
-            f"`{want.name}` is {PHRASES['shares']}, {wanted_phrase(want)} is needed", expr.span, help=_like(want)
-        )
+        wrong_type(f"`{want.name}` is {PHRASES['shares']}, {wanted_phrase(want)} is needed", expr.span, help=like(want))
     )
 
 

@@ -48,6 +48,8 @@ class Param:
     of       legal bases of a ratio ("channels", "params", ...), a ratio without `of` takes the only one; or the
              names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
+    among    the numbers that it may be; multiple: of what, 0 where it does not matter
+    least    items of a list, at least; distinct: none twice; falling: each smaller than the one before
     """
 
     name: str
@@ -61,6 +63,11 @@ class Param:
     choices: tuple[str, ...] = ()
     of: tuple[str, ...] = ()
     unit: str = ""
+    among: tuple[int, ...] = ()
+    multiple: int = 0
+    least: int = 0
+    distinct: bool = False
+    falling: bool = False
     positional: bool = False  # may be given without its name, in order of declaration
 
     @property

@@ -24,8 +24,8 @@ from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 4  # of what C++ is handed; api.cc has the same number
-SPENT = ("rows", "prepare", "multiply", "append", "attend", "scan", "waiting")
+LAYOUT = 5  # of what C++ is handed; api.cc has the same number
+SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
 
 class Cancelled(Exception):
@@ -106,10 +106,10 @@ class Engine:
     @staticmethod
     def _resident(weights: list[Weight]) -> Tensor:
         """One block of memory that holds all weights, which then point to it."""
-        starts, end = [], 0
+        starts, known, end = [], {}, 0
         for weight in weights:
-            starts.append(end)
-            end += -(-weight.bytes // 64) * 64
+            starts.append(known.setdefault((weight.at, weight.bytes), end))
+            end += -(-weight.bytes // 64) * 64 if starts[-1] == end else 0
         room = packed.room(end)
         for weight, start in zip(weights, starts, strict=True):
             ctypes.memmove(room.data_ptr() + start, weight.at, weight.bytes)

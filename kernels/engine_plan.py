@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .engine_steps import MOST_HEAD, MOST_STATES, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from . import engine_mixtures
+from .engine_steps import LATER, MOST_HEAD, MOST_STATES, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
 from .engine_weights import Weights
 from .native import KernelError
 
@@ -46,6 +47,7 @@ class _Reader:
         self.angles: dict[tuple, int] = {}
         self.used_slots: set[int] = set()
         self.ids: list[int] = []
+        self.chosen: dict[int, tuple[int, int]] = {}  # register -> experts, how many of them
         self.states = 0
 
     def refuse(self, what: str) -> KernelError:
@@ -85,7 +87,8 @@ class _Reader:
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
         self.need(
-            writer["op"] not in ("columns", "join", "attention", *STATEFUL), "its logits are no register of their own"
+            writer["op"] not in ("columns", "join", "attention", "scores", "route", "experts", *STATEFUL),
+            "its logits are no register of their own",
         )
         self.need(bool(self.ids), "it has no embedding of tokens")
         self.out.logits, self.out.vocabulary = logits, min(self.ids)
@@ -111,7 +114,8 @@ class _Reader:
         )
         return Slot(*sizes)
 
-    def step(self, step: Mapping) -> None:
+    def step(self, given: Mapping) -> None:
+        step = {**{name: value for name, value in LATER.items() if name in STEPS[given["op"]]}, **given}
         self.fields(step)
         to = step["to"]
         getattr(self, f"_{step['op']}")(step, to, self.out.widths[to])
@@ -132,6 +136,8 @@ class _Reader:
             return (_int(value, 0) and value in self.written) or (kind == "r?" and value is None)
         if kind == "R":
             return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
+        if kind == "W":
+            return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "w") for v in value)
         if kind in ("w", "w?"):
             return (isinstance(value, str) and value in self.held.given) or (kind == "w?" and value is None)
         if kind in ("+", "0", "+?"):
@@ -256,6 +262,7 @@ class _Reader:
             softcap=step["softcap"] or 0.0,
             window=min(step["window"] or 0, 2**31 - 1),
             weight=self.held.vector(step["sinks"], heads),
+            skip=self.held.vector(step["slopes"], heads),
         )
 
     # -- steps that keep a state
@@ -356,10 +363,15 @@ class _Reader:
         self.need(step["at"] > 0, f"its `at` is {step['at']}")
         self.pointwise(step, to, width, number=step["at"])
 
+    def _clip(self, step, to, width) -> None:
+        self.need(step["least"] <= step["most"], f"its numbers are to be {step['least']} to {step['most']}")
+        self.pointwise(step, to, width, number=step["least"], most=step["most"])
+
     def _add_vector(self, step, to, width) -> None:
         self.pointwise(step, to, width, weight=self.held.vector(step["vector"], width))
 
     _mul_vector = _add_vector
+    _scores, _route, _experts = engine_mixtures.scores, engine_mixtures.route, engine_mixtures.experts
 
 
 def _int(value, least: int) -> bool:

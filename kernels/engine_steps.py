@@ -7,8 +7,10 @@ import torch
 VERSION = 1
 MOST_HEAD = 512  # dimensions of a head
 MOST_STATES = 4096  # of a channel
+MOST_EXPERTS = 4096  # of a router
 # Fields of every op: "r" a register that it reads, "r?" one or null, "R" some of them, "w" a weight, "w?" one or null,
-# "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null, "b" true or false.
+# "W" several, "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null,
+# "b" true or false.
 STEPS: dict[str, dict[str, str]] = {
     "embedding": {"table": "w"},
     "positions": {"table": "w"},
@@ -39,6 +41,7 @@ STEPS: dict[str, dict[str, str]] = {
         "softcap": "f?",
         "window": "+?",
         "sinks": "w?",
+        "slopes": "w?",
     },
     "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu"},
     "add": {"x": "r", "y": "r"},
@@ -46,8 +49,25 @@ STEPS: dict[str, dict[str, str]] = {
     "scale": {"x": "r", "by": "f"},
     "shift": {"x": "r", "by": "f"},
     "softcap": {"x": "r", "at": "f"},
+    "clip": {"x": "r", "least": "f", "most": "f"},
     "add_vector": {"x": "r", "vector": "w"},
     "mul_vector": {"x": "r", "vector": "w"},
+    # Mixtures of experts: `route` gives the weights of `count` experts, then their numbers; `experts` what those
+    # make of x, side by side or as their weighted sum.
+    "scores": {"x": "r", "weight": "w", "bias": "w?"},
+    "route": {
+        "x": "r",
+        "kind": "softmax sigmoid",
+        "bias": "w?",
+        "count": "+",
+        "groups": "+",
+        "kept": "+",
+        "judges": "+",
+        "normal": "b",
+        "eps": "f",
+        "scale": "f",
+    },
+    "experts": {"x": "r", "chosen": "r", "weights": "W", "biases": "w?", "summed": "b"},
     # These keep a state of each sequence.
     "convolve": {"x": "r", "filters": "w", "bias": "w?", "silu": "b"},
     "ssd": {
@@ -79,6 +99,7 @@ STEPS: dict[str, dict[str, str]] = {
         "softplus": "b",
     },
 }
+LATER = {"slopes": None}  # fields that plans of earlier versions do not have, and what they mean by that
 STATEFUL = ("convolve", "ssd", "selective")
 # As plan.h numbers them; `angles` and `place` are made here.
 OPS = (
@@ -97,8 +118,12 @@ OPS = (
     "scale",
     "shift",
     "softcap",
+    "clip",
     "add_vector",
     "mul_vector",
+    "scores",
+    "route",
+    "experts",
     *STATEFUL,
 )
 FORMS = {torch.float32: 16, torch.bfloat16: 17}

@@ -67,6 +67,16 @@ class Weights:
             )
         return number
 
+    def several(self, names: list[str]) -> int:
+        """The first number of packed weights of one shape, which are numbered one after another."""
+        first = len(self.laid)
+        for name in names:
+            self.laid.append(self.entry(name, self.given[name]))
+            w, own = self.laid[-1], self.laid[first]
+            self.need(w.form < 16, f"weight `{name}` is not packed for any kernel")
+            self.need((w.n, w.k) == (own.n, own.k), f"weight `{name}` has another shape than `{names[0]}`")
+        return first
+
     def matrix(self, name: str, rows: int | None, columns: int) -> int:
         """A float32 matrix of so many columns, and rows where they are said."""
         number = self.number(name)

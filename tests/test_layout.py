@@ -122,6 +122,7 @@ FLOORS = (
     "artifacts",
     "metrics",
     "opened.py",
+    "pages",
     "federation",
     "serving",
     "rttc",
@@ -129,6 +130,7 @@ FLOORS = (
     "judging",
     "running",
     "api.py",
+    "editor",
     "commands",
     "cli.py",
 )
@@ -163,7 +165,8 @@ def test_the_compilers_folders_import_downwards():
 
 
 def test_files_and_functions_stay_small():
-    long = [f"{shown(f)}: {n} lines" for f in files() if (n := len(f.read_text().splitlines())) > LINES]
+    both = (*files(), *(ROOT / "tests").rglob("*.py"))
+    long = [f"{shown(f)}: {n} lines" for f in both if (n := len(f.read_text().splitlines())) > LINES]
     long += [
         f"{shown(f)}: {node.name} has {n} lines"
         for f in files()

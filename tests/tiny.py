@@ -110,8 +110,12 @@ def model(name: str, seed: int = 0, **changes) -> torch.nn.Module:
 
     Weights are larger than at a usual start, and norms and biases are random too: so every part matters.
     """
+    return randomize(blank(name, **changes), seed)
+
+
+def randomize(made: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The same module, every parameter of which has random numbers of a size that matters."""
     generator = torch.Generator().manual_seed(seed)
-    made = blank(name, **changes)
     with torch.no_grad():
         for parameter in made.parameters():
             spread = 0.1 if parameter.dim() > 1 else 0.2

@@ -26,6 +26,8 @@ class Chat(Data):
     Example: data calib = chat("chats.jsonl", length: 512, samples: 64)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")

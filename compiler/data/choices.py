@@ -34,6 +34,8 @@ class Choices(Data):
     Example: data arc = choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     question: str = param("Field of the question.", default="question")
     options: str | tuple[str, ...] = param("Field of the list of options, or a list of fields.", default="options")

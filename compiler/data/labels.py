@@ -26,6 +26,8 @@ class Labels(Data):
     Example: data reviews = labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     text: str = param("Field of the text.", default="text")
     label: str = param("Field of the label.", default="label")

@@ -33,6 +33,8 @@ class Pairs(Data):
     Example: data arc = pairs("arc.json", prompt: "instruction", answer: "output", length: 160)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     prompt: str = param("Field of the prompt.", default="prompt")
     answer: str = param("Field of the answer.", default="answer")

@@ -21,6 +21,8 @@ class Text(Data):
     Example: data calib = text("calib.txt", samples: 64, length: 512, seed: 7)
     """
 
+    reads = {"path": ("file",)}
+
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     length: int = param("Tokens in a row, a start token included.", ge=2, unit="tokens")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")

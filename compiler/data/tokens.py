@@ -25,6 +25,8 @@ class Tokens(Data):
     Example: data calib = tokens("rows.safetensors", samples: 64)
     """
 
+    reads = {"path": ("file",)}
+
     path: str = param("A safetensors file, relative to the recipe.", positional=True)
     tensor: str | None = param("Name of the tensor; the only one where it is left out.", default=None)
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")

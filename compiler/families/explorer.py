@@ -99,6 +99,7 @@ class Explorer:
                 none_small_enough(
                     f"at most {self.cap.value:.1%} of {of} may stay, and the nearest, the smallest, has {least:.1%}",
                     help=f"write `at_most: {share:g}% of {of}`, or train a family with smaller choices",
+                    argument="at_most",
                 )
             )
 

@@ -182,6 +182,7 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
                 help=f"write `ranks: [{_listed(fallen)}]`"
                 if len(fallen) > 1
                 else "write some, the largest first, as in `ranks: [32, 24, 16]`",
+                argument="ranks",
             )
         )
     elif len(ranks) < least:
@@ -189,6 +190,7 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
             unfit_ranks(
                 f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
                 help=f"give two or more, or train with `tune.heal(rank: {ranks[0]})`",
+                argument="ranks",
             )
         )
     for part in chosen:
@@ -198,6 +200,7 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
                 unfit_ranks(
                     f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
                     help=f"give ranks of at most {narrow}, or leave it out of `on:`",
+                    argument="ranks",
                 )
             )
             break

@@ -40,7 +40,9 @@ def check_shares(name: str, shares: Sequence[Ratio]) -> None:
         right = ", ".join(f"{100 * v:.4g}%" for v in (fallen if len(fallen) > 1 else [1.0, 0.75, 0.5]))
         raise Reject(
             unfit_shares(
-                f"`{name}` has shares of {said} percent, which do not fall from 100%", help=f"write `{name}: [{right}]`"
+                f"`{name}` has shares of {said} percent, which do not fall from 100%",
+                help=f"write `{name}: [{right}]`",
+                argument=name,
             )
         )
 

@@ -98,13 +98,18 @@ def no_finite(count: int):
     return one_choice(
         f"none of the {count} choices that were evaluated has finite measures within the limits",
         help="evaluate more, or loosen `at_most`",
+        argument="at_most",
     )
 
 
 def check(asked: Asked, family: Family, ctx: Context) -> None:
     """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
     if not asked.measure:
-        raise Reject(no_objective("a search without a measure has nothing to be good at", help="`measure: [params]`"))
+        raise Reject(
+            no_objective(
+                "a search without a measure has nothing to be good at", help="`measure: [params]`", argument="measure"
+            )
+        )
     if family.space.size < 2:
         raise Reject(one_choice("the family has one choice, and there is nothing to search", help="leave the step out"))
     selects = _rows(asked.measure, ctx)
@@ -114,6 +119,7 @@ def check(asked: Asked, family: Family, ctx: Context) -> None:
                 report_is_selection(
                     f"`report` is measured on `{name}`, whose rows the search selects by",
                     help="report on other rows, or leave `report` out",
+                    argument="report",
                 )
             )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ALWAYS = ("params", "bytes")
 SPEED = "decode.p50"
+ROUNDS = 100  # of timings that are kept
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,24 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))
     pairs |= {metric: pair for metric, pair in turns.items() if metric not in pairs}
-    run = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": {"measure": round(time.time() - started, 2)},
-    }
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
     spread = {metric: t.spread for metric, t in taken.items()}
     measures = (
         replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
     )
     ratios = {named.get(m) or show(m): tuple(t.ratios) for m, t in taken.items()}
+    run = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {"measure": round(time.time() - started, 2)},
+        "timings": {named.get(m) or show(m): kept_rounds(t, ctx.metric(m).unit) for m, t in taken.items()},
+    }
     return Comparison(tuple(outcomes), tuple(measures), run, ratios)
+
+
+def kept_rounds(turns: Turns, unit: str) -> dict[str, Any]:
+    """What each round measured, for whoever wants to see how it swung; of many rounds the first ones."""
+    rounds = turns.rounds[:ROUNDS]
+    return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in turns.values}
 
 
 def left_open(outcome: Outcome, taken: Mapping[MetricRef, Turns], model: str) -> Outcome:

@@ -51,7 +51,8 @@ class Verdicts:
         verdicts = [decisive([v for v in said if v.bound == b]) for b in dict.fromkeys(v.bound for v in said)]
         measures = tuple(replace(m, metric=f"{m.metric} of {name}") for name, made in judged for m in made.measures)
         seconds = sum(made.run["seconds"]["measure"] for _, made in judged)
-        run = {**judged[-1][1].run, "seconds": {"measure": round(seconds, 2)}}
+        timings = {f"{metric} of {name}": t for name, made in judged for metric, t in made.run["timings"].items()}
+        run = {**judged[-1][1].run, "seconds": {"measure": round(seconds, 2)}, "timings": timings}
         ratios = {f"{metric} of {name}": r for name, made in judged for metric, r in made.ratios.items()}
         return Comparison(tuple(verdicts), measures, run, ratios), tuple(verdicts)
 

@@ -22,6 +22,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 _SHARE = 2e-6  # of float32: another order of the same operations
+_ENDLESS = 3e38  # where nothing is clipped
 _MOST = 5  # constants whose products are tried
 
 
@@ -36,7 +37,7 @@ class Recognised:
 def recognise(function: Pending) -> Recognised | None:
     """The one step that computes an elementwise function, or None."""
     near, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
-    x = torch.cat([near, far, torch.tensor([1e-4, -1e-4])]).double()
+    x = torch.cat([near, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
     try:
         y = function(x)
     except (TypeError, RuntimeError):  # made for float32, as compiled code is
@@ -46,6 +47,10 @@ def recognise(function: Pending) -> Recognised | None:
     for kind, known in KINDS.items():
         if close(y, known(x)):
             return Recognised("act", {"kind": kind})
+    least, most = float(y.min()), float(y.max())
+    if least < most and close(y, x.clamp(least, most)):
+        ends = least if least > float(x.min()) else -_ENDLESS, most if most < float(x.max()) else _ENDLESS
+        return Recognised("clip", dict(zip(("least", "most"), ends, strict=True)))
     constants = function.constants()
     for number in _products(constants):
         if close(y, x * number):

@@ -57,6 +57,8 @@ UNARY: dict[str, Callable[..., Any]] = {
     "erf": torch.erf,
     "softplus": F.softplus,
     "abs": torch.abs,
+    "clamp": torch.clamp,
+    "clip": torch.clamp,
 }
 BINARY: dict[str, Callable[..., Any]] = {
     "add": operator.add,

@@ -63,6 +63,25 @@ class Linear:
         return "linear", *identity(self.weight if self.packed is None else self.packed)
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """A linear layer without a bias whose weights [out, in] lie in several tensors, one after another."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(len(part) for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return "linear", *(identity(part) for part in self.parts)
+
+    def make(self, weights: str, group: int) -> Callable[[], Tensor]:
+        """How to get the packed bytes."""
+        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make(weights, group)()
+
+
 def holds(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
     if packing.kernel_of(packed) != KERNELS["bf16"]:

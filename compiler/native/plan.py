@@ -154,8 +154,10 @@ def inputs(step: Mapping[str, Any]) -> list[int]:
 
 def weights(step: Mapping[str, Any]) -> list[str]:
     """The names of the weights that a step reads."""
-    found = (step.get(name) for name, kind in STEPS[step["op"]].items() if kind in ("w", "w?"))
-    return [name for name in found if name is not None]
+    kinds = STEPS[step["op"]]
+    found = (step.get(name) for name, kind in kinds.items() if kind in ("w", "w?"))
+    several = (name for field, kind in kinds.items() if kind == "W" for name in step.get(field) or ())
+    return [*(name for name in found if name is not None), *several]
 
 
 def renumbered(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:

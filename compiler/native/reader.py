@@ -16,12 +16,13 @@ from . import activations, calls, linears, norms
 from .attending import Attending
 from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
+from .mixtures import Mixtures
 from .plan import Entry, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .tables import Tables
-from .values import CACHE, Cached, Ids, Mask, Pending, Positional, Rows
+from .values import CACHE, Cached, Chosen, Ids, Mask, Pending, Positional, Rows
 
 ENDLESS = 2**20  # tokens of a sequence, where a state stands for them and a config names no limit
 
@@ -52,6 +53,7 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
+        self.mixtures = Mixtures(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
@@ -97,7 +99,7 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, (Rows, Cached)) for x in flat):
+        if any(isinstance(x, (Rows, Cached, Chosen)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self._asked(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
@@ -137,13 +139,17 @@ class Reader:
             return self.scanning.scan(node, args, kwargs)
         if node.op == "call_module":
             return self._module(node, role, args, kwargs)
-        return self._function(node, args, kwargs)
+        return self.computed(node, args, kwargs)
 
     def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         module, given = self.model.get_submodule(node.target), args[0] if args else None
         if role == "embedding":
             asked = self.positions.ignores_ids(node)
             return Positional(node) if asked else self.tables.embedding(node, module, args)
+        if role == "router" and isinstance(given, Rows) and not kwargs:
+            return self.mixtures.route(node, module, given, args[1:])
+        if role == "experts":
+            return self.mixtures.experts(node, module, args, kwargs)
         if not isinstance(given, Rows) or len(args) > 1 or kwargs:
             gates = [*args[1:], *kwargs.values()]
             if role == "norm" and isinstance(given, Rows) and len(gates) == 1 and isinstance(gates[0], Rows):
@@ -159,11 +165,12 @@ class Reader:
             return Rows(given.index, Pending(module, (given.pending,)))
         raise self.refuse(node, f"a {type(module).__name__} is not among the engine's steps")
 
-    def _function(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    def computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What a function makes of numbers of tokens."""
         name, first = calls.operation(node), args[0]
         if name in calls.ASKS and isinstance(first, Rows):
             return call(node, self.model, (first.index, *args[1:]), kwargs)
-        if name in calls.SAME and isinstance(first, Rows):
+        if name in calls.SAME and isinstance(first, (Rows, Chosen)):
             return first
         if isinstance(first, (tuple, list)) and name == "getitem":
             return first[args[1]]

@@ -60,6 +60,19 @@ class Cached:
     rows: Rows
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a router chose, in a register of a `route`.
+
+    part   "weights" or "numbers" of the experts; "" for what else a router returns
+    """
+
+    register: int
+    count: int
+    experts: int
+    part: str
+
+
 class Ids:
     """Token ids lie in a register of their own, the first, one column wide."""
 

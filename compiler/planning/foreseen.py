@@ -15,7 +15,7 @@ def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
     """Raise what a target says of the pipeline's model; a warning where a step may take out what it refuses."""
     for emit in pipeline.emits:
         try:
-            with placed(emit.call.span):
+            with placed(emit.call):
                 ctx.shelf.make("target", emit.call).foresee(ctx)
         except Reject as refused:
             taking = next((step.name for step in pipeline.steps if _takes_out(step.call, ctx)), None)

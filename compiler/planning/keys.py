@@ -67,7 +67,7 @@ def files(call: Invocation, ctx: Context) -> dict[str, str]:
 def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
     call = ctx.recipe.data[ref.name]
-    with placed(call.span):
+    with placed(call):
         return ctx.data(ref).identity(ctx.relative_to(call))
 
 

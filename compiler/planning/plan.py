@@ -139,7 +139,7 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
     stages = []
     for step in pipeline.steps:
         first = step.source == pipeline.model
-        with placed(step.call.span):
+        with placed(step.call):
             known = {name: key for name, (key, _, _) in done.items()}
             stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.told[1])

@@ -85,7 +85,7 @@ def draw(before: Profile, after: Profile) -> str:
     names = list(dict.fromkeys(name for branches in before.values() for name in branches))
     head = ["layer", *(_title(name, before) for name in names)]
     rows = [head]
-    for path, branches in sorted(before.items(), key=lambda item: _counted(item[0])):
+    for path, branches in sorted(before.items(), key=lambda item: numbered(item[0])):
         cells = [_cell(branches.get(name), after.get(path, {}).get(name)) for name in names]
         rows.append([path.rpartition(".")[2], *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -97,7 +97,7 @@ def draw(before: Profile, after: Profile) -> str:
     )
 
 
-def _counted(path: str) -> list[tuple[bool, int, str]]:
+def numbered(path: str) -> list[tuple[bool, int, str]]:
     """For sorting: `layers.2` comes before `layers.10`, though a manifest sorts its keys as text."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split(".")]
 

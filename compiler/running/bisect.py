@@ -173,7 +173,7 @@ class Bisection:
             self.build.at = ""
             ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), cut=cut)
             try:
-                with placed(stage.span):
+                with placed(stage.call):
                     self.ctx.shelf.make("pass", stage.call).give(before, ctx)
             except _Done:
                 if names is not None and len(found) < len(names) and not self._broken(found):

@@ -55,6 +55,7 @@ class Emission:
     out: Path
     force: bool
     verdicts: Verdicts
+    took: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
 
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
         path, new = self.out / target.call.args["path"], []
@@ -74,7 +75,7 @@ class Emission:
                 measures=compared.measures,
                 machine=machine(),
                 expectations=tuple(expectation(v) for v in compared.outcomes),
-                run=compared.run,
+                run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.took.items()]},
             )
 
         manifest = write(path, build=build, force=self.force)

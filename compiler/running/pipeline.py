@@ -59,6 +59,7 @@ class Build:
     at: str = ""
     total: int = 0
     index: int = 0
+    took: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
@@ -68,10 +69,10 @@ class Build:
         for stage in self.plan.stages:
             self.step(stage)
         verdicts = Verdicts(self.plan, self.cache, self.ctx)
-        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts)
+        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, self.took)
         for target in self.plan.pipeline.emits:
             about = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call.span):
+            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call):
                 result.artifacts.append(self.emit(target, emission))
                 done.change = result.artifacts[-1].summary
         result.seconds = time.monotonic() - started
@@ -82,8 +83,9 @@ class Build:
         if self.cache.has(stage.key):
             self.index += 1
             self.ctx.tell(StageEnded(stage.name, 0.0, cached=True))
+            self.took[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
-        with self.stage(stage.name, stage.call.word) as done, placed(stage.span):
+        with self.stage(stage.name, stage.call.word) as done, placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
             if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
                 outcome: Outcome = Front((), self.program_at)
@@ -105,6 +107,12 @@ class Build:
             with announce("keeping the result"):
                 snapshot.save(given, self.cache, stage.key, stage.parts, self.ctx.origin, facts)
             self.outcome, self.at = given, stage.key
+        self.took[stage.name] = {
+            "planned": round(stage.seconds, 2),
+            "seconds": round(done.seconds, 2),
+            "planned_bytes": stage.peak_bytes,
+            "peak_bytes": done.peak,
+        }
 
     def give(self, pass_: Pass, outcome: Outcome, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
         """What a pass makes of a result, and what the manifest is told of it."""
@@ -208,9 +216,8 @@ class Build:
             with hear(self.ctx.tick):
                 yield done
         watch.check()
-        self.ctx.tell(
-            StageEnded(name, time.monotonic() - started, change=done.change, peak_bytes=watch.peak, dump=done.dump)
-        )
+        done.seconds, done.peak = time.monotonic() - started, watch.peak
+        self.ctx.tell(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
 
 
 @dataclass
@@ -219,3 +226,5 @@ class Done:
 
     change: str = ""
     dump: str = ""
+    seconds: float = 0.0
+    peak: int = 0

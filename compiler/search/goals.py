@@ -90,6 +90,7 @@ def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
             too_coarse(
                 f"`{parameter}` is {step}, and no module has more than {most} {what}",
                 help=f"write `{parameter}: {max(1, most // 8)}`, or take that kind out of `order`",
+                argument=parameter,
             )
         )
 
@@ -105,6 +106,7 @@ def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | N
                 f"{wanted.goal:g} cuts are to be made, and {most:g} can",
                 note=note,
                 help=f"make at most {most:g} cuts, or let more modules or kinds be cut",
+                argument="keep remove",
             )
         )
     items = wanted.of.removeprefix("ssm_")
@@ -115,6 +117,7 @@ def refuse_unreached(most: float, wanted: Budget, refused: Mapping[str, str] | N
             f"{share:.1%} of {items} are to go, and at most {reach} can",
             note=note,
             help=f"{less}cut in smaller steps, or let more modules or kinds be cut",
+            argument="keep remove",
         )
     )
 

@@ -113,6 +113,7 @@ class Greedy:
                     bad_turns(
                         "`width_score` is for kinds that take turns, and all compete by one score",
                         help="add `split`, or leave `width_score` out",
+                        argument="width_score",
                     )
                 )
             return [(order, 1.0)]
@@ -121,6 +122,7 @@ class Greedy:
                 bad_turns(
                     f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
                     help="name kinds in `order` that `split` gives a share",
+                    argument="order",
                 )
             )
         return turns(order, self.split)

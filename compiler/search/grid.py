@@ -21,5 +21,6 @@ def check_groups(chosen: Sequence[Part], group: int) -> None:
                 f"{odd[0].path} has {width} inputs, which groups of {group} don't divide{more}",
                 help=f"write `group: {fits}`, `group: 0` for one scale an output, or leave it out of `on:`, as in "
                 f"`* - {odd[0].path}`",
+                argument="group",
             )
         )

@@ -258,6 +258,7 @@ class Search:
                 f"nothing that is left saves {budget.of}, and "
                 f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",
                 help=f"remove less of {budget.of}, or of `params`",
+                argument="keep remove",
             )
         return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP)
 

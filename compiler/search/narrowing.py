@@ -126,6 +126,7 @@ def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount
         out_of_reach(
             f"{limit / whole:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
             help=f"keep at least {share:g}% of params, or let `align` be less",
+            argument="keep remove",
         )
     )
 

@@ -67,6 +67,7 @@ def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocat
             unfit_pattern(
                 f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
                 help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
+                argument="sparsity",
             )
         ]
     )
@@ -76,6 +77,7 @@ def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocat
                 f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
                 f"`allocation: {allocation}` has nothing to decide",
                 help="leave `allocation` out, or write `pattern: any`",
+                argument="allocation",
             )
         )
     odd = [part for part in chosen if inputs(part) % of]
@@ -85,6 +87,7 @@ def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocat
             unfit_pattern(
                 f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
                 help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`",
+                argument="pattern",
             )
         )
     if faults:

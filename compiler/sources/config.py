@@ -23,6 +23,8 @@ class Config(Source):
     Example: model base = config("config.json", seed: 0)
     """
 
+    reads = {"path": ("file",)}
+
     path: str = param("A config.json, relative to the recipe.", positional=True)
     seed: int = param("Decides the weights.", default=0, ge=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = param(

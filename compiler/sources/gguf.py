@@ -41,6 +41,8 @@ class Gguf(Source):
     extra: ClassVar[str] = "gguf"
     requires: ClassVar[tuple[str, ...]] = ("gguf", "accelerate")
 
+    reads = {"path": ("file",)}
+
     path: str = param("The file, relative to the recipe.", positional=True)
     dtype: Literal["float32", "bfloat16", "float16"] = param(
         "What weights are held and computed in; float32 is exact.", default="float32"

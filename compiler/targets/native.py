@@ -68,8 +68,7 @@ class Native(Target):
     group: int = param(
         "Inputs that share a scale on int4: 32, 64 or 128. A weight that `quantize` left on a grid keeps its own.",
         default=64,
-        ge=32,
-        le=128,
+        among=(32, 64, 128),
         unit="inputs",
     )
     head: Literal["auto", "bf16", "int8", "int4"] = param(

@@ -43,6 +43,7 @@ class Reft(Target):
     }
     marks = {"reft": "reft.json"}
     upon = True
+    needs = {"reft.insert": "it writes the interventions that a step inserts"}
 
     base: Literal["auto", "inside"] = param(
         "Whether the model beneath is copied: where it must be, or always.", default="auto"

@@ -42,6 +42,27 @@ class Rttc(Target):
     }
     extra = "rttc"
     requires = ("peft",)
+    unfit = {
+        'policy: sequential & dev: ""': (
+            "`policy: sequential` has no thresholds without `dev`",
+            'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+        ),
+        'policy: router & dev: ""': (
+            "`policy: router` has nothing to learn from without `dev`",
+            'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+        ),
+        'reward: scorer & graded: ""': (
+            '`reward: "scorer"` has nothing to learn from without `graded`',
+            'give `graded: "graded.jsonl"`, or `reward: "self"`',
+        ),
+    }
+    reads = {
+        "knowledge": ("file",),
+        "dev": ("file",),
+        "graded": ("file",),
+        "embed": ("folder", "own"),
+        "reward": ("folder", "self", "scorer"),
+    }
     cannot_hold = {
         "": {
             "packed weights": "kernels of packed weights can't be trained through",

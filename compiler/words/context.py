@@ -88,7 +88,7 @@ class Context:
             from ..rows.windows import check_rows
 
             call = self.recipe.data[name]
-            with placed(call.span):
+            with placed(call):
                 rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.relative_to(call))))
                 check_rows(rows, name, self.origin)
             self._rows[name] = rows
@@ -99,7 +99,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with placed(call.span):
+        with placed(call):
             said = self.data(ref).said(self.tokenizer, self.relative_to(call))
             return None if said is None else torch.stack(list(said)).bool()
 
@@ -113,7 +113,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with placed(call.span):
+        with placed(call):
             lengths = self.data(ref).prompts(self.tokenizer, self.relative_to(call))
             return None if lengths is None else torch.tensor(list(lengths))
 
@@ -122,7 +122,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with placed(call.span):
+        with placed(call):
             numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
             return None if numbers is None else torch.tensor(list(numbers))
 

@@ -34,10 +34,16 @@ def param(
     lt: float | None = None,
     of: tuple[str, ...] = (),
     unit: str = "",
+    among: tuple[int, ...] = (),
+    multiple: int = 0,
+    least: int = 0,
+    distinct: bool = False,
+    falling: bool = False,
     positional: bool = False,
 ) -> Any:
-    """A parameter of a recipe word: a field with a sentence, a default, bounds, a unit, and what shares are `of`."""
-    about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "positional": positional}
+    """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
+    about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
+    about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
     if default is _MISSING:
         return field(kw_only=True, metadata=about)
     return field(kw_only=True, default=default, metadata=about)
@@ -58,10 +64,23 @@ class Lossy:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
 class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
-    """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses."""
+    """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses.
 
-    extra: ClassVar[str] = ""  # the optional dependency group it needs, e.g. "gguf"
-    requires: ClassVar[tuple[str, ...]] = ()  # modules that must import, e.g. ("gguf", "accelerate")
+    extra      the optional dependency group it needs, e.g. "gguf"
+    requires   modules that must import, e.g. ("gguf", "accelerate")
+    unfit      {conditions: (reason, help)}: arguments that can't go together, e.g.
+               {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
+    apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
+    needs      {pass: reason}: a step of this pass must come before
+    reads      {parameter: ("file", ...)}: it is a path of a "file" or "folder", unless it is one of the words after
+    """
+
+    extra: ClassVar[str] = ""
+    requires: ClassVar[tuple[str, ...]] = ()
+    unfit: ClassVar[dict[str, tuple[str, str]]] = {}
+    apart: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[dict[str, str]] = {}
+    reads: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -204,8 +223,6 @@ class Target(Word):
     holds          kinds of results that it can write: "model", "adapters", "front"
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
-    unfit          {conditions: (reason, help)}: arguments that can't go together, e.g.
-                   {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     """
 
     loads: ClassVar[dict[str, str]] = {}
@@ -215,7 +232,6 @@ class Target(Word):
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
-    unfit: ClassVar[dict[str, tuple[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 

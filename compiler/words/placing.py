@@ -3,14 +3,22 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Diagnostic, Reject
+from ...dsl.recipe import Invocation
 from ...dsl.source import Span
 
 
 @contextmanager
-def placed(span: Span | None) -> Iterator[None]:
-    """A diagnostic that has no place gets this one."""
+def placed(at: Span | Invocation | None) -> Iterator[None]:
+    """A diagnostic that has no place gets this one; of a call, that of the argument which it blames."""
     try:
         yield
     except Reject as refused:
-        raise Reject(*(d.at(span) for d in refused.diagnostics)) from refused
+        if isinstance(at, Invocation):
+            raise Reject(*(d.at(blamed(at, d)) for d in refused.diagnostics)) from refused
+        raise Reject(*(d.at(at) for d in refused.diagnostics)) from refused
+
+
+def blamed(call: Invocation, diagnostic: Diagnostic) -> Span | None:
+    """The argument that a diagnostic blames, where the recipe gives it; else the whole call."""
+    return call.where(next((name for name in diagnostic.argument.split() if name in call.spans), ""))

@@ -50,7 +50,9 @@ class SparseKv(Pass):
     keep: Ratio = param("Share of the numbers of a block that stays.", gt=0, le=1)
     keys: Ratio | None = param("The same of keys, where they are to keep another share.", default=None)
     values: Ratio | None = param("The same of values.", default=None)
-    window: int = param("Newest tokens that stay whole, a multiple of 32.", default=64, ge=32, unit="tokens")
+    window: int = param(
+        "Newest tokens that stay whole, a multiple of 32.", default=64, ge=32, multiple=32, unit="tokens"
+    )
     sinks: int = param("First tokens that stay whole, rounded up to 32.", default=32, ge=0, unit="tokens")
     on: Selector | None = param("Which attention modules; all where it is left out.", default=None)
     data: DataRef | None = param(

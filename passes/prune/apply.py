@@ -29,6 +29,7 @@ class Apply(Pass):
     makes = {"": "missing branches", "path": "uneven widths"}
     determinism = "deterministic"
     foreseeable = False
+    reads = {"path": ("file",)}
 
     path: str = param("The file, relative to the recipe.", positional=True)
     reorder: Literal["l1", "none"] = param("Which items stay: those of largest magnitude, or the first.", default="l1")

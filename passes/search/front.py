@@ -31,8 +31,8 @@ class Front(Pass):
     determinism = "deterministic"
     gives = {"": "front"}
 
-    points: list[StepRef] = param("Steps whose results are the points.")
-    measure: list[MetricRef] = param("What is measured of each, the most telling first.")
+    points: list[StepRef] = param("Steps whose results are the points.", least=2, distinct=True)
+    measure: list[MetricRef] = param("What is measured of each, the most telling first.", least=1, distinct=True)
     keep: Literal["all", "best"] = param(
         "Every point, or those that no other one beats in all measures.", default="all"
     )

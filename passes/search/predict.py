@@ -33,10 +33,13 @@ class Predict(Method, Pass):
     keeps = Lossy()
     determinism = "seeded"
     takes = ("family",)
+    apart = {"report": "measure"}
     gives = {"": "front"}
 
-    measure: list[MetricRef] = param("What choices are good at, the most telling first.")
-    report: list[MetricRef] = param("What is measured of the front alone, on rows not selected by.", default=())
+    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
+    report: list[MetricRef] = param(
+        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
+    )
     at_most: Ratio | None = param(
         "The most that a choice may have, as a share of the largest one.",
         of=("params", "flops", "bytes"),

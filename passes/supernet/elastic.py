@@ -54,12 +54,17 @@ class Elastic(Pass):
     keeps = Lossy()
     acts_on = "branches"
     determinism = "seeded"
+    apart = {"held_out": "data"}
     gives = {"": "family"}
     extra: ClassVar[str] = "tune"
 
     data: DataRef = param("Rows to learn from.")
-    channels: list[Ratio] = param("Shares of an MLP's channels that may stay, from 100% down.", default=())
-    heads: list[Ratio] = param("Shares of an attention's heads that may stay, from 100% down.", default=())
+    channels: list[Ratio] = param(
+        "Shares of an MLP's channels that may stay, from 100% down.", default=(), least=2, falling=True
+    )
+    heads: list[Ratio] = param(
+        "Shares of an attention's heads that may stay, from 100% down.", default=(), least=2, falling=True
+    )
     depth: Literal["none", "layers", "blocks"] = param(
         "What may be left out as a whole: nothing, layers, or residual branches.", default="none"
     )
@@ -67,7 +72,9 @@ class Elastic(Pass):
     align: int = param("Widths of MLPs are multiples of this.", default=8, ge=1, unit="channels")
     on: Selector | None = param("Which branches or layers may be smaller.", default=None)
     train: Literal["adapters", "weights"] = param("What is trained.", default="adapters")
-    ranks: list[int] = param("What the rank of a layer's adapters may be, the largest first.", default=(16,))
+    ranks: list[int] = param(
+        "What the rank of a layer's adapters may be, the largest first.", default=(16,), falling=True
+    )
     alpha: float = param("What the products are multiplied with, divided by the largest rank.", default=32.0, gt=0)
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.0, ge=0, lt=1)
     draws: int = param("Choices that are drawn for a step.", default=1, ge=1, unit="choices")

@@ -44,11 +44,12 @@ class Lora(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "seeded"
+    apart = {"held_out": "data"}
     gives = {"": "family"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
-    ranks: list[int] = param("What a site's rank may be, the largest first.")
+    ranks: list[int] = param("What a site's rank may be, the largest first.", least=2, falling=True)
     data: DataRef = param("Rows to learn from.")
     per: Literal["layer", "module", "kind"] = param(
         "What has a rank of its own: layers, modules, or all modules of one name.", default="layer"

@@ -63,6 +63,13 @@ class Heal(Pass):
     keeps = Lossy()
     acts_on = "linear"
     determinism = "seeded"
+    apart = {"held_out": "data"}
+    unfit = {
+        "method: full & merge: false": (
+            "training all weights leaves no adapters apart from them",
+            "write `method: lora`, or leave `merge: false` out",
+        )
+    }
     gives = {"": "model", "merge: false": "adapters"}
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)

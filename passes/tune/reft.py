@@ -51,6 +51,8 @@ class Reft(Pass):
 
     keeps = Lossy()
     determinism = "seeded"
+    apart = {"held_out": "data"}
+    needs = {"reft.insert": "it trains the interventions that a step inserts"}
     after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
 
     data: DataRef = param("Prompts with answers to learn from.")
@@ -198,6 +200,7 @@ class Reft(Pass):
                 no_prompts(
                     f"`{ref.name}` does not say where a prompt ends and its answer begins",
                     help="give rows of `pairs`, or of `labels` to a model with a head",
+                    argument="data",
                 )
             )
         for path, module in edits.items():
@@ -208,6 +211,7 @@ class Reft(Pass):
                         f"{path} edits {wanted} positions, and the longest prompt of `{ref.name}` has "
                         f"{int(lengths.max())} tokens",
                         help="insert interventions of fewer `positions`",
+                        argument="data",
                     )
                 )
         return lengths
@@ -223,6 +227,7 @@ class Reft(Pass):
                 no_coordinate(
                     f"`subspace` is {list(self.subspace)}, and there are {there}",
                     help="name coordinates of one rank that all interventions have",
+                    argument="subspace",
                 )
             )
         active = torch.zeros(min(ranks), dtype=torch.bool)

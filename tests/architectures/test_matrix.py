@@ -9,8 +9,9 @@ import pytest
 import torch
 from effc.compiler.report.architectures import FILE, markdown, matrix
 
-from tests.architectures.matrix import LOOKS, PASSES, body, run
+from tests.architectures.matrix import LOOKS, body, run
 from tests.architectures.more import MORE
+from tests.architectures.passes import PASSES
 from tests.architectures.table import NAMES
 
 torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,17 @@ import pytest
 from effc.compiler.cli import main
 from effc.compiler.sources.zoo import zoo
 
+from tests import worlds
+
 SCRIPT = "import sys; from effc.compiler.cli import main; sys.exit(main())"
+SMALL = """effspec 1
+model base = hf("./model")
+data  rows = text("rows.txt", samples: 4, length: 32)
+pipeline small(base) {
+  slim = prune.channels(keep: 50% of channels, align: 8, score: perplexity(rows))
+}
+emit small { hf("small", form: compact) }
+"""
 NAMES = ("NO_COLOR", "FORCE_COLOR", "CI", "EFFC_OFFLINE", "HF_HUB_OFFLINE")
 
 
@@ -116,3 +127,22 @@ def compiled(tmp_path_factory):
         text=True,
     )
     return folder, Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A folder with a small model, a text and a recipe of which there is nothing to say."""
+    folder = tmp_path_factory.mktemp("sound")
+    (folder / "model").mkdir()
+    worlds.llama(folder / "model")
+    worlds.tokenizer(folder / "model")
+    (folder / "rows.txt").write_text("And it came to pass. " * 40)
+    (folder / "r.effspec").write_text(SMALL)
+    return folder
+
+
+@pytest.fixture
+def here(small_model, tmp_path):
+    """A copy to damage."""
+    shutil.copytree(small_model, tmp_path, dirs_exist_ok=True)
+    return tmp_path

@@ -1,52 +1,20 @@
-"""Models, texts and machines that a compile can't do with: each ends with its code, its place and a remedy."""
+"""Models and texts that a compile can't do with: each ends with its code, its place and a remedy."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import worlds
+from tests.cli.conftest import SMALL as RECIPE
 
-SCRIPT = "import sys; from effc.compiler.cli import main; sys.exit(main())"
-RECIPE = """effspec 1
-model base = hf("./model")
-data  rows = text("rows.txt", samples: 4, length: 32)
-pipeline small(base) {
-  slim = prune.channels(keep: 50% of channels, align: 8, score: perplexity(rows))
-}
-emit small { hf("small", form: compact) }
-"""
 PLACES = {
     "model": '  --> r.effspec:2:14\n   2 | model base = hf("./model")\n     |              ^^^^^^^^^^^^^\n',
     "data": '  --> r.effspec:3:14\n   3 | data  rows = text("rows.txt", samples: 4, length: 32)\n'
     "     |              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n",
     "step": "  --> r.effspec:5:10\n   5 |   slim = prune.channels(",
 }
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A folder with a small model, a text and a recipe of which there is nothing to say."""
-    folder = tmp_path_factory.mktemp("sound")
-    (folder / "model").mkdir()
-    worlds.llama(folder / "model")
-    worlds.tokenizer(folder / "model")
-    (folder / "rows.txt").write_text("And it came to pass. " * 40)
-    (folder / "r.effspec").write_text(RECIPE)
-    return folder
-
-
-@pytest.fixture
-def here(sound, tmp_path):
-    """A copy to damage."""
-    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def weights(folder: Path) -> Path:
@@ -324,79 +292,3 @@ def test_an_artifact_edited_by_hand_does_not_run(effc, here):
             "out/small/compact/model.safetensors has other content than when it was written"
         ), run.err
         assert "error[artifact-edited]" in run.err and "compile again" in run.err
-
-
-# -- machines ------------------------------------------------------------------------------------------------
-
-WITHOUT = """
-import importlib.metadata as metadata, os
-from importlib.machinery import PathFinder
-gone, found, version = os.environ["WITHOUT"], PathFinder.find_spec, metadata.version
-
-def find_spec(name, path=None, target=None):
-    return None if name.partition(".")[0] == gone else found(name, path, target)
-
-def asked(name):
-    if name == gone:
-        raise metadata.PackageNotFoundError(name)
-    return version(name)
-
-PathFinder.find_spec, metadata.version = find_spec, asked
-"""
-
-
-@pytest.fixture
-def without(process, here, tmp_path_factory):
-    """Run in a process that has one package less."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(WITHOUT)
-    return lambda package, *args: process(*args, cwd=here, WITHOUT=package, PYTHONPATH=str(site))
-
-
-def test_an_optional_package_that_is_missing_is_named_with_its_group(without, here):
-    (here / "r.effspec").write_text(RECIPE.replace('hf("./model")', 'gguf("model.gguf")'))
-    run = without("gguf", "plan", "r.effspec")
-    assert (run.code, run.out) == (5, "")
-    assert run.err.startswith("error[package-missing]: model source gguf needs gguf, not installed here\n")
-    assert "  --> r.effspec:2:14" in run.err and 'help: pip install "effc[gguf]"' in run.err
-
-
-def test_a_required_package_that_is_missing_is_named_before_work(without):
-    run = without("filelock", "compile", "r.effspec")
-    assert (run.code, run.out) == (5, "")
-    assert run.err.startswith("error[package-missing]: filelock is not installed, effc needs filelock>=")
-    assert 'help: pip install "filelock' in run.err
-
-
-def in_small_disk(here: Path, size: str, *args: str) -> subprocess.CompletedProcess:
-    """Run with a disk of that size on `small/`; skips where a user may not mount one."""
-    (here / "small").mkdir()
-    mount = "mount -t tmpfs -o size={} tmpfs small"
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount.format("1m")], cwd=here, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    command = f'{mount.format(size)} && "$0" -c "$1" {" ".join(args)}; code=$?; find small -type f; exit $code'
-    return subprocess.run(
-        ["unshare", "-rm", "sh", "-c", command, sys.executable, SCRIPT],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        env={**os.environ},
-    )
-
-
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare here")
-@pytest.mark.parametrize(("where", "slug"), [("--cache-dir", "no-space"), ("-o", "disk-full")])
-def test_a_disk_that_fills_up_is_exit_6_and_holds_nothing_half_written(here, where, slug):
-    run = in_small_disk(here, "48k", "compile", "r.effspec", "--no-progress", where, "small/x")
-    assert run.returncode == 6, run.stderr
-    assert f"error[{slug}]: " in run.stderr and "Traceback" not in run.stderr
-    left = run.stdout.splitlines()
-    assert not any(name.endswith("manifest.json") or "/steps/" in name for name in left), left
-
-
-def test_a_memory_bound_that_is_passed_is_exit_6_and_leaves_no_artifact(effc, here):
-    run = effc("compile", "r.effspec", "--no-progress", "--max-memory", "10MiB", "--cache-dir", "cache")
-    assert (run.code, run.out) == (6, "")
-    assert run.err.startswith("error[memory-bound]: ") and " are held, 10.0 MiB are allowed\n" in run.err
-    assert "--> r.effspec:" in run.err and "raise --max-memory" in run.err
-    assert not (here / "out").exists() and not any((here / "cache").rglob("steps/*"))

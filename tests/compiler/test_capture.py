@@ -364,30 +364,6 @@ def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
     assert "model.layers.1" in diagnostic.message and "numpy" in diagnostic.message
 
 
-class Plain(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-def test_a_module_without_repeated_layers_is_one_unit():
-    model, x = Plain(), torch.randn(3, 8)
-    expected = model(x)
-    program = capture(model, inputs={"x": torch.ones(2, 8)})
-    assert list(program.units) == [""]
-    assert torch.equal(bind(program)(x), expected)
-
-
-def test_a_module_that_says_nothing_of_its_inputs_is_refused():
-    with pytest.raises(Reject) as refused:
-        capture(Plain())
-    assert refused.value.diagnostics[0].slug == "unknown-inputs"
-    assert "dummy_inputs" in refused.value.diagnostics[0].help
-
-
 def test_an_argument_that_was_baked_is_not_ignored():
     model = bind(capture(tiny.model("llama")))
     with pytest.raises(TypeError, match="compiled without `output_attentions`"):

@@ -8,7 +8,7 @@ from effc.dsl.recipe import Invocation
 from effc.dsl.values import DataRef, Ratio
 
 from tests import mixers, tiny
-from tests.architectures.matrix import PASSES
+from tests.architectures.passes import PASSES
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 

@@ -1,21 +1,17 @@
 """Every form of a changed model computes, in a fresh process, what the model in memory computes."""
 
 import json
-import runpy
 import subprocess
 import sys
-from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from effc.compiler.artifacts import verify_child
-from effc.compiler.artifacts.artifact import write
 from effc.compiler.artifacts.compat import padding
-from effc.compiler.artifacts.manifest import Manifest, read_manifest
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.artifacts.verify import attention_of, compare, verify
+from effc.compiler.artifacts.verify import attention_of, compare
 from effc.compiler.artifacts.verify_child import inputs_for, probe
 from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.origin import Origin
@@ -24,7 +20,6 @@ from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.targets.hf import FORMS, Hf
-from effc.compiler.words.kinds import Form
 from effc.dsl.skeleton import Group
 from effc.dsl.values import Bytes
 from safetensors import safe_open
@@ -341,91 +336,3 @@ def test_the_same_program_gives_the_same_bytes(tmp_path):
     files = [f.relative_to(tmp_path / "a") for f in (tmp_path / "a").rglob("*") if f.is_file()]
     assert len(files) > 5
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
-
-
-# -- verification --------------------------------------------------------------------------------------------
-
-
-def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
-    program = changed("llama", "uneven")
-    ctx = context(tmp_path, origin_of(program.model))
-
-    def build(folder: Path) -> Manifest:
-        Hf(path="a").emit(program, folder, ctx)
-        return Manifest("hf", checks=verify(folder, program.model, FORMS))
-
-    write(tmp_path / "a", build=build)
-    manifest = read_manifest(tmp_path / "a")
-    said = {check.what.split(":")[0] for check in manifest.checks}
-    assert said == {"compat, fresh process", "compact, fresh process"}
-    assert all(check.holds for check in manifest.checks) and len(manifest.checks) == 12
-    assert manifest.notes[0].startswith("There is no stock checkpoint")
-
-
-def test_a_target_says_which_of_its_folders_are_models(tmp_path):
-    """A folder that it does not name is not opened, one that it names is, whatever it is called."""
-    program = changed("llama", "nothing")
-    folder = emit(program, tmp_path / "a")
-    (folder / "model").rename(folder / "student")
-    assert verify(folder, program.model, FORMS) == ()
-    checks = verify(folder, program.model, (Form("student", "plain"),))
-    assert {check.what.partition(":")[0] for check in checks} == {"student, fresh process"}
-    assert Hf(path="a").forms() == FORMS
-
-
-def test_weights_that_are_not_the_model_s_are_found(tmp_path):
-    program = changed("llama", "nothing")
-    folder = emit(program, tmp_path / "a")
-    with torch.no_grad():
-        program.model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
-    reject = refused(lambda: verify(folder, program.model, FORMS))
-    assert {d.slug for d in reject.diagnostics} == {"reload-differs"} and reject.exit == 1
-
-
-def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
-    program = changed("llama", "nothing")
-    folder = emit(program, tmp_path / "a")
-    weights = load_file(folder / "model" / "model.safetensors")
-    del weights["model.norm.weight"]
-    save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
-    (found,) = refused(lambda: verify(folder, program.model, FORMS)).diagnostics
-    assert found.slug == "reload-died" and "model.norm.weight" in found.message
-
-
-def test_the_child_of_plain_forms_stands_alone():
-    """Its file imports torch and the standard library only, so it runs without effc."""
-    names = runpy.run_path(verify_child.__file__)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            f"import runpy, sys; runpy.run_path({verify_child.__file__!r})\n"
-            "print([n for n in sys.modules if n.split('.')[0] in ('effc', 'transformers')])",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert callable(names["probe"]) and done.stdout.strip() == "[]", done.stderr
-
-
-@cache
-def near_tie() -> dict[str, torch.Tensor]:
-    """What a probe may say, with two best logits 1e-6 apart at the second step."""
-    logits = torch.tensor([[[0.0, 5.0], [1.0, 1.000001], [3.0, 0.0]]])
-    return {"logits of prefill and 2 decode steps": logits, "greedy tokens": logits.argmax(-1)}
-
-
-def test_tokens_may_part_at_a_near_tie_only():
-    expected, other = near_tie(), {k: v.clone() for k, v in near_tie().items()}
-    other["greedy tokens"][0, 1:] = torch.tensor([0, 1])
-    other["logits of prefill and 2 decode steps"][0, 2] = torch.tensor([-9.0, 9.0])
-    assert all(check.holds for check in compare(COMPAT, expected, other, torch.float32))
-    other["greedy tokens"][0, 0] = 0
-    assert not all(check.holds for check in compare(COMPAT, expected, other, torch.float32))
-
-
-def test_nan_is_a_difference():
-    odd = {k: v.clone() for k, v in near_tie().items()}
-    odd["logits of prefill and 2 decode steps"][0, 0, 0] = torch.nan
-    assert not all(check.holds for check in compare(MODEL, near_tie(), odd, torch.float32))

@@ -1,20 +1,7 @@
-"""Small plans for the engine, and what a plan comes to by plain torch operations: no cache, no chunks."""
+"""Small plans for the engine."""
 
 import torch
 from effc.kernels.ops import KERNELS
-from effc.kernels.packed import kernel_of
-from torch.nn import functional as F
-
-ACTS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x) ** 2,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
 
 
 class Built:
@@ -240,134 +227,54 @@ def mamba(
     return b
 
 
-def wanted_logits(built: Built, ids: list[int]) -> torch.Tensor:
-    """The logits [tokens, vocabulary] of one sequence, all tokens at once."""
-    found: dict[int, torch.Tensor] = {}
-    for step in built.plan["steps"]:
-        found[step["to"]] = _BY_OP[step["op"]](step, found, built.weights, torch.tensor(ids))
-    return found[built.plan["logits"]]
-
-
-def _embedding(step, found, weights, ids):
-    table = weights[step["table"]]
-    if table.dtype is torch.uint8:
-        table = KERNELS[kernel_of(table)].unpack(table)
-    return table.float()[ids]
-
-
-def _norm(step, found, weights, ids):
-    x = found[step["x"]]
-    pieces = x.unflatten(-1, (-1, step["group"]))
-    middle = pieces.mean(-1, keepdim=True) if step["kind"] == "layer" else 0
-    spread = ((pieces - middle) ** 2).mean(-1, keepdim=True)
-    y = (pieces - middle) / (spread + step["eps"]).sqrt()
-    for name, apply in (("weight", torch.mul), ("bias", torch.add)):
-        if step[name] is not None:
-            vector = weights[step[name]]
-            y = apply(y, vector if len(vector) == step["group"] else vector.view(-1, step["group"]))
-    return y.flatten(-2)
-
-
-def _linear(step, found, weights, ids):
-    packed = weights[step["weight"]]
-    bias = None if step["bias"] is None else weights[step["bias"]]
-    x = found[step["x"]]
-    return KERNELS[kernel_of(packed)].reference(x, packed, bias, KERNELS[kernel_of(packed)].unpack(packed).shape[0])
-
-
-def _columns(step, found, weights, ids):
-    x, block = found[step["x"]], step["block"]
-    return torch.cat([x[:, step["start"] + i * step["stride"] :][:, :block] for i in range(step["count"])], -1)
-
-
-def _rotary(step, found, weights, ids):
-    heads = found[step["x"]].unflatten(-1, (step["heads"], -1)).clone()
-    start, turned = step["start"], step["rotary_dim"]
-    angle = torch.arange(len(ids)).float()[:, None, None] * weights[step["inverse_frequencies"]]
-    cos, sin = angle.cos() * step["scale"], angle.sin() * step["scale"]
-    part = heads[..., start : start + turned]
-    a, b = (part[..., ::2], part[..., 1::2]) if step["interleaved"] else part.chunk(2, -1)
-    new = (a * cos - b * sin, b * cos + a * sin)
-    heads[..., start : start + turned] = torch.stack(new, -1).flatten(-2) if step["interleaved"] else torch.cat(new, -1)
-    return heads.flatten(-2)
-
-
-def _attention(step, found, weights, ids):
-    group = step["heads"] // step["kv_heads"]
-    q, k, v = (
-        found[step[name]].bfloat16().float().unflatten(-1, (n, -1)).transpose(0, 1)
-        for name, n in (("q", step["heads"]), ("k", step["kv_heads"]), ("v", step["kv_heads"]))
-    )
-    k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-    scores = q @ k.mT * step["scale"]  # [heads, tokens, tokens]
-    if step["softcap"]:
-        scores = step["softcap"] * (scores / step["softcap"]).tanh()
-    back = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
-    seen = (back >= 0) & (back < (step["window"] or len(ids)))
-    scores = scores.masked_fill(~seen, float("-inf"))
-    most = scores.amax(-1, keepdim=True)
-    shares = (scores - most).exp()
-    total = shares.sum(-1, keepdim=True)
-    if step["sinks"]:
-        total = total + (weights[step["sinks"]][:, None, None] - most).exp()
-    weighted = shares.bfloat16().float() @ v / total  # the values meet rounded weights
-    return weighted.transpose(0, 1).flatten(-2)
-
-
-def _convolve(step, found, weights, ids):
-    x, filters = found[step["x"]], weights[step["filters"]]
-    seen = F.pad(x, (0, 0, len(filters) - 1, 0))
-    y = sum(seen[i : i + len(x)] * row for i, row in enumerate(filters))
-    y = y if step["bias"] is None else y + weights[step["bias"]]
-    return F.silu(y) if step["silu"] else y
-
-
-def _time_steps(step, found, weights):
-    dt = found[step["dt"]] if step["bias"] is None else found[step["dt"]] + weights[step["bias"]]
-    return F.softplus(dt) if step["softplus"] else dt
-
-
-def _ssd(step, found, weights, ids):
-    heads, groups = step["heads"], step["groups"]
-    dt = _time_steps(step, found, weights).clamp(step["least"], step["most"])[..., None]  # [t, h, 1]
-    x = found[step["x"]].unflatten(-1, (heads, -1))
-    b, c = (found[step[key]].unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, 1) for key in "bc")
-    h, out = torch.zeros(*x.shape[1:], step["states"]), []
-    for t in range(len(ids)):
-        h = (dt[t] * weights[step["rates"]][:, None]).exp()[..., None] * h + (dt[t] * x[t])[..., None] * b[t][:, None]
-        out.append((h * c[t][:, None]).sum(-1))
-    skipped = 0 if step["skip"] is None else weights[step["skip"]][:, None] * x
-    return (torch.stack(out) + skipped).flatten(1)
-
-
-def _selective(step, found, weights, ids):
-    x, b, c = (found[step[key]] for key in ("x", "b", "c"))
-    dt, h, out = _time_steps(step, found, weights), torch.zeros(x.shape[1], step["states"]), []
-    for t in range(len(ids)):
-        h = (dt[t][:, None] * weights[step["rates"]]).exp() * h + (dt[t] * x[t])[:, None] * b[t]
-        out.append(h @ c[t])
-    y = torch.stack(out) + (0 if step["skip"] is None else weights[step["skip"]] * x)
-    return y if step["gate"] is None else y * F.silu(found[step["gate"]])
-
-
-_BY_OP = {
-    "embedding": _embedding,
-    "norm": _norm,
-    "linear": _linear,
-    "columns": _columns,
-    "rotary": _rotary,
-    "attention": _attention,
-    "convolve": _convolve,
-    "ssd": _ssd,
-    "selective": _selective,
-    "positions": lambda s, f, w, ids: w[s["table"]].float()[: len(ids)],
-    "join": lambda s, f, w, ids: torch.cat([f[r] for r in s["from"]], -1),
-    "act": lambda s, f, w, ids: ACTS[s["kind"]](f[s["x"]]),
-    "add": lambda s, f, w, ids: f[s["x"]] + f[s["y"]],
-    "mul": lambda s, f, w, ids: f[s["x"]] * f[s["y"]],
-    "scale": lambda s, f, w, ids: f[s["x"]] * s["by"],
-    "shift": lambda s, f, w, ids: f[s["x"]] + s["by"],
-    "softcap": lambda s, f, w, ids: s["at"] * (f[s["x"]] / s["at"]).tanh(),
-    "add_vector": lambda s, f, w, ids: f[s["x"]] + w[s["vector"]],
-    "mul_vector": lambda s, f, w, ids: f[s["x"]] * w[s["vector"]],
-}
+def mixture(
+    kernel: str = "dense_linear",
+    experts: int = 6,
+    count: int = 2,
+    hidden: int = 40,
+    inner: int = 24,
+    vocabulary: int = 60,
+    layers: int = 2,
+    seed: int = 4,
+    biases: bool = True,
+    slopes: bool = False,
+    **route,
+) -> Built:
+    """Attention, then experts with a gate that is clipped, as a router of each layer chooses them."""
+    b = Built(kernel, seed)
+    fields = {"kind": "softmax", "groups": 1, "kept": 1, "judges": 1, "normal": True, "eps": 1e-20, "scale": 1.0}
+    x = b.step("embedding", hidden, table=b.random(vocabulary, hidden))
+    for _ in range(layers):
+        q, k, v = (b.linear(b.norm(x), hidden) for _ in range(3))
+        far = {"slopes": b.random(2, scale=0.1)} if slopes else {}
+        x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, 2, 2, hidden // 2, **far), hidden))
+        y = b.norm(x)
+        scores = b.step("scores", experts, x=y, weight=b.random(experts, hidden), bias=b.random(experts))
+        chosen = b.step("route", 2 * count, x=scores, count=count, bias=b.random(experts), **{**fields, **route})
+        up = [b.packed(2 * inner, hidden) for _ in range(experts)]
+        down = [b.packed(hidden, inner) for _ in range(experts)]
+        both = b.step(
+            "experts",
+            count * 2 * inner,
+            x=y,
+            chosen=chosen,
+            weights=up,
+            biases=b.random(experts, 2 * inner) if biases else None,
+            summed=False,
+        )
+        cut = {"block": inner, "stride": 2 * inner, "count": count}
+        gate, value = (b.step("columns", count * inner, x=both, start=at, **cut) for at in (0, inner))
+        gate = b.step("act", count * inner, x=b.step("clip", count * inner, x=gate, least=-3.0, most=1.5), kind="silu")
+        both = b.step("mul", count * inner, x=gate, y=value)
+        y = b.step(
+            "experts",
+            hidden,
+            x=both,
+            chosen=chosen,
+            weights=down,
+            biases=b.random(experts, hidden) if biases else None,
+            summed=True,
+        )
+        x = b.step("add", hidden, x=x, y=y)
+    b.linear(b.norm(x), vocabulary)
+    return b

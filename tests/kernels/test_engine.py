@@ -5,7 +5,8 @@ import torch
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 
-from tests.kernels.engine_plans import ACTS, Built, gpt2, llama, wanted_logits
+from tests.kernels.engine_oracle import ACTS, wanted_logits
+from tests.kernels.engine_plans import Built, gpt2, llama
 
 KERNELS = ["dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", "block_sparse_linear"]
 
@@ -140,6 +141,7 @@ STEPS = [
     ("scale", {"by": -1.5}),
     ("shift", {"by": 0.25}),
     ("softcap", {"at": 2.0}),
+    ("clip", {"least": -0.5, "most": 2.0}),
 ]
 
 

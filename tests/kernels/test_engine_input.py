@@ -12,17 +12,19 @@ from effc.kernels.native import KernelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.engine_plans import Built, gpt2, llama, wanted_logits
+from tests.kernels.engine_oracle import wanted_logits
+from tests.kernels.engine_plans import Built, gpt2, llama, mixture
 
 BUILT = llama(layers=1)
+MIXTURE = mixture(layers=1)
 
 
 def first(built: Built, op: str) -> dict:
     return next(s for s in built.plan["steps"] if s["op"] == op)
 
 
-def changed(op: str, /, **fields) -> tuple[dict, dict]:
-    built = copy.deepcopy(BUILT)
+def changed(op: str, /, _of: Built = BUILT, **fields) -> tuple[dict, dict]:
+    built = copy.deepcopy(_of)
     first(built, op).update(fields)
     return built.plan, built.weights
 
@@ -50,6 +52,22 @@ REFUSED = [
     (changed("attention", heads=3), "3 query heads are not a multiple of 2 key heads"),
     (changed("attention", window=0), "its `window` is 0"),
     (changed("attention", scale="large"), "its `scale` is 'large'"),
+    (changed("attention", slopes=first(BUILT, "norm")["weight"]), "is not float32 [6]"),
+    (changed("scores", MIXTURE, weight=first(MIXTURE, "route")["bias"]), "is not float32 [6, 40]"),
+    (changed("route", MIXTURE, count=7), "it chooses 7 of 6 experts"),
+    (changed("route", MIXTURE, count=3), "it writes 6 columns, and register"),
+    (changed("route", MIXTURE, groups=4), "4 groups of 6 experts, 1 of them kept"),
+    (changed("route", MIXTURE, groups=6, kept=1), "it chooses 2 of 1 experts"),
+    (changed("route", MIXTURE, groups=3, kept=2, judges=3), "3 experts judge a group of 2"),
+    (changed("route", MIXTURE, bias=first(MIXTURE, "norm")["weight"]), "is not float32 [6]"),
+    (changed("experts", MIXTURE, chosen=0), "register 0 is not what a `route` chose"),
+    (changed("experts", MIXTURE, weights=first(MIXTURE, "experts")["weights"][:5]), "it has 5 weights"),
+    (changed("experts", MIXTURE, weights=[]), "its `weights` is []"),
+    (changed("experts", MIXTURE, weights=[first(MIXTURE, "linear")["weight"]] * 6), "it writes 80 columns"),
+    (changed("experts", MIXTURE, weights=[first(MIXTURE, "norm")["weight"]] * 6), "is not packed for any kernel"),
+    (changed("experts", MIXTURE, summed=True), "it writes 48 columns"),
+    (changed("experts", MIXTURE, biases=first(MIXTURE, "scores")["weight"]), "is not float32 [6, 48]"),
+    (changed("clip", MIXTURE, least=2.0), "its numbers are to be 2.0 to 1.5"),
     (changed("attention", alibi=True), "it has a field `alibi`"),
     (changed("act", kind="swish"), "its `kind` is 'swish'"),
     (changed("mul", op="divide"), "is none that the engine knows"),
@@ -99,7 +117,7 @@ def test_a_damaged_weight_is_refused_by_name(damage, deep, sentence):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_plan_crashes_the_engine(data):
-    built = copy.deepcopy(data.draw(st.sampled_from([BUILT, GPT2])))
+    built = copy.deepcopy(data.draw(st.sampled_from([BUILT, GPT2, MIXTURE])))
     plan = built.plan
     step = data.draw(st.sampled_from(plan["steps"]))
     name = data.draw(st.sampled_from(sorted(step)))

@@ -8,7 +8,8 @@ import torch
 from effc.kernels.engine import Cancelled, Engine
 from effc.kernels.native import KernelError
 
-from tests.kernels.engine_plans import Built, mamba, mamba2, wanted_logits
+from tests.kernels.engine_oracle import wanted_logits
+from tests.kernels.engine_plans import Built, mamba, mamba2
 from tests.kernels.test_engine import assert_near, ids_of
 
 MAKERS = [mamba, mamba2]

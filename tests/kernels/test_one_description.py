@@ -41,6 +41,7 @@ def fields(name: str) -> list[tuple[str, str]]:
 def test_ops_are_numbered_as_the_header_numbers_them():
     assert enumerated(PLAN_H, "Op") == list(engine_steps.OPS)
     assert enumerated(PLAN_H, "Act") == engine_steps.STEPS["act"]["kind"].split()
+    assert enumerated(PLAN_H, "Router") == ["softmax", "logistic"]  # `sigmoid` is an activation there
     assert enumerated(PLAN_H, "Norm") == engine_steps.STEPS["norm"]["kind"].split()
     assert set(engine_steps.OPS) - set(engine_steps.STEPS) == {"angles", "place"}  # made while a plan is laid out
     assert set(engine_steps.STEPS) - set(engine_steps.OPS) == {"join"}  # becomes `place`
@@ -62,7 +63,7 @@ def test_a_structure_has_the_fields_of_the_header_in_their_order(name):
 
 def test_every_op_of_a_plan_is_known_by_its_fields():
     for op, kinds in engine_steps.STEPS.items():
-        step = {"op": op, "to": 9} | {name: [1, 2] if kind == "R" else 1 for name, kind in kinds.items()}
+        step = {"op": op, "to": 9} | {name: [1, 2] if kind in ("R", "W") else 1 for name, kind in kinds.items()}
         reads = [n for n, kind in kinds.items() if kind in ("r", "r?", "R")]
         assert len(plan.inputs(step)) == sum(2 if kinds[n] == "R" else 1 for n in reads)
         assert plan.weights(step | dict.fromkeys(kinds, None)) == []

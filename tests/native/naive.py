@@ -114,6 +114,9 @@ class Naive:
             scores = k[:, head // group] @ q[head] * step["scale"]
             if step["softcap"] is not None:
                 scores = step["softcap"] * torch.tanh(scores / step["softcap"])
+            if step.get("slopes"):
+                back = torch.arange(1 - len(scores), 1)
+                scores = scores + self.weights[step["slopes"]][head] * back
             sink = torch.tensor([]) if step["sinks"] is None else self.weights[step["sinks"]][head : head + 1]
             out.append(torch.cat([scores, sink]).softmax(0)[: len(scores)] @ v[:, head // group])
         return torch.cat(out)
@@ -168,6 +171,35 @@ class Naive:
 
     def _softcap(self, step, x, registers, token, position, sequence):
         return step["at"] * torch.tanh(x / step["at"])
+
+    def _clip(self, step, x, registers, token, position, sequence):
+        return x.clamp(step["least"], step["most"])
+
+    def _scores(self, step, x, registers, token, position, sequence):
+        return F.linear(x, self.weights[step["weight"]], None if step["bias"] is None else self.weights[step["bias"]])
+
+    def _route(self, step, x, registers, token, position, sequence):
+        shares = x.softmax(0) if step["kind"] == "softmax" else x.sigmoid()
+        scores = shares + (0 if step["bias"] is None else self.weights[step["bias"]])
+        groups = scores.view(step["groups"], -1)
+        best = groups.topk(step["judges"], 1).values.sum(1).topk(step["kept"]).indices
+        kept = torch.full_like(groups, -torch.inf)
+        kept[best] = groups[best]
+        numbers = kept.view(-1).topk(step["count"]).indices
+        weights = shares[numbers]
+        if step["normal"]:
+            weights = weights / (weights.sum() + step["eps"])
+        return torch.cat([weights * step["scale"], numbers.float()])
+
+    def _experts(self, step, x, registers, token, position, sequence):
+        weights, numbers = registers[step["chosen"]].chunk(2)
+        out = []
+        for place, expert in enumerate(numbers.int().tolist()):
+            own = self.weights[step["weights"][expert]]
+            given = x if len(x) == own.shape[1] else x.chunk(len(numbers))[place]
+            given = given.bfloat16().float() if self.rounded else given
+            out.append(own @ given + (0 if step["biases"] is None else self.weights[step["biases"]][expert]))
+        return (weights[:, None] * torch.stack(out)).sum(0) if step["summed"] else torch.cat(out)
 
     def _add_vector(self, step, x, registers, token, position, sequence):
         return x + self.weights[step["vector"]]

@@ -15,7 +15,7 @@ from effc.compiler.native.reader import Reader
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny
-from tests.native.test_plans import NATIVE, REFUSED, STATEFUL
+from tests.native.test_plans import MIXTURES, NATIVE, REFUSED, STATEFUL
 
 torch.set_num_threads(1)
 RECIPE = """effspec 1
@@ -39,7 +39,7 @@ def origin_of(name):
     return Origin(name, {}, None, name, build, build, lambda: None)
 
 
-@pytest.mark.parametrize("name", (*NATIVE, *STATEFUL, *REFUSED))
+@pytest.mark.parametrize("name", (*NATIVE, *STATEFUL, *MIXTURES, *REFUSED))
 def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     try:
         Reader(capture(mixers.model(name)), "bf16").read()
@@ -63,7 +63,7 @@ def test_numbers_that_stand_in_for_weights_take_no_room():
 
 @pytest.fixture
 def written(tmp_path):
-    config = tiny.config("mixtral").to_dict() | {"architectures": ["MixtralForCausalLM"]}
+    config = tiny.config("llama", hidden_act="mish").to_dict() | {"architectures": ["LlamaForCausalLM"]}
     (tmp_path / "tiny.json").write_text(json.dumps(config))
 
     def write(step):
@@ -81,7 +81,7 @@ def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(
     (found,) = refused.value.diagnostics
     assert (found.slug, found.exit) == ("cannot-run-natively", 5)
     assert found.span.text == 'native("cpu")'
-    assert "MixtralTopKRouter" in found.message and "modeling_mixtral.py" in found.message
+    assert "LlamaMLP" in found.message and "modeling_llama.py" in found.message
     monkeypatch.setattr("effc.compiler.native.foresight.foreseen", lambda *_: pytest.fail("looked at again"))
     with pytest.raises(Reject, match=re.escape(found.message)):
         api.plan(path, cache_dir=path.parent / "cache")

@@ -29,6 +29,9 @@ NATIVE = (
 STATEFUL = ("mamba", "falcon_mamba", "mamba2", "bamba", "zamba2", "falcon_h1", "nemotron_h")
 
 
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoehybrid", "jamba")
+
+
 def made(name):
     return halved(mixers.model(name))
 
@@ -43,7 +46,7 @@ def naive(program, **options):
     return Naive(plan.to_json(), {name: entry.make() for name, entry in plan.used().items()}, **options)
 
 
-@pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL))
+@pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL, *MIXTURES))
 def pair(request):
     model = made(request.param)
     return model, naive(capture(model))
@@ -67,7 +70,7 @@ def test_a_plan_computes_the_logits_of_its_model_for_sequences_of_different_leng
         assert torch.allclose(found, wanted[rows, column], atol=ATOL, rtol=1e-4)
 
 
-REFUSED = {"mixtral": "MixtralTopKRouter", "bloom": "BloomAttention", "gpt_neo": "GPTNeoSelfAttention"}
+REFUSED = {"bloom": "BloomAttention", "gpt_neo": "GPTNeoSelfAttention"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -5,17 +5,13 @@ import hashlib
 import json
 import math
 import shutil
-import sys
-import time
 
 import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.capture.capture import capture
 from effc.compiler.rows.forward import nll
-from effc.compiler.running.pipeline import Build
 from effc.compiler.sources.zoo import zoo
-from effc.compiler.store.cache import Cache
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from effc.dsl.recipe import Invocation
@@ -23,7 +19,6 @@ from effc.dsl.values import DataRef, Ratio, Selector
 from safetensors.torch import save_file
 
 from tests import tiny
-from tests.killing import kill_often
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 from tests.worlds import defaults
 
@@ -50,6 +45,24 @@ def healed(tmp_path, model, before=(), rows=None, other=None, **args):
     for step in recipe.pipelines["lean"].steps:
         ctx.shelf.make("pass", step.call).run(program, ctx)
     return program, ctx
+
+
+def written(tmp_path, heal, cut="prune.channels(keep: 50% of channels, align: 16)"):
+    config = tiny.config("llama").to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    path = tmp_path / "heal.effspec"
+    path.write_text(f"""effspec 1
+model base = config("tiny.json", seed: 3)
+data  rows = synthetic(6, length: 12, seed: 1)
+
+pipeline lean(base) {{
+  thin = {cut}
+  fit  = {heal}
+}}
+
+emit lean {{ hf("lean", form: compact) }}
+""")
+    return path
 
 
 def loss(model, rows=None):
@@ -233,143 +246,6 @@ def test_senseless_numbers_are_refused_by_check(tmp_path, wrong):
     given = "" if wrong.startswith("steps") else "steps: 5, "
     path = written(tmp_path, f"tune.heal(data: rows, {given}{wrong})")
     assert "out-of-range" in {d.slug for d in api.check(path).diagnostics}
-
-
-# -- in a recipe ---------------------------------------------------------------------------------------------
-
-
-def written(tmp_path, heal, cut="prune.channels(keep: 50% of channels, align: 16)"):
-    config = tiny.config("llama").to_dict() | {"architectures": ["LlamaForCausalLM"]}
-    (tmp_path / "tiny.json").write_text(json.dumps(config))
-    path = tmp_path / "heal.effspec"
-    path.write_text(f"""effspec 1
-model base = config("tiny.json", seed: 3)
-data  rows = synthetic(6, length: 12, seed: 1)
-
-pipeline lean(base) {{
-  thin = {cut}
-  fit  = {heal}
-}}
-
-emit lean {{ hf("lean", form: compact) }}
-""")
-    return path
-
-
-def building(recipe, cache):
-    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1)
-    (plan,) = api.plans(session)
-    return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
-
-
-def stepped(recipe, cache):
-    """What the cache keeps of the last step, after all steps have run."""
-    build = building(recipe, cache)
-    for stage in build.plan.stages:
-        build.step(stage)
-    return build.cache.step(build.plan.stages[-1].key)
-
-
-def test_a_kept_result_is_the_healed_model(tmp_path):
-    recipe = written(tmp_path, "tune.heal(data: rows, steps: 9, lr: 1e-2)")
-    first, second = building(recipe, "cache"), building(recipe, "cache")
-    for stage in first.plan.stages:
-        first.step(stage)
-    key, rows = first.plan.stages[-1].key, first.ctx.rows(DataRef("rows"))
-    assert loss(second.reach(key).program.model, rows) == loss(first.reach(key).program.model, rows)
-    assert loss(second.reach(key).program.model, rows) < loss(
-        second.reach(second.plan.stages[0].key).program.model, rows
-    )
-
-
-def test_the_manifest_tells_the_loss_curve(tmp_path):
-    recipe = written(tmp_path, "tune.heal(data: rows, steps: 20, lr: 1e-2, distill: 50%)")
-    (result,) = api.compile(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
-    (artifact,) = result.artifacts
-    (note,) = artifact.manifest.steps[-1]["decisions"]
-    assert note["method"] == "lora" and note["loss"][-1][1] < note["loss"][0][1]
-
-
-def test_responses_alone_are_learned_and_judged(tmp_path):
-    """The loss before training is that of the assistants' tokens, by hand; after it they are predicted better."""
-    for name, words in (("a", "begat bread corn David"), ("b", "earth fire grace house")):
-        (tmp_path / f"{name}.jsonl").write_text(
-            "".join(
-                json.dumps({"q": f"And what of {word}? {n}", "a": f"The {word} of the LORD"}) + "\n"
-                for n in range(8)
-                for word in words.split()
-            )
-        )
-    (tmp_path / "chat.effspec").write_text("""effspec 1
-model base = zoo("tiny-llama")
-data talk = chat("a.jsonl", length: 32, prompt: "q", response: "a")
-data dev = chat("b.jsonl", length: 32, prompt: "q", response: "a")
-pipeline lean(base) {
-  fit = tune.heal(data: talk, held_out: dev, learn: responses, steps: 12, every: 6, lr: 3e-3)
-}
-emit lean { hf("lean") }
-""")
-    build = building(tmp_path / "chat.effspec", "cache")
-    build.step(build.plan.stages[0])
-    (note,) = [n for n in build.outcome.program.notes if "held_out" in n]
-    tokenizer, model = build.ctx.tokenizer, build.ctx.origin.load()
-    ids = build.ctx.rows(DataRef("dev"))
-    said = torch.stack(list(build.ctx.data(DataRef("dev")).said(tokenizer, build.ctx))).bool()
-    assert 0.2 < said.float().mean() < 0.8
-    with torch.no_grad():
-        values = model(input_ids=ids).logits[:, :-1][said[:, 1:]]
-    expected = torch.nn.functional.cross_entropy(values, ids[:, 1:][said[:, 1:]]).item()
-    first, last = note["held_out"][0][1], note["held_out"][-1][1]
-    assert first == pytest.approx(expected, rel=1e-4) and last < 0.8 * first
-
-
-def test_rows_in_which_nobody_speaks_have_no_responses(tmp_path):
-    diagnostic = refused(tmp_path, tiny.model("llama"), learn="responses", **FULL)
-    assert diagnostic.slug == "no-speakers" and "`rows`" in diagnostic.message
-
-
-def test_the_original_is_asked_before_the_first_pass(tmp_path):
-    recipe = written(tmp_path, "tune.heal(data: rows, steps: 2, lr: 1e-2, distill: 50%)")
-    build = building(recipe, "cache")
-    build.step(build.plan.stages[0])
-    assert list((tmp_path / "cache" / "references").glob("*.safetensors"))
-
-
-def test_killed_many_times_a_compile_goes_on_to_the_same_bytes(tmp_path):
-    torch.set_num_threads(1)
-    recipe = written(tmp_path, "tune.heal(data: rows, steps: 60, lr: 1e-2, save: 3)")
-    started = time.monotonic()
-    whole = stepped(recipe, "whole")
-    kill_often(
-        lambda: stepped(recipe, "killed"),
-        lambda: shutil.rmtree(tmp_path / "killed"),
-        time.monotonic() - started,
-        seed=4,
-        times=2,
-    )
-    assert stepped(recipe, "killed") == whole
-
-
-def test_plan_tells_what_training_takes(tmp_path):
-    def planned(heal):
-        (plan,) = api.plan(written(tmp_path, heal), cache_dir=tmp_path / "cache", threads=1)
-        return plan.stages[1]
-
-    few, many = (planned(f"tune.heal(data: rows, steps: {steps}, batch: 3)") for steps in (10, 20))
-    assert few.seconds > 0 and many.seconds == pytest.approx(2 * few.seconds)
-    full = planned("tune.heal(data: rows, steps: 10, batch: 3, method: full)")
-    wide = planned("tune.heal(data: rows, steps: 10, batch: 6, method: full)")
-    assert few.peak_bytes < full.peak_bytes < wide.peak_bytes
-    assert few.before == few.after
-
-
-def test_without_peft_adapters_are_refused_before_any_weight_is_read(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    options = {"cache_dir": tmp_path / "cache", "threads": 1}
-    with pytest.raises(Reject, match="package-missing") as caught:
-        api.plan(written(tmp_path, "tune.heal(data: rows)"), **options)
-    assert caught.value.exit == 5 and "effc[tune]" in caught.value.diagnostics[0].help
-    assert api.plan(written(tmp_path, "tune.heal(data: rows, method: full)"), **options)
 
 
 # -- a model that has learned something ----------------------------------------------------------------------

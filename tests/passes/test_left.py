@@ -4,7 +4,7 @@ import pytest
 from effc.compiler.capture.capture import capture
 from effc.compiler.search.narrowing import cuttable
 
-from tests.architectures import matrix, table
+from tests.architectures import passes, table
 
 NAMES = {  # what their forward writes down: the width of all heads, of a bias for each head
     "trocr": (
@@ -60,7 +60,7 @@ def models(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, name):
-    program, _ = matrix.pruned(name, "prune.multi", tmp_path)
+    program, _ = passes.pruned(name, "prune.multi", tmp_path)
     reasons = [note["why"] for note in program.notes if "left" in note]
     assert reasons and all("fails when it runs in" in why for why in reasons)
     assert not any("heads" in note.get("kind", "") for note in program.notes if "cut" in note)
@@ -69,8 +69,8 @@ def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_where_no_head_can_go_the_reason_is_said(tmp_path, models, name):
-    refused = matrix.pruned(name, "prune.heads", tmp_path)
-    assert isinstance(refused, matrix.Cell) and "can be narrowed: " in refused.why
+    refused = passes.pruned(name, "prune.heads", tmp_path)
+    assert isinstance(refused, passes.Cell) and "can be narrowed: " in refused.why
     assert "fails when it runs in" in refused.why
 
 

@@ -18,7 +18,7 @@ from effc.dsl.diagnostics import Reject
 from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 
 from tests import mixers
-from tests.architectures import matrix, table
+from tests.architectures import passes, table
 from tests.mixers import cuts, loss
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
@@ -141,7 +141,7 @@ def test_every_kind_of_part_is_cut_in_one_loop_and_counted_once(tmp_path):
 def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
     model = table.model("mobilenet_v1")
     before = sum(p.numel() for p in model.parameters())
-    program, _ = matrix.pruned("mobilenet_v1", word, tmp_path)
+    program, _ = passes.pruned("mobilenet_v1", word, tmp_path)
     after = sum(p.numel() for p in program.model.parameters())
     assert after <= 0.9 * before and not program.skeleton.branches
     share = max(note["share"] for note in program.notes if "share" in note)

@@ -49,6 +49,7 @@ struct Attend {
   int64_t group, d, value_lanes, key_tiles;
   uint32_t words[16 * M * (engine::kMostHead / 32)];  // [tile][M][pair]
   int64_t low[M], high[M];                            // tokens that a row sees: low..high-1
+  float slope[M];                                     // what a token of distance adds to its score
   alignas(64) float values[M * engine::kMostHead];
 
   Attend(const AttendCall& call, const Item& item)
@@ -61,6 +62,7 @@ struct Attend {
       high[m] = position + 1;
       low[m] = call.step->window ? std::max<int64_t>(0, high[m] - call.step->window) : 0;
       const int64_t row = item.run->first + own / group, head = item.head * group + own % group;
+      slope[m] = call.slopes ? call.slopes[head] : 0.0f;
       Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);
       for (int64_t tile = 0; tile < key_tiles; ++tile)
         std::memcpy(words + (tile * M + m) * 16, halves + 64 * tile, 64);
@@ -74,11 +76,12 @@ struct Attend {
       for (int m = 0; m < M; ++m) {
         scores[half][m] = times(scores[half][m], all(call.step->scale));
         const int64_t first = token + 16 * half;
-        if (cap == 0 && first >= low[m] && first + 16 <= high[m]) continue;
+        if (cap == 0 && !call.slopes && first >= low[m] && first + 16 <= high[m]) continue;
         float own[16];
         store(own, scores[half][m]);
         for (int i = 0; i < 16; ++i) {
           if (cap != 0) own[i] = cap * std::tanh(own[i] / cap);
+          own[i] += slope[m] * static_cast<float>(first + i - high[m] + 1);
           if (first + i < low[m] || first + i >= high[m]) own[i] = -INFINITY;
         }
         scores[half][m] = load_floats(own);

@@ -76,7 +76,7 @@ void Engine::reserve() {
   spent_.resize(kSpents * plan_.threads);
   const int64_t shared = std::max(few_.shared_floats * kMirroredRoom, many_.shared_floats * chunk_) * 4;
   if (!shared_.make(shared) || !own_.make(own_bytes_ * plan_.threads) ||
-      !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
+      !reserve_mixtures() || !panels_.make(kPanelBytes * plan_.threads) || !pieces_.make(2 * kPieceFloats * 4 * plan_.threads))
     throw std::bad_alloc();
 }
 

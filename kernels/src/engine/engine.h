@@ -50,8 +50,15 @@ class Room {
   std::unique_ptr<uint8_t, Free> memory_;
 };
 
+// What a thread needs of its own for steps of experts: rows that meet the same one, before and after.
+struct MixtureRoom {
+  int64_t x = 0, y = 0, prepared = 0, picked = 0;  // bytes
+  int64_t bytes() const { return x + y + 2 * prepared + picked; }
+};
+constexpr int64_t kMixedRows = 128;  // that meet an expert at once
+
 // What the time of a thread goes into, in nanoseconds.
-enum Spent { kInRows, kInPrepare, kInMultiply, kInAppend, kInAttend, kInScan, kInWaiting, kSpents };
+enum Spent { kInRows, kInPrepare, kInMultiply, kInMix, kInAppend, kInAttend, kInScan, kInWaiting, kSpents };
 
 // Lines of memory that a thread will read next, fetched while it waits for the others.
 struct Soon {
@@ -87,6 +94,7 @@ class Engine {
   struct Turn;
   void reserve();
   void turn_rates();
+  bool reserve_mixtures();
   int32_t check(const Tokens& tokens) const;
   int32_t all_chunks(const Tokens& tokens, float* logits);
   void load(const Tokens& tokens, int64_t from, int64_t until, int64_t& next_wanted);
@@ -98,6 +106,9 @@ class Engine {
   void rows(const Turn& turn, const Step& step) const;
   void linear(const Turn& turn, const Task& task) const;
   void attention(const Turn& turn, const Task& task) const;
+  RowsCall rows_call(const Turn& turn, const Step& step) const;
+  void mix(const Turn& turn, const Step& step) const;
+  void experts(const Turn& turn, const Step& step) const;
   void scan(const Turn& turn, const Step& step) const;
   void convolve(const Turn& turn, const Step& step, const Run& run, int part) const;
   void ssd(const Turn& turn, const Step& step, const Run& run, int part) const;
@@ -120,8 +131,9 @@ class Engine {
   States states_;
   std::vector<std::vector<float>> rates_;  // of each state: A, if a selective scan has it
   int64_t chunk_;
-  Room shared_, own_, panels_, pieces_;
+  Room shared_, own_, panels_, pieces_, mixed_;
   int64_t own_bytes_;
+  MixtureRoom mixture_;
   std::vector<Pieces::Count> counts_;
   int32_t (*rows_at_)(const RowsCall&);
   int32_t (*attend_at_)(const AttendCall&);

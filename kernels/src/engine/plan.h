@@ -7,10 +7,11 @@
 
 enum Op : int32_t {
   kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kAct, kAdd, kMul,
-  kScale, kShift, kSoftcap, kAddVector, kMulVector, kConvolve, kSsd, kSelective
+  kScale, kShift, kSoftcap, kClip, kAddVector, kMulVector, kScores, kRoute, kExperts, kConvolve, kSsd, kSelective
 };
 enum Norm : int32_t { kRms, kLayer };
 enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu };
+enum Router : int32_t { kSoftmax, kLogistic };
 enum Form : int32_t { kFloat32 = 16, kBfloat16 };  // of a weight that is not packed; packed ones have a Kind
 
 struct Weight {
@@ -21,16 +22,22 @@ struct Weight {
 
 // What a step does not use is -1 (registers, weights) or 0.
 struct Step {
-  int32_t op, kind;              // kind: a Norm or an Act; of scans whether time steps go through softplus
-  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles; scans: y dt, z B
+  int32_t op, kind;              // kind: a Norm, an Act or a Router; of scans whether time steps go through
+                                 // softplus, of experts whether what they give is summed
+  int32_t to, x, y, z;           // registers; attention: x q, y k, z v; rotary: y angles; scans: y dt, z B;
+                                 // experts: y those chosen
   int32_t c, gate;               // registers of scans
   int32_t weight, bias, skip;    // embedding, positions, angles: weight is the table; attention: the sinks;
-                                 // convolve: the filters; scans: A, and as skip D
+                                 // and as skip the slopes by distance; convolve: the filters; scans: A,
+                                 // and as skip D; route: what is added to choose; experts: the first of
+                                 // `count` weights, and a bias of each
   int32_t slot, heads, kv_heads, head_dim, value_dim, window;  // window 0: none
-  int32_t start, block, stride, count;                         // columns and place
-  int32_t group, rotary_dim, interleaved;
+  int32_t start, block, stride, count;  // columns and place; route: count chosen, from `block` of `group`
+                                        // groups, judged by their best `stride`; experts: block chosen,
+                                        // and `stride` from the x of one to that of the next
+  int32_t group, rotary_dim, interleaved;  // route: interleaved says that weights are divided by their sum
   int32_t state, states;         // number of the state; of scans how many a channel has. ssd: kv_heads groups
-  float number, scale, softcap, most;  // number: eps, by, at, the least time step; softcap 0: none
+  float number, scale, softcap, most;  // number: eps, by, at, the least; softcap 0: none
 };
 static_assert(sizeof(Step) == 120, "engine_plan.py writes it");
 

@@ -55,7 +55,9 @@ void Schedule::order(const Plan& plan) {
     } else if (step.op == kAttention) {
       add_attention(plan, i);
     } else if (has_state(step)) {
-      add_scan(plan, i);
+      add_whole(plan, i, Work::kScan);
+    } else if (step.op == kScores || step.op == kExperts) {
+      add_whole(plan, i, Work::kMix);
     } else {
       int32_t level = 0;
       for (int32_t from : {step.x, step.y}) level = std::max(level, ready(from, true));
@@ -140,14 +142,14 @@ void Schedule::add_attention(const Plan& plan, int32_t number) {
   make(step.to, level, false);
 }
 
-// All threads take some channels or heads of all rows.
-void Schedule::add_scan(const Plan& plan, int32_t number) {
+// All threads take some channels, heads or outputs of all rows.
+void Schedule::add_whole(const Plan& plan, int32_t number, Work work) {
   const Step& step = plan.steps[number];
   const int32_t registers[] = {step.x, step.y, step.z, step.c, step.gate};
   int32_t level = 0;
   for (int32_t from : registers) level = std::max(level, ready(from, false));
   for (int32_t from : registers) use(from, level);
-  add(Work::kScan, number, -1, level);
+  add(work, number, -1, level);
   make(step.to, level, false);
 }
 

@@ -9,7 +9,7 @@
 
 namespace engine {
 
-enum class Work { kRows, kPrepare, kMultiply, kAppend, kAttend, kScan };  // as `Spent` has them
+enum class Work { kRows, kPrepare, kMultiply, kMix, kAppend, kAttend, kScan };  // as `Spent` has them
 
 struct Task {
   Work work;
@@ -51,7 +51,7 @@ class Schedule {
   void order(const Plan& plan);
   void add_linear(const Plan& plan, int32_t step);
   void add_attention(const Plan& plan, int32_t step);
-  void add_scan(const Plan& plan, int32_t step);
+  void add_whole(const Plan& plan, int32_t step, Work work);
   void add(Work work, int32_t step, int32_t prepared, int32_t level);
   int32_t ready(int32_t reg, bool by_rows) const;
   void use(int32_t reg, int32_t level);

@@ -177,6 +177,87 @@ void pick(const RowsCall& call, const float* x, float* to) {
   }
 }
 
+// Products of a row with those of a float32 matrix: what a router compares would change with less.
+void scores(const RowsCall& call, const float* x, float* to) {
+  const float *matrix = floats(call, call.step->weight), *bias = floats(call, call.step->bias);
+  for (int64_t n = call.first; n < call.last; ++n) {
+    const float* w = matrix + n * call.x_width;
+    float chains[16] = {};
+    int64_t i = 0;
+    for (; i + 16 <= call.x_width; i += 16)
+      for (int c = 0; c < 16; ++c) chains[c] += x[i + c] * w[i + c];
+    for (int c = 0; i < call.x_width; ++i, ++c) chains[c] += x[i] * w[i];
+    to[n] = total(load_floats(chains)) + (bias ? bias[n] : 0.0f);
+  }
+}
+
+constexpr int64_t kMostExperts = 4096;
+
+// exp(x - the largest) over their sum, or the logistic function of each. `to` has room for whole vectors.
+void shares(int32_t kind, const float* x, int64_t count, float* to) {
+  const int64_t whole = (count + 15) / 16 * 16;
+  std::copy(x, x + count, to);
+  std::fill(to + count, to + whole, -INFINITY);
+  if (kind == kLogistic) {
+    for (int64_t i = 0; i < whole; i += 16) {
+      const Logistic logistic(to + i, 1.0f);
+      for (int c = 0; c < 16; ++c) to[i + c] = logistic.sigmoid(c, to[i + c]);
+    }
+    return;
+  }
+  const float most = *std::max_element(x, x + count);
+  for (int64_t i = 0; i < whole; i += 16) store(to + i, exponentials(plus(load_floats(to + i), all(-most))));
+  float sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += to[i];
+  for (int64_t i = 0; i < count; ++i) to[i] /= sum;
+}
+
+// The place of the largest that is not taken yet; of equal ones, and where none compares, the first.
+int64_t best(const float* x, int64_t count, const bool* taken) {
+  int64_t found = -1;
+  for (int64_t i = 0; i < count; ++i)
+    if (!taken[i] && (found < 0 || x[i] > x[found])) found = i;
+  return found;
+}
+
+// Marks the experts of all groups but those whose best ones sum to the most.
+void leave_groups(const Step& step, const float* choice, int64_t count, bool* taken) {
+  const int64_t groups = step.group, each = count / groups;
+  float sums[kMostExperts];
+  bool kept[kMostExperts] = {};
+  for (int64_t g = 0; g < groups; ++g) {
+    sums[g] = 0;
+    for (int64_t n = 0; n < step.stride; ++n) {
+      const int64_t next = best(choice + g * each, each, taken + g * each);
+      sums[g] += choice[g * each + next];
+      taken[g * each + next] = true;
+    }
+  }
+  for (int64_t n = 0; n < step.block; ++n) kept[best(sums, groups, kept)] = true;
+  for (int64_t i = 0; i < count; ++i) taken[i] = !kept[i / each];
+}
+
+// The experts of a token: `count` weights, then as many numbers of experts.
+void route(const RowsCall& call, const float* x, float* to) {
+  const Step& step = *call.step;
+  const float* bias = floats(call, step.weight);
+  float share[kMostExperts + 16], choice[kMostExperts];
+  bool taken[kMostExperts] = {};
+  const int64_t experts = call.x_width;
+  shares(step.kind, x, experts, share);
+  for (int64_t i = 0; i < experts; ++i) choice[i] = share[i] + (bias ? bias[i] : 0.0f);
+  if (step.group > 1) leave_groups(step, choice, experts, taken);
+  float sum = step.number;
+  for (int64_t n = 0; n < step.count; ++n) {
+    const int64_t next = best(choice, experts, taken);
+    taken[next] = true;
+    to[n] = share[next];
+    to[step.count + n] = static_cast<float>(next);
+    sum += share[next];
+  }
+  for (int64_t n = 0; n < step.count; ++n) to[n] = to[n] / (step.interleaved ? sum : 1.0f) * step.scale;
+}
+
 void pointwise(const RowsCall& call, const float* x, const float* y, float* to) {
   const Step& step = *call.step;
   const int64_t width = call.width;
@@ -193,6 +274,9 @@ void pointwise(const RowsCall& call, const float* x, const float* y, float* to) 
         hyperbolic(inner, inner);
         for (int i = 0; i < 16; ++i) into[i] = number * inner[i];
       });
+      break;
+    case kClip:
+      for (int64_t i = 0; i < width; ++i) to[i] = std::min(std::max(x[i], number), step.most);
       break;
     case kAdd:
     case kAddVector:
@@ -224,6 +308,8 @@ int32_t EFFC_AT_LEVEL(engine_rows)(const EngineRows& call) {
       case kNorm: norm(call, x, to); break;
       case kRotary: rotary(call, x, y, to); break;
       case kColumns: pick(call, x, to); break;
+      case kScores: scores(call, x, to); break;
+      case kRoute: route(call, x, to); break;
       case kPlace: std::copy(x, x + call.x_width, to + step.start); break;
       default: pointwise(call, x, y, to);
     }

@@ -13,6 +13,7 @@ struct RowsCall {
   int64_t x_stride, y_stride, to_stride;
   int64_t x_width, width;  // of x and of `to`
   int64_t from, until;
+  int64_t first, last;  // columns of `to` that a part of the threads computes: scores
   const int64_t *ids, *positions;
 };
 
@@ -34,7 +35,7 @@ constexpr int64_t kPieceFloats = 8 * (kMostHead + 2) + 16;
 // New tokens of a slot into the cache, or one thread's part of the attention of all rows over it.
 struct AttendCall {
   const Step* step;
-  const float *q, *k, *v, *sinks;
+  const float *q, *k, *v, *sinks, *slopes;
   float* to;
   int64_t q_stride, k_stride, v_stride, to_stride;
   const Run* runs;

@@ -112,6 +112,7 @@ void Engine::level(const Turn& turn, int32_t number, int64_t* spent) const {
     const Stopwatch watch(spent, static_cast<Spent>(task.work));
     if (task.work == Work::kRows) rows(turn, steps_[task.step]);
     if (task.work == Work::kPrepare || task.work == Work::kMultiply) linear(turn, task);
+    if (task.work == Work::kMix) mix(turn, steps_[task.step]);
     if (task.work == Work::kAppend || task.work == Work::kAttend) attention(turn, task);
     if (task.work == Work::kScan) scan(turn, steps_[task.step]);
   }
@@ -134,7 +135,7 @@ float* Engine::reg(const Turn& turn, int32_t number, int64_t& stride) const {
   return buffer(turn, view.buffer) + view.column;
 }
 
-void Engine::rows(const Turn& turn, const Step& step) const {
+RowsCall Engine::rows_call(const Turn& turn, const Step& step) const {
   RowsCall call{};
   call.step = &step;
   call.weights = weights_.data();
@@ -145,6 +146,12 @@ void Engine::rows(const Turn& turn, const Step& step) const {
   call.width = widths_[step.to];
   call.ids = turn.batch.ids.data();
   call.positions = turn.batch.positions.data();
+  call.last = call.width;
+  return call;
+}
+
+void Engine::rows(const Turn& turn, const Step& step) const {
+  RowsCall call = rows_call(turn, step);
   const int64_t count = turn.batch.count();
   call.from = turn.schedule.mirrored ? 0 : count * turn.first_part / plan_.threads;
   call.until = turn.schedule.mirrored ? count : count * (turn.last_part + 1) / plan_.threads;
@@ -201,6 +208,7 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.v = reg(turn, step.z, call.v_stride);
   call.to = reg(turn, step.to, call.to_stride);
   call.sinks = step.weight < 0 ? nullptr : reinterpret_cast<const float*>(weights_[step.weight].at);
+  call.slopes = step.skip < 0 ? nullptr : reinterpret_cast<const float*>(weights_[step.skip].at);
   call.runs = turn.batch.runs.data();
   call.run_count = static_cast<int64_t>(turn.batch.runs.size());
   call.rooms = rooms_[step.slot].data();

@@ -1,0 +1,78 @@
+"""One editor's language server: what it has open, and when it is told what."""
+
+import asyncio
+from importlib.metadata import version
+from typing import Any
+
+from lsprotocol import types as lsp
+from pygls.lsp.server import LanguageServer
+
+from .desk import Desk, Reading, path_of
+from .diagnostics import shown
+from .hints import Forecasts
+
+PAUSE = 0.02  # seconds in which another change makes this one's diagnostics void
+
+
+class Server(LanguageServer):
+    """`options` come with `initialize`:
+
+    plan       sound recipes are planned in a process of their own, and hints tell what steps do
+    defaults   hints tell the parameters that calls leave out
+    """
+
+    def __init__(self) -> None:
+        super().__init__("effc", version("effc"), text_document_sync_kind=lsp.TextDocumentSyncKind.Full)
+        self.desk = Desk()
+        self.forecasts = Forecasts(self.planned)
+        self.options: dict[str, Any] = {"plan": True, "defaults": False}
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self, options: Any) -> None:
+        """Take an editor's wishes; the first recipe that is read makes the words known, so that no person waits."""
+        self.loop = asyncio.get_running_loop()
+        if isinstance(options, dict):
+            self.options |= {name: options[name] for name in self.options if isinstance(options.get(name), bool)}
+        warm = path_of("untitled:effc-warm")
+        self.desk.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
+        self.desk.close(warm)
+
+    def planned(self) -> None:
+        """Ask the editor to ask for hints again, where it can; called from another thread."""
+        workspace = self.client_capabilities.workspace
+        if self.loop and workspace and workspace.inlay_hint and workspace.inlay_hint.refresh_support:
+            self.loop.call_soon_threadsafe(self.workspace_inlay_hint_refresh, None)
+
+    def take(self, uri: str) -> None:
+        """The text of a document as the editor has it now."""
+        path = path_of(uri)
+        self.desk.texts[path] = self.workspace.get_text_document(uri).source
+        self.desk.stale.add(path)
+
+    def reading(self, uri: str) -> Reading:
+        path = path_of(uri)
+        if path not in self.desk.texts:
+            self.take(uri)
+        return self.desk.reading(path)
+
+    def tell(self, uri: str) -> None:
+        """Publish what is wrong, and plan what is sound."""
+        reading, document = self.reading(uri), self.workspace.text_documents.get(uri)
+        number = document.version if document else None
+        self.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(uri, shown(reading), number))
+        if self.options["plan"]:
+            self.forecasts.ask(reading, self.desk)
+
+    async def tell_soon(self, uri: str, number: int | None) -> None:
+        """The same, unless the document changes again at once."""
+        await asyncio.sleep(PAUSE)
+        document = self.workspace.text_documents.get(uri)
+        if document is not None and document.version == number:
+            self.tell(uri)
+
+    def tell_all(self) -> None:
+        """Files have changed: whatever is open is read again."""
+        self.desk.forget()
+        for uri in list(self.workspace.text_documents):
+            self.take(uri)
+            self.tell(uri)

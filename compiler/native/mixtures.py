@@ -1,0 +1,251 @@
+"""Mixtures of experts: a router's choice, and what the experts that it chose make of a token.
+
+The experts of a layer are one module, with the weights of all in tensors of three axes. What lies between the two
+layers of an expert is read as the rest of the graph is; how the tensors meet is found by trying.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, permutations, product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..ir import leaves
+from . import linears, routers
+from .layout import Scattered
+from .plan import Entry
+from .values import Chosen, Pending, Rows
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+Layer = tuple[tuple[Tensor, ...], Tensor | None]  # weights, one after another, and a bias
+_ATOL = 1e-4  # of outputs of size one, in float32
+
+
+@dataclass(frozen=True)
+class Experts:
+    """y = down(middle(up(x))) of each expert.
+
+    up           [experts, out, in] each, one after another
+    down         [experts, out, in]
+    middle       the graph between them, of the numbers that `up` makes
+    """
+
+    up: tuple[Tensor, ...]
+    up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    middle: fx.GraphModule
+
+    def __call__(self, x: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
+        up_bias, down_bias = (0 if b is None else b[numbers] for b in (self.up_bias, self.down_bias))
+        inner = self.middle(torch.einsum("ti,tkoi->tko", x, torch.cat(self.up, 1)[numbers]) + up_bias)
+        return ((torch.einsum("tki,tkoi->tko", inner, self.down[numbers]) + down_bias) * weights[..., None]).sum(1)
+
+
+class Mixtures:
+    """The part of a `Reader` that knows routers and experts."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> tuple[Any, ...]:
+        """What a router returns, as far as experts read it."""
+        width = given.index.shape[-1]
+        more = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
+        found = routers.recognise(module, width, more) if len(more) == len([a for a in args if a is not None]) else None
+        if found is None:
+            why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
+            raise self.reader.refuse(node, why)
+        rule, places = found
+        plan, tensors = self.reader.plan, dict((*module.named_parameters(), *module.named_buffers(), *more.items()))
+        vectors = {
+            name: None if key is None else plan.vector(f"{node.target}.{key}", tensors[key])
+            for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
+        }
+        experts = len(tensors[rule.weight])
+        scores = plan.step("scores", experts, x=self._rows(given), weight=vectors["weight"], bias=vectors["bias"])
+        register = plan.step(
+            "route",
+            2 * rule.count,
+            x=scores,
+            kind=rule.kind,
+            bias=vectors["shift"],
+            count=rule.count,
+            groups=rule.groups,
+            kept=rule.kept,
+            judges=rule.judges,
+            normal=rule.normal,
+            eps=1e-20,
+            scale=rule.scale,
+        )
+        parts = {places[0]: "weights", places[1]: "numbers"}
+        return tuple(Chosen(register, rule.count, experts, parts.get(i, "")) for i in range(max(places) + 1))
+
+    def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
+        given = [*args, *kwargs.values()]
+        rows = [value for value in given if isinstance(value, Rows)]
+        parts = {value.part: value for value in given if isinstance(value, Chosen)}
+        if len(rows) != 1 or len(given) != 3 or parts.keys() != {"weights", "numbers"}:
+            raise self.reader.refuse(
+                node, "experts of another form than rows, the numbers of experts and their weights"
+            )
+        choice, x = parts["numbers"], rows[0]
+        order = ["x" if isinstance(value, Rows) else value.part for value in given]
+        found = recognise(module, x.index.shape[-1], choice.experts, order, list(kwargs))
+        if found is None or choice.register != parts["weights"].register:
+            why = f"a {type(module).__name__} computes something else than two layers for each expert"
+            raise self.reader.refuse(node, why)
+        plan, name = self.reader.plan, str(node.target)
+        up = self._step(name + ".up", choice, self._rows(x), (found.up, found.up_bias), summed=False)
+        tokens = plan.layout.tokens
+        inner = self._middle(node, found.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
+        down = self._step(name + ".down", choice, self._rows(inner), ((found.down,), found.down_bias), summed=True)
+        return Rows(plan.layout.rows(down).view(x.index.shape))
+
+    def _rows(self, value: Rows) -> int:
+        """The register of a value that has its tokens in order."""
+        register, lane = self.reader.register(value)
+        if not torch.equal(lane.order, torch.arange(len(lane.order))):
+            raise Scattered
+        return register
+
+    def _step(self, name: str, choice: Chosen, x: int, layer: Layer, *, summed: bool) -> int:
+        plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
+        names = []
+        for expert in range(choice.experts):
+            linear = linears.Stacked(tuple(w[expert] for w in weights))
+            entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
+            names.append(plan.entry(f"{name}.{expert}.weight", entry, linear.key))
+        made = linear.shape[0] * (1 if summed else choice.count)
+        biases = None if bias is None else plan.vector(f"{name}.biases", bias)
+        return plan.step("experts", made, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
+
+    def _middle(self, node: fx.Node, middle: fx.GraphModule, path: str, given: Rows) -> Rows:
+        """What lies between the layers of an expert, step by step."""
+        values: dict[fx.Node, Any] = {}
+        for inner in middle.graph.nodes:
+            if inner.op == "placeholder":
+                values[inner] = given
+                continue
+            args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
+            if inner.op == "output":
+                return args[0]
+            if inner.op == "get_attr":
+                values[inner] = getattr(middle, inner.target)
+            elif inner.op == "call_module":
+                x = args[0]
+                values[inner] = Rows(x.index, Pending(middle.get_submodule(inner.target), (x.pending,)))
+            else:
+                inner.meta = node.meta | inner.meta
+                values[inner] = self.reader.computed(inner, args, kwargs)
+        raise AssertionError(f"the middle of {path} has no output")
+
+
+@torch.no_grad()
+def recognise(module: nn.Module, width: int, experts: int, order: list[str], names: list[str]) -> Experts | None:
+    """What experts compute of rows of `width` numbers, or None.
+
+    order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
+    """
+    picked = torch.tensor([0, experts - 1][:experts])
+    light = _few(module, experts, picked)
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn((3, width), generator=generator), torch.rand((3, len(picked)), generator=generator)
+    sample = {"x": x, "numbers": torch.arange(len(picked)).repeat(3, 1), "weights": weights}
+    values = [sample[name] for name in order]
+    first = len(values) - len(names)
+    try:
+        wanted = light(*values[:first], **dict(zip(names, values[first:], strict=True))).float()
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+        return None
+    for number, found in enumerate(_forms(light, width)):
+        try:
+            ours = found(x, sample["numbers"], weights)
+        except RuntimeError:  # shapes that do not meet
+            continue
+        if ours.shape == wanted.shape and torch.allclose(ours, wanted, rtol=_ATOL, atol=_ATOL):
+            return next(islice(_forms(module, width), number, None))
+    return None
+
+
+def _few(module: nn.Module, experts: int, picked: Tensor) -> nn.Module:
+    """Experts of which a few are there, in float32, without a copy of the others."""
+    light = copy.copy(module)
+    light._parameters = {
+        name: None if p is None else nn.Parameter((p[picked] if len(p) == experts else p).float(), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    for name, value in vars(module).items():
+        if type(value) is int and value == experts and "expert" in name:
+            setattr(light, name, len(picked))
+    return light
+
+
+def _forms(module: nn.Module, width: int) -> Iterator[Experts]:
+    """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
+    held = {name: p.detach() for name, p in module._parameters.items() if p is not None}
+    solid = [p for p in held.values() if p.dim() == 3]
+    flat = [None, *(p for p in held.values() if p.dim() == 2)]
+    for *first, last in permutations(solid):
+        for turned, back in product((False, True), repeat=2):
+            up, down = tuple(w.mT if turned else w for w in first), last.mT if back else last
+            if not up or any(w.shape[2] != width for w in up) or down.shape[1] != width:
+                continue
+            made = sum(w.shape[1] for w in up)
+            for up_bias, down_bias in product(flat, repeat=2):
+                if _fits(up_bias, made) and _fits(down_bias, width):
+                    for middle in _middles(module):
+                        yield Experts(up, up_bias, down, down_bias, middle)
+
+
+def _fits(bias: Tensor | None, width: int) -> bool:
+    return bias is None or bias.shape[1] == width
+
+
+class _Own(nn.Module):
+    """What a module itself does between its layers, where it has a function of its own for it."""
+
+    def __init__(self, own: nn.Module):
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own._apply_gate(x)
+
+
+class _Gated(nn.Module):
+    """The first half by an activation, times the second."""
+
+    def __init__(self, act: nn.Module):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return self.act(first) * second
+
+
+class _Whole(_Gated):
+    """No gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return True
+
+
+def _middles(module: nn.Module) -> Iterator[fx.GraphModule]:
+    acts = [part for part in module.children() if leaves.module_role(part) == "activation"]
+    for root in (*([_Own(module)] if hasattr(module, "_apply_gate") else ()), *map(_Gated, acts), *map(_Whole, acts)):
+        try:
+            yield fx.GraphModule(root, _Tracer().trace(root))
+        except (fx.proxy.TraceError, TypeError, AttributeError):  # it asks for numbers
+            continue

@@ -1,0 +1,160 @@
+"""Routers, recognised by what they compute: which experts a token is given to, and with what weights."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ROWS = 64  # that a router is tried on
+_RTOL = 1e-4  # of weights in float32
+_MOST_GROUPS = 64
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The `count` experts of the largest share, of the groups that are kept, and their shares, scaled.
+
+    weight, bias   names of the router's tensors that make the logits
+    shift          name of what is added to a share to choose by it, and to that alone
+    judges         the best so many of a group are summed to choose groups
+    """
+
+    weight: str
+    bias: str | None
+    shift: str | None
+    kind: str
+    count: int
+    groups: int = 1
+    kept: int = 1
+    judges: int = 1
+    normal: bool = False
+    scale: float = 1.0
+
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self.kind == "softmax" else logits.sigmoid()
+
+    def chosen(self, shares: Tensor, shift: Tensor | None) -> Tensor:
+        """[n, count] numbers of experts, ascending."""
+        scores = shares if shift is None else shares + shift
+        if self.groups > 1:
+            parts = scores.unflatten(-1, (self.groups, -1))
+            best = parts.topk(self.judges, -1).values.sum(-1).topk(self.kept, -1).indices
+            away = torch.ones_like(parts[..., 0], dtype=torch.bool).scatter(-1, best, False)
+            scores = parts.masked_fill(away[..., None], -torch.inf).flatten(-2)
+        return scores.topk(self.count, -1).indices.sort(-1).values
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a router of random numbers made of random rows. `places`: of weights and of numbers in what it returns."""
+
+    tensors: dict[str, Tensor]
+    x: Tensor
+    weights: Tensor
+    numbers: Tensor
+    places: tuple[int, int]
+
+
+@torch.no_grad()
+def recognise(module: nn.Module, width: int, more: dict[str, Tensor]) -> tuple[Routing, tuple[int, int]] | None:
+    """The rule of a router of rows of `width` numbers, and where it returns weights and numbers; or None.
+
+    more   tensors that it is called with, by names of ours
+    """
+    sample = _sample(module, width, more)
+    if sample is None:
+        return None
+    for logits, form in _logits(sample, width):
+        for kind, groups in product(("softmax", "sigmoid"), _groups(module, logits.shape[-1])):
+            for shift in (None, *_vectors(sample, logits.shape[-1])):
+                rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
+                found = _fitted(rule, logits, sample)
+                if found is not None:
+                    return found, sample.places
+    return None
+
+
+def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
+    """The rule with weights as the sample has them, where it chooses the same experts."""
+    if rule.groups > 1 and rule.count > rule.kept * (logits.shape[-1] // rule.groups):
+        return None
+    shares = rule.shares(logits)
+    chosen = rule.chosen(shares, None if rule.shift is None else sample.tensors[rule.shift])
+    theirs, order = sample.numbers.sort(-1)
+    if not torch.equal(chosen, theirs):
+        return None
+    wanted, ours = sample.weights.gather(-1, order), shares.gather(-1, chosen)
+    for normal in (False, True):
+        own = ours / ours.sum(-1, keepdim=True) if normal else ours
+        scale = float((wanted * own).sum() / own.square().sum())
+        if torch.allclose(own * scale, wanted, rtol=_RTOL, atol=1e-6):
+            scale = round(scale, 4) if abs(scale - round(scale, 4)) < 1e-5 else scale
+            return Routing(**{**vars(rule), "normal": normal, "scale": scale})
+    return None
+
+
+def _sample(module: nn.Module, width: int, more: dict[str, Tensor]) -> Sample | None:
+    generator = torch.Generator().manual_seed(0)
+    light = copy.deepcopy(module).float()
+    for part in light.modules():
+        for held in (part._parameters, part._buffers):
+            for name, old in held.items():
+                if old is not None and old.is_floating_point():
+                    new = torch.randn(old.shape, generator=generator) * (width**-0.5 * 2 if old.dim() > 1 else 0.3)
+                    held[name] = nn.Parameter(new, requires_grad=False) if held is part._parameters else new
+    more = {name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in more.items()}
+    tensors = {name: t.detach() for name, t in (*light.named_parameters(), *light.named_buffers(), *more.items())}
+    x = torch.randn((_ROWS, width), generator=generator)
+    try:
+        found = light(x, *more.values())
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
+        return None
+    found = found if isinstance(found, tuple | list) else ()
+    numbers = [i for i, t in enumerate(found) if _is_choice(t) and not t.is_floating_point()]
+    weights = [
+        i
+        for i, t in enumerate(found)
+        if numbers and _is_choice(t) and t.is_floating_point() and t.shape == found[numbers[0]].shape
+    ]
+    if len(numbers) != 1 or not weights:
+        return None
+    places = weights[-1], numbers[0]
+    return Sample(tensors, x, found[places[0]].float(), found[places[1]], places)
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and len(value) == _ROWS
+
+
+def _vectors(sample: Sample, experts: int) -> list[str]:
+    return [name for name, tensor in sample.tensors.items() if tensor.shape == (experts,)]
+
+
+def _logits(sample: Sample, width: int) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
+    for name, weight in sample.tensors.items():
+        if weight.dim() == 2 and weight.shape[1] == width:
+            logits = sample.x @ weight.T
+            for bias in (None, *_vectors(sample, len(weight))):
+                yield logits if bias is None else logits + sample.tensors[bias], (name, bias)
+
+
+def _groups(module: nn.Module, experts: int) -> list[tuple[int, int, int]]:
+    """Groups, how many are kept and how many judge, of the numbers that a router or its config holds."""
+    held = [*vars(module).values(), *vars(getattr(module, "config", None) or object.__new__(_Nothing)).values()]
+    numbers = sorted({n for n in held if type(n) is int and 1 <= n <= _MOST_GROUPS})
+    several = [
+        (groups, kept, judges)
+        for groups in numbers
+        for kept in numbers
+        for judges in (1, 2)
+        if groups > 1 and experts % groups == 0 and kept < groups and judges <= experts // groups
+    ]
+    return [(1, 1, 1), *several]
+
+
+class _Nothing:
+    pass

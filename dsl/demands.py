@@ -1,0 +1,77 @@
+"""What a word's header demands of its arguments together, and of the steps before it."""
+
+from collections.abc import Sequence
+
+from .conditions import meets, named_in
+from .diagnostics import Diagnostic, Fault
+from .pipelines import Line, Stage
+from .recipe import Emit, Invocation
+from .scope import Scope
+from .values import DataRef, handles
+from .vocabulary import Word
+
+unfit_choices = Fault("unfit-choices", "Parameters of a word are given values that can't go together.")
+same_data = Fault(
+    "same-data",
+    "A result is to be judged on the rows that it was made from.\n\nSuch a number is too good: those rows are known.",
+)
+missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
+
+
+def report_demands(line: Line, emits: Sequence[Emit]) -> None:
+    """Report steps and targets whose arguments don't go together, or that lack a step before them."""
+    scope = line.scope
+    for stage in line.stages:
+        if stage.word is None:
+            continue
+        if stage.sound and stage.call:
+            for fault in together(stage.word, stage.call, scope):
+                line.report(stage, fault)
+        if lacking := _lacking(stage.word, line.before(stage.name)[:-1], scope):
+            reason = stage.word.facts["needs"][lacking]
+            line.report(stage, _missing(stage.word, lacking, reason).at(stage.call.span))
+    for emit in emits:
+        word = scope.session.vocabulary.words("target")[emit.call.word]
+        for fault in together(word, emit.call, scope):
+            scope.report(fault)
+        if lacking := _lacking(word, line.before(emit.source), scope):
+            scope.report(_missing(word, lacking, word.facts["needs"][lacking]).at(emit.call.span))
+
+
+def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
+    """The first choice that is unfit, at the parameter named first that the recipe gives; and data used twice."""
+    args, faults = {p.name: p.default for p in word.params} | dict(call.args), []
+    for conditions, (reason, help_) in word.facts.get("unfit", {}).items():
+        if meets(conditions, args):
+            given = next((name for name in named_in(conditions) if name in call.spans), "")
+            faults.append(unfit_choices(reason, call.where(given), help=help_))
+            break
+    data = scope.variant.data
+    for judge, taught in word.facts.get("apart", {}).items():
+        learned = {ref.name: data.get(ref.name, ref) for ref in handles(args[taught], DataRef)}
+        for ref in handles(args[judge], DataRef):
+            twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
+            if twin is not None:
+                said = "has too" if twin == ref.name else f"has as `{twin}`, too"
+                faults.append(
+                    same_data(
+                        f"`{judge}` is of the rows of `{ref.name}`, which `{taught}` {said}",
+                        call.where(judge),
+                        related=((place, f"`{taught}`"),) if (place := call.where(taught)) else (),
+                        help=f"name other rows, or leave `{judge}` out",
+                    )
+                )
+                break
+    return faults
+
+
+def _lacking(word: Word, before: list[Stage], scope: Scope) -> str:
+    """A pass that must have run before this word and has not; "" where all have, or nobody can tell."""
+    if scope.session.broken or any(s.word is None for s in before):
+        return ""
+    done = {s.word.name for s in before if s.word}
+    return next((name for name in word.facts.get("needs", {}) if name not in done), "")
+
+
+def _missing(word: Word, lacking: str, reason: str) -> Diagnostic:
+    return missing_step(f"`{word.name}` needs `{lacking}` before it", note=reason, help=f"add a step `{lacking}(...)`")

@@ -1,0 +1,201 @@
+"""A pass on an architecture: with which arguments, what must hold of the result, and its cell of the matrix."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.origin import Origin
+from effc.compiler.ir.program import Program
+from effc.compiler.measuring import equivalence
+from effc.compiler.words.context import Context, Settings
+from effc.compiler.words.shelf import Shelf
+from effc.dsl.diagnostics import Reject
+from effc.dsl.recipe import Invocation, Recipe
+from effc.dsl.source import Source
+from effc.dsl.values import Bytes, DataRef, MetricRef, Ratio
+from torch import nn
+from transformers import PreTrainedModel
+
+from tests.architectures import table
+
+STEPS = ("prune", "emit", "reload")
+
+
+_SCORE = MetricRef("divergence", (("data", DataRef("rows")),))
+
+
+_SCORED = {"on": None, "search": "racing", "reorder": None, "data": None, "score": None, "repair": True}
+
+
+PASSES = {
+    "prune.blocks": {"remove": 1, "score": _SCORE, "on": None, "unit": "branch", "search": "racing"},
+    "prune.channels": {**_SCORED, "keep": Ratio(0.75, "channels"), "align": 4},
+    "prune.heads": {**_SCORED, "keep": Ratio(0.5, "heads")},
+    "prune.multi": {
+        "remove": Ratio(0.1, "params"),
+        "score": _SCORE,
+        "group": 8,
+        "heads": 1,
+        "on": None,
+        "split": None,
+        "order": ("blocks", "channels", "heads"),
+        "search": "racing",
+        "rank": None,
+        "reorder": None,
+        "repair": None,
+        "data": None,
+        "width_score": None,
+        "clock": MetricRef("decode.p50"),
+        "check": None,
+    },
+    "prune.experts": {"keep": Ratio(0.5, "experts"), "on": None, "data": DataRef("rows")},
+    "clean.dead": {"align": 4},
+    "shed.blocks": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
+    "shed.ssm": {"remove": 1, "score": _SCORE, "on": None, "search": "racing"},
+    "shed.heads": {"keep": Ratio(0.5, "heads"), "on": None, "score": None, "search": "racing", "step": 1, "data": None},
+    "shed.channels": {
+        "keep": Ratio(0.5, "channels"),
+        "on": None,
+        "score": None,
+        "search": "racing",
+        "align": 16,
+        "repair": True,
+        "data": None,
+    },
+    "shed.state": {"keep": Ratio(0.5, "states"), "on": None, "score": None, "search": "racing", "step": 1},
+    "shed.multi": {
+        "remove": Ratio(0.1, "params"),
+        "score": _SCORE,
+        "on": None,
+        "split": None,
+        "search": "racing",
+        "rank": None,
+        "repair": None,
+        "group": 16,
+        "heads": 1,
+        "experts": 1,
+        "states": 4,
+        "data": None,
+        "order": ("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
+        "clock": MetricRef("decode.p50"),
+    },
+}
+
+
+NEEDS = {  # passes for what only some have: where there is none, there is nothing to say
+    "prune.experts": "experts",
+    "shed.blocks": "ssm",
+    "shed.ssm": "ssm",
+    "shed.heads": "ssm_heads",
+    "shed.channels": "ssm_channels",
+    "shed.state": "ssm_state",
+    "shed.multi": "ssm",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`state`: "green", "refused" with the sentence why, "none" where there is nothing to do, or "failed"."""
+
+    state: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return {"green": "ok", "none": "-"}.get(self.state, self.state)
+
+
+GREEN, NONE = Cell("green"), Cell("none")
+
+
+def refusal(reject: Reject) -> Cell:
+    return Cell("refused", "; ".join(d.message for d in reject.diagnostics))
+
+
+def context(model: nn.Module, folder: Path, name: str) -> Context:
+    config = (
+        {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        if hasattr(model, "config")
+        else table.PLAIN_CONFIGS.get(name, {})
+    )
+    origin = Origin(name, config, None, name, lambda: table.model(name), lambda: table.model(name), lambda: None)
+    rows = {"count": 2, "length": 12, "seed": 0}
+    recipe = Recipe(
+        Source("matrix.effspec", "effspec 1\n"), "", {}, {}, {"rows": Invocation("synthetic", rows)}, {}, {}
+    )
+    work = folder / "work"
+    work.mkdir(parents=True)
+    return Context(Settings(folder / "cache", threads=1), recipe, folder, Shelf(), origin, work)
+
+
+def masked(program: Program) -> None:
+    """Make something dead, for `clean.dead` to find: the first items of every group, or else a branch."""
+    skeleton = program.skeleton
+    groups = [g for g in skeleton.groups if g.kind in ("channels", "heads", "kv_heads")]
+    with torch.no_grad():
+        for group in groups:
+            for member in group.members[-group.readers :]:
+                block = group.per_block or group.count
+                few = 4 if group.kind == "channels" and block > 4 else 1  # experts lose four at a time
+                items = [start + i for start in range(0, group.count, block) for i in range(few)]
+                dead = torch.tensor([i for item in items for i in member.indices(item)])
+                program.model.get_parameter(member.tensor).index_fill_(member.axis, dead, 0.0)
+        if not groups and skeleton.branches:
+            for path in skeleton.branches[0].parts:
+                for parameter in program.model.get_submodule(path).parameters():
+                    parameter.zero_()
+
+
+def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell:
+    """The program after a pass, or how it was refused. Asserts that it is smaller and computes what its graphs do."""
+    model = table.model(name)
+    ctx = context(model, folder, name)
+    try:
+        program = capture(model)
+        if word == "clean.dead":
+            masked(program)
+        before, version = sum(p.numel() for p in model.parameters()), program.version
+        ctx.shelf.make("pass", Invocation(word, PASSES[word])).run(program, ctx)
+        if program.version == version:
+            return Cell("refused", f"`{word}` changed nothing")
+    except Reject as reject:
+        return refusal(reject)
+    after = sum(p.numel() for p in model.parameters())
+    shared = any(unit.edited for unit in program.units.values())  # one call less of a block that others call
+    assert after < before or shared, f"{name}: {word} took nothing"
+    for unit in program.units.values():
+        if not unit.edited:
+            unit.bind(model)
+    bound = equivalence.observe(model)
+    for unit in program.units.values():
+        if not unit.edited:
+            unit.unbind(model)
+    assert equivalence.distance(equivalence.observe(model), bound) == 0.0, f"{name}: {word} left graphs that differ"
+    return program, ctx
+
+
+@functools.cache
+def has(name: str, kind: str) -> bool:
+    """Whether a model has such parts, by names of modules: that discovery finds them is what is to be seen."""
+    names = {path.rpartition(".")[2] for path, _ in table.model(name).named_modules()}
+    params = {path.rpartition(".")[2] for path, _ in table.model(name).named_parameters()}
+    scans = "A_log" in params
+    return {
+        "experts": "experts" in names,
+        "ssm": scans,
+        "ssm_heads": scans and "x_proj" not in names,
+        "ssm_channels": scans and "x_proj" in names,
+        "ssm_state": scans,
+    }[kind]
+
+
+def emitted(program: Program, ctx: Context, into: Path) -> Cell:
+    into.mkdir(parents=True)
+    word = "hf" if isinstance(program.model, PreTrainedModel) else "pt2"
+    args = {"path": "x", "form": "auto", "shard": Bytes(5 * 10**9)} if word == "hf" else {"path": "x"}
+    try:
+        ctx.shelf.make("target", Invocation(word, args)).emit(program, into, ctx)
+    except Reject as reject:
+        return refusal(reject)
+    return GREEN
