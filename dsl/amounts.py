@@ -27,7 +27,7 @@ WHOLE = ("params", "weights", "flops", "bytes", "latency")  # bases that the str
 
 def check_amounts(stage: Stage, kind: str, all_: "Things", chosen: "Things", line: Line) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
-    told = _told(stage)
+    told = _amount_of(stage)
     if told is None:
         return
     name, value = told
@@ -93,7 +93,7 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Things
         )
 
 
-def _told(stage: Stage) -> tuple[str, Any] | None:
+def _amount_of(stage: Stage) -> tuple[str, Any] | None:
     """The amount that a step names: (parameter, value)."""
     for name in ("keep", "remove", "sparsity"):
         value = stage.call.args.get(name)
@@ -113,7 +113,7 @@ def _changed_before(stage: Stage, kind: str, line: Line) -> bool:
     return any(
         s.word is None
         or not s.word.facts.get("foreseeable", True)
-        or (s.word.facts.get("acts_on") in same and _told(s))
+        or (s.word.facts.get("acts_on") in same and _amount_of(s))
         for s in line.before(stage.name)[:-1]
     )
 

@@ -136,12 +136,12 @@ class Recipe:
     @property
     def file(self) -> ast.File:
         """The syntax tree, with places in its canonical text. Raises Reject for what no recipe can say."""
-        return through_text(self._made(), _NAME)
+        return through_text(self._file(), _NAME)
 
     def __str__(self) -> str:
         return format_file(self.file)
 
-    def _made(self) -> ast.File:
+    def _file(self) -> ast.File:
         nodes = [n for s in self.statements for n in (s.nodes() if isinstance(s, Pipeline) else [s])]
         doc = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
         return ast.File(_NOWHERE.source, EDITION, doc, tuple(nodes))

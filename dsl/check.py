@@ -10,7 +10,7 @@ from .diagnostics import Diagnostic, Fault, in_order
 from .kinds import report_kinds, report_parts
 from .outcomes import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
-from .params import Given, variant_name, variants
+from .params import Argument, variant_name, variants
 from .pipelines import Line, read_steps, report_unused
 from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .scope import LABELS, Scope, Session, Variant
@@ -93,7 +93,7 @@ def _one_per_place(faults: list[Diagnostic]) -> list[Diagnostic]:
     return list(seen.values())
 
 
-def _variant(file: ast.File, given: dict[str, Given], session: Session) -> tuple[Recipe, list[str]]:
+def _variant(file: ast.File, given: dict[str, Argument], session: Session) -> tuple[Recipe, list[str]]:
     """One recipe, and the models without a skeleton. Faults go to the session."""
     scope = Scope(session, Variant(), arguments=given)
     results: dict[str, _Result] = {}

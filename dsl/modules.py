@@ -116,7 +116,7 @@ def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
     """Arguments of a call to a module's pipeline as values of its params; None where one is wrong."""
     from .calls import unknown_parameter
     from .nearest import suggestion
-    from .params import Given, wanted
+    from .params import Argument, wanted
     from .scope import POISON
     from .typed import typed
 
@@ -137,5 +137,5 @@ def call_given(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
         elif want := wanted(node):
             value = typed(arg.value, replace(want, name=arg.name), scope)
             sound &= value is not POISON
-            out[arg.name] = Given(value, arg.value.span, "call")
+            out[arg.name] = Argument(value, arg.value.span, "call")
     return out if sound else None

@@ -26,7 +26,7 @@ MOST = 64  # variants of one recipe
 
 
 @dataclass(frozen=True)
-class Given:
+class Argument:
     """A value for a param from elsewhere: an override, a matrix or the arguments of a call."""
 
     value: Any
@@ -46,7 +46,7 @@ def declare(node: ast.Param, scope: Scope) -> None:
     bounds = _bounds(node, want, scope)
     given = scope.arguments.get(name)
     if given is None:
-        given = Given(typed(node.default, want, scope), node.default.span, "recipe")
+        given = Argument(typed(node.default, want, scope), node.default.span, "recipe")
     if bounds is POISON or given.value is POISON:
         return
     faults: list[Diagnostic] = []
@@ -97,10 +97,10 @@ def _bounds(node: ast.Param, want: Param, scope: Scope) -> Any:
     return POISON
 
 
-def variants(file: ast.File, session: Session) -> list[dict[str, Given]]:
+def variants(file: ast.File, session: Session) -> list[dict[str, Argument]]:
     """What is given to each variant's params: overrides to all of them, and one point of the matrix."""
     params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
-    fixed: dict[str, Given] = {}
+    fixed: dict[str, Argument] = {}
     for override in session.overrides.by_name.values():
         if (node := params.get(override.name)) is None:
             session.report(
@@ -119,7 +119,7 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Given]]:
                 )
             )
         elif want := wanted(node):
-            fixed[override.name] = _given(override, want, session)
+            fixed[override.name] = _argument(override, want, session)
     axes = _axes(file, params, session)
     free = {name: values for name, values in axes.items() if name not in fixed}
     size = 1
@@ -138,12 +138,12 @@ def variants(file: ast.File, session: Session) -> list[dict[str, Given]]:
     return [fixed | dict(zip(free, point, strict=True)) for point in product(*free.values())]
 
 
-def variant_name(given: dict[str, Given]) -> str:
+def variant_name(given: dict[str, Argument]) -> str:
     """`keep=80%,align=32`: the params that the matrix sets."""
     return ",".join(f"{name}={plain(g.value)}" for name, g in given.items() if g.origin == "matrix")
 
 
-def _given(override: Override, want: Param, session: Session) -> Given:
+def _argument(override: Override, want: Param, session: Session) -> Argument:
     """An override with its type; its faults are those of the command line."""
     apart = replace(session, faults=[])
     expr = override.value
@@ -152,12 +152,12 @@ def _given(override: Override, want: Param, session: Session) -> Given:
     value = typed(expr, want, Scope(apart, Variant()))
     for fault in apart.faults:
         session.report(replace(fault, fault=unfit_override, fix=None))
-    return Given(value, expr.span, override.origin, usage=True)
+    return Argument(value, expr.span, override.origin, usage=True)
 
 
-def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dict[str, list[Given]]:
+def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dict[str, list[Argument]]:
     """The values that the matrix gives to each param."""
-    axes: dict[str, list[Given]] = {}
+    axes: dict[str, list[Argument]] = {}
     scope = Scope(session, Variant())
     for entry in (e for s in file.statements if isinstance(s, ast.Matrix) for e in s.entries):
         name, node = entry.name.path, params.get(entry.name.path)
@@ -191,5 +191,5 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
             session.report(bad_matrix(f"`{name}` {said}", entry.span, help=f"write `{name}: [...]` once"))
         elif want := wanted(node):
             values = [(typed(i, want, scope), i.span) for i in entry.value.items]
-            axes[name] = [Given(v, span, "matrix") for v, span in values if v is not POISON]
+            axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
     return {name: values for name, values in axes.items() if values}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from typing import Literal
+from unicodedata import category
 
 from .diagnostics import Diagnostic, in_order
 from .excerpt import Excerpt
@@ -11,6 +12,7 @@ from .source import Span
 Format = Literal["text", "json", "github"]
 SCHEMA = 1
 
+_UNSEEN = "\N{REPLACEMENT CHARACTER}"
 _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "gutter": "1;34", "bold": "1"}
 
 
@@ -32,13 +34,13 @@ def _text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(what: str, text: str) -> str:
         return f"\x1b[{_COLORS[what]}m{text}\x1b[0m" if color and text else text
 
-    severity, message = diagnostic.severity, _visible(diagnostic.message)
+    severity, message = diagnostic.severity, visible(diagnostic.message)
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
         lines += _places(diagnostic, diagnostic.span, paint)
     for kind, said in (("note", diagnostic.note), ("help", diagnostic.help)):
         if said:
-            first, *more = _visible(said).split("\n")
+            first, *more = visible(said).split("\n")
             lines += [f"{paint(kind, kind)}: {first}", *(f"      {line}" for line in more)]
     return "\n".join(lines)
 
@@ -52,16 +54,18 @@ def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     for arrow, (name, spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
-        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {_visible(name)}:{line}:{column}")
+        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(name)}:{line}:{column}")
         for gutter, text, mark in excerpt.rows():
             tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
             lines.append((paint("gutter", gutter) + (paint(tint, text) if tint else text)).rstrip())
     return lines
 
 
-def _visible(text: str) -> str:
-    """Without control characters, which could drive a terminal."""
-    return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def visible(text: str) -> str:
+    """Without control characters, which could drive a terminal or turn the order of its letters; spaces stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() or category(c) == "Zs" else _UNSEEN for c in text)
 
 
 # JSON

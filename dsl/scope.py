@@ -98,7 +98,7 @@ class Scope:
     prefix     put before names that enter the recipe: "mine." in a module
     instance   the step that a module's pipeline is called by, "" outside of one
     later      names that lines further down declare
-    arguments  param -> params.Given: overrides, a point of the matrix, arguments of a call
+    arguments  param -> params.Argument: overrides, a point of the matrix, arguments of a call
     """
 
     session: Session

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .amounts import check_amounts
 from .diagnostics import Fault, Fix
+from .inputs import check_inputs
 from .literals import inside
 from .nearest import nearest
 from .pipelines import Line, Stage
@@ -86,6 +87,7 @@ def check_line(line: Line, skeleton: Skeleton) -> None:
                 continue
         if stage.sound:
             check_amounts(stage, things.kind, things, things.selected(on), line)
+            check_inputs(stage, things.selected(on), skeleton, line)
 
 
 def _says_what_it_selects(stage: Stage) -> bool:

@@ -70,6 +70,7 @@ DATA = {
     "heldout": 'text("dev.txt", samples: 2, length: 64)',
     "reviews": 'labels("reviews.jsonl", classes: ["negative", "positive"], length: 64)',
     "train": 'pairs("arc.json", prompt: "instruction", answer: "output", length: 64)',
+    "questions": 'texts("questions.jsonl", fields: ["question", "answer"], length: 64)',
     "arc": 'choices("arc.jsonl", options: "choices", answer: "answerKey", length: 256)',
 }
 
@@ -159,6 +160,7 @@ def _records(folder: Path) -> None:
     }
     (folder / "arc.jsonl").write_text((json.dumps(question) + "\n") * 12)
     sample = [{"question": f"What is round, {n}?", "answer": f"wheel {n}"} for n in range(6)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample))
     (folder / "kb.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample))
     pair = {"instruction": "What is round?", "output": "a wheel"}
     (folder / "arc.json").write_text(json.dumps([pair] * 12))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from effc.compiler import api
 from effc.compiler.discovery.structure import find_skeleton
-from effc.compiler.opened import origin_of
+from effc.compiler.models import origin_of
 from effc.compiler.sources.zoo import zoo
 from effc.compiler.words.library import shipped
 from effc.dsl import ast

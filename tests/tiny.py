@@ -92,12 +92,13 @@ _WIDER = {
     "rwkv": {**_COMMON, "attention_hidden_size": 64, "intermediate_size": 96},
     "bert": {**_COMMON, "intermediate_size": 96},
 }
+_UNTRIED = {"doge": _GATED}  # no pass promises anything of it
 WIDER = tuple(_WIDER)  # captured, too; the passes promise less of them
 
 
 def config(name: str, **changes):
-    """The config of one of `NAMES` or `WIDER`, with some values changed."""
-    return AutoConfig.for_model(name, **{**(_CONFIGS | _WIDER)[name], **changes})
+    """The config of one of `NAMES`, `WIDER` or what is untried, with some values changed."""
+    return AutoConfig.for_model(name, **{**(_CONFIGS | _WIDER | _UNTRIED)[name], **changes})
 
 
 def blank(name: str, **changes) -> torch.nn.Module:

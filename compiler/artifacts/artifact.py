@@ -66,7 +66,7 @@ def check_free(into: Path, force: bool) -> None:
     if not os.path.lexists(into):
         return
     if not force:
-        raise Reject(_taken(into))
+        raise Reject(_output_exists(into))
     if not (into / NAME).is_file() and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
         raise Reject(
             output_exists(
@@ -81,7 +81,7 @@ def _shown(folder: Path, into: Path) -> Path:
     return next((p for p in into.parents if p.absolute() == folder), folder)
 
 
-def _taken(into: Path) -> Diagnostic:
+def _output_exists(into: Path) -> Diagnostic:
     return output_exists(f"{into} exists", help="name another folder, or pass --force to replace it")
 
 
@@ -108,7 +108,7 @@ def _place(draft: Path, into: Path, force: bool) -> None:
     old = draft.with_name(draft.name + ".old")
     if os.path.lexists(into):
         if not force:  # came to be while we built
-            raise Reject(_taken(into))
+            raise Reject(_output_exists(into))
         _exchange(draft, into, old)
     else:
         os.rename(draft, into)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..checkpoints.folder import TOKENIZER_FILES
 from ..ir.program import Program
+from ..rows.states import MODULES, module_paths
 from ..words.context import Context
 
 # Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
@@ -18,6 +19,9 @@ _COMPANIONS = (
     "LICENSE.md",
     "NOTICE",
 )
+# Of a folder of sentence-transformers: what it says, and what becomes of the transformer's states.
+_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_MODULE_FILES = ("config.json", "model.safetensors")
 
 
 def companions(program: Program, folder: Path, ctx: Context) -> None:
@@ -26,6 +30,8 @@ def companions(program: Program, folder: Path, ctx: Context) -> None:
     found = [f for f in (origin.folder / n for n in _COMPANIONS) if f.is_file()] if origin.folder else []
     for file in found:
         shutil.copyfile(file, folder / file.name)
+    if origin.folder:
+        _sentence_modules(origin.folder, folder)
     templates = origin.folder / "additional_chat_templates" if origin.folder else None
     if templates and templates.is_dir():
         shutil.copytree(templates, folder / templates.name)
@@ -33,3 +39,17 @@ def companions(program: Program, folder: Path, ctx: Context) -> None:
         tokenizer.save_pretrained(folder)
     if not (folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config.save_pretrained(folder)
+
+
+def _sentence_modules(origin: Path, folder: Path) -> None:
+    """What makes a folder one of sentence-transformers, byte for byte; the transformer itself lies in the folder."""
+    if not (origin / MODULES).is_file():
+        return
+    for name in _SENTENCES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+    for path in module_paths(origin):
+        for name in _MODULE_FILES:
+            if (origin / path / name).is_file():
+                (folder / path).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(origin / path / name, folder / path / name)

@@ -32,7 +32,7 @@ from ...dsl.skeleton import Branch, Group, Scan, Skeleton
 from ..capture.capture import capture
 from ..checkpoints.tensors import Piece
 from ..discovery.bypass import staying
-from ..discovery.mixers.opening import opened
+from ..discovery.mixers.graphs import mixer_graphs
 from ..discovery.mixers.scanless import scanless, skip_of
 from ..editing.rewrite import Rewriter
 from ..editing.scans import drop_scan
@@ -338,7 +338,7 @@ def _lost_scans(now: Skeleton, stock: Skeleton) -> list[Scan]:
 
 def _place_identity(plan: Padding, stock: Program, scan: Scan, ours: Shapes) -> None:
     """Where the rows of a mixer without its scan lie in a whole one, and what fills the rest."""
-    found, mixer = opened(stock)[scan.site], stock.model.get_submodule(scan.site)
+    found, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
     skip, less = skip_of(found), scanless(found, mixer)
     if skip is None:
         plan.why.append(f"{scan.site} has no skip that could hand its input on")

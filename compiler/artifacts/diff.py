@@ -46,7 +46,7 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            lines.append(f"  {row.what:<{width}}  {_said(row, row.a)} -> {_said(row, row.b)}{_ratio(row)}")
+            lines.append(f"  {row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
         return "\n".join(lines).lstrip("\n") + "\n"
@@ -132,7 +132,7 @@ def _product(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _said(row: Row, value: Any) -> str:
+def _text(row: Row, value: Any) -> str:
     if value is None:
         return "none"
     if row.part == "measure":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
-from ..store.regular import MANIFEST, check_regular, odd_file, read_json
+from ..store.regular import MANIFEST, MISFIT, check_regular, odd_file, read_json
 from .manifest_form import check_form, is_profile
 
 FORMAT = 1
@@ -219,19 +219,27 @@ def read_manifest(path: Path) -> Manifest:
     measured = _read(path / MEASURES) if (path / MEASURES).is_file() else None
     try:
         return Manifest.from_json(data, measured)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFIT as error:
         raise Reject(
             artifact_broken(f"{path / NAME} lacks a field or has one of another form: {error}", help=_AGAIN)
         ) from error
+
+
+def _way_up(folder: Path) -> str:
+    """What to name instead of a folder without a manifest: it may lie inside an artifact."""
+    around = next((f for f in list(folder.parents)[:2] if (f / NAME).is_file()), None)
+    if around is None or not folder.is_dir():
+        return "name the folder that `effc compile` wrote"
+    if folder.parent != around:
+        return f"it is a point of {around}: name that, or take it out with `effc pick {around} --point {folder.name}`"
+    return f"it lies in the artifact {around}: name that"
 
 
 def _read(file: Path) -> Any:
     try:
         data = read_json(file, MANIFEST, file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Reject(
-            no_artifact(f"{file.parent} has no {file.name}", help="name the folder that `effc compile` wrote")
-        ) from error
+        raise Reject(no_artifact(f"{file.parent} has no {file.name}", help=_way_up(file.parent))) from error
     except OSError as error:
         raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import MISFIT
 from .sealed import attach, not_sealed
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None"
     edits = Edits.from_json(record["edits"])
     try:
         replay(model, edits)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFIT as error:
         raise Reject(
             not_sealed(
                 f"{folder / 'config.json'} has edits that this effc can't replay: {error}",

@@ -185,7 +185,7 @@ def written(
     """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
     moved = {unit: original(unit, kept) for unit in after.units}
-    layers, gone = layers_of(before), _gone(before, after, moved)
+    layers, gone = layers_of(before), _lost_branches(before, after, moved)
     for kind, number in _in_order(gone, before, set(before.units) - set(moved.values()), removed):
         config[f"pruned_{kind}_idx"].append(number)
     _check_query_heads(profile(before), profile(after, kept))
@@ -201,7 +201,7 @@ def written(
     return config
 
 
-def _gone(before: Skeleton, after: Skeleton, moved: Mapping[str, str]) -> list[tuple[str, int]]:
+def _lost_branches(before: Skeleton, after: Skeleton, moved: Mapping[str, str]) -> list[tuple[str, int]]:
     """(kind, number of the layer) of branches that are no longer there, layer by layer."""
     left: dict[str, Counter[str]] = {unit: Counter() for unit in before.units}
     for branch in after.branches:

@@ -17,7 +17,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ..machine.environment import check_modules
 from ..store.cache import write_whole
-from ..store.regular import CONFIG, read_json, read_regular
+from ..store.regular import CONFIG, MISFIT, read_json, read_regular
 from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 
 FORMAT = 1
@@ -135,7 +135,7 @@ def signatures(path: Path) -> list[Signature]:
         if body["format"] != FORMAT or len(body["signatures"]) > _MOST:
             raise ValueError(f"format {FORMAT} has at most {_MOST} signatures")
         return [_signature(**entry) for entry in body["signatures"]]
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, *MISFIT) as error:
         raise Reject(unsigned(f"{file} holds no signatures: {error}", help="fetch it again")) from error
 
 

@@ -42,7 +42,7 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
         return config, uneven
     untouched = {path: own_numbers(module, None) for path, module in before.named_modules()}
     wrong = differences(model, config, untouched)
-    said = _said(model, config)
+    said = _agreement(model, config)
     changes: Any = said
     while wrong and changes is not None:
         found = _changed(config, changes)
@@ -184,7 +184,7 @@ def numbers(owner: Any) -> dict[str, int | float]:
     }
 
 
-def _said(model: nn.Module, config: Any) -> dict[str, Any]:
+def _agreement(model: nn.Module, config: Any) -> dict[str, Any]:
     """Config values that the modules agree on, though the root config says otherwise."""
     heard: dict[str, set[Any]] = {}
     for module in model.modules():

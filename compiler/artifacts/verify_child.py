@@ -33,6 +33,8 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     if "pixels" in inputs:
         return {"outputs of a batch": first_output(model(pixel_values=inputs["pixels"]))}
     ids, mask = inputs["ids"], inputs["mask"]
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        return probe_two_sides(model, ids, mask, steps)
     found = {
         "logits of a batch": first_output(model(input_ids=ids)),
         "logits of a left-padded batch": first_output(
@@ -47,6 +49,23 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
             logits = torch.stack(made.logits, 1).float()
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
             found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1] :].clone()
+    return found
+
+
+def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """The same of an encoder with a decoder: the rows are what is read, and, backwards, what is said."""
+    said = ids.flip(1)[:, : LENGTH // 2]
+    found = {
+        "logits of a batch": first_output(model(input_ids=ids, decoder_input_ids=said)),
+        "logits of a left-padded batch": first_output(
+            model(input_ids=ids, attention_mask=mask, decoder_input_ids=said)
+        ),
+    }
+    if getattr(model, "can_generate", bool)() and steps:
+        for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
+            made = generate(model, ids, given, steps)
+            found[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(made.logits, 1).float()
+            found[f"greedy tokens{name}"] = made.sequences[:, -steps:].clone()
     return found
 
 

@@ -19,6 +19,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..ir.leaves import is_modeling
 from ..ir.unit import argument_names
 from ..rows.forward import without_dropout
+from ..rows.inputs import has_two_sides
 from .draws import Drawn, NoDraws
 from .sample import knows_inputs, prepared, sample
 from .signature import call_signature, module_signature
@@ -86,7 +87,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], places: dict[str, nn.Mod
     def hook(path: str):
         def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             counts[path] = counts.get(path, 0) + 1
-            given = _given(layer, args, kwargs)
+            given = _arguments(layer, args, kwargs)
             if counts[path] > 1 or not (path == "" or any(map(_is_stream, given.values()))):
                 return
             calls.order.append(path)
@@ -212,7 +213,7 @@ def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> 
     whole = {
         name: value
         for name, value in sample(model, padding=0).items()
-        if name not in ("attention_mask", "position_ids")
+        if name not in ("attention_mask", "position_ids", "decoder_attention_mask")
     }
     return _calls(model, whole, paths)
 
@@ -231,6 +232,10 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
     if not left:
         return {}
     batch, length = inputs["input_ids"].shape
+    if "decoder_input_ids" in inputs:
+        more = sample(model, batch, length + 1)
+        step = {"decoder_input_ids": more["decoder_input_ids"][:, -1:]}
+        return _calls(model, inputs | {"decoder_attention_mask": more["decoder_attention_mask"]} | step | left, paths)
     step = sample(model, batch, length + 1)
     step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
     return _calls(model, step | left, paths)
@@ -258,7 +263,7 @@ def _calls(
             if len(found) == len(paths):
                 raise _Enough
             if path in paths and path not in found:
-                given = _given(layer, args, kwargs)
+                given = _arguments(layer, args, kwargs)
                 found[path] = split(given)
                 if caches is not None:
                     caches.extend(value for value in given.values() if isinstance(value, Cache))
@@ -290,12 +295,12 @@ def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
     if not isinstance(model, PreTrainedModel) or "cache" in inputs or "cache" not in argument_names(type(model)):
         return {}
-    if getattr(model.config, "is_decoder", True):
+    if getattr(model.config, "is_decoder", True) or has_two_sides(model):
         return {}
     return {"cache": DynamicCache(config=model.config)}
 
 
-def _given(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _arguments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(argument_names(type(layer)), args, strict=False)) | kwargs
 
 

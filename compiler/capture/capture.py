@@ -7,14 +7,14 @@ without such layers is one unit itself.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 from torch import fx, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ...dsl.diagnostics import Reject
 from ..ir.edits import is_below
@@ -22,7 +22,8 @@ from ..ir.graphs import name_of
 from ..ir.program import Program
 from ..ir.surgery import own_config
 from ..ir.unit import Unit, argument_names, code_key
-from ..rows.forward import without_dropout
+from ..rows.forward import main_output, without_dropout
+from ..rows.inputs import has_two_sides
 from .calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
 from .dropout import adopt, drops
 from .refresh import describe_again
@@ -252,15 +253,14 @@ def capture_flat(program: Program) -> Unit:
         if node.op == "placeholder"
     )
     if cached and "cache" in argument_names(type(model)):
-        call.free["cache"] = DynamicCache(config=model.config)
+        call.free["cache"] = _cache(model)
     with without_dropout(model), prepared(model):
         # What is opaque in a unit is so here: finding it again would take a trace for each.
-        return _traced(model, "", [call], program.opaque, pick=_main_output).unit(program, "")
+        return _traced(model, "", [call], program.opaque, pick=main_output).unit(program, "")
 
 
-def _main_output(result: Any) -> Any:
-    if isinstance(result, (tuple, list)):
-        return result[0]
-    if not isinstance(result, Mapping):
-        return result
-    return next(result[name] for name in ("logits", "last_hidden_state", *result) if name in result)
+def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
+    config = model.config.get_text_config(decoder=True)
+    if not has_two_sides(model):
+        return DynamicCache(config=model.config)
+    return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

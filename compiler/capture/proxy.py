@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from ..ir import leaves
 
 _COMPARISONS = ("eq", "ne", "lt", "gt", "le", "ge")
 _SYMBOLIC = ("shape", "device")  # properties that stay reads of the running value
+_HALVES = ("is_updated", "self_attention_cache", "cross_attention_cache")
 _TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "data", "real", "imag")
 
 
@@ -34,6 +37,8 @@ class Value(fx.Proxy):
         held = self.held
         if isinstance(held, torch.Tensor) and name in _SYMBOLIC + _TENSOR_PROPERTIES:
             return self.read(name)
+        if isinstance(held, EncoderDecoderCache) and name in _HALVES:
+            return Never() if name == "is_updated" else Half(self, crossed=name == "cross_attention_cache")
         found = getattr(held, name)  # an AttributeError here is what the running model would raise
         if isinstance(held, Cache) and callable(found):
             return self.tracer.cache_method(self, name)
@@ -120,6 +125,30 @@ def _comparison(name: str) -> None:
 
 for _name in _COMPARISONS:
     _comparison(_name)
+
+
+class Half:
+    """One of the two caches of a decoder behind an encoder: its own, or of what the encoder gave."""
+
+    def __init__(self, owner: Value, crossed: bool):
+        self.owner, self.crossed = owner, crossed
+
+    def update(self, k: Any, v: Any, layer_idx: Any, *_: Any, **__: Any) -> Any:
+        return (leaves.cross_update if self.crossed else leaves.cache_update)(self.owner, k, v, layer_idx)
+
+    def get_seq_length(self, *args: Any) -> Any:
+        assert not self.crossed, "how long what the encoder gave is, is read off its states"
+        return leaves.cache_length(self.owner, *args)
+
+
+class Never(dict[Any, Any]):
+    """Which layers keep what the encoder gave, to a trace: none, so that it sees how that is made."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return False
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """`leaves.cross_update` does it when the graph runs."""
 
 
 class Method:

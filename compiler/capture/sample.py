@@ -43,7 +43,17 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     inputs = tokens(config.vocab_size, batch, length, padding, device)
     if "use_cache" in names:
         inputs["use_cache"] = True
+    if "decoder_input_ids" in names:
+        inputs |= spoken(inputs["input_ids"])
     return {name: value for name, value in inputs.items() if name in names}
+
+
+def spoken(ids: Tensor) -> dict[str, Tensor]:
+    """What a decoder is given beside sources: as many rows, shorter than they are, one of them with a mask."""
+    target = ids.flip(1)[:, : max(1, ids.shape[1] - 2)]
+    mask = torch.ones_like(target)
+    mask[1:, :1] = 0
+    return {"decoder_input_ids": target, "decoder_attention_mask": mask}
 
 
 def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
@@ -54,13 +64,6 @@ def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
             unknown_inputs(
                 f"{name} takes `{main}`, and effc makes token ids and images only",
                 help="wrap it in a module of your own that has `dummy_inputs`",
-            )
-        )
-    if model.config.is_encoder_decoder:
-        raise Reject(
-            unknown_inputs(
-                f"{name} is an encoder with a decoder, which take a sequence each",
-                help="take its encoder alone, or wrap it in a module that has `dummy_inputs`",
             )
         )
 

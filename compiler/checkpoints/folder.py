@@ -15,7 +15,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import breakage
 from ..store.cache import digest
 from ..store.hashes import file_hash, files_hash
-from ..store.regular import CONFIG, MANIFEST, TOKENIZER, check_regular, read_json
+from ..store.regular import CONFIG, MANIFEST, MISFIT, TOKENIZER, check_regular, read_json
 from ..words.context import Settings
 from .bounds import bad_config, check_numbers
 from .origin import Origin
@@ -208,7 +208,7 @@ def _sharded(folder: Path, label: str) -> Weights:
     try:
         places = read_json(index, MANIFEST)["weight_map"]
         names = sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except MISFIT as error:
         raise Reject(
             damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
         ) from error

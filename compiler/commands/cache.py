@@ -84,10 +84,10 @@ def _care(group: typer.Typer) -> None:
             bad = bool(wrong) and not delete
             shared.screen.answer_json("cache verify", "error" if bad else "ok", damaged=files)
             return EXITS["environment"] if bad else 0
-        return _told(shared, wrong, delete, len(cache.entries()))
+        return _answer(shared, wrong, delete, len(cache.entries()))
 
 
-def _told(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
+def _answer(shared: Shared, wrong: list, deleted: bool, steps: int) -> int:
     from ..report.quantity import counted
 
     if wrong and not deleted:

@@ -68,7 +68,7 @@ def tell(found: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> 
     if screen.format != "text" or shared.quiet:
         return
     for row in rows:
-        screen.answer(screen.styled("ok", "green") + f": {'' if bare else row['path'] + ': '}{said(row)}")
+        screen.answer(screen.styled("ok", "green") + f": {'' if bare else row['path'] + ': '}{sizes_line(row)}")
 
 
 def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
     ]
 
 
-def said(row: dict[str, Any]) -> str:
+def sizes_line(row: dict[str, Any]) -> str:
     """`lean: 3 steps, 2 artifacts, 2 bounds, 3 variants`."""
     from ..report.quantity import counted
 

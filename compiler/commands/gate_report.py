@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 FAILS = ("missed", "undecided", "worse")
 
 
-def said(outcome: "Outcome") -> str:
+def value_text(outcome: "Outcome") -> str:
     """The value, and the original's: `5.1 against 4.3`."""
     from ..report.quantity import measured
 
@@ -47,10 +47,10 @@ def markdown(results: "Sequence[Tested]") -> str:
     for r in results:
         lines += [f"### {r.pipeline} (`{r.path}`)", "", "| bound | measured | limit | |", "|---|---|---|---|"]
         for o in r.outcomes:
-            lines.append(f"| `{bound_text(o.bound)}` | {said(o)} | {o.limit} | {_mark(o.state)} |")
+            lines.append(f"| `{bound_text(o.bound)}` | {value_text(o)} | {o.limit} | {_mark(o.state)} |")
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
-            lines += [f"| `{d.metric}` | {d.said()} | {at_worst(d)} | {_mark(d.state)} |" for d in r.drifts]
+            lines += [f"| `{d.metric}` | {d.text()} | {at_worst(d)} | {_mark(d.state)} |" for d in r.drifts]
         lines.append("")
     return "\n".join(lines).rstrip("\n")
 
@@ -100,7 +100,7 @@ def _bound_case(suite: Any, o: "Outcome", r: "Tested") -> None:
 
     case = _case(suite, bound_text(o.bound), o.bound.span, r)
     if o.state == "missed":
-        xml.SubElement(case, "failure", message=f"{said(o)}, limit {o.limit}").text = str(r.path)
+        xml.SubElement(case, "failure", message=f"{value_text(o)}, limit {o.limit}").text = str(r.path)
     elif o.state == "undecided":
         xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
     elif o.state == "skipped":
@@ -112,6 +112,6 @@ def _drift_case(suite: Any, d: "Drift", r: "Tested") -> None:
 
     case = _case(suite, f"{d.metric}, baseline", d.span, r)
     if d.state in FAILS:
-        xml.SubElement(case, "failure", message=f"{d.state}: {d.said()}, at worst {at_worst(d)}").text = str(r.path)
+        xml.SubElement(case, "failure", message=f"{d.state}: {d.text()}, at worst {at_worst(d)}").text = str(r.path)
     elif d.state == "elsewhere":
         xml.SubElement(case, "skipped", message="a time of another machine")

@@ -22,7 +22,7 @@ def ask(
     drawn: Mapping[str, Any],
 ) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
-    from ..opened import computing
+    from ..models import computing
     from ..rttc.generation import Settings
     from .services import guided
 

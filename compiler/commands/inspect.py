@@ -100,7 +100,7 @@ def _need_two(place: str, names: list[str]) -> None:
 def _picture(place: str) -> "Picture | None":
     """What an artifact's target draws of it, where it does."""
     from ..artifacts.load import locate, target_of
-    from ..opened import is_artifact
+    from ..models import is_artifact
 
     path = Path(place)
     if not (path.is_dir() and is_artifact(path)):
@@ -138,7 +138,7 @@ def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
 def _draw_profile(place: str, shared: Shared) -> None:
     """What an artifact lost, layer by layer, where it lost anything."""
     from ..artifacts.manifest import read_manifest
-    from ..opened import is_artifact
+    from ..models import is_artifact
     from ..planning.profile import draw
 
     if Path(place).is_dir() and is_artifact(Path(place)):
@@ -150,7 +150,7 @@ def _draw_profile(place: str, shared: Shared) -> None:
 def _skeletons(place: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
     from ..discovery.structure import skeleton_of
-    from ..opened import is_artifact, origin_of
+    from ..models import is_artifact, origin_of
 
     path = Path(place)
     if path.is_file() and path.suffix == ".effspec":
@@ -174,7 +174,7 @@ def _programs(place: str, shared: Shared) -> Any:
 
 def _program(place: str, shared: Shared) -> Any:
     """The captured program; an artifact is loaded, since its shapes are its own."""
-    from ..opened import is_artifact, origin_of
+    from ..models import is_artifact, origin_of
 
     if Path(place).is_dir() and is_artifact(Path(place)):
         from ..artifacts.load import load

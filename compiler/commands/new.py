@@ -133,7 +133,7 @@ def source_call(model: str, beside: Path) -> str:
         return f'hf("{_near(Path(model), beside)}")'
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return f'hf("{model}")'
-    from ..opened import nowhere
+    from ..models import nowhere
 
     raise Reject(nowhere(model))
 

@@ -43,27 +43,27 @@ def register(app: typer.Typer) -> None:
     def add(shared: Shared, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Add a recipe package: copy it, and pin it in effspec.lock by the hash of its tree."""
         if source:
-            return _told("add", [_pinned(source, project, shared)], shared)
-        return _told("add", [_fetched(name, facts, project, shared) for name, facts in _locked(project, "")], shared)
+            return _answer("add", [_pinned(source, project, shared)], shared)
+        return _answer("add", [_fetched(name, facts, project, shared) for name, facts in _locked(project, "")], shared)
 
     @verb(app, shows=("cache", "machine"))
     def update(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Take what the sources of packages hold now, and pin that."""
-        _told("update", [_pinned(facts["source"], project, shared) for _, facts in _locked(project, name)], shared)
+        _answer("update", [_pinned(facts["source"], project, shared) for _, facts in _locked(project, name)], shared)
 
     @verb(app, shows=("cache",))
     def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Copy packages beside the recipes, so that a clone of the project has them."""
-        from ..words.packages import VENDORED, copied, found, opened
+        from ..words.packages import VENDORED, copied, folder_of, package_in
 
         done = []
         for called, facts in _locked(project, name):
-            package = opened(found(called, facts, project, shared.cache_folder))
+            package = package_in(folder_of(called, facts, project, shared.cache_folder))
             into = project / VENDORED / called
             into.parent.mkdir(parents=True, exist_ok=True)
             copied(package, into)
             done.append(package)
-        _told("vendor", done, shared)
+        _answer("vendor", done, shared)
 
 
 def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
@@ -79,10 +79,10 @@ def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
 def _pinned(source: str, project: Path, shared: Shared) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ..words import lockfile
-    from ..words.packages import copied, kept, opened
+    from ..words.packages import copied, kept, package_in
 
     with _folder(source, shared) as (folder, commit):
-        package = opened(folder)
+        package = package_in(folder)
         into = kept(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copied(package, into)
@@ -95,17 +95,17 @@ def _pinned(source: str, project: Path, shared: Shared) -> "Package":
 
 def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
     """A package as the lock pins it, fetched where this machine lacks it."""
-    from ..words.packages import copied, found, kept, opened, package_edited, package_gone
+    from ..words.packages import copied, folder_of, kept, package_edited, package_gone, package_in
 
     try:
-        return opened(found(name, facts, project, shared.cache_folder))
+        return package_in(folder_of(name, facts, project, shared.cache_folder))
     except Reject as refused:
         if any(d.fault not in (package_gone, package_edited) for d in refused.diagnostics):
             raise
     plain, commit = facts.get("source", ""), facts.get("commit", "")
     source = f"{plain.rpartition('@')[0] or plain}@{commit}" if commit else plain
     with _folder(source, shared) as (folder, _):
-        package = opened(folder)
+        package = package_in(folder)
         if package.tree != facts["tree"]:
             said = f"{source} does not hold the `{name}` that effspec.lock pins"
             raise Reject(package_edited(said, help=f"`effc update {name}` takes what it holds now"))
@@ -159,7 +159,7 @@ def _git(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def _told(action: str, packages: "list[Package]", shared: Shared) -> None:
+def _answer(action: str, packages: "list[Package]", shared: Shared) -> None:
     if shared.format == "json":
         rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
         return shared.screen.answer_json(action, packages=rows)

@@ -41,7 +41,9 @@ def register(app: typer.Typer) -> None:
         texts = [*(f"{name}={value}" for name, value in asked.items() if value), *(limit or ())]
         if any("=" not in text for text in texts):
             raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
-        if bool(texts) == bool(point):
+        if texts and point:
+            raise typer.BadParameter(f"`--point {point}` says which point: leave it out, or the limit {texts[0]}")
+        if not texts and not point:
             raise typer.BadParameter("say which point: --point NAME, or limits such as --params 1.6M")
         limits = tuple(picking.Limit(*text.rsplit("=", 1)) for text in texts)
         where = output or artifact.with_name(f"{artifact.name}-picked")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ...dsl.diagnostics import Reject
+from ...dsl.render import visible
 from .flags import Shared, knowledge_url, required_key, verb
 from .services import no_words
 
@@ -72,7 +73,7 @@ def register(app: typer.Typer) -> None:
 def _talk(
     place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
 ) -> None:
-    from ..opened import computing, open_model
+    from ..models import computing, open_model
     from ..serving.chat import Talker
 
     opened = open_model(place, shared.settings(), signed_by=signed_by)
@@ -168,5 +169,6 @@ def _speed(reply) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """What a model says: a terminal is not driven by it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...dsl.diagnostics import EXITS, Diagnostic
+from ...dsl.render import visible
 
 SCHEMA = 1
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
+_STYLE = re.compile(rf"(\x1b\[(?:0|(?:{'|'.join(_CODES.values())})(?:;(?:{'|'.join(_CODES.values())}))*)m)")
+_FOREIGN = re.compile(r"[^\x00-\x7e]")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Screen:
         return stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def answer(self, text: str) -> None:
-        """The answer as text."""
-        print(text, file=sys.stdout)
+        """The answer as text: names in it may come from anybody."""
+        print(self.shown(text, sys.stdout), file=sys.stdout)
 
     def write(self, text: str) -> None:
         """The answer byte for byte, without a line end of ours."""
@@ -41,12 +45,19 @@ class Screen:
     def answer_json(self, verb: str, status: str = "ok", **body: Any) -> None:
         """The answer as one JSON object."""
         whole = {"schema_version": SCHEMA, "verb": verb, "status": status, **body}
-        self.answer(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
+        print(_FOREIGN.sub(_escape, text), file=sys.stdout)
 
     def say(self, text: str) -> None:
         """A remark for a person."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            print(self.shown(text, sys.stderr), file=sys.stderr)
+
+    def shown(self, text: str, stream) -> str:
+        """A text whose control characters are our own colours alone."""
+        if not self.colors(stream):
+            return visible(text)
+        return "".join(part if at % 2 else visible(part) for at, part in enumerate(_STYLE.split(text)))
 
     def complain(self, diagnostics: Sequence[Diagnostic], verb: str = "", **body: Any) -> None:
         """Print diagnostics: text to stderr, json and github to stdout. Quiet hides all but errors."""
@@ -83,6 +94,11 @@ class Screen:
             line = indent + "  ".join(padded).rstrip()
             lines.append(self.styled(line, "dim") if head and number == 0 else line)
         return "\n".join(lines)
+
+
+def _escape(found: re.Match[str]) -> str:
+    """A character of a JSON text that a terminal would act on, or that has no encoding, as JSON writes it in ASCII."""
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def code_of(diagnostics: Iterable[Diagnostic]) -> int:

@@ -35,11 +35,11 @@ class Service:
 def model_service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]) -> Service:
     import torch
 
+    from ..models import computing, open_model
     from ..native.sampling import as_tokens
-    from ..opened import open_model
     from ..serving.api import Service as Model
     from ..serving.api import application
-    from ..serving.runner import runner_of
+    from ..serving.runner import runner_of, try_out
     from ..serving.scheduler import Scheduler
 
     if shared.threads:
@@ -48,6 +48,8 @@ def model_service(place: str, name: str, shared: Shared, parallel: int, queue: i
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     runner = runner_of(opened.model, opened.label)
+    with computing(opened.label):
+        try_out(runner)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
     ends = next((as_tokens(found) for found in known if found is not None), ())
     scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel)
@@ -58,9 +60,11 @@ def model_service(place: str, name: str, shared: Shared, parallel: int, queue: i
 def guided_service(
     place: str, name: str, shared: Shared, queue: int, keys: Sequence[str], knowledge: str | None
 ) -> Service:
+    from ..models import computing
     from ..rttc.front import Front, application
 
-    front = Front(name, guided(place, shared, keys, knowledge), queue)
+    with computing(place):
+        front = Front(name, guided(place, shared, keys, knowledge), queue)
     return Service(
         name, application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
     )
@@ -103,7 +107,7 @@ def guided(place: str, shared: Shared, keys: Sequence[str], knowledge: str | Non
     import torch
 
     from ..artifacts.manifest import read_manifest, verify_files
-    from ..opened import open_model
+    from ..models import open_model
     from ..rttc.app import client_of, read_app
 
     folder, app = Path(place), read_app(Path(place))

@@ -26,7 +26,7 @@ def federate(path: Path, shared: "Shared") -> None:
     from ..federation.results import write_results
     from ..federation.simulation import simulate
     from ..federation.table import HEAD, line
-    from ..opened import computing
+    from ..models import computing
 
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)

@@ -10,7 +10,7 @@ import typer
 
 from ...dsl.render import as_json
 from .flags import Shared, verb
-from .gate_report import at_worst, junit, markdown, rows_json, said
+from .gate_report import at_worst, junit, markdown, rows_json, value_text
 from .screen import SCHEMA, code_of
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _drawn(result: "Tested", shared: Shared) -> str:
 
     screen = shared.screen
     color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}
-    rows = [(bound_text(o.bound), said(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes]
+    rows = [(bound_text(o.bound), value_text(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes]
     lines = screen.table(rows, head=False).splitlines()
     body = [
         f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
@@ -126,7 +126,7 @@ def _drifts(result: "Tested", shared: Shared) -> list[str]:
     if not result.drifts:
         return []
     screen, color = shared.screen, {"worse": "red", "undecided": "yellow", "better": "green"}
-    rows = [(d.metric, d.said(), f"at worst {at_worst(d)}" if d.limit is not None else "") for d in result.drifts]
+    rows = [(d.metric, d.text(), f"at worst {at_worst(d)}" if d.limit is not None else "") for d in result.drifts]
     lines = screen.table(rows, head=False).splitlines()
     return [
         "  baseline",

@@ -44,7 +44,7 @@ class Chat(Data):
                 ids.append(tokenizer.eos_token_id)
         return self._cut(ids, ctx)
 
-    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         """What assistants say, and the end token after it; a token that reaches into it belongs to it."""
         tokenizer = need_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:

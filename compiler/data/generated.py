@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ..planning.keys import versions
-from ..rows.forward import device_of, not_a_number
+from ..rows.forward import not_a_number
+from ..rows.inputs import device_of
 from ..rows.windows import bad_rows
 from ..store.cache import Cache, digest
 from ..words.context import Context

@@ -31,7 +31,9 @@ class Labels(Data):
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     text: str = param("Field of the text.", default="text")
     label: str = param("Field of the label.", default="label")
-    classes: tuple[str, ...] = param("Labels as records have them, in the order of the head's outputs.")
+    classes: tuple[str, ...] = param(
+        "Labels as records have them, in the order of the head's outputs.", least=2, distinct=True
+    )
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     longer: Literal["refuse", "drop"] = param("What becomes of texts that fit into no row.", default="refuse")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")

@@ -21,6 +21,12 @@ class _Pair:
     answer: tuple[int, ...]
 
 
+def _size(pair: _Pair, sides: bool) -> int:
+    """Tokens of a row that a pair needs."""
+    lengths = len(pair.prompt), len(pair.answer)
+    return 2 * max(lengths) if sides else sum(lengths)
+
+
 class Pairs(Data):
     """Prompts and their answers, a row each.
 
@@ -28,6 +34,9 @@ class Pairs(Data):
     token, filled up behind to `length` tokens. `tune.reft` learns to say the answers and edits hidden states of the
     prompts alone; `tune.heal(learn: responses)` learns the answers of the same rows. Rows of `text` have no such
     parts, those of `chat` several in a row.
+
+    For an encoder with a decoder the prompt is the source and the answer the target, each with the special tokens that
+    the tokenizer puts there and filled up to half of `length`; `join` has no place between them.
 
     Source: own.
     Example: data arc = pairs("arc.json", prompt: "instruction", answer: "output", length: 160)
@@ -46,12 +55,21 @@ class Pairs(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        if self._has_sides(ctx):
+            half = self.length // 2
+            return self._lay(
+                tokenizer, ctx, lambda pair: (*pair.prompt, *(fill,) * (half - len(pair.prompt)), *pair.answer), fill
+            )
         return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
-    def said(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
+    def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
+        if self._has_sides(ctx):
+            return None  # all of a target is learned, and nothing of a source
         return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
 
-    def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
+    def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
+        if self._has_sides(ctx):
+            return None
         return (int(row.sum()) for row in self._lay(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
 
     def _lay(self, tokenizer: Any, ctx: Context, tell: Any, fill: int) -> Iterator[Any]:
@@ -65,12 +83,14 @@ class Pairs(Data):
     def _pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
         tokenizer = need_tokenizer(tokenizer, ctx)
         found = [
-            self._pair(record, number, path, tokenizer)
+            (self._sides if self._has_sides(ctx) else self._pair)(record, number, path, tokenizer)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
-        longest = max(len(pair.prompt) + len(pair.answer) for pair in found)
-        fitting = [pair for pair in found if len(pair.prompt) + len(pair.answer) <= self.length]
+        sides = self._has_sides(ctx)
+        sizes = [_size(pair, sides) for pair in found]
+        longest = max(sizes)
+        fitting = [pair for pair, size in zip(found, sizes, strict=True) if size <= self.length]
         if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
             raise Reject(
                 pair_too_long(
@@ -90,6 +110,19 @@ class Pairs(Data):
             raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
+
+    def _sides(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+        source = tokenizer(text_of(record, self.prompt, number, path), verbose=False)["input_ids"]
+        target = tokenizer(text_target=text_of(record, self.answer, number, path), verbose=False)["input_ids"]
+        if not source or not target:
+            which = "prompt" if target else "answer"
+            raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
+        return _Pair(tuple(source), tuple(target))
+
+    def _has_sides(self, ctx: Context) -> bool:
+        from ..rows.inputs import is_two_sided
+
+        return is_two_sided(ctx.origin.config)
 
     def identity(self, ctx: Context) -> str:
         about = {name: getattr(self, name) for name in ("prompt", "answer", "join", "length", "longer", "samples")}

@@ -17,7 +17,7 @@ class Uneven(Exception):
 
 
 @dataclass
-class Found:
+class UnitGroups:
     """Groups of a unit, paths below it; `items` holds for each group the roots of each of its items."""
 
     groups: list[Group] = field(default_factory=list)
@@ -26,7 +26,7 @@ class Found:
     leaving: bool = False  # channels of its own are handed on
 
 
-def groups_of(labelling: Labelling) -> Found:
+def groups_of(labelling: Labelling) -> UnitGroups:
     return _Search(labelling).run()
 
 
@@ -42,18 +42,18 @@ class _Search:
                 self.reads.add((claim.tensor, claim.axis))
         self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels]}
         self.weighed = {root for labels in labelling.weighed for root in self.root[labels]}
-        self.found = Found(refused=list(labelling.refused))
+        self.result = UnitGroups(refused=list(labelling.refused))
         out = {root for root in self.root[labelling.output].tolist() if root not in (NOTHING, self.root[STREAM])}
-        self.found.leaving = bool(out)
+        self.result.leaving = bool(out)
         self.leaving = out | {root for labels, _ in labelling.chosen for root in self.root[labels].tolist()} - {NOTHING}
 
-    def run(self) -> Found:
+    def run(self) -> UnitGroups:
         free = np.ones(self.labelling.count, bool)
         free[[NOTHING, self.root[STREAM]]] = False
         for attention in self.labelling.attentions:
             free[self.heads(attention)] = False
         self.channels(free)
-        return self.found
+        return self.result
 
     def heads(self, attention: Attention) -> list[int]:
         """Head groups of one attention call; returns the roots they use."""
@@ -131,7 +131,7 @@ class _Search:
             self.refuse(site, str(why))
             return
         enclosing = common([module_of(m.tensor) for m in members])
-        self.found.groups.append(
+        self.result.groups.append(
             Group(
                 enclosing,
                 kind,
@@ -142,11 +142,11 @@ class _Search:
                 sum((m.tensor, m.axis) in self.reads for m in members),
             )
         )
-        self.found.items.append(items)
+        self.result.items.append(items)
 
     def refuse(self, site: str, reason: str) -> None:
-        if (site, reason) not in self.found.refused:
-            self.found.refused.append((site, reason))
+        if (site, reason) not in self.result.refused:
+            self.result.refused.append((site, reason))
 
     def members(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""

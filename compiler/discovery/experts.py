@@ -108,7 +108,7 @@ def has_own_forward(module: nn.Module) -> bool:
     )
 
 
-def opened(
+def graph_of_leaf(
     module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[fx.Graph | None, str]:
     """The graph of a leaf module, its placeholders named as its arguments; or None, and why it can't be traced.

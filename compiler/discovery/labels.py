@@ -22,7 +22,7 @@ from ..ir.graphs import name_of
 from ..layers.linear import KernelLinear
 from ..layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
-from .experts import has_own_forward, opened
+from .experts import graph_of_leaf, has_own_forward
 from .labelling import (
     EXTREMES,
     MADE,
@@ -226,7 +226,7 @@ class Step:
             return x
         why = ""
         if self.node.meta.get("role") in ("experts", "router") or has_own_forward(module):
-            graph, why = opened(module, self.node, self.args, self.kwargs)
+            graph, why = graph_of_leaf(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):

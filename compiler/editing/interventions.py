@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.inputs import wide_rank
 from ...dsl.nearest import suggestion
 from ..ir.program import Program
 from ..layers.reft import FORMS, Reft, connect, interventions
@@ -20,7 +21,6 @@ no_stream = Fault(
     "Interventions edit hidden states [batch, position, width] as a layer hands them on; images in a convolutional "
     "net have another form.",
 )
-rank_too_large = Fault("rank-too-large", "An intervention has more coordinates than the hidden states are wide.")
 twice_intervened = Fault("twice-intervened", "A layer that has interventions gets others.")
 
 
@@ -98,12 +98,7 @@ def make(
     made = {}
     for path, width in widths(program, on).items():
         if rank > width:
-            raise Reject(
-                rank_too_large(
-                    f"`rank` is {rank}, and hidden states of {path} are {width} wide",
-                    help=f"at most `rank: {width}`; 4 to 32 are usual",
-                )
-            )
+            raise Reject(wide_rank(rank, width, f" of {path}"))
         assert form in FORMS, suggestion(form, FORMS, "there is")
         spec = {
             "form": form,

@@ -21,6 +21,7 @@ from ..ir.liveness import sweep
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
 from ..layers import swaps
+from ..rows.inputs import has_two_sides
 from .rehearsal import frees_nothing, rehearse, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -258,7 +259,7 @@ class Rewriter:
     def _kinds(self) -> dict[str, str]:
         """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
         program = self.program
-        if not isinstance(program.model, PreTrainedModel):
+        if not isinstance(program.model, PreTrainedModel) or has_two_sides(program.model):
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
@@ -272,9 +273,10 @@ class Rewriter:
     def _assign_slots(self, kinds: dict[str, str]) -> None:
         program, paths = self.program, list(self.program.units)
         program.edits.kinds = kinds
-        live = tuple(uses_cache(program.units[path].graph) for path in paths)
-        attend = tuple(attends(program.units[path].graph) for path in paths)
-        found = slots.assign(tuple(kinds[path] for path in paths), live, attend)
+        if has_two_sides(program.model):
+            self._assign_by_stack(kinds)
+            return
+        found = self._slots(paths, kinds)
         numbers = dict(zip(paths, found.slots, strict=True))
         program.edits.slots = {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
         surgery.number_layers(program.model, numbers)
@@ -284,6 +286,23 @@ class Rewriter:
         config = surgery.attribute(program.model, where)
         if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
             self.set_attr(f"{where}.{_LAYER_TYPES}", list(found.kinds))
+
+    def _assign_by_stack(self, kinds: dict[str, str]) -> None:
+        """An encoder's layers and a decoder's are numbered apart."""
+        stacks: dict[str, list[str]] = {}
+        for path in self.program.units:
+            stacks.setdefault(surgery.split(path)[0], []).append(path)
+        changed: dict[str, int] = {}
+        for paths in stacks.values():
+            numbers = dict(zip(paths, self._slots(paths, kinds).slots, strict=True))
+            surgery.number_layers(self.program.model, numbers)
+            changed |= {path: numbers[path] for i, path in enumerate(paths) if numbers[path] != i}
+        self.program.edits.slots = changed
+
+    def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
+        graphs = [self.program.units[path].graph for path in paths]
+        live, attend = tuple(map(uses_cache, graphs)), tuple(map(attends, graphs))
+        return slots.assign(tuple(kinds[path] for path in paths), live, attend)
 
     def _touch(self, path: str) -> None:
         unit = next((unit for unit in self.program.units if is_below(path, unit)), None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from ..discovery.mixers.opening import CACHE, CONV, opened
+from ..discovery.mixers.graphs import CACHE, CONV, mixer_graphs
 from ..discovery.mixers.scanless import scanless
 from ..ir import leaves
 from ..ir.integers import LAYER_INDICES
@@ -24,13 +24,15 @@ _WORD = re.compile(r"[A-Za-z_][\w.]*")
 
 def without_scan(program: Program, scan: "Scan") -> Unit:
     """The unit with the mixer opened and the scan left out, all weights as they are; nothing is changed yet."""
-    return _spliced(program, scan, scanless(opened(program)[scan.site], program.model.get_submodule(scan.site)).graph)
+    return _spliced(
+        program, scan, scanless(mixer_graphs(program)[scan.site], program.model.get_submodule(scan.site)).graph
+    )
 
 
 def drop_scan(program: Program, rewrite: Rewriter, scan: "Scan") -> None:
     """Leave the scan out for good, with all that only it used."""
     mixer = program.model.get_submodule(scan.site)
-    plan = scanless(opened(program)[scan.site], mixer)
+    plan = scanless(mixer_graphs(program)[scan.site], mixer)
     unit = _spliced(program, scan, plan.narrow)
     program.units[scan.unit] = unit
     program.opaque.pop(scan.site, None)

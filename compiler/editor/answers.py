@@ -12,7 +12,7 @@ from .completion import complete
 from .desk import path_of
 from .diagnostics import actions
 from .hints import hints
-from .hover import declaration, hover
+from .hover import declaration, hover, used
 from .names import at, occurrences
 from .outline import folds, outline
 from .rename import Unfit, nameable, rename, uri_of
@@ -39,7 +39,7 @@ def _documents(server: Server) -> None:
         server.begin(params.initialization_options)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
-    def opened(params: lsp.DidOpenTextDocumentParams) -> None:
+    def open_text(params: lsp.DidOpenTextDocumentParams) -> None:
         server.take(params.text_document.uri)
         server.tell(params.text_document.uri)
 
@@ -66,7 +66,10 @@ def _names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
     def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
         reading = server.reading(params.text_document.uri)
-        found = at(occurrences(reading.file, server.desk.vocabulary), reading.lines.offset(params.position))
+        offset = reading.lines.offset(params.position)
+        if module := used(reading, offset, server.desk):
+            return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
+        found = at(occurrences(reading.file, server.desk.vocabulary), offset)
         declared = declaration(found, reading, server.desk) if found else None
         if declared is None:
             return None
@@ -101,7 +104,7 @@ def _names(server: Server) -> None:
 
 def _questions(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
-    def said(params: lsp.HoverParams) -> lsp.Hover | None:
+    def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
         return hover(reading, reading.lines.offset(params.position), server.desk)
 

@@ -1,5 +1,6 @@
 """What may be written at a place: statements, words, parameters and values, the model's own module paths."""
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -57,7 +58,8 @@ class _Complete:
         if where.call:
             yield from self.in_call(where.call)
         elif where.quoted:
-            return
+            if where.head == "use":
+                yield from self.files(".effspec")
         elif where.frames and where.frames[-1].sign == "{":
             yield from self.in_block()
         elif where.frames:
@@ -121,10 +123,10 @@ class _Complete:
                 yield from self.parameters(word, call)
 
     def parameters(self, word: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
-        for i, param in enumerate(p for p in word.params if p.name not in call.given):
+        for i, param in enumerate(p for p in word.params if p.name not in call.names):
             rank = f"{'0' if param.required else '1'}{i:03}"
             yield _item(param.name, Kind.Field, wanted_phrase(param), f"{param.name}: ", about(param), rank)
-        if word.kind in ("pass", "target") and "from" not in call.given and self.place.depth == 1:
+        if word.kind in ("pass", "target") and "from" not in call.names and self.place.depth == 1:
             yield _item("from", Kind.Field, "the step or model that it works on", "from: ", rank="2")
 
     def word(self, call: Frame) -> Word | None:
@@ -136,6 +138,8 @@ class _Complete:
         where, types = self.place, {t.removeprefix("list[").removesuffix("]") for t in param.types}
         if where.quoted:
             yield from self.paths(types, word)
+            if word and param.name in word.facts.get("reads", {}):
+                yield from self.files("")
             return
         if where.number:
             yield from (_item(u, Kind.Unit) for t in sorted(types) for u in _UNITS.get(t, ()) if u)
@@ -218,6 +222,19 @@ class _Complete:
                 yield from (_item(call.name.path, Kind.EnumMember, "target") for call in statement.targets)
         yield from self.names("step")
         yield _item("any", Kind.Keyword, "any point of a front")
+
+    def files(self, end: str) -> Iterator[lsp.CompletionItem]:
+        """Files and folders beside the recipe, or in the folder that is written so far."""
+        folder, slash, _ = self.place.word.rpartition("/")
+        try:
+            found = sorted(os.scandir(self.reading.path.parent / folder), key=lambda e: e.name)[:MOST]
+        except (OSError, ValueError):
+            return
+        for entry in found:
+            if not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(end)):
+                kind = Kind.Folder if entry.is_dir() else Kind.File
+                start = folder + slash if slash or not end else "./"
+                yield _item(f"{start}{entry.name}{'/' * entry.is_dir()}", kind)
 
     def paths(self, types: set[str], word: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:
         """Module paths of the recipe's models: the globs that cover layers first."""

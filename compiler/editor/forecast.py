@@ -43,11 +43,11 @@ def steps(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
     for plan in (p for p in made if p.recipe.variant == made[0].recipe.variant):
         for stage in plan.stages:
             if stage.span and stage.span.source.name == str(path):
-                found[stage.span.end] = {"end": stage.span.end, "said": said(stage)}
+                found[stage.span.end] = {"end": stage.span.end, "said": effect_text(stage)}
     return list(found.values())
 
 
-def said(stage) -> str:
+def effect_text(stage) -> str:
     """`-> 16 modules, -3.1 M params`."""
     parts = [f"{len(stage.matched)} module{'' if len(stage.matched) == 1 else 's'}"] if stage.matched else []
     lost = stage.after.params - stage.before.params

@@ -1,8 +1,11 @@
 """What is said of the word, the parameter or the name under a cursor."""
 
+from pathlib import Path
+
 from lsprotocol import types as lsp
 
 from ...dsl import ast
+from ...dsl.modules import module_name
 from ...dsl.source import Span
 from ...dsl.vocabulary import Vocabulary, Word
 from .desk import Desk, Reading
@@ -13,19 +16,26 @@ from .words import about, calls, holds, page, resolved
 def hover(reading: Reading, offset: int, desk: Desk) -> lsp.Hover | None:
     for call, word in calls(reading.file, desk.vocabulary):
         if holds(call.name.span, offset):
-            return _said(reading, call.name.span, page(word) + _here(word, call))
+            return _hover(reading, call.name.span, page(word) + _here(word, call))
         for arg in call.args:
             param = word.param(arg.name) if arg.name else None
             if param and holds(arg.name_span, offset):
-                return _said(reading, arg.name_span or arg.span, about(param))
+                return _hover(reading, arg.name_span or arg.span, about(param))
             chosen = param and isinstance(arg.value, ast.Name) and arg.value.path in param.choices
             if param and chosen and holds(arg.value.span, offset):
-                return _said(reading, arg.value.span, about(param))
+                return _hover(reading, arg.value.span, about(param))
     found = at(occurrences(reading.file, desk.vocabulary), offset)
     declared = declaration(found, reading, desk) if found else None
     if found is None or declared is None:
         return None
-    return _said(reading, found.span, _declared(*declared, desk.vocabulary))
+    return _hover(reading, found.span, _declared(*declared, desk.vocabulary))
+
+
+def used(reading: Reading, offset: int, desk: Desk) -> Path | None:
+    """The file of the module whose `use` an offset lies in."""
+    uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and holds(s.span, offset))
+    found = next(uses, None)
+    return desk.module(module_name(found.target, reading.source.name), reading.path) if found else None
 
 
 def declaration(found: Occurrence, reading: Reading, desk: Desk) -> tuple[Reading, Occurrence] | None:
@@ -74,5 +84,5 @@ def _here(word: Word, call: ast.Call) -> str:
     return "\n\nHere:\n```effspec\n" + "\n".join(lines) + "\n```"
 
 
-def _said(reading: Reading, span: Span, text: str) -> lsp.Hover:
+def _hover(reading: Reading, span: Span, text: str) -> lsp.Hover:
     return lsp.Hover(lsp.MarkupContent(lsp.MarkupKind.Markdown, text), reading.lines.range(span))

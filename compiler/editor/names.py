@@ -71,8 +71,13 @@ class _Walk:
 
     def statement(self, statement: ast.Statement) -> Iterator[Occurrence]:
         match statement:
-            case ast.Use(_, alias) if alias:
-                yield Occurrence(self.here, "", alias.path, alias.span, "module", True)
+            case ast.Use(target, alias):
+                if alias:
+                    yield self.declared(alias, "module")
+                elif isinstance(target, ast.Name):  # `std.text` is called `text`
+                    name = target.path.rpartition(".")[2]
+                    last = Span(target.span.source, target.span.end - len(name), target.span.end)
+                    yield Occurrence(self.here, "", name, last, "module", True)
             case ast.Param(name, _, default, bounds):
                 yield self.declared(name, "param")
                 yield from self.value(default, None, "")

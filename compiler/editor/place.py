@@ -21,7 +21,7 @@ class Frame:
     sign: str
     call: str = ""
     argument: str = ""
-    given: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     slot: int = 0
 
 
@@ -127,7 +127,7 @@ class _Walk:
     def turn(self, kind: str) -> None:
         top = self.frames[-1]
         if kind == "COLON":
-            self.frames[-1] = replace(top, argument=self.item[-1], given=(*top.given, self.item[-1]))
+            self.frames[-1] = replace(top, argument=self.item[-1], names=(*top.names, self.item[-1]))
         else:
             self.frames[-1] = replace(top, argument="", slot=top.slot + (not top.argument))
 

@@ -1,5 +1,6 @@
 """Another name for what a recipe declares: here, and in the recipes that use this one."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from .desk import Desk, Reading
 from .hover import declaration
 from .names import Occurrence, at, occurrences
 
-FILES = 500  # beside a recipe and below, in which a `use` of it is looked for
+FILES, FOLDERS = 500, 1000  # beside a recipe and below, in which a `use` of it is looked for
 
 
 class Unfit(Exception):
@@ -39,6 +40,8 @@ def rename(reading: Reading, offset: int, name: str, desk: Desk) -> lsp.Workspac
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED:
         raise Unfit(f"`{name}` can't be a name: letters, digits and _, no word of the language")
     home, one = declared
+    if one.kind == "module" and one.span.source.text[one.span.start - 1] == ".":
+        raise Unfit("write `as` and a name behind the `use` first")
     taken = [o for o in occurrences(home.file, desk.vocabulary) if o.declares and o.name == name]
     if any(not o.pipeline or not one.pipeline or o.pipeline == one.pipeline for o in taken):
         raise Unfit(f"`{name}` is declared already")
@@ -57,10 +60,11 @@ def _edits(reading: Reading, key: tuple[str, str, str], name: str, desk: Desk) -
 
 def users(path: Path, desk: Desk) -> Iterator[Reading]:
     """Recipes that may use a file: those that are open, and those in its folder and below."""
-    near = []
-    for found in path.parent.rglob("*.effspec"):
-        near.append(found.resolve())
-        if len(near) == FILES:
+    near: list[Path] = []
+    for i, (folder, below, files) in enumerate(os.walk(path.parent)):
+        below[:] = [name for name in below if not name.startswith(".") and name != "node_modules"]
+        near += [(Path(folder) / name).resolve() for name in files if name.endswith(".effspec")]
+        if i == FOLDERS or len(near) >= FILES:
             break
     for other in dict.fromkeys([*desk.readings, *near]):
         if other != path and (reading := desk.other(other)) is not None:

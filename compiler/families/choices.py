@@ -69,7 +69,9 @@ class Space:
         """Every dial by itself, every value as likely as the others; of each the first two and this share of the
         others."""
         chance = random.Random(seed)
-        return {dial.name: chance.choice(dial.values[: _opened(len(dial.values), open_share)]) for dial in self.dials}
+        return {
+            dial.name: chance.choice(dial.values[: _open_count(len(dial.values), open_share)]) for dial in self.dials
+        }
 
     def by_place(self, choice: Mapping[str, int], kind: str) -> dict[str, int]:
         """The values of one kind of dials at each of their places."""
@@ -89,7 +91,7 @@ class Space:
         return Space(tuple(Dial(d["name"], d["kind"], tuple(d["values"]), tuple(d["places"])) for d in body))
 
 
-def _opened(count: int, share: float) -> int:
+def _open_count(count: int, share: float) -> int:
     return min(count, 2 + ceil((count - 2) * share)) if count > 2 else count
 
 
@@ -115,7 +117,7 @@ class Drawn:
     sandwich  whether a step is of the largest and the smallest choice, too
     opening   steps over which values beyond the first two come in, the larger ones first
     ranks     of adapters, by path, as they act now
-    told      is told of every choice that is taken
+    tell      is told of every choice that is taken
 
     Source: sandwich rule, Yu and Huang 2019 (arXiv 1903.05134); opening, in the manner of progressive shrinking,
     Cai et al. 2020 (arXiv 1908.09791).
@@ -126,7 +128,7 @@ class Drawn:
     each: int = 1
     sandwich: bool = False
     opening: int = 0
-    told: Callable[[Mapping[str, int]], None] | None = None
+    tell: Callable[[Mapping[str, int]], None] | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     choices: list[dict[str, int]] = field(default_factory=list)
     step: int = 0
@@ -141,5 +143,5 @@ class Drawn:
 
     def take(self, choice: Mapping[str, int]) -> None:
         self.ranks.update(self.space.by_place(choice, RANK))
-        if self.told is not None:
-            self.told(choice)
+        if self.tell is not None:
+            self.tell(choice)

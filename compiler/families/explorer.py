@@ -124,7 +124,7 @@ class Explorer:
         if genome not in self.known:
             choice = self.space.decoded(genome)
             self.known[genome] = tuple(o.sign * self.value(o, choice) for o in self.objectives)
-            self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._said()))
+            self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._summary()))
         return self.known[genome]
 
     def value(self, objective: Objective, choice: Mapping[str, int]) -> float:
@@ -148,7 +148,7 @@ class Explorer:
                 raise
             return objective.sign * math.inf
 
-    def _said(self) -> str:
+    def _summary(self) -> str:
         front = self.front()
         best = min(front, key=lambda g: self.known[g])
         said = ", ".join(

@@ -92,7 +92,7 @@ class Family(Outcome):
         """Within, the program computes what the choice does that was handed to `take` last."""
         switches = Switches(self.program, self.space, self.orders)
         with ExitStack() as stack:
-            drawn = Drawn(self.space, 0, told=switches.take)
+            drawn = Drawn(self.space, 0, tell=switches.take)
             if self.shape is not None:
                 adapters = stack.enter_context(self._adapted(self.tensors))
                 drawn.ranks.update(dict.fromkeys(self.paths, self.shape.rank))

@@ -15,7 +15,7 @@ from .choices import Drawn
 
 
 @dataclass(frozen=True)
-class Said:
+class LargestOutputs:
     """What the largest choice says of the rows of one batch; read as a `Reference` is, by the rows' numbers."""
 
     numbers: Sequence[int]
@@ -61,7 +61,7 @@ class Lesson:
             step, number, _ = map(int, key.split(":"))
             heard.setdefault((step, number), []).append(loss)
         found = []
-        drawn = replace(self.drawn, told=None, ranks={}, choices=[])  # what runs stays as it is
+        drawn = replace(self.drawn, tell=None, ranks={}, choices=[])  # what runs stays as it is
         for step in range(1, steps + 1):
             drawn.begin(step)
             for number, choice in enumerate(drawn.choices):
@@ -69,11 +69,11 @@ class Lesson:
                 found.append((choice, sum(values) / len(values)))
         return found
 
-    def _largest(self, chosen: Tensor) -> Said:
+    def _largest(self, chosen: Tensor) -> LargestOutputs:
         self.drawn.take(self.drawn.space.choice("largest"))
         model = self.objective.model
         with evaluating(model):
-            return Said(chosen.tolist(), self.objective.predicted(chosen))
+            return LargestOutputs(chosen.tolist(), self.objective.predicted(chosen))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Classes:
     lengths: Tensor
     labels: Tensor
     name: str
-    original: Said | None = None
+    original: LargestOutputs | None = None
     share: float = 0.0
 
     def predicted(self, chosen: Tensor) -> Tensor:

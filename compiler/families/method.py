@@ -14,9 +14,9 @@ from ..planning import keys
 from ..store.journal import Journal
 from ..training.schedule import seed_of
 from ..words.context import Context
+from .dials import one_choice
 from .explorer import Explorer, Genome, Objective
 from .family import Family
-from .found import one_choice
 from .latency import timed
 
 no_objective = Fault("no-objective", "A search over a family is given no measure to be good at.")
@@ -29,7 +29,7 @@ report_is_selection = Fault(
 TIRED = 50  # proposals in a row that were all known, after which a search ends
 
 
-class Asked(Protocol):
+class SearchParams(Protocol):
     """The parameters that searches have in common."""
 
     @property
@@ -53,18 +53,18 @@ class Method(ABC):
 
     def reads_clock(self) -> bool:
         """A latency is measured on the machine that compiles."""
-        return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self._asked.measure)
+        return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self._params.measure)
 
     def forwards(self, skeleton: Skeleton) -> int:
-        return self._asked.evals
+        return self._params.evals
 
     @property
-    def _asked(self) -> Asked:
+    def _params(self) -> SearchParams:
         return self  # type: ignore[return-value]
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
-        asked = self._asked
+        asked = self._params
         check(asked, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in asked.measure]
         clock = next((o.ref for o in objectives if o.timed), None)
@@ -88,7 +88,7 @@ class Method(ABC):
         choice = explorer.space.decoded(genome)
         values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
         measures = {show(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
-        for objective in (Objective.of(ref, ctx) for ref in self._asked.report):
+        for objective in (Objective.of(ref, ctx) for ref in self._params.report):
             value = explorer.value(objective, choice)
             measures[show(objective.ref)] = (value, objective.unit, objective.better)
         return Point(f"choice_{number}", "", measures, choice)
@@ -102,7 +102,7 @@ def no_finite(count: int):
     )
 
 
-def check(asked: Asked, family: Family, ctx: Context) -> None:
+def check(asked: SearchParams, family: Family, ctx: Context) -> None:
     """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
     if not asked.measure:
         raise Reject(

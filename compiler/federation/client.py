@@ -150,7 +150,7 @@ class Participant:
         if "global" in arrays:
             return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
         if "mean" in arrays:
-            return self._among(arrays["mean"], memory.get("own"), config, added)
+            return self._mix_with_others(arrays["mean"], memory.get("own"), config, added)
         if "mix" not in config:
             seed = seed_of(int(config["seed"]), message.number)
             return self.learner.drawn(seed, int(config["rank"])), math.nan
@@ -163,7 +163,9 @@ class Participant:
             )
         return self._mixed(own, arrays.get("others"), config, added)
 
-    def _among(self, mean: State, own: State | None, config: Mapping[str, Any], added: State) -> tuple[State, float]:
+    def _mix_with_others(
+        self, mean: State, own: State | None, config: Mapping[str, Any], added: State
+    ) -> tuple[State, float]:
         """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
         among = int(config["among"])
         if not own:

@@ -9,7 +9,7 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import digest
 from ..store.hashes import files_hash
-from ..store.regular import CONFIG, read_json
+from ..store.regular import CONFIG, MISFIT, read_json
 from .averaging import FedAvg, FrozenA
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
@@ -171,7 +171,7 @@ def read_declaration(file: Path) -> Declaration:
         raise Reject(
             bad_federation(f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote")
         ) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISFIT as error:
         raise Reject(
             bad_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
         ) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import MIB, parse_json, read_json
+from ..store.regular import MIB, MISFIT, parse_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, make_identities
 from .processes import Process, answers, end, free_ports, is_taken, last_line, start
@@ -71,7 +71,7 @@ def read_deployment(folder: Path) -> Deployment:
         body = read_json(folder / NAME, MIB)
         processes = tuple(Process(**p) for p in body["processes"])
         return Deployment(folder, int(body["port"]), processes, str(body["run"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, *MISFIT) as error:
         raise Reject(
             not_deployed(f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one")
         ) from error
@@ -122,7 +122,7 @@ def up(
         said = {"clients": declared.clients, "data": str(common), "model": str(app / declared.folder)}
         said |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in said.items())
-        run = _asked(commands, env, "run", str(app), ENTRY, "--run-config", config)
+        run = _flower_json(commands, env, "run", str(app), ENTRY, "--run-config", config)
         return replace(made, run=str(run["run-id"])).keep()
     except BaseException:
         end(read_deployment(folder).processes if (folder / NAME).is_file() else made.processes)
@@ -175,7 +175,7 @@ def _started(
     executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
     made = _with(made, start("server", executor, env, made.folder))
     for number in range(declared.clients):
-        _asked(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
+        _flower_json(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
         config = (
             f"partition-id={number} num-partitions={declared.clients} model={json.dumps(str(app / declared.folder))}"
         )
@@ -213,7 +213,7 @@ def _write_config(home: Path, port: int) -> None:
     )
 
 
-def _asked(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:
+def _flower_json(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:
     """What `flwr` answers in JSON."""
     call = [str(commands / "flwr"), *words, "--format", "json"]
     found = subprocess.run(call, env=dict(env), capture_output=True, text=True, check=False, timeout=120)
@@ -237,7 +237,7 @@ def status(made: Deployment) -> tuple[str, str]:
     commands = check_flower()
     env = {**os.environ, **QUIET, "FLWR_HOME": str(made.folder / "flower")}
     check_certificates(made.folder / "keys")
-    found = _asked(commands, env, "ls", ENTRY, "--run-id", made.run)["runs"][0]
+    found = _flower_json(commands, env, "ls", ENTRY, "--run-id", made.run)["runs"][0]
     return str(found["status"]), str(found.get("status-details", ""))
 
 

@@ -57,8 +57,8 @@ class Language(Learner):
             return math.nan, math.nan
         self.slots.put(state, added)
         if held.labels is not None:
-            return judge_classes(self.slots.model, held.ids, held.asked, held.labels, "the data")
-        nats, tokens = nll(self.slots.model, held.ids, held.said, held.asked)
+            return judge_classes(self.slots.model, held.ids, held.prompts, held.labels, "the data")
+        nats, tokens = nll(self.slots.model, held.ids, held.speech, held.prompts)
         return nats / tokens, math.nan
 
     def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
@@ -88,15 +88,15 @@ class Language(Learner):
     def _lesson(self) -> Callable[[Tensor, float], float]:
         """What rows of these numbers teach: adds a weight times the gradient of their mean loss."""
         model, rows = self.slots.model, self.rows
-        lesson = Objective(model, rows.ids, learned=rows.said)
+        lesson = Objective(model, rows.ids, learned=rows.speech)
 
         def learn(chosen: Tensor, weight: float) -> float:
-            with prompts(model, None if rows.asked is None else rows.asked[chosen]):
+            with prompts(model, None if rows.prompts is None else rows.prompts[chosen]):
                 return lesson.learn(chosen, weight)
 
         def classify(chosen: Tensor, weight: float) -> float:
-            assert rows.labels is not None and rows.asked is not None
-            found = class_logits(model, rows.ids[chosen], rows.asked[chosen]).float()
+            assert rows.labels is not None and rows.prompts is not None
+            found = class_logits(model, rows.ids[chosen], rows.prompts[chosen]).float()
             check_classes(found, rows.labels[chosen], "the data")
             loss = nn.functional.cross_entropy(found, rows.labels[chosen].to(found.device))
             (loss * weight).backward()

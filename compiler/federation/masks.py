@@ -73,7 +73,7 @@ def fixed(state: State, clients: int) -> np.ndarray:
     return np.rint(values * 2**BITS).astype(np.int64).astype(np.uint32)
 
 
-def opened(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
+def from_fixed_point(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]:
     """The arrays of a sum in fixed point, float32."""
     values = total.astype(np.uint32).astype(np.int32).astype(np.float64) / 2**BITS
     made, at = {}, 0

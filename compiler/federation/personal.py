@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .all_but_me import Center, shares_of_others
 from .median import gram
-from .others import Center, shares_of_others
 from .rotations import Way, combined, function_gram, paths, projected
 from .state import Shapes, State, normal
 from .strategy import Payload, Sent, Strategy
@@ -37,12 +37,12 @@ class AllButMe(Strategy):
         arrays: dict[str, State] = {}
         if holds is None:
             arrays["own"] = self.states.get(client, self.initial)
-        if others := self._others(client):
+        if others := self._mean_of_others(client):
             arrays["others"] = others
         share = "adaptive" if self.share is None else self.share
         return Payload(arrays, {"mix": share, "way": self.way})
 
-    def _others(self, client: int) -> State:
+    def _mean_of_others(self, client: int) -> State:
         """What the others sent, put together; nothing where there are none."""
         if self.share == 0:
             return {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.source import Source
 from ...dsl.values import from_json
-from ..opened import open_model, origin_of
+from ..models import open_model, origin_of
 from ..words.context import Context, Settings
 from ..words.shelf import Shelf
 from .client import Learner, Participant
@@ -67,7 +67,7 @@ class Place:
         local = Local(declared.steps, declared.batch, declared.lr)
         if private:
             local = Local(declared.steps, declared.batch, declared.lr, declared.clip, declared.noise)
-        return Language(slots, mine.taken(learn), mine.taken(held), local, self.base)
+        return Language(slots, mine.select(learn), mine.select(held), local, self.base)
 
 
 def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
@@ -78,9 +78,9 @@ def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
     found = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
     whole = joined(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
     if whole is None:  # rows of data sets of different length stay apart: every client has one of them
-        return [rows[part[0][0]].taken([row for _, row in part]) for part in found]
+        return [rows[part[0][0]].select([row for _, row in part]) for part in found]
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return [whole.taken([starts[number] + row for number, row in part]) for part in found]
+    return [whole.select([starts[number] + row for number, row in part]) for part in found]
 
 
 @contextmanager

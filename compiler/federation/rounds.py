@@ -119,7 +119,7 @@ class Federation:
                 raise Reject(
                     too_few_clients(
                         f"{len(self.members)} of {self.terms.clients} clients can take part",
-                        note=self._said(self.faults),
+                        note=self._text(self.faults),
                         help="start the others, or ask for fewer with `wait`",
                     )
                 )
@@ -170,7 +170,7 @@ class Federation:
                 if not why:
                     return state
                 self.faults[client] = why
-        raise Reject(too_few_clients("no client could tell the state to start from", note=self._said(self.faults)))
+        raise Reject(too_few_clients("no client could tell the state to start from", note=self._text(self.faults)))
 
     # -- a round ---------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Federation:
                 too_few_clients(
                     f"round {number}: {len(sent)} of {len(chosen)} clients sent a usable state, {self.terms.least} are "
                     "needed",
-                    note=self._said(faults),
+                    note=self._text(faults),
                     help="run again: it goes on from the last round that was kept",
                 )
             )
@@ -260,7 +260,7 @@ class Federation:
         raise Reject(
             too_few_clients(
                 f"round {number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
-                note=self._said(faults),
+                note=self._text(faults),
                 help="run again when more of them are there",
             )
         )
@@ -277,7 +277,7 @@ class Federation:
         return ""
 
     @staticmethod
-    def _said(faults: Mapping[int, str]) -> str:
+    def _text(faults: Mapping[int, str]) -> str:
         shown = [f"client {client}: {text}" if client >= 0 else text for client, text in sorted(faults.items())]
         return "; ".join(_first_line(text) for text in shown[:8])
 

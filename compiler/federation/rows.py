@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 class Rows:
     """
     ids      [n, length] int64
-    asked    [n] how many of a row's first tokens are its prompt; None where rows are no prompts with answers
-    said     [n, length] bool: which tokens are learned to be predicted; None for all
+    prompts  [n] how many of a row's first tokens are its prompt; None where rows are no prompts with answers
+    speech   [n, length] bool: which tokens are learned to be predicted; None for all
     labels   [n] the number of each row's class; None where rows have none
     """
 
     ids: Tensor
-    asked: Tensor | None = None
-    said: Tensor | None = None
+    prompts: Tensor | None = None
+    speech: Tensor | None = None
     labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def taken(self, numbers: Sequence[int]) -> "Rows":
+    def select(self, numbers: Sequence[int]) -> "Rows":
         """The rows of these numbers, in this order."""
         at = torch.as_tensor(numbers, dtype=torch.int64)
         return Rows(*(None if (value := getattr(self, f.name)) is None else value[at] for f in fields(self)))
@@ -39,7 +39,7 @@ class Rows:
 def rows_of(name: str, ctx: "Context") -> Rows:
     """What a data word of a recipe says."""
     ref = DataRef(name)
-    return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.said(ref), ctx.labels(ref))
+    return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.speech(ref), ctx.labels(ref))
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

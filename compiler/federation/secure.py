@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .grid import Message
-from .masks import opened
+from .masks import from_fixed_point
 from .rotations import projected
 from .state import Shapes, State
 from .strategy import Payload, Sent, Strategy
@@ -78,4 +78,4 @@ def opened_sum(vectors: Sequence[np.ndarray], shapes: Shapes) -> State:
     total = np.zeros_like(vectors[0])
     for vector in vectors:
         total = total + vector  # uint32: modulo 2^32
-    return opened(total, shapes)
+    return from_fixed_point(total, shapes)

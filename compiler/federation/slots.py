@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.reft import FORMS, Intervention, interventions
-from ..rows.forward import without_cache
+from ..rows.inputs import without_cache
 from ..rows.prompts import head
 from ..training.adapters import Shape, adapted
 from ..training.schedule import seed_of

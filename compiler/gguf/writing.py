@@ -34,7 +34,7 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return notes + _said(shape)
+    return notes + _notes(shape)
 
 
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -69,7 +69,7 @@ def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> None
     writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
 
 
-def _said(shape: Shape) -> list[str]:
+def _notes(shape: Shape) -> list[str]:
     if shape.architecture != "deci":
         return []
     return [

@@ -4,6 +4,7 @@ An anchor that is used ten times in ten lists of which each holds the last is a 
 recipes have no use for anchors, so they are refused.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..store.regular import parse_json, read_regular
 
 MOST = 256 << 10  # bytes
 DEEPEST = 40
+_LARGEST = 10**300  # no fraction is as large, and arithmetic of both would break
 
 unreadable_import = Fault(
     "unreadable-import",
@@ -71,8 +73,9 @@ def _once(loader: Any) -> Any:
     class Once(loader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-            if twice := [key for key in keys if keys.count(key) > 1]:
-                raise Reject(unreadable_import(f"the key `{twice[0][:80]}` stands twice"))
+            most = Counter(keys).most_common(1)
+            if most and most[0][1] > 1:
+                raise Reject(unreadable_import(f"the key `{most[0][0][:80]}` stands twice"))
             return super().construct_mapping(node, deep)
 
     return Once
@@ -89,6 +92,8 @@ def _check(value: Any, source: Source, depth: int) -> None:
     elif isinstance(value, list):
         for inner in value:
             _check(inner, source, depth + 1)
+    elif type(value) is int and abs(value) >= _LARGEST:
+        raise Reject(unreadable_import(f"{source.name} holds a number of more than 300 digits"))
     elif not (value is None or isinstance(value, (str, int, float, bool))):
         raise Reject(unreadable_import(f"{source.name} holds a {type(value).__name__}, which no recipe does"))
 

@@ -183,7 +183,9 @@ class _Reader:
             return check_method(name)
         if op == "placeholder":
             _need(args in ((), (None,)) and not kwargs, "a placeholder with a default other than None")
-            _need(all(node.op == "placeholder" for node in self.known.values()), "a placeholder after a call")
+            before = self.known.values()
+            _need(all(node.op == "placeholder" for node in before), "a placeholder after a call")
+            _need(bool(args) or not any(node.args for node in before), "a placeholder without the default of another")
             return _identifier(name)
         _need(op == "call_module" or (not args and not kwargs), "a read with arguments")
         return check_path(name)

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from transformers.cache_utils import Cache
 
-from .leaves import packed_attention
+from . import leaves
 
 
 def name_of(node: fx.Node) -> str:
@@ -28,13 +28,18 @@ def sources(node: fx.Node) -> set[fx.Node]:
 
 
 def uses_cache(graph: fx.Graph) -> bool:
-    """Whether anything in a unit's graph reads or writes the cache."""
-    return any(node.op == "placeholder" and node.meta.get("dtype") == "cache" and node.users for node in graph.nodes)
+    """Whether anything in a unit's graph reads or writes the cache of what was said so far; an encoder's is another."""
+    return any(
+        node.op == "placeholder"
+        and node.meta.get("dtype") == "cache"
+        and any(user.target is not leaves.cross_update for user in node.users)
+        for node in graph.nodes
+    )
 
 
 def attends(graph: fx.Graph) -> bool:
     """Whether a unit's graph keeps keys and values."""
-    return any(node.meta.get("role") == "cache_update" or node.target is packed_attention for node in graph.nodes)
+    return any(node.target in (leaves.cache_update, leaves.packed_attention) for node in graph.nodes)
 
 
 def referenced(graph: fx.Graph) -> set[str]:

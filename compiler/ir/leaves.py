@@ -15,6 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _ROOT = __name__.partition(".")[0]
@@ -144,7 +145,25 @@ def masked(x: Any, mask: Any) -> Any:
 @leaf("cache_update")
 def cache_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
     """(k, v) with the cached ones before them; as they are where there is no cache."""
-    return (k, v) if cache is None else cache.update(k, v, layer_idx)
+    if cache is None:
+        return k, v
+    own_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    return own_cache.update(k, v, layer_idx)
+
+
+@leaf("cache_update")
+def cross_update(cache: Any, k: Any, v: Any, layer_idx: int) -> Any:
+    """(k, v) of what an encoder gave: those that were kept first, of a cache that keeps some.
+
+    Every token makes them anew, and what was kept is taken, so that one graph holds for the first token and all after.
+    """
+    if cache is None:
+        return k, v
+    kept = cache.cross_attention_cache
+    if cache.is_updated.get(layer_idx):
+        return kept.layers[layer_idx].keys, kept.layers[layer_idx].values
+    cache.is_updated[layer_idx] = True
+    return kept.update(k, v, layer_idx)
 
 
 @leaf("cache_length")
@@ -168,7 +187,17 @@ def causal_conv(cache: Any, x: Any, weight: Any, bias: Any, activation: str | No
 
 OWN = {
     f.__name__: f
-    for f in (attention, grouped_attention, packed_attention, rotary, masked, cache_update, cache_length, causal_conv)
+    for f in (
+        attention,
+        grouped_attention,
+        packed_attention,
+        rotary,
+        masked,
+        cache_update,
+        cross_update,
+        cache_length,
+        causal_conv,
+    )
 }
 
 

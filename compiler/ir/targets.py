@@ -20,7 +20,7 @@ from .surgery import module_at, split
 
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}")  # `einsum`'s equations are the longest
 _MOST_LAYERS = 4096  # a cache makes a slot for every number below the one it is asked for
-_CACHE = ("cache_update", "cache_length", "packed_attention", "causal_conv")
+_CACHE = ("cache_update", "cross_update", "cache_length", "packed_attention", "causal_conv")
 
 
 def check(graph: fx.Graph, layer: nn.Module, family: str) -> None:

@@ -20,7 +20,7 @@ from ..measuring.confidence import median_interval
 from ..planning import keys
 from ..report.quantity import change, digits, measured
 from ..store.cache import write_whole
-from ..store.regular import MIB, read_json
+from ..store.regular import MIB, MISFIT, read_json
 from .gate import metric_label
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Drift:
     limit: float | None = None
     span: Span | None = None
 
-    def said(self) -> str:
+    def text(self) -> str:
         """`1.02 against 0.9`."""
         if self.now is None:
             return "not measured any more"
@@ -174,7 +174,7 @@ def read(recipe: Path) -> dict[str, Any] | None:
         raise Reject(broken_baseline(f"{file} is no JSON that can be read", help=_AGAIN)) from error
     try:
         _check(body)
-    except (KeyError, TypeError, ValueError) as error:
+    except MISFIT as error:
         raise Reject(broken_baseline(f"{file} is no baseline: {error}", help=_AGAIN)) from error
     if body["recipe"] != recipe.name:
         raise Reject(

@@ -34,8 +34,13 @@ class Comparison:
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
-def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
-    """Measure a model beside the original, and judge every bound of the plan's pipeline on it."""
+def compare(
+    model: Any, plan: "Plan", cache: Cache, ctx: Context, scores: Sequence[MetricRef] | None = None
+) -> Comparison:
+    """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
+
+    scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
+    """
     started = time.time()
     original = ctx.origin.load().eval()
     known = remembered(plan, cache, ctx)
@@ -47,7 +52,8 @@ def compare(model: Any, plan: "Plan", cache: Cache, ctx: Context) -> Comparison:
     outcomes = [left_open(o, taken, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
     pairs = {o.bound.metric: (o.original, o.value) for o in outcomes if o.value is not None}
-    for metric in (*map(MetricRef, ALWAYS), *unjudged_scores(plan, ctx)):
+    scores = unjudged_scores(plan, ctx) if scores is None else scores
+    for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
             ours = ctx.metric(metric)
             pairs[metric] = (ours.measure(original, ctx), ours.measure(model, ctx))

@@ -166,7 +166,7 @@ def _speaks_of(plan: "Plan", path: Path) -> bool:
 
 def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
     from ..artifacts.manifest import verify_files
-    from ..opened import computing
+    from ..models import computing
     from ..report.progress import StageBegan, StageEnded
     from ..store.cache import Cache
     from .gate import misses
@@ -203,16 +203,16 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
     from .comparison import compare
     from .verdicts import Verdicts
 
-    def opened(folder: Path) -> Any:
+    def open_form(folder: Path) -> Any:
         return load(folder, check="size", device=ctx.settings.device)
 
     manifest = read_manifest(path)
     if manifest.members:
-        models = ((name, opened(folder)) for name, folder in members(path, manifest))
+        models = ((name, open_form(folder)) for name, folder in members(path, manifest))
         return Verdicts(plan, cache, ctx).on_front(models)[0]
     asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
-    return compare(opened(path), plan, cache, ctx)
+    return compare(open_form(path), plan, cache, ctx)
 
 
 def recipe_of(path: Path, manifest: "Manifest") -> Path | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.recipe import Bound, Emit
+from ...dsl.values import MetricRef
 from ..store.cache import Cache
 from ..words.context import Context
 from .comparison import Comparison, compare
@@ -58,7 +59,12 @@ class Verdicts:
 
     def _point(self, name: str, model: Any) -> Comparison:
         own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
-        return compare(model, self._with(own), self.cache, self.ctx)
+        return compare(model, self._with(own), self.cache, self.ctx, self._scores())
+
+    def _scores(self) -> list[MetricRef]:
+        """What the front is measured by, so that every point says the same of itself; times are taken in turns."""
+        lists = [step.call.args.get("measure", ()) for step in self.plan.pipeline.steps]
+        return [m for refs in lists for m in refs if isinstance(m, MetricRef) and not self.ctx.metric(m).timed]
 
     def _with(self, bounds: list[Bound]) -> "Plan":
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))

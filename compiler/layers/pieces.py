@@ -32,7 +32,7 @@ LEAST = 32  # positions of a piece, and of the proof
 class Carried(NamedTuple):
     """What goes from piece to piece."""
 
-    seen: Tensor  # [b, c, k]: what the convolution read last, zeros before the first position
+    window: Tensor  # [b, c, k]: what the convolution read last, zeros before the first position
     state: Tensor | None  # of the scan
 
 
@@ -54,7 +54,7 @@ def run(call: "Call") -> Any:
         return call.whole()
     out, last = over(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
     if call.cache is not None:
-        call.cache.update_conv_state(last.seen, mixer.layer_idx)
+        call.cache.update_conv_state(last.window, mixer.layer_idx)
         call.cache.update_recurrent_state(last.state, mixer.layer_idx)
     return out
 
@@ -107,7 +107,7 @@ def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Car
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
-    x, seen = _convolved(mixer, x, live, before.seen)
+    x, seen = _convolved(mixer, x, live, before.window)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
     dt, b, c = normed(mixer, parts)
     dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
@@ -121,9 +121,9 @@ def selective(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Car
 def ssd(mixer: nn.Module, hidden: Tensor, live: Tensor | None, before: Carried) -> tuple[Tensor, Carried]:
     """Mamba-2: hidden [b, t, w] -> [b, t, w]; the state is [b, h, p, n]."""
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
-    channels = before.seen.shape[1]
+    channels = before.window.shape[1]
     gate, mixed, dt = mixer.in_proj(hidden).split([inner, channels, heads], 2)
-    mixed, seen = _convolved(mixer, mixed, live, before.seen)
+    mixed, seen = _convolved(mixer, mixed, live, before.window)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
     y, state = SsdScan.native(

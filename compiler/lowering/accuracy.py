@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.generated import Generated
 from ..measuring import reference
-from ..rows.forward import batches, evaluating, finite, logits, nll
+from ..rows.forward import batches, evaluating, finite, nll, outputs
 
 if TYPE_CHECKING:
     from ...dsl.values import DataRef
@@ -89,7 +89,7 @@ def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Ten
     try:
         with evaluating(model):
             for batch in batches(model, rows[:ROWS]):
-                logits(model, batch)
+                outputs(model, batch)
     finally:
         for hook in hooks:
             hook.remove()

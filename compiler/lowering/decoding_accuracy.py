@@ -30,7 +30,7 @@ class Before:
 
     ids: Tensor
     prompt: int
-    said: Tensor
+    log_probs: Tensor
 
     @staticmethod
     def of(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "Before":
@@ -49,21 +49,21 @@ class Before:
 
     def against(self, model: nn.Module, ctx: "Context") -> Accuracy:
         now = decoded(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)
-        moved = nn.functional.kl_div(now, self.said, reduction="sum", log_target=True) / now[..., 0].numel()
+        moved = nn.functional.kl_div(now, self.log_probs, reduction="sum", log_target=True) / now[..., 0].numel()
         divergence = max(finite(float(moved), "divergence while decoding"), 0.0)
-        return Accuracy(divergence, (self._perplexity(self.said), self._perplexity(now)))
+        return Accuracy(divergence, (self._perplexity(self.log_probs), self._perplexity(now)))
 
-    def _perplexity(self, said: Tensor) -> float:
-        nats = losses(said[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
+    def _perplexity(self, log_probs: Tensor) -> float:
+        nats = losses(log_probs[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
         return math.exp(min(float(nats.double().mean()), 700.0))
 
 
 def decoded(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: str) -> Tensor:
     """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
-    said = []
+    log_probs = []
     with evaluating(model):
         out = model(input_ids=ids[:, :prompt], use_cache=True)
         for place in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
             out = model(input_ids=ids[:, place : place + 1], use_cache=True, **cache_of(out))
-            said.append(output_logits(out)[:, -1].float())
-    return torch.stack(said, 1)
+            log_probs.append(output_logits(out)[:, -1].float())
+    return torch.stack(log_probs, 1)

@@ -88,13 +88,13 @@ class Target:
     """A figure that a line reached, what it is to be at least, and the most that memory allowed in that race."""
 
     text: str
-    found: float
+    figure: float
     wanted: float
     allowed: float | None = None
 
     @property
     def met(self) -> bool:
-        return self.found >= self.wanted
+        return self.figure >= self.wanted
 
     @property
     def beyond(self) -> bool:
@@ -105,7 +105,7 @@ class Target:
     def line(self) -> str:
         bound = "" if self.met or self.allowed is None else f"memory allows {self.allowed:.2f}"
         return (
-            f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.found:6.2f} of {self.wanted:<5}"
+            f"  {'met   ' if self.met else 'MISSED'} {self.text:<52}{self.figure:6.2f} of {self.wanted:<5}"
             f"{bound}{', less than the target' if self.beyond else ''}"
         ).rstrip()
 
@@ -113,7 +113,7 @@ class Target:
         allowed = None if self.allowed is None else round(self.allowed, 3)
         return {
             "text": self.text,
-            "found": round(self.found, 3),
+            "found": round(self.figure, 3),
             "wanted": self.wanted,
             "met": self.met,
             "memory_allows": allowed,

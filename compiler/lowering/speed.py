@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ...kernels import levels
-from ..store.regular import MANIFEST, read_json
+from ..store.regular import MANIFEST, MISFIT, read_json
 from .contenders import EAGER, of_torch, ours
 from .racing import race
 
@@ -107,7 +107,7 @@ def recorded(file: Path, cases: Sequence[Case]) -> dict[Case, dict[str, float]]:
             }
             for e in entries
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MISFIT) as error:
         raise Reject(
             bad_timings(
                 f"{file} holds no timings that can be read",

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..capture.sample import BATCH, LENGTH, PADDING, sample, tokens
-from ..rows.forward import without_dropout
+from ..rows.forward import main_output, without_dropout
+from ..rows.inputs import has_two_sides
 
 _STEPS = 2
 _OTHER_BATCH = 3
@@ -39,6 +40,8 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
     """
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     with torch.no_grad(), without_dropout(model):
+        if has_two_sides(model):
+            return _two_sided(model)
         if "input_ids" not in names or not isinstance(model, PreTrainedModel):
             return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
@@ -64,6 +67,25 @@ def _logits(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -
     passed = given if padded else {"input_ids": given["input_ids"]}
     out = main_output(model(**{name: value for name, value in passed.items() if name in names}))
     return out[given["attention_mask"].bool()] if out.shape[:2] == given["attention_mask"].shape else out
+
+
+def _two_sided(model: nn.Module) -> list[torch.Tensor]:
+    """An encoder with a decoder: whole targets beside sources with padding and without, then a token at a time."""
+    seen, source = [], ("input_ids", "attention_mask")
+    for shape in _SHAPES:
+        given = sample(model, *shape)
+        if not shape[2]:
+            given = {name: value for name, value in given.items() if not name.endswith("attention_mask")}
+        seen.append(main_output(model(**given)))
+    for padding in (0, PADDING):
+        given, cache = sample(model, BATCH, LENGTH, padding), None
+        first = {name: given[name] for name in source if name in given}
+        for place in range(given["decoder_input_ids"].shape[1]):
+            step = given["decoder_input_ids"][:, place : place + 1]
+            out = model(**first, decoder_input_ids=step, use_cache=True, **({"cache": cache} if cache else {}))
+            cache = out.get("cache")
+            seen.append(main_output(out))
+    return seen
 
 
 def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -92,15 +114,6 @@ def _decoded(model: nn.Module, names: set[str], given: dict[str, torch.Tensor]) 
 def _decodes(model: nn.Module, names: set[str]) -> bool:
     """Whether the model takes a cache object; that it is a decoder not all of their configs say."""
     return "cache" in names and not model.config.is_encoder_decoder
-
-
-def main_output(out: Any) -> torch.Tensor:
-    """Logits, or else the first thing that a forward returns."""
-    if isinstance(out, torch.Tensor):
-        return out
-    if isinstance(out, (tuple, list)):
-        return main_output(out[0])
-    return next(out[name] for name in ("logits", "last_hidden_state", *out) if name in out)
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -7,9 +7,9 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..capture.sample import knows_inputs
-from ..rows.forward import without_dropout
+from ..rows.forward import main_output, without_dropout
 from ..words.kinds import Close
-from .equivalence import distance, main_output, observe
+from .equivalence import distance, observe
 
 if TYPE_CHECKING:
     from ..ir.program import Program

@@ -46,18 +46,18 @@ class Reference:
     """The original's outputs over the rows of one data set.
 
     top     [n, t] int32, the most probable next token
-    said    [n, t, d] what the output embedding was given, or [n, t, v] log-probabilities
-    head    (weight, bias, name of the tail) where `said` is hidden states
+    outputs [n, t, d] what the output embedding was given, or [n, t, v] log-probabilities
+    head    (weight, bias, name of the tail) where `outputs` is hidden states
     """
 
     top: Tensor
-    said: Tensor
+    outputs: Tensor
     head: tuple[Tensor, Tensor | None, str] | None = None
 
     @torch.no_grad()
     def logits(self, rows: slice, part: slice) -> Tensor:
         """[c, vocab] float32 of some positions of some rows: equal to the original's up to a constant per row."""
-        said = self.said[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
+        said = self.outputs[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
         if self.head is None:
             return said.float()
         weight, bias, tail = self.head
@@ -81,7 +81,7 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, place: Path, head_place: 
     width, dtype = (head.in_features, head.weight.dtype) if tail is not None else (width, torch.float16)
     said = "hidden" if tail is not None else "log_probs"
     shapes = {said: (dtype, (len(rows), places, width)), "top": (torch.int32, (len(rows), places))}
-    with _whole(place, shapes) as write:
+    with whole(place, shapes) as write:
         tops = []
         for batch in ctx.each(list(batches(model, rows)), label):
             outputs, top = _hidden(model, head, batch) if tail is not None else _log_probs(model, batch)
@@ -211,9 +211,15 @@ def _predictions(model: nn.Module, rows: Tensor) -> tuple[int, int]:
 
 
 def _place(ctx: Context, ref: DataRef) -> Path:
+    return place_of(ctx, ref)
+
+
+def place_of(ctx: Context, ref: DataRef, *more: str) -> Path:
+    """Where what the original says of a data set is kept; `more` says what of it, where that is not its words."""
     key = digest(
         [
             "reference",
+            *more,
             FORMAT,
             ctx.origin.identity,
             keys.data_identity(ref, ctx),
@@ -238,12 +244,12 @@ def _keep_head(place: Path, head: nn.Linear, tail: str) -> None:
     if place.is_file():
         return
     tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
-    with _whole(place, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, {"tail": tail}) as write:
+    with whole(place, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, {"tail": tail}) as write:
         for tensor in tensors.values():
             write(tensor.detach())
 
 
-class _whole:
+class whole:
     """Writes a safetensors file front to back, a piece at a time; it appears when it is whole."""
 
     def __init__(

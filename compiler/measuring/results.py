@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..ir.program import Program
-from ..rows.forward import without_cache
-from .equivalence import main_output
+from ..rows.forward import main_output
+from ..rows.inputs import without_cache
 
 
 def tensors_of(program: Program) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import longest_row
 from ..report.progress import follow
-from ..rows.forward import device_of, evaluating, output_logits, vocabulary
+from ..rows.forward import evaluating, output_logits, vocabulary
+from ..rows.inputs import device_of
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 prompt_too_long = Fault(

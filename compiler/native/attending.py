@@ -24,12 +24,11 @@ class Attending:
         self._rotations: dict[Any, rotations.Rotation | None] = {}
 
     def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[Cached, Cached]:
-        """Keys and values go into a slot of their own, in the order of the program."""
+        """What attention reads of all tokens; the cache keeps what it makes of them."""
         if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
             why = "keys and values of another form than [batch, heads, tokens, width]"
             raise self.reader.refuse(node, why)
-        slot = self.reader.plan.slot(k.index.shape[1], k.index.shape[3], v.index.shape[3])
-        return Cached(slot, k), Cached(slot, v)
+        return Cached(k), Cached(v)
 
     # -- positions -------------------------------------------------------------------------------------------
 
@@ -123,7 +122,7 @@ class Attending:
 
     def attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
         module, q, k, v, mask = args
-        if not (isinstance(q, Rows) and isinstance(k, Cached) and isinstance(v, Cached) and k.slot == v.slot):
+        if not (isinstance(q, Rows) and isinstance(k, Cached) and isinstance(v, Cached)):
             raise self.reader.refuse(node, "attention to something else than what the layer caches")
         if mask is not None and not isinstance(mask, Positional):
             raise self.reader.refuse(node, "attention under a mask that tokens decide")
@@ -137,15 +136,22 @@ class Attending:
             raise self.reader.refuse(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
-        plan = self.reader.plan
+        made = self.attend(node, found, [q, k.rows, v.rows], sizes)
+        batch, length = self.reader.shape
+        return Rows(self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)), None
+
+    def attend(self, node: fx.Node, found: attentions.Attention, given: list[Rows], sizes: tuple[int, ...]) -> int:
+        """The register of attention of queries to keys and values; `sizes` as a step has them."""
+        plan, (heads, kv_heads, head_dim, value_dim) = self.reader.plan, sizes
+        slopes = None if found.slopes is None else plan.vector(f"{node.name}.slopes", found.slopes)
         sinks = None if found.sinks is None else plan.vector(f"{node.name}.sinks", found.sinks)
-        registers = {name: self.reader.register(x)[0] for name, x in (("q", q), ("k", k.rows), ("v", v.rows))}
+        registers = {name: self.reader.register(x)[0] for name, x in zip("qkv", given, strict=True)}
         window = found.window if found.window is not None and found.window < plan.context else None
-        made = plan.step(
+        return plan.step(
             "attention",
             heads * value_dim,
             **registers,
-            slot=k.slot,
+            slot=plan.slot(kv_heads, head_dim, value_dim),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -154,9 +160,8 @@ class Attending:
             softcap=found.softcap,
             window=window,
             sinks=sinks,
+            **({} if slopes is None else {"slopes": slopes}),
         )
-        batch, length = self.reader.shape
-        return Rows(plan.layout.rows(made).view(batch, length, heads, value_dim)), None
 
     def _mask(self, mask: Positional | None) -> Any:
         if mask is None:

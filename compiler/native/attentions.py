@@ -22,6 +22,7 @@ class Attention:
     softcap: float | None = None
     window: int | None = None
     sinks: Tensor | None = None
+    slopes: Tensor | None = None  # that a score gains for each token of distance less
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [h, d] of the last position, k and v [g, n, d] -> [h, d]."""
@@ -30,6 +31,8 @@ class Attention:
         scores = torch.einsum("hd,hnd->hn", q, k) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
+        if self.slopes is not None:
+            scores = scores + self.slopes[:, None] * torch.arange(1 - scores.shape[1], 1)
         if self.window is not None:
             scores[:, : max(0, scores.shape[1] - self.window)] = -torch.inf
         if self.sinks is not None:
@@ -48,9 +51,9 @@ def recognise(
     """
     heads, _, head_dim, _ = sizes
     module = _float(module)
-    windows = _windows(module, options)
-    known = [*filter(None, (_trial(module, mask, sizes, options, n) for n in _lengths(windows)))]
-    for form in _forms(module, head_dim, heads, options, windows):
+    named = windows(module, options)
+    known = [*filter(None, (_trial(module, mask, sizes, options, n) for n in lengths(named)))]
+    for form in _forms(module, head_dim, heads, options, named):
         pairs = [(form(q, k, v), found) for q, k, v, found in known]
         if known and all(torch.allclose(ours, found, atol=_ATOL, rtol=_ATOL) for ours, found in pairs):
             return form
@@ -88,7 +91,7 @@ def _float(module: nn.Module) -> nn.Module:
     return light
 
 
-def _windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
+def windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
     """Widths of a window that the call, the module or its config names."""
     config = getattr(module, "config", None)
     named = (
@@ -100,7 +103,7 @@ def _windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
     return list(dict.fromkeys(w for w in named if type(w) is int and w > 0))
 
 
-def _lengths(windows: list[int]) -> list[int]:
+def lengths(windows: list[int]) -> list[int]:
     return [SHORT, *(w + 3 for w in windows)]
 
 

@@ -44,7 +44,7 @@ class Generation:
             raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
         if self.streamer is not None:
             self.streamer.put(ids.cpu())
-        with self.model.opened(len(ids)) as numbers:
+        with self.model.sequences_of(len(ids)) as numbers:
             made, logits = self._grow(prompts, numbers)
         if self.streamer is not None:
             self.streamer.end()

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx
 
-from ..discovery.mixers.opening import Opened, opened
+from ..discovery.mixers.graphs import MixerGraph, mixer_graphs
 from ..ir.program import Program
 from ..ir.unit import argument_names
 
 
 def with_mixers_open(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
-    found = opened(program) if program.opaque else {}
+    found = mixer_graphs(program) if program.opaque else {}
     graph, made = fx.Graph(), {}
     for node in program.flat.graph.nodes:
         mixer = found.get(node.target) if node.op == "call_module" else None
@@ -26,7 +26,7 @@ def with_mixers_open(program: Program) -> fx.Graph:
     return graph
 
 
-def _inlined(graph: fx.Graph, node: fx.Node, mixer: Opened, program: Program, outer: dict[fx.Node, Any]) -> Any:
+def _inlined(graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program, outer: dict[fx.Node, Any]) -> Any:
     """The mixer's nodes at the end of the graph, on what the one node was given; their value."""
     names = argument_names(type(program.model.get_submodule(mixer.path)))
     args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)

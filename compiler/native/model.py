@@ -129,7 +129,7 @@ class NativeModel(nn.Module):
                 self._free.append(number)
 
     @contextmanager
-    def opened(self, count: int) -> Iterator[list[int]]:
+    def sequences_of(self, count: int) -> Iterator[list[int]]:
         numbers = self.take(count)
         try:
             yield numbers
@@ -189,7 +189,7 @@ class NativeModel(nn.Module):
             return Output(logits=logits, cache=cache)
         for start in range(0, len(input_ids), max(1, self.spare)):
             part = slice(start, start + max(1, self.spare))
-            with self.opened(len(input_ids[part])) as numbers:
+            with self.sequences_of(len(input_ids[part])) as numbers:
                 self._fill(logits[part], input_ids[part], mask[part], numbers)
         return Output(logits=logits)
 

@@ -70,7 +70,7 @@ class Positions:
         if value is CACHE:
             return None
         if node.op == "placeholder":
-            return self._given(node.target, length)
+            return self._default_input(node.target, length)
         if node.op == "get_attr":
             return value
         args, kwargs = (_wide(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs))
@@ -78,7 +78,7 @@ class Positions:
             return getattr(args[0], _CASTS[node.target])()
         return call(node, self.model, args, kwargs)
 
-    def _given(self, name: str, length: int) -> Tensor | None:
+    def _default_input(self, name: str, length: int) -> Tensor | None:
         if name == "position_ids":
             return torch.arange(self._first, self._first + length)[None]
         return torch.ones((1, length), dtype=torch.int64) if name == "attention_mask" else None

@@ -4,6 +4,7 @@ The graph is walked once, with shapes of its sample batch. Values are `Rows` (nu
 (computed from positions alone) or plain Python and torch values, which are just computed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .tables import Tables
-from .values import CACHE, Cached, Chosen, Ids, Mask, Pending, Positional, Rows
+from .values import CACHE, Cached, Chosen, Ids, Mask, Pending, Positional, Rows, Written
+from .written import Writing
 
-ENDLESS = 2**20  # tokens of a sequence, where a state stands for them and a config names no limit
+ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
 
 
 class Reader:
@@ -42,8 +44,8 @@ class Reader:
         ids = program.inputs["input_ids"]
         layout = Layout(ids.numel())
         context = next(filter(None, (getattr(config, name, None) for name in POSITIONS)), None)
-        if type(context) is not int and any(n.meta.get("role") == "ssm_scan" for n in self.graph.nodes):
-            context = ENDLESS
+        if type(context) is not int and not any(n.meta.get("role") == "rotary" for n in self.graph.nodes):
+            context = ENDLESS  # states and slopes by distance have no end
         if type(context) is not int:
             why = "its config states no longest context (`max_position_embeddings`)"
             raise refused_whole(self.model, why)
@@ -53,7 +55,7 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
-        self.mixtures = Mixtures(self)
+        self.mixtures, self.writing = Mixtures(self), Writing(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
@@ -99,10 +101,10 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, (Rows, Cached, Chosen)) for x in flat):
+        if any(isinstance(x, (Rows, Cached, Written, Chosen)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
-            return self._asked(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
+            return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
         if any(x is CACHE for x in flat):
             raise self.refuse(node, "it reads the cache otherwise than by keys and values")
         with torch.no_grad():
@@ -115,7 +117,7 @@ class Reader:
             return CACHE
         return Positional(node) if node.target in ("position_ids", "attention_mask") else None
 
-    def _asked(self, node: fx.Node, args: Any) -> Any:
+    def sample_size(self, node: fx.Node, args: Any) -> Any:
         """A size of something that depends on positions alone: that of the sample batch."""
         shape = node.args[0].meta.get("shape")
         if not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
@@ -131,6 +133,13 @@ class Reader:
             return self.attending.rotated(node, args, kwargs)
         if role == "attention":
             return self.attending.attention(node, args, kwargs)
+        kinds = {type(x) for x in _leaves((args, kwargs))}
+        if Written in kinds or {Rows, Cached} <= kinds:
+            return self.writing.meet(node, args)
+        if Cached in kinds:
+            plain = [_mapped(part, lambda x: x.rows if isinstance(x, Cached) else x) for part in (args, kwargs)]
+            made = self._tokens(node, role, *plain)  # of each token when it comes; what is made of it is kept
+            return _mapped(made, lambda x: Cached(x) if isinstance(x, Rows) else x)
         if role in ("dropout", "identity", "slice_logits", "padding"):
             return args[0]  # sequences of the engine have no padding
         if role == "ssm_conv":
@@ -174,6 +183,11 @@ class Reader:
             return first
         if isinstance(first, (tuple, list)) and name == "getitem":
             return first[args[1]]
+        if name in ("new_empty", "new_zeros") and isinstance(first, Rows):
+            return Rows(torch.full(tuple(args[1]) if isinstance(args[1], tuple | list) else args[1:], -1))
+        if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
+            first.index.copy_(self.settled(args[1]).index)  # a part of what is filled piece by piece
+            return first
         if name in calls.JOINS:
             return self._joined(node, args, kwargs)
         if name in calls.MOVES and isinstance(first, Rows):
@@ -351,6 +365,14 @@ def _attribute(model: nn.Module, path: str) -> Any:
     for part in filter(None, path.split(".")):
         found = getattr(found, part)
     return found
+
+
+def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_mapped(part, change) for part in tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(part, change) for key, part in tree.items()}
+    return change(tree)
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -13,8 +13,8 @@ cannot_run_natively = Fault(
     "A model computes something that the native engine has no step for.\n\n"
     "The engine runs plans made of a closed list of steps: embeddings, norms, linear layers, rotary "
     "positions, attention over a cache, routers and experts, convolutions and scans with a state, activations, "
-    "sums and products. What a model computes is read from its graph; keys and values made of cached latents, gated "
-    "delta nets and routers that choose one expert after another are not among the steps.",
+    "sums and products. What a model computes is read from its graph; gated delta nets, attention to few chosen keys "
+    "and routers that choose one expert after another are not among the steps.",
     exit="environment",
 )
 

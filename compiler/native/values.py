@@ -54,10 +54,19 @@ class Mask(Positional):
 
 @dataclass(frozen=True)
 class Cached:
-    """All keys or values of a layer, these tokens' and those before them."""
+    """Numbers of these tokens and of all before them: what is made of each token alone is kept as it is made.
 
-    slot: int
+    Keys and values are what attention reads in the end; a slot of the engine's cache holds them in that form.
+    """
+
     rows: Rows
+
+
+@dataclass(frozen=True)
+class Written:
+    """Numbers of a token with each of those before it, on their way to weights of an attention that is written out."""
+
+    node: fx.Node
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ..report.broken import first_line
-from ..store.regular import MIB, parse_json, read_regular
+from ..store.regular import MIB, MISFIT, parse_json, read_regular
 from .refusal import refused_onnx
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE, DATA, FACTS = "model.onnx", "model.onnx.data", "effc"
 DOMAINS = ("", "ai.onnx", "com.microsoft")  # the last are ONNX Runtime's own, of which int8 needs one
+_NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64
 _MOST = 256 * MIB  # of the graph: weights lie beside it
 _AGAIN = "compile it again with this effc"
 
@@ -59,9 +61,13 @@ def _check_weights(path: Path, model: Any) -> None:
     if any(t.data_location == t.EXTERNAL for t in _inner_tensors(model.graph)):
         raise _refused(path, f"has a weight inside of an op that lies in another file than {DATA}")
     for tensor in model.graph.initializer:
+        if any(axis < 0 for axis in tensor.dims):
+            raise _refused(path, f"has a weight `{tensor.name}` of a size below zero")
         if tensor.data_location != tensor.EXTERNAL:
             continue
         entry = {e.key: e.value for e in tensor.external_data}
+        if len(entry) < len(tensor.external_data):  # readers differ in which of two they take
+            raise _refused(path, f"has a weight `{tensor.name}` with two places")
         try:
             start, length = int(entry.get("offset", "0")), int(entry["length"])
         except (KeyError, ValueError) as error:
@@ -80,17 +86,29 @@ def weights(folder: Path, stored: Stored) -> "dict[str, torch.Tensor]":
 
     found = {}
     for tensor in stored.model.graph.initializer:
+        if tensor.data_type not in _NUMBERS:
+            raise _refused(folder / FILE, f"has a weight `{tensor.name}` of a type {tensor.data_type}")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if tensor.data_location == tensor.EXTERNAL:
             entry = {e.key: e.value for e in tensor.external_data}
             shape, start = tuple(tensor.dims), int(entry.get("offset", "0"))
-            if int(np.prod(shape)) * dtype.itemsize != int(entry["length"]):
+            if prod(shape) * dtype.itemsize != int(entry["length"]):
                 raise _refused(folder / FILE, f"has a weight `{tensor.name}` of another size than its shape")
-            array = np.memmap(folder / DATA, dtype, "c", start, shape) if np.prod(shape) else np.zeros(shape, dtype)
+            array = np.memmap(folder / DATA, dtype, "c", start, shape) if prod(shape) else np.zeros(shape, dtype)
         else:
-            array = onnx.numpy_helper.to_array(tensor).copy()
+            array = _inside(folder / FILE, tensor)
         found[tensor.name] = torch.from_numpy(array)
     return found
+
+
+def _inside(path: Path, tensor: Any) -> Any:
+    """The numbers that lie in the graph itself."""
+    import onnx
+
+    try:
+        return onnx.numpy_helper.to_array(tensor).copy()
+    except MISFIT as error:
+        raise _refused(path, f"has a weight `{tensor.name}` of another size than its shape") from error
 
 
 def _facts(path: Path, model: Any) -> dict[str, Any]:
@@ -100,7 +118,7 @@ def _facts(path: Path, model: Any) -> dict[str, Any]:
         kinds = {"class": str, "model_type": str, "params": int, "decodes": bool}
         fits = isinstance(facts, dict) and all(type(facts.get(name)) is kind for name, kind in kinds.items())
         fits = fits and (facts["context"] is None or type(facts["context"]) is int)
-    except (ValueError, KeyError, RecursionError):
+    except MISFIT:
         fits = False
     if not fits:
         raise _refused(path, "does not say which model it was made of")

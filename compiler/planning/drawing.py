@@ -75,11 +75,11 @@ def draw(skeleton: Skeleton, *, width: int = 100) -> str:
 
 def _title(skeleton: Skeleton) -> str:
     facts = skeleton.facts
-    said = [f"{human(params(skeleton))} parameters"]
-    said += [f"{facts['layers']} layers"] if facts.get("layers") else []
-    said += [f"hidden {facts['hidden']}"] if facts.get("hidden") else []
-    said += [facts["dtype"]] if facts.get("dtype") else []
-    return f"{skeleton.model_type}: {', '.join(said)}"
+    group_text = [f"{human(params(skeleton))} parameters"]
+    group_text += [f"{facts['layers']} layers"] if facts.get("layers") else []
+    group_text += [f"hidden {facts['hidden']}"] if facts.get("hidden") else []
+    group_text += [facts["dtype"]] if facts.get("dtype") else []
+    return f"{skeleton.model_type}: {', '.join(group_text)}"
 
 
 def _tree(skeleton: Skeleton) -> _Module:
@@ -110,7 +110,7 @@ def _notes(skeleton: Skeleton) -> dict[str, list[str]]:
     for branch in skeleton.branches:
         notes.setdefault(branch.site, []).append(_role(branch, skeleton))
     for group in skeleton.groups:
-        text = said(group, skeleton)
+        text = group_text(group, skeleton)
         if text:
             notes.setdefault(group.site, []).append(text)
     return {site: [": ".join(texts[:2]), *texts[2:]] for site, texts in notes.items()}
@@ -121,7 +121,7 @@ def _role(branch: Branch, skeleton: Skeleton) -> str:
     return f"{branch.role}, parallel" if len(beside) > 1 else branch.role
 
 
-def said(group: Group, skeleton: Skeleton) -> str:
+def group_text(group: Group, skeleton: Skeleton) -> str:
     """A group in words; "" where another group says it better."""
     if group.kind == "channels":
         return f"{group.count} channels"
@@ -180,11 +180,11 @@ def _rows(module: _Module, indent: str, last: bool) -> Iterator[_Row]:
 
 def _shapes(part: Part) -> str:
     """`64 x 64`, with the names of what is no plain weight."""
-    said = []
+    group_text = []
     for name, shape in part.tensors:
         sizes = " x ".join(map(str, shape)) or "scalar"
-        said.append(sizes if name == "weight" else name if name == "bias" else f"{name} {sizes}")
-    return " + ".join(said)
+        group_text.append(sizes if name == "weight" else name if name == "bias" else f"{name} {sizes}")
+    return " + ".join(group_text)
 
 
 def _remarks(skeleton: Skeleton) -> list[str]:

@@ -61,7 +61,7 @@ class Stage:
     matched: tuple[str, ...]
     before: Size
     after: Size
-    told: tuple[str, str]
+    hedges: tuple[str, str]
     forwards: int
     seconds: float
     peak_bytes: int
@@ -112,7 +112,7 @@ class Plan:
                 "matched": list(s.matched),
                 "before": vars(s.before),
                 "after": vars(s.after),
-                "told": list(s.told),
+                "hedges": list(s.hedges),
                 "forwards": s.forwards,
                 "seconds": round(s.seconds, 1),
                 "peak_bytes": s.peak_bytes,
@@ -142,7 +142,7 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
         with placed(step.call):
             known = {name: key for name, (key, _, _) in done.items()}
             stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store, known)
-        done[step.name] = (stage.key, after, stage.told[1])
+        done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
     refuse_foreseen(pipeline, ctx)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
@@ -176,7 +176,7 @@ def _stage(
         matched(before, pass_.acts_on, call),
         Size.of(before),
         Size.of(after),
-        told=(told, _told(pass_, forwards, told)),
+        hedges=(told, _hedge(pass_, forwards, told)),
         forwards=forwards,
         seconds=tokens * Size.of(before).flops / flops_per_second(),
         peak_bytes=peak_bytes(call, before, after, first, ctx, effort.apart) + effort.bytes,
@@ -186,7 +186,7 @@ def _stage(
     return stage, after
 
 
-def _told(pass_: Pass, forwards: int, before: str) -> str:
+def _hedge(pass_: Pass, forwards: int, before: str) -> str:
     """How the size after a step is told, given how that before it is."""
     return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
 
@@ -281,7 +281,7 @@ def draw(plan: Plan, width: int = 100) -> str:
 
 
 def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
-    before, after = (f"{told} ".lstrip() for told in stage.told)
+    before, after = (f"{told} ".lstrip() for told in stage.hedges)
     state = "cached" if stage.cached else f"to run: {stage.why}"
     moved = f"({change(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":

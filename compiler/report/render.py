@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ...dsl.render import visible
 from .progress import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear, silent
 from .quantity import measured, seconds, size
 
@@ -149,7 +150,7 @@ class Plain(Renderer):
 
     def line(self, text: str) -> None:
         self.said = time.monotonic()
-        print(text, file=self.stream, flush=True)
+        print(visible(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "Plain":
         threading.Thread(target=self._beat, daemon=True).start()
@@ -215,7 +216,7 @@ class Bars(Renderer):
         self.line(f"[green]✓[/green]{_escaped(summary(self.stage, event))}", markup=True)
 
     def line(self, text: str, markup: bool = False) -> None:
-        self.progress.console.print(text, markup=markup)
+        self.progress.console.print(visible(text), markup=markup)
 
     def _drop(self) -> None:
         if self.task is not None:

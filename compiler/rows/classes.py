@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
-from .forward import device_of, evaluating, output_logits
+from .forward import evaluating, output_logits
+from .inputs import device_of
 from .prompts import prompts
 
 other_classes = Fault("other-classes", "A model's head has other outputs than the data has classes.")

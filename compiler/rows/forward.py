@@ -1,6 +1,5 @@
 """Running a model over rows of tokens: losses and log-probabilities in float32, in bounded memory."""
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.progress import follow
+from .inputs import arguments, predictions
 from .prompts import prompts
 
 not_a_number = Fault(
@@ -27,9 +27,10 @@ BATCH_BYTES = 256 << 20  # what the logits of one batch may take
 CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 
 
-def logits(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
-    found = output_logits(model(ids.to(device_of(model)), **without_cache(model), **more))
+    args, given = arguments(model, ids)
+    found = output_logits(model(*args, **given))
     return found if found.dim() > 2 else found[:, None]
 
 
@@ -41,19 +42,30 @@ def output_logits(output: Any) -> Tensor:
         raise Reject(
             no_logits(
                 f"the model returns {', '.join(output)}, and no logits to score it by",
-                help="take it with a head, as a ...ForMaskedLM or ...ForImageClassification",
+                help="score it by `similarity` to the original, or take it with a head, as a ...ForMaskedLM",
             )
         )
     return output["logits"] if isinstance(output, Mapping) else output[0]
 
 
-def without_cache(model: nn.Module) -> dict[str, Any]:
-    """`use_cache=False` for models that know it."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+def predicts(output: Any) -> bool:
+    """Whether what a model returned has logits: one without a head returns hidden states."""
+    return not isinstance(output, Mapping) or "logits" in output
 
 
-def device_of(model: nn.Module) -> torch.device:
-    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+def outputs(model: nn.Module, ids: Tensor) -> Tensor:
+    """What a forward without a cache gives: logits, or what a model without a head has in their place."""
+    args, given = arguments(model, ids)
+    return main_output(model(*args, **given))
+
+
+def main_output(output: Any) -> Tensor:
+    """Logits, or else the first thing that a forward returns."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)):
+        return main_output(output[0])
+    return next(output[name] for name in ("logits", "last_hidden_state", *output) if name in output)
 
 
 @contextmanager
@@ -124,15 +136,18 @@ def nll(
         for batch in follow(list(batches(model, rows)), "batches of rows"):
             with prompts(model, None if asked is None else asked[first : first + len(batch)], active):
                 values = logits(model, batch)  # [b, t, vocab]
-            if values.shape[:2] != batch.shape:
+            wanted, written = predictions(model, batch.to(values.device))
+            if values.shape[1] not in (batch.shape[1], wanted.shape[1]):
                 raise Reject(
                     no_next_token(
                         f"{type(model).__name__} predicts no next token",
                         help="compare it with the original by `divergence` or `agreement`",
                     )
                 )
-            for number, (row, ids) in enumerate(zip(values, batch.to(values.device), strict=True), start=first):
-                nats = losses(row[:-1], ids[1:]).cpu().double()  # a slice copies nothing
+            for number, (row, ids) in enumerate(zip(values, wanted, strict=True), start=first):
+                nats = losses(row[: len(ids)], ids).cpu().double()  # a slice copies nothing
+                if written is not None:
+                    nats = nats[written[number - first].cpu()]
                 if counted is not None:
                     nats = nats[counted[number, 1:]]
                 total += nats.sum().item()

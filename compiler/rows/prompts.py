@@ -57,7 +57,7 @@ class Prompts:
         b, t = rows.shape[:2]
         start = torch.zeros(b, dtype=torch.int64, device=rows.device)
         stop = torch.full_like(start, t)
-        seen = None if rows.is_meta else _seen(mask, b, t)  # [b, t]
+        seen = None if rows.is_meta else _real_tokens(mask, b, t)  # [b, t]
         if seen is not None:
             places = torch.arange(t, device=seen.device)
             start = torch.where(seen, places, t).amin(1).to(rows.device)
@@ -121,7 +121,7 @@ def _holds(state: Any) -> bool:
     return False
 
 
-def _seen(mask: Any, b: int, t: int) -> Tensor | None:
+def _real_tokens(mask: Any, b: int, t: int) -> Tensor | None:
     """Which tokens are none of the padding, [b, t]; None where nothing says it.
 
     mask   [b, t] as tokenizers give it, or what generation with a fixed cache makes of it: [b, 1, t, s], True or

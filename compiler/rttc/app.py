@@ -18,7 +18,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.reft import base_hash
-from ..store.regular import CONFIG, read_json
+from ..store.regular import CONFIG, MISFIT, read_json
 from .adaptation import Adaptable, Regime
 from .attachment import KINDS, places_of
 from .caching import StateCache
@@ -90,7 +90,7 @@ def read_app(folder: Path) -> App:
         if not all(fits):
             raise ValueError("a field has another form, or is out of its range")
         return app
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, *MISFIT) as error:
         raise Reject(broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again")) from error
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Reject
 from ..store.cache import write_whole
-from ..store.regular import MANIFEST, check_regular, read_json
+from ..store.regular import MANIFEST, MISFIT, check_regular, read_json
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
@@ -34,7 +34,7 @@ class Entry:
     tensors: Mapping[str, Tensor]
     used: int
     touched: int
-    made: int
+    born: int
 
     @property
     def bytes(self) -> int:
@@ -119,7 +119,7 @@ class StateCache:
             self._write_index()
 
     def _worth(self, entry: Entry) -> tuple[int, int]:
-        return (entry.used, entry.made) if self.eviction == "lfu" else (entry.touched, entry.made)
+        return (entry.used, entry.born) if self.eviction == "lfu" else (entry.touched, entry.born)
 
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.number]
@@ -140,7 +140,7 @@ class StateCache:
     def _write_index(self) -> None:
         if self._folder is None:
             return
-        rows = {str(e.number): [e.used, e.touched, e.made] for e in self._entries.values()}
+        rows = {str(e.number): [e.used, e.touched, e.born] for e in self._entries.values()}
         body = {"format": FORMAT, "identity": self.identity, "turn": self._turn, "entries": rows}
         try:
             write_whole(self._folder / _INDEX, json.dumps(body).encode())
@@ -154,7 +154,7 @@ class StateCache:
             fits = body["format"] == FORMAT and body["identity"] == self.identity
             rows = {int(number): tuple(map(int, row)) for number, row in body["entries"].items()} if fits else {}
             self._turn = int(body["turn"]) if fits else 0
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, Reject):
+        except (OSError, Reject, *MISFIT):
             rows = {}
         for number, (used, touched, made) in sorted(rows.items()):
             try:

@@ -72,7 +72,7 @@ def fit(found: Sequence[Trial], policy: Policy, price: float, force: bool) -> tu
     return replace(policy, direct=chosen.direct, rag=chosen.rag), points
 
 
-def seen(client: Guided, dev: Sequence[Sample]) -> Tensor:
+def dev_features(client: Guided, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
     vectors = client.facts().place(client.embedder.embed([sample.question for sample in dev]))
     asked = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
@@ -153,7 +153,7 @@ def settle(
     if policy.kind != "router":
         fitted, points = fit(found, policy, price, force)
         return Calibration(fitted, found, points, measure(found, fitted), areas)
-    of = seen(client, dev)
+    of = dev_features(client, dev)
     router = train(found, of, price, seed=seed, force=force)
     chosen = measure_router(router, found, of)
     return Calibration(policy, found, prices(router, found, of), chosen, {**areas, "router": router.auc}, router)

@@ -14,11 +14,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...dsl.diagnostics import Reject
+from ..report.broken import first_line
 from ..serving.answers import Answer, ChatAnswer, Refused
 from ..serving.body import read_body
+from ..serving.chat import prompt_too_long
 from ..serving.errors import tell_errors
 from ..serving.metrics import TYPE
-from ..serving.protocol import AskedChat, AskedCompletion
+from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import Piece
 from ..serving.stream import check_name, events, leaving
 from .generation import Cancelled, Settings
@@ -61,12 +63,12 @@ class Front:
         self.client.lists.flush()
         self.client.states.flush()
 
-    async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
+    async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
         check_name(asked, self.name)
         if asked.alternatives is not None:
             raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
         answered = await self._answered(_messages(asked, self.client), _settings(asked), call)
-        kind = ChatAnswer if isinstance(asked, AskedChat) else Answer
+        kind = ChatAnswer if isinstance(asked, ChatRequest) else Answer
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
         if asked.stream:
@@ -100,7 +102,11 @@ class Front:
         except Cancelled as gone:
             raise Refused(503, "the server stops", code="stopping") from gone
         except Reject as refused:
-            raise Refused(400, refused.diagnostics[0].message, "messages", "context_length_exceeded") from refused
+            said = refused.diagnostics[0]
+            code = "context_length_exceeded" if said.fault == prompt_too_long else said.slug.replace("-", "_")
+            raise Refused(400, said.message, "messages", code) from refused
+        except Exception as error:  # whatever it is, the next queries may fare better
+            raise Refused(500, f"{type(error).__name__}: {first_line(error)}", code="failed") from error
         finally:
             self._held -= 1
             watch.cancel()
@@ -120,8 +126,8 @@ async def _leave(call: Call, left: threading.Event) -> None:
     left.set()
 
 
-def _messages(asked: AskedChat | AskedCompletion, client: Guided) -> list[dict[str, str]]:
-    if isinstance(asked, AskedChat):
+def _messages(asked: ChatRequest | CompletionRequest, client: Guided) -> list[dict[str, str]]:
+    if isinstance(asked, ChatRequest):
         found = [message.plain() for message in asked.messages]
     elif isinstance(asked.prompt, str):
         found = [{"role": "user", "content": asked.prompt}]
@@ -137,7 +143,7 @@ def _messages(asked: AskedChat | AskedCompletion, client: Guided) -> list[dict[s
     return found
 
 
-def _settings(asked: AskedChat | AskedCompletion) -> Settings:
+def _settings(asked: ChatRequest | CompletionRequest) -> Settings:
     seed = randbits(62) if asked.seed is None else asked.seed
     temperature = 1.0 if asked.temperature is None else asked.temperature
     return Settings(asked.most or 256, temperature, asked.top_p or 1.0, seed, asked.stops)
@@ -161,11 +167,11 @@ def application(front: Front) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(call: Call) -> Any:
-        return await front.answer(await read_body(call, AskedChat), call)
+        return await front.answer(await read_body(call, ChatRequest), call)
 
     @app.post("/v1/completions")
     async def complete(call: Call) -> Any:
-        return await front.answer(await read_body(call, AskedCompletion), call)
+        return await front.answer(await read_body(call, CompletionRequest), call)
 
     @app.get("/v1/models")
     async def models() -> Any:

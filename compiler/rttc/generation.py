@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dsl.diagnostics import Reject
-from ..rows.forward import device_of
+from ...dsl.diagnostics import Fault, Reject
+from ..rows.inputs import device_of
 from ..serving.chat import prompt_too_long
 from ..serving.text import Stops
 from .prompts import Prompts
+
+empty_prompt = Fault("empty-prompt", "A model was asked to answer nothing at all.", exit="usage")
 
 
 class Cancelled(Exception):
@@ -34,10 +36,12 @@ def generate(
     model: Any, prompts: Prompts, ids: list[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
     """The text, the number of its tokens, and why it ended: "stop" or "length"."""
+    if not ids:
+        raise Reject(empty_prompt("the prompt has no token", help="ask something"))
     most = min(settings.most, prompts.context - len(ids))
     if most < 1:
         raise Reject(prompt_too_long(f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"))
-    heard = _Heard(prompts.tokenizer, settings.stops, stopped)
+    heard = _Streamer(prompts.tokenizer, settings.stops, stopped)
     row = torch.tensor([ids], device=device_of(model))
     drawn = settings.temperature > 0
     chosen: dict[str, Any] = {
@@ -72,7 +76,7 @@ class _Met(Exception):
     """A stop string was said, or nobody listens."""
 
 
-class _Heard:
+class _Streamer:
     """What `generate` calls a streamer."""
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...], stopped: Callable[[], bool]):

@@ -39,7 +39,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Made:
+class BranchAnswer:
     """One branch's answer."""
 
     text: str
@@ -106,7 +106,7 @@ class _Query:
     def __init__(self, client: Guided, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
         self._client, self._messages, self._settings, self._stopped = client, messages, settings, stopped
         self._decision = Decision()
-        self._made: dict[Branch, Made] = {}
+        self._answers: dict[Branch, BranchAnswer] = {}
         self._matches: Sequence[Match] | None = None
         self._vector: Tensor | None = None
 
@@ -126,13 +126,13 @@ class _Query:
                 choose(policy, self._branch, self._score, decision)
                 self._remember()
         except Reject as refused:  # a reward without a number; the prompt was taken already
-            if "direct" not in self._made:
+            if "direct" not in self._answers:
                 raise
             decision.branch, decision.note = "direct", refused.diagnostics[0].message
         finally:
             if client.adaptable is not None:
                 client.adaptable.off()
-        made = self._made[decision.branch]
+        made = self._answers[decision.branch]
         return Answered(made.text, made.prompt_tokens, made.new_tokens, made.finish, decision)
 
     def _place(self) -> None:
@@ -196,11 +196,11 @@ class _Query:
     def _samples(self) -> Sequence[Match]:
         """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
         if self._matches is None:
-            self._matches = self._found() if self._vector is not None else ()
+            self._matches = self._look_up() if self._vector is not None else ()
             self._decision.samples = len(self._matches)
         return self._matches
 
-    def _found(self) -> Sequence[Match]:
+    def _look_up(self) -> Sequence[Match]:
         client, vector = self._client, self._vector
         assert vector is not None, "a query without a vector has no samples"
         if (kept := client.lists.find(vector)) is not None:
@@ -232,7 +232,7 @@ class _Query:
     def _generate(self, branch: Branch, ids: list[int]) -> str:
         with self._timed(branch):
             made = generate(self._client.model, self._client.prompts, ids, self._settings, self._stopped)
-        self._made[branch] = Made(made[0], len(ids), made[1], made[2])
+        self._answers[branch] = BranchAnswer(made[0], len(ids), made[1], made[2])
         return made[0]
 
     def _timed(self, name: str) -> "_Timer":

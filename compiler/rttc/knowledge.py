@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import digest, write_whole
-from ..store.regular import CONFIG, check_regular, read_json
+from ..store.regular import CONFIG, MISFIT, check_regular, read_json
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
@@ -143,7 +143,7 @@ def _embedded(samples: Sequence[Sample], embedder: Embedder, draft: Path, tell: 
         except (OSError, SafetensorError, KeyError):
             part = None
         if part is None or part.shape != (len(chosen), embedder.width):
-            part = embedder.embed([sample.asked for sample in chosen])
+            part = embedder.embed([sample.subject for sample in chosen])
             save_file({"raw": part}, fresh := file.with_suffix(".part"))
             os.replace(fresh, file)
         parts.append(part)
@@ -160,7 +160,7 @@ def _unasked(samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], a
     return [
         i
         for i, sample in enumerate(samples)
-        if " ".join(sample.asked.lower().split()) not in plain and float(closest[i]) < near
+        if " ".join(sample.subject.lower().split()) not in plain and float(closest[i]) < near
     ]
 
 
@@ -203,7 +203,7 @@ def open_base(folder: Path) -> Base:
             body["version"],
             body["dropped"],
         )
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, SafetensorError, *MISFIT) as error:
         raise Reject(
             broken_base(f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples")
         ) from error

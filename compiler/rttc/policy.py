@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
+from ..store.regular import MISFIT
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
@@ -163,6 +164,6 @@ def read_policy(text: bytes) -> Policy:
         )
         if not all(kinds):
             raise ValueError("a field has another form, or is out of its range")
-    except (TypeError, ValueError, RecursionError) as error:
+    except MISFIT as error:
         raise Reject(bad_policy(f"the policy can't be read: {error}", help="emit the folder again")) from error
     return policy

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
-from ..store.regular import check_regular, parse_json
+from ..store.regular import MISFIT, check_regular, parse_json
 from .logistic import fit_logistic
 from .policy import BRANCHES, Branch, Point, Trial
 from .scorer import LEAST_AUC, auc, weak_reward
@@ -83,7 +83,7 @@ def open_router(folder: Path, width: int) -> Router:
         if router.weight.shape != (len(BRANCHES), width + 2) or router.mean.shape != router.scale.shape:
             raise ValueError("it was fitted over another embedder")
         return router
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, SafetensorError, *MISFIT) as error:
         raise Reject(
             broken_router(f"{folder / NAME} holds no router: {error}", help="emit the folder again")
         ) from error

@@ -31,7 +31,7 @@ class Sample:
         return f"{self.question}\n{self.answer}" if self.question else self.answer
 
     @property
-    def asked(self) -> str:
+    def subject(self) -> str:
         """What queries are compared with."""
         return self.question or self.answer
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.cache import write_whole
-from ..store.regular import CONFIG, DATA, check_regular, parse_json, read_json, read_regular
+from ..store.regular import CONFIG, DATA, MISFIT, check_regular, parse_json, read_json, read_regular
 from .embedder import Embedder
 from .logistic import fit_logistic
 from .reward import finite
@@ -76,7 +76,7 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, SafetensorError, *MISFIT) as error:
         raise Reject(
             broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
         ) from error
@@ -141,7 +141,7 @@ def read_graded(file: Path) -> list[Graded]:
             if not isinstance(body["right"], bool):
                 raise ValueError("`right` is neither true nor false")
             found.append(Graded(str(body["question"]), str(body["answer"]), body["right"]))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except MISFIT as error:
             raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
     if len({g.question for g in found}) < 4:
         raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))

@@ -16,7 +16,7 @@ from ..artifacts.manifest import Manifest, read_manifest, verify_files
 from ..artifacts.verify import verify
 from ..judging.gate import in_unit
 from ..machine.fingerprint import machine
-from ..opened import computing
+from ..models import computing
 from ..report.progress import Listener, announce, hear, silent
 from ..report.quantity import measured
 from ..targets.hf import FORMS as CHECKPOINTS
@@ -129,7 +129,7 @@ def _named(point: str, names: list[str]) -> str:
 
 
 def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
-    measures = {m["name"]: {metric: tuple(fact) for metric, *fact in m["measures"]} for m in front.members}
+    measures = _measures(front)
     fit = [name for name in measures if all(limit.holds(measures[name]) for limit in limits)]
     if not fit:
         near = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
@@ -143,6 +143,18 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
         )
     first = next(iter(measures[fit[0]]))
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
+
+
+def _measures(front: Manifest) -> dict[str, Measures]:
+    """What is known of each point: what the front is measured by first, then what the report measured too."""
+    known: dict[str, dict[str, tuple[float, str, str]]] = {}
+    for member in front.members:
+        known[member["name"]] = facts = {metric: tuple(fact) for metric, *fact in member["measures"]}
+        for row in front.measures:
+            metric, of, name = row.metric.rpartition(" of ")
+            if of and name == member["name"] and row.compiled is not None:
+                facts.setdefault(metric, (row.compiled, row.unit, row.better))
+    return known
 
 
 def _copy(path: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:

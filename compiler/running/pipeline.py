@@ -16,7 +16,7 @@ from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
 from ..judging.verdicts import Verdicts
 from ..machine.memory import Watch
-from ..measuring import reference
+from ..measuring import reference, similarity
 from ..measuring.promise import Promise
 from ..planning.change import describe
 from ..planning.plan import Plan, Stage
@@ -180,9 +180,12 @@ class Build:
         asked = [metric for step in self.plan.pipeline.steps for metric in handles(step.call.args, MetricRef)]
         asked += [bound.metric for bound in self.plan.pipeline.expects]
         for ref in asked:
-            if self.ctx.metric(ref).needs_original:
+            metric = self.ctx.metric(ref)
+            if metric.needs_original and metric.compares == "predictions":
                 for data in handles(dict(ref.args), DataRef):
                     reference.prepare(self.ctx, program.model, data)
+            elif metric.needs_original:
+                similarity.prepare(self.ctx, program.model, metric.data, metric.pooling)
         for step in self.plan.pipeline.steps:
             for data in self.ctx.shelf.make("pass", step.call).originals():
                 reference.prepare(self.ctx, program.model, data)

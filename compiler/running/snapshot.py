@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ...dsl.diagnostics import Reject
 from ..capture.capture import recapture
 from ..capture.sample import sample
 from ..checkpoints.origin import Origin
@@ -17,8 +18,11 @@ from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
 from ..ir.unit import Unit, code_key
 from ..ir.weights import assign, distinct
+from ..report.broken import first_line
 from ..report.progress import follow
 from ..store.cache import Cache, tensor_hash
+from ..store.regular import MISFIT
+from ..store.sealed import cache_damaged
 from ..training.adapters import Shape
 from ..training.unmerged import Unmerged
 
@@ -76,6 +80,24 @@ def restore(
     """The result of a finished step; `reach` makes the program of another one, `load` that of a point."""
     body = cache.step(key)
     assert body is not None, f"step {key} is not in the cache"
+    try:
+        return _outcome(body, cache, origin, reach, load)
+    except (*MISFIT, AssertionError) as error:
+        raise Reject(
+            cache_damaged(
+                f"step {key[:12]} of the cache does not fit its model: {type(error).__name__}: {first_line(error)}",
+                help=f"remove {cache.folder / 'steps' / key}.json, then compile again",
+            )
+        ) from error
+
+
+def _outcome(
+    body: Mapping[str, Any],
+    cache: Cache,
+    origin: Origin,
+    reach: Callable[[str], Program],
+    load: Callable[[Point], Program],
+) -> Outcome:
     if "points" in body:
         points = (
             Point(p["name"], p["key"], {n: tuple(m) for n, *m in p["measures"]}, p.get("choice"))
@@ -100,7 +122,11 @@ def _restore(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Program:
     replay(model, edits)
     values = {name: original[source].detach() for name, source in body["borrowed"].items()}
     device = next(model.parameters()).device
-    assign(model, values | {name: cache.fetch(blob).to(device) for name, blob in body["tensors"].items()})
+    wanted = model.state_dict(keep_vars=True)
+    values |= {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
+    for name, value in values.items():
+        assert value.shape == wanted[name].shape, f"{name} is of another shape"
+    assign(model, {name: value.to(device) for name, value in values.items()})
     program = Program(model, sample(model), edits=edits, notes=list(body["notes"].get("program", ())))
     program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
     recapture(program)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..rows.forward import batches, evaluating, logits
+from ..rows.forward import batches, evaluating, main_output, predicts
+from ..rows.inputs import arguments
 from ..store.journal import Journal
 from ..words.context import Context
 from .layerwise import Layerwise, Norms, Stage
@@ -165,11 +166,24 @@ class _Probing:
         total, first = 0.0, not self.said
         with evaluating(self.program.model):
             for number, batch in enumerate(batches(self.program.model, self.rows)):
-                found = logits(self.program.model, batch).float().log_softmax(-1)
+                args, given = arguments(self.program.model, batch)
+                output = self.program.model(*args, **given)
+                found, distance = main_output(output).float(), _squares
+                if predicts(output):
+                    found, distance = found.log_softmax(-1), _divergence
                 if first:
                     self.said.append(found)
-                total += nn.functional.kl_div(found, self.said[number], reduction="sum", log_target=True).item()
+                total += distance(found, self.said[number]).item()
         return total / self.rows.numel()
+
+
+def _divergence(found: Tensor, said: Tensor) -> Tensor:
+    return nn.functional.kl_div(found, said, reduction="sum", log_target=True)
+
+
+def _squares(found: Tensor, said: Tensor) -> Tensor:
+    """How far hidden states are off, as a share of what they are, summed over tokens."""
+    return (found - said).square().sum() / said.square().mean((0, 1)).sum().clamp(min=1e-30)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Layers(Pool):
         each = sorted(self.ledger.layer(name, of) for name in self.names if name in self.allowed)
         return sum(each[1:] if len(each) == len(self.names) else each)
 
-    def gone(self, name: str) -> None:
+    def leave(self, name: str) -> None:
         """Note that a layer was cut."""
         self.names.remove(name)
         self.free = self.free - {name} if self.independent else self._free()
@@ -166,7 +166,7 @@ class LayerCut(Candidate):
     def cut(self) -> None:
         with Rewriter(self.pool.program) as rewrite:
             rewrite.drop_layer(self.unit)
-        self.pool.gone(self.name)
+        self.pool.leave(self.name)
 
     def saves(self, of: str) -> float:
         return self.pool.ledger.layer(self.name, of)

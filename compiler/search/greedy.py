@@ -15,7 +15,6 @@ from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
 from ..planning.amount import Amount
 from ..words.kinds import Effort
-from .beside import Beside
 from .choice import Choice, Exact, Racing
 from .effort import of_fitting
 from .estimate import thinned
@@ -24,6 +23,7 @@ from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
 from .latency import Latency, latency_of
 from .loop import CUTS, Budget, Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
+from .overfit import Overfit
 from .parts import Parts, Wholes
 from .saving import OF_MODEL, Ledger, steps
 
@@ -83,7 +83,7 @@ class Greedy:
         pools = {p.kind: p.pool(program, ledger, fitting) for p in self._able(program, search, fitting, goal)}
         if len(pools) == 1:
             refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
-        choice, search.beside = self._choice(goal), self.check and Beside(self.check, goal.goal)
+        choice, search.overfit = self._choice(goal), self.check and Overfit(self.check, goal.goal)
         for kinds, share in ordered:
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.widths is None else self.widths

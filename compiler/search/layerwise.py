@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Part
 from ..ir.edits import is_below
-from ..rows.forward import LOOK, batches, device_of, evaluating, logits, not_a_number, without_cache
+from ..rows.forward import LOOK, batches, evaluating, not_a_number, outputs
+from ..rows.inputs import arguments
 from .prefix import Call, Prefix
 from .reconstruct import inputs_of
 
@@ -54,7 +55,7 @@ class Layerwise:
     def look(self, stage: Stage, listen: Listen) -> None:
         """Let `listen` hear what the modules of a stage are given over all rows, batch by batch."""
         chain = self.chain if stage.unit else None  # is tried now, before anyone listens
-        with _heard(self.program.model, stage.modules, listen):
+        with _hooks(self.program.model, stage.modules, listen):
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
             else:
@@ -70,13 +71,10 @@ class Layerwise:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
-            calls = [
-                Call((batch.to(device_of(model)),), without_cache(model), batch.numel())
-                for batch in batches(model, self.rows)
-            ]
+            calls = [Call(*arguments(model, batch), batch.numel()) for batch in batches(model, self.rows)]
             self._prefix = prefix = Prefix(self.program, room=0)
             with evaluating(model):
-                prefix.measure(lambda: float(logits(model, self.rows[: len(calls[0].args[0])]).numel()))
+                prefix.measure(lambda: float(outputs(model, self.rows[: len(calls[0].args[0])]).numel()))
             if prefix.chain:
                 prefix.begin_anew(calls)
         return self._prefix
@@ -89,16 +87,16 @@ class Layerwise:
         with evaluating(model), _ended_behind(last):
             for batch in batches(model, self.rows):
                 with suppress(_Enough):
-                    logits(model, batch)
+                    outputs(model, batch)
 
 
 @contextmanager
-def _heard(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
+def _hooks(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
     def hook(path: str) -> Any:
-        def heard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listen(path, module, args[0] if args else next(iter(kwargs.values())))
 
-        return heard
+        return tell
 
     with ExitStack() as stack:
         for path in paths:
@@ -137,16 +135,16 @@ class Grams:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     leader: dict[str, str] = field(default_factory=dict)
-    _given: dict[str, Tensor] = field(default_factory=dict)
+    _inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
         if path not in self.leader:
-            self.leader[path] = next((p for p, y in self._given.items() if y is x), path)
+            self.leader[path] = next((p for p, y in self._inputs.items() if y is x), path)
         leader = self.leader[path]
         if leader != path:
-            assert self._given.get(leader) is x, f"{path} is not given what {leader} is any more"
+            assert self._inputs.get(leader) is x, f"{path} is not given what {leader} is any more"
             return
-        self._given[path] = x
+        self._inputs[path] = x
         rows = inputs_of(module, x)  # [tokens, in]
         if path in self.sums:
             self.sums[path].addmm_(rows.T, rows)

@@ -17,11 +17,11 @@ from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.memory import room_for
 from ..report.progress import Said, Ticked
 from ..report.quantity import count, counted, size
-from ..rows.forward import batches, evaluating, logits, not_a_number
+from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
-from .beside import Beside
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
+from .overfit import Overfit
 from .prefix import Prefix
 from .reconstruct import Moments
 
@@ -81,7 +81,7 @@ class Search:
         self.cuts: list[Cut] = []
         self.refused: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
-        self.beside: Beside | None = None
+        self.overfit: Overfit | None = None
         self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
 
     @property
@@ -92,8 +92,8 @@ class Search:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
         self._forget_prefixes_but(metric)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
-            if self.beside:
-                self.beside.look(self, saved, metric)
+            if self.overfit:
+                self.overfit.look(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
@@ -132,16 +132,16 @@ class Search:
         model = self.program.model
         with evaluating(model):
             for batch in self.ctx.each(list(batches(model, rows)), f"reading {about}"):
-                logits(model, batch)
+                outputs(model, batch)
 
     def finish(self, pools: Sequence[Pool]) -> None:
         """Make the cuts real and say what the search cost.
 
         The cost is said, not noted: a run that was killed and went on has another one, and the same result.
         """
-        if self.beside and self.cuts:
-            self.beside.look(self, self.saved[self.budget_of], self.scored_by, last=True)
-            self.beside.say(self)
+        if self.overfit and self.cuts:
+            self.overfit.look(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.overfit.say(self)
         for pool in pools:
             pool.finish()
         self._refuse_less()
@@ -192,7 +192,7 @@ class Search:
         now = Round(
             [c for _, c in pairs],
             lambda: self.base(metric),
-            lambda c: self._told(number, now, c, metric, budget),
+            lambda c: self._score_of(number, now, c, metric, budget),
             sign,
             budget.goal - self.saved.get(budget.of, 0.0),
         )
@@ -262,7 +262,7 @@ class Search:
             )
         return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP)
 
-    def _told(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
+    def _score_of(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
         finite = {n: now.sign * s for n, s in now.scores.items() if math.isfinite(s)}
         best = min(finite, key=finite.get, default=None)

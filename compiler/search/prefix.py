@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..rows.forward import evaluating, output_logits
+from ..rows.forward import evaluating, main_output
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -139,7 +139,7 @@ class Prefix:
     def _look(self, run: Callable[[], float]) -> float:
         """The value of the whole model, run once to see the metric's forwards and to keep the layers' outputs."""
         layers, model = self._layers(), self.program.model
-        seen = _Seen(self, layers)
+        seen = _FirstLook(self, layers)
         with ExitStack() as stack:
             hook = model.register_forward_pre_hook(seen.call, with_kwargs=True)
             stack.callback(hook.remove)
@@ -181,7 +181,7 @@ class Prefix:
             given = self.output_of(index - 1)
             with evaluating(self.program.model), self._entered(index, given):
                 try:
-                    found = output_logits(self.program.model(*call.args, **call.kwargs))
+                    found = main_output(self.program.model(*call.args, **call.kwargs))
                 except _MISSING:  # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
@@ -233,7 +233,7 @@ class Prefix:
         return found
 
 
-class _Seen:
+class _FirstLook:
     """What the first look notes of a metric's forwards."""
 
     def __init__(self, prefix: Prefix, layers: list[nn.Module]):
@@ -269,7 +269,7 @@ class _Seen:
     def end(self, _module, _args, output) -> None:
         self.is_chain &= self.next == self.count
         if self.result is None and self.is_chain:
-            self.result = output_logits(output)
+            self.result = main_output(output)
 
 
 class _Position:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part
 from ...kernels.grid import Grid
 from .masks import is_sparse
-from .sparsity import inputs, sizes
+from .sparsity import sizes
 
 if TYPE_CHECKING:
     from ..ir.program import Program

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import DataRef
-from ..rows.forward import batches, evaluating, logits
+from ..rows.forward import batches, evaluating, outputs
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -31,7 +31,7 @@ def trusted(program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[
     try:
         with evaluating(program.model):
             for batch in ctx.each(list(batches(program.model, ctx.rows(data))), f"routing {data.name}"):
-                logits(program.model, batch)
+                outputs(program.model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
@@ -18,7 +19,7 @@ from ..words.kinds import Effort
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
-from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, inputs, note, sizes
+from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, note, sizes
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -54,12 +55,12 @@ class Zeros:
         chosen, how = self.chosen(program.skeleton), self.allocation
         spread = allocation.shares(program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx)
 
-        def made(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+        def solve(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             if gram is None:
                 return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
             return new(weight, gram, spread[unit])
 
-        zeros = exchanged(program, ctx, chosen, rows, made)
+        zeros = exchanged(program, ctx, chosen, rows, solve)
         note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def effort(self, skeleton: Skeleton, rows: Tensor) -> Effort:
@@ -72,14 +73,14 @@ def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Te
     parts, found, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
-        made = shards.remember(stage.unit, partial(_made, program, walk, stage, new))
+        made = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
         for path in stage.modules:
             found[path] = exchange(program, path, made[path].to(program.model.get_submodule(path).weight.device))
         walk.leave(stage)
     return found
 
 
-def _made(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
+def _solve_stage(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
     grams, made = Grams(), {}
     walk.look(stage, grams.listen)
     for path in stage.modules:

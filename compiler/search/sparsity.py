@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
@@ -92,12 +93,6 @@ def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocat
         )
     if faults:
         raise Reject(*faults)
-
-
-def inputs(part: Part) -> int:
-    """How many inputs a linear module has."""
-    shape = dict(part.tensors)["weight"]
-    return shape[0] if part.kind == "Conv1D" else shape[1]
 
 
 def finite_weight(program: "Program", path: str) -> Tensor:

@@ -120,11 +120,12 @@ class ChatAnswer(Answer):
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         told = [
-            {**self._told(t.id, t.logprob), "top_logprobs": [self._told(*pair) for pair in t.likeliest]} for t in tokens
+            {**self._logprob(t.id, t.logprob), "top_logprobs": [self._logprob(*pair) for pair in t.likeliest]}
+            for t in tokens
         ]
         return {"content": told, "refusal": None}
 
-    def _told(self, token: int, logprob: float) -> dict[str, Any]:
+    def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._text(token)
         whole = "\ufffd" not in text  # else its bytes are no characters, and are not known here
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

@@ -19,7 +19,7 @@ from .answers import Answer, ChatAnswer, Refused
 from .body import read_body
 from .errors import tell_errors
 from .metrics import TYPE
-from .protocol import AskedChat, AskedCompletion
+from .protocol import ChatRequest, CompletionRequest
 from .request import Piece, Request
 from .scheduler import Full, Scheduler, Stopped
 from .stream import check_name, events, leaving
@@ -36,10 +36,10 @@ class Service:
         self.created = int(time.time())
         self._most_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
-    async def answer(self, asked: AskedChat | AskedCompletion, call: Call) -> Any:
+    async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(asked, self.name)
-        if isinstance(asked, AskedChat):
+        if isinstance(asked, ChatRequest):
             ids = await asyncio.to_thread(self._chat, asked)
         else:
             ids = await asyncio.to_thread(self._prompt, asked)
@@ -63,7 +63,7 @@ class Service:
             raise Refused(503, "the server stops", code="stopping") from stopped
         except KernelError as error:  # settings that no kernel can draw by
             raise Refused(400, str(error)) from error
-        answer = (ChatAnswer if isinstance(asked, AskedChat) else Answer)(self.name, len(ids), self.tokenizer)
+        answer = (ChatAnswer if isinstance(asked, ChatRequest) else Answer)(self.name, len(ids), self.tokenizer)
         if asked.stream:
             return StreamingResponse(
                 events(answer, _as_they_come(pieces), asked.tells_usage, asked.alternatives is not None),
@@ -93,7 +93,7 @@ class Service:
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
-    def _chat(self, asked: AskedChat) -> list[int]:
+    def _chat(self, asked: ChatRequest) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
             raise Refused(
                 400,
@@ -109,9 +109,12 @@ class Service:
         except (TemplateError, TypeError, ValueError) as error:
             why = f"the model's chat template refuses these messages: {error}"
             raise Refused(400, why, "messages") from error
-        return self._ids(text, "messages", add_special_tokens=False)
+        ids = self._ids(text, "messages", add_special_tokens=False)
+        if not ids:
+            raise Refused(400, "the chat template makes no token of these messages", "messages")
+        return ids
 
-    def _prompt(self, asked: AskedCompletion) -> list[int]:
+    def _prompt(self, asked: CompletionRequest) -> list[int]:
         if not isinstance(asked.prompt, list):
             ids = self._ids(asked.prompt, "prompt", add_special_tokens=True)
             start = self.tokenizer.bos_token_id
@@ -138,7 +141,7 @@ class Service:
                 "context_length_exceeded",
             )
 
-    def _request(self, asked: AskedChat | AskedCompletion, ids: list[int]) -> Request:
+    def _request(self, asked: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
         room = self.context - len(ids)
         most = max(1, room) if asked.most is None else asked.most
         if most > room:
@@ -146,7 +149,7 @@ class Service:
                 400,
                 f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
                 f"and {most} of the answer are more",
-                "messages" if isinstance(asked, AskedChat) else "prompt",
+                "messages" if isinstance(asked, ChatRequest) else "prompt",
                 "context_length_exceeded",
             )
         chosen = {
@@ -195,11 +198,11 @@ def application(service: Service) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(call: Call) -> Any:
-        return await service.answer(await read_body(call, AskedChat), call)
+        return await service.answer(await read_body(call, ChatRequest), call)
 
     @app.post("/v1/completions")
     async def complete(call: Call) -> Any:
-        return await service.answer(await read_body(call, AskedCompletion), call)
+        return await service.answer(await read_body(call, CompletionRequest), call)
 
     @app.get("/v1/models")
     async def models() -> Any:

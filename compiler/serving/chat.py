@@ -9,7 +9,7 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
-from ..rows.forward import device_of
+from ..rows.inputs import device_of
 from ..rows.template import rendered
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")

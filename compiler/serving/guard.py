@@ -109,7 +109,7 @@ class _Exchange:
             await app(self._scope, self._replay, self._tell)
         except Refused as refused:
             await self._refuse(refused)
-        except (_Gone, TimeoutError):
+        except (_ClientLeft, TimeoutError):
             self._left = True
         except Exception as error:
             broken = _place(error)
@@ -154,7 +154,7 @@ class _Exchange:
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
-                        raise _Gone
+                        raise _ClientLeft
                     total += len(message.get("body", b""))
                     chunks.append(message.get("body", b""))
                     if total > most:
@@ -205,7 +205,7 @@ class _Exchange:
             self._left = True
 
 
-class _Gone(Exception):
+class _ClientLeft(Exception):
     """The client left before its request was whole."""
 
 

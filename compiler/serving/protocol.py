@@ -35,7 +35,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Asked(BaseModel):
+class AnyRequest(BaseModel):
     """What chat and completions share. `user` and its like say who asks; nothing is done with them."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -128,7 +128,7 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class AskedChat(Asked):
+class ChatRequest(AnyRequest):
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -143,7 +143,7 @@ class AskedChat(Asked):
         return self.top_logprobs or 0 if self.logprobs else None
 
 
-class AskedCompletion(Asked):
+class CompletionRequest(AnyRequest):
     prompt: str | list[int]
     logprobs: int | None = Field(None, ge=0, le=5)
 

@@ -97,7 +97,7 @@ class Job:
         token = self._sampler.choose(logits, self._seen)
         self.count += 1
         if self.request.alternatives is not None:
-            self._untold.append(_told(token, logits, self.request.alternatives))
+            self._untold.append(_token(token, logits, self.request.alternatives))
         finish: Finish = ""
         if token in self._ends:
             text, finish = "", "stop"
@@ -120,7 +120,7 @@ class Job:
         return told
 
 
-def _told(token: int, logits: Tensor, alternatives: int) -> Token:
+def _token(token: int, logits: Tensor, alternatives: int) -> Token:
     logprobs = logits.float().log_softmax(-1)
     values, ids = logprobs.topk(min(alternatives, len(logprobs)))
     return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

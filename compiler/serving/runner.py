@@ -90,6 +90,14 @@ class CachedModel:
         """A forward goes on to its end: torch has no way to break it off."""
 
 
+def try_out(runner: Runner) -> None:
+    """One token, before anybody asks: a model that can't be computed is found out while somebody looks."""
+    logits = runner.run([0], [0], [0])
+    runner.forget(0)
+    if tuple(logits.shape) != (1, runner.vocabulary):
+        raise ValueError(f"logits of {tuple(logits.shape)} for {runner.vocabulary} tokens")
+
+
 def runner_of(model: Any, label: str) -> Runner:
     """The native engine of an artifact that has one, else the model; Reject where that can't be served."""
     from ..ir.leaves import is_state_space

@@ -143,6 +143,7 @@ class Scheduler:
                 wanted.append(at - 1)
         try:
             logits = self._runner.run(ids, owners, wanted)
+            assert len(logits) == len(wanted), f"{len(logits)} rows of logits for {len(wanted)} tokens"
         except Exception as error:  # whatever it is, the next requests may fare better
             for job, _ in batch:
                 why = STOPS if self._stopping else f"{type(error).__name__}: {error}"
@@ -175,8 +176,9 @@ class Scheduler:
         starting = job.starting
         try:
             piece = job.advance(logits)
-        except KernelError as error:  # logits that are no numbers
-            self._end(job, "failed", str(error))
+        except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
+            why = str(error) if isinstance(error, KernelError) else f"{type(error).__name__}: {error}"
+            self._end(job, "failed", why)
             return
         self.metrics.new_tokens.inc()
         if starting:

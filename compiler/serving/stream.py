@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import Request as Call
 
 from .answers import DONE, Answer, Refused, error_body, event
-from .protocol import AskedChat, AskedCompletion
+from .protocol import ChatRequest, CompletionRequest
 from .request import Piece
 
 
-def check_name(asked: AskedChat | AskedCompletion, name: str) -> None:
+def check_name(asked: ChatRequest | CompletionRequest, name: str) -> None:
     """Refused where another model is asked for."""
     if asked.model != name:
         raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{name}` does", "model", "model_not_found")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.bounds import check_numbers
 from ..checkpoints.folder import WIDTHS, find_weights, no_model
+from ..checkpoints.gguf_header import check_header
 from ..checkpoints.origin import Origin
 from ..checkpoints.safetensors_header import Slot
 from ..machine.environment import check_modules
@@ -105,6 +106,7 @@ def weights_in(path: Path, label: str) -> dict[str, Slot]:
 
     check_regular(path)
     try:
+        check_header(path)
         tensors = GGUFReader(path).tensors
         return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
     except (*_BREAKS, MemoryError) as error:

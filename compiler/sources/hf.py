@@ -30,6 +30,11 @@ WANTED = (
     "chat_template.*",
     "spiece.model",
     "tekken.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "*_Pooling/config.json",
+    "*_Dense/config.json",
 )
 
 

@@ -20,6 +20,9 @@ MIB = 1 << 20
 CONFIG, MANIFEST, TOKENIZER = 16 * MIB, 256 * MIB, 512 * MIB  # bytes: the largest that a file of the kind has
 DATA = 1 << 36  # bytes of a text that somebody learns from
 _DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write has a tenth of it
+# What it raises to take data apart that is of another form than was thought.
+MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+_DIGITS = 300  # of a whole number
 _HELP = "fetch the folder again, from somebody whom you trust"
 
 
@@ -45,12 +48,13 @@ def read_json(path: Path, most: int, within: Path | None = None) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON that has one meaning: raises ValueError for a name that stands twice in an object, or deep nesting, too.
+    """JSON that has one meaning: raises ValueError for a name that stands twice in an object, deep nesting, and whole
+    numbers of more than 300 digits, too: no fraction is as large, so that arithmetic of both would break.
 
     Readers differ in which of two they take, so that one could check what another uses.
     """
     try:
-        found = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_once)
+        found = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_once, parse_int=_number)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     level = [found]
@@ -59,6 +63,12 @@ def parse_json(data: bytes | str) -> Any:
         if not level:
             return found
     raise ValueError("it is nested too deep")
+
+
+def _number(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

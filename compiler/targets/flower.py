@@ -199,19 +199,26 @@ class Flower(Target):
         for name, given in (("ranks", self.ranks), ("budgets", self.budgets)):
             if given and len(given) != self.clients:
                 raise Reject(
-                    unfit_strategy(f"{len(given)} {name} for {self.clients} clients", help="give one for each client")
+                    unfit_strategy(
+                        f"{len(given)} {name} for {self.clients} clients",
+                        help="give one for each client",
+                        argument=name,
+                    )
                 )
         if self.budgets and max(b.value for b in self.budgets) < 1:
             raise Reject(
                 unfit_strategy(
                     "no client has a budget of 100%, and one tells the others the weights to start from",
                     help="give one of them `100%`",
+                    argument="budgets",
                 )
             )
         if self.secure and self.clients < LEAST:
             raise Reject(
                 unfit_strategy(
-                    f"a sum of {self.clients} states tells whose they are", help=f"`clients: {LEAST}` or more"
+                    f"a sum of {self.clients} states tells whose they are",
+                    help=f"`clients: {LEAST}` or more",
+                    argument="clients secure",
                 )
             )
 

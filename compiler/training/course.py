@@ -14,7 +14,7 @@ from .loop import Course, Regime, Run
 from .trained import Trained, recomputing, training
 
 
-class Asked(Protocol):
+class TrainingParams(Protocol):
     """The parameters that passes which train have in common."""
 
     @property
@@ -43,7 +43,7 @@ class Asked(Protocol):
     def held_out(self) -> DataRef | None: ...
 
 
-def regime(asked: Asked, seed: int, weight_decay: float = 0.0) -> Regime:
+def regime(asked: TrainingParams, seed: int, weight_decay: float = 0.0) -> Regime:
     return Regime(
         steps=asked.steps,
         lr=asked.lr,
@@ -61,7 +61,7 @@ def regime(asked: Asked, seed: int, weight_decay: float = 0.0) -> Regime:
 
 
 def train(
-    asked: Asked,
+    asked: TrainingParams,
     program: Program,
     ctx: Context,
     weights: Mapping[str, nn.Parameter],

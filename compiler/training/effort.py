@@ -31,7 +31,7 @@ def effort(
     if recomputed:
         layers = max(len(skeleton.units), 1)
         kept = kept // layers + layers * skeleton.facts.get("hidden", 0)
-    kept = batch * (kept + 2 * skeleton.facts.get("vocab", 0)) * item
+    kept = batch * (kept + 2 * (skeleton.facts.get("vocab") or 0)) * item
     state = trained * (STATE + (COPY if narrow else 0))
     return Effort((4 if recomputed else 3) * learned + measured, state + kept)
 

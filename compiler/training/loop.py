@@ -127,11 +127,11 @@ class Run:
             self.course.ended = self.course.ended or step == self.regime.steps
             if step % self.regime.save == 0 or self.course.ended:
                 self._save()
-            self.ctx.tick(Ticked("step", step, self.regime.steps, self._said(loss)))
+            self.ctx.tick(Ticked("step", step, self.regime.steps, self._text(loss)))
             if self.course.ended:
                 break
 
-    def _said(self, loss: float) -> str:
+    def _text(self, loss: float) -> str:
         best = f", held out {self.course.lowest:.3f} at best" if self.course.held_out else ""
         return f"loss {loss:.3f}{best}"
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Reject
 from ..measuring.reference import Reference, other_vocabulary
 from ..rows.forward import logits, positions
+from ..rows.inputs import predictions
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,15 @@ class Objective:
         ids = self._needed(chosen)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        learned = None if self.learned is None else self.learned[chosen, 1 : ids.shape[1]].to(values.device)
-        count = ids[:, 1:].numel() if learned is None else int(learned.sum())
-        ids, total = ids.to(values.device), 0.0
+        wanted, learned = predictions(self.model, ids.to(values.device))  # [b, p]
+        if self.learned is not None:
+            learned = self.learned[chosen, 1 : ids.shape[1]].to(values.device)
+        count, total = wanted.numel() if learned is None else int(learned.sum()), 0.0
         for row, number in enumerate(chosen.tolist()):
-            for part in positions(values[row, :-1]):
+            for part in positions(values[row, : wanted.shape[1]]):
                 ours = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
-                loss = self._loss(ours, ids[row, part.start + 1 : part.stop + 1], number, part, keep)
+                loss = self._loss(ours, wanted[row, part], number, part, keep)
                 (slope,) = torch.autograd.grad(loss, ours)
                 gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
                 total += loss.item()

@@ -94,13 +94,13 @@ class Context:
             self._rows[name] = rows
         return self._rows[name]
 
-    def said(self, ref: DataRef) -> "torch.Tensor | None":
+    def speech(self, ref: DataRef) -> "torch.Tensor | None":
         """Which tokens of the rows an assistant says, [rows, length] bool; None where nobody speaks."""
         import torch
 
         call = self.recipe.data[ref.name]
         with placed(call):
-            said = self.data(ref).said(self.tokenizer, self.relative_to(call))
+            said = self.data(ref).speech(self.tokenizer, self.relative_to(call))
             return None if said is None else torch.stack(list(said)).bool()
 
     def result(self, ref: StepRef) -> "tuple[str, Program]":

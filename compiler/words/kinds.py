@@ -107,6 +107,8 @@ class Pass(Word):
     keeps          Close(atol) or Lossy()
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
+    divides        the parameter whose number divides the inputs of every module, 0 for all; within: the one that is no
+                   larger than hidden states are wide
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds
@@ -126,6 +128,8 @@ class Pass(Word):
     determinism: ClassVar[str] = "seeded"
     foreseeable: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
+    divides: ClassVar[str] = ""
+    within: ClassVar[str] = ""
     takes: ClassVar[tuple[str, ...]] = ("model",)
     gives: ClassVar[dict[str, str]] = {"": "model"}
 
@@ -279,6 +283,7 @@ class Metric(Word):
     timed            it reads a clock: differs between runs and machines, is never taken from a cache
     needs_original   it compares with the original's outputs on its `data`, which compiler/measuring/reference.py keeps
                      before the first pass
+    compares         what of the original's outputs: "predictions", or hidden "states"
     """
 
     unit: ClassVar[str] = ""
@@ -286,6 +291,7 @@ class Metric(Word):
     exact: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False
+    compares: ClassVar[str] = "predictions"
 
     def clock(self, model: "torch.nn.Module") -> "Clock":
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
@@ -303,7 +309,7 @@ class Data(Word):
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:
         """Rows for language modelling: [length] int64 tensors, all of one length unless the file says otherwise."""
 
-    def said(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
+    def speech(self, tokenizer, ctx: "Context") -> Iterator[Any] | None:
         """For each row which tokens an assistant says, [length] bool; None where nobody speaks."""
         return None
 

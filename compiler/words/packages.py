@@ -62,7 +62,7 @@ class Package:
     tree: str
 
 
-def opened(folder: Path) -> Package:
+def package_in(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
     try:
         body = tomllib.loads(read_regular(folder / ABOUT, MIB, folder).decode())
@@ -137,7 +137,7 @@ def module(name: str, project: Path, cache: Path) -> Source | None:
     facts = lockfile.read(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
     if facts is None or not rest:
         return None
-    root = found(package, facts, project, cache)
+    root = folder_of(package, facts, project, cache)
     file = root / "recipes" / f"{rest.replace('.', '/')}.effspec"
     if not file.is_file():
         return None
@@ -145,7 +145,7 @@ def module(name: str, project: Path, cache: Path) -> Source | None:
     return Source(source.name, source.text, root=root.as_posix())
 
 
-def found(name: str, facts: lockfile.Facts, project: Path, cache: Path) -> Path:
+def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path) -> Path:
     """Where the files of a locked package lie. Raises Reject where they are gone or are others."""
     tree = facts.get("tree", "")
     if not re.fullmatch(r"[0-9a-f]{64}", tree) or not _NAME.fullmatch(name):

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...compiler.discovery.bypass import node_named, staying
 from ...compiler.discovery.labelling import MOVES
-from ...compiler.discovery.mixers.opening import opened
+from ...compiler.discovery.mixers.graphs import mixer_graphs
 from ...compiler.discovery.residual import through
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.editing.trial import without_branch, without_layer
@@ -190,7 +190,7 @@ def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
     if node.op != "call_module":
         return False
     module, below = root.get_submodule(node.target), f"{path}.{node.target}" if path else node.target
-    inside = opened(program).get(below)
+    inside = mixer_graphs(program).get(below)
     if inside is not None and inside.graph is not None:  # a mixer that is one node for the state that it keeps
         *_, output = inside.graph.nodes
         return isinstance(output.args[0], fx.Node) and _is_zero(program, output.args[0], below)

@@ -74,19 +74,19 @@ class SparseKv(Pass):
         rows = rows_for(program, ctx, self.data)
         before = None if rows is None else decoding_accuracy.Before.of(program.model, rows, ctx, self.window)
         chosen = attendings(program, self.on)
-        left = exchange(program, chosen, _reason, partial(_packed, told=self._told()))
+        left = exchange(program, chosen, _reason, partial(_packed, told=self._facts()))
         cost = None if before is None else before.against(program.model, ctx)
         if cost is not None and not cost.divergence <= self.divergence:
             self._refuse(cost, len(chosen) - len(left))
         program.note(
             pruned=[a.site for a in chosen if a.site not in left],
             left_alone=left,
-            **self._told(),
+            **self._facts(),
             accuracy=None if cost is None else cost.to_json(),
         )
 
     def _refuse(self, cost: Accuracy, count: int) -> None:
-        told, (before, after) = self._told(), cost.perplexity or (math.nan, math.nan)
+        told, (before, after) = self._facts(), cost.perplexity or (math.nan, math.nan)
         raise Reject(
             lowering_inaccurate(
                 f"predictions moved by {digits(cost.divergence)} nats while decoding, at most "
@@ -97,7 +97,7 @@ class SparseKv(Pass):
             )
         )
 
-    def _told(self) -> dict[str, float | int]:
+    def _facts(self) -> dict[str, float | int]:
         keep = {
             name: float((own or self.keep).value)
             for name, own in (("keep_keys", self.keys), ("keep_values", self.values))

@@ -57,7 +57,9 @@ class Multi(Cutter, Pass):
         default=None,
     )
     order: tuple[Literal["blocks", "channels", "heads"], ...] = param(
-        "The kinds that may be cut, and with `split` whose turn comes when.", default=("blocks", "channels", "heads")
+        "The kinds that may be cut, and with `split` whose turn comes when.",
+        default=("blocks", "channels", "heads"),
+        distinct=True,
     )
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
     rank: Literal["ratio", "loss"] | None = param(

@@ -37,6 +37,7 @@ class Gptq(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "group"
     determinism = "deterministic"
     after = {
         "tune.heal": "training would leave the grid",

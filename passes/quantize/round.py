@@ -28,6 +28,7 @@ class Round(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "group"
     determinism = "deterministic"
     after = {
         "tune.heal": "training would leave the grid",

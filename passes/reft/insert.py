@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from ...compiler.editing.interventions import insert, make, rank_too_large
+from ...compiler.editing.interventions import insert, make
 from ...compiler.editing.positions import edges
 from ...compiler.ir.program import Program
 from ...compiler.layers.reft import FORMS, has_identity
@@ -12,6 +12,7 @@ from ...compiler.training.schedule import seed_of
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.inputs import wide_rank
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Selector
 
@@ -42,6 +43,7 @@ class Insert(Pass):
 
     keeps = Lossy()
     acts_on = "layers"
+    within = "rank"
     makes = {"": "interventions"}
     determinism = "seeded"
 
@@ -92,12 +94,7 @@ class Insert(Pass):
         self._refuse_start()
         (first, last), width = edges(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
-            raise Reject(
-                rank_too_large(
-                    f"`rank` is {self.rank}, and hidden states are {width} wide",
-                    help=f"at most `rank: {width}`; 4 to 32 are usual",
-                )
-            )
+            raise Reject(wide_rank(self.rank, width, ""))
         names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)
         matrix, form = (self.rank, width), FORMS[self.form]
         tensors = (("project", matrix), *((("aim", matrix),) if form.aims else ()), ("bias", (self.rank,)))

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
+from ...compiler.families.dials import able, check_shares, chosen, depth_dials, orders, refuse_one, width_dials
 from ...compiler.families.family import Family, check_ranks
-from ...compiler.families.found import able, check_shares, chosen, depth_dials, orders, refuse_one, width_dials
 from ...compiler.families.lessons import Classes, Lesson, Tokens
 from ...compiler.families.switches import Switches
 from ...compiler.ir.outcome import Model, Outcome

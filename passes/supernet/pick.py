@@ -49,6 +49,7 @@ class Pick(Pass):
                     smaller_apart(
                         "the family's choices are smaller models, and no adapters alone say which",
                         help="leave `merge: false` out, or train it with `supernet.lora`",
+                        argument="merge",
                     )
                 )
             if outcome.masked and outcome.acts_on_zeros:
@@ -56,6 +57,7 @@ class Pick(Pass):
                     masked_apart(
                         "the family gives nothing where weights are zero, which peft can't say",
                         help="leave `merge: false` out, or train it with `zeros: fill`",
+                        argument="merge",
                     )
                 )
             return outcome.unmerged(choice)

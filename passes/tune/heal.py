@@ -10,10 +10,12 @@ from ...compiler.data.chat import no_speakers
 from ...compiler.ir.outcome import Outcome
 from ...compiler.ir.program import Program
 from ...compiler.machine.environment import check_modules
-from ...compiler.measuring import reference
+from ...compiler.measuring import reference, similarity
 from ...compiler.planning import shrink
 from ...compiler.planning.select import parts
-from ...compiler.rows.forward import nll
+from ...compiler.rows.forward import evaluating, nll, predicts
+from ...compiler.rows.inputs import arguments
+from ...compiler.rows.states import pooling_of
 from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort, whole_size
@@ -38,6 +40,9 @@ class Heal(Pass):
     The model learns to predict the next token of every position of `data`, or with `learn: responses` what
     assistants say in the conversations of `chat`. With `distill`, a share of the loss is how far the model's
     predictions are from the original's on the same rows.
+
+    A model without a head, as a sentence embedder is, learns the original's hidden states instead: of every token
+    that is no padding, and the vector of each row (see `similarity`); `held_out` is judged by the same.
 
     `method: lora` trains adapters of low rank on linear modules and merges them: names, shapes and ties are
     then as before. `method: full` trains all parameters, or the selected modules'; it holds their gradients
@@ -185,7 +190,10 @@ class Heal(Pass):
         kept: Mapping[str, torch.Tensor] | None = None,
     ) -> Course:
         """Train, and leave the best weights in place; raises Reject where the start was the best."""
-        model, rows, said = program.model, ctx.rows(self.data), self._said(self.data, ctx)
+        model, rows = program.model, ctx.rows(self.data)
+        if self._has_no_head(model, rows):
+            return self._train_states(program, ctx, weights, kept)
+        said = self._speech(self.data, ctx)
         original = reference.load(ctx, self.data) if self.distill.value else None
         lesson = Objective(model, rows, original, self.distill.value, self.temperature, said)
         teaching = torch.arange(len(rows)) if said is None else said[:, 1:].any(1).nonzero()[:, 0]
@@ -202,6 +210,30 @@ class Heal(Pass):
             verb="healing",
         )
 
+    def _train_states(
+        self, program: Program, ctx: Context, weights: dict[str, nn.Parameter], kept: Mapping[str, torch.Tensor] | None
+    ) -> Course:
+        """The same towards the original's hidden states, which are all that a model without a head says."""
+        model, rows = program.model, ctx.rows(self.data)
+        original, pooling = similarity.load(ctx, self.data), pooling_of(ctx.origin.folder, "auto")
+        return train(
+            self,
+            program,
+            ctx,
+            weights,
+            len(rows),
+            lambda chosen, weight: similarity.learn(model, rows, original, pooling, chosen, weight),
+            lambda: self._held_out_loss(model, ctx),
+            kept=kept,
+            weight_decay=self.weight_decay,
+            verb="healing",
+        )
+
+    def _has_no_head(self, model: nn.Module, rows: torch.Tensor) -> bool:
+        args, given = arguments(model, rows[:1])
+        with evaluating(model):
+            return not predicts(model(*args, **given))
+
     def _judge_merged(self, program: Program, ctx: Context, course: Course) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
@@ -210,14 +242,18 @@ class Heal(Pass):
         return merged
 
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
-        nats, tokens = nll(model, ctx.rows(self.held_out), self._said(self.held_out, ctx))
+        rows = ctx.rows(self.held_out)
+        if self._has_no_head(model, rows):
+            kept, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")
+            return similarity.feature_distance(model, rows, kept, pooling)
+        nats, tokens = nll(model, rows, self._speech(self.held_out, ctx))
         return nats / tokens
 
-    def _said(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+    def _speech(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Which tokens count: None for all."""
         if self.learn == "all":
             return None
-        said = ctx.said(ref)
+        said = ctx.speech(ref)
         if said is None or not said[:, 1:].any():
             who = "has rows without a speaker" if said is None else "holds rows in which no assistant speaks"
             raise Reject(

@@ -66,7 +66,9 @@ class Reft(Pass):
     )
     clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of the interventions.", default=0.0, ge=0)
-    subspace: tuple[int, ...] | None = param("Coordinates to train, from 0; all where it is left out.", default=None)
+    subspace: tuple[int, ...] | None = param(
+        "Coordinates to train, from 0; all where it is left out.", default=None, least=1, distinct=True
+    )
     gradient_checkpointing: bool = param(
         "Layers run again in the backward pass: less memory, a third more time.", default=False
     )
@@ -165,7 +167,7 @@ class Reft(Pass):
     def _lesson(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         """What a batch teaches: the answers to its prompts, or its classes."""
         rows, asked, labels = ctx.rows(self.data), self._lengths(self.data, edits, ctx), ctx.labels(self.data)
-        lesson = Objective(model, rows, learned=ctx.said(self.data))
+        lesson = Objective(model, rows, learned=ctx.speech(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
             with prompts(model, asked[chosen], active):
@@ -181,7 +183,7 @@ class Reft(Pass):
         return learn if labels is None else classify
 
     def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
-        rows, said = ctx.rows(self.held_out), ctx.said(self.held_out)
+        rows, said = ctx.rows(self.held_out), ctx.speech(self.held_out)
         asked, labels = self._lengths(self.held_out, edits, ctx), ctx.labels(self.held_out)
 
         def judge() -> float:

@@ -49,6 +49,32 @@ _VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
+_T5 = {
+    "vocab_size": 128,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+}
+_STACKS = {
+    "vocab_size": 128,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_HEADLESS = {**_TEXT, "num_hidden_layers": 2}
+_SPOKEN = "AutoModelForSeq2SeqLM"
 _LM, _MASKED, _IMAGE = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForImageClassification"
 
 MORE = {
@@ -145,18 +171,19 @@ MORE = {
         },
     ),
     "xlnet": (_LM, "xlnet", {"vocab_size": 128, "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 96}),
-    "t5": (
-        "AutoModelForSeq2SeqLM",
-        "t5",
-        {
-            "vocab_size": 128,
-            "d_model": 64,
-            "d_kv": 16,
-            "d_ff": 96,
-            "num_layers": 2,
-            "num_heads": 4,
-            "pad_token_id": 0,
-            "decoder_start_token_id": 0,
-        },
-    ),
+    "t5": ("AutoModelForSeq2SeqLM", "t5", _T5),
+    "bart": (_SPOKEN, "bart", {**_STACKS, "decoder_start_token_id": 3}),
+    "mbart": (_SPOKEN, "mbart", {**_STACKS, "decoder_start_token_id": 3}),
+    "marian": (_SPOKEN, "marian", {**_STACKS, "decoder_start_token_id": 0}),
+    "pegasus": (_SPOKEN, "pegasus", {**_STACKS, "decoder_start_token_id": 0}),
+    "blenderbot": (_SPOKEN, "blenderbot", {**_STACKS, "decoder_start_token_id": 3}),
+    "whisper": ("AutoModelForSpeechSeq2Seq", "whisper", {**_STACKS, "num_mel_bins": 16, "decoder_start_token_id": 3}),
+    "bert encoder": ("AutoModel", "bert", _HEADLESS),
+    "mpnet encoder": ("AutoModel", "mpnet", _HEADLESS),
+    "t5 encoder": ("AutoModelForTextEncoding", "t5", {**_T5, "num_layers": 3}),
+    "clip text": ("AutoModelForTextEncoding", "clip_text_model", _HEADLESS),
+    "clip vision": ("AutoModel", "clip_vision_model", _VISION),
+    "siglip vision": ("AutoModel", "siglip_vision_model", _VISION),
+    "dinov2": ("AutoModel", "dinov2", _VISION),
+    "vit encoder": ("AutoModel", "vit", _VISION),
 }

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.capture.sample import sample
 from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
+from effc.compiler.rows.forward import predicts
 from effc.compiler.words.context import Context, Settings
 from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
@@ -24,6 +26,9 @@ STEPS = ("prune", "emit", "reload")
 
 
 _SCORE = MetricRef("divergence", (("data", DataRef("rows")),))
+
+
+_ALIKE = MetricRef("similarity", (("data", DataRef("rows")), ("of", "both"), ("by", "cosine"), ("pooling", "auto")))
 
 
 _SCORED = {"on": None, "search": "racing", "reorder": None, "data": None, "score": None, "repair": True}
@@ -156,7 +161,7 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
         if word == "clean.dead":
             masked(program)
         before, version = sum(p.numel() for p in model.parameters()), program.version
-        ctx.shelf.make("pass", Invocation(word, PASSES[word])).run(program, ctx)
+        ctx.shelf.make("pass", Invocation(word, arguments(word, model))).run(program, ctx)
         if program.version == version:
             return Cell("refused", f"`{word}` changed nothing")
     except Reject as reject:
@@ -173,6 +178,14 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
             unit.unbind(model)
     assert equivalence.distance(equivalence.observe(model), bound) == 0.0, f"{name}: {word} left graphs that differ"
     return program, ctx
+
+
+def arguments(word: str, model: nn.Module) -> dict:
+    """What a pass is asked for; models without a head are scored by their hidden states."""
+    given = PASSES[word]
+    with torch.no_grad():
+        predicted = predicts(model(**sample(model)))
+    return given if predicted or given.get("score") is None else given | {"score": _ALIKE}
 
 
 @functools.cache

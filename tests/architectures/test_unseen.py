@@ -217,12 +217,6 @@ def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind,
     assert said in refused.value.diagnostics[0].message.split(";", 1)[-1]
 
 
-def test_models_of_two_sequences_are_refused_by_name():
-    with pytest.raises(Reject) as refused:
-        capture(table.model("t5"))
-    assert "an encoder with a decoder" in refused.value.diagnostics[0].message
-
-
 def test_a_score_of_logits_is_refused_where_there_are_none():
     with pytest.raises(Reject, match="returns pooled, and no logits"):
         output_logits({"pooled": torch.zeros(2, 3)})

@@ -90,7 +90,7 @@ async def stalls(url: str, words: int, long: int, new: int) -> tuple[float, floa
 def engine(model: str, threads: int, counts: list[int], words: int, new: int) -> dict[int, float]:
     """Tokens per second of the engine alone; nothing where the model has none."""
     import effc
-    from effc.compiler.opened import _tokenizer, is_artifact
+    from effc.compiler.models import _tokenizer, is_artifact
 
     path = Path(model)
     if not (path.is_dir() and is_artifact(path) and (path / "native").is_dir()):

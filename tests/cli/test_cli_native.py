@@ -133,14 +133,17 @@ def test_a_byte_that_changed_is_found_by_test_and_by_load(effc, artifact, tmp_pa
 
 
 def test_what_the_engine_can_not_run_is_refused_with_node_module_and_line(effc, tmp_path):
-    config = tiny.config("bloom").to_dict() | {"architectures": ["BloomForCausalLM"], "dtype": "float32"}
-    (tmp_path / "bloom.json").write_text(json.dumps(config, default=str))
+    config = tiny.config("llama", hidden_act="mish").to_dict() | {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "float32",
+    }
+    (tmp_path / "mish.json").write_text(json.dumps(config, default=str))
     (tmp_path / "r.effspec").write_text(
-        'effspec 1\n"""Refused."""\n\nmodel base = config("bloom.json", seed: 0)\n\n'
+        'effspec 1\n"""Refused."""\n\nmodel base = config("mish.json", seed: 0)\n\n'
         "pipeline lean(base) {\n  slim = prune.channels(keep: 75% of channels)\n}\n\n"
         'emit lean { native("cpu") }\n'
     )
     run = effc("compile", "r.effspec", "--no-progress")
     assert run.code == 5 and "error[cannot-run-natively]: node `" in run.err
-    assert "self_attention (BloomAttention, modeling_bloom.py:" in run.err
+    assert "mlp (LlamaMLP, modeling_llama.py:" in run.err
     assert not (tmp_path / "out" / "cpu").exists()

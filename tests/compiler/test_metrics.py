@@ -153,7 +153,7 @@ def test_a_tail_that_is_not_known_is_kept_as_log_probabilities(ctx, model):
     model.forward = _doubled(model.forward)
     reference.prepare(ctx, model, NOISE)
     kept = reference.load(ctx, NOISE)
-    assert kept.head is None and kept.said.dtype == torch.float16
+    assert kept.head is None and kept.outputs.dtype == torch.float16
     # float16 keeps 11 bits of each log-probability; on SmolLM2 that is 3e-7 nats.
     assert measure(ctx, "divergence", model, data=NOISE) < 1e-5
     assert measure(ctx, "agreement", model, data=NOISE) == 1.0

@@ -85,6 +85,26 @@ def test_each_point_is_asked_unless_the_bound_says_which(front):
     assert "of `slim`" in missed.message
 
 
+def test_the_table_of_a_front_says_what_it_is_measured_by(front):
+    rows = [m.metric for m in front.artifacts[0].manifest.measures]
+    assert {"perplexity(rows) of thin", "perplexity(rows) of slim", "bytes of slim"} <= set(rows)
+    values = {m["name"]: m["measures"][0][1] for m in read_manifest(front.artifacts[0].path).members}
+    for row in front.artifacts[0].manifest.measures:
+        if row.metric.startswith("perplexity"):
+            assert row.compiled == pytest.approx(values[row.metric.rpartition(" ")[2]], rel=1e-5)
+
+
+def test_who_names_a_point_as_an_artifact_is_told_how_it_becomes_one(front):
+    path = front.artifacts[0].path
+    for folder, words in (
+        ("points/slim", f"effc pick {path} --point slim"),
+        ("points", f"lies in the artifact {path}"),
+    ):
+        with pytest.raises(Reject) as caught:
+            read_manifest(path / folder)
+        assert words in caught.value.diagnostics[0].help
+
+
 def test_every_point_was_reopened_in_a_process_of_its_own(front):
     seen = {check.what.partition(",")[0] for check in front.artifacts[0].manifest.checks}
     assert {name.split("/")[1] for name in seen} == {"thin", "slim"}
@@ -107,7 +127,8 @@ def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tm
         ({"point": "3"}, "no-such-point"),
         ({"point": "fat"}, "no-such-point"),
         ({"limits": (Limit("params", "12"),)}, "none-fits"),
-        ({"limits": (Limit("bytes", "1MiB"),)}, "unmeasured-limit"),
+        ({"limits": (Limit("bytes", "1KiB"),)}, "none-fits"),
+        ({"limits": (Limit("throughput", "1"),)}, "unmeasured-limit"),
         ({"limits": (Limit("params", "many"),)}, "unmeasured-limit"),
     ],
 )

@@ -11,7 +11,7 @@ from effc.compiler.artifacts import reft
 from effc.compiler.artifacts.load import load
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.reft import interventions
-from effc.compiler.opened import is_artifact
+from effc.compiler.models import is_artifact
 from effc.compiler.sources.hf import Hf
 from effc.compiler.targets.hf import write_compact
 from effc.compiler.targets.reft import Reft

@@ -64,8 +64,7 @@ def skeleton() -> Skeleton:
         tuple(b for _, bs, _ in layers for b in bs),
         tuple(g for _, _, gs in layers for g in gs),
         (("model.embed_tokens.weight", "lm_head.weight"),),
-        (),
-        {"hidden": HIDDEN, "vocab": 2048},
+        facts={"hidden": HIDDEN, "vocab": 2048},
     )
 
 

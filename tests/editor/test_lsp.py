@@ -141,6 +141,8 @@ def test_completion_knows_statements_words_parameters_values_and_names(editor):
     assert {"isa", "threads"} <= set(complete(editor, "threads: 2", "^"))
     assert "lean" in complete(editor, "emit lean {", "emit ^ {")
     assert "std.text" in complete(editor, 'use "./mine.effspec" as mine', "use ^")
+    assert "./mine.effspec" in complete(editor, "./mine.effspec", "^")
+    assert "mine.effspec" in complete(editor, "generated(8", 'text("^"')
     assert complete(editor, "profile laptop", "# a comment ^\nprofile laptop") == {}
     editor.change("lean.effspec", RECIPE)
 
@@ -160,6 +162,17 @@ def test_a_definition_is_found_across_use(editor):
         assert there["uri"] == editor.uri("mine.effspec")
         assert there["range"]["start"] == {"line": line, "character": column}
     assert editor.at("definition", "lean.effspec", *place(RECIPE, "mine.narrow", 1))["range"]["start"]["line"] == 1
+    assert editor.at("definition", "lean.effspec", *place(RECIPE, "./mine", 3))["uri"] == editor.uri("mine.effspec")
+    text = RECIPE.replace('use "./mine', 'use std.text\nuse "./mine').replace(
+        "perplexity(calib))", "perplexity(text.calib))"
+    )
+    editor.change("lean.effspec", text)
+    shipped = editor.at("definition", "lean.effspec", *place(text, "text.calib", 6))
+    assert shipped["uri"].endswith("/std/text.effspec") and shipped["range"]["start"]["character"] == len("data ")
+    alias = editor.at("definition", "lean.effspec", *place(text, "text.calib", 2))
+    assert alias["uri"] == editor.uri("lean.effspec") and alias["range"]["start"] == {"line": 1, "character": 8}
+    assert editor.at("prepareRename", "lean.effspec", *place(text, "text.calib", 6)) is None
+    editor.change("lean.effspec", RECIPE)
 
 
 def test_a_name_is_changed_wherever_the_recipe_has_it_and_in_recipes_that_use_it(editor):

@@ -79,7 +79,7 @@ def test_a_clients_interventions_go_onto_the_base_again(edited, tmp_path):
     with Place(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache")).seats([1]) as (one,):
         held = one.learner.held_out
         wanted = one.learner.loss(made.strategy.results()["client-1"], {})
-    nats, tokens = nll(model, held.ids, held.said, held.asked)
+    nats, tokens = nll(model, held.ids, held.speech, held.prompts)
     assert nats / tokens == pytest.approx(wanted, abs=1e-5)
 
 

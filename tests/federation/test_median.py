@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from effc.compiler.federation.all_but_me import shares_of_others
 from effc.compiler.federation.median import geometric_median, gram
 from effc.compiler.federation.mixing import adaptive, mix
-from effc.compiler.federation.others import shares_of_others
 from effc.compiler.federation.state import mean, total
 from hypothesis import given
 from hypothesis import strategies as st

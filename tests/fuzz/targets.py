@@ -12,6 +12,7 @@ from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.checkpoints.safetensors_header import read_header
 from effc.compiler.ir import graph_json
 from effc.compiler.native import stored
+from effc.compiler.onnx import checking
 from effc.compiler.sources.gguf import weights_in
 from effc.compiler.store.regular import parse_json
 from effc.dsl.diagnostics import Reject
@@ -19,6 +20,8 @@ from effc.dsl.parse import parse
 from effc.dsl.source import Source
 from effc.kernels import engine_plan, packed
 from effc.kernels.native import KernelError
+
+from tests.fuzz import records
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +144,21 @@ def _archive(data: bytes, folder: Path) -> None:
     exported.check(folder)
 
 
+def _graphs_of_onnx(honest: Path) -> list[bytes]:
+    folder = honest / "onnx" / "onnx"
+    _data.append((folder / checking.DATA).read_bytes() if (folder / checking.DATA).exists() else b"")
+    return [(folder / checking.FILE).read_bytes()]
+
+
+_data: list[bytes] = []
+
+
+def _onnx(data: bytes, folder: Path) -> None:
+    (folder / checking.FILE).write_bytes(data)
+    (folder / checking.DATA).write_bytes(_data[0])
+    checking.weights(folder, checking.check(folder))
+
+
 TARGETS = {
     "recipe": Target(_recipes, _recipe),
     "graph": Target(_graphs, _graph),
@@ -150,5 +168,15 @@ TARGETS = {
     "gguf": Target(_ggufs, _gguf),
     "safetensors": Target(_headers, _header),
     "pt2": Target(_archives, _archive),
+    "onnx": Target(_graphs_of_onnx, _onnx),
+    "import": Target(records.imports, records.read_import),
+    "lock": Target(records.locks, records.read_lock),
+    "package": Target(records.abouts, records.read_about),
+    "baseline": Target(records.baselines, records.read_baseline),
+    "federation": Target(records.declarations, records.read_federation),
+    "app": Target(records.apps, records.read_the_app),
+    "knowledge": Target(records.bases, records.read_base),
+    "answer": Target(records.answers, records.read_answer),
+    "step": Target(records.steps, records.read_step),
 }
 REFUSALS = (Reject, KernelError)

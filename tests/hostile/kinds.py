@@ -19,7 +19,7 @@ from tests import worlds
 
 STORED = Path(__file__).parents[1] / "stored"
 COMPILED = {"compact": "hf", "native": "cpu", "program": "program"}  # of the artifacts that 8d012cb wrote
-EMITTED = ("front", "peft", "reft", "flower", "rttc")
+EMITTED = ("front", "peft", "reft", "flower", "rttc", "onnx", "gguf")
 KINDS = (*COMPILED, "stock", *EMITTED)
 RECIPE = """effspec 1
 model base = hf("./m")
@@ -37,6 +37,11 @@ emit edited { reft("reft", base: inside) }
 pipeline shared(base) { }
 emit shared { flower("flower", data: rows, clients: 2, rounds: 1, steps: 1, batch: 2, rank: 2) }
 pipeline talk(base) { }
+pipeline others(base) { less = prune.channels(keep: 66% of channels, align: 8) }
+emit others {
+  onnx("onnx")
+  gguf("gguf", type: f16)
+}
 emit talk { rttc("rttc", knowledge: "kb.jsonl", policy: rag, rank: 2, epochs: 1) }
 """
 

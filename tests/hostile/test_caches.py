@@ -21,14 +21,18 @@ torch.set_num_threads(1)
 STORED = Path(__file__).parents[1] / "stored" / "8d012cb.tar.xz"
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
+def unpacked(folder: Path) -> Path:
+    """What `8d012cb` stored, its steps with seals."""
     with tarfile.open(STORED) as archive:
         archive.extractall(folder, filter="data")
     for path in (folder / "8d012cb" / "cache" / "steps").iterdir():
         path.write_bytes(sealed(json.loads(path.read_bytes())))
     return folder / "8d012cb"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return unpacked(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

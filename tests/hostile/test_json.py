@@ -19,7 +19,6 @@ OWN = {
     "report/architectures.py": "a table of effc itself",
     "federation/declaration.py": "its own JSON again",
     "rttc/policy.py": "JSON that was parsed before",
-    "rttc/retrieval.py": "a server's answer, bounded there",
     "gguf/vocabulary.py": "a tokenizer that its library has just written",
     "sources/gguf.py": "a config that transformers has just made",
     "store/journal.py": "scratch of this step, sealed by lines",
@@ -39,6 +38,12 @@ def test_a_name_that_stands_twice_is_refused(text):
 def test_deep_nesting_is_refused(depth, ends):
     with pytest.raises(ValueError, match="nested too deep"):
         parse_json(ends[0] * depth + "1" + ends[1] * depth)
+
+
+@pytest.mark.parametrize("number", ["1" * 301, "-" + "9" * 4000, "1" * 100_000])
+def test_a_number_that_no_fraction_is_as_large_as_is_refused(number):
+    with pytest.raises(ValueError, match="digits"):
+        parse_json(f'{{"a": [{number}]}}')
 
 
 def test_ordinary_json_is_read(tmp_path):

@@ -90,12 +90,13 @@ def outcome(call) -> str:
 def verbs(case: Path, honest: Path):
     from effc.compiler.artifacts.load import load
     from effc.compiler.cli import main
+    from effc.compiler.models import computing
 
     def computed():
         import torch
 
         model = load(case)
-        with torch.no_grad():
+        with torch.no_grad(), computing(str(case)):
             model(input_ids=torch.randint(3, 30, (2, 5)))
 
     yield "load", computed

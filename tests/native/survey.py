@@ -73,6 +73,9 @@ def made(name: str) -> torch.nn.Module | None:
             blank = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values))
         if sum(p.numel() for p in blank.parameters()) > NUMBERS:
             return None
+        if "qk_rope_head_dim" in values:  # every head has keys of its own, whatever the config says
+            values["num_key_value_heads"] = 4
+            values["head_dim"] = values["qk_rope_head_dim"]
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values), dtype=torch.float32).eval()
         return randomize(model).bfloat16().float()
     except Exception:  # any of a hundred classes of others' code, of whose configs nothing is known

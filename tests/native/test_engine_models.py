@@ -13,7 +13,7 @@ from effc.compiler.native.reader import Reader
 from effc.kernels.engine import Engine
 
 from tests import tiny
-from tests.native.test_plans import MIXTURES, NATIVE, STATEFUL, halved, made, rows_of
+from tests.native.test_plans import MIXTURES, NATIVE, STATEFUL, WRITTEN, halved, made, rows_of
 
 torch.set_num_threads(1)
 SHARE = 2**-4  # of the largest logit
@@ -42,7 +42,7 @@ def alike(model):
     return model
 
 
-@pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL, *MIXTURES))
+@pytest.fixture(scope="module", params=(*NATIVE, *STATEFUL, *WRITTEN, *MIXTURES))
 def pair(request):
     model = alike(made(request.param))
     return model, native_of(model)

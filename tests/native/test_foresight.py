@@ -15,7 +15,7 @@ from effc.compiler.native.reader import Reader
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny
-from tests.native.test_plans import MIXTURES, NATIVE, REFUSED, STATEFUL
+from tests.native.test_plans import MIXTURES, NATIVE, REFUSED, STATEFUL, WRITTEN
 
 torch.set_num_threads(1)
 RECIPE = """effspec 1
@@ -39,7 +39,7 @@ def origin_of(name):
     return Origin(name, {}, None, name, build, build, lambda: None)
 
 
-@pytest.mark.parametrize("name", (*NATIVE, *STATEFUL, *MIXTURES, *REFUSED))
+@pytest.mark.parametrize("name", (*NATIVE, *STATEFUL, *WRITTEN, *MIXTURES, *REFUSED))
 def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     try:
         Reader(capture(mixers.model(name)), "bf16").read()

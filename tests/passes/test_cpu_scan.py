@@ -13,7 +13,7 @@ from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.layers import pieces, quick, steps
 from effc.compiler.layers.quick import MARK, as_library, is_quick, quicken, scans, slowed
 from effc.compiler.measuring.equivalence import distance, observe
-from effc.compiler.opened import origin_of
+from effc.compiler.models import origin_of
 from effc.compiler.search.widths import slice_out
 from effc.dsl.render import render
 from effc.kernels import levels

@@ -9,8 +9,8 @@ import torch
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.capture.capture import capture
 from effc.compiler.families.choices import Drawn, Space
+from effc.compiler.families.dials import able, chosen, depth_dials, orders, width_dials
 from effc.compiler.families.family import Family
-from effc.compiler.families.found import able, chosen, depth_dials, orders, width_dials
 from effc.compiler.families.switches import dead
 from effc.compiler.planning import shrink
 from effc.dsl.values import Ratio

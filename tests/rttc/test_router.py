@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.rttc.calibration import prices, seen
+from effc.compiler.rttc.calibration import dev_features, prices
 from effc.compiler.rttc.drawing import front, svg, text
 from effc.compiler.rttc.generation import Settings
 from effc.compiler.rttc.policy import BRANCHES, Point, Policy, Trial
@@ -89,7 +89,7 @@ def test_a_client_goes_the_way_that_its_router_says(world):
         found = client.ask([{"role": "user", "content": QUESTIONS[0]}], Settings(most=3))
         assert found.decision.branch == branch and found.decision.seconds["route"] > 0
         assert not found.decision.rewards  # no answer was made to be judged
-    assert seen(client, [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]).shape == (3, width)
+    assert dev_features(client, [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]).shape == (3, width)
 
 
 def test_the_picture_of_a_curve_names_what_was_chosen_and_joins_what_nothing_beats():

@@ -17,8 +17,8 @@ from ...ir.graphs import referenced
 from ...ir.liveness import sweep
 from ..labels import tensors_in
 from ..unread import kept, rewritten, unread
+from .graphs import MixerGraph, scans_in
 from .mixer_labels import label_mixer, parameter_behind
-from .opening import Opened, scans_in
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scanless:
     dead: tuple[str, ...]
 
 
-def scanless(found: Opened, mixer: nn.Module) -> Scanless:
+def scanless(found: MixerGraph, mixer: nn.Module) -> Scanless:
     """Raises Baked where what the scan alone needs can't be told from the rest."""
     assert found.graph is not None, found.why
     graph = copy.deepcopy(found.graph)
@@ -51,7 +51,7 @@ def scanless(found: Opened, mixer: nn.Module) -> Scanless:
     return Scanless(graph, rewritten(graph, labelling, gone, mixer), kept(labelling, gone), dead)
 
 
-def skip_of(found: Opened) -> str | None:
+def skip_of(found: MixerGraph) -> str | None:
     """The parameter, below the mixer, by which the scan hands its input on besides."""
     (scan,) = scans_in(found.graph)
     return parameter_behind(scan.kwargs.get("D"))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from ....dsl.skeleton import Group, Scan
 from ..following import Baked
+from .graphs import MixerGraph, mixer_graphs, scans_in
 from .groups import Parts, parts_of_mixer
-from .opening import Opened, opened, scans_in
 from .scanless import Scanless, scanless
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def state_space(program: "Program") -> StateSpace:
     groups: list[Group] = []
     scans, refused, looked = [], [], set()
     known: dict[int, tuple[Parts, Scanless | str]] = {}
-    for path, found in opened(program).items():
+    for path, found in mixer_graphs(program).items():
         unit = next((u for u in program.units if path.startswith(f"{u}.")), None)
         if unit is None or found.graph is None or not scans_in(found.graph):
             continue
@@ -48,7 +48,7 @@ def state_space(program: "Program") -> StateSpace:
     return StateSpace(tuple(groups), tuple(scans), tuple(refused), frozenset(looked))
 
 
-def _without(found: Opened, mixer: "nn.Module") -> Scanless | str:
+def _without(found: MixerGraph, mixer: "nn.Module") -> Scanless | str:
     try:
         return scanless(found, mixer)
     except Baked as why:

@@ -15,7 +15,7 @@ from .index import Unreachable, no_engine
 _SECONDS = 10  # for a connection and for a statement
 _EFFORT = 1000  # the most vectors that pgvector's `ef_search` takes
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Postgres:
@@ -43,7 +43,7 @@ class Postgres:
                 connection.execute(f"SET LOCAL hnsw.ef_search = {min(_EFFORT, max(100, 2 * count))}")
                 return [row for (row,) in connection.execute(asked, (_written(query), count))]
 
-        return self._asked(find)
+        return self._query(find)
 
     def close(self) -> None:
         self._connection.close()
@@ -53,7 +53,7 @@ class Postgres:
             self._url, autocommit=True, connect_timeout=_SECONDS, options=f"-c statement_timeout={_SECONDS * 1000}"
         )
 
-    def _asked(self, find: Callable[[Any], Found]) -> Found:
+    def _query(self, find: Callable[[Any], Result]) -> Result:
         """What a query finds; a connection that broke is made anew, once."""
         with self._lock:
             for last in (False, True):

@@ -27,7 +27,7 @@ CACHE = "cache"
 
 
 @dataclass(frozen=True)
-class Opened:
+class MixerGraph:
     """A mixer's graph, targets below the mixer; `why` says why there is none."""
 
     path: str
@@ -38,12 +38,12 @@ class Opened:
 _known: "WeakKeyDictionary[nn.Module, dict[Hashable, tuple[fx.Graph | None, str]]]" = WeakKeyDictionary()
 
 
-def opened(program: "Program") -> dict[str, Opened]:
+def mixer_graphs(program: "Program") -> dict[str, MixerGraph]:
     """Every module that is one node for the state that it keeps, by path; equal ones are traced once."""
-    return program.analysis(_opened)
+    return program.analysis(_trace_mixers)
 
 
-def _opened(program: "Program") -> dict[str, Opened]:
+def _trace_mixers(program: "Program") -> dict[str, MixerGraph]:
     model = program.model
     mixers = {path: model.get_submodule(path) for path in program.opaque if _is_there(model, path)}
     mixers = {path: mixer for path, mixer in mixers.items() if is_state_space(mixer)}
@@ -55,7 +55,7 @@ def _opened(program: "Program") -> dict[str, Opened]:
         key = (signatures[path], call_signature(call.free))
         if key not in known:
             known[key] = _traced(program, mixers[path], call)
-        found[path] = Opened(path, *known[key])
+        found[path] = MixerGraph(path, *known[key])
     return found
 
 

@@ -15,17 +15,17 @@ FITTED = 1.25  # how many times faster than the score it may grow before that is
 
 
 @dataclass(frozen=True)
-class Seen:
+class Look:
     """How far the search was (of its whole budget), what it scored by and that score, and the metric beside it."""
 
     share: float
     by: MetricRef
     score: float
-    beside: float
+    second: float
 
 
 @dataclass
-class Beside:
+class Overfit:
     """Where it suffers more than the score, the search has fitted the score's rows.
 
     goal    the whole search's
@@ -35,24 +35,24 @@ class Beside:
     metric: MetricRef
     goal: float
     every: float = 0.25
-    seen: list[Seen] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
     def look(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
         """Measure if it is time to; `by` is what the search scores by now."""
         share = round(saved / self.goal, 6)
-        if self.seen and not last and share < self.seen[-1].share + self.every and by == self.seen[-1].by:
+        if self.looks and not last and share < self.looks[-1].share + self.every and by == self.looks[-1].by:
             return
         value = search.measured(f"{len(search.cuts)}:beside", self.metric)
-        self.seen.append(Seen(share, by, search.base(by), value))
+        self.looks.append(Look(share, by, search.base(by), value))
         search.ctx.record(f"{show(self.metric)} after {counted(len(search.cuts), 'cut')}", value)
 
     def say(self, search: "Search") -> None:
         """Note what was seen, and warn where the metric grew much faster than the score since that was in use."""
-        search.program.note(beside=show(self.metric), seen=[self._row(s) for s in self.seen])
-        last = self.seen[-1]
-        first = next(s for s in self.seen if s.by == last.by)
-        if min(first.score, first.beside, last.score) > 0:
-            grown, fitted = last.beside / first.beside, last.score / first.score
+        search.program.note(beside=show(self.metric), seen=[self._row(s) for s in self.looks])
+        last = self.looks[-1]
+        first = next(s for s in self.looks if s.by == last.by)
+        if min(first.score, first.second, last.score) > 0:
+            grown, fitted = last.second / first.second, last.score / first.score
             if grown > FITTED * fitted:
                 search.ctx.tell(
                     Warned(
@@ -61,5 +61,5 @@ class Beside:
                     )
                 )
 
-    def _row(self, seen: Seen) -> list[Any]:
-        return [seen.share, show(seen.by), seen.score, seen.beside]
+    def _row(self, look: Look) -> list[Any]:
+        return [look.share, show(look.by), look.score, look.second]

@@ -80,11 +80,11 @@ def depth_dials(program: "Program", on: Selector | None, of: str) -> list[Dial]:
     bare, skeleton, found = weightless(program), program.skeleton, []
     if of == LAYERS:
         for unit in reversed(layers(skeleton, on)[1:]):
-            if _gone(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
+            if _can_go(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
                 found.append(Dial(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
         for branch in reversed(branches(skeleton, on)[1:]):
-            if _gone(lambda branch=branch: _drop(bare, branch)):
+            if _can_go(lambda branch=branch: _drop(bare, branch)):
                 found.append(Dial(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
     return found[::-1]
 
@@ -96,7 +96,7 @@ def _drop(bare: "Program", branch: Branch) -> None:
     Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
 
 
-def _gone(edit) -> bool:
+def _can_go(edit) -> bool:
     try:
         edit()
     except Reject as refused:

@@ -32,7 +32,7 @@ model_breaks = Fault(
 
 
 @dataclass
-class Opened:
+class NamedModel:
     """`model` has its weights; `tokenizer` is None where there is none."""
 
     label: str
@@ -100,7 +100,7 @@ def nowhere(place: str):
     return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
 
-def open_model(place: str, settings: "Settings", *, steady: bool = False, signed_by: Sequence[str] = ()) -> Opened:
+def open_model(place: str, settings: "Settings", *, steady: bool = False, signed_by: Sequence[str] = ()) -> NamedModel:
     """The model with its weights, ready to run; `steady` and `signed_by` as `load` has them."""
     path = Path(place)
     if path.is_dir() and is_artifact(path):
@@ -108,7 +108,7 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False, signed
 
         folder, _ = locate(path)
         model = load(path, device=settings.device, steady=steady, signed_by=signed_by, tell=settings.tell)
-        return Opened(place, model, _tokenizer(folder))
+        return NamedModel(place, model, _tokenizer(folder))
     if signed_by:
         from .artifacts.signature import unsigned
 
@@ -119,7 +119,7 @@ def open_model(place: str, settings: "Settings", *, steady: bool = False, signed
             )
         )
     origin = origin_of(place, settings)
-    return Opened(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
+    return NamedModel(origin.label, origin.load().eval().to(settings.device), origin.tokenizer())
 
 
 def _tokenizer(folder: Path) -> Any:

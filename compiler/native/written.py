@@ -1,0 +1,206 @@
+"""Attention that a model writes out in products and a softmax, recognised by what all of it together computes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import attentions, calls
+from .attentions import Attention
+from .positional import Positions
+from .values import Cached, Rows, Written
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+PRODUCTS = frozenset({"matmul", "bmm"})
+WHOLE = "scaled_dot_product_attention"
+_WHY = "attention that the engine does not have: its scale, slopes, window or mask is none of the known"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Queries, keys or values as they enter, for one row of `length` tokens.
+
+    shape   of the value; `axis` that of its tokens
+    """
+
+    node: fx.Node
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Heads, and numbers of each."""
+        others = [size for axis, size in enumerate(self.shape) if axis != self.axis]
+        return torch.Size(others[:-1]).numel(), others[-1]
+
+    def laid(self, x: Tensor) -> Tensor:
+        """[length, heads, d] as the value has it."""
+        others = [size for axis, size in enumerate(self.shape) if axis != self.axis]
+        return x.reshape(len(x), *others).movedim(0, self.axis)
+
+
+class Writing:
+    """The part of a `Reader` that follows scores from the product that makes them to the one that spends them."""
+
+    def __init__(self, reader: "Reader"):
+        self.reader = reader
+
+    def meet(self, node: fx.Node, args: Any) -> Any:
+        """What a node makes where a token's numbers meet those of all before it."""
+        name, inputs = calls.operation(node), node.all_input_nodes
+        held = [self.reader.values[used] for used in inputs]
+        if name in calls.ASKS:
+            return self.reader.sample_size(node, args)
+        spends = any(isinstance(x, Written) for x in held) and any(isinstance(x, Cached) for x in held)
+        if name == WHOLE or (name in PRODUCTS and spends):
+            return self._attention(node, name)
+        return Written(node)
+
+    def _attention(self, node: fx.Node, name: str) -> Rows:
+        found = self._leaves(node, name)
+        if found is None:
+            raise self.reader.refuse(node, "attention to something else than keys and values of all tokens")
+        module = self._module(node)
+        q, k, v = found
+        heads, head_dim = self._leaf(q, 1).sizes
+        (kv_heads, own), (value_heads, value_dim) = self._leaf(k, 1).sizes, self._leaf(v, 1).sizes
+        form = None
+        if own == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
+            form = self._recognised(node, module, found)
+        if form is None:
+            raise self.reader.refuse(node, _WHY)
+        made = self.reader.attending.attend(
+            node, form, [self._rows(x) for x in found], (heads, kv_heads, head_dim, value_dim)
+        )
+        return Rows(self._placed(node, made, heads, value_dim))
+
+    def _rows(self, node: fx.Node) -> Rows:
+        value = self.reader.values[node]
+        return value.rows if isinstance(value, Cached) else value
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        scope = node.meta.get("scope", ())
+        return self.reader.model.get_submodule(scope[-1] if scope else "")
+
+    def _leaves(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+        """The nodes of queries, keys and values."""
+        if name == WHOLE:
+            q, k, v = (*node.args, *node.kwargs.values())[:3]
+            kinds = [type(self.reader.values[x]) for x in (q, k, v) if isinstance(x, fx.Node)]
+            return (q, k, v) if kinds == [Rows, Cached, Cached] else None
+        values = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Cached)]
+        seen, queue = {node}, [x for x in node.all_input_nodes if isinstance(self.reader.values[x], Written)]
+        queries, keys = [], []
+        while queue:
+            written = queue.pop()
+            for used in written.all_input_nodes:
+                if used in seen:
+                    continue
+                seen.add(used)
+                value = self.reader.values[used]
+                if isinstance(value, Written):
+                    queue.append(used)
+                elif isinstance(value, Rows):
+                    queries.append(used)
+                elif isinstance(value, Cached):
+                    keys.append(used)
+        return (*queries, *keys, *values) if (len(queries), len(keys), len(values)) == (1, 1, 1) else None
+
+    # -- trials ----------------------------------------------------------------------------------------------
+
+    def _leaf(self, node: fx.Node, length: int) -> Leaf:
+        shape, axis = scaled(self.reader, self._rows(node).index, length)
+        return Leaf(node, shape, axis)
+
+    @torch.no_grad()
+    def _recognised(self, node: fx.Node, module: nn.Module, found: tuple[fx.Node, ...]) -> Attention | None:
+        windows = attentions.windows(module, {})
+        try:
+            most = self.reader.plan.context
+            lengths = [min(length, most) for length in attentions.lengths([w for w in windows if w < most])]
+            known = [self._trial(node, found, length) for length in lengths]
+            slopes = self._slopes(node, found)
+        except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
+            return None
+        head_dim = self._leaf(found[0], 1).sizes[1]
+        for form in _forms(module, head_dim, windows, slopes):
+            if all(torch.allclose(form(q, k, v), out, atol=2e-5, rtol=2e-5) for q, k, v, out in known):
+                return form
+        return None
+
+    def _trial(self, node: fx.Node, found: tuple[fx.Node, ...], length: int) -> tuple[Tensor, ...]:
+        """q of the last position, keys and values [heads, length, d], and what the program makes of them."""
+        generator = torch.Generator().manual_seed(length)
+        q, k, v = (torch.randn((length, *self._leaf(x, length).sizes), generator=generator) for x in found)
+        return q[-1], k.transpose(0, 1), v.transpose(0, 1), self._run(node, found, (q, k, v))[-1]
+
+    def _slopes(self, node: fx.Node, found: tuple[fx.Node, ...]) -> Tensor | None:
+        """What a token of distance loses by head: of queries that are zero, and values that tell tokens apart."""
+        (heads, d), (kv_heads, own), (_, wide) = (self._leaf(x, 1).sizes for x in found)
+        length = min(wide, attentions.SHORT)
+        if length < 2:
+            return None
+        v = torch.eye(length, wide)[:, None].expand(length, kv_heads, wide)
+        shares = self._run(node, found, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, own), v))[-1]
+        slopes = (shares[:, length - 1] / shares[:, length - 2]).log()
+        return slopes if bool(slopes.isfinite().all()) and float(slopes.abs().max()) > 1e-6 else None
+
+    def _run(self, node: fx.Node, found: tuple[fx.Node, ...], given: tuple[Tensor, ...]) -> Tensor:
+        """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
+        length = len(given[0])
+        leaves = {x: self._leaf(x, length).laid(own) for x, own in zip(found, given, strict=True)}
+        out = _Trial(self.reader, leaves).at(node, length).float()
+        heads, wide = given[0].shape[1], given[2].shape[2]
+        out = out if out.dim() == 4 else out[None]
+        return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
+
+    def _placed(self, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
+        """Element numbers of a register in the shape of the sample's result."""
+        batch, length = self.reader.shape
+        shape = node.meta["shape"]
+        rows = self.reader.plan.layout.rows(register).view(batch, length, heads, wide)
+        if tuple(shape) in ((batch, heads, length, wide), (batch * heads, length, wide)):
+            rows = rows.transpose(1, 2)
+        return rows.reshape(shape)
+
+
+class _Trial(Positions):
+    """Runs a part of a graph on given numbers; what else tokens have there is zero."""
+
+    def __init__(self, reader: "Reader", leaves: dict[fx.Node, Tensor]):
+        super().__init__(reader.model, reader.values)
+        self.reader, self.leaves = reader, leaves
+
+    def _run(self, node: fx.Node, length: int) -> Any:
+        if node in self.leaves:
+            return self.leaves[node]
+        value = self.reader.values.get(node)
+        rows = value.rows if isinstance(value, Cached) else value
+        if isinstance(rows, Rows) and not self.reader.ids.are(rows.index):
+            return torch.zeros(scaled(self.reader, rows.index, length)[0])
+        return super()._run(node, length)
+
+
+def scaled(reader: "Reader", index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
+    """The shape of a value for one row of `length` tokens, and the axis of those."""
+    batch, own = reader.shape
+    _, token = reader.plan.layout.locate(index.reshape(-1))
+    token, shape, found = token.view(index.shape), [], -1
+    for axis, size in enumerate(index.shape):
+        line = token.movedim(axis, 0).reshape(size, -1)[:, 0]
+        size //= batch if len((line // own).unique()) == batch else 1
+        if len((line % own).unique()) == own:
+            size, found = size // own * length, axis
+        shape.append(size)
+    return tuple(shape), found
+
+
+def _forms(module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor | None) -> Iterator[Attention]:
+    held = [value for value in vars(module).values() if isinstance(value, float)]
+    for scale in dict.fromkeys((1.0, head_dim**-0.5, *held)):
+        for window in (None, *windows):
+            yield Attention(scale, window=window, slopes=slopes)

@@ -1,0 +1,103 @@
+"""What rows are to a model: which of its arguments they become, where texts end, and what is to be predicted.
+
+A row of a model that reads one sequence is that sequence. A row of an encoder with a decoder is both: its first half
+what the encoder is given, its second half what the decoder says.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..checkpoints.classes import model_class
+
+
+def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called with rows [b, t], on its device, without a cache."""
+    rows, more = rows.to(device_of(model)), without_cache(model)
+    if rows.is_floating_point() or not isinstance(model, PreTrainedModel):
+        return (rows,), more
+    if has_two_sides(model):
+        source, target = sides(rows)
+        given = {"decoder_input_ids": begun(model, target), **more}
+        return (source,), {**_mask(source, padding(model)), **given}
+    return (rows,), (more if model.can_generate() else {**_mask(rows, padding(model)), **more})
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """`use_cache=False` for models that know it."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def has_two_sides(model: nn.Module) -> bool:
+    """Whether a model is an encoder with a decoder, which take a sequence each."""
+    return isinstance(model, PreTrainedModel) and "decoder_input_ids" in _names(type(model))
+
+
+def is_two_sided(config: Mapping[str, Any]) -> bool:
+    """The same of a model that is not made yet, by its config as plain JSON."""
+    kind = model_class(str(config.get("model_type")), config.get("architectures"))
+    return kind is not None and "decoder_input_ids" in _names(kind)
+
+
+def _names(kind: type) -> set[str]:
+    return set(inspect.signature(inspect.unwrap(kind.forward)).parameters)
+
+
+def sides(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Source and target of rows [b, t]: [b, t // 2] each; the last of an odd number is left out."""
+    half = rows.shape[1] // 2
+    return rows[:, :half], rows[:, half : 2 * half]
+
+
+def begun(model: nn.Module, target: Tensor) -> Tensor:
+    """What a decoder is given that is to say a target: its own first token, and all but the last of the target's."""
+    first = model.config.get_text_config(decoder=True)
+    start = next(
+        (
+            token
+            for config in (model.generation_config, model.config, first)
+            for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+            if isinstance(token := getattr(config, name, None), int)
+        ),
+        0,
+    )
+    return torch.cat([torch.full_like(target[:, :1], start), target[:, :-1]], dim=1)
+
+
+def padding(model: nn.Module) -> int | None:
+    """The token that fills rows up, where the config says."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    token = getattr(text, "pad_token_id", None)
+    return token if isinstance(token, int) else None
+
+
+def written(rows: Tensor, fill: int | None) -> Tensor:
+    """Which tokens of rows [b, t] are none of the filling behind them; one that is filling alone keeps its first."""
+    if fill is None or rows.is_floating_point():
+        return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+    behind = (rows != fill).flip(1).long().cumsum(1).flip(1) > 0  # [b, t] a token that is none follows, or is here
+    behind[:, 0] = True
+    return behind
+
+
+def _mask(rows: Tensor, fill: int | None) -> dict[str, Tensor]:
+    """A mask where rows are filled up; whole rows go without one."""
+    seen = written(rows, fill)
+    return {} if bool(seen.all()) else {"attention_mask": seen.long()}
+
+
+def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a model's logits are to predict of rows, [b, p], and which of it counts, [b, p]: None for all."""
+    if not has_two_sides(model):
+        return rows[:, 1:], None
+    _, target = sides(rows)
+    return target, written(target, padding(model))

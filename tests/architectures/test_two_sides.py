@@ -1,0 +1,97 @@
+"""Encoders with a decoder: one program of two stacks, whose decoder keeps what the encoder gave in a second cache."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.discovery.bypass import staying
+from effc.compiler.editing.rehearsal import layer_needed
+from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.ir.program import Program
+from effc.compiler.measuring import equivalence
+from effc.compiler.rows import inputs
+from effc.compiler.rows.forward import logits, nll
+from effc.dsl.diagnostics import Reject
+from torch import nn
+
+from tests.architectures import table
+from tests.architectures.test_unseen import assert_sliced_is_silenced
+
+torch.set_num_threads(1)
+NAMES = ("t5", "bart", "marian")
+STEPS = 5
+
+
+@functools.cache
+def captured(name: str) -> Program:
+    return capture(table.model(name))
+
+
+def generated(model: nn.Module) -> list[torch.Tensor]:
+    """Logits step by step with the caches, with sources filled up at the left; and what three beams say."""
+    ids = torch.arange(14).view(2, 7) % 50 + 4
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    asked = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
+    with torch.no_grad():
+        made = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **asked)
+        return [torch.stack(made.logits), model.generate(ids, attention_mask=mask, num_beams=3, **asked)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_graphs_say_what_the_model_says_token_by_token(name):
+    program, reference = copy.deepcopy(captured(name)), table.model(name)
+    assert not program.opaque
+    expected, said = generated(reference), equivalence.observe(reference)
+    for unit in program.units.values():
+        unit.bind(program.model)
+    assert equivalence.distance(said, equivalence.observe(program.model)) == 0.0
+    assert equivalence.distance(expected, generated(program.model)) == 0.0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", NAMES)
+def test_without_any_branch_the_caches_stay_right(name):
+    """Against the model whose branch adds zeros; the decoder's own cache is asked at its first slot how long it is."""
+    removed = 0
+    for branch in captured(name).skeleton.branches:
+        program = copy.deepcopy(captured(name))
+        silenced = copy.deepcopy(program.model)
+        try:
+            with Rewriter(program) as rewrite:
+                rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
+        except Reject as refused:  # T5's first layer makes the table of positions for all
+            assert refused.diagnostics[0].fault is layer_needed and ".0" in branch.unit and name == "t5"
+            continue
+        removed += 1
+        with torch.no_grad():
+            for part in branch.parts:
+                for parameter in silenced.get_submodule(part).parameters(recurse=False):
+                    parameter.zero_()
+        assert equivalence.compare(silenced, program.model) < 1e-5
+        assert equivalence.distance(generated(silenced), generated(program.model)) < 1e-5
+    assert removed >= 7
+
+
+@pytest.mark.parametrize(("name", "kind"), [("t5", "channels"), ("bart", "channels"), ("bart", "heads")])
+def test_both_stacks_can_be_sliced(name, kind):
+    sites = {g.site.split(".")[-4] for g in captured(name).skeleton.groups if g.kind == kind}
+    assert sites
+    assert_sliced_is_silenced(captured(name), kind)
+
+
+def test_the_loss_of_a_row_is_the_models_own_of_its_target():
+    """transformers reckons it from `labels`, where -100 does not count."""
+    model, fill = table.model("t5"), table.model("t5").config.pad_token_id
+    rows = torch.arange(40).view(2, 20) % 60 + 4
+    rows[0, 6:10] = rows[1, 17:20] = fill
+    source, target = rows[:, :10], rows[:, 10:]
+    wanted = target.masked_fill(~inputs.written(target, fill), -100)
+    with torch.no_grad():
+        mask = inputs.written(source, fill).long()
+        expected = model(input_ids=source, attention_mask=mask, labels=wanted).loss.item()
+        assert logits(model, rows).shape[:2] == (2, 10)
+    nats, count = nll(model, rows)
+    assert count == 17 and nats / count == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,201 @@
+"""Records that projects, packages, knowledge bases and caches keep, as targets: JSON, TOML and YAML by anybody."""
+
+import json
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+
+import torch
+from effc.compiler.cli import main
+from effc.compiler.federation.declaration import read_declaration
+from effc.compiler.judging import baseline
+from effc.compiler.rttc.app import read_app
+from effc.compiler.rttc.engines.index import Unreachable
+from effc.compiler.rttc.knowledge import open_base
+from effc.compiler.rttc.retrieval import Remote
+from effc.compiler.running.snapshot import restore
+from effc.compiler.store.cache import Cache
+from effc.compiler.store.sealed import SEAL, sealed
+from effc.compiler.words import lockfile, packages
+from effc.dsl.diagnostics import Reject
+from effc.dsl.parse import parse
+from effc.dsl.source import Source
+
+from tests.hostile.test_caches import unpacked
+from tests.stored.test_stored import origin_in
+
+YAML = b"""stage:
+  group:
+    SparseGPTModifier: {sparsity: 0.5, mask_structure: "2:4", targets: ["re:.*mlp.*"], ignore: [lm_head]}
+    GPTQModifier:
+      targets: Linear
+      config_groups: {one: {weights: {num_bits: 4, group_size: 64}, input_activations: {num_bits: 8}}}
+      dampening_frac: 0.01
+"""
+OLIVE = {
+    "input_model": {"type": "HfModel", "model_path": "org/name"},
+    "passes": {
+        "s": {"type": "SparseGPT", "sparsity": [2, 4]},
+        "q": {"type": "Gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False},
+        "l": {"type": "LoRA", "r": 16, "alpha": 32, "training_args": {"max_steps": 100, "learning_rate": 1e-4}},
+        "e": {"type": "OnnxConversion"},
+    },
+}
+LOCK = f"""format = 1
+[recipes."slim.effspec"]
+"model base" = "zoo tiny-llama"
+[packages."edge"]
+"source" = "../edge"
+"version" = "1.0"
+"tree" = "{"0" * 64}"
+""".encode()
+ABOUT = b'name = "edge"\nversion = "1.0"\nsentence = "For small machines."\n'
+MEASURE = {"metric": "params", "unit": "", "value": 3.0, "better": "lower", "clocked": False}
+BASELINE = {
+    "format": 1,
+    "recipe": "r.effspec",
+    "machine": {"cpu": "x"},
+    "tolerance": {"quality": 0.01, "time": 0.1},
+    "artifacts": [{"pipeline": "p", "variant": "", "artifact": "a", "inputs": {"model": "m"}, "measures": [MEASURE]}],
+}
+ANSWERS = (
+    ("_facts", {"version": "1", "embedder": "e", "centre": [0.5, 0.25], "samples": 2}),
+    ("retrieve", {"version": "1", "matches": [{"sample": {"question": "q", "answer": "a"}, "score": 0.5}]}),
+)
+
+
+def imports(honest: Path) -> list[bytes]:
+    return [YAML, json.dumps(OLIVE).encode()]
+
+
+def read_import(data: bytes, folder: Path) -> None:
+    """A foreign recipe, by the command line; what comes of it is text of the language."""
+    for name in ("r.yaml", "r.json"):
+        (folder / name).write_bytes(data)
+        with redirect_stdout(StringIO()) as written, redirect_stderr(StringIO()) as said:
+            code = main(["import", str(folder / name)])
+        assert code != 1, said.getvalue()[-300:]
+        if code == 0:
+            parse(Source("r.effspec", written.getvalue()))
+
+
+def locks(honest: Path) -> list[bytes]:
+    return [LOCK]
+
+
+def read_lock(data: bytes, folder: Path) -> None:
+    (folder / lockfile.NAME).write_bytes(data)
+    found = lockfile.read(folder)
+    lockfile.write(folder, found)
+    assert lockfile.read(folder) == found, "a lock that was written is read as it was"
+    for name, facts in found["packages"].items():
+        with suppress(Reject):  # what it pins is not here
+            packages.folder_of(name, facts, folder, folder / "cache")
+
+
+def abouts(honest: Path) -> list[bytes]:
+    return [ABOUT]
+
+
+def read_about(data: bytes, folder: Path) -> None:
+    (folder / packages.ABOUT).write_bytes(data)
+    packages.package_in(folder)
+
+
+def baselines(honest: Path) -> list[bytes]:
+    return [json.dumps(BASELINE).encode()]
+
+
+def read_baseline(data: bytes, folder: Path) -> None:
+    baseline.place(folder / "r.effspec").write_bytes(data)
+    baseline.read(folder / "r.effspec")
+
+
+def declarations(honest: Path) -> list[bytes]:
+    return [(honest / "flower" / "fedapp" / "federation.json").read_bytes()]
+
+
+def read_federation(data: bytes, folder: Path) -> None:
+    (folder / "federation.json").write_bytes(data)
+    read_declaration(folder / "federation.json").to_json()
+
+
+def apps(honest: Path) -> list[bytes]:
+    return [(honest / "rttc" / "app.json").read_bytes()]
+
+
+def read_the_app(data: bytes, folder: Path) -> None:
+    (folder / "app.json").write_bytes(data)
+    read_app(folder)
+
+
+def bases(honest: Path) -> list[bytes]:
+    _knowledge.append(honest / "rttc" / "knowledge")
+    return [(honest / "rttc" / "knowledge" / "kb.json").read_bytes()]
+
+
+_knowledge: list[Path] = []
+
+
+def read_base(data: bytes, folder: Path) -> None:
+    for file in _knowledge[0].iterdir():
+        if not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "kb.json").write_bytes(data)
+    base = open_base(folder)
+    base.search(torch.nn.functional.normalize(torch.ones(base.centre.numel()), dim=-1), 3)
+
+
+def answers(honest: Path) -> list[bytes]:
+    return [json.dumps(body).encode() for _, body in ANSWERS]
+
+
+class _Answering(Remote):
+    """A server whose every answer is this one."""
+
+    data = b""
+
+    def _received(self, path: str, sent: bytes | None) -> bytes:
+        return self.data
+
+
+def read_answer(data: bytes, folder: Path) -> None:
+    server = _Answering("http://server")
+    object.__setattr__(server, "data", data)
+    for ask in (server.facts, lambda: server.retrieve(torch.ones(2), 4)):
+        try:
+            ask()
+        except Unreachable:
+            continue
+
+
+def steps(honest: Path) -> list[bytes]:
+    """The steps of a cache, as `8d012cb` wrote them."""
+    world = unpacked(honest.parent / "cached")
+    _worlds[:] = [world]
+    return [file.read_bytes() for file in sorted((world / "cache" / "steps").iterdir())]
+
+
+_worlds: list[Path] = []
+
+
+def read_step(data: bytes, folder: Path) -> None:
+    """A step that somebody edited and sealed again, under the name that it gives itself."""
+    try:
+        body = json.loads(data)
+        record = sealed({k: v for k, v in body.items() if k != SEAL})
+        key = body["key"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        record, key = data, "0" * 64
+    if not (isinstance(key, str) and len(key) == 64 and key.isalnum()):
+        key = "0" * 64
+    cache = Cache(_worlds[0] / "cache")
+    file = cache.folder / "steps" / f"{key}.json"
+    before = file.read_bytes() if file.exists() else None
+    file.write_bytes(record)
+    try:
+        list(cache.entries())
+        if cache.step(key) is not None:
+            restore(cache, key, origin_in(_worlds[0]), reach=lambda _: None, load=lambda _: None)
+    finally:
+        file.write_bytes(before) if before is not None else file.unlink()
