@@ -10,7 +10,11 @@
 
 #if EFFC_LEVEL == 4
 #include <immintrin.h>
+#ifdef EFFC_ALONE  // nobody else shapes tiles: for an emulator that has no sttilecfg
+#define TILE_FOUND(at) std::memset(at, 0, sizeof(TileShapes))
+#else
 #define TILE_FOUND(at) _tile_storeconfig(at)
+#endif
 #define TILE_CONFIGURE(at) _tile_loadconfig(at)
 #define TILE_RELEASE() _tile_release()
 #define TILE_ZERO(c) _tile_zero(c)
