@@ -10,6 +10,7 @@ quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
 	@echo
 	@$(BIN)/effc run out/tiny-llama-small --prompt "And it came to pass" --max-new-tokens 40
+	@$(BIN)/effc report out/tiny-llama-small -o out/report.html
 
 native: $(STAMP)
 	@$(BIN)/effc compile recipes/native.effspec -o out --force

@@ -2,11 +2,11 @@
 
 import re
 from functools import cache
-from pathlib import Path
 
 from lark import Lark, Token
 from lark.lexer import PatternStr
 
+from . import tables
 from .ast import Comment
 from .parse import HEADS
 from .source import Source, Span
@@ -24,8 +24,7 @@ BROKEN = (
 
 @cache
 def grammar() -> Lark:
-    text = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
-    return Lark(text, parser="lalr", lexer="basic", propagate_positions=True, maybe_placeholders=True)
+    return tables.read() or tables.build()
 
 
 @cache

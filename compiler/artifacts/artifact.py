@@ -55,8 +55,8 @@ def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False)
     return manifest
 
 
-def check_free(into: Path, force: bool) -> None:
-    """Refuse a place that is taken, or where nothing can be written: before any work."""
+def check_free(into: Path, force: bool, file: bool = False) -> None:
+    """Refuse a place that is taken, or where nothing can be written: before any work. `file`: for one, not a folder."""
     there = next(p for p in into.absolute().parents if os.path.lexists(p))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         said = "this user can't write there" if there.is_dir() else "it is a file, not a folder"
@@ -67,6 +67,8 @@ def check_free(into: Path, force: bool) -> None:
         return
     if not force:
         raise Reject(_output_exists(into))
+    if file and into.is_file() and not into.is_symlink():
+        return
     if not (into / NAME).is_file() and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
         raise Reject(
             output_exists(

@@ -1,5 +1,6 @@
 """The model card: `README.md` of an artifact, for a person who meets the folder without its recipe."""
 
+from .accounts import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
 
@@ -14,6 +15,7 @@ def card(manifest: Manifest) -> str:
         _loading(manifest),
         _measured(manifest),
         _expected(manifest.expectations),
+        _accounted(manifest.accounts),
         _changed(manifest),
         _kernels(manifest),
         _checked(manifest.checks),
@@ -69,6 +71,15 @@ def _expected(expectations: tuple[Expectation, ...]) -> str:
         for e in expectations
     ]
     return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
+
+
+def _accounted(accounts: tuple[Account, ...]) -> str:
+    if not accounts:
+        return ""
+    head, *rows = account_rows(accounts)
+    said = f"On {accounts[0].where}. KL, in nats per token, from the original is what compression and format cost "
+    said += "together; from the program in memory, what the format alone changed."
+    return "\n".join(["## The same tokens through each form", "", said, "", _table(list(head), list(map(list, rows)))])
 
 
 def _changed(manifest: Manifest) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ..store.regular import MANIFEST, MISFIT, check_regular, odd_file, read_json
+from .accounts import Account
 from .manifest_form import check_form, is_profile
 
 FORMAT = 1
@@ -101,7 +102,7 @@ class Manifest:
     notes         what the target wants known: forms it couldn't write, with the reason
     files         relative path -> (bytes, sha256) of every file but `UNHASHED`
 
-    The rest is volatile and goes to measures.json: measures, expectations, checks, machine (fingerprint),
+    The rest is volatile and goes to measures.json: measures, expectations, checks, accounts, machine (fingerprint),
     run ({"created": ISO time, "seconds": {stage: s}, ...}).
     """
 
@@ -119,6 +120,7 @@ class Manifest:
     measures: tuple[Measure, ...] = ()
     expectations: tuple[Expectation, ...] = ()
     checks: tuple[Check, ...] = ()
+    accounts: tuple[Account, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,7 +157,7 @@ class Manifest:
         return replace(self, **volatile)
 
 
-_RECORDS = {"measures": Measure, "expectations": Expectation, "checks": Check}
+_RECORDS = {"measures": Measure, "expectations": Expectation, "checks": Check, "accounts": Account}
 _VOLATILE = (*_RECORDS, "machine", "run")
 _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 

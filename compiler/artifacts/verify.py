@@ -7,7 +7,7 @@ more than before, beside logits of a few tokens.
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..rows.forward import LOOK, not_a_number
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
-from .verify_child import GENERATION, GIVEN, STEPS, inputs_for, probe
+from .verify_child import GENERATION, GIVEN, STEPS, TEXT, inputs_for, probe
 
 reload_differs = Fault(
     "reload-differs",
@@ -46,10 +46,18 @@ SECONDS = 1800
 
 
 def verify(
-    artifact: Path, model: nn.Module, forms: Iterable[Form], *, seed: int = 0, seconds: float = SECONDS
+    artifact: Path,
+    model: nn.Module,
+    forms: Iterable[Form],
+    *,
+    seed: int = 0,
+    seconds: float = SECONDS,
+    text: torch.Tensor | None = None,
+    told: Callable[[Form, torch.Tensor], None] = lambda form, logits: None,
 ) -> tuple[Check, ...]:
     """Every form that the folder holds, each in a process of its own; the folder may be a draft.
 
+    text     rows of tokens whose logits `told` hears of each form; they are not compared
     return   one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
@@ -64,7 +72,10 @@ def verify(
         then = f"{number} of {len(there)}"
         with announce(f"{form.folder} in a fresh process", then):
             expected, plain = said[form.steps]
-            found = reopen(artifact / form.folder, form.opens, inputs, attention_of(model), seconds, form.steps)
+            given = inputs if text is None else {**inputs, TEXT: text}
+            found = reopen(artifact / form.folder, form.opens, given, attention_of(model), seconds, form.steps)
+            if text is not None:
+                told(form, found.pop(TEXT))
             wanted = plain if form.opens == "plain" else expected
             rounded = form.rounds(model) if form.rounds else None
             checks += compare(form, wanted, found, next(model.parameters()).dtype, rounded)

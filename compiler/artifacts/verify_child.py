@@ -18,6 +18,7 @@ from torch import nn
 
 LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
+TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
 
 
@@ -50,6 +51,12 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
             found[f"logits of prefill and {steps - 1} decode steps{name}"] = logits
             found[f"greedy tokens{name}"] = made.sequences[:, ids.shape[1] :].clone()
     return found
+
+
+@torch.no_grad()
+def logits_of_rows(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """[rows, length, vocabulary] in float32, each row computed alone."""
+    return torch.cat([first_output(model(input_ids=row[None])) for row in rows])
 
 
 def probe_two_sides(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
@@ -261,7 +268,12 @@ def main(
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(int(threads))
-    save_file(probe(OPENERS[how](folder, attention), load_file(given), int(steps)), outputs)
+    inputs, model = load_file(given), OPENERS[how](folder, attention)
+    text = inputs.pop(TEXT, None)
+    found = probe(model, inputs, int(steps))
+    if text is not None:
+        found[TEXT] = logits_of_rows(model, text)
+    save_file(found, outputs)
 
 
 IDLE = 60.0  # seconds without a job, after which a nursery ends: it holds what its imports take

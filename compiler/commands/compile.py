@@ -75,6 +75,10 @@ def report(results: "Sequence[Result]", shared: Shared) -> int:
         for result in results:
             for a in result.artifacts:
                 screen.answer(drawn(a.path, a.manifest, screen) + "\n")
+            for told in result.reports:
+                screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {told.path}", "bold") + "\n")
+            if accounts := accounts_drawn(result, screen):
+                screen.answer(accounts + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
         from ..report.quantity import seconds
@@ -93,7 +97,19 @@ def artifact_json(manifest: "Manifest") -> dict[str, Any]:
         "measures": [asdict(m) for m in manifest.measures],
         "expectations": [asdict(e) for e in manifest.expectations],
         "checks": [asdict(c) for c in manifest.checks],
+        "accounts": [asdict(a) for a in manifest.accounts],
     }
+
+
+def accounts_drawn(result: "Result", screen: "Screen") -> str:
+    """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
+    from ..artifacts.accounts import account_rows, table
+
+    found = table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
+    if not found:
+        return ""
+    title = screen.styled(f"{result.plan.pipeline.name} on {found[0].where}", "bold")
+    return f"{title}\n{screen.table(account_rows(found), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
 
 
 def drawn(path: Path, manifest: "Manifest", screen: "Screen") -> str:

@@ -36,7 +36,7 @@ _MODULE_ROLES = (
     (re.compile(r"\w*RotaryEmbedding"), "rotary_embedding"),
     (re.compile(r"\w*Norm(Gated)?(1d|2d|3d)?"), "norm"),
     (re.compile(r"\w*Experts"), "experts"),
-    (re.compile(r"\w*Router"), "router"),
+    (re.compile(r"\w*(Router|MoE\w*Gate)"), "router"),
     (re.compile(r"(\w*Linear|Conv1D)"), "linear"),
     (re.compile(r"\w*Embedding\w*"), "embedding"),
     (re.compile(r"Conv[123]d"), "conv"),

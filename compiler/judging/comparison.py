@@ -1,7 +1,7 @@
 """The emitted thing against the original: every bound's metric, and size, in one run."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -35,14 +35,21 @@ class Comparison:
 
 
 def compare(
-    model: Any, plan: "Plan", cache: Cache, ctx: Context, scores: Sequence[MetricRef] | None = None
+    model: Any,
+    plan: "Plan",
+    cache: Cache,
+    ctx: Context,
+    look: Callable[[Any], None] = lambda original: None,
+    scores: Sequence[MetricRef] | None = None,
 ) -> Comparison:
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
 
+    look    looks at the original, too
     scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
     """
     started = time.time()
     original = ctx.origin.load().eval()
+    look(original)
     known = remembered(plan, cache, ctx)
     before = dict(known)
     taken = clocked(original, model, plan, ctx)

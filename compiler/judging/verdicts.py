@@ -26,6 +26,7 @@ class Verdicts:
     plan: "Plan"
     cache: Cache
     ctx: Context
+    look: Callable[[Any], None] = lambda original: None
     whole: dict[str, Comparison] = field(default_factory=dict)
 
     def on_model(self, target: Emit, model: Callable[[], Any], rounds: bool) -> tuple[Comparison, tuple[Verdict, ...]]:
@@ -36,7 +37,7 @@ class Verdicts:
         """
         known = None if rounds else self.whole.get(target.source)
         own = [b for b in self.plan.pipeline.expects if b.part == target.call.word or (not b.part and known is None)]
-        made = compare(model(), self._with(own), self.cache, self.ctx)
+        made = compare(model(), self._with(own), self.cache, self.ctx, self.look)
         if known is None:
             if not rounds:
                 self.whole[target.source] = made
@@ -59,7 +60,7 @@ class Verdicts:
 
     def _point(self, name: str, model: Any) -> Comparison:
         own = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
-        return compare(model, self._with(own), self.cache, self.ctx, self._scores())
+        return compare(model, self._with(own), self.cache, self.ctx, self.look, self._scores())
 
     def _scores(self) -> list[MetricRef]:
         """What the front is measured by, so that every point says the same of itself; times are taken in turns."""

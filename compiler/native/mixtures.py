@@ -55,16 +55,21 @@ class Mixtures:
 
     def route(self, node: fx.Node, module: nn.Module, given: Rows, args: Any) -> tuple[Any, ...]:
         """What a router returns, as far as experts read it."""
-        width = given.index.shape[-1]
         more = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
-        found = routers.recognise(module, width, more) if len(more) == len([a for a in args if a is not None]) else None
+        found = (
+            routers.recognise(module, tuple(given.index.shape), more)
+            if len(more) == len([a for a in args if a is not None])
+            else None
+        )
         if found is None:
             why = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
             raise self.reader.refuse(node, why)
         rule, places = found
         plan, tensors = self.reader.plan, dict((*module.named_parameters(), *module.named_buffers(), *more.items()))
         vectors = {
-            name: None if key is None else plan.vector(f"{node.target}.{key}", tensors[key])
+            name: None
+            if key is None
+            else plan.vector(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
             for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
         }
         experts = len(tensors[rule.weight])

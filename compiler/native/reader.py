@@ -224,7 +224,7 @@ class Reader:
         for x, y in ((a, b), (b, a)):
             if isinstance(x, Rows) and isinstance(y, Tensor):
                 return self._by_vector(node, name, x, y, swapped=x is b)
-            if isinstance(x, Rows) and isinstance(y, Positional) and name == "add":
+            if isinstance(x, Rows) and isinstance(y, Positional) and name in ("add", "mul"):
                 return self._of_two(node, name, x, self.tables.positional(node, y))
         raise self.refuse(node, f"`{name}` of these operands is not among the engine's steps")
 

@@ -60,12 +60,16 @@ class Sample:
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, width: int, more: dict[str, Tensor]) -> tuple[Routing, tuple[int, int]] | None:
-    """The rule of a router of rows of `width` numbers, and where it returns weights and numbers; or None.
+def recognise(
+    module: nn.Module, shape: tuple[int, ...], more: dict[str, Tensor]
+) -> tuple[Routing, tuple[int, int]] | None:
+    """The rule of a router of rows, and where it returns weights and numbers; or None.
 
+    shape  of the value that it is given, its last axis the numbers of a row
     more   tensors that it is called with, by names of ours
     """
-    sample = _sample(module, width, more)
+    width = shape[-1]
+    sample = _sample(module, width, more, len(shape))
     if sample is None:
         return None
     for logits, form in _logits(sample, width):
@@ -83,7 +87,7 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
     if rule.groups > 1 and rule.count > rule.kept * (logits.shape[-1] // rule.groups):
         return None
     shares = rule.shares(logits)
-    chosen = rule.chosen(shares, None if rule.shift is None else sample.tensors[rule.shift])
+    chosen = rule.chosen(shares, None if rule.shift is None else sample.tensors[rule.shift].flatten())
     theirs, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, theirs):
         return None
@@ -97,7 +101,7 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
     return None
 
 
-def _sample(module: nn.Module, width: int, more: dict[str, Tensor]) -> Sample | None:
+def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int) -> Sample | None:
     generator = torch.Generator().manual_seed(0)
     light = copy.deepcopy(module).float()
     for part in light.modules():
@@ -110,7 +114,7 @@ def _sample(module: nn.Module, width: int, more: dict[str, Tensor]) -> Sample | 
     tensors = {name: t.detach() for name, t in (*light.named_parameters(), *light.named_buffers(), *more.items())}
     x = torch.randn((_ROWS, width), generator=generator)
     try:
-        found = light(x, *more.values())
+        found = light(x.view(*[1] * (axes - 2), _ROWS, width), *more.values())
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
         return None
     found = found if isinstance(found, tuple | list) else ()
@@ -131,7 +135,7 @@ def _is_choice(value: Any) -> bool:
 
 
 def _vectors(sample: Sample, experts: int) -> list[str]:
-    return [name for name, tensor in sample.tensors.items() if tensor.shape == (experts,)]
+    return [name for name, tensor in sample.tensors.items() if tensor.numel() == experts]
 
 
 def _logits(sample: Sample, width: int) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
@@ -139,7 +143,7 @@ def _logits(sample: Sample, width: int) -> Iterator[tuple[Tensor, tuple[str, str
         if weight.dim() == 2 and weight.shape[1] == width:
             logits = sample.x @ weight.T
             for bias in (None, *_vectors(sample, len(weight))):
-                yield logits if bias is None else logits + sample.tensors[bias], (name, bias)
+                yield logits if bias is None else logits + sample.tensors[bias].flatten(), (name, bias)
 
 
 def _groups(module: nn.Module, experts: int) -> list[tuple[int, int, int]]:

@@ -50,15 +50,18 @@ class Tables:
         context = self.reader.plan.context = self.reader.positions.longest(value.node, self.reader.plan.context)
         table = self.reader.positions.at(value.node, context)
         table = table[None] if table.dim() == 2 else table
-        if table.dim() != 3 or table.shape[:2] != (1, context):
+        axis = next((axis for axis in range(1, table.dim() - 1) if table.shape[axis] == context), 0)
+        if not axis or table[..., :1].numel() != context:
             raise self.reader.refuse(node, "it adds something that is not one row for every position")
         name = self.reader.plan.entry(
             f"{value.node.name}.rows",
-            Entry("f32", tuple(table.shape[1:]), lambda: table[0].float().contiguous()),
+            Entry("f32", (context, table.shape[-1]), lambda: table.reshape(context, -1).float().contiguous()),
             ("positions", value.node.name),
         )
         register = self.reader.plan.step("positions", table.shape[-1], table=name)
-        return Rows(self.reader.plan.layout.rows(register).view(*self.reader.shape, -1))
+        shape = [1] * (table.dim() - 1)
+        shape[0], shape[axis] = self.reader.shape
+        return Rows(self.reader.plan.layout.rows(register).view(*shape, -1))
 
 
 def _numbers(module: nn.Module) -> list[float]:

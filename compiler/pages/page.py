@@ -11,6 +11,7 @@ from typing import Any
 from ..artifacts.load import facts as header_of
 from ..artifacts.manifest import Expectation
 from ..report.quantity import counted, size
+from .accounts import accounts
 from .chart import check_packages
 from .layers import layers
 from .listing import listing
@@ -23,8 +24,16 @@ from .timings import timings
 HERE = Path(__file__).parent
 OUTCOMES = {"holds": "✓", "fails": "✕", "undecided": "?", "skipped": "–"}
 TILES = 4
+NAMES = {  # of common measures, for those who don't know a recipe's words
+    "params": "parameters",
+    "bytes": "bytes of weights",
+    "flops": "operations per token",
+    "decode.p50": "time per token",
+    "prefill.p50": "time to read a prompt",
+}
 SECTIONS = {  # anchor -> (name, what there has to be for it)
     "measured": ("Measured", ""),
+    "accounts": ("Forms", "accounts"),
     "front": ("The front", "points"),
     "layers": ("Layers", "layers"),
     "steps": ("Decisions", "steps"),
@@ -44,13 +53,14 @@ def page(sheets: Sequence[Sheet]) -> str:
     inside = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    inside.filters |= {"drawn": Markup, "coded": _coded}
+    inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return inside.get_template("page.html").render(
         style=style,
         script=script,
         policy=_policy(style, script),
         icons=OUTCOMES,
+        names=NAMES,
         percent=lambda share: f"{100 * share:.2f}",
         **_content(list(sheets)),
     )
@@ -64,6 +74,11 @@ def _policy(style: str, script: str) -> str:
 
 def _hashed(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _minus(text: str) -> str:
+    """Hyphens before numbers as minus signs."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def _coded(text: str) -> str:
@@ -86,6 +101,8 @@ def _content(sheets: list[Sheet]) -> dict[str, Any]:
         "verdict_of": _verdict(expectations),
         "tiles": _tiles(rows, first.members),
         "tables": _tables(sheets),
+        "accounts": accounts(sheets),
+        "where": next((a.where for s in sheets for a in s.manifest.accounts), ""),
         "points": points(first),
         "layers": layers(first),
         "steps": steps(first),

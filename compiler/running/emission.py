@@ -1,8 +1,8 @@
 """From a finished program to an artifact in its place: write, reopen, measure, judge."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.verify import verify
 from ..ir.outcome import Front, Model, Outcome
 from ..ir.program import Program
+from ..judging.accounting import Accounting, Tally
+from ..judging.comparison import Comparison
 from ..judging.gate import Outcome as Verdict
 from ..judging.gate import bound_text, misses
 from ..judging.verdicts import Verdicts
 from ..machine.fingerprint import machine
+from ..pages.sheet import Sheet
 from ..planning import keys
 from ..planning.plan import Plan
 from ..planning.profile import packed_widths, profile
@@ -39,10 +42,22 @@ class Artifact:
     missed: tuple[Diagnostic, ...]
 
     @property
+    def sheet(self) -> Sheet:
+        return Sheet.of(self.path)
+
+    @property
     def summary(self) -> str:
         checks = self.manifest.checks
         said = f", {counted(len(checks), 'check')} in fresh processes" if checks else ""
         return f"{size(self.manifest.bytes)}{said}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A file about artifacts, and the bounds that were missed where there are none."""
+
+    path: Path
+    missed: tuple[Diagnostic, ...] = ()
 
 
 @dataclass
@@ -55,6 +70,7 @@ class Emission:
     out: Path
     force: bool
     verdicts: Verdicts
+    accounting: Accounting
     took: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
 
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
@@ -66,20 +82,38 @@ class Emission:
                 writer.write(outcome, folder, self.ctx)
             forms = [f for f in writer.forms_of(outcome) if (folder / f.folder).is_dir()]
             with announce("reopening", "then measuring"):
-                checks = reopen(folder, outcome, forms, self.ctx.seed)
+                tally = Tally(self.accounting, folder)
+                checks = reopen(folder, outcome, forms, self.ctx.seed, tally)
             with announce("measuring"):
                 compared, verdicts = self.judge(outcome, target, folder, forms)
             new.extend(misses(verdicts, self.ctx.settings.undecided))
-            return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
-                checks=checks,
-                measures=compared.measures,
-                machine=machine(),
-                expectations=tuple(expectation(v) for v in compared.outcomes),
-                run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.took.items()]},
-            )
+            return self.measured(outcome, target, compared).with_measures(checks=checks, accounts=tally.accounts())
 
         manifest = write(path, build=build, force=self.force)
         return Artifact(path, manifest, tuple(new))
+
+    def tell(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
+        """Write a file about the artifacts of a result, or about the result itself where it has none."""
+        writer: Target = self.ctx.shelf.make("target", target.call)
+        path, sheets, missed = self.out / target.call.args["path"], [a.sheet for a in artifacts], ()
+        if not sheets:
+            with announce("measuring"):
+                result = outcome()
+                compared, verdicts = self.judge(result, target, self.out, [])
+                missed = tuple(misses(verdicts, self.ctx.settings.undecided))
+                sheets = [Sheet("", replace(self.measured(result, target, compared), kind=""))]
+        with announce("drawing"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer.tell(sheets, path)
+        return Page(path, missed)
+
+    def measured(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:
+        return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
+            measures=compared.measures,
+            machine=machine(),
+            expectations=tuple(expectation(v) for v in compared.outcomes),
+            run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.took.items()]},
+        )
 
     def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
         """What the artifact measures, and what came of the bounds that nobody judged before."""
@@ -95,14 +129,15 @@ class Emission:
             return self.verdicts.on_model(target, lambda: program.model, rounds=False)
 
 
-def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int) -> tuple[Check, ...]:
-    """What fresh processes compute from each form, compared with the member that it holds."""
+def reopen(folder: Path, outcome: Outcome, forms: list[Form], seed: int, tally: Tally) -> tuple[Check, ...]:
+    """What fresh processes compute from each form, compared with the member that it holds; `tally` hears both."""
     if not forms:
         return ()
     checks: list[Check] = []
     for name, program in outcome.members():
         program.model.to("cpu")  # files are computed again from there
-        checks += verify(folder, program.model, [f for f in forms if f.member == name], seed=seed)
+        own, told = [f for f in forms if f.member == name], tally.program(name, program.model)
+        checks += verify(folder, program.model, own, seed=seed, text=tally.text, told=told)
     return tuple(checks)
 
 

@@ -14,6 +14,7 @@ from ..capture.capture import capture
 from ..families.family import Family
 from ..ir.outcome import Front, Model, Outcome, Point
 from ..ir.program import Program
+from ..judging.accounting import Accounting
 from ..judging.verdicts import Verdicts
 from ..machine.memory import Watch
 from ..measuring import reference, similarity
@@ -22,13 +23,14 @@ from ..planning.change import describe
 from ..planning.plan import Plan, Stage
 from ..planning.profiled import as_profiled, named, refuse_others
 from ..report.progress import StageBegan, StageEnded, announce, hear
+from ..report.quantity import size
 from ..store.cache import Cache
 from ..training.unmerged import Unmerged
 from ..words.context import Context
 from ..words.kinds import Close, Pass
 from ..words.placing import placed
 from . import snapshot
-from .emission import Artifact, Emission
+from .emission import Artifact, Emission, Page
 
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 
@@ -39,12 +41,13 @@ class Result:
 
     plan: Plan
     artifacts: list[Artifact] = field(default_factory=list)
+    reports: list[Page] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def missed(self) -> list[Any]:
         """Diagnostics of the bounds that were missed."""
-        return [d for artifact in self.artifacts for d in artifact.missed]
+        return [d for made in (*self.artifacts, *self.reports) for d in made.missed]
 
 
 @dataclass
@@ -68,15 +71,29 @@ class Build:
         refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for stage in self.plan.stages:
             self.step(stage)
-        verdicts = Verdicts(self.plan, self.cache, self.ctx)
-        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, self.took)
-        for target in self.plan.pipeline.emits:
-            about = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", about) as done, placed(target.call):
-                result.artifacts.append(self.emit(target, emission))
-                done.change = result.artifacts[-1].summary
+        accounting = Accounting.of_plan(self.plan, self.ctx)
+        verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.look)
+        emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.took)
+        self.emit_all(emission, result)
         result.seconds = time.monotonic() - started
         return result
+
+    def emit_all(self, emission: Emission, result: Result) -> None:
+        """Artifacts in the recipe's order, then what is about them."""
+        is_about = self.ctx.shelf.is_about
+        of: dict[str, list[Artifact]] = {}
+        for target in sorted(self.plan.pipeline.emits, key=lambda e: is_about(e.call.word)):
+            path = str(target.call.args["path"])
+            with self.stage(f"emit {target.call.word}", path) as done, placed(target.call):
+                made = of.setdefault(target.source, [])
+                if is_about(target.call.word):
+                    told = emission.tell(target, made, lambda at=target.source: self.reach(self.plan.key_of(at)))
+                    result.reports.append(told)
+                    done.change = size(told.path.stat().st_size)
+                    continue
+                made.append(self.emit(target, emission))
+                result.artifacts.append(made[-1])
+                done.change = made[-1].summary
 
     def step(self, stage: Stage) -> None:
         """Run one step unless its result is kept; nothing is loaded for one that is."""

@@ -6,7 +6,7 @@ the source without importing the file (compiler/words/header.py), a test holds b
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..ir.outcome import Outcome
     from ..ir.program import Program
     from ..measuring.timing import Clock
+    from ..pages.sheet import Sheet
     from .context import Context
 
 _MISSING = object()
@@ -223,6 +224,7 @@ class Target(Word):
     marks          {folder: file} by which such a folder is known, where that is not config.json
     whole          whether loading compares all hashes unless it is told otherwise
     upon           it holds no model of its own: a caller may name the one that it goes onto
+    about          it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
     holds          kinds of results that it can write: "model", "adapters", "front"
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
@@ -233,6 +235,7 @@ class Target(Word):
     marks: ClassVar[dict[str, str]] = {}
     whole: ClassVar[bool] = True
     upon: ClassVar[bool] = False
+    about: ClassVar[bool] = False
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
@@ -246,6 +249,10 @@ class Target(Word):
     def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
         """Write a model's files into an empty folder."""
         raise AssertionError(f"{type(self).__name__} holds no model")
+
+    def tell(self, sheets: "Sequence[Sheet]", file: Path) -> None:
+        """Write the file of a target that is `about` artifacts: a sheet for each."""
+        raise AssertionError(f"{type(self).__name__} tells nothing of others")
 
     def foresee(self, ctx: "Context") -> None:
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""

@@ -79,6 +79,11 @@ class Shelf:
         assert len(found) == 1, f"{module.__name__} defines {len(found)} words, not one"
         return found[0]
 
+    def is_about(self, target: str) -> bool:
+        """Whether a target writes of artifacts, and none itself."""
+        word = self.vocabulary.word("target", target)
+        return bool(word and word.facts.get("about"))
+
     def make(self, kind: str, call: Invocation) -> Any:
         return self.load(kind, call.word)(**call.args)
 

@@ -10,7 +10,7 @@ import random
 import pytest
 import torch
 from effc.compiler.artifacts.load import load
-from effc.compiler.opened import computing
+from effc.compiler.models import computing
 from effc.compiler.rttc import front, library
 from effc.compiler.rttc.app import client_of, read_app
 from effc.compiler.rttc.knowledge import open_base

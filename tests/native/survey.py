@@ -77,7 +77,10 @@ def made(name: str) -> torch.nn.Module | None:
             values["num_key_value_heads"] = 4
             values["head_dim"] = values["qk_rope_head_dim"]
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values), dtype=torch.float32).eval()
-        return randomize(model).bfloat16().float()
+        with torch.no_grad():
+            for parameter in randomize(model).parameters():
+                parameter.copy_(parameter.bfloat16())
+        return model
     except Exception:  # any of a hundred classes of others' code, of whose configs nothing is known
         return None
 

@@ -7,11 +7,12 @@ from tests.native.survey import made, verdict
 from tests.native.test_engine_models import alike, assert_near, native_of, rows_of
 
 torch.set_num_threads(1)
-ROUTED = ("olmoe", "granitemoe", "glm4_moe", "minimax_m2")
+ROUTED = ("olmoe", "granitemoe", "glm4_moe", "afmoe", "ernie4_5_moe", "hunyuan_v1_moe")
 LATENT = ("deepseek_v2", "deepseek_v3", "minicpm3")
+WRITTEN = ("falcon", "ministral3")  # products of its own, queries that grow with the position
 
 
-@pytest.mark.parametrize("name", (*ROUTED, *LATENT))
+@pytest.mark.parametrize("name", (*ROUTED, *LATENT, *WRITTEN))
 def test_a_plan_computes_what_torch_does(name):
     assert verdict(made(name)) == ("ok", "")
 

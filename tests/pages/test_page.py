@@ -87,6 +87,13 @@ def test_each_outcome_is_said_in_words_and_the_worst_leads(whole):
     assert "The expectation holds" in page([sheet(expectations=manifest().expectations[:1])])
 
 
+def test_forms_stand_beside_the_original_and_memory(whole):
+    said = Reader(whole).text
+    assert "The same 256 tokens of text.heldout through" in said
+    for row in ("original 0 100.0 % 32.12", "in memory 0.1015 75.8 % 33.75", "compact 0.1078 0.0067 76.6 % 33.88"):
+        assert row in said, row
+
+
 def test_layers_stand_in_their_order_with_what_went(whole):
     table = whole[whole.index('class="layers') :]
     numbers = re.findall(r'<th scope="row" class="right" data-tip="model\.layers\.(\d+)">', table)
@@ -113,7 +120,7 @@ def test_every_chart_has_a_sentence_and_its_numbers_as_a_table(whole):
 def test_lines_of_the_recipe_have_what_came_of_them(whole):
     lines = whole[whole.index('class="recipe"') :].partition("</ol>")[0].split("<li>")[1:]
     assert len(lines) == len(RECIPE.splitlines())
-    assert "-288 channels · 30 s" in lines[4]
+    assert "−288 channels · 30 s" in lines[4]
     assert "holds: 1.55 M" in lines[7] and "undecided: 18.0 ms" in lines[8]
     assert "5.94 MiB, 1 check in fresh processes" in lines[10]
 

@@ -1,0 +1,39 @@
+"""One HTML page of what a pipeline gave, to look at and to pass on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ..pages.chart import check_packages
+from ..pages.page import page
+from ..store.cache import write_whole
+from ..words.context import Context
+from ..words.kinds import Target
+
+if TYPE_CHECKING:
+    from ..pages.sheet import Sheet
+
+
+class Report(Target):
+    """One HTML page of what a pipeline gave, to look at and to pass on.
+
+    It shows the model's layers before and after, how each step decided, measures with their bounds, the recipe with
+    what came of its lines, and where all of it comes from. It is written after the pipeline's artifacts and speaks of
+    those of the same result; where there are none, of the result in memory. It is one file that loads nothing, and no
+    artifact: `effc report ARTIFACT` writes the same from what an artifact keeps.
+
+    Source: own; charts are drawn by Vega-Lite.
+    Example: report("report.html")
+    """
+
+    extra: ClassVar[str] = "report"
+    requires: ClassVar[tuple[str, ...]] = ("jinja2", "vl_convert")
+    holds = ("model", "front", "adapters")
+    about = True
+    use = "open it in a browser"
+
+    def foresee(self, ctx: Context) -> None:
+        check_packages()
+
+    def tell(self, sheets: "Sequence[Sheet]", file: Path) -> None:
+        write_whole(file, page(sheets).encode())
