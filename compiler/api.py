@@ -52,7 +52,6 @@ class Session:
     shelf: Shelf = field(default_factory=Shelf)
     origins: dict[str, Origin] = field(default_factory=dict)
     texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
-    skeletons: dict[str, Skeleton] = field(default_factory=dict)  # known ones, by the call that names the model
 
     def check(self, *, resolve: bool = False) -> "Checked":
         """Everything wrong with the recipe that can be known without weights.
@@ -125,7 +124,7 @@ class Session:
 
     def origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
-        key = _key(call)
+        key = model_key(call)
         if key not in self.origins:
             ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
             with placed(call.span):
@@ -135,8 +134,6 @@ class Session:
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
-        if (known := self.skeletons.get(_key(call))) is not None:
-            return known
         apart = replace(self, settings=replace(self.settings, offline=True))
         try:
             origin = apart.origin(call)
@@ -144,9 +141,7 @@ class Session:
             if all(d.exit == EXITS["network"] for d in refused.diagnostics):
                 return None
             raise
-        if found := shipped_skeleton(origin) or kept_skeleton(origin, self.settings):
-            self.skeletons[_key(call)] = found
-        return found
+        return shipped_skeleton(origin) or kept_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
         return skeleton_of(self.origin(call), self.settings)
@@ -173,7 +168,7 @@ class Session:
             return Source(name, "", foreign=True)
 
 
-def _key(call: Invocation) -> str:
+def model_key(call: Invocation) -> str:
     """What a model is kept under in a session."""
     return repr((call.word, sorted(call.args.items()), call.folder))
 

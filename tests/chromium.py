@@ -83,7 +83,7 @@ def browsing() -> Iterator[Browser]:
     assert BROWSER, "there is no Chromium"
     their_in, our_out = os.pipe()
     our_in, their_out = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="effc-chromium-") as profile:
+    with tempfile.TemporaryDirectory(prefix="effc-chromium-", ignore_cleanup_errors=True) as profile:
         command = [
             BROWSER,
             "--headless=new",

@@ -142,7 +142,6 @@ UPWARD = {
     ("native/emission.py", "artifacts/companions.py"): "packed weights travel with the tokenizer",
     ("layers/functions.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
     ("layers/quick.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
-    ("words/context.py", "rows/windows.py"): "a recipe's data is rows",
 }
 
 
@@ -229,7 +228,6 @@ CIRCLES = [
         "compiler/discovery/sharing.py",
         "compiler/ir/program.py",
     },
-    {"compiler/rows/windows.py", "compiler/words/context.py"},
     {"dsl/declare.py", "dsl/modules.py"},
     {"dsl/calls.py", "dsl/shares.py", "dsl/typed.py"},
     {"dsl/expected.py", "dsl/parse.py", "dsl/scan.py", "dsl/scene.py", "dsl/slip.py", "dsl/slips.py", "dsl/strange.py"},

@@ -78,7 +78,7 @@ def test_a_recipe_compiles_on_an_embedded_model(tmp_path, cache, name):
     if "= hf(" in path.read_text():
         path = tmp_path / "r.effspec"
         path.write_text(embedded(recipe.path.read_text(), recipe))
-    elif "param steps" in path.read_text():
+    if "param steps" in path.read_text():
         few = FEW
     results = api.compile(path, tmp_path / "out", cache_dir=cache, threads=1, set=few)
     assert all((a.path / "manifest.json").is_file() for r in results for a in r.artifacts)

@@ -7,10 +7,10 @@ from ...dsl.diagnostics import Reject
 from ..planning.keys import versions
 from ..rows.forward import not_a_number
 from ..rows.inputs import device_of
-from ..rows.windows import bad_rows
 from ..store.cache import Cache, digest
 from ..words.context import Context
 from ..words.kinds import Data, param
+from ..words.token_rows import bad_rows
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...dsl.diagnostics import Reject
-from ..rows.windows import bad_rows
 from ..store.cache import digest
 from ..words.context import Context
 from ..words.kinds import Data, param
+from ..words.token_rows import bad_rows
 
 
 class Synthetic(Data):

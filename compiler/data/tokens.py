@@ -8,9 +8,10 @@ from ...dsl.diagnostics import Reject
 from ...dsl.nearest import suggestion
 from ..checkpoints.safetensors_header import Header, read_header
 from ..rows.records import bad_record, no_field
-from ..rows.windows import bad_rows, choose_rows, content_identity, find_files
+from ..rows.windows import choose_rows, content_identity, find_files
 from ..words.context import Context
 from ..words.kinds import Data, param
+from ..words.token_rows import bad_rows
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 

@@ -13,10 +13,11 @@ from ...dsl.recipe import Recipe
 from ...dsl.skeleton import Skeleton
 from ...dsl.source import Source
 from ...dsl.vocabulary import Vocabulary
-from ..api import Session
+from ..api import unseen_model
 from ..store.cache import default_cache
 from ..words.context import Settings
 from ..words.shelf import Shelf
+from .models import Models, Visit
 from .positions import Lines
 
 
@@ -47,19 +48,17 @@ class Desk:
     readings: dict[Path, Reading] = field(default_factory=dict)
     shelf: Shelf = field(default_factory=Shelf)
     origins: dict = field(default_factory=dict)
-    skeletons: dict = field(default_factory=dict)
+    models: Models = field(default_factory=Models)
     stale: set[Path] = field(default_factory=set)  # texts that have changed since they were read
 
     @property
     def vocabulary(self) -> Vocabulary:
         return self.shelf.vocabulary
 
-    def session(self, path: Path) -> Session:
+    def session(self, path: Path) -> Visit:
         """As `effc check` would read the file, with the texts that are open in place of those on disk. Offline."""
         settings = Settings(cache_dir=default_cache(), offline=True)
-        return Session(
-            path, settings, shelf=self.shelf, origins=self.origins, texts=self.texts, skeletons=self.skeletons
-        )
+        return Visit(path, settings, shelf=self.shelf, origins=self.origins, texts=self.texts, models=self.models)
 
     def write(self, path: Path, text: str) -> Reading:
         """Take a text that is open, and read it."""
@@ -75,17 +74,13 @@ class Desk:
         self.stale.discard(path)
         before = self.readings.get(path)
         source, session = Source(str(path), self.texts[path]), self.session(path)
-        seen = set(self.skeletons)
         try:
             checked = session.check()
             found, recipes = checked.diagnostics, checked.recipes
         except Reject as refused:
             found, recipes = refused.diagnostics, ()
-        models = [call for recipe in recipes for call in recipe.models.values()]
-        known = [s for call in models if (s := session.known_skeleton(call)) is not None]
-        if not known:
-            known = [s for key, s in self.skeletons.items() if key not in seen and s is not None]
-        skeletons = tuple(known) or (before.skeletons if before else ())
+        found = tuple(d for d in found if d.fault is not unseen_model or d.span not in session.awaited)
+        skeletons = tuple(session.skeletons) or (before.skeletons if before else ())
         self.readings[path] = Reading(path, source, found, recipes, skeletons)
         return self.readings[path]
 
@@ -96,7 +91,7 @@ class Desk:
     def forget(self) -> None:
         """Files have changed on disk: models are looked up again."""
         self.origins.clear()
-        self.skeletons.clear()
+        self.models.forget()
 
     def other(self, path: Path) -> Reading | None:
         """A file that need not be open, without its diagnostics; None where it can't be read."""

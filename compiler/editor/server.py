@@ -31,11 +31,17 @@ class Server(LanguageServer):
     def begin(self, options: Any) -> None:
         """Take an editor's wishes; the first recipe that is read makes the words known, so that no person waits."""
         self.loop = asyncio.get_running_loop()
+        self.desk.models.notify = self.looked
         if isinstance(options, dict):
             self.options |= {name: options[name] for name in self.options if isinstance(options.get(name), bool)}
         warm = path_of("untitled:effc-warm")
         self.desk.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
         self.desk.close(warm)
+
+    def looked(self) -> None:
+        """A model's structure is known; called from another thread."""
+        if self.loop:
+            self.loop.call_soon_threadsafe(self.read_all)
 
     def planned(self) -> None:
         """Ask the editor to ask for hints again, where it can; called from another thread."""
@@ -73,6 +79,9 @@ class Server(LanguageServer):
     def tell_all(self) -> None:
         """Files have changed: whatever is open is read again."""
         self.desk.forget()
+        self.read_all()
+
+    def read_all(self) -> None:
         for uri in list(self.workspace.text_documents):
             self.take(uri)
             self.tell(uri)

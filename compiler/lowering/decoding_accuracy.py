@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...dsl.diagnostics import Reject
 from ..measuring.timing import cache_of
 from ..rows.forward import evaluating, finite, losses, output_logits
-from ..rows.windows import bad_rows
+from ..words.token_rows import bad_rows
 from .accuracy import Accuracy
 
 if TYPE_CHECKING:

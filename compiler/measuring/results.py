@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...dsl.diagnostics import Fault, Reject
 from ..ir.program import Program
 from ..rows.forward import main_output
-from ..rows.inputs import without_cache
+from ..rows.inputs import has_two_sides, without_cache
 
 
 def tensors_of(program: Program) -> dict[str, Any]:
@@ -34,6 +35,17 @@ class Main(nn.Module):
         }
         given = {name: x for name, x in named.items() if x is not None}
         return main_output(self.model(**given, **without_cache(self.model)))
+
+
+def refuse_two_sides(model: nn.Module, fault: Fault) -> None:
+    """Raise Reject of an encoder with a decoder, which would be two programs with a cache between them."""
+    if has_two_sides(model):
+        raise Reject(
+            fault(
+                f"{type(model).__name__} is an encoder with a decoder, and what is written here reads one row",
+                help="`hf` writes it for transformers; its encoder alone is a model of its own, as T5EncoderModel",
+            )
+        )
 
 
 def first_result_of(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.origin import longest_row
 from ..report.progress import follow
 from ..rows.forward import evaluating, output_logits, vocabulary
-from ..rows.inputs import device_of
+from ..rows.inputs import begun, device_of, has_two_sides
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 prompt_too_long = Fault(
@@ -66,10 +66,21 @@ def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     def step() -> float:
         started = _now(model)
         with _within(model, length):
-            model(input_ids=ids, **caching)
+            model(**_prompt(model, ids), **caching)
         return _now(model) - started
 
     return step
+
+
+def _prompt(model: nn.Module, ids: Tensor) -> dict[str, Any]:
+    """A prompt as a model takes it: to an encoder with a decoder it is the source, of which nothing is said yet."""
+    return {"input_ids": ids} | ({"decoder_input_ids": begun(model, ids[:, :1])} if has_two_sides(model) else {})
+
+
+def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
+    if not has_two_sides(model):
+        return {"input_ids": token}
+    return {"decoder_input_ids": token, "encoder_outputs": (output["encoder_last_hidden_state"],)}
 
 
 def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
@@ -84,10 +95,10 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
         nonlocal output
         if output is None:
             with _within(model, length):
-                output = model(input_ids=prompt_ids(model, batch, length), **_caching(model))
+                output = model(**_prompt(model, prompt_ids(model, batch, length)), **_caching(model))
         token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
         started = _now(model)
-        output = model(input_ids=token, **_caching(model), **cache_of(output))
+        output = model(**_next(model, token, output), **_caching(model), **cache_of(output))
         return _now(model) - started
 
     return step

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ..checkpoints.origin import POSITIONS
 from ..ir.program import Program
 from ..report.progress import follow
+from ..rows.inputs import has_two_sides
 from . import activations, calls, linears, norms
 from .attending import Attending
 from .layout import Lane, Layout, Scattered
@@ -36,6 +37,8 @@ class Reader:
     """
 
     def __init__(self, program: Program, weights: str | linears.Numbers, model: nn.Module | None = None):
+        if has_two_sides(program.model):
+            raise refused_whole(program.model, "it is an encoder with a decoder, and the engine runs decoders alone")
         self.model, self.graph = model or program.model, with_mixers_open(program)
         self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
         config = self.model.config.get_text_config()

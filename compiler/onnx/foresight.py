@@ -1,14 +1,17 @@
 """What the target `onnx` would refuse, from a config alone."""
 
 from ..checkpoints.blank import nothing_stored
+from ..measuring.results import refuse_two_sides
 from ..words.context import Context
 from .decoder import refuse_states
 from .export import decodes
+from .refusal import cannot_write_onnx
 
 
 def foresee(ctx: Context) -> None:
     """Raise Reject where the recipe's model has a layer that no standard op computes."""
     with nothing_stored():
         model = ctx.origin.build()
+    refuse_two_sides(model, cannot_write_onnx)
     if decodes(model):
         refuse_states(model)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
-from ..checkpoints.origin import Origin
 from ..store.cache import digest
 from ..store.hashes import file_hash
 from ..store.regular import DATA, read_regular
@@ -25,9 +24,6 @@ too_short = Fault(
 )
 no_tokenizer = Fault(
     "no-tokenizer", "Text is to become tokens and the model came without a tokenizer.", exit="environment"
-)
-bad_rows = Fault(
-    "bad-rows", "Rows of tokens do not fit the model: ids that its embedding lacks, or more positions than it has."
 )
 
 _SHORTEST = 8  # tokens in a row that are still worth a suggestion
@@ -144,32 +140,6 @@ def _shorter(tokens: int, count: int, wanted: int, length: int, body: int) -> st
     longest = tokens // wanted + length - body
     shorter = f", or `length: {longest}`" if longest >= _SHORTEST else ""
     return f"give {body * wanted} tokens of text{shorter}"
-
-
-def check_rows(rows: "torch.Tensor", name: str, origin: Origin) -> None:
-    """Reject ids that the model's embedding lacks and rows that are longer than its positions."""
-    if rows.is_floating_point():
-        return
-    found = []
-    top, low = int(rows.max()), int(rows.min())
-    if low < 0:
-        found.append(bad_rows(f"`{name}` holds the token id {low}"))
-    if origin.vocabulary is not None and top >= origin.vocabulary:
-        found.append(
-            bad_rows(
-                f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary}",
-                help="take the tokenizer that the model was trained with",
-            )
-        )
-    if origin.positions is not None and rows.shape[1] > origin.positions:
-        found.append(
-            bad_rows(
-                f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has {origin.positions} positions",
-                help=f"at most `length: {origin.positions}`",
-            )
-        )
-    if found:
-        raise Reject(*found)
 
 
 def content_identity(word: str, files: Iterable[Path], about: dict[str, Any], ctx: Context) -> str:

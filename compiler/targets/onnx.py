@@ -66,10 +66,13 @@ class Onnx(Target):
         check_modules(self.requires, self.extra, "the target `onnx`")
         from transformers import PreTrainedModel
 
+        from ..measuring.results import refuse_two_sides
         from ..onnx.export import write
+        from ..onnx.refusal import cannot_write_onnx
 
         folder = into / FOLDER
         folder.mkdir()
+        refuse_two_sides(program.model, cannot_write_onnx)
         write(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):
             companions(program, folder, ctx)

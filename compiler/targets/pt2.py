@@ -48,11 +48,12 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
-        from ..measuring.results import first_result_of, tensors_of
+        from ..measuring.results import first_result_of, refuse_two_sides, tensors_of
         from ..rows.forward import without_dropout
 
         folder = into / FOLDER
         folder.mkdir()
+        refuse_two_sides(program.model, cannot_export)
         inputs = tensors_of(program)
         with without_dropout(program.model), torch.no_grad():
             try:
@@ -81,6 +82,13 @@ class Pt2(Target):
         if ops:
             note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
             (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
+
+    def foresee(self, ctx: Context) -> None:
+        from ..checkpoints.blank import nothing_stored
+        from ..measuring.results import refuse_two_sides
+
+        with nothing_stored():
+            refuse_two_sides(ctx.origin.build(), cannot_export)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "torch", generates=False),)

@@ -85,7 +85,7 @@ class Context:
         if name not in self._rows:
             import torch
 
-            from ..rows.windows import check_rows
+            from .token_rows import check_rows
 
             call = self.recipe.data[name]
             with placed(call):

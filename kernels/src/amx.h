@@ -10,6 +10,11 @@
 
 #if EFFC_LEVEL == 4
 #include <immintrin.h>
+#ifdef EFFC_ALONE  // nobody else shapes tiles: for an emulator that has no sttilecfg
+#define TILE_FOUND(at) std::memset(at, 0, sizeof(TileShapes))
+#else
+#define TILE_FOUND(at) _tile_storeconfig(at)
+#endif
 #define TILE_CONFIGURE(at) _tile_loadconfig(at)
 #define TILE_RELEASE() _tile_release()
 #define TILE_ZERO(c) _tile_zero(c)
@@ -19,6 +24,7 @@
 #define TILE_INT8(c, a, b) _tile_dpbusd(c, a, b)
 #define TILE_SIGNED(c, a, b) _tile_dpbssd(c, a, b)
 #else
+#define TILE_FOUND(at) model.found(at)
 #define TILE_CONFIGURE(at) model.configure(at)
 #define TILE_RELEASE() model.release()
 #define TILE_ZERO(c) model.zero(c)
@@ -60,6 +66,12 @@ struct TileModel {
     std::memset(data, 0, sizeof data);
   }
   void release() { configured = false; }
+  void found(void* at) const {
+    if (configured)
+      std::memcpy(at, &shapes, sizeof shapes);
+    else
+      std::memset(at, 0, sizeof shapes);
+  }
   void use(int t) const { fault_unless(configured && t >= 0 && t < 8 && shapes.rows[t] > 0); }
   void zero(int t) {
     use(t);
@@ -122,11 +134,33 @@ struct TileModel {
 thread_local TileModel model;
 #endif
 
+// A thread's tiles while it multiplies. Others (oneDNN, ggml) shape a thread's tiles once and believe that they
+// stay so: what was found is put back. Their contents are zero then, as the instruction has it.
+struct TileUse {
+  TileShapes before;
+  TileUse() { TILE_FOUND(&before); }
+  ~TileUse() {
+    if (before.palette)
+      TILE_CONFIGURE(&before);
+    else
+      TILE_RELEASE();
+  }
+  TileUse(const TileUse&) = delete;
+};
+
 // Rows of x as bytes, `stride` apart.
 struct TileRows {
   const uint8_t* at;
   int64_t stride, count;
 };
+
+// Prepared rows lie as tiles: 16 rows, or as many as are left, tile after tile, and in a tile row after row.
+// A tile is then one run of memory; read at the stride of rows, which is often a power of two, its lines would
+// fall into the same few sets of a cache.
+constexpr int64_t kTileRows = 16;
+inline void lay_in_tiles(const uint8_t* row, int64_t tiles, int64_t rows, uint8_t* into) {
+  for (int64_t tile = 0; tile < tiles; ++tile) std::memcpy(into + tile * rows * 64, row + tile * 64, 64);
+}
 
 // Sums 0 and 1 of the upper 16 rows, 2 and 3 of the lower, for two blocks of outputs; x in 4 and 5, weights
 // in 6, 7.
@@ -140,27 +174,41 @@ inline void shape_tiles(int upper, int lower) {
   TILE_CONFIGURE(&shapes);
 }
 
-// Up to 32 rows by one or two blocks of outputs. `rows`: x as bytes, a row every row_bytes; blocks[b]: tiles
-// of weights; sums [b][row] of 64 bytes, blocks `between` apart.
+// Weights that come next, to be in a near cache by then: `lines` of each of N streams for each tile.
+template <int N>
+struct Soon {
+  const uint8_t* at[N];
+  int64_t lines;
+  void fetch() {
+    for (int b = 0; b < N; ++b)
+      for (int64_t i = 0; i < lines; ++i, at[b] += 64) ahead(at[b]);
+  }
+};
+
+// Up to 32 rows by one or two blocks of outputs. upper, lower: tiles of x, a tile after the other; blocks[b]:
+// tiles of weights; sums [b][row] of 64 bytes, blocks `between` apart.
 template <class Number, int N>
-void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes,
-                  int lower, uint8_t* sums, int64_t between, bool again) {
+void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* upper, int64_t upper_bytes,
+                  const uint8_t* lower, int64_t lower_bytes, uint8_t* sums, int64_t between, bool again,
+                  Soon<N>& soon) {
   uint8_t *const right = sums + between, *const below = sums + 16 * 64, *const corner = right + 16 * 64;
-  TILE_ZERO(0);
-  if (N > 1) TILE_ZERO(1);
-  if (lower) TILE_ZERO(2);
-  if (lower && N > 1) TILE_ZERO(3);
   if (again) {
     TILE_LOAD(0, sums, 64);
     if (N > 1) TILE_LOAD(1, right, 64);
     if (lower) TILE_LOAD(2, below, 64);
     if (lower && N > 1) TILE_LOAD(3, corner, 64);
+  } else {
+    TILE_ZERO(0);
+    if (N > 1) TILE_ZERO(1);
+    if (lower) TILE_ZERO(2);
+    if (lower && N > 1) TILE_ZERO(3);
   }
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    TILE_LOAD(4, rows + 64 * tile, row_bytes);
-    if (lower) TILE_LOAD(5, rows + 16 * row_bytes + 64 * tile, row_bytes);
+    TILE_LOAD(4, upper + upper_bytes * tile, 64);
+    if (lower) TILE_LOAD(5, lower + lower_bytes * tile, 64);
     TILE_LOAD(6, blocks[0] + 1024 * tile, 64);
     if (N > 1) TILE_LOAD(7, blocks[N - 1] + 1024 * tile, 64);
+    soon.fetch();
     if constexpr (Number::kWidth == 2) {
       TILE_BF16(0, 4, 6);
       if (N > 1) TILE_BF16(1, 4, 7);
@@ -179,17 +227,19 @@ void tile_product(const uint8_t* const* blocks, int64_t tiles, const uint8_t* ro
   if (lower && N > 1) TILE_STORE(3, corner, 64);
 }
 
-// All rows, 32 at a time; the last ones have tiles with fewer rows, so that nothing is read past them.
+// All rows, 32 at a time, over tiles `from` on of x; the last ones have tiles with fewer rows.
 template <class Number, int N>
-void tile_rows(const uint8_t* const* blocks, int64_t tiles, const uint8_t* rows, int64_t row_bytes,
-               int64_t count, uint8_t* sums, int64_t between, bool again) {
-  for (int64_t row = 0; row < count; row += 32) {
-    const int left = static_cast<int>(std::min<int64_t>(32, count - row)), upper = std::min(left, 16);
+void tile_rows(const uint8_t* const* blocks, int64_t from, int64_t tiles, const TileRows& x, uint8_t* sums,
+               int64_t between, Soon<N>& soon) {
+  for (int64_t row = 0; row < x.count; row += 32) {
+    const int left = static_cast<int>(std::min<int64_t>(32, x.count - row)), upper = std::min(left, 16);
+    const int64_t under = left - upper;
     if (row == 0 || left < 32) shape_tiles(upper, left - upper);
-    tile_product<Number, N>(blocks, tiles, rows + row * row_bytes, row_bytes, left - upper, sums + 64 * row,
-                            between, again);
+    const uint8_t* const at = x.at + row * x.stride;
+    const uint8_t* const below = under ? at + 16 * x.stride + from * under * 64 : nullptr;
+    tile_product<Number, N>(blocks, tiles, at + from * upper * 64, upper * 64, below, under * 64, sums + 64 * row,
+                            between, from > 0, soon);
   }
-  TILE_RELEASE();
 }
 
 }  // namespace

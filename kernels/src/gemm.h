@@ -9,9 +9,10 @@
 namespace {
 
 #if EFFC_LEVEL >= 4
-constexpr int kPanelBlocks = 2;  // two columns of tiles
+constexpr int kAtOnce = 2;        // blocks: two columns of tiles
+constexpr int kPanelBlocks = 8;   // that meet a slice of x while it is in the second cache
 #else
-constexpr int kPanelBlocks = kGemmBlocks;
+constexpr int kAtOnce = kGemmBlocks, kPanelBlocks = kGemmBlocks;
 #endif
 
 constexpr int64_t kChunk = kLinearRows;  // rows that share one unpacking
@@ -21,7 +22,7 @@ constexpr int64_t kDepth = 8;    // tiles of 1 KiB: with 4 blocks a panel of 32 
 struct Panel {
   // Not powers of two: the blocks of a panel would all fall into the same few sets of a cache.
   static constexpr int64_t kBlock = kDepth * 1024 + 192, kBetween = kChunk * 64 + 320;
-  static constexpr int64_t kWeights = kPanelBlocks * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
+  static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
   uint8_t *weights, *sums;  // sums [block][row] of 64 bytes
   Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
@@ -91,14 +92,20 @@ struct ManyRows {
   }
 
   template <int N>
-  void all_rows(int64_t block, const uint8_t* const* blocks, int64_t from, int64_t tiles, uint8_t* sums) const {
+  void all_rows(int64_t block, const uint8_t* const* blocks, [[maybe_unused]] const typename Format::Cursor* next,
+                int64_t from, int64_t tiles, uint8_t* sums) const {
     const int64_t before = from * x_bytes(packed.head);  // of each row of x
 #if EFFC_LEVEL >= 4
-    const TileRows x{prepared + before, row_bytes(), rows};
-    if constexpr (Format::kGrouped)
+    if constexpr (Format::kGrouped) {
+      const TileRows x{prepared + before, row_bytes(), rows};
       Format::template tile_groups<N>(packed, block, blocks, from, tiles, x, sums, Panel::kBetween);
-    else
-      tile_rows<Format, N>(blocks, tiles, x.at, x.stride, x.count, sums, Panel::kBetween, from > 0);
+    } else {
+      const int64_t steps = tiles * ((rows + 31) / 32);
+      Soon<N> soon;
+      soon.lines = (16 * tiles + steps - 1) / steps;
+      for (int b = 0; b < N; ++b) soon.at[b] = next[b].at;
+      tile_rows<Format, N>(blocks, from, tiles, {prepared, row_bytes(), rows}, sums, Panel::kBetween, soon);
+    }
 #else
     const RowBlocks blocked(rows);
     for (int64_t i = 0; i < blocked.count; ++i) {
@@ -115,23 +122,54 @@ struct ManyRows {
 #endif
   }
 
+  // N blocks over one depth; `cursors` [N] go on behind it. `next`: those that the following call will read.
   template <int N>
-  void blocks(int64_t block, const Panel& panel) const {
-    typename Format::Cursor cursors[N];
-    for (int b = 0; b < N; ++b) cursors[b] = typename Format::Cursor(packed, block + b);
-    for (int64_t from = 0; from < packed.head.tiles; from += depth()) {
-      const int64_t tiles = std::min(depth(), packed.head.tiles - from);
-      const uint8_t* vectors[N];
-      for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
-      all_rows<N>(block, vectors, from, tiles, panel.sums);
-    }
-    for (int b = 0; b < N; ++b)
-      for (int64_t row = 0; row < rows; ++row) {
+  void meet_rows(int64_t block, typename Format::Cursor* cursors, const typename Format::Cursor* next, int64_t from,
+                 const Panel& panel, uint8_t* sums) const {
+    const int64_t tiles = std::min(depth(), packed.head.tiles - from);
+    const uint8_t* vectors[N];
+    for (int b = 0; b < N; ++b) vectors[b] = cursors[b].vectors(tiles, panel.weights + b * Panel::kBlock);
+    all_rows<N>(block, vectors, next, from, tiles, sums);
+  }
+
+  // Up to kPanelBlocks blocks, kAtOnce at a time if as many are left.
+  void blocks(int64_t block, int count, const Panel& panel) const {
+    typename Format::Cursor cursors[kPanelBlocks];
+    for (int b = 0; b < count; ++b) cursors[b] = typename Format::Cursor(packed, block + b);
+    for (int64_t from = 0; from < packed.head.tiles; from += depth())
+      for (int b = 0; b < count;) {
+        uint8_t* sums = panel.sums + b * Panel::kBetween;
+        const int step = count - b >= kAtOnce ? kAtOnce : 1;
+        const auto* next = cursors + (b + 2 * step <= count ? b + step : 0);
+        if (step == kAtOnce)
+          meet_rows<kAtOnce>(block + b, cursors + b, next, from, panel, sums);
+        else
+          meet_rows<1>(block + b, cursors + b, next, from, panel, sums);
+        b += step;
+      }
+    for (int64_t row = 0; row < rows; ++row)
+      for (int b = 0; b < count; ++b) {
         const auto sum = Format::load_sum(panel.sums + b * Panel::kBetween + row * 64);
         put(call, packed, block + b, first + row, Format::finish(packed, block + b, sum, scales[row]));
       }
   }
 
+#if EFFC_LEVEL >= 4
+  static void prepare(int part, int parts, void* context) {
+    const ManyRows& job = *static_cast<const ManyRows*>(context);
+    const int64_t bytes = job.row_bytes(), count = (job.rows + kTileRows - 1) / kTileRows;
+    for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+      const int64_t start = kTileRows * i, rows = std::min(kTileRows, job.rows - start);
+      uint8_t* const own = job.prepared + start * bytes;
+      uint8_t* const plain = reinterpret_cast<uint8_t*>(job.words) + start * bytes;  // not needed for words here
+      for (int64_t row = 0; row < rows; ++row) {
+        uint8_t* const into = Format::kGrouped ? own + row * bytes : plain;
+        job.scales[start + row] = prepare_row<Format>(job.call, job.packed.head, job.first + start + row, into, bytes);
+        if (!Format::kGrouped) lay_in_tiles(plain, job.packed.head.tiles, rows, own + 64 * row);
+      }
+    }
+  }
+#else
   static void prepare(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
     const RowBlocks blocked(job.rows);
@@ -151,15 +189,17 @@ struct ManyRows {
         interleave<kFewest>(from, bytes, m, into);
     }
   }
+#endif
 
   static void part(int part, int parts, void* context) {
     const ManyRows& job = *static_cast<const ManyRows*>(context);
     const Panel panel(job.panels, part);
     const Share share(job.packed, part, parts, job.call.bounds);
-    int64_t block = share.from;
-    for (; block + kPanelBlocks <= share.to; block += kPanelBlocks)
-      job.template blocks<kPanelBlocks>(block, panel);
-    for (; block < share.to; ++block) job.template blocks<1>(block, panel);
+#if EFFC_LEVEL >= 4
+    const TileUse tiles;
+#endif
+    for (int64_t block = share.from; block < share.to; block += kPanelBlocks)
+      job.blocks(block, static_cast<int>(std::min<int64_t>(kPanelBlocks, share.to - block)), panel);
   }
 };
 

@@ -226,7 +226,6 @@ struct Int4 {
           if (m < count) store_sum(own + 64 * m, all_sums[m]);
       }
     }
-    TILE_RELEASE();
   }
 #endif
 

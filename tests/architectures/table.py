@@ -13,7 +13,7 @@ from torch import nn
 from tests import tiny
 
 from .modules import PLAIN
-from .more import MORE
+from .more import MORE, TWO_SIDED
 
 _ENCODER = {
     "vocab_size": 128,
@@ -113,8 +113,8 @@ def model(name: str) -> nn.Module:
     """The model of a row; the same weights every time."""
     if name in PLAIN:
         return randomized(PLAIN[name])
-    if name in MORE:
-        return randomized(lambda: _from_config(*MORE[name]))
+    if name in MORE or name in TWO_SIDED:
+        return randomized(lambda: _from_config(*(MORE | TWO_SIDED)[name]))
     if name not in _SPECIAL:
         return tiny.model(name)
     kind, values = _SPECIAL[name]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from effc.compiler.discovery.bypass import staying
 from effc.compiler.editing.rehearsal import layer_needed
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
-from effc.compiler.measuring import equivalence
+from effc.compiler.measuring import equivalence, timing
 from effc.compiler.rows import inputs
 from effc.compiler.rows.forward import logits, nll
 from effc.dsl.diagnostics import Reject
 from torch import nn
 
 from tests.architectures import table
+from tests.architectures.passes import context
 from tests.architectures.test_unseen import assert_sliced_is_silenced
 
 torch.set_num_threads(1)
@@ -80,6 +82,24 @@ def test_both_stacks_can_be_sliced(name, kind):
     sites = {g.site.split(".")[-4] for g in captured(name).skeleton.groups if g.kind == kind}
     assert sites
     assert_sliced_is_silenced(captured(name), kind)
+
+
+@pytest.mark.parametrize("word", ["native", "onnx", "pt2", "gguf"])
+def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word):
+    model = table.model("bart")
+    ctx = context(model, tmp_path, "bart")
+    ctx = replace(ctx, origin=replace(ctx.origin, build=lambda: type(model)(model.config)))
+    with pytest.raises(Reject) as refused:
+        ctx.shelf.load("target", word)(path="x").foresee(ctx)
+    said = refused.value.diagnostics[0].message
+    assert "an encoder with a decoder" in said or "no GGUF of `bart`" in said or "package" in said
+
+
+@pytest.mark.parametrize("clock", [timing.prefill_step, timing.decode_step])
+def test_a_source_is_timed_and_tokens_are_said_behind_it(clock):
+    step = clock(table.model("t5"), 8)
+    with torch.no_grad():
+        assert min(step() for _ in range(3)) > 0
 
 
 def test_the_loss_of_a_row_is_the_models_own_of_its_target():

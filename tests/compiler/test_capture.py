@@ -16,6 +16,7 @@ from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
 
 from tests import tiny
+from tests.grids import wide
 
 torch.set_num_threads(1)
 
@@ -168,7 +169,11 @@ def test_the_attention_backend_is_chosen_when_the_graph_runs(implementation):
 
 
 @pytest.mark.parametrize(
-    "name", (*tiny.NAMES, "mixtral", "qwen3_moe", "gpt_oss", "jamba", "granitemoehybrid", "qwen3_next")
+    "name",
+    wide(
+        (*tiny.NAMES, "mixtral", "qwen3_moe", "gpt_oss", "jamba", "granitemoehybrid", "qwen3_next"),
+        ("llama", "gpt2", "gemma3_text", "mixtral", "jamba"),
+    ),
 )
 def test_the_meta_device_gives_the_same_programs(name):
     real = capture(tiny.model(name))

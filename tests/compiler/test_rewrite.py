@@ -19,10 +19,12 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from tests import tiny
+from tests.grids import wide
 from tests.weights import load_weights, weights_of
 from tests.worlds import refused
 
 torch.set_num_threads(1)
+STAND = ("llama", "gemma2", "gpt2", "phi3")  # for the others
 SEQUENTIAL = tuple(name for name in tiny.NAMES if name != "gpt_neox")  # one residual add after the other
 ROUNDING = 1e-4  # sums in another order, logits of size about 5, float32
 
@@ -66,7 +68,7 @@ def rebuilt(program, name, **changes):
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("which", [0, 1], ids=["attention", "mlp"])
-@pytest.mark.parametrize("name", SEQUENTIAL)
+@pytest.mark.parametrize("name", wide(SEQUENTIAL, STAND))
 def test_a_dropped_branch_equals_one_that_writes_zeros(name, which, layer):
     model = tiny.model(name)
     reference = copy.deepcopy(model)
@@ -105,7 +107,7 @@ def test_an_add_whose_operands_are_strangers_needs_a_word_on_which_one_stays():
         Rewriter(program).drop_branch(unit.path, first)
 
 
-@pytest.mark.parametrize("name", SEQUENTIAL)
+@pytest.mark.parametrize("name", wide(SEQUENTIAL, STAND))
 def test_attention_of_the_first_layers_gone_the_rest_generates_the_same_tokens_however_cached(name):
     model = tiny.model(name)
     program = capture(model)
@@ -124,7 +126,9 @@ def test_attention_of_the_first_layers_gone_the_rest_generates_the_same_tokens_h
     assert compare(reference, model) == 0.0
 
 
-@pytest.mark.parametrize("name", (*tiny.NAMES, "mixtral", "gpt_oss", "bloom", "gpt_neo", "mamba2", "bert"))
+@pytest.mark.parametrize(
+    "name", wide((*tiny.NAMES, "mixtral", "gpt_oss", "bloom", "gpt_neo", "mamba2", "bert"), (*STAND, "mixtral", "bert"))
+)
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_dropped_layer_equals_one_that_returns_its_input(name, layer):
     model = tiny.model(name)

@@ -68,3 +68,25 @@ def test_a_step_says_how_many_modules_it_changes_and_what_goes_once_it_was_plann
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_model_that_takes_long_to_look_at_holds_nobody_up_and_is_told_of_when_it_is_there():
+    pytest.importorskip("pygls", reason="the extra `editor` is not installed")
+    import threading
+
+    from effc.compiler.editor.models import PATIENCE, Models
+
+    models, go, told = Models(), threading.Event(), threading.Event()
+    models.notify = told.set
+
+    def find():
+        go.wait(60)
+
+    first = models.look("large", find)
+    assert not first.done() and models.look("large", find) is first and not told.is_set()
+    models.forget()
+    assert models.look("large", find) is first  # it is still being looked at
+    go.set()
+    assert told.wait(60) and first.result() is None
+    models.forget()
+    assert models.look("large", lambda: None) is not first and PATIENCE <= 0.05

@@ -254,6 +254,17 @@ def test_a_plain_layer_and_a_dense_one_agree():
     assert_close(found, linear(x, w.bfloat16()))
 
 
+@pytest.mark.parametrize("kernel", LINEAR)
+def test_torch_computes_the_same_after_ours_in_one_thread(kernel):
+    """On a processor with AMX both shape the thread's tiles; elsewhere this says little."""
+    w, x = weight(96, 256, 1.0), torch.randn(64, 256).bfloat16()
+    before = linear(x, w.bfloat16())
+    ours = run(kernel, x, KERNELS[kernel].pack(w), None, 96)
+    for _ in range(2):
+        assert torch.equal(linear(x, w.bfloat16()), before)
+        assert torch.equal(run(kernel, x, KERNELS[kernel].pack(w), None, 96), ours)
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 3, 4)])
 def test_a_layer_without_inputs_or_outputs_is_refused(shape):
     for kernel in LINEAR:

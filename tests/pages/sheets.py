@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from effc.compiler.artifacts.accounts import Account
 from effc.compiler.artifacts.manifest import Check, Expectation, Manifest, Measure
 from effc.compiler.pages.sheet import Sheet
 
@@ -57,6 +58,11 @@ def manifest(**other: Any) -> Manifest:
             Expectation("decode.p50 <= 0.95 * base", 18.0, "19 ms", "undecided", 9, "after 8 rounds it lies somewhere"),
         ),
         checks=(Check("compact, fresh process: logits of a batch", 5e-05, 1e-4, "equal shapes"),),
+        accounts=(
+            Account("original", 0.0, None, 1.0, 32.125, 7348736, 256, "text.heldout"),
+            Account("in memory", 0.1015, None, 0.758, 33.75, 6218240, 256, "text.heldout"),
+            Account("compact", 0.1078, 0.0067, 0.766, 33.875, 6356992, 256, "text.heldout"),
+        ),
         machine={"cpu": "Some Processor", "isa": "avx512", "memory_bytes": 1 << 34},
         run={
             "created": "2026-01-02T03:04:05+00:00",

@@ -66,6 +66,12 @@ OVER = """[...document.querySelectorAll("body *")].filter((e) => {
     getComputedStyle(e).position !== "absolute";
 }).map((e) => `${e.tagName}.${e.getAttribute("class")}: ${e.textContent.slice(0, 30)}`)"""
 
+# Words that a narrow column breaks into letters below one another.
+SQUEEZED = """[...document.querySelectorAll("th, td, dt, dd, li, p")].filter((e) => {
+  const box = e.getBoundingClientRect();
+  return e.textContent.trim().length > 3 && box.width > 1 && box.width < 32 && box.height > 60;
+}).map((e) => e.textContent.slice(0, 30))"""
+
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
@@ -114,6 +120,7 @@ def test_a_page_is_quiet_fits_and_can_be_read(pages, width, scheme, tmp_path_fac
             browser.show(place, width, scheme)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width, name
             assert browser.evaluate(OVER) == [], name
+            assert browser.evaluate(SQUEEZED) == [], name
             browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
             assert browser.evaluate("document.documentElement.scrollWidth") <= width, name
             assert browser.evaluate(CONTRAST) == [], name

@@ -87,6 +87,13 @@ def test_each_outcome_is_said_in_words_and_the_worst_leads(whole):
     assert "The expectation holds" in page([sheet(expectations=manifest().expectations[:1])])
 
 
+def test_forms_stand_beside_the_original_and_memory(whole):
+    said = Reader(whole).text
+    assert "The same 256 tokens of text.heldout through" in said
+    for row in ("original 0 100.0 % 32.12", "in memory 0.1015 75.8 % 33.75", "compact 0.1078 0.0067 76.6 % 33.88"):
+        assert row in said, row
+
+
 def test_layers_stand_in_their_order_with_what_went(whole):
     table = whole[whole.index('class="layers') :]
     numbers = re.findall(r'<th scope="row" class="right" data-tip="model\.layers\.(\d+)">', table)

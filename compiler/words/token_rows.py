@@ -1,0 +1,40 @@
+"""Whether rows of tokens are such as a model can take."""
+
+from typing import TYPE_CHECKING
+
+from ...dsl.diagnostics import Fault, Reject
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..checkpoints.origin import Origin
+
+bad_rows = Fault(
+    "bad-rows", "Rows of tokens do not fit the model: ids that its embedding lacks, or more positions than it has."
+)
+
+
+def check_rows(rows: "torch.Tensor", name: str, origin: "Origin") -> None:
+    """Reject ids that the model's embedding lacks and rows that are longer than its positions."""
+    if rows.is_floating_point():
+        return
+    found = []
+    top, low = int(rows.max()), int(rows.min())
+    if low < 0:
+        found.append(bad_rows(f"`{name}` holds the token id {low}"))
+    if origin.vocabulary is not None and top >= origin.vocabulary:
+        found.append(
+            bad_rows(
+                f"`{name}` holds the token id {top}; {origin.label} has {origin.vocabulary}",
+                help="take the tokenizer that the model was trained with",
+            )
+        )
+    if origin.positions is not None and rows.shape[1] > origin.positions:
+        found.append(
+            bad_rows(
+                f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has {origin.positions} positions",
+                help=f"at most `length: {origin.positions}`",
+            )
+        )
+    if found:
+        raise Reject(*found)
