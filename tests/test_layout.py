@@ -138,7 +138,6 @@ FLOORS = (
 UPWARD = {
     ("ir/program.py", "capture/capture.py"): "`Program.flat` is made when asked for",
     ("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for",
-    ("judging/retest.py", "api.py"): "a retest compiles the recipe again",
 }
 
 
