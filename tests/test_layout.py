@@ -138,10 +138,6 @@ FLOORS = (
 UPWARD = {
     ("ir/program.py", "capture/capture.py"): "`Program.flat` is made when asked for",
     ("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for",
-    ("judging/retest.py", "api.py"): "a retest compiles the recipe again",
-    ("native/emission.py", "artifacts/companions.py"): "packed weights travel with the tokenizer",
-    ("layers/functions.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
-    ("layers/quick.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
 }
 
 

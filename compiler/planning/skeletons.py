@@ -7,7 +7,7 @@ from typing import Any
 
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import FORMAT, Skeleton
-from ..store.cache import digest, write_whole
+from ..store.cache import digest, remember
 from ..store.closure import fingerprint as source_hash
 from ..store.regular import MANIFEST, read_json
 
@@ -24,8 +24,8 @@ def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
 
 
 def store(folder: Path, key: str, skeleton: Skeleton) -> None:
-    """Keep a skeleton; a reader sees all of it or nothing."""
-    write_whole(folder / f"{key}.json", json.dumps(skeleton.to_json(), separators=(",", ":")).encode())
+    """Keep a skeleton; a reader sees all of it or nothing, a folder that can only be read stays as it is."""
+    remember(folder / f"{key}.json", json.dumps(skeleton.to_json(), separators=(",", ":")).encode())
 
 
 def load(folder: Path, key: str) -> Skeleton | None:

@@ -104,6 +104,7 @@ class Build:
             return
         with self.stage(stage.name, stage.call.word) as done, placed(stage.call):
             pass_: Pass = self.ctx.shelf.make("pass", stage.call)
+            self.cache.scratch(stage.key)  # before anything is loaded, where it can't be kept
             if handles(stage.call.args, StepRef):  # it names what it works on, one at a time
                 outcome: Outcome = Front((), self.program_at)
             else:
@@ -216,9 +217,7 @@ class Build:
         return artifact
 
     def context(self, stage: Stage) -> Context:
-        work = self.cache.work(stage.key)
-        work.mkdir(parents=True, exist_ok=True)
-        return replace(self.ctx.relative_to(stage.call), workdir=work, results=self.result)
+        return replace(self.ctx.relative_to(stage.call), workdir=self.cache.scratch(stage.key), results=self.result)
 
     def result(self, name: str) -> tuple[str, Program]:
         """The key and the program of another step."""

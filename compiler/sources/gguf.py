@@ -14,7 +14,7 @@ from ..checkpoints.origin import Origin
 from ..checkpoints.safetensors_header import Slot
 from ..machine.environment import check_modules
 from ..report.broken import first_line, is_want_of_memory
-from ..store.cache import digest, write_whole
+from ..store.cache import digest, remember
 from ..store.hashes import file_hash
 from ..store.regular import CONFIG, check_regular, read_json
 from ..words.context import Context
@@ -96,7 +96,7 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
     check_numbers(config, slots, label)
-    write_whole(kept, json.dumps({"config": config, "weights": weights}, indent=1, sort_keys=True).encode())
+    remember(kept, json.dumps({"config": config, "weights": weights}, indent=1, sort_keys=True).encode())
     return {"config": config, "weights": weights}
 
 

@@ -10,6 +10,7 @@ Every file is written whole, synced and renamed; a step's file comes after its t
 its name or its seal first, and a folder that others can write to is refused.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from .regular import check_regular
-from .sealed import HASH, SEAL, cache_damaged, canonical, read_sealed, refuse_open, sealed
+from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_sealed, refuse_open, sealed
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,18 @@ def digest(value: Any) -> str:
 
 
 STRAY = 3600.0  # seconds after which a draft is what a killed run left: no file takes as long to write
+
+
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # of a folder that can only be read
+
+
+def remember(path: Path, data: bytes) -> None:
+    """`write_whole` of what is made again where it is lost: nothing in a folder that can only be read."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -78,6 +91,21 @@ class Cache:
 
     def work(self, key: str) -> Path:
         return self.folder / "work" / key
+
+    def scratch(self, key: str) -> Path:
+        """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made."""
+        try:
+            self.work(key).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in CLOSED:
+                raise
+            raise Reject(
+                cache_closed(
+                    f"a step is not in the cache, and {self.folder} can only be read",
+                    help="give a folder that you can write to by --cache-dir",
+                )
+            ) from error
+        return self.work(key)
 
     # -- steps ------------------------------------------------------------------------------------------------
     def has(self, key: str) -> bool:
@@ -187,7 +215,7 @@ class Cache:
         return body
 
     def keep(self, parts: Mapping[str, Any], value: Any) -> None:
-        write_whole(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
+        remember(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
 
     # -- care -------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:

@@ -22,6 +22,12 @@ cache_open = Fault(
     "What is kept there is taken for what effc computed itself: whoever writes to it decides what a compile gives.",
     exit="environment",
 )
+cache_closed = Fault(
+    "cache-closed",
+    "A step has to be computed, and nothing can be kept in the cache.\n\n"
+    "What is kept there can be used all the same: a compile of which every step is there needs no more than reading.",
+    exit="environment",
+)
 _HELP = "run `effc cache verify --delete`, then compile again"
 
 

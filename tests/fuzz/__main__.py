@@ -1,6 +1,7 @@
 """`python -m tests.fuzz TARGET --seconds 60 --seed 0`: give a reader changed inputs until time is up.
 
-What breaks it is kept beside the working folder as `fuzz-TARGET-HASH`; a second argument `--again FILE` reads one.
+What breaks it is kept as `tests/fuzz/found/TARGET-HASH`, which every run of the tests reads from then on;
+`--again FILE` reads one.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from tests.fuzz.changes import changed
 from tests.fuzz.targets import REFUSALS, TARGETS
 from tests.hostile import kinds
 
+FOUND = Path(__file__).with_name("found")
 SLOW = 5.0  # seconds of processor time for one input
 
 
@@ -39,7 +41,7 @@ def main() -> int:
             data, count = changed(seeds, draw), count + 1
             if why := broken(target, data, folder):
                 if why not in found:
-                    kept = Path(f"fuzz-{given.target}-{hashlib.sha256(data).hexdigest()[:12]}")
+                    kept = FOUND / f"{given.target}-{hashlib.sha256(data).hexdigest()[:12]}"
                     kept.write_bytes(data)
                     sys.stdout.write(f"{kept}: {why}\n")
                 found.add(why)

@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.fuzz.targets import TARGETS
 from tests.hostile import kinds
 
 FEW = dict.fromkeys(TARGETS, 40) | {"import": 6, "step": 12}  # inputs of a target in the default run
+FOUND = sorted(Path(__file__).with_name("found").iterdir())  # TARGET-HASH: what once broke a reader
 COUNT = int(os.environ.get("EFFC_FUZZ", "20000"))
 
 
@@ -30,6 +32,13 @@ def ways_to_break(name, honest, folder, count, seed):
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_inputs_are_read_or_refused(honest, tmp_path, name):
     assert not ways_to_break(name, honest, tmp_path, FEW[name], 0)
+
+
+@pytest.mark.parametrize("file", FOUND, ids=lambda file: file.name)
+def test_what_once_broke_a_reader_is_read_or_refused(honest, tmp_path, file):
+    target = TARGETS[file.name.rpartition("-")[0]]
+    target.seeds(honest)  # which set up what lies beside an input
+    assert not broken(target, file.read_bytes(), tmp_path)
 
 
 @pytest.mark.heavy
