@@ -135,10 +135,7 @@ FLOORS = (
     "cli.py",
 )
 # Imports up the stairs that are left, each with its reason.
-UPWARD = {
-    ("ir/program.py", "capture/capture.py"): "`Program.flat` is made when asked for",
-    ("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for",
-}
+UPWARD = {("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for"}
 
 
 def room(file: Path) -> str:
@@ -216,7 +213,7 @@ def test_private_names_stay_at_home():
     assert reached == PRIVATE
 
 
-# What reads one grammar together, and the four files behind the two lazy properties of a program.
+# What reads one grammar together, and the four files behind the lazy skeleton of a program.
 CIRCLES = [
     {
         "compiler/capture/capture.py",
