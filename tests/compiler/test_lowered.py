@@ -180,6 +180,7 @@ def test_pt2_writes_a_program_that_calls_the_kernels(tmp_path):
     lower(program, "dense_linear_int8", "0")
     out = written(program, tmp_path, Pt2(path="pt2"))  # reopened: its check holds
     assert json.loads((out / "program/kernels.json").read_text()) == ["effc.dense_linear_int8.default"]
+    assert Params().measure(load(out), None) == Params().measure(TwoTowers(), None)
     assert "effc.kernels.ops" in json.loads((out / "manifest.json").read_text())["notes"][0]
     line = (
         "import sys, torch, effc; m = effc.load(sys.argv[1]); "
