@@ -1,6 +1,7 @@
 """The one exit path: every exception becomes diagnostics and an exit code of `dsl.diagnostics.EXITS`."""
 
 import errno
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -145,13 +146,14 @@ def _memory(error: BaseException) -> Diagnostic:
 
 def _usage(error) -> Diagnostic:
     """Typer's words in our style: what is wrong, and apart from it what to do."""
-    message = error.format_message().replace("Invalid value: ", "").strip()
+    message = _OPTION.sub(r"unknown option \1", error.format_message().replace("Invalid value: ", "").strip())
     path = error.ctx.command_path if getattr(error, "ctx", None) else "effc"
     help = f"`{path} --help` lists what it takes"
     for mark in (" Did you mean ", " (Possible options: ", " (Did you mean one of: "):
         message, found, near = message.partition(mark)
         if found:
-            help = f"did you mean {near.rstrip('?)')}?"
+            near = _OPTION_NAME.sub(r"\1", near.partition("?")[0].rstrip(")"))
+            help = f"did you mean {near}?"
             break
     for theirs, ours in _USAGE.items():
         if message.startswith(theirs):
@@ -159,8 +161,10 @@ def _usage(error) -> Diagnostic:
     return usage(message.rstrip(".").replace("'", "`"), help=help.replace("'", "`"))
 
 
+# click since 8.3 has an option's name in quotes, the typer of its own has not
+_OPTION = re.compile(r"^No such option:? '?(-[^'\s]*[^'\s.])'?")
+_OPTION_NAME = re.compile(r"'(-[^']*)'")
 _USAGE = {
-    "No such option: ": "unknown option ",
     "No such command ": "unknown verb ",
     "Missing argument ": "missing argument ",
     "Missing option ": "missing option ",
