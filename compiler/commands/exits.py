@@ -71,10 +71,10 @@ no_network = Fault(
 MEANINGS = {
     "success": "success, also where all was cached",
     "failure": "a pass or effc itself broke",
-    "usage": "unknown flag or argument",
+    "usage": "unknown flag or argument, or a folder that is there already",
     "recipe": "the recipe is refused",
     "gate": "an expectation is missed",
-    "environment": "a package or processor feature is missing",
+    "environment": "a model, file, package or processor feature is missing or does not suit",
     "resources": "memory, disk or time ran out",
     "work-to-do": "`plan --detailed-exitcode`: there is work to do",
     "network": "the network or the model hub is unreachable",

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,13 @@ def test_a_job_that_takes_too_long_ends_with_its_nursery(mine, tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         mine.run(job(tmp_path), ENV, 0.0)
     assert not mine.serves(ENV)
+
+
+def test_a_nursery_that_idled_out_with_a_job_unread_has_not_done_it():
+    """It ends with 0, as if the job had gone well; whoever asked asks another one."""
+    nursery = Nursery(ENV)
+    nursery.end()
+    ends = [sys.executable, "-c", "input()"]
+    nursery.process = subprocess.Popen(ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    with pytest.raises(BrokenPipeError):
+        nursery.run([], ENV, 60)
