@@ -49,7 +49,8 @@ def _unclear(bounds, several: bool, gate: str):
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
     said = f"{len(bounds)} bounds begin with `{gate}`" if several else f"no bound begins with `{gate}`"
-    return unknown_gate(said, help=f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`")
+    help = f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`"
+    return unknown_gate(said, help=help)
 
 
 def report(blame: "Blame", shared: Shared) -> int:
