@@ -337,22 +337,15 @@ def build(
     for plan in made:
         for target in plan.pipeline.emits:
             with placed(target.call.where("path")):
-                check_free(
-                    output_folder(plan, out) / target.call.args["path"], force, session.shelf.is_about(target.call.word)
-                )
+                check_free(plan.folder(out) / target.call.args["path"], force, session.shelf.is_about(target.call.word))
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
     for plan in made:
         told(plan)
         ctx = session.context(plan.recipe, plan.pipeline)
-        where = output_folder(plan, out)
+        where = plan.folder(out)
         results.append(Build(plan, ctx, cache, dump=dump).run(where, force))
     return results
-
-
-def output_folder(plan: "Plan", out: Path) -> Path:
-    """The folder that a variant's artifacts go into."""
-    return out / plan.recipe.variant if plan.recipe.variant else out
 
 
 def _use_threads(settings: Settings) -> None:

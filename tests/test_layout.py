@@ -135,14 +135,7 @@ FLOORS = (
     "cli.py",
 )
 # Imports up the stairs that are left, each with its reason.
-UPWARD = {
-    ("ir/program.py", "capture/capture.py"): "`Program.flat` is made when asked for",
-    ("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for",
-    ("judging/retest.py", "api.py"): "a retest compiles the recipe again",
-    ("native/emission.py", "artifacts/companions.py"): "packed weights travel with the tokenizer",
-    ("layers/functions.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
-    ("layers/quick.py", "ir/leaves.py"): "a scan stands in for leaves of the graph",
-}
+UPWARD = {("ir/program.py", "discovery/discover.py"): "`Program.skeleton` is made when asked for"}
 
 
 def room(file: Path) -> str:
@@ -220,7 +213,7 @@ def test_private_names_stay_at_home():
     assert reached == PRIVATE
 
 
-# What reads one grammar together, and the four files behind the two lazy properties of a program.
+# What reads one grammar together, and the four files behind the lazy skeleton of a program.
 CIRCLES = [
     {
         "compiler/capture/capture.py",

@@ -38,10 +38,10 @@ from ..editing.rewrite import Rewriter
 from ..editing.scans import drop_scan
 from ..ir.edits import is_below
 from ..ir.graphs import sources
-from ..ir.leaves import packed_attention
 from ..ir.program import Program
 from ..ir.unit import Unit
 from ..ir.weights import distinct
+from ..layers.leaves import packed_attention
 from ..planning import shrink
 from .stock import stock_config, stock_model
 

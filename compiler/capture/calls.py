@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
 from ...dsl.diagnostics import Fault, Reject
-from ..ir.leaves import is_modeling
 from ..ir.unit import argument_names
+from ..layers.leaves import is_modeling
 from ..rows.forward import without_dropout
 from ..rows.inputs import has_two_sides
 from .draws import Drawn, NoDraws

@@ -241,8 +241,12 @@ def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
     return node.meta.get("scope", ()), f"{node.op} {node.target} {node.args} {node.kwargs}"
 
 
-def capture_flat(program: Program) -> Unit:
-    """The whole model as one graph."""
+def flat(program: Program) -> Unit:
+    """The whole model as one graph that returns logits or the last hidden state; made once for a version."""
+    return program.analysis(_flat)
+
+
+def _flat(program: Program) -> Unit:
     model = program.model
     call = split(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from ..ir import leaves
+from ..layers import leaves
 from .proxy import Value
 
 # Torch functions without a tensor argument: an int proxy would not reach `__torch_function__`.

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from ..ir import leaves
+from ..layers import leaves
 
 _COMPARISONS = ("eq", "ne", "lt", "gt", "le", "ge")
 _SYMBOLIC = ("shape", "device")  # properties that stay reads of the running value

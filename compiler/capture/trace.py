@@ -17,9 +17,9 @@ from torch.fx.proxy import TracerBase
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from ..ir import leaves
 from ..ir.graphs import describe, is_impure
 from ..ir.integers import LayerIndex, Sourced, sourced
+from ..layers import leaves
 from .patches import patched
 from .proxy import Method, Value
 

@@ -54,7 +54,8 @@ def register(app: typer.Typer) -> None:
         report_file: Annotated[list[Path], _report] = (),  # type: ignore[assignment]
     ) -> int:
         """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
-        from ..judging.retest import test_artifact, test_recipe
+        from .. import api
+        from ..judging.retest import compiled_from, test_artifact, test_recipe
 
         for file in report_file:
             if file.suffix not in REPORTS:
@@ -68,9 +69,12 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         with shared.listening() as tell:
             if place.is_dir():
-                results = test_artifact(place, recipe, shared.settings(tell))
+                file, given = compiled_from(place, recipe)
+                session = api.session(file, settings=shared.settings(tell), set=given)
+                results = test_artifact(place, session, api.plans(session))
             else:
-                results = test_recipe(shared.session(place, tell), output, bless)
+                session = shared.session(place, tell)
+                results = test_recipe(session, api.plans(session), output, bless)
         report(results, shared)
         for file in report_file:
             file.write_text(written(results, file.suffix), encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
-from ..rows.records import check_field, read_records, text_of
+from ..rows.records import check_field, fitting, read_records, text_of
 from ..rows.windows import choose_rows, content_identity, find_files, need_tokenizer
 from ..words.context import Context
 from ..words.kinds import Data, param
@@ -64,17 +64,7 @@ class Labels(Data):
             for number, record in enumerate(records, start=1):
                 ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
                 found.append((ids, self._number(str(record[self.label]), number, path)))
-        longest = max(len(ids) for ids, _ in found)
-        fitting = [item for item in found if len(item[0]) <= self.length]
-        if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
-            raise Reject(
-                text_too_long(
-                    f"{len(found) - len(fitting)} of {len(found)} texts exceed {self.length} tokens, the longest "
-                    f"{longest}",
-                    help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else ""),
-                )
-            )
-        return fitting
+        return fitting(found, [len(ids) for ids, _ in found], self.length, self.longer, text_too_long, "texts")
 
     def _number(self, label: str, number: int, path: Path) -> int:
         if label not in self.classes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
-from ..rows.records import Record, check_field, read_records, text_of
+from ..rows.records import Record, check_field, fitting, read_records, text_of
 from ..rows.windows import choose_rows, content_identity, encode, find_files, need_tokenizer, start_token
 from ..words.context import Context
 from ..words.kinds import Data, param
@@ -89,17 +89,7 @@ class Pairs(Data):
         ]
         sides = self._has_sides(ctx)
         sizes = [_size(pair, sides) for pair in found]
-        longest = max(sizes)
-        fitting = [pair for pair, size in zip(found, sizes, strict=True) if size <= self.length]
-        if len(fitting) < len(found) and (self.longer == "refuse" or not fitting):
-            raise Reject(
-                pair_too_long(
-                    f"{len(found) - len(fitting)} of {len(found)} pairs exceed {self.length} tokens, the longest "
-                    f"{longest}",
-                    help=f"`length: {longest}`" + (", or `longer: drop`" if fitting else ""),
-                )
-            )
-        return fitting
+        return fitting(found, sizes, self.length, self.longer, pair_too_long, "pairs")
 
     def _pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
         start = start_token(tokenizer, "auto")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...dsl.skeleton import Branch, Group, Part, Skeleton
+from ..capture.capture import flat
 from ..ir.program import Program
 from ..layers.linear import KernelLinear
 from .coupling import groups_of
@@ -39,7 +40,7 @@ def discover(program: Program) -> Skeleton:
     branches = [_placed_branch(b, path) for path, structure in found for b in structure.branches]
     if any(structure.leaving for path, structure in found if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
-        found = [("", structure_of(program.flat.graph, model))]
+        found = [("", structure_of(flat(program).graph, model))]
     refused = [
         [join(path, site), why] for path, structure in found for site, why in _once(structure.refused, whole=not path)
     ]

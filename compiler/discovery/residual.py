@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from ..ir.graphs import name_of
-from ..ir.leaves import module_role
 from ..ir.liveness import written_into
+from ..layers.leaves import module_role
 from ..layers.linear import KernelLinear
 from .labelling import PRODUCTS, tensors_in
 

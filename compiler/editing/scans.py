@@ -9,11 +9,11 @@ from torch import fx, nn
 
 from ..discovery.mixers.graphs import CACHE, CONV, mixer_graphs
 from ..discovery.mixers.scanless import scanless
-from ..ir import leaves
 from ..ir.integers import LAYER_INDICES
 from ..ir.liveness import sweep
 from ..ir.program import Program
 from ..ir.unit import Unit, argument_names, code_key
+from ..layers import leaves
 from .rewrite import Rewriter
 
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
 """A pass that searches a family: it says how genomes are proposed, the rest is one driver."""
 
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
@@ -14,6 +13,7 @@ from ..planning import keys
 from ..store.journal import Journal
 from ..training.schedule import seed_of
 from ..words.context import Context
+from ..words.kinds import Lossy, Pass, param
 from .dials import one_choice
 from .explorer import Explorer, Genome, Objective
 from .family import Family
@@ -29,23 +29,27 @@ report_is_selection = Fault(
 TIRED = 50  # proposals in a row that were all known, after which a search ends
 
 
-class SearchParams(Protocol):
-    """The parameters that searches have in common."""
-
-    @property
-    def measure(self) -> list[MetricRef]: ...
-    @property
-    def report(self) -> list[MetricRef]: ...
-    @property
-    def at_most(self) -> Ratio | None: ...
-    @property
-    def evals(self) -> int: ...
-    @property
-    def points(self) -> int: ...
-
-
-class Method(ABC):
+class Method(Pass):
     """Proposes genomes to an explorer until that has ended."""
+
+    keeps = Lossy()
+    takes = ("family",)
+    apart = {"report": "measure"}
+    gives = {"": "front"}
+
+    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
+    report: list[MetricRef] = param(
+        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
+    )
+    at_most: Ratio | None = param(
+        "The most that a choice may have, as a share of the largest one.",
+        of=("params", "flops", "bytes"),
+        gt=0,
+        le=1,
+        default=None,
+    )
+    evals: int = param("Choices that are evaluated, at most.", default=100, ge=1, unit="choices")
+    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
 
     @abstractmethod
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
@@ -53,26 +57,21 @@ class Method(ABC):
 
     def reads_clock(self) -> bool:
         """A latency is measured on the machine that compiles."""
-        return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self._params.measure)
+        return any(ref.name.startswith(("decode.", "prefill.", "throughput")) for ref in self.measure)
 
     def forwards(self, skeleton: Skeleton) -> int:
-        return self._params.evals
-
-    @property
-    def _params(self) -> SearchParams:
-        return self  # type: ignore[return-value]
+        return self.evals
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
-        asked = self._params
-        check(asked, outcome, ctx)
-        objectives = [Objective.of(ref, ctx) for ref in asked.measure]
+        check(self, outcome, ctx)
+        objectives = [Objective.of(ref, ctx) for ref in self.measure]
         clock = next((o.ref for o in objectives if o.timed), None)
         table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
-        explorer = Explorer(outcome, ctx, objectives, asked.evals, asked.at_most, table)
+        explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
             self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
-            front = explorer.front(asked.points)
+            front = explorer.front(self.points)
             if not front:
                 raise Reject(no_finite(len(explorer.known)))
             points = [self._point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
@@ -88,7 +87,7 @@ class Method(ABC):
         choice = explorer.space.decoded(genome)
         values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
         measures = {show(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
-        for objective in (Objective.of(ref, ctx) for ref in self._params.report):
+        for objective in (Objective.of(ref, ctx) for ref in self.report):
             value = explorer.value(objective, choice)
             measures[show(objective.ref)] = (value, objective.unit, objective.better)
         return Point(f"choice_{number}", "", measures, choice)
@@ -102,9 +101,9 @@ def no_finite(count: int):
     )
 
 
-def check(asked: SearchParams, family: Family, ctx: Context) -> None:
+def check(search: Method, family: Family, ctx: Context) -> None:
     """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
-    if not asked.measure:
+    if not search.measure:
         raise Reject(
             no_objective(
                 "a search without a measure has nothing to be good at", help="`measure: [params]`", argument="measure"
@@ -112,8 +111,8 @@ def check(asked: SearchParams, family: Family, ctx: Context) -> None:
         )
     if family.space.size < 2:
         raise Reject(one_choice("the family has one choice, and there is nothing to search", help="leave the step out"))
-    selects = _rows(asked.measure, ctx)
-    for name, identity in _rows(asked.report, ctx).items():
+    selects = _rows(search.measure, ctx)
+    for name, identity in _rows(search.report, ctx).items():
         if identity in selects.values():
             raise Reject(
                 report_is_selection(

@@ -1,7 +1,7 @@
 """The intermediate representation: the model's own module tree, and fx graphs over it.
 
 The tree owns parameters and leaf modules under their original names. There is one graph per repeated layer
-(`Unit`; equal layers share one) and, when asked for, one flat graph of the whole model.
+(`Unit`; equal layers share one); `capture.flat` gives one flat graph of the whole model.
 """
 
 from collections.abc import Callable
@@ -38,13 +38,6 @@ class Program:
     edits: Edits = field(default_factory=Edits)
     notes: list[dict[str, Any]] = field(default_factory=list)
     _analyses: dict[Callable[["Program"], Any], tuple[int, Any]] = field(default_factory=dict, repr=False)
-
-    @property
-    def flat(self) -> Unit:
-        """The whole model as one graph that returns logits or the last hidden state; made when asked for."""
-        from ..capture.capture import capture_flat  # capture makes programs, so it imports this file first
-
-        return self.analysis(capture_flat)
 
     @property
     def skeleton(self) -> Skeleton:

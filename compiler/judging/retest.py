@@ -1,6 +1,6 @@
 """Measure again what `expect` demands, on artifacts that exist."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..artifacts.manifest import Manifest
     from ..planning.plan import Plan
     from ..store.cache import Cache
-    from ..words.context import Context, Settings
+    from ..words.context import Context
     from .baseline import Drift
     from .comparison import Comparison
     from .gate import Outcome
@@ -62,18 +62,16 @@ class Tested:
         return all(o.holds for o in self.outcomes)
 
 
-def test_recipe(session: "Session", out: Path, bless: bool = False) -> list[Tested]:
+def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: bool = False) -> list[Tested]:
     """Every artifact below `out` that the recipe emits, against the bounds that it has now and its baseline.
 
     bless   write a baseline of what is measured instead
     """
-    from .. import api
     from ..artifacts.manifest import NAME, read_manifest
 
     found = []
-    for plan in api.plans(session):
-        where = api.output_folder(plan, out)
-        paths = [where / str(e.call.args["path"]) for e in plan.pipeline.emits]
+    for plan in plans:
+        paths = [plan.folder(out) / str(e.call.args["path"]) for e in plan.pipeline.emits]
         found += [(path, plan) for path in paths if (path / NAME).is_file() and _measurable(read_manifest(path))]
     if not found:
         raise Reject(
@@ -90,9 +88,8 @@ def test_recipe(session: "Session", out: Path, bless: bool = False) -> list[Test
     return results
 
 
-def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list[Tested]:
-    """One artifact, against the bounds of the recipe that it was compiled from."""
-    from .. import api
+def compiled_from(path: Path, recipe: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The recipe of an artifact that holds a model, `recipe` or the one beside it, and the params that it was given."""
     from ..artifacts.load import other_kind
     from ..artifacts.manifest import read_manifest
 
@@ -110,17 +107,24 @@ def test_artifact(path: Path, recipe: Path | None, settings: "Settings") -> list
         raise Reject(
             recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
         )
-    session = api.session(file, settings=settings, set=params_of(manifest))
+    return file, params_of(manifest)
+
+
+def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> list[Tested]:
+    """One artifact, against the bounds of the recipe that it was compiled from."""
+    from ..artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path)
     variant = manifest.recipe.get("variant", "")
-    plans = [p for p in api.plans(session) if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
-    if not plans:
+    own = [p for p in plans if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
+    if not own:
         raise Reject(
             recipe_lost(
-                f"{file} has no pipeline `{manifest.name}` any more",
+                f"{session.path} has no pipeline `{manifest.name}` any more",
                 help="name the recipe of the artifact with --recipe",
             )
         )
-    return _all_tested([(path, plans[0])], session)
+    return _all_tested([(path, own[0])], session)
 
 
 def _all_tested(found: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:

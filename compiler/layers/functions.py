@@ -19,7 +19,7 @@ from ...kernels.selective_step import SelectiveStep
 from ...kernels.sequences import FLOATS
 from ...kernels.ssd_scan import SsdScan
 from ...kernels.ssd_step import SsdStep
-from ..ir import leaves
+from . import leaves
 
 PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")  # several sequences in one row are the library's matter
 _SILU = ("silu", "swish")

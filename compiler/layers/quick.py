@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...kernels import levels
-from ..ir import leaves
+from . import leaves
 
 MARK = "cpu_scan"  # the attribute by which edits say that a module was quickened
 DECAY = "A_log"

@@ -10,7 +10,7 @@ from torch import fx
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Selector
 from ..editing.rewrite import Rewriter
-from ..ir import leaves
+from ..layers import leaves
 from ..layers.attention import UNKNOWN
 from ..planning.select import branches
 

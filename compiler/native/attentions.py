@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ir import leaves
+from ..layers import leaves
 
 _ATOL = 2e-5  # of float32 outputs of size one
 SHORT = 9  # keys, where no window is near

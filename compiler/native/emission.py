@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.native import KernelError
-from ..artifacts.companions import companions
+from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
 from ..words.context import Context
@@ -17,7 +17,7 @@ from .stored import write
 def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None:
     """Plan, weights and what a tokenizer needs. Rejects a program without a plan before anything is written."""
     plan = Reader(program, numbers).read()
-    companions(program, folder, ctx)
+    companions(program.model, ctx.origin, folder)
     try:
         write(plan, folder, facts(program.model, numbers.weights))
     except KernelError as error:  # a weight that is not finite, or no memory for it

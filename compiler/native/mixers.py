@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from ..capture.capture import flat
 from ..discovery.mixers.graphs import MixerGraph, mixer_graphs
 from ..ir.program import Program
 from ..ir.unit import argument_names
@@ -17,7 +18,7 @@ def with_mixers_open(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
     found = mixer_graphs(program) if program.opaque else {}
     graph, made = fx.Graph(), {}
-    for node in program.flat.graph.nodes:
+    for node in flat(program).graph.nodes:
         mixer = found.get(node.target) if node.op == "call_module" else None
         if mixer is None or mixer.graph is None:
             made[node] = graph.node_copy(node, made.__getitem__)

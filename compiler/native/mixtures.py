@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..ir import leaves
+from ..layers import leaves
 from . import linears, routers
 from .layout import Scattered
 from .plan import Entry

@@ -38,7 +38,8 @@ class Reader:
 
     def __init__(self, program: Program, weights: str | linears.Numbers, model: nn.Module | None = None):
         if has_two_sides(program.model):
-            raise refused_whole(program.model, "it is an encoder with a decoder, and the engine runs decoders alone")
+            why = "it is an encoder with a decoder, and the engine runs decoders alone"
+            raise refused_whole(program.model, why, help="`hf` writes it for transformers")
         self.model, self.graph = model or program.model, with_mixers_open(program)
         self.numbers = linears.Numbers(weights) if isinstance(weights, str) else weights
         config = self.model.config.get_text_config()

@@ -28,8 +28,8 @@ def refused(node: fx.Node, model: nn.Module, why: str) -> Reject:
     return Reject(cannot_run_natively(f"node `{node.name}` of {place}: {why}", help=_REMEDY))
 
 
-def refused_whole(model: nn.Module, why: str) -> Reject:
-    return Reject(cannot_run_natively(f"{type(model).__name__}: {why}", help=_REMEDY))
+def refused_whole(model: nn.Module, why: str, help: str = _REMEDY) -> Reject:
+    return Reject(cannot_run_natively(f"{type(model).__name__}: {why}", help=help))
 
 
 def innermost(node: fx.Node, model: nn.Module) -> tuple[str, nn.Module]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
@@ -95,6 +96,10 @@ class Plan:
     @property
     def seconds(self) -> float:
         return sum(s.seconds for s in self.stages if not s.cached)
+
+    def folder(self, out: Path) -> Path:
+        """The folder that the variant's artifacts go into."""
+        return out / self.recipe.variant if self.recipe.variant else out
 
     def key_of(self, name: str) -> str:
         """The key of a step's result; of the model itself, its identity."""

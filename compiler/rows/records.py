@@ -2,9 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.nearest import suggestion
@@ -16,6 +16,7 @@ bad_record = Fault("bad-record", "A line of a data file is not a record, or a fi
 no_field = Fault("no-field", "A data file has no field of the name that a recipe gives.")
 
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -61,3 +62,16 @@ def text_of(record: Record, name: str, number: int, path: str | Path) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise Reject(bad_record(f"`{name}` of record {number} of {path} is not text"))
     return str(value)
+
+
+def fitting(items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str) -> list[T]:
+    """Those that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
+    short = [item for item, size in zip(items, sizes, strict=True) if size <= length]
+    if len(short) < len(items) and (longer == "refuse" or not short):
+        raise Reject(
+            too_long(
+                f"{len(items) - len(short)} of {len(items)} {noun} exceed {length} tokens, the longest {max(sizes)}",
+                help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
+            )
+        )
+    return short

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...dsl.diagnostics import Fault, Reject
-from ..report.broken import breakage
-from ..store.regular import CONFIG, read_json
+from ...dsl.diagnostics import Reject
+from ..checkpoints.sentences import MODULES, json_of, modules, no_pooling
 from .forward import batches, evaluating, main_output
 from .inputs import arguments, padding, written
-
-no_pooling = Fault(
-    "no-pooling",
-    "How states of tokens become one vector is not known.\n\n"
-    "A folder of sentence-transformers says it in modules.json and 1_Pooling/config.json; `pooling` says it in a "
-    "recipe.",
-)
 
 Pooling = Callable[[Tensor, Tensor], Tensor]  # states [b, t, d], which of them count [b, t] -> [b, d]
 
@@ -97,7 +89,6 @@ _FLAGS = {
 }
 _WORDS = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max"}
 _MODULES = ("Transformer", "Pooling", "Normalize")
-MODULES = "modules.json"
 
 
 def pooling_of(folder: Path | None, asked: str) -> str:
@@ -107,7 +98,7 @@ def pooling_of(folder: Path | None, asked: str) -> str:
     if folder is None or not (folder / MODULES).is_file():
         return "mean"
     path = _pooling_path(folder)
-    told = _read(path)
+    told = json_of(path)
     found = [name for flag, name in _FLAGS.items() if told.get(flag) is True]
     word = told.get("pooling_mode")
     found = found or [_WORDS[word]] if word in _WORDS else found
@@ -123,7 +114,7 @@ def pooling_of(folder: Path | None, asked: str) -> str:
 
 def _pooling_path(folder: Path) -> Path:
     """The config of a folder's pooling; Reject where what follows the transformer is more than that."""
-    kinds = dict(_modules(folder))
+    kinds = dict(modules(folder))
     odd = [kind for kind in kinds if kind not in _MODULES]
     if odd or "Pooling" not in kinds:
         fact = f"has a module {odd[0]}, which effc does not run" if odd else "names no pooling"
@@ -134,26 +125,3 @@ def _pooling_path(folder: Path) -> Path:
     if not place.is_file():
         raise Reject(no_pooling(f"{folder / MODULES} names a pooling that is not there", help="fetch the folder again"))
     return place
-
-
-def module_paths(folder: Path) -> list[str]:
-    """The folders of a folder of sentence-transformers that hold more modules, the transformer's own left out."""
-    return [path for _, path in _modules(folder) if path]
-
-
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Kind and folder of each module that modules.json names; folders beside it are none."""
-    modules = _read(folder / MODULES)
-    named = [m for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
-    found = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in named]
-    outside = [path for _, path in found if Path(path).is_absolute() or ".." in Path(path).parts]
-    if outside:
-        raise Reject(no_pooling(f"{folder / MODULES} names {outside[0]}, which is outside of it", help="correct it"))
-    return found
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path, CONFIG)
-    except (OSError, ValueError, RecursionError) as error:
-        raise Reject(no_pooling(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..artifacts.verify import verify
 from ..judging.gate import in_unit
 from ..machine.fingerprint import machine
 from ..models import computing
-from ..report.progress import Listener, announce, hear, silent
+from ..report.progress import Listener, StageBegan, StageEnded, announce, hear, silent
 from ..report.quantity import measured
 from ..targets.hf import FORMS as CHECKPOINTS
 
@@ -91,9 +92,14 @@ def pick(
         raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
     check_free(into, force)
     name = _chosen(front, point, limits)
-    with hear(tell), announce("reading and checking files"):
-        verify_files(path, front, under=f"{POINTS}/{name}")
-    return name, write(into, build=_copy(path, front, name), force=force)
+    start = time.monotonic()
+    tell(StageBegan("pick", name))
+    with hear(tell):
+        with announce("reading and checking files"):
+            verify_files(path, front, under=f"{POINTS}/{name}")
+        manifest = write(into, build=_copy(path, front, name), force=force)
+    tell(StageEnded("pick", time.monotonic() - start))
+    return name, manifest
 
 
 def folder_of(path: Path, asked: str) -> Path:

@@ -1,21 +1,21 @@
 """Exchanging weights layer by layer for others that keep the outputs over rows of data."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from ...dsl.inputs import inputs
 from ...dsl.skeleton import Part, Skeleton
-from ...dsl.values import Ratio, Selector
+from ...dsl.values import DataRef, Ratio, Selector
 from ..ir.edits import is_below
 from ..planning import shrink
 from ..store.shards import Shards
 from ..words.context import Context
-from ..words.kinds import Effort
+from ..words.kinds import Effort, Lossy, Pass, param
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
@@ -26,45 +26,57 @@ if TYPE_CHECKING:
 
 # unit, weight [out, in], sums of x x^T or None where no row reached the module -> the weight that takes its place
 New = Callable[[str, Tensor, Tensor | None], Tensor]
-Solve = Callable[[Tensor, Tensor, float], Tensor]  # weight, sums, share of zeros -> weight
 
 
-@dataclass(frozen=True)
-class Zeros:
-    """The zeros that a recipe asks of linear modules whose other weights make up for them.
+class Zeros(Pass):
+    """Zeros in linear modules whose other weights make up for them."""
 
-    allocation   the shares of the layers: "uniform", "owl" or "searched"
-    """
+    keeps = Lossy()
+    acts_on = "linear"
+    determinism = "deterministic"
 
-    on: Selector | None
-    sparsity: Ratio
-    pattern: str
-    allocation: str
+    sparsity: Ratio = param("Share of the weights that become zero.", of=("weights",), gt=0, lt=1)
+    data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
+    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
+    pattern: Literal["any", "2:4", "4:8"] = param(
+        "Any weights, or two of every four or four of every eight inputs of an output.", default="any"
+    )
+    allocation: Literal["uniform", "owl", "searched"] = param(
+        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform"
+    )
 
-    def chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
-        """Raises Reject where the pattern fits a module or the share not."""
-        chosen = chosen_parts(skeleton, self.on)
-        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
-        return chosen
+    @abstractmethod
+    def solve(self, weight: Tensor, gram: Tensor, share: float) -> Tensor:
+        """A weight of one module with its share of zeros, for inputs of these products."""
 
-    def make(self, program: "Program", ctx: Context, rows: Tensor, new: Solve) -> None:
+    def run(self, program: "Program", ctx: Context) -> None:
         """Make them, from the first layer to the last, and say what became zero.
 
         A module that no row reached keeps its largest weights as they are.
         """
-        chosen, how = self.chosen(program.skeleton), self.allocation
+        chosen, how, rows = self._chosen(program.skeleton), self.allocation, ctx.rows(self.data)
         spread = allocation.shares(program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx)
 
-        def solve(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
+        def replacement(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             if gram is None:
                 return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
-            return new(weight, gram, spread[unit])
+            return self.solve(weight, gram, spread[unit])
 
-        zeros = exchanged(program, ctx, chosen, rows, solve)
+        zeros = exchanged(program, ctx, chosen, rows, replacement)
         note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
-    def effort(self, skeleton: Skeleton, rows: Tensor) -> Effort:
-        return effort(skeleton, chosen_parts(skeleton, self.on), rows, self.allocation)
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
+        self._chosen(skeleton)
+        return skeleton
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        return effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)
+
+    def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        chosen = chosen_parts(skeleton, self.on)
+        check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
+        return chosen
 
 
 def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:

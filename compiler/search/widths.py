@@ -15,8 +15,8 @@ import torch
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group
 from ..editing.rewrite import Rewriter
-from ..ir.leaves import module_role
 from ..ir.surgery import attribute, tensor_at
+from ..layers.leaves import module_role
 from .candidate import Candidate, Pool
 from .importance import ascending
 from .reconstruct import Reconstruction, silenced

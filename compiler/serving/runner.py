@@ -100,7 +100,7 @@ def try_out(runner: Runner) -> None:
 
 def runner_of(model: Any, label: str) -> Runner:
     """The native engine of an artifact that has one, else the model; Reject where that can't be served."""
-    from ..ir.leaves import is_state_space
+    from ..layers.leaves import is_state_space
     from ..native.model import NativeModel
 
     if isinstance(model, NativeModel):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Reject
 from ..artifacts.artifact import NOTES
-from ..artifacts.companions import companions
 from ..artifacts.load import other_kind
+from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..machine.environment import check_modules
 from ..words.context import Context
@@ -68,7 +68,7 @@ class Gguf(Target):
         folder = into / FOLDER
         folder.mkdir()
         notes = write(program.model, folder, self.type, ctx.origin.tokenizer())
-        companions(program, folder, ctx)
+        companions(program.model, ctx.origin, folder)
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 

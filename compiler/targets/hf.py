@@ -8,11 +8,11 @@ from typing import Any, Literal
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
 from ..artifacts.artifact import NOTES
-from ..artifacts.companions import companions
 from ..artifacts.compat import Padding, padding
 from ..artifacts.sealed import KEY, read_record, record, seal
 from ..artifacts.stock import stock_config
 from ..checkpoints.blank import cut_tables
+from ..checkpoints.companions import companions
 from ..checkpoints.rescaled import NOTE, as_stored, rescales
 from ..checkpoints.tensors import Piece, write_tensors
 from ..ir.program import Program
@@ -127,7 +127,7 @@ def write_stock(program: Program, into: Path, ctx: Context, shard_bytes: int, na
     folder, model = into / name, program.model
     folder.mkdir()
     write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
-    companions(program, folder, ctx)
+    companions(program.model, ctx.origin, folder)
     write_config(stock_config(model)[0], model, folder)
 
 
@@ -136,7 +136,7 @@ def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) 
     folder.mkdir()
     tensors = [*distinct(model), *cut_tables(model, program.edits.shapes).items()]
     write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
-    companions(program, folder, ctx)
+    companions(program.model, ctx.origin, folder)
     write_config(
         model.config,
         model,
@@ -149,7 +149,7 @@ def write_compat(program: Program, filled: Padding, into: Path, ctx: Context, sh
     folder = into / "compat"
     folder.mkdir()
     write_tensors(folder, filled.pieces(program), shard_bytes)
-    companions(program, folder, ctx)
+    companions(program.model, ctx.origin, folder)
     write_config(filled.config, program.model, folder)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Reject
-from ..artifacts.companions import companions
+from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..machine.environment import check_modules
 from ..words.context import Context
@@ -75,7 +75,7 @@ class Onnx(Target):
         refuse_two_sides(program.model, cannot_write_onnx)
         write(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):
-            companions(program, folder, ctx)
+            companions(program.model, ctx.origin, folder)
 
     def foresee(self, ctx: Context) -> None:
         from ..onnx.foresight import foresee

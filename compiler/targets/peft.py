@@ -5,8 +5,8 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.values import Bytes
-from ..artifacts.companions import companions
 from ..artifacts.stock import stock_config
+from ..checkpoints.companions import companions
 from ..ir.outcome import Outcome
 from ..machine.environment import check_modules
 from ..words.context import Context
@@ -58,7 +58,7 @@ class Peft(Target):
             )
         hf.write_stock(program, into, ctx, self.shard.value, BASE)
         outcome.save(into / ADAPTER, BASE)
-        companions(program, into / ADAPTER, ctx)
+        companions(program.model, ctx.origin, into / ADAPTER)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)

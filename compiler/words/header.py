@@ -2,7 +2,8 @@
 
 The header of a file on a shelf is its class's docstring, class-level literals and `param(...)` fields. What
 is read here equals what an import would give (tests/dsl/test_header.py), which is why a header has to be
-literal: numbers, strings, tuples, dicts, the values of dsl/values.py, `Close` and `Lossy`.
+literal: numbers, strings, tuples, dicts, the values of dsl/values.py, `Close` and `Lossy`. What several words
+share may stand in a class between them and their kind, which they import relatively: it is read the same way.
 """
 
 import ast
@@ -54,27 +55,58 @@ TYPES = {
 
 
 def read_header(kind: str, name: str, path: Path) -> Word:
-    """The declaration of the one class of a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    base = BASES[kind]
-    classes = [
-        n
-        for n in tree.body
-        if isinstance(n, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == base.__name__ for b in n.bases)
-    ]
-    assert len(classes) == 1, f"{path}: {len(classes)} classes derive from {base.__name__}, a word is one"
-    (found,) = classes
+    """The declaration of the one class of a file, and of classes of effc between it and its kind."""
+    base, tree = BASES[kind], ast.parse(path.read_text(encoding="utf-8"))
+    lines = [line for node in tree.body if isinstance(node, ast.ClassDef) and (line := _line(node, tree, path, base))]
+    assert len(lines) == 1, f"{path}: {len(lines)} classes derive from {base.__name__}, a word is one"
+    (line,) = lines
+    found, _ = line[-1]
     doc = ast.get_docstring(found)
     assert doc, f"{path}:{found.lineno}: the class {found.name} has no docstring"
     params, facts = inherited(base)
-    for statement in found.body:
+    for node, file in line:
+        _declare(node, file, params, facts)
+    return Word(kind, name, doc, tuple(params.values()), facts, str(path))
+
+
+def _line(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> list[tuple[ast.ClassDef, Path]]:
+    """The classes below `base` down to `node`, each with its file; none where `node` does not derive from it.
+
+    A base of the same file or of one that a relative import leads to is read there: what several words share.
+    """
+    names = [b.id for b in node.bases if isinstance(b, ast.Name) and b.id != node.name]
+    if base.__name__ in names:
+        return [(node, path)]
+    for name in names:
+        file = _source(name, tree, path)
+        above = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
+        for parent in above.body:
+            if isinstance(parent, ast.ClassDef) and parent.name == name and file:
+                line = _line(parent, above, file, base)
+                return [*line, (node, path)] if line else []
+    return []
+
+
+def _source(name: str, tree: ast.Module, path: Path) -> Path | None:
+    """The file in which a class of that name is written: this one, or the one that a relative import leads to."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path
+        if isinstance(node, ast.ImportFrom) and node.level and node.module and name in (n.name for n in node.names):
+            file = path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py")
+            return file if file.is_file() else None
+    return None
+
+
+def _declare(node: ast.ClassDef, path: Path, params: dict[str, Param], facts: dict[str, Any]) -> None:
+    """Add what a class declares; a parameter declared again keeps its place."""
+    for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and _is_param(statement.value):
             params[statement.target.id] = _param(statement, path)
         elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
             facts[statement.target.id] = _literal(statement.value, path)
         elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             facts[statement.targets[0].id] = _literal(statement.value, path)
-    return Word(kind, name, doc, tuple(params.values()), facts, str(path))
 
 
 def inherited(base: type) -> tuple[dict[str, Param], dict[str, Any]]:

@@ -13,9 +13,9 @@ from ...compiler.discovery.residual import through
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.editing.trial import without_branch, without_layer
 from ...compiler.ir.graphs import name_of
-from ...compiler.ir.leaves import module_role
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import tensor_at
+from ...compiler.layers.leaves import module_role
 from ...compiler.measuring.promise import outputs
 from ...compiler.search.widths import slice_all
 from ...compiler.words.context import Context

@@ -2,8 +2,8 @@
 
 from torch import fx
 
-from ...compiler.ir import leaves
 from ...compiler.ir.program import Program
+from ...compiler.layers import leaves
 from ...compiler.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Close, Pass, param

@@ -5,8 +5,8 @@ from functools import partial
 
 from torch import fx
 
-from ...compiler.ir import leaves
 from ...compiler.ir.program import Program
+from ...compiler.layers import leaves
 from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import decoding_accuracy
 from ...compiler.lowering.accuracy import Accuracy, rows_for

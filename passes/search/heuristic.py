@@ -5,11 +5,10 @@ from collections import Counter
 
 from ...compiler.families.explorer import Explorer, Genome
 from ...compiler.families.method import Method, sizes
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.values import MetricRef, Ratio
+from ...compiler.words.kinds import param
 
 
-class Heuristic(Method, Pass):
+class Heuristic(Method):
     """Evaluate the few choices of a family that training speaks for.
 
     They are the middle choice, the values that were drawn most often, and those of the lowest loss that training
@@ -25,25 +24,9 @@ class Heuristic(Method, Pass):
     Example: sizes = search.heuristic(measure: [perplexity(calib), params])
     """
 
-    keeps = Lossy()
     determinism = "deterministic"
-    takes = ("family",)
-    apart = {"report": "measure"}
-    gives = {"": "front"}
 
-    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
-    report: list[MetricRef] = param(
-        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
-    )
-    at_most: Ratio | None = param(
-        "The most that a choice may have, as a share of the largest one.",
-        of=("params", "flops", "bytes"),
-        gt=0,
-        le=1,
-        default=None,
-    )
     evals: int = param("Choices that are evaluated, at most.", default=8, ge=1, unit="choices")
-    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
         space, losses = explorer.space, explorer.family.losses

@@ -4,11 +4,9 @@ import random
 
 from ...compiler.families.explorer import Explorer, Genome, near
 from ...compiler.families.method import Method, drawn, pursue, sizes
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.values import MetricRef, Ratio
 
 
-class Hill(Method, Pass):
+class Hill(Method):
     """Climb from choices of a family to better neighbours.
 
     A neighbour is one step away in one dial. From the largest, the middle and the smallest choice on, a neighbour
@@ -23,26 +21,6 @@ class Hill(Method, Pass):
     et al. 2024, arXiv 2404.10934).
     Example: sizes = search.hill(measure: [perplexity(calib), params], evals: 12)
     """
-
-    keeps = Lossy()
-    determinism = "seeded"
-    takes = ("family",)
-    apart = {"report": "measure"}
-    gives = {"": "front"}
-
-    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
-    report: list[MetricRef] = param(
-        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
-    )
-    at_most: Ratio | None = param(
-        "The most that a choice may have, as a share of the largest one.",
-        of=("params", "flops", "bytes"),
-        gt=0,
-        le=1,
-        default=None,
-    )
-    evals: int = param("Choices that are evaluated, at most.", default=100, ge=1, unit="choices")
-    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
         pursue(explorer, lambda: self._next(explorer, chance))

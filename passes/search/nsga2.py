@@ -7,12 +7,11 @@ from ...compiler.families.explorer import Explorer
 from ...compiler.families.genetic import evolve
 from ...compiler.families.method import Method
 from ...compiler.machine.environment import check_modules
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import MetricRef, Ratio
 
 
-class Nsga2(Method, Pass):
+class Nsga2(Method):
     """Evolve choices of a family by NSGA-II.
 
     Each generation crosses and mutates the choices that few others beat and that lie far apart. A choice beyond
@@ -28,27 +27,10 @@ class Nsga2(Method, Pass):
     Example: sizes = search.nsga2(measure: [perplexity(calib), params], evals: 12, population: 4)
     """
 
-    keeps = Lossy()
-    determinism = "seeded"
-    takes = ("family",)
-    apart = {"report": "measure"}
-    gives = {"": "front"}
     extra: ClassVar[str] = "search"
     requires: ClassVar[tuple[str, ...]] = ("pymoo",)
 
-    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
-    report: list[MetricRef] = param(
-        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
-    )
-    at_most: Ratio | None = param(
-        "The most that a choice may have, as a share of the largest one.",
-        of=("params", "flops", "bytes"),
-        gt=0,
-        le=1,
-        default=None,
-    )
     evals: int = param("Choices that are evaluated, at most.", default=200, ge=1, unit="choices")
-    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
     population: int = param("Choices of a generation.", default=20, ge=4, unit="choices")
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

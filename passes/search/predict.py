@@ -7,13 +7,12 @@ import torch
 
 from ...compiler.families.explorer import Explorer, Genome, Values, near, unbeaten
 from ...compiler.families.method import Method, drawn, pursue, sizes
-from ...compiler.words.kinds import Lossy, Pass, param
-from ...dsl.values import MetricRef, Ratio
+from ...compiler.words.kinds import param
 
 RIDGE = 0.1  # of standardised measures
 
 
-class Predict(Method, Pass):
+class Predict(Method):
     """Let a model of few evaluations say which choices of a family are worth one.
 
     A third of the evaluations are the ends and draws. Then, again and again, a ridge regression over the dials'
@@ -30,25 +29,7 @@ class Predict(Method, Pass):
     Example: sizes = search.predict(measure: [perplexity(calib), params], evals: 12)
     """
 
-    keeps = Lossy()
-    determinism = "seeded"
-    takes = ("family",)
-    apart = {"report": "measure"}
-    gives = {"": "front"}
-
-    measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
-    report: list[MetricRef] = param(
-        "What is measured of the front alone, on rows not selected by.", default=(), distinct=True
-    )
-    at_most: Ratio | None = param(
-        "The most that a choice may have, as a share of the largest one.",
-        of=("params", "flops", "bytes"),
-        gt=0,
-        le=1,
-        default=None,
-    )
     evals: int = param("Choices that are evaluated, at most.", default=60, ge=1, unit="choices")
-    points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
     pool: int = param("Choices that are foretold for each that is evaluated.", default=200, ge=1, unit="choices")
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:

@@ -1,18 +1,13 @@
 """Make weights of linear modules zero, and let the weights behind each make up for it."""
 
-from functools import partial
-from typing import Literal
+from torch import Tensor
 
-from ...compiler.ir.program import Program
 from ...compiler.search.solving import Zeros
 from ...compiler.search.updates import sparsegpt
-from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
-from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...compiler.words.kinds import param
 
 
-class SparseGpt(Pass):
+class SparseGpt(Zeros):
     """Make weights of linear modules zero, and let the weights behind each make up for it.
 
     Inputs are settled from the first to the last. In blocks of 128 those weights become zero that the outputs
@@ -29,34 +24,7 @@ class SparseGpt(Pass):
     Example: sps = sparsify.sparsegpt(on: "*_proj", sparsity: 50% of weights, data: calib)
     """
 
-    keeps = Lossy()
-    acts_on = "linear"
-    determinism = "deterministic"
-
-    sparsity: Ratio = param("Share of the weights that become zero.", of=("weights",), gt=0, lt=1)
-    data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
-    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
-    pattern: Literal["any", "2:4", "4:8"] = param(
-        "Any weights, or two of every four or four of every eight inputs of an output.", default="any"
-    )
-    allocation: Literal["uniform", "owl", "searched"] = param(
-        "How zeros spread over the layers: alike, by outliers, or by what they cost there.", default="uniform"
-    )
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
-    def run(self, program: Program, ctx: Context) -> None:
-        self._zeros.make(
-            program, ctx, ctx.rows(self.data), partial(sparsegpt, pattern=self.pattern, damping=self.damping)
-        )
-
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""
-        self._zeros.chosen(skeleton)
-        return skeleton
-
-    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return self._zeros.effort(skeleton, ctx.rows(self.data))
-
-    @property
-    def _zeros(self) -> Zeros:
-        return Zeros(self.on, self.sparsity, self.pattern, self.allocation)
+    def solve(self, weight: Tensor, gram: Tensor, share: float) -> Tensor:
+        return sparsegpt(weight, gram, share, pattern=self.pattern, damping=self.damping)

@@ -91,8 +91,13 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     ctx = replace(ctx, origin=replace(ctx.origin, build=lambda: type(model)(model.config)))
     with pytest.raises(Reject) as refused:
         ctx.shelf.load("target", word)(path="x").foresee(ctx)
-    said = refused.value.diagnostics[0].message
-    assert "an encoder with a decoder" in said or "no GGUF of `bart`" in said or "package" in said
+    (found,) = refused.value.diagnostics
+    assert (
+        "an encoder with a decoder" in found.message
+        or "no GGUF of `bart`" in found.message
+        or "package" in found.message
+    )
+    assert "pt2" not in found.help, "which refuses them too"
 
 
 @pytest.mark.parametrize("clock", [timing.prefill_step, timing.decode_step])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.capture import patches
 from effc.compiler.capture.calls import other_calls, record
-from effc.compiler.capture.capture import capture
+from effc.compiler.capture.capture import capture, flat
 from effc.compiler.capture.sample import sample, tokens
 from effc.compiler.ir.integers import Sourced, evaluate
 from effc.compiler.measuring.equivalence import compare, observe
@@ -44,7 +44,7 @@ def test_experts_states_and_encoders_are_captured_exactly_too(name):
     reference = copy.deepcopy(model)
     program = capture(model)
     assert compare(reference, bind(program)) == 0.0
-    assert program.units and program.flat
+    assert program.units and flat(program)
 
 
 @pytest.mark.parametrize("name", ["bert", "rwkv"])
@@ -108,11 +108,11 @@ def test_checkpointing_recomputes_a_bound_layer_in_the_backward_pass():
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_the_flat_graph_gives_the_models_logits_on_another_padded_shape(name):
     model = tiny.model(name)
-    flat = capture(model).flat
+    whole = flat(capture(model))
     given = tokens(128, 3, 11, 3)
     values = {**given, "cache": DynamicCache(config=model.config)}
     with torch.no_grad():
-        made = flat.function()(model, *(values[name] for name in flat.placeholders))
+        made = whole.function()(model, *(values[name] for name in whole.placeholders))
         assert torch.equal(made, model(**given).logits)
 
 
@@ -181,7 +181,7 @@ def test_the_meta_device_gives_the_same_programs(name):
         empty = tiny.blank(name)
     program = capture(empty)
     assert [unit.key for unit in program.units.values()] == [unit.key for unit in real.units.values()]
-    assert program.flat.key == real.flat.key
+    assert flat(program).key == flat(real).key
     assert program.skeleton == real.skeleton  # all that a plan reads
 
 
@@ -209,7 +209,7 @@ def test_notes_on_nodes_are_plain_data():
         return isinstance(value, (int, str, type(None))) or (isinstance(value, tuple) and all(map(plain, value)))
 
     program = capture(tiny.model("qwen3"))
-    nodes = [node for unit in (program.flat, *program.units.values()) for node in unit.graph.nodes]
+    nodes = [node for unit in (flat(program), *program.units.values()) for node in unit.graph.nodes]
     assert all(plain(value) for node in nodes for value in node.meta.values())
     assert {"attention", "rotary", "cache_update", "norm", "activation", "linear"} <= {
         node.meta.get("role") for node in nodes
@@ -221,7 +221,7 @@ def test_no_activation_outlives_the_capture():
     gc.collect()
     before = {id(x) for x in gc.get_objects() if isinstance(x, torch.Tensor)}
     program = capture(model)
-    assert program.flat
+    assert flat(program)
     gc.collect()
     kept = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and id(x) not in before]
     assert {id(x) for x in kept} <= {id(x) for x in program.inputs.values()}
@@ -256,7 +256,7 @@ def _state_of_the_world(model):
 def test_everything_that_is_exchanged_while_tracing_is_put_back():
     model = tiny.model("gemma3_text").train()
     before = _state_of_the_world(model)
-    assert capture(model).flat
+    assert flat(capture(model))
     assert _state_of_the_world(model) == before
     assert all(m.training for m in model.modules())
 

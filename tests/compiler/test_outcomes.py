@@ -112,7 +112,9 @@ def test_every_point_was_reopened_in_a_process_of_its_own(front):
 
 def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tmp_path):
     path = front.artifacts[0].path
-    name, manifest = pick(path, tmp_path / "small", limits=(Limit("params", "1B"),))
+    events = []
+    name, manifest = pick(path, tmp_path / "small", limits=(Limit("params", "1B"),), tell=events.append)
+    assert {e.stage for e in events if type(e).__name__ in ("StageBegan", "StageEnded")} == {"pick"}
     best = min(read_manifest(path).members, key=lambda m: m["measures"][0][1])["name"]
     assert name == best and manifest.kind == "hf" and manifest.checks
     ids = torch.arange(5)[None]
@@ -170,7 +172,8 @@ def test_a_front_is_tested_again_point_by_point(front):
     from effc.compiler.judging.retest import test_artifact as again
 
     path = front.artifacts[0].path
-    (tested,) = again(path, path.parents[1] / "r.effspec", api.Settings(path.parents[1] / "cache", threads=1))
+    session = api.session(path.parents[1] / "r.effspec", cache_dir=path.parents[1] / "cache", threads=1)
+    (tested,) = again(path, session, api.plans(session))
     assert [o.state for o in tested.outcomes] == ["ok", "ok", "missed"]
 
 
@@ -317,5 +320,6 @@ emit lean { hf("a", form: compact)  pt2("b") }
 """
     )
     compiled(tmp_path, text)
-    tested = again(api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1), tmp_path / "out")
+    session = api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
+    tested = again(session, api.plans(session), tmp_path / "out")
     assert [(t.path.name, [o.state for o in t.outcomes]) for t in tested] == [("b", ["ok"])]

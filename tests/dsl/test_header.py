@@ -84,6 +84,37 @@ def test_types_choices_bounds_and_facts_are_read(tmp_path):
     assert word.summary == "Do something."
 
 
+def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
+    (tmp_path / "shared.py").write_text(
+        dedent(
+            """
+        class Step(Pass):
+            takes = ("family",)
+            count: int = param("How many.", default=1)
+            rate: float = param("How fast.", default=0.5)
+        class Slow(Step):
+            count: int = param("How many.", default=2)
+        """
+        ),
+        encoding="utf-8",
+    )
+    word = read_header(
+        "pass",
+        "word",
+        written(
+            tmp_path,
+            '''
+        from .shared import Slow
+        class Some(Slow):
+            """Do something."""
+            seed: int = param("Which.", default=3)
+        ''',
+        ),
+    )
+    assert [(p.name, p.default) for p in word.params] == [("count", 2), ("rate", 0.5), ("seed", 3)]
+    assert word.facts["takes"] == ("family",) and word.doc == "Do something."
+
+
 @pytest.mark.parametrize(
     "body, said",
     [

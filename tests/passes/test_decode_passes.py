@@ -10,7 +10,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
-from effc.compiler.ir import leaves
+from effc.compiler.layers import leaves
 from effc.compiler.layers.attention import PackedLayer
 from effc.compiler.measuring.equivalence import compare
 from effc.compiler.measuring.promise import Promise

@@ -15,8 +15,8 @@ from ...capture.calls import Call, split
 from ...capture.sample import prepared
 from ...capture.signature import call_signature, module_signature
 from ...capture.trace import trace
-from ...ir.leaves import is_state_space
 from ...ir.unit import argument_names
+from ...layers.leaves import is_state_space
 from ...rows.forward import without_dropout
 
 if TYPE_CHECKING:

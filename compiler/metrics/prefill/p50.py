@@ -1,15 +1,9 @@
 """How long it takes to read a prompt, in the median."""
 
-from typing import ClassVar
-
-from torch import nn
-
-from ...measuring.timing import Clock, percentile, prefill_step
-from ...words.context import Context
-from ...words.kinds import Metric, param
+from ...measuring.waits import Prefill
 
 
-class P50(Metric):
+class P50(Prefill):
     """How long it takes to read a prompt, in the median.
 
     One forward over a prompt of random tokens that fills the KV cache, batch 1, after warm-up runs, repeated;
@@ -19,14 +13,4 @@ class P50(Metric):
     Example: prefill.p50 <= 0.75 * base
     """
 
-    unit: ClassVar[str] = "ms"
-    timed: ClassVar[bool] = True
-
-    prompt: int = param("Tokens of the prompt.", default=128, ge=1, unit="tokens")
-    repeats: int = param("How many forwards are timed.", default=10, ge=1)
-
-    def measure(self, model: nn.Module, ctx: Context) -> float:
-        return self.clock(model).measure(model)
-
-    def clock(self, model: nn.Module) -> Clock:
-        return Clock(prefill_step(model, self.prompt), self.repeats, lambda seconds: 1e3 * percentile(seconds, 50))
+    percent = 50

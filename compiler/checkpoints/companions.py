@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
-from ..checkpoints.folder import TOKENIZER_FILES
-from ..ir.program import Program
-from ..rows.states import MODULES, module_paths
-from ..words.context import Context
+from transformers import PreTrainedModel
+
+from .folder import TOKENIZER_FILES
+from .origin import Origin
+from .sentences import MODULES, module_paths
 
 # Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
 _COMPANIONS = (
@@ -24,9 +25,8 @@ _SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_ber
 _MODULE_FILES = ("config.json", "model.safetensors")
 
 
-def companions(program: Program, folder: Path, ctx: Context) -> None:
+def companions(model: PreTrainedModel, origin: Origin, folder: Path) -> None:
     """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
-    origin, model = ctx.origin, program.model
     found = [f for f in (origin.folder / n for n in _COMPANIONS) if f.is_file()] if origin.folder else []
     for file in found:
         shutil.copyfile(file, folder / file.name)

@@ -94,7 +94,7 @@ def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: A
 @leaf("attention")
 def grouped_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
     """As `attention`, but of one new token the query heads that share keys are rows of one product."""
-    from ..layers.attention import as_rows
+    from .attention import as_rows
 
     found = as_rows(module, q, k, v, mask, options)
     return attention(module, q, k, v, mask, **options) if found is None else (found, None)
@@ -120,7 +120,7 @@ def packed_attention(
 
     A prompt attends to itself whole. Without a cache nothing is forgotten.
     """
-    from ..layers.attention import layer_of, packed_step, padding_of
+    from .attention import layer_of, packed_step, padding_of
 
     layer = None if cache is None else layer_of(cache, layer_idx, (keep_keys, keep_values), window, sinks)
     if layer is not None and layer.length:
