@@ -6,6 +6,7 @@ from torch import nn
 
 from ..layers.linear import params
 from ..native.model import NativeModel
+from ..onnx.model import OnnxModule
 from ..words.context import Context
 from ..words.kinds import Metric
 
@@ -25,6 +26,6 @@ class Params(Metric):
     exact: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        if isinstance(model, NativeModel):
+        if isinstance(model, (NativeModel, OnnxModule)):  # their weights are no parameters
             return model.facts["params"]
         return params(model)

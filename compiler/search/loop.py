@@ -15,7 +15,7 @@ from ...dsl.values import DataRef, MetricRef, handles
 from ..data.generated import Generated
 from ..editing.rehearsal import frees_nothing, layer_needed
 from ..machine.memory import room_for
-from ..report.progress import Said, Ticked
+from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
@@ -269,8 +269,10 @@ class Search:
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
         left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
         note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
-        self.ctx.tick(Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note))
-        return self.journal.remember(f"{number}:{candidate.name}", lambda: self._measure(candidate, metric))
+        tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
+        self.ctx.tick(tick)
+        with hear(partial(_within, tick, self.ctx.tick)):
+            return self.journal.remember(f"{number}:{candidate.name}", lambda: self._measure(candidate, metric))
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
@@ -311,6 +313,14 @@ class Search:
         if metric not in self.prefixes:
             self.prefixes[metric] = Prefix(self.program, room_for(self.ctx.settings.max_memory))
         return self.prefixes[metric]
+
+
+def _within(tick: Ticked, tell: Listener, event: Event) -> None:
+    """Tell where the many batches of one candidate are as part of what goes on; one batch hides nothing."""
+    if not isinstance(event, Ticked):
+        tell(event)
+    elif event.total > 1:
+        tell(Ticked(tick.label, tick.done, tick.total, f"{tick.note}, {event.label} {event.done}/{event.total}"))
 
 
 def _parameters(program: "Program") -> int:

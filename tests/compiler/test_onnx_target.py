@@ -10,8 +10,10 @@ from effc.compiler import api
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
+from effc.compiler.metrics.params import Params
 from effc.compiler.targets.onnx import Onnx
 from effc.compiler.words.context import Settings
+from effc.compiler.words.kinds import Wish
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny, worlds
@@ -193,3 +195,5 @@ def test_encoders_vision_models_and_plain_modules_are_written_as_they_are(tmp_pa
     ):
         folder, target = emitted(tmp_path / str(number), model.eval())
         assert verify(folder, model, target.forms())
+        opened, _ = type(target).open(folder / "onnx", Wish())
+        assert Params().measure(opened, None) == sum(p.numel() for p in model.parameters())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.trial import running
+from effc.compiler.report.progress import Ticked, hear
 from effc.compiler.search.branches import Layers
 from effc.compiler.search.importance import l1
 from effc.compiler.search.saving import Ledger
@@ -69,6 +70,19 @@ def test_blocks_go_in_the_order_of_an_exhaustive_oracle(tmp_path, seed):
     sites = [f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn", "mlp")]
     program = pruned(tmp_path, model, "prune.blocks", remove=3)
     assert [note["cut"] for note in program.notes if "cut" in note] == greedy_oracle(model, sites, 3)
+
+
+def test_while_candidates_are_scored_progress_says_which_cut_it_is(tmp_path):
+    """The one batch of a candidate said `batches of rows 0/1` over it, for minutes."""
+    recipe, heard = recipe_of([("step", "prune.blocks", {"remove": 2})]), []
+    ctx = context_of(tmp_path, tiny.model("llama"), recipe)
+    ctx.settings = dataclasses.replace(ctx.settings, tell=heard.append)
+    with hear(ctx.tick):
+        ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(tiny.model("llama")), ctx)
+    labels = [event.label for event in heard if isinstance(event, Ticked)]
+    first = labels.index("cut 1, % of the budget")
+    assert {"cut 1, % of the budget", "cut 2, % of the budget"} <= set(labels)
+    assert not [label for label in labels[first : labels.index("cut 2, % of the budget")] if "batches" in label]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2", "gpt_neox"])
