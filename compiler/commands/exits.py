@@ -1,7 +1,6 @@
 """The one exit path: every exception becomes diagnostics and an exit code of `dsl.diagnostics.EXITS`."""
 
 import errno
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -146,25 +145,25 @@ def _memory(error: BaseException) -> Diagnostic:
 
 def _usage(error) -> Diagnostic:
     """Typer's words in our style: what is wrong, and apart from it what to do."""
-    message = _OPTION.sub(r"unknown option \1", error.format_message().replace("Invalid value: ", "").strip())
+    message = error.format_message().replace("Invalid value: ", "").strip()
     path = error.ctx.command_path if getattr(error, "ctx", None) else "effc"
     help = f"`{path} --help` lists what it takes"
     for mark in (" Did you mean ", " (Possible options: ", " (Did you mean one of: "):
         message, found, near = message.partition(mark)
         if found:
-            near = _OPTION_NAME.sub(r"\1", near.partition("?")[0].rstrip(")"))
-            help = f"did you mean {near}?"
+            help = f"did you mean {near.partition('? (')[0].rstrip('?)')}?"  # two libraries may each say it
             break
+    if message.startswith("No such option"):  # in quotes from click 8.5 on
+        message, help = message.replace("'", ""), help.replace("'", "")
     for theirs, ours in _USAGE.items():
         if message.startswith(theirs):
             message = ours + message.removeprefix(theirs)
     return usage(message.rstrip(".").replace("'", "`"), help=help.replace("'", "`"))
 
 
-# click since 8.3 has an option's name in quotes, the typer of its own has not
-_OPTION = re.compile(r"^No such option:? '?(-[^'\s]*[^'\s.])'?")
-_OPTION_NAME = re.compile(r"'(-[^']*)'")
 _USAGE = {
+    "No such option: ": "unknown option ",
+    "No such option ": "unknown option ",
     "No such command ": "unknown verb ",
     "Missing argument ": "missing argument ",
     "Missing option ": "missing option ",

@@ -26,7 +26,7 @@ def job(folder: Path) -> list[str]:
 def test_a_job_that_ends_badly_says_why_and_the_next_is_not_touched_by_it(mine, tmp_path):
     for _ in range(2):
         done = mine.run(job(tmp_path), ENV, 120)
-        assert done.returncode == 1 and "config.json" in done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "FileNotFoundError" in done.stderr.splitlines()[-1]
     assert mine.serves(ENV)
 
 
