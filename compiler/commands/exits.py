@@ -151,8 +151,10 @@ def _usage(error) -> Diagnostic:
     for mark in (" Did you mean ", " (Possible options: ", " (Did you mean one of: "):
         message, found, near = message.partition(mark)
         if found:
-            help = f"did you mean {near.rstrip('?)')}?"
+            help = f"did you mean {near.partition('? (')[0].rstrip('?)')}?"  # two libraries may each say it
             break
+    if message.startswith("No such option"):  # in quotes from click 8.5 on
+        message, help = message.replace("'", ""), help.replace("'", "")
     for theirs, ours in _USAGE.items():
         if message.startswith(theirs):
             message = ours + message.removeprefix(theirs)
@@ -161,6 +163,7 @@ def _usage(error) -> Diagnostic:
 
 _USAGE = {
     "No such option: ": "unknown option ",
+    "No such option ": "unknown option ",
     "No such command ": "unknown verb ",
     "Missing argument ": "missing argument ",
     "Missing option ": "missing option ",
