@@ -6,6 +6,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
+from ...dsl.render import on_a_line
 from ..checkpoints.safetensors_header import Slot, read_header
 from ..report.quantity import measured, size
 from .load import forms_of
@@ -46,7 +47,8 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            lines.append(f"  {row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}")
+            said = f"{row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}"
+            lines.append(f"  {on_a_line(said)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
         return "\n".join(lines).lstrip("\n") + "\n"
