@@ -48,7 +48,7 @@ def written(tmp_path_factory):
     program = torch.export.export(
         Net().eval(), (), {"x": torch.ones(2, 4)}, dynamic_shapes={"x": {0: torch.export.Dim.AUTO}}
     )
-    exported.write(program, ("x",), folder)
+    exported.write(program, ("x",), folder, params=20)
     with zipfile.ZipFile(folder / exported.FILE) as archive:
         return {item.filename.partition("/")[2]: archive.read(item) for item in archive.infolist()}
 
@@ -283,3 +283,9 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     for body in (b"", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18, b"x" * 1000):
         (tmp_path / exported.FILE).write_bytes(body)
         refusal(lambda: exported.read(tmp_path))
+
+
+@pytest.mark.parametrize("text", ['{"params": -1}', '{"params": true}', '{"params": 1e9}', "[]", "{}", "x", "\xff"])
+def test_a_count_of_another_form_beside_a_program_is_refused(written, reading, tmp_path, text):
+    (tmp_path / exported.FACTS).write_bytes(text.encode("latin1"))
+    assert "states no number of params" in refusal(lambda: reading(written))
