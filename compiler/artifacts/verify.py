@@ -221,8 +221,9 @@ def _widest(expected: Mapping[str, torch.Tensor]) -> float:
     return max(_spread(t) for t in expected.values() if t.is_floating_point())
 
 
-# Of the tokens of an output. Random mixtures of 4 experts in 3 layers, two chosen, part from torch in up to one of 12.
-MOST = 0.75
+# Of the tokens of an output. A token that met another expert takes those after it in its row along, so it cannot be
+# nearly all; a fault that strikes the padded row alone, two in five of the tokens, is refused.
+MOST = 0.625
 _FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
