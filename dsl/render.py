@@ -1,6 +1,7 @@
 """Diagnostics for people, for programs and for GitHub; and their fixes put into the text."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Literal
 from unicodedata import category
@@ -13,6 +14,7 @@ Format = Literal["text", "json", "github"]
 SCHEMA = 1
 
 _UNSEEN = "\N{REPLACEMENT CHARACTER}"
+_LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "gutter": "1;34", "bold": "1"}
 
 
@@ -34,7 +36,7 @@ def _text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(what: str, text: str) -> str:
         return f"\x1b[{_COLORS[what]}m{text}\x1b[0m" if color and text else text
 
-    severity, message = diagnostic.severity, visible(diagnostic.message)
+    severity, message = diagnostic.severity, visible(on_a_line(diagnostic.message))
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
         lines += _places(diagnostic, diagnostic.span, paint)
@@ -54,7 +56,7 @@ def _places(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     for arrow, (name, spans) in zip(["-->"] + [":::"] * len(marks), marks.items(), strict=False):
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
-        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(name)}:{line}:{column}")
+        lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(on_a_line(name))}:{line}:{column}")
         for gutter, text, mark in excerpt.rows():
             tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
             lines.append((paint("gutter", gutter) + (paint(tint, text) if tint else text)).rstrip())
@@ -66,6 +68,11 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in "\n\t" or c.isprintable() or category(c) == "Zs" else _UNSEEN for c in text)
+
+
+def on_a_line(text: str) -> str:
+    """A name or a fact without line ends, so that what it says does not pass for a line of ours."""
+    return _LINE_END.sub(_UNSEEN, text)
 
 
 # JSON

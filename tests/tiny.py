@@ -44,6 +44,7 @@ _CONFIGS = {
     "gpt_neox": {**_COMMON, "intermediate_size": 96},
 }
 NAMES = tuple(_CONFIGS)
+STAND = ("llama", "gemma2", "gpt2", "phi3", "gpt_neox")  # for all of them, where each run can not try each
 
 _MOE = {
     **_GATED,

@@ -6,7 +6,8 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.safetensors_header import read_header
+from ...dsl.render import on_a_line
+from ..checkpoints.safetensors_header import Slot, read_header
 from ..report.quantity import measured, size
 from .load import forms_of
 from .manifest import Manifest, read_manifest
@@ -46,7 +47,8 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            lines.append(f"  {row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}")
+            said = f"{row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}"
+            lines.append(f"  {on_a_line(said)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
         return "\n".join(lines).lstrip("\n") + "\n"
@@ -74,8 +76,17 @@ def _sizes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
         {"kind": one.kind, "forms": _forms(one), "bytes": one.bytes},
         {"kind": two.kind, "forms": _forms(two), "bytes": two.bytes},
     )
-    counts = [sum(_product(shape) for shape in shapes_of(p, m).values()) for p, m in ((a, one), (b, two))]
-    yield from _facts("size", {"params": counts[0]}, {"params": counts[1]})
+    yield from _facts("size", {"params": _params(a, one)}, {"params": _params(b, two)})
+
+
+def _params(path: Path, manifest: Manifest) -> Any:
+    """How many numbers an artifact holds: as measured, else as stored where every tensor holds plain numbers."""
+    for measure in manifest.measures:
+        if measure.metric == "params":
+            return int(measure.compiled) if _is_number(measure.compiled) else "not known"
+    slots = stored(path, manifest).values()
+    plain = bool(slots) and all("F" in slot.dtype for slot in slots)
+    return sum(_product(slot.shape) for slot in slots) if plain else "not known"
 
 
 def _forms(manifest: Manifest) -> str:
@@ -84,13 +95,18 @@ def _forms(manifest: Manifest) -> str:
 
 def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Shapes of all stored tensors: of the truest form where there are several."""
+    return {name: slot.shape for name, slot in stored(path, manifest).items()}
+
+
+def stored(path: Path, manifest: Manifest) -> dict[str, Slot]:
+    """Tensors in files of safetensors, of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
     for form in forms_of(manifest.kind):
         if any(n.startswith(f"{form}/") for n in names):
             names = [n for n in names if n.startswith(f"{form}/")]
             break
     headers = [read_header(path / name) for name in sorted(names)]
-    return {name: slot.shape for header in headers for name, slot in header.slots.items()}
+    return {name: slot for header in headers for name, slot in header.slots.items()}
 
 
 def _shapes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..report.broken import first_line
-from ..store.regular import check_regular
+from ..store.regular import check_regular, parse_json, read_regular
 from .verify_child import Exported
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FOLDER, FILE, NAMES = "program", "model.pt2", "inputs.json"
 KERNELS = "kernels.json"  # beside the program: which of effc's ops it calls, where it calls any
+FACTS = "facts.json"  # beside it, too: how many numbers the model holds, which packed weights don't tell
+_MOST_FACTS = 1 << 12
 
 refused_program = Fault(
     "refused-program",
@@ -26,8 +28,10 @@ refused_program = Fault(
 )
 
 
-def write(program: Any, names: tuple[str, ...], folder: Path) -> list[str]:
+def write(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
     """The names of effc's ops that it calls.
+
+    params   how many numbers the model holds
 
     Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
     """
@@ -40,6 +44,7 @@ def write(program: Any, names: tuple[str, ...], folder: Path) -> list[str]:
     ops = sorted({name for name in called if name.startswith("effc.")})
     if ops:
         (folder / KERNELS).write_text(json.dumps(ops) + "\n", encoding="utf-8")
+        (folder / FACTS).write_text(json.dumps({"params": params}) + "\n", encoding="utf-8")
     return ops
 
 
@@ -78,16 +83,30 @@ def _archive(path: Path) -> "Archive":
         raise Reject(refused_program(f"{path} can't be read: {error.strerror}")) from error
 
 
+def _params(folder: Path) -> int | None:
+    """What a program with packed weights says that it holds; None where it has none, or does not say."""
+    path = folder / FACTS
+    if not path.exists():
+        return None
+    try:
+        told = parse_json(read_regular(path, _MOST_FACTS))["params"]
+        if type(told) is int and 0 < told < 1 << 48:
+            return told
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise Reject(refused_program(f"{path} states no number of params", help="compile it again with this effc"))
+
+
 def read(folder: Path) -> Exported:
     """Raises Reject (refused-program) on a file that holds anything but listed calls and plain tensors."""
     from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
 
     path = folder / FILE
-    archive = _archive(path)
+    archive, held = _archive(path), _params(folder)
     try:
         data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
         made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
-        return Exported(made.module(), archive.inputs)
+        return Exported(made.module(), archive.inputs, held)
     except MemoryError:
         raise
     except Exception as error:  # torch reads what is listed, and may still find that it makes no program

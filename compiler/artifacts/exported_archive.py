@@ -153,14 +153,17 @@ def _payloads(text: bytes, folder: str, entries: dict[str, Entry], whole: mmap.m
         table = parse_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
-    rows: dict[str, torch.Tensor] = {}
+    rows: dict[Any, torch.Tensor] = {}
     return {name: _tensor(name, meta, folder, entries, whole, rows) for name, meta in table}
 
 
 def _tensor(
-    name: str, meta: Any, folder: str, entries: dict[str, Entry], whole: mmap.mmap, rows: dict[str, torch.Tensor]
+    name: str, meta: Any, folder: str, entries: dict[str, Entry], whole: mmap.mmap, rows: dict[Any, torch.Tensor]
 ) -> torch.Tensor:
-    """A tensor over its file's bytes; those that share a file share memory."""
+    """A tensor over its file's bytes; those that share a file share memory, and those that are tied are one.
+
+    rows   what was read already: bytes of a file by its name, tensors by all that is said of them
+    """
     try:
         place, layout = f"{folder}{meta['path_name']}", meta["tensor_meta"]
         dtype = _DTYPES[layout["dtype"]]
@@ -187,6 +190,10 @@ def _tensor(
         row = rows[place] = torch.frombuffer(whole, dtype=torch.uint8, count=entry.size, offset=entry.at)
     if entry.at % width:
         row = rows[place] = row.clone()  # torch reads numbers from where they are aligned
-    found = row.view(dtype).as_strided(sizes, strides, offset)
     trained = bool(layout.get("requires_grad")) and dtype.is_floating_point
-    return torch.nn.Parameter(found, requires_grad=trained) if meta.get("is_param") is True else found
+    learned = meta.get("is_param") is True
+    key = (place, dtype, *sizes, *strides, offset, learned, trained)
+    if key not in rows:
+        found = row.view(dtype).as_strided(sizes, strides, offset)
+        rows[key] = torch.nn.Parameter(found, requires_grad=trained) if learned else found
+    return rows[key]

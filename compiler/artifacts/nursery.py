@@ -62,6 +62,8 @@ class Nursery:
                 self.end()
                 raise
             text = said.read_text(errors="replace") if said.exists() else ""
+            if not answer and self.process.wait() == 0:
+                raise BrokenPipeError("it idled, and ended with our word unread")
             return Done(int(answer) if answer else -abs(self.process.wait()), text)
 
     def end(self) -> None:

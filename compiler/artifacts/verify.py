@@ -130,7 +130,7 @@ def reopen(
             )
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
-        if done.returncode:
+        if done.returncode or not outputs.is_file():
             raise Reject(_died(folder, done))
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 

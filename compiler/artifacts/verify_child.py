@@ -174,11 +174,13 @@ class Exported(nn.Module):
 
     One of tokens needs no mask where all are seen, and no positions where they count what is seen. It knows no
     training.
+
+    params   how many numbers its packed weights stand for together with all others, where it has any
     """
 
-    def __init__(self, program: nn.Module, names: tuple[str, ...]):
+    def __init__(self, program: nn.Module, names: tuple[str, ...], params: int | None = None):
         super().__init__()
-        self.program, self.names = program, names
+        self.program, self.names, self.params = program, names, params
         self.training = False
 
     def forward(self, *args: torch.Tensor, **given: torch.Tensor):

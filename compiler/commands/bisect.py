@@ -30,9 +30,10 @@ def register(app: typer.Typer) -> None:
         with shared.listening() as tell:
             session = shared.session(recipe, tell)
             plans = api.plans(session)
-            asked = [(p, b) for p in plans for b in p.pipeline.expects if not b.part and _is_meant(b, gate)]
+            whole = [(p, b) for p in plans for b in p.pipeline.expects if not b.part]  # of the result, not of a target
+            asked = [(p, b) for p, b in whole if _is_meant(b, gate)]
             if len(asked) != 1:
-                raise Reject(_unclear(asked or [(p, b) for p in plans for b in p.pipeline.expects], bool(asked), gate))
+                raise Reject(_unclear(asked or whole, bool(asked), gate))
             blame = api.bisect(session, *asked[0])
         return report(blame, shared)
 
@@ -48,7 +49,8 @@ def _unclear(bounds, several: bool, gate: str):
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
     said = f"{len(bounds)} bounds begin with `{gate}`" if several else f"no bound begins with `{gate}`"
-    return unknown_gate(said, help=f"--gate takes one of {', '.join(texts[:8])}" if texts else "add an `expect` block")
+    help = f"--gate takes one of {', '.join(texts[:8])}" if texts else "add a bound without `in` to `expect`"
+    return unknown_gate(said, help=help)
 
 
 def report(blame: "Blame", shared: Shared) -> int:

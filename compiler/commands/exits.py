@@ -70,10 +70,10 @@ no_network = Fault(
 MEANINGS = {
     "success": "success, also where all was cached",
     "failure": "a pass or effc itself broke",
-    "usage": "unknown flag or argument",
+    "usage": "unknown flag or argument, or a folder that is there already",
     "recipe": "the recipe is refused",
     "gate": "an expectation is missed",
-    "environment": "a package or processor feature is missing",
+    "environment": "a model, file, package or processor feature is missing or does not suit",
     "resources": "memory, disk or time ran out",
     "work-to-do": "`plan --detailed-exitcode`: there is work to do",
     "network": "the network or the model hub is unreachable",
@@ -151,8 +151,10 @@ def _usage(error) -> Diagnostic:
     for mark in (" Did you mean ", " (Possible options: ", " (Did you mean one of: "):
         message, found, near = message.partition(mark)
         if found:
-            help = f"did you mean {near.rstrip('?)')}?"
+            help = f"did you mean {near.partition('? (')[0].rstrip('?)')}?"  # two libraries may each say it
             break
+    if message.startswith("No such option"):  # in quotes from click 8.5 on
+        message, help = message.replace("'", ""), help.replace("'", "")
     for theirs, ours in _USAGE.items():
         if message.startswith(theirs):
             message = ours + message.removeprefix(theirs)
@@ -161,6 +163,7 @@ def _usage(error) -> Diagnostic:
 
 _USAGE = {
     "No such option: ": "unknown option ",
+    "No such option ": "unknown option ",
     "No such command ": "unknown verb ",
     "Missing argument ": "missing argument ",
     "Missing option ": "missing option ",

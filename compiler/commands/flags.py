@@ -182,7 +182,7 @@ class Verb(TyperCommand):
     """A command whose help lists its own options first and the shared ones after them."""
 
     def format_usage(self, ctx, formatter) -> None:
-        arguments = [p.metavar for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        arguments = [_metavar(p, ctx) for p in self.get_params(ctx) if p.param_type_name == "argument"]
         formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
 
     def format_options(self, ctx, formatter) -> None:
@@ -191,13 +191,18 @@ class Verb(TyperCommand):
         for item in self.get_params(ctx):
             record = item.get_help_record(ctx)
             if item.param_type_name == "argument":
-                sections["Arguments"].append((item.metavar, item.help))
+                sections["Arguments"].append((_metavar(item, ctx), item.help or (record or ("", ""))[1]))
             elif record is not None:
                 sections["Shared options" if item.name in shared else "Options"].append(record)
         for title, rows in sections.items():
             if rows:
                 with formatter.section(title):
-                    formatter.write_dl(rows)
+                    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in rows])
+
+
+def _metavar(argument, ctx) -> str:
+    """What an argument is called in help; typer fills in `metavar` itself only from 0.21 on."""
+    return argument.metavar or argument.make_metavar(ctx)
 
 
 def verb(

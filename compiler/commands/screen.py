@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dsl.diagnostics import EXITS, Diagnostic
-from ...dsl.render import visible
+from ...dsl.render import on_a_line, visible
 
 SCHEMA = 1
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
@@ -84,7 +84,7 @@ class Screen:
         self, rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), head: bool = True, indent: str = ""
     ) -> str:
         """Columns two spaces apart; the first row is dim where `head`, columns in `right` are set right."""
-        rows = [list(r) for r in rows]
+        rows = [list(map(on_a_line, r)) for r in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for number, row in enumerate(rows):

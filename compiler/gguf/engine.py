@@ -18,6 +18,7 @@ from .refusal import refused_gguf
 FILE = "model.gguf"
 _INTERLEAVED = ("llama", "deci")
 ARCHITECTURES = (*_INTERLEAVED, "qwen2", "qwen3")
+_FACTORS = "rope_freqs.weight"  # of frequencies; no parameters
 _SEQUENCES = 64
 
 
@@ -108,8 +109,8 @@ class Engine(Rows):
         self._lengths: dict[int, int] = {}
         d = facts.head_dim
         self._frequencies = 1.0 / facts.base ** (torch.arange(0, d, 2, dtype=torch.float32) / d)
-        if "rope_freqs.weight" in weights:
-            self._frequencies = self._frequencies / weights["rope_freqs.weight"]
+        if _FACTORS in weights:
+            self._frequencies = self._frequencies / weights[_FACTORS]
 
     def length(self, number: int) -> int:
         return self._lengths.get(number, 0)
@@ -183,9 +184,10 @@ def open_gguf(folder: Path) -> NativeModel:
     said = {
         "class": f"GGUF `{facts.architecture}`",
         "model_type": facts.architecture,
-        "params": sum(t.numel() for t in weights.values()),
+        "params": sum(t.numel() for name, t in weights.items() if name != _FACTORS),
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
     model = NativeModel(Engine(facts, weights), plan, weights, said, _SEQUENCES, read_generation(folder))
+    model.stored = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...dsl.render import on_a_line
 from ..report.quantity import count, size
 from .engine import FILE, Facts, facts_of
 from .reading import read
@@ -28,7 +29,7 @@ class Picture:
             f"  layer {i}: {f'{h} heads over {k}' if h else 'no attention'}, width {w}"
             for i, (h, k, w) in enumerate(zip(f.heads, f.kv_heads, f.widths, strict=True))
         ]
-        head = f"GGUF `{f.architecture}`, {count(self.params)} parameters, context of {f.context} tokens"
+        head = f"GGUF `{on_a_line(f.architecture)}`, {count(self.params)} parameters, context of {f.context} tokens"
         return "\n".join([head, f"weights: {size(self.bytes)}", *rows])
 
 

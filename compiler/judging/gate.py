@@ -71,7 +71,7 @@ class Outcome:
     original   the baseline's value, None where the bound names none
     skipped    why it was not measured, "" where it was
     undecided  why timings don't decide it, "" where they do
-    where      the point of a front that it is of
+    where      the point of a front that it is of, or the artifact that it was judged on again
     """
 
     bound: Bound

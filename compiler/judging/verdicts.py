@@ -1,19 +1,23 @@
 """The bounds of one pipeline, each judged once on what it speaks of.
 
 A bound without `in` speaks of the result: it is judged on the first artifact that holds it, or on the program itself
-where no target writes a model. A target that rounds computes something else, so there it is judged again.
+where no target writes a model. A target that rounds computes something else, so there it is judged again; so it is
+on an artifact that is of another size, whatever it computes. What a clock said of one artifact is said of no other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.recipe import Bound, Emit
+from ...dsl.show import show
 from ...dsl.values import MetricRef
+from ..artifacts.manifest import Measure
 from ..store.cache import Cache
 from ..words.context import Context
 from .comparison import Comparison, compare
 from .gate import Outcome as Verdict
+from .gate import judge, metric_label
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -42,9 +46,13 @@ class Verdicts:
             if not rounds:
                 self.whole[target.source] = made
             return made, made.outcomes
-        said = {m.metric for m in made.measures}
+        clocked = {name for b in self.plan.pipeline.expects if self.ctx.metric(b.metric).timed for name in _names(b)}
+        said = {m.metric for m in made.measures} | set(known.ratios) | clocked
         measures = (*made.measures, *(m for m in known.measures if m.metric not in said))
-        return replace(made, outcomes=(*known.outcomes, *made.outcomes), measures=measures), made.outcomes
+        held = [v for v in known.outcomes if metric_label(v.bound) not in clocked]
+        again = [_again(v, made.measures, str(target.call.args["path"])) for v in held]
+        new = (*(v for v, old in zip(again, held, strict=True) if v is not old), *made.outcomes)
+        return replace(made, outcomes=(*again, *made.outcomes), measures=measures), new
 
     def on_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
         """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
@@ -69,6 +77,19 @@ class Verdicts:
 
     def _with(self, bounds: list[Bound]) -> "Plan":
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))
+
+
+def _names(bound: Bound) -> tuple[str, str]:
+    """What a table may call the metric of a bound."""
+    return metric_label(bound), show(bound.metric)
+
+
+def _again(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verdict:
+    """The same, unless the artifact itself measures something else."""
+    value = next((m.compiled for m in measures if m.metric in _names(verdict.bound)), verdict.value)
+    if value == verdict.value or verdict.skipped or value is None:
+        return verdict
+    return replace(judge(verdict.bound, verdict.original, value, verdict.unit), where=artifact)
 
 
 def decisive(verdicts: list[Verdict]) -> Verdict:

@@ -2,13 +2,24 @@
 
 from typing import ClassVar
 
+import torch
 from torch import nn
 
+from ...dsl.diagnostics import Fault, Reject
+from ..artifacts.verify_child import Exported
 from ..layers.linear import params
 from ..native.model import NativeModel
 from ..onnx.model import OnnxModule
 from ..words.context import Context
 from ..words.kinds import Metric
+
+params_untold = Fault(
+    "params-untold",
+    "An exported program has packed weights, and does not say how many numbers it holds.\n\n"
+    "Which packed weights stand for numbers that an embedding has already is known only where they were packed. "
+    "Programs that were written before effc noted it have to be written again.",
+    exit="environment",
+)
 
 
 class Params(Metric):
@@ -28,4 +39,13 @@ class Params(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         if isinstance(model, (NativeModel, OnnxModule)):  # their weights are no parameters
             return model.facts["params"]
+        if isinstance(model, Exported) and any(b.dtype == torch.uint8 for b in model.buffers()):
+            if model.params is None:
+                raise Reject(
+                    params_untold(
+                        "the exported program does not say how many numbers its packed weights stand for",
+                        help="compile it again with this effc",
+                    )
+                )
+            return model.params
         return params(model)

@@ -63,7 +63,10 @@ class NativeModel(nn.Module):
     plan        what it runs
     weights     the tensors that it reads; buffers, so that their bytes are counted
     facts       what the artifact says of the model that it was
+    stored      bytes of the weights in their file, where they are others there than in memory
     """
+
+    stored: int | None = None
 
     def __init__(
         self,

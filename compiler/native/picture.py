@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Reject
+from ...dsl.render import on_a_line
 from ...kernels import packed as packing
 from ...kernels.native import KernelError
 from ..report.quantity import count, counted, size
@@ -52,7 +53,7 @@ class Picture:
 
     def draw(self) -> str:
         head = (
-            f"{self.facts['class']}, {count(self.facts['params'])} parameters, "
+            f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters, "
             f"context of {counted(self.context, 'token')}"
         )
         steps = ", ".join(f"{n} {op}" for op, n in self.steps.items())

@@ -1,5 +1,7 @@
 """An ONNX file read for what it is: standard ops, and weights in the one data file beside it."""
 
+import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -8,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ..report.broken import first_line
-from ..store.regular import MIB, MISFIT, parse_json, read_regular
+from ..store.regular import MIB, MISFIT, open_regular, parse_json, read_regular
 from .refusal import refused_onnx
 
 if TYPE_CHECKING:
     import torch
 
 FILE, DATA, FACTS = "model.onnx", "model.onnx.data", "effc"
-DOMAINS = ("", "ai.onnx", "com.microsoft")  # the last are ONNX Runtime's own, of which int8 needs one
+DOMAINS = ("", "ai.onnx")
+RUNTIME = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # ONNX Runtime's own, of which int8 needs one: others read files
 _NUMBERS = (1, 2, 3, 5, 6, 7, 9, 10, 11)  # onnx.TensorProto: those that torch has, float32 to float64
 _MOST = 256 * MIB  # of the graph: weights lie beside it
 _AGAIN = "compile it again with this effc"
@@ -23,9 +26,15 @@ _AGAIN = "compile it again with this effc"
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says: the graph, the names that it takes, and what effc wrote of the model."""
+    """What a file says: the graph, the names that it takes, and what effc wrote of the model.
+
+    graph   the bytes that `model` was read of: what runs is what was checked, whatever the file became since
+    data    the weights beside it, mapped from disk by the one file that was opened; what is written to it stays here
+    """
 
     model: Any
+    graph: bytes
+    data: bytearray | mmap.mmap
     inputs: tuple[str, ...]
     facts: dict[str, Any]
 
@@ -43,21 +52,43 @@ def check(folder: Path) -> Stored:
 
     path = folder / FILE
     try:
-        model = onnx.load_model_from_string(read_regular(path, _MOST))
+        graph = read_regular(path, _MOST)
+        model = onnx.load_model_from_string(graph)
     except OSError as error:
         raise Reject(refused_onnx(f"{path} can't be read: {error.strerror}")) from error
     except Exception as error:  # what protobuf raises is of its own kind
         raise _refused(path, f"is no ONNX: {first_line(error)}") from error
-    odd = sorted({node.domain for node in _nodes(model.graph) if node.domain not in DOMAINS})
+    odd = _odd_domains(model)
     if odd or model.functions:
         raise _refused(path, f"calls ops of {', '.join(odd) or 'its own functions'}, not of ONNX")
-    _check_weights(path, model)
-    return Stored(model, tuple(i.name for i in model.graph.input), _facts(path, model))
+    data = _mapped(path.with_name(DATA))
+    _check_weights(path, model, len(data))
+    return Stored(model, graph, data, tuple(i.name for i in model.graph.input), _facts(path, model))
 
 
-def _check_weights(path: Path, model: Any) -> None:
-    data = path.with_name(DATA)
-    size = data.stat().st_size if data.is_file() and not data.is_symlink() else 0
+def _odd_domains(model: Any) -> list[str]:
+    """Domains of ops that effc does not write, each with the op where others of the domain are written."""
+    odd = {o.domain for o in model.opset_import if o.domain not in DOMAINS and o.domain not in RUNTIME}
+    for node in _nodes(model.graph):
+        if not node.op_type.isidentifier():
+            odd.add(f"odd names ({node.op_type!a})")
+        elif node.domain in RUNTIME and node.op_type not in RUNTIME[node.domain]:
+            odd.add(f"{node.domain} ({node.op_type})")
+        elif node.domain not in DOMAINS and node.domain not in RUNTIME:
+            odd.add(node.domain)
+    return sorted(odd)
+
+
+def _mapped(path: Path) -> bytearray | mmap.mmap:
+    """The bytes of the data file, none where there is none."""
+    if path.is_symlink() or not path.is_file():
+        return bytearray()
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
+
+
+def _check_weights(path: Path, model: Any, size: int) -> None:
     if any(t.data_location == t.EXTERNAL for t in _inner_tensors(model.graph)):
         raise _refused(path, f"has a weight inside of an op that lies in another file than {DATA}")
     for tensor in model.graph.initializer:
@@ -94,7 +125,7 @@ def weights(folder: Path, stored: Stored) -> "dict[str, torch.Tensor]":
             shape, start = tuple(tensor.dims), int(entry.get("offset", "0"))
             if prod(shape) * dtype.itemsize != int(entry["length"]):
                 raise _refused(folder / FILE, f"has a weight `{tensor.name}` of another size than its shape")
-            array = np.memmap(folder / DATA, dtype, "c", start, shape) if prod(shape) else np.zeros(shape, dtype)
+            array = np.frombuffer(stored.data, dtype, prod(shape), start).reshape(shape)
         else:
             array = _inside(folder / FILE, tensor)
         found[tensor.name] = torch.from_numpy(array)

@@ -12,7 +12,7 @@ from ..checkpoints.generation import read_generation
 from ..native.model import NativeModel, Output
 from ..native.rows import Rows
 from ..report.broken import first_line
-from .checking import FILE, Stored, check, weights
+from .checking import DATA, FILE, Stored, check, weights
 from .refusal import refused_onnx
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
@@ -22,14 +22,17 @@ _UNBOUND = 1 << 20  # positions of a model that states no limit
 class Session:
     """A graph that ONNX Runtime runs, with torch's tensors."""
 
-    def __init__(self, path: Path, threads: int | None):
+    def __init__(self, path: Path, stored: Stored, threads: int | None):
+        """`path` is what messages name; what runs are the bytes that were checked."""
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads or torch.get_num_threads(), 1
         options.log_severity_level = 4
+        if len(stored.data):
+            options.add_external_initializers_from_files_in_memory([DATA], [stored.data], [len(stored.data)])
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(stored.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors are of many kinds without a common one
             raise Reject(
                 refused_onnx(f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again")
@@ -136,7 +139,7 @@ class OnnxModule(nn.Module):
 def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
     """The model of a folder that the target `onnx` wrote. Raises Reject (refused-onnx)."""
     stored = check(folder)
-    session, held = Session(folder / FILE, threads), weights(folder, stored)
+    session, held = Session(folder / FILE, stored, threads), weights(folder, stored)
     if not stored.facts["decodes"]:
         return OnnxModule(session, held, stored.facts)
     plan = _plan(folder, session, stored)

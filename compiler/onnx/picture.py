@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...dsl.render import on_a_line
 from ..report.quantity import count, size
 from .checking import check, weights
 
@@ -37,7 +38,7 @@ class Picture:
         wide = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         return "\n".join(
             [
-                f"{self.facts['class']}, {count(self.facts['params'])} parameters",
+                f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters",
                 f"takes {', '.join(plain)}" + (f" and {past} keys and values" if past else ""),
                 f"ops: {', '.join(ops[:_SHOWN])}{more}",
                 f"weights: {size(sum(b for _, b in self.shapes.values()))}",

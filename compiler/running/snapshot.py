@@ -12,6 +12,7 @@ from ..capture.capture import recapture
 from ..capture.sample import sample
 from ..checkpoints.origin import Origin
 from ..families.family import Family
+from ..families.form import check_adapters, check_family
 from ..ir import graph_json
 from ..ir.edits import Edits, replay
 from ..ir.outcome import Front, Model, Outcome, Point
@@ -107,10 +108,14 @@ def _outcome(
     if "adapters" in body:
         tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
-        return Unmerged(reach(base or origin.identity), base, shape, tensors)
+        adapted = Unmerged(reach(base or origin.identity), base, shape, tensors)
+        check_adapters(adapted.program, shape, tensors)
+        return adapted
     if "family" in body:
         tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
-        return Family.from_json(body["family"], reach(body["family"]["base"] or origin.identity), tensors)
+        family = Family.from_json(body["family"], reach(body["family"]["base"] or origin.identity), tensors)
+        check_family(family)
+        return family
     return Model(_restore(body, cache, origin))
 
 

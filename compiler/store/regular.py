@@ -4,8 +4,10 @@ import json
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...dsl.diagnostics import Fault, Reject
 
@@ -32,14 +34,20 @@ def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:
     within   a folder that links may not lead out of
     """
     check_regular(path, most, within)
-    with open(path, "rb", opener=_without_waiting) as file:
-        fact = os.fstat(file.fileno())
-        if not stat.S_ISREG(fact.st_mode):  # exchanged since it was looked at
-            raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
-        data = file.read(min(fact.st_size, most) + 1)
+    with open_regular(path) as file:
+        data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
     if len(data) > most:
         raise Reject(odd_file(f"{path} has more than {most} bytes", help=_HELP))
     return data
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A file opened without waiting for anybody. Raises Reject (odd-file) where that opened no regular one."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since it was looked at
+            raise Reject(odd_file(f"{path} is no ordinary file", help=_HELP))
+        yield file
 
 
 def read_json(path: Path, most: int, within: Path | None = None) -> Any:

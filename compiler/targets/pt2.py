@@ -48,6 +48,7 @@ class Pt2(Target):
         import torch
 
         from ..artifacts.exported import write
+        from ..layers.linear import params
         from ..measuring.results import first_result_of, refuse_two_sides, tensors_of
         from ..rows.forward import without_dropout
 
@@ -78,7 +79,7 @@ class Pt2(Target):
                     help="`native` and `hf` take any length",
                 )
             )
-        ops = write(exported, tuple(inputs), folder)
+        ops = write(exported, tuple(inputs), folder, params(program.model))
         if ops:
             note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
             (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")

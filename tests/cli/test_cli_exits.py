@@ -60,6 +60,13 @@ def test_a_reject_ends_with_the_code_of_its_first_error(name):
     assert code_of([later]) == 0
 
 
+@pytest.mark.parametrize("verb", ["check", "compile", "new", "run", "serve", "pick", "report", "explain"])
+def test_the_help_of_a_verb_lists_its_arguments_whichever_typer_is_there(effc, verb):
+    run = effc(verb, "--help")
+    assert run.code == 0 and not run.err
+    assert run.out.startswith(f"Usage: effc {verb} [OPTIONS]") and "Arguments:" in run.out and "\\[" not in run.out
+
+
 @pytest.mark.parametrize(
     ("args", "err"),
     [

@@ -18,7 +18,7 @@ def test_compile_ends_with_a_table_and_the_line_that_was_missed(compiled):
     assert lines[0].startswith("small -> out/small  hf, ")
     assert lines[1].split() == ["before", "after", "change", "bound"]
     assert any(line.split()[0] == "params" and line.endswith("<= 0.9 * base  holds") for line in lines)
-    (quality,) = [line for line in lines if "perplexity" in line]
+    quality = next(line for line in lines if "perplexity" in line)
     assert quality.startswith("  perplexity(data: heldout) ") and quality.endswith("  <= 0.5 * base  fails")
     assert "error[expectation-missed]: `perplexity(data: heldout)` is " in run.err
     assert "  --> r.effspec:13:3\n  13 |   perplexity(data: heldout) <= 0.5 * base\n     |   ^^^" in run.err

@@ -339,6 +339,26 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
     assert diff(tmp_path / "a", tmp_path / "a").rows == ()
 
 
+def test_a_diff_counts_what_packed_weights_stand_for_and_else_says_that_it_does_not_know(tmp_path):
+    def packed(measures):
+        def make(folder):
+            (folder / "compact").mkdir()
+            slot = {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}
+            write_safetensors(folder / "compact/model.safetensors", {"w.packed": slot}, bytes(64))
+            return Manifest("hf", measures=measures)
+
+        return make
+
+    write(tmp_path / "told", build=packed((Measure("params", "", 20, 16.0),)))
+    write(tmp_path / "untold", build=packed(()))
+    write(tmp_path / "native", build=lambda folder: Manifest("native", measures=(Measure("params", "", 20, 12.0),)))
+
+    def params(a, b):
+        return [(r.a, r.b) for r in diff(tmp_path / a, tmp_path / b).rows if (r.part, r.what) == ("size", "params")]
+
+    assert params("told", "native") == [(16, 12)] and params("told", "untold") == [(16, "not known")]
+
+
 def test_manifests_fingerprints_and_diffs_need_no_torch():
     done = run(
         "import sys\nfrom effc.compiler.machine import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"

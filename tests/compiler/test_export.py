@@ -6,6 +6,8 @@ from effc.compiler.artifacts.exported import read
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.metrics.bytes import Bytes
+from effc.compiler.metrics.params import Params
 from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.diagnostics import Reject
 
@@ -48,6 +50,14 @@ def test_a_program_of_a_language_model_holds_for_other_lengths_masks_and_positio
     assert [c.what.partition(": ")[2] for c in checks] == ["logits of a batch", "logits of a left-padded batch"]
     ids = torch.arange(3, 33)[None]
     assert torch.allclose(read(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
+
+
+def test_a_tied_head_of_a_program_counts_once(tmp_path):
+    model = tiny.model("llama", tie_word_embeddings=True)
+    folder, _ = emitted(tmp_path, model)
+    opened = read(folder / "program")
+    for metric in (Params(), Bytes()):
+        assert metric.measure(opened, None) == metric.measure(model, None)
 
 
 def test_another_model_than_the_one_in_memory_is_found(llama):

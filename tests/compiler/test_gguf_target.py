@@ -11,8 +11,11 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.gguf.reading import read
+from effc.compiler.metrics.bytes import Bytes
+from effc.compiler.metrics.params import Params
 from effc.compiler.targets.gguf import Gguf
 from effc.compiler.words.context import Settings
+from effc.compiler.words.kinds import Wish
 from effc.dsl.diagnostics import Reject
 
 from tests import tiny, worlds
@@ -128,6 +131,18 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     with pytest.raises(Reject) as refused:
         Gguf(path="g").foresee(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
     assert refused.value.diagnostics[0].help == 'pip install "effc[gguf]"'
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("q8_0", 8.5), ("f16", 16)])
+def test_bytes_are_those_of_the_file_and_params_those_of_the_model(tmp_path, kind, bits):
+    model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
+    worlds.tokenizer(tmp_path)
+    folder, _ = emitted(tmp_path, model, type=kind)
+    opened = Gguf.open(folder / "gguf", Wish())[0]
+    assert Params().measure(opened, None) == Params().measure(model, None)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    rows = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    assert Bytes().measure(opened, None) == matrices * bits / 8 + rows * 4
 
 
 def test_rows_that_q8_0_does_not_divide_are_refused(tmp_path):

@@ -31,6 +31,7 @@ from effc.kernels.packed import KINDS, Header
 
 from tests import tiny
 from tests.architectures.modules import TwoTowers
+from tests.grids import wide
 from tests.kernels.test_packed import sealed
 from tests.recipes_in_memory import context_of, origin_of, recipe_of
 from tests.weights import load_weights, weights_of
@@ -75,7 +76,7 @@ def hf(**form) -> Hf:
     return Hf(**{"path": "hf", "form": "auto", "shard": Bytes(5 * 10**9), **form})
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 def test_a_lowered_model_says_nearly_the_same_and_is_captured_alike(name):
     program = made(name)
     before = capture(tiny.model(name))
@@ -180,6 +181,7 @@ def test_pt2_writes_a_program_that_calls_the_kernels(tmp_path):
     lower(program, "dense_linear_int8", "0")
     out = written(program, tmp_path, Pt2(path="pt2"))  # reopened: its check holds
     assert json.loads((out / "program/kernels.json").read_text()) == ["effc.dense_linear_int8.default"]
+    assert Params().measure(load(out), None) == Params().measure(TwoTowers(), None)
     assert "effc.kernels.ops" in json.loads((out / "manifest.json").read_text())["notes"][0]
     line = (
         "import sys, torch, effc; m = effc.load(sys.argv[1]); "

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def job(folder: Path) -> list[str]:
 def test_a_job_that_ends_badly_says_why_and_the_next_is_not_touched_by_it(mine, tmp_path):
     for _ in range(2):
         done = mine.run(job(tmp_path), ENV, 120)
-        assert done.returncode == 1 and "config.json" in done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "FileNotFoundError" in done.stderr.splitlines()[-1]
     assert mine.serves(ENV)
 
 
@@ -44,3 +45,13 @@ def test_a_job_that_takes_too_long_ends_with_its_nursery(mine, tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         mine.run(job(tmp_path), ENV, 0.0)
     assert not mine.serves(ENV)
+
+
+def test_a_nursery_that_idled_out_with_a_job_unread_has_not_done_it():
+    """It ends with 0, as if the job had gone well; whoever asked asks another one."""
+    nursery = Nursery(ENV)
+    nursery.end()
+    ends = [sys.executable, "-c", "input()"]
+    nursery.process = subprocess.Popen(ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    with pytest.raises(BrokenPipeError):
+        nursery.run([], ENV, 60)

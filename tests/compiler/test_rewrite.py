@@ -24,7 +24,7 @@ from tests.weights import load_weights, weights_of
 from tests.worlds import refused
 
 torch.set_num_threads(1)
-STAND = ("llama", "gemma2", "gpt2", "phi3")  # for the others
+STAND = ("llama", "gemma2", "gpt2", "phi3")  # that go one residual add after the other
 SEQUENTIAL = tuple(name for name in tiny.NAMES if name != "gpt_neox")  # one residual add after the other
 ROUNDING = 1e-4  # sums in another order, logits of size about 5, float32
 

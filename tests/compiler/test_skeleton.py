@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from tests.grids import wide
 
 torch.set_num_threads(1)
 
@@ -55,7 +56,7 @@ def test_json_gives_the_same_skeleton_back(name):
     assert Skeleton.from_json(json.loads(json.dumps(skeleton(name).to_json()))) == skeleton(name)
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 def test_narrowing_on_paper_is_what_discovery_finds_afterwards(name):
     for kind in ("channels", "heads", "kv_heads"):
         program = capture(tiny.model(name))
@@ -78,7 +79,7 @@ def test_query_heads_and_kv_groups_narrow_in_either_order():
             assert program.skeleton == paper
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 def test_dropping_a_layer_on_paper_is_what_discovery_finds_afterwards(name):
     program = capture(tiny.model(name))
     unit = skeleton(name).units[1]
@@ -88,7 +89,7 @@ def test_dropping_a_layer_on_paper_is_what_discovery_finds_afterwards(name):
 
 
 @pytest.mark.parametrize("role", ["attention", "mlp"])
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 def test_dropping_a_branch_on_paper_is_what_discovery_finds_afterwards(name, role):
     program = capture(tiny.model(name))
     branch = next(b for b in skeleton(name).branches if b.unit == skeleton(name).units[1] and b.role == role)

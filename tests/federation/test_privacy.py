@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from effc.compiler.federation.masks import Keys, fixed, opened, others_mean
+from effc.compiler.federation.masks import Keys, fixed, from_fixed_point, others_mean
 from effc.compiler.federation.noise import clipped, epsilon, noisy_mean
 from effc.compiler.federation.state import mean, shapes, vector
 from effc.dsl.diagnostics import Reject
@@ -25,7 +25,7 @@ def test_masks_cancel_in_the_sum_and_every_client_gets_the_mean_of_the_others():
     pytest.importorskip("cryptography")
     clients = states(4)
     sent = masked(clients, 1, {k: Keys() for k in clients})
-    total = opened(sum(sent.values()), shapes(clients[0]))
+    total = from_fixed_point(sum(sent.values()), shapes(clients[0]))
     for k, own in clients.items():
         want = mean({j: s for j, s in clients.items() if j != k}, dict.fromkeys(clients.keys() - {k}, 1.0))
         got = others_mean(total, own, len(clients))

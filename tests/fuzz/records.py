@@ -1,13 +1,20 @@
 """Records that projects, packages, knowledge bases and caches keep, as targets: JSON, TOML and YAML by anybody."""
 
 import json
+import tarfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
+from effc.compiler.capture.capture import capture
+from effc.compiler.checkpoints.folder import open_folder
+from effc.compiler.checkpoints.origin import Origin
 from effc.compiler.cli import main
+from effc.compiler.families.family import Family
 from effc.compiler.federation.declaration import read_declaration
+from effc.compiler.ir.outcome import Front, Model, Outcome
 from effc.compiler.judging import baseline
 from effc.compiler.rttc.app import read_app
 from effc.compiler.rttc.engines.index import Unreachable
@@ -21,8 +28,10 @@ from effc.dsl.diagnostics import Reject
 from effc.dsl.parse import parse
 from effc.dsl.source import Source
 
+from tests.hostile.kinds import STORED
 from tests.hostile.test_caches import unpacked
 from tests.stored.test_stored import origin_in
+from tests.worlds import context
 
 YAML = b"""stage:
   group:
@@ -170,17 +179,31 @@ def read_answer(data: bytes, folder: Path) -> None:
 
 
 def steps(honest: Path) -> list[bytes]:
-    """The steps of a cache, as `8d012cb` wrote them."""
-    world = unpacked(honest.parent / "cached")
-    _worlds[:] = [world]
-    return [file.read_bytes() for file in sorted((world / "cache" / "steps").iterdir())]
+    """The steps of a cache, as `8d012cb` wrote them, and those of a front, of adapters and of families."""
+    _worlds[:] = [unpacked(honest.parent / "cached")]
+    with tarfile.open(STORED / "outcomes.tar.xz") as archive:
+        archive.extractall(honest.parent, filter="data")
+    _worlds.append(honest.parent / "outcomes")
+    found = [[file.read_bytes() for file in sorted((world / "cache" / "steps").iterdir())] for world in _worlds]
+    return found[0] + [data for data in found[1] if _is_of_several(json.loads(data))]
 
 
-_worlds: list[Path] = []
+def _is_of_several(body: Any) -> bool:
+    """Whether a step's result is no program."""
+    return isinstance(body, dict) and not {"points", "adapters", "family"}.isdisjoint(body)
+
+
+_worlds: list[Path] = []  # of programs, and of all that is none
+
+
+def _origin(world: Path) -> Origin:
+    ctx = context(world)
+    return origin_in(world) if world is _worlds[0] else open_folder(world / "m", "m", "auto", ctx.settings)
 
 
 def read_step(data: bytes, folder: Path) -> None:
     """A step that somebody edited and sealed again, under the name that it gives itself."""
+    body = None
     try:
         body = json.loads(data)
         record = sealed({k: v for k, v in body.items() if k != SEAL})
@@ -189,13 +212,23 @@ def read_step(data: bytes, folder: Path) -> None:
         record, key = data, "0" * 64
     if not (isinstance(key, str) and len(key) == 64 and key.isalnum()):
         key = "0" * 64
-    cache = Cache(_worlds[0] / "cache")
+    world = _worlds[_is_of_several(body)]
+    cache = Cache(world / "cache")
     file = cache.folder / "steps" / f"{key}.json"
     before = file.read_bytes() if file.exists() else None
     file.write_bytes(record)
     try:
         list(cache.entries())
         if cache.step(key) is not None:
-            restore(cache, key, origin_in(_worlds[0]), reach=lambda _: None, load=lambda _: None)
+            _use(restore(cache, key, origin := _origin(world), lambda _: capture(origin.load()), lambda _: None))
     finally:
         file.write_bytes(before) if before is not None else file.unlink()
+
+
+def _use(outcome: Outcome) -> None:
+    """What the step after it does with a result."""
+    assert isinstance(outcome.summary, str)
+    if isinstance(outcome, Family):
+        outcome.cut(outcome.space.choice("smallest"))
+    elif not isinstance(outcome, (Model, Front)):
+        list(outcome.members())

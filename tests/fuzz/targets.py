@@ -84,21 +84,27 @@ def _buffer(data: bytes, folder: Path) -> None:
         packed.check(packed.kernel_of(tensor) or "dense_linear", tensor)
 
 
-def _plans(honest: Path) -> list[bytes]:
-    native = honest / "native" / "native"
-    _weights.append((native / "weights.bin").read_bytes())
-    return [(native / "plan.json").read_bytes()]
+def _plans(kind: str) -> Callable[[Path], list[bytes]]:
+    def plans(honest: Path) -> list[bytes]:
+        native = honest / kind / "native"
+        _weights[kind] = (native / "weights.bin").read_bytes()
+        return [(native / "plan.json").read_bytes()]
+
+    return plans
 
 
-_weights: list[bytes] = []
+_weights: dict[str, bytes] = {}
 
 
-def _plan(data: bytes, folder: Path) -> None:
-    (folder / "plan.json").write_bytes(data)
-    if not (folder / "weights.bin").exists():
-        (folder / "weights.bin").write_bytes(_weights[0])
-    found = stored.read(folder)
-    engine_plan.laid_out(found.plan, stored.tensors(folder, found, mapped=True), deep=True)
+def _plan(kind: str) -> Callable[[bytes, Path], None]:
+    def plan(data: bytes, folder: Path) -> None:
+        (folder / "plan.json").write_bytes(data)
+        if not (folder / "weights.bin").exists():
+            (folder / "weights.bin").write_bytes(_weights[kind])
+        found = stored.read(folder)
+        engine_plan.laid_out(found.plan, stored.tensors(folder, found, mapped=True), deep=True)
+
+    return plan
 
 
 def _ggufs(honest: Path) -> list[bytes]:
@@ -164,7 +170,9 @@ TARGETS = {
     "graph": Target(_graphs, _graph),
     "manifest": Target(_manifests, _manifest),
     "packed": Target(_buffers, _buffer),
-    "plan": Target(_plans, _plan),
+    "plan": Target(_plans("native"), _plan("native")),
+    "int4": Target(_plans("int4"), _plan("int4")),
+    "mixture": Target(_plans("mixture"), _plan("mixture")),
     "gguf": Target(_ggufs, _gguf),
     "safetensors": Target(_headers, _header),
     "pt2": Target(_archives, _archive),

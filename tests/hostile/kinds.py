@@ -15,14 +15,16 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.checkpoints.folder import open_folder
 from effc.compiler.targets.hf import Hf
 
-from tests import worlds
+from tests import tiny, worlds
 
 STORED = Path(__file__).parents[1] / "stored"
 COMPILED = {"compact": "hf", "native": "cpu", "program": "program"}  # of the artifacts that 8d012cb wrote
-EMITTED = ("front", "peft", "reft", "flower", "rttc", "onnx", "gguf")
+FRONTS = ("front", "family", "adapters")  # of steps, of choices of widths and layers, and of ranks
+EMITTED = (*FRONTS, "peft", "reft", "flower", "rttc", "onnx", "gguf", "int4", "mixture")
 KINDS = (*COMPILED, "stock", *EMITTED)
 RECIPE = """effspec 1
 model base = hf("./m")
+model moe = hf("./moe")
 data  rows = synthetic(4, length: 12, seed: 1)
 pipeline sizes(base) {
   thin  = prune.channels(keep: 66% of channels, align: 8)
@@ -42,6 +44,20 @@ emit others {
   onnx("onnx")
   gguf("gguf", type: f16)
 }
+pipeline four(base) { less = prune.channels(keep: 66% of channels, align: 8) }
+emit four { native("int4", weights: int4, group: 32) }
+pipeline experts(moe) { }
+emit experts { native("mixture") }
+pipeline drawn(base) {
+  net   = supernet.elastic(channels: [100%, 50%], depth: layers, data: rows, steps: 0)
+  front = search.random(measure: [params], evals: 6, points: 2)
+}
+emit drawn { front("family") }
+pipeline lora(base) {
+  net   = supernet.lora(data: rows, ranks: [4, 2], steps: 2, batch: 2)
+  front = search.random(measure: [perplexity(rows), params], evals: 3, points: 2)
+}
+emit lora { front("adapters") }
 emit talk { rttc("rttc", knowledge: "kb.jsonl", policy: rag, rank: 2, epochs: 1) }
 """
 
@@ -75,6 +91,9 @@ def world(folder: Path) -> Path:
     narrow = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
     worlds.llama(folder / "m", **narrow, max_position_embeddings=320)
     worlds.tokenizer(folder / "m", chat="{% for m in messages %}{{ m.content }}{% endfor %}")
+    sizes = {"vocab_size": worlds.VOCABULARY, "head_dim": 8, "num_hidden_layers": 2, "num_local_experts": 3}
+    tiny.model("mixtral", **narrow, **sizes).save_pretrained(folder / "moe")
+    worlds.tokenizer(folder / "moe")
     samples = [{"question": f"which {n}?", "answer": f"it is {n}."} for n in range(12)]
     (folder / "kb.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (folder / "r.effspec").write_text(RECIPE)

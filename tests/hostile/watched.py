@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+FRONTS = ("front", "family", "adapters")  # which hold several models
 _OWN = os.environ.get("EFFC_CACHE_DIR", "/nowhere")  # where effc may write
+FAKE = "ok: b"  # as `mutations.ODD` puts a line into names and texts
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _EVENTS = (
     "subprocess.Popen",
@@ -70,11 +72,12 @@ def _is_own(path) -> bool:
     return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(f"{_OWN}/")
 
 
-def outcome(call) -> str:
+def outcome(call, speaks: bool = True) -> str:
+    """What a call came to; `speaks`: its answer is effc's own words, not a model's."""
     from effc.dsl.diagnostics import Reject
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
             code = call()
     except Reject as reject:
         return f"refused {reject.diagnostics[0].slug}"
@@ -82,6 +85,9 @@ def outcome(call) -> str:
         return f"SystemExit {leaving.code}"
     except BaseException as error:
         return f"crash {type(error).__name__}: {str(error)[:200]}"
+    lines = f"{out.getvalue() if speaks else ''}\n{said.getvalue()}".splitlines()
+    if any(line.startswith(FAKE) for line in lines):
+        return f"crash: a text passed for a line of ours: {lines}"
     if isinstance(code, int):
         return f"exit {code}" if code != 1 else f"crash exit 1: {said.getvalue()[-300:]}"
     return "opened"
@@ -119,7 +125,7 @@ def main(honest: str, cases: str) -> None:
     watching, honests = [], sorted(Path(honest).iterdir())
     for artifact in honests:
         opened = [outcome(call) for _, call in verbs(artifact, honests[0])]
-        loads = "refused other-kind" if artifact.name == "front" else "opened"
+        loads = "refused other-kind" if artifact.name in FRONTS else "opened"
         assert opened[:2] == [loads, "exit 0"] and not any("crash" in o for o in opened), (artifact, opened)
     known = {*watching, *(name.partition(".")[0] for name in sys.modules), *sys.stdlib_module_names}
     for number, line in enumerate(Path(cases).read_text().splitlines()):
@@ -128,7 +134,7 @@ def main(honest: str, cases: str) -> None:
         if each == "turn":
             calls = [calls[number % len(calls)]]
         watching, started, before = [], time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        outcomes = {name: outcome(call) for name, call in calls}
+        outcomes = {name: outcome(call, speaks=name != "run") for name, call in calls}
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         effects, watching = watching, None
         print(

@@ -1,14 +1,13 @@
 """The kernels' own tests over a build that AddressSanitizer and UBSan watch."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.sanitized import CAN, ROOT, built, environment
+
 FILES = (
     "test_packed.py",
     "test_linear.py",
@@ -22,26 +21,11 @@ FILES = (
 )
 
 
-def runtime(name: str) -> str:
-    """A sanitizer's library as the compiler knows it; it has to be loaded before anything else."""
-    return subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-
-
 @pytest.mark.heavy
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not shutil.which("cmake") or not shutil.which("c++"), reason="cmake and a C++ compiler build it")
+@pytest.mark.skipif(not CAN, reason="cmake and a C++ compiler build it")
 def test_no_kernel_leaves_its_memory_or_does_what_is_undefined(tmp_path):
-    build = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-DEFFC_SANITIZE=ON"]
-    assert subprocess.run(build, capture_output=True).returncode == 0
-    made = subprocess.run(["cmake", "--build", str(tmp_path), "-j", "2"], capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout[-2000:]
-    env = {
-        **os.environ,
-        "EFFC_KERNELS": str(tmp_path / "libeffc_kernels.so"),
-        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONMALLOC": "malloc",
-    }
+    env = environment(built(tmp_path))
     command = [
         sys.executable,
         "-m",

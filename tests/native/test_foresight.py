@@ -15,6 +15,7 @@ from effc.compiler.native.reader import Reader
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny
+from tests.grids import wide
 from tests.native.test_plans import MIXTURES, NATIVE, REFUSED, STATEFUL, WRITTEN
 
 torch.set_num_threads(1)
@@ -33,13 +34,15 @@ emit lean {{
 NARROW = "prune.channels(keep: 75% of channels)"
 TAKE_OUT = "prune.blocks(remove: 1, score: perplexity(rows))"
 
+ALL = (*NATIVE, *STATEFUL, *WRITTEN, *MIXTURES, *REFUSED)
+
 
 def origin_of(name):
     build = partial(mixers.blank, name)
     return Origin(name, {}, None, name, build, build, lambda: None)
 
 
-@pytest.mark.parametrize("name", (*NATIVE, *STATEFUL, *WRITTEN, *MIXTURES, *REFUSED))
+@pytest.mark.parametrize("name", wide(ALL, ALL[::3]))
 def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     try:
         Reader(capture(mixers.model(name)), "bf16").read()

@@ -14,6 +14,7 @@ from effc.dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Shares
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.grids import wide
 from tests.passes.published_loop import Oracle
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
@@ -82,7 +83,7 @@ def test_racing_runs_a_fifth_of_the_layers_or_less(tmp_path):
     assert share_of_naive() <= 0.20
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 @pytest.mark.parametrize("of", ["params", "flops"])
 def test_every_architecture_meets_its_budget_and_computes_what_was_scored(tmp_path, name, of):
     model = tiny.model(name)

@@ -16,6 +16,7 @@ from effc.dsl.diagnostics import Reject
 from effc.dsl.values import Ratio
 
 from tests import tiny
+from tests.grids import wide
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -103,7 +104,7 @@ def test_layers_go_whole_and_leave_a_stock_config(tmp_path):
     assert not any(unit.edited for unit in program.units.values())
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 def test_channels_of_least_magnitude_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name):
     model = tiny.model(name)
     program = pruned(tmp_path, model, "prune.channels", keep=Ratio(0.5, "channels"), align=16)
@@ -116,7 +117,7 @@ def test_channels_of_least_magnitude_go_and_the_rest_computes_as_if_they_were_ze
     assert torch.allclose(logits(program.model), logits(masked), atol=1e-4)  # 1e-4: sums in another order
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", wide(tiny.NAMES, tiny.STAND))
 @pytest.mark.parametrize("base", ["heads", "kv_heads"])
 def test_heads_go_and_the_rest_computes_as_if_they_were_zero(tmp_path, name, base):
     model = tiny.model(name)

@@ -1,0 +1,72 @@
+"""Whether adapters and families that a cache holds fit their program: who can write to a cache can make seals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from ..ir.program import Program
+from ..search.saving import steps
+from ..training.adapters import Shape
+from .choices import BLOCKS, LAYERS, RANK, WIDTHS, Dial
+
+if TYPE_CHECKING:
+    from .family import Family
+
+SIDES = ("lora_A", "lora_B")
+_MOST = 1 << 14  # of a rank
+
+
+def check_adapters(program: Program, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
+    """Raises AssertionError unless every adapter has two sides that fit a module."""
+    assert type(shape.rank) is int and 1 <= shape.rank <= _MOST, f"a rank of {shape.rank}"
+    assert _is_number(shape.alpha) and _is_number(shape.dropout), "the scale of adapters is no number"
+    assert 0 <= shape.dropout < 1, f"a dropout of {shape.dropout}"
+    modules = dict(program.model.named_modules())
+    for path in {name.rpartition(".")[0] for name in tensors}:
+        assert path in modules, f"there is no module {path}"
+        weight, a, b = (getattr(modules[path], "weight", None), *(tensors[f"{path}.{s}"] for s in SIDES))
+        assert isinstance(weight, Tensor) and a.dim() == b.dim() == weight.dim() >= 2, f"{path} takes no adapter"
+        size = weight.shape[::-1] if isinstance(modules[path], Conv1D) else weight.shape
+        assert a.shape[1:] == size[1:] and b.shape[0] == size[0], f"the adapter of {path} is of another size"
+        assert 1 <= a.shape[0] == b.shape[1] <= shape.rank, f"the adapter of {path} is of another rank"
+    assert all(name.rpartition(".")[2] in SIDES for name in tensors), "a tensor of no adapter"
+
+
+def check_family(family: "Family") -> None:
+    """Raises AssertionError, or what comes of taking data of another form, unless its choices are the program's."""
+    assert isinstance(family.base, str) and type(family.masked) is bool, "a family without a base"
+    assert family.shape is not None or not family.tensors, "adapters without a shape"
+    if family.shape is not None:
+        check_adapters(family.program, family.shape, family.tensors)
+    skeleton = family.program.skeleton
+    groups = {(g.site, g.kind): g for g in skeleton.groups}
+    known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}
+    dials = family.space.dials
+    assert dials and len({dial.name for dial in dials}) == len(dials), "two dials of a name"
+    for dial in dials:
+        assert isinstance(dial.name, str) and all(type(value) is int for value in dial.values), "a dial of no numbers"
+        most, least = 1, 0
+        if dial.kind in WIDTHS:
+            chosen = [groups[place, dial.kind] for place in dial.places]
+            most, least = min(map(steps, chosen)), 1
+            assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
+        else:
+            assert set(dial.places) <= known[dial.kind], f"{dial.name} is of another model"
+        if dial.kind == RANK:
+            most, least = family.shape.rank if family.shape else 0, 1
+        assert dial.places and _is_within(dial, least, most), f"{dial.name} has values beyond {most}"
+
+
+def _is_within(dial: Dial, least: int, most: int) -> bool:
+    return all(least <= value <= most for value in dial.values)
+
+
+def _is_order(items: Sequence[Any], count: int) -> bool:
+    return len(items) == count and all(type(item) is int for item in items) and sorted(items) == list(range(count))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
