@@ -40,13 +40,19 @@ def share_of(weights: str, model: "nn.Module") -> float:
     return SHARE_OF_BFLOAT16 if rounded else SHARES["bf16"]
 
 
+def _routes(folder: Path) -> bool:
+    from ..native.stored import read
+
+    return any(step["op"] == "route" for step in read(folder).plan["steps"])
+
+
 class Native(Target):
     """What the native engine runs: packed weights and a plan of the decode step, for CPUs.
 
     `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
-    whatever its architecture, pruned shapes and state-space mixers too; what the engine has no step for (experts)
-    is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
+    whatever its architecture, pruned shapes, state-space mixers and mixtures of experts too; what the engine has no
+    step for is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
     packed here; on int4 those that `quantize` left on a grid of 4 bits keep it exactly, others are rounded to one.
     Embeddings, cached keys and values are bfloat16, states of scans and all else float32; beside int4 an embedding
     reads the rows of a head that has its numbers.
@@ -92,7 +98,7 @@ class Native(Target):
         foresee(ctx, Numbers(self.weights, self.group))
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), reason=_REASON),)
+        return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), routes=_routes, reason=_REASON),)
 
     @classmethod
     def picture(cls, folder: Path) -> Any:

@@ -181,6 +181,7 @@ class Form:
     padded      zeros fill it up, which changes the order of sums
     rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
+    routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
     reason      for that share
     generates   whether it continues prompts, where the model does
     steps       how many greedy tokens it is asked for
@@ -190,6 +191,7 @@ class Form:
     opens: str
     padded: bool = False
     rounds: "Callable[[torch.nn.Module], float] | None" = None
+    routes: Callable[[Path], bool] = lambda folder: False
     reason: str = ""
     generates: bool = True
     member: str = ""

@@ -103,3 +103,36 @@ def test_nan_is_a_difference():
     odd = {k: v.clone() for k, v in near_tie().items()}
     odd["logits of prefill and 2 decode steps"][0, 0, 0] = torch.nan
     assert not all(check.holds for check in compare(MODEL, near_tie(), odd, torch.float32))
+
+
+def routed(off: slice, row: int) -> list[bool]:
+    """Whether the check of a mixture holds, and of another model, with some tokens of a row far off; 4 are padding."""
+    want = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    want[1, :4] = 0
+    got = want + 0.001 * torch.randn(want.shape, generator=torch.Generator().manual_seed(1))
+    got[1, :4] = 0
+    got[row, off] += torch.randn(got[row, off].shape, generator=torch.Generator().manual_seed(2)) / 2
+    name = "logits of a left-padded batch"
+    checks = [compare(MODEL, {name: want}, {name: got}, torch.float32, 0.04, routes=it) for it in (True, False)]
+    return [check.holds for (check,) in checks]
+
+
+def test_tokens_of_a_mixture_may_meet_other_experts_as_long_as_they_are_few():
+    assert routed(slice(0, 0), 0) == [True, True]
+    assert routed(slice(6, 12), 0) == [True, False]  # 6 of 20: one token, and those that read it
+
+
+def test_a_mixture_that_is_wrong_in_the_padded_row_alone_is_refused():
+    assert routed(slice(4, 12), 1) == [False, False]
+
+
+def test_where_a_token_of_a_mixture_met_another_expert_its_row_may_part():
+    logits = "logits of prefill and 7 decode steps"
+    want = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
+    expected, got = {logits: want, "greedy tokens": want.argmax(-1)}, want.clone()
+    got[1, 5:] = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    found = {logits: got, "greedy tokens": got.argmax(-1)}
+    assert all(check.holds for check in compare(MODEL, expected, found, torch.float32, 0.04, routes=True))
+    assert not all(check.holds for check in compare(MODEL, expected, found, torch.float32, 0.04))
+    found = {logits: want, "greedy tokens": got.argmax(-1)}  # that its logits do not say
+    assert not all(check.holds for check in compare(MODEL, expected, found, torch.float32, 0.04, routes=True))

@@ -1,6 +1,7 @@
 """What the target `native` writes, reopened in a fresh process."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.targets.native import Native
 from effc.dsl.diagnostics import Reject
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
 from tests.recipes_in_memory import context_of, recipe_of
@@ -70,3 +72,71 @@ def test_an_artifact_of_the_target_is_known_by_its_plan():
 
     assert holds_model(Manifest(kind="native", files={"native/plan.json": (1, "")}))
     assert not holds_model(Manifest(kind="native"))
+
+
+_MIXTURE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    **dict.fromkeys(("num_experts", "num_local_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk"), 2),
+    "moe_intermediate_size": 64,
+    "num_shared_expert": 1,
+}
+
+
+def mixture(name: str, dtype: torch.dtype, seed: int) -> torch.nn.Module:
+    """Of random numbers, whose routers are undecided more often than a trained model's."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(name, dtype=dtype, **_MIXTURE)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0, 0.08)
+    return model
+
+
+@pytest.mark.parametrize(
+    "name,dtype,seed",
+    [
+        ("hunyuan_v1_moe", torch.bfloat16, 0),
+        pytest.param("hunyuan_v1_moe", torch.float32, 1, marks=pytest.mark.heavy),
+        pytest.param("minimax_m2", torch.bfloat16, 0, marks=pytest.mark.heavy),
+    ],
+)
+def test_a_mixture_is_written_though_rounding_sends_some_tokens_to_other_experts(tmp_path, name, dtype, seed):
+    model = mixture(name, dtype, seed)
+    folder, target = emitted(tmp_path, copy.deepcopy(model))
+    (form,) = target.forms()
+    assert form.routes(folder / form.folder)
+    assert all(check.holds for check in verify(folder, model, target.forms()))
+    with pytest.raises(Reject, match="differ by"):  # as another model is compared
+        verify(folder, model, [replace(form, routes=lambda folder: False)])
+
+
+def doubled(model):
+    model.model.layers[2].self_attn.o_proj.weight.mul_(2)
+
+
+def swapped(model):
+    for parameter in model.model.layers[2].mlp.experts.parameters():
+        parameter[:2] = parameter[:2].flip(0).clone()
+
+
+@pytest.mark.parametrize("spoil", (doubled, swapped))
+def test_a_mixture_with_a_layer_doubled_or_two_experts_swapped_is_found(tmp_path, spoil):
+    model = mixture("hunyuan_v1_moe", torch.bfloat16, 0)
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        spoil(wrong)
+    folder, target = emitted(tmp_path, wrong)
+    with pytest.raises(Reject, match="logits of a batch differ by"):
+        verify(folder, model, target.forms())
