@@ -9,10 +9,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
     known = list(dict.fromkeys(names))
     low = {n.lower(): n for n in known}
+    if found := get_close_matches(name.lower(), low, n=1, cutoff=0.9):
+        return low[found[0]]
     if same := [n for n in known if len(n) > 1 and sorted(n.lower()) == sorted(name.lower())]:
         return same[0]  # `4:2` is `2:4`, not `4:8`
-    found = get_close_matches(name.lower(), low, n=1, cutoff=0.6)
-    if found:
+    if found := get_close_matches(name.lower(), low, n=1, cutoff=0.6):
         return low[found[0]]
     ends = [n for n in known if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     return ends[0] if len(ends) == 1 else ""
