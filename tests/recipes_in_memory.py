@@ -34,7 +34,8 @@ def origin_of(model: torch.nn.Module, identity: str = "tiny") -> Origin:
     def build():
         return type(model)(copy.deepcopy(model.config))
 
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    stated = getattr(model, "config", None)  # a plain module has none
+    config = {} if stated is None else {**stated.to_dict(), "architectures": [type(model).__name__]}
     return Origin("tiny", config, None, identity, build, lambda: copy.deepcopy(model), lambda: None)
 
 
