@@ -46,5 +46,5 @@ def _is_there(folder: Path, path: str, what: str) -> bool:
         if what == "folder":
             return place.is_dir()
         return place.is_file() or (any(c in path for c in "*?[") and next(folder.glob(path), None) is not None)
-    except (OSError, ValueError, NotImplementedError):
+    except (OSError, ValueError, NotImplementedError):  # no access, a zero byte or `a**b`, an absolute pattern
         return False

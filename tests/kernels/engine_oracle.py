@@ -6,17 +6,7 @@ from effc.kernels.packed import kernel_of
 from torch.nn import functional as F
 
 from tests.kernels.engine_plans import Built
-
-ACTS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x) ** 2,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
+from tests.native.naive import ACTS
 
 
 def wanted_logits(built: Built, ids: list[int]) -> torch.Tensor:
