@@ -74,9 +74,10 @@ def _talk(
     place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
 ) -> None:
     from ..models import computing, open_model
-    from ..serving.chat import Talker
+    from ..serving.chat import Talker, refuse_silent
 
     opened = open_model(place, shared.settings(), signed_by=signed_by)
+    refuse_silent(opened.model)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     if shared.threads:

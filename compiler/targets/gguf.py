@@ -31,6 +31,14 @@ def share_of(kind: str, model: "nn.Module") -> float:
     return max(SHARES[kind], SHARES["bf16"] if halves else 0.0)
 
 
+def share_in_llama(kind: str, model: "nn.Module") -> float:
+    """llama.cpp looks GELU up in a table of halves."""
+    from ..gguf.families import FAMILIES
+
+    table = FAMILIES[model.config.model_type].of.activation == "gelu"
+    return max(share_of(kind, model), SHARES["f16"] if table else 0.0)
+
+
 class Gguf(Target):
     """A GGUF file, as llama.cpp and what is built on it read models.
 
@@ -85,7 +93,8 @@ class Gguf(Target):
         own = Form(FOLDER, "gguf", rounds=rounds, reason=_REASON, steps=32)
         if find_spec("llama_cpp") is None:
             return (own,)
-        return (own, Form(FOLDER, "llama", rounds=rounds, reason="llama.cpp: " + _REASON, generates=False))
+        there = partial(share_in_llama, self.type)
+        return (own, Form(FOLDER, "llama", rounds=there, reason="llama.cpp: " + _REASON, generates=False))
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:

@@ -2,20 +2,27 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
+from ..artifacts.verify_child import COMPILED, STEP
 from ..ir.program import Program
 from ..report.broken import first_line
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish
+from ..words.kinds import Form, Target, Wish, param
+
+if TYPE_CHECKING:
+    from torch import nn
 
 cannot_export = Fault(
     "cannot-export",
     "torch.export can't make a program of a model.\n\n"
     "It follows all that a forward does, as capture does, but under restrictions of its own.",
     exit="environment",
+)
+no_compiler = Fault(
+    "no-compiler", "A recipe asks for native code, and there is no C++ compiler to make it.", exit="environment"
 )
 
 FOLDER = "program"
@@ -30,7 +37,14 @@ class Pt2(Target):
     PyTorch modules, which have no config to be rebuilt from. Of a model with packed weights the program calls effc's
     kernels: `import effc.kernels.ops` before it is loaded.
 
-    Source: torch.export.
+    With `context` a second program beside it, `step.pt2`, continues text: it takes keys and values with places for
+    that many tokens, and gives them with the new ones; the model card says how it is called, and weights lie in both
+    files. A fresh process takes 32 greedy tokens from it by torch alone, and `effc run` talks to it. With `compiled`
+    torch's AOTInductor makes native code of it (of the first program, without `context`), `compiled.pt2`, for this
+    processor and this torch: `torch._inductor.aoti_load_package`. That file is code, which runs with all your rights
+    when it is loaded: effc itself opens none but the one that it has just made.
+
+    Source: torch.export; torch._inductor.aoti_compile_and_package.
     Example: pt2("exported")
     """
 
@@ -43,6 +57,13 @@ class Pt2(Target):
 
     loads = {"program": '`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(".")`.'}
     marks = {"program": "model.pt2"}
+
+    context: int = param(
+        "Tokens that keys and values of a program which continues text have places for; 0: no such program.",
+        default=0,
+        ge=0,
+    )
+    compiled: bool = param("Native code beside it, which takes a C++ compiler and minutes.", default=False)
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
@@ -65,12 +86,7 @@ class Pt2(Target):
                     dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()},
                 )
             except Exception as error:  # whatever torch meets in a forward
-                raise Reject(
-                    cannot_export(
-                        f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
-                        help="--debug shows where; `hf` writes transformers models in another way",
-                    )
-                ) from error
+                raise Reject(_cannot(program.model, error)) from error
         if "input_ids" in inputs and not _takes_longer(exported, inputs):
             raise Reject(
                 cannot_export(
@@ -80,19 +96,53 @@ class Pt2(Target):
                 )
             )
         ops = write(exported, tuple(inputs), folder, params(program.model))
-        if ops:
-            note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
-            (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
+        notes = (
+            [f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."] if ops else []
+        )
+        notes += self._more(program.model, exported, tuple(inputs), folder, ctx)
+        if notes:
+            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    def _more(self, model: "nn.Module", plain: Any, inputs: tuple[str, ...], folder: Path, ctx: Context) -> list[str]:
+        """The program that continues text, and native code; sentences of them."""
+        from ..artifacts.exported_steps import note, write_facts
+        from ..checkpoints.companions import companions
+
+        notes, best, facts = [], plain, {"inputs": list(inputs)}
+        if self.context:
+            best, facts = _steps(model, self.context, folder)
+            notes.append(note(facts, STEP))
+            companions(model, ctx.origin, folder)
+        if self.compiled:
+            _package(best, folder / COMPILED, model)
+            notes.append(
+                f"`program/{COMPILED}` is native code for this processor and this torch, and runs with all your rights "
+                "when `torch._inductor.aoti_load_package` loads it: take none from people whom you would not run a "
+                "program of."
+            )
+        if self.context or self.compiled:
+            write_facts(facts, folder)
+        return notes
 
     def foresee(self, ctx: Context) -> None:
         from ..checkpoints.blank import nothing_stored
         from ..measuring.results import refuse_two_sides
 
         with nothing_stored():
-            refuse_two_sides(ctx.origin.build(), cannot_export)
+            model = ctx.origin.build()
+        refuse_two_sides(model, cannot_export)
+        if self.context:
+            _refuse_context(model, self.context)
+        if self.compiled:
+            _check_compiler()
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "torch", generates=False),)
+        generates, steps = bool(self.context), 32 if self.context else 8
+        forms = [Form(FOLDER, "torch", padded=generates, generates=generates, steps=steps)]
+        if self.compiled:
+            why = "native code fuses what it multiplies and adds"
+            forms.append(Form(FOLDER, "compiled", padded=True, reason=why, generates=generates, steps=steps))
+        return tuple(forms)
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
@@ -100,6 +150,87 @@ class Pt2(Target):
 
         model = read(folder)
         return (model if wish.dtype is None else model.to(wish.dtype)), None
+
+
+def _cannot(model: "nn.Module", error: Exception) -> Any:
+    return cannot_export(
+        f"torch.export makes no program of {type(model).__name__}: {first_line(error)}",
+        help="--debug shows where; `hf` writes transformers models in another way",
+    )
+
+
+_LEAST = 64  # tokens: what the check in a fresh process takes, and some
+
+
+def _refuse_context(model: Any, context: int) -> None:
+    """Raise Reject of a model that continues no text, or not that much."""
+    from transformers import PreTrainedModel
+
+    from ..native.kept import refuse_states
+
+    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.main_input_name != "input_ids":
+        raise Reject(
+            cannot_export(f"{type(model).__name__} continues no text", help="leave `context` out", argument="context")
+        )
+    refuse_states(model, cannot_export, "`native` holds it; or leave `context` out")
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    if not _LEAST <= context <= most:
+        raise Reject(
+            cannot_export(
+                f"a context of {context} tokens is not between {_LEAST} and the {most} positions of the model",
+                help=f"write `context: {min(most, 1024)}`",
+                argument="context",
+            )
+        )
+
+
+def _steps(model: "nn.Module", context: int, folder: Path) -> tuple[Any, dict[str, Any]]:
+    import torch
+
+    from ..artifacts.exported import save
+    from ..artifacts.exported_steps import export_steps
+    from ..rows.forward import without_dropout
+
+    _refuse_context(model, context)
+    with without_dropout(model), torch.no_grad():
+        try:
+            made, facts = export_steps(model, context, cannot_export)
+        except Reject:
+            raise
+        except Exception as error:  # whatever torch meets in a forward
+            raise Reject(_cannot(model, error)) from error
+    save(made, ("given", "before", "past"), folder / STEP)
+    return made, facts
+
+
+def _check_compiler() -> str:
+    """The C++ compiler that torch takes; Reject where there is none."""
+    from torch._inductor import exc
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, OSError, RuntimeError) as error:
+        raise Reject(
+            no_compiler(
+                "`compiled: true` makes native code, and torch finds no C++ compiler",
+                help="install one (Debian: `apt install g++`), name it in CXX, or leave `compiled` out",
+                argument="compiled",
+            )
+        ) from error
+
+
+def _package(program: Any, path: Path, model: "nn.Module") -> None:
+    import torch
+
+    from ..report.progress import announce
+
+    _check_compiler()
+    with announce(f"native code of {type(model).__name__}", "a C++ compiler works for minutes"):
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        except Exception as error:  # whatever the compilers meet
+            raise Reject(_cannot(model, error)) from error
 
 
 def _free(x: Any, axes: int) -> Any:
