@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from select import select
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -181,7 +181,7 @@ class Exported(nn.Module):
     params   how many numbers its packed weights stand for together with all others, where it has any
     """
 
-    def __init__(self, program: nn.Module, names: tuple[str, ...], params: int | None = None):
+    def __init__(self, program, names: tuple[str, ...], params: int | None = None):
         super().__init__()
         self.program, self.names, self.params = program, names, params
         self.training = False
@@ -249,12 +249,7 @@ class Stepped(nn.Module):
             found.append(logits[:, -1])
             ids = logits[:, -1:].argmax(-1)
             rows = torch.cat([rows, ids], 1)
-        return Made(tuple(found), rows)
-
-
-class Made(NamedTuple):
-    logits: tuple[torch.Tensor, ...]
-    sequences: torch.Tensor
+        return SimpleNamespace(logits=tuple(found), sequences=rows)
 
 
 def load_exported(folder: str, attention: str) -> nn.Module:
@@ -273,18 +268,7 @@ def load_compiled(folder: str, attention: str) -> nn.Module:
     run = torch._inductor.aoti_load_package(f"{folder}/{COMPILED}")
     if os.path.exists(f"{folder}/{STEP}"):
         return Stepped(run, _facts(folder))
-    return Exported(Package(run), tuple(_facts(folder)["inputs"]))
-
-
-class Package(nn.Module):
-    """Native code as a module."""
-
-    def __init__(self, run):
-        super().__init__()
-        self.run = run
-
-    def forward(self, **given: torch.Tensor):
-        return self.run(**given)
+    return Exported(run, tuple(_facts(folder)["inputs"]))
 
 
 def _facts(folder: str) -> dict:
