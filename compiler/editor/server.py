@@ -1,17 +1,32 @@
 """One editor's language server: what it has open, and when it is told what."""
 
 import asyncio
+import logging
 from importlib.metadata import version
 from typing import Any
 
 from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
+from pygls.protocol import LanguageServerProtocol
 
 from .desk import Desk, Reading, path_of
 from .diagnostics import shown
 from .hints import Forecasts
 
 PAUSE = 0.02  # seconds in which another change makes this one's diagnostics void
+
+
+class Protocol(LanguageServerProtocol):
+    """Answers a request whose params are malformed, which pygls only notes: its editor would wait for ever."""
+
+    def structure_message(self, data: dict[str, Any]) -> Any:
+        try:
+            return super().structure_message(data)
+        except JsonRpcException as error:
+            if isinstance(data.get("id"), (int, str)) and isinstance(data.get("method"), str):
+                self._send_response(data["id"], error=error.to_response_error())
+            raise
 
 
 class Server(LanguageServer):
@@ -22,7 +37,11 @@ class Server(LanguageServer):
     """
 
     def __init__(self) -> None:
-        super().__init__("effc", version("effc"), text_document_sync_kind=lsp.TextDocumentSyncKind.Full)
+        super().__init__(
+            "effc", version("effc"), text_document_sync_kind=lsp.TextDocumentSyncKind.Full, protocol_cls=Protocol
+        )
+        # It prints a page of each malformed message: an editor that reads none would stop us with a full pipe.
+        logging.getLogger("pygls").setLevel(logging.CRITICAL)
         self.desk = Desk()
         self.forecasts = Forecasts(self.planned)
         self.options: dict[str, Any] = {"plan": True, "defaults": False}

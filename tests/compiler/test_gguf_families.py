@@ -114,8 +114,10 @@ def test_llama_cpp_computes_what_the_file_says_for_it(tmp_path, case, kind, monk
     opened, theirs = Gguf.open(folder, Wish())[0], LlamaCpp(str(folder / "model.gguf"))
     ids = torch.randint(3, 200, (1, 48), generator=torch.Generator().manual_seed(1))  # more than a window
     off = (theirs(ids).log_softmax(-1) - opened(input_ids=ids).logits.log_softmax(-1)).abs().max()
-    # Of what the file says: llama.cpp rounds what it multiplies as it rounded the weights.
-    assert off < {"f32": 2e-4, "f16": 2e-2, "bf16": 0.1, "q8_0": 0.3}[kind], off
+    # Of what the file says: llama.cpp rounds what it multiplies as it rounded the weights, and a number near the edge
+    # of two places of the table falls into the other one.
+    table = FAMILIES[model.config.model_type].of.activation == "gelu"
+    assert off < {"f32": 2e-3 if table else 1e-4, "f16": 2e-2, "bf16": 0.1, "q8_0": 0.3}[kind], off
 
 
 def test_every_family_has_a_case_and_every_architecture_a_family():
