@@ -20,7 +20,7 @@ class Drawing:
         declared, strategy = self.declared, strategy_of(self.declared)
         made = []
         for client in range(declared.clients):
-            up = 4 * numbers(strategy.wanted(client))
+            up = 4 * numbers(strategy.wanted(client))  # 0 of a search: it depends on how much is asked
             rank = declared.ranks[client] if declared.ranks else None
             budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
             made.append({"client": client, "up": up, "down": _down(declared, up), "rank": rank, "params": budget})
