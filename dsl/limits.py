@@ -1,5 +1,6 @@
 """Bounds of parameters: the least, the most, and the values that a `param` allows."""
 
+import re
 from collections.abc import Callable
 from math import isfinite
 from typing import Any
@@ -12,6 +13,7 @@ from .values import Bytes, Duration, Range, Ratio, Shares
 from .vocabulary import Param
 
 out_of_range = Fault("out-of-range", "A value lies outside the bounds that its parameter declares.")
+bad_shape = Fault("bad-shape", "A text is not written as its parameter reads it.")
 
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
@@ -24,6 +26,9 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
         return within(value.low, want, span, report) and within(value.high, want, span, report)
     if isinstance(value, Shares):
         return _shared_out(value, want, span, report)
+    if isinstance(value, str) and want.shape and not re.fullmatch(want.shape[0], value):
+        report(bad_shape(f"`{want.name}` is `{value}`", span, help=want.shape[1]))
+        return False
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
     if type(value) is int and (fault := _off_grid(value, want, span)):
