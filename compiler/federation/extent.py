@@ -71,6 +71,24 @@ def check_forms(program: "Program", personal: bool, way: str) -> None:
         )
 
 
+def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
+    """Reject interventions at more positions than any prompt of the data has."""
+    from ..layers.reft import interventions
+
+    wanted = max((module.first + module.last for _, module in interventions(program.model)), default=0)
+    for ref in refs:
+        lengths = ctx.prompts(ref)
+        if lengths is not None and len(lengths) and int(lengths.max()) < wanted:
+            raise Reject(
+                unfit_strategy(
+                    f"interventions edit {wanted} positions, and the longest prompt of `{ref.name}` has "
+                    f"{int(lengths.max())} tokens",
+                    help="insert interventions of fewer `positions`",
+                    argument="data",
+                )
+            )
+
+
 def check_index(ctx: "Context", refs: "Sequence[DataRef]") -> None:
     """Reject data that are no texts with a partner each."""
     from ..data.texts import Texts

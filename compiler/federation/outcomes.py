@@ -9,6 +9,7 @@ import numpy as np
 from ...dsl.diagnostics import Fault, Reject
 from ..store.regular import MISFIT, read_json
 from .app import PACKAGE
+from .course import Round
 from .declaration import NAME, Declaration, check_base, read_declaration
 from .low_rank import modules
 from .results import MARK, PREFIX, STATE
@@ -35,6 +36,18 @@ def result_of(app: Path) -> Path | None:
     """The folder of states beside an app, of its run here or else of its deployment."""
     places = (app.with_name(f"{app.name}-result"), app.with_name(f"{app.name}-deployment") / "result")
     return next((place for place in places if (place / MARK).is_file()), None)
+
+
+def rounds_of(app: Path, declared: Declaration) -> tuple[Round, ...]:
+    """How the run went whose result lies beside an app; () where none of this declaration does."""
+    folder = result_of(app.resolve())
+    if folder is None:
+        return ()
+    try:
+        body = read_json(folder / MARK, MARKED)
+        return tuple(Round.from_json(r) for r in body["rounds"]) if body["identity"] == declared.identity else ()
+    except (OSError, AttributeError, *MISFIT):
+        return ()  # a picture of the app is none of its result's mistakes
 
 
 def models(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None":

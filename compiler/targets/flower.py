@@ -217,8 +217,10 @@ class Flower(Target):
         from ..federation.app import PACKAGE
         from ..federation.declaration import NAME, read_declaration
         from ..federation.drawing import Drawing
+        from ..federation.outcomes import rounds_of
 
-        return Drawing(read_declaration(folder.parent / PACKAGE / NAME))
+        declared = read_declaration(folder.parent / PACKAGE / NAME)
+        return Drawing(declared, rounds_of(folder.parent, declared))
 
     @classmethod
     def results(cls, path: Path, ctx: Context) -> "Iterator[tuple[str, nn.Module]] | None":
@@ -316,11 +318,12 @@ class Flower(Target):
 
     def _full(self, program: Program, ctx: Context) -> dict[str, tuple[int, ...]]:
         """Shapes of a whole state, the head's among them where rows have classes."""
-        from ..federation.extent import check_forms, shapes_of
+        from ..federation.extent import check_forms, check_prompts, shapes_of
 
         rank = max(self.ranks or (self.rank,))
         if self.trains == "reft":
             check_forms(program, self.strategy == "abm", self.way)
+            check_prompts(program, ctx, self._refs())
         made = shapes_of(program, self.trains, self.tokens, rank, self.on)
         if self._classifies(ctx):
             from ..rows.prompts import head

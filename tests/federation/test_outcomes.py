@@ -13,7 +13,10 @@ from effc.compiler.federation.outcomes import models, read_state
 from effc.compiler.federation.results import MARK, write_results
 from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.state import state_hash
+from effc.compiler.federation.table import line
 from effc.compiler.judging import retest
+from effc.compiler.report.quantity import size
+from effc.compiler.targets.flower import Flower
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
@@ -102,6 +105,17 @@ def test_states_are_read_back_to_the_bit_and_those_of_another_federation_refused
     with pytest.raises(Reject, match="another federation"):
         judged(path)
     (folder / MARK).write_text(json.dumps(body))
+
+
+def test_inspect_draws_the_clients_their_bytes_and_how_it_went(alone):
+    path, _, _, run, declared = alone
+    text = Flower.picture(path / declared.folder).draw()
+    rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])]
+    sent = size(run.course.rounds[-1].turns[0].bytes_up)
+    assert [" ".join(row[1:3]) for row in rows[:3]] == [sent] * 3
+    assert text.startswith("3 clients train LoRA adapters by alone, 2 rounds") and "ran 2 rounds" in text
+    assert line(run.course.rounds[-1]) in text
+    assert len(Flower.picture(path / declared.folder).to_json()["rounds"]) == 2
 
 
 @pytest.mark.parametrize(
