@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.recipe import Emit
 from ...dsl.values import DataRef, MetricRef, StepRef, handles
 from ..capture.capture import capture
@@ -43,6 +43,7 @@ class Result:
     artifacts: list[Artifact] = field(default_factory=list)
     reports: list[Page] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     @property
     def missed(self) -> list[Any]:
@@ -63,16 +64,17 @@ class Build:
     total: int = 0
     index: int = 0
     took: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
+    stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
-        result = Result(self.plan)
         refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
-        for stage in self.plan.stages:
-            self.step(stage)
+        for place in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
+            self.step(self.plan.stages[place])
         accounting = Accounting.of_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.look)
+        result = Result(self.plan, stopped=self.stopped)
         emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.took)
         self.emit_all(emission, result)
         result.seconds = time.monotonic() - started
@@ -111,6 +113,7 @@ class Build:
                 outcome = self.reach(stage.source)
             self.at = ""  # from here until it is kept, the program is between steps
             given, facts = self.give(pass_, outcome, stage)
+            stage = self.as_stopped(stage)
             if (
                 isinstance(given, (Unmerged, Family))
                 and isinstance(outcome, Model)
@@ -131,6 +134,17 @@ class Build:
             "planned_bytes": stage.peak_bytes,
             "peak_bytes": done.peak,
         }
+
+    def as_stopped(self, stage: Stage) -> Stage:
+        """The stage as it is planned now: a search that had no more time gave another result than was planned."""
+        deadline = self.ctx.settings.deadline
+        stop = deadline.claim() if deadline else None
+        if deadline is None or stop is None:
+            return stage
+        self.plan = self.plan.stopped(stage.name, stop.facts)
+        with placed(stage.call):
+            self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
+        return next(s for s in self.plan.stages if s.name == stage.name)
 
     def give(self, pass_: Pass, outcome: Outcome, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
         """What a pass makes of a result, and what the manifest is told of it."""
