@@ -1,11 +1,11 @@
 """The one loop: run what the cache lacks, check it, keep it, emit, verify, measure."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.recipe import Emit
@@ -31,6 +31,9 @@ from ..words.kinds import Close, Pass
 from ..words.placing import placed
 from . import snapshot
 from .emission import Artifact, Emission, Page
+
+if TYPE_CHECKING:
+    from torch import nn
 
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 
@@ -231,7 +234,20 @@ class Build:
         return artifact
 
     def context(self, stage: Stage) -> Context:
-        return replace(self.ctx.relative_to(stage.call), workdir=self.cache.scratch(stage.key), results=self.result)
+        return replace(
+            self.ctx.relative_to(stage.call),
+            workdir=self.cache.scratch(stage.key),
+            results=self.result,
+            original=self.original(stage),
+        )
+
+    def original(self, stage: Stage) -> "Callable[[], nn.Module | None]":
+        """Gives the model of a step that works on the original, as long as nothing of it was changed."""
+        if stage.source != self.plan.identity or not isinstance(self.outcome, Model):
+            return lambda: None
+        program = self.outcome.program
+        version = program.version
+        return lambda: program.model if program.version == version else None
 
     def result(self, name: str) -> tuple[str, Program]:
         """The key and the program of another step."""

@@ -48,7 +48,7 @@ class Context:
     """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
     step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
     step of the running pipeline gave, by its name; `cut` hears the name of every cut of a search once it is made, with
-    the model without it."""
+    the model without it; `original` gives the model that the running step works on, as long as it is the original."""
 
     settings: Settings
     recipe: Recipe
@@ -60,6 +60,7 @@ class Context:
     _references: dict[str, Any] = field(default_factory=dict)
     results: "Callable[[str], tuple[str, Program]] | None" = None
     cut: "Callable[[str, torch.nn.Module], None] | None" = None
+    original: "Callable[[], torch.nn.Module | None]" = lambda: None
 
     @property
     def seed(self) -> int:
@@ -155,6 +156,18 @@ class Context:
     def scoring(self) -> AbstractContextManager[None]:
         """What runs inside may be left when the time of a search is over: raises TimeUp then."""
         return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
+
+    def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """The same numbers, mapped from the cache where they are many: so that what passes make holds no memory.
+
+        The tensor is kept under its hash, as it will be when the step has finished.
+        """
+        from ..store.cache import LARGE, Cache
+
+        if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
+            return tensor
+        cache = Cache(self.settings.cache_dir)
+        return cache.mapped(cache.store(tensor))
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.tell(Recorded(name, value, unit))
