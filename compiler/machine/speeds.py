@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROWS, WIDE = 256, 1024  # of the products that are timed: a batch of tokens, a layer
 BYTES = 16 << 20
@@ -60,7 +61,7 @@ def measure(folder: Path | None = None, each: float = 0.02) -> Speeds:
     import torch
 
     threads = torch.get_num_threads()
-    found = {}
+    found: dict[str, Any] = {}
     for name, (amount, call) in _probes().items():
         found[name] = amount / (_best(call, each) / (threads if name in _PARALLEL else 1))
     if folder is None:
