@@ -5,7 +5,7 @@ Reads configs and skeletons, never weights.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,24 @@ class Plan:
     def key_of(self, name: str) -> str:
         """The key of a step's result; of the model itself, its identity."""
         return next((s.key for s in self.stages if s.name == name), self.identity)
+
+    def stopped(self, name: str, facts: Mapping[str, Any]) -> "Plan":
+        """The same where a step's search had to stop: its result has another key, and so has all that follows."""
+        moved: dict[str, str] = {}
+        stages = []
+        for stage in self.stages:
+            parts = dict(stage.parts)
+            if stage.name == name:
+                parts["stopped"] = dict(facts)
+            parts["input"] = moved.get(parts["input"], parts["input"])
+            if "results" in parts:
+                parts["results"] = {n: moved.get(key, key) for n, key in parts["results"].items()}
+            if parts != stage.parts:
+                moved[stage.key] = keys.key(parts)
+                source = moved.get(stage.source, stage.source)
+                stage = replace(stage, parts=parts, key=moved[stage.key], source=source)
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
 
     def to_json(self) -> dict[str, Any]:
         """What `plan -o` saves; keys and sizes decide drift, estimates don't."""

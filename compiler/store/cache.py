@@ -29,6 +29,7 @@ from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_not
 if TYPE_CHECKING:
     import torch
 
+LARGE = 1 << 20  # bytes of a tensor from which on it is worth a file that is mapped
 _DRAFT = re.compile(r"\..+\.\d+")  # as `write_whole` names them
 
 
@@ -194,6 +195,13 @@ class Cache:
                 )
             )
         return tensor
+
+    def mapped(self, name: str) -> "torch.Tensor":
+        """A tensor that was stored just now, mapped privately: not hashed again."""
+        from safetensors import safe_open
+
+        with safe_open(self.blob(name), "pt") as file:
+            return file.get_tensor("t")
 
     # -- small values -----------------------------------------------------------------------------------------
     def value(self, parts: Mapping[str, Any]) -> Any:
