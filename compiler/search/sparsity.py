@@ -19,6 +19,7 @@ from ..rows.forward import LOOK, not_a_number
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+    from ..words.context import Context
 
 tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that another module reads, too.")
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
@@ -69,17 +70,21 @@ def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tenso
 
 
 @torch.no_grad()
-def mask(program: "Program", path: str, keep: Tensor) -> float:
+def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
-    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0))
+    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0), ctx)
 
 
 @torch.no_grad()
-def exchange(program: "Program", path: str, weight: Tensor) -> float:
-    """Put another weight [out, in] into a linear module; the share of zeros that it has."""
+def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> float:
+    """Put another weight [out, in] into a linear module; the share of zeros that it has.
+
+    A large one goes to disk at once and is mapped, so that a pass over a whole model holds one module's.
+    """
     module = program.model.get_submodule(path)
     weight = weight.to(module.weight.dtype)
-    put(program.model, f"{path}.weight", weight.T.contiguous() if isinstance(module, Conv1D) else weight)
+    stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+    put(program.model, f"{path}.weight", ctx.mapped(stored))
     return zeros(weight)
 
 

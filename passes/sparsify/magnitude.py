@@ -44,7 +44,7 @@ class Magnitude(Pass):
         for part in ctx.each(chosen, "masks", len(chosen)):
             score = finite_weight(program, part.path).abs().float()
             keep = keep_mask(score, self.sparsity.value, self.pattern, self.each)
-            found[part.path] = mask(program, part.path, keep)
+            found[part.path] = mask(program, part.path, keep, ctx)
         note(program, chosen, found, pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -61,7 +61,8 @@ class Wanda(Pass):
             norms = journal.remember(stage.unit, partial(_norms, walk, stage))
             for path in stage.modules:
                 score = weight_score(program, path, norms[path])
-                found[path] = mask(program, path, keep_mask(score, spread[stage.unit], self.pattern, "row"))
+                keep = keep_mask(score, spread[stage.unit], self.pattern, "row")
+                found[path] = mask(program, path, keep, ctx)
             walk.leave(stage)
         note(program, chosen, found, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
 
