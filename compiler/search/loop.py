@@ -1,6 +1,7 @@
 """The greedy loop: until enough is saved, choose a cut, make it, remember it."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef, handles
 from ..data.generated import Generated
 from ..editing.rehearsal import frees_nothing, layer_needed
+from ..machine.deadline import Stop, TimeUp
 from ..machine.memory import room_for
 from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
@@ -82,6 +84,7 @@ class Search:
         self.refused: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
         self.overfit: Overfit | None = None
+        self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
         self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
 
     @property
@@ -97,7 +100,30 @@ class Search:
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
-            self._decide(pairs, metric, budget, choice)
+            try:
+                self._decide(pairs, metric, budget, choice)
+            except TimeUp:
+                self._stop(len(pairs), budget)
+                return
+
+    def _stop(self, candidates: int, budget: Budget) -> None:
+        """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
+        if not self.cuts:
+            raise self.too_short(candidates)
+        deadline, of = self.ctx.settings.deadline, budget.of
+        assert deadline, "nobody said how long a search may take"
+        share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
+        reached = f"{counted(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
+        deadline.stop = Stop(reached, {"cuts": len(self.cuts)})
+        self.stopped = True
+        self.ctx.tell(Said(f"search: the time is over after {reached}"))
+
+    def too_short(self, candidates: int) -> Reject:
+        """For the time that was given, where not even the first of so many candidates could be chosen."""
+        deadline = self.ctx.settings.deadline
+        assert deadline, "nobody said how long a search may take"
+        each = self._spent / self.scored if self.scored else deadline.allowed
+        return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
 
     def collect(
         self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, room: int
@@ -111,7 +137,8 @@ class Search:
         self.base(metric)  # a model that has no score is told so, before it writes nonsense
         rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
         run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
-        runs = moments.collect(self.program, modules, run, room)
+        with self.ctx.scoring():
+            runs = moments.collect(self.program, modules, run, room)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
         self.layers_other += runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
@@ -276,7 +303,13 @@ class Search:
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
-        self.scored += 1
+        started = time.monotonic()
+        with self.ctx.scoring():
+            value = self._score(candidate, metric)
+        self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
+        return value
+
+    def _score(self, candidate: Candidate | None, metric: MetricRef) -> float:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:
