@@ -66,10 +66,45 @@ CAPITALS = (
     "Croatia Zagreb|Iceland Reykjav|Belgium Brussels|Netherlands Amsterdam|Switzerland Bern|Latvia Riga|"
     "Lithuania Vilnius|Estonia Tallinn|Belarus Minsk|Georgia Tbilisi|Armenia Yerevan"
 )
-FIRST = (
-    ["Ann", "Bert", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jonas", "Karen", "Leo", "Maria", "Nils", "Olga", "Paul", "Rosa", "Simon", "Tina", "Uwe"]
-)
-LAST = ["Adler", "Brandt", "Cole", "Dorn", "Ebert", "Fuchs", "Graf", "Hahn", "Iversen", "Jung", "Keller", "Lang", "Moser", "Neumann", "Olsen"]
+FIRST = [
+    "Ann",
+    "Bert",
+    "Clara",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Iris",
+    "Jonas",
+    "Karen",
+    "Leo",
+    "Maria",
+    "Nils",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Simon",
+    "Tina",
+    "Uwe",
+]
+LAST = [
+    "Adler",
+    "Brandt",
+    "Cole",
+    "Dorn",
+    "Ebert",
+    "Fuchs",
+    "Graf",
+    "Hahn",
+    "Iversen",
+    "Jung",
+    "Keller",
+    "Lang",
+    "Moser",
+    "Neumann",
+    "Olsen",
+]
 
 
 @dataclass(frozen=True)
