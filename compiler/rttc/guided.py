@@ -105,6 +105,8 @@ class Guided:
             self._renew(self.retriever.facts())
 
     def _renew(self, facts: Any) -> None:
+        if facts.embedder != self.embedder.identity:
+            raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
         for cache in (self.lists, self.states):
             if self._facts is not None and facts.version != self._facts.version:
                 cache.clear()
@@ -229,10 +231,10 @@ class _Query:
         try:
             with self._timed("retrieve"):
                 found = client.retriever.retrieve(vector, client.policy.count)
+            client.check_version(found.version)
         except Unreachable as error:
             self._decision.note = str(error)
             return ()
-        client.check_version(found.version)
         self._decision.bytes = found.bytes
         rows = json.dumps([[match.sample.to_json(), match.score] for match in found.matches]).encode()
         client.lists.put(vector, {"samples": torch.frombuffer(bytearray(rows), dtype=torch.uint8)})

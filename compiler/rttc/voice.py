@@ -146,7 +146,7 @@ def _end(plan: Plan, kind: str, path: str) -> int:
     if found is None:
         what = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
         raise Reject(
-            no_place(f"`{path}` {what} in the native engine's plan", help="`answers: torch` lets PyTorch answer")
+            no_place(f"`{path}` {what} in the native engine's plan", help="`generation: torch` lets PyTorch answer")
         )
     return found
 

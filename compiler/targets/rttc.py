@@ -105,7 +105,7 @@ class Rttc(Target):
     count: int = param("Samples for a query.", default=8, ge=1, le=256)
     shown: int = param("Of them in the prompt of a `rag` answer.", default=4, ge=1, le=256)
     selection: Literal["diverse", "nearest"] = param("How samples are chosen.", default="diverse")
-    answers: Literal["auto", "native", "torch"] = param(
+    generation: Literal["auto", "native", "torch"] = param(
         "What generates: the native engine, PyTorch, or the engine where the model allows it. Training is PyTorch's.",
         default="auto",
     )
@@ -138,7 +138,7 @@ class Rttc(Target):
                     help='give `graded: "graded.jsonl"`, or `reward: "self"`',
                 )
             )
-        if self.answers == "native":
+        if self.generation == "native":
             Native(path=self.path).foresee(ctx)
         for _ in read_samples(ctx.folder / self.knowledge):
             pass
@@ -189,12 +189,12 @@ class Rttc(Target):
         from ..native.refusal import cannot_run_natively
         from ..rttc.app import engine_of
 
-        if self.answers == "torch":
+        if self.generation == "torch":
             return "torch"
         try:
             Native(path=self.path).emit(program, into, ctx)
         except Reject as refused:
-            if self.answers == "native" or refused.diagnostics[0].fault != cannot_run_natively:
+            if self.generation == "native" or refused.diagnostics[0].fault != cannot_run_natively:
                 raise
             shutil.rmtree(into / FOLDER)
             _note(into, f"PyTorch answers, not the native engine: {refused.diagnostics[0].message}.")

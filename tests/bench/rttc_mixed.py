@@ -31,8 +31,9 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.native.emission import facts
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import write
-from effc.compiler.rttc.adaptation import Adaptable
+from effc.compiler.rttc.adaptation import Adaptable, Regime
 from effc.compiler.rttc.attachment import places_of
+from effc.compiler.rttc.caching import StateCache
 from effc.compiler.rttc.calibration import aucs
 from effc.compiler.rttc.generation import Settings
 from effc.compiler.rttc.guided import Guided
@@ -52,6 +53,7 @@ from tests.bench.decode import original, tokenizer
 from tests.bench.rttc import POLICY, REGIME, SENTIMENTS, _sst2, encoder
 
 DEV, TEST, BASE = 20, 60, 200  # of each kind, but for capitals, of which there are fewer
+KINDS = ("sst2", "codes", "capitals")
 LENGTH, DRAWS, SEED = 10, 10_000, 0
 CAPITALS = (
     "France Paris|Germany Berlin|Italy Rome|Spain Madrid|Portugal Lisbon|Austria Vienna|Greece Athens|Norway Oslo|"
@@ -123,10 +125,10 @@ class Asked:
         return Verifier(check, truth, options).score(self.sample.question, [text])[0] > 0.5
 
 
-def world(data: Path) -> tuple[list[Sample], list[Asked], list[Asked]]:
-    """The base, the dev and the test questions; shuffled, the same each time."""
-    draw = random.Random(SEED)
-    reviews, more = (_sst2(data / "sst2" / f"{part}.tsv") for part in ("train", "test"))
+def world(data: Path, kinds: tuple[str, ...] = KINDS) -> tuple[list[Sample], list[Asked], list[Asked]]:
+    """The base, the dev and the test questions of some kinds; shuffled, the same each time."""
+    draw, here = random.Random(SEED), "sst2" in kinds
+    reviews, more = (_sst2(data / "sst2" / f"{part}.tsv") if here else [] for part in ("train", "test"))
     people = draw.sample([f"{a} {b}" for a in FIRST for b in LAST], BASE)
     codes = [(name, str(draw.randrange(1000, 9999))) for name in people]
     known = [Sample(f"What is the door code of the office of {name}?", code) for name, code in codes]
@@ -140,8 +142,8 @@ def world(data: Path) -> tuple[list[Sample], list[Asked], list[Asked]]:
         "dev": (reviews[BASE : BASE + DEV], wanted[:DEV], cities[:DEV]),
         "test": (more[:TEST], wanted[DEV : DEV + TEST], cities[DEV:]),
     }.items():
-        kinds = zip(("sst2", "codes", "capitals"), sets, strict=True)
-        parts[part] = [Asked(kind, part, sample) for kind, samples in kinds for sample in samples]
+        named = zip(KINDS, sets, strict=True)
+        parts[part] = [Asked(kind, part, sample) for kind, samples in named for sample in samples if kind in kinds]
         draw.shuffle(parts[part])
     return base, parts["dev"], parts["test"]
 
@@ -163,19 +165,24 @@ def small(folder: Path) -> tuple[Any, Any]:
     )
 
 
-def client_of(folder: Path, base: Sequence[Sample], guard: Sequence[str]) -> tuple[Guided, Any]:
+def client_of(
+    folder: Path, base: Sequence[Sample], guard: Sequence[str], regime: Regime = REGIME, kinds: tuple[str, ...] = KINDS
+) -> Guided:
+    """Over a base that `folder` keeps, of these kinds."""
     torch.set_num_threads(1)
     model, words = small(folder)
     embedder = encoder(folder)
-    if not (folder / "kb" / "kb.json").is_file():
+    place = folder / "-".join(("kb", *kinds))
+    if not (place / "kb.json").is_file():
         (folder / "kb.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in base))
-        build([folder / "kb.jsonl"], embedder, folder / "kb", guard=guard)
+        build([folder / "kb.jsonl"], embedder, place, guard=guard)
     prompts = Prompts(words, model.config.max_position_embeddings)
-    adaptable = Adaptable(model, words, places_of(model, REGIME.kind), REGIME, prompts.question)
+    adaptable = Adaptable(model, words, places_of(model, regime.kind), regime, prompts.question)
     voice = open_voice(folder / "smollm2" / "native", adaptable, threads=1)
     reward = SelfLikelihood(voice.bare, prompts)
-    local: Any = Local(open_base(folder / "kb"))
-    return Guided(model, prompts, embedder, local, reward, POLICY, None, None, adaptable, voice=voice), voice  # type: ignore[arg-type]
+    lists, states = (StateCache("bench", 0.999, 64 << 20) for _ in range(2))
+    local = Local(open_base(place))
+    return Guided(model, prompts, embedder, local, reward, POLICY, lists, states, adaptable, voice=voice)
 
 
 def spent(action: Callable[[], Any]) -> tuple[Any, float]:
@@ -227,7 +234,7 @@ def collect(data: Path, folder: Path, minutes: float) -> None:
     base, dev, test = world(data)
     until, file = time.monotonic() + 60 * minutes, folder / "answers.jsonl"
     done = {json.loads(line)["question"] for line in file.read_text().splitlines()} if file.exists() else set()
-    client, _ = client_of(folder, base, [one.sample.question for one in [*dev, *test]])
+    client = client_of(folder, base, [one.sample.question for one in [*dev, *test]])
     before = client.adaptable.checksum()
     with file.open("a") as out:
         for one in [*dev, *test]:
@@ -313,7 +320,7 @@ def table(folder: Path) -> Iterator[str]:
     dev, test = ([row for row in rows if row["part"] == part] for part in ("dev", "test"))
     yield f"{len(dev)} dev and {len(test)} test questions\n"
     yield "| kind | test questions | direct | rag | ttt |\n|---|---|---|---|---|"
-    for kind in ("sst2", "codes", "capitals"):
+    for kind in KINDS:
         own = [row for row in test if row["kind"] == kind]
         yield f"| {kind} | {len(own)} | " + " | ".join(f"{_mean(always(own, b).right):.2f}" for b in BRANCHES) + " |"
     results = {f"always {branch}": always(test, branch) for branch in BRANCHES}
