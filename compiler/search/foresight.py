@@ -1,13 +1,15 @@
 """What is thought of candidates before they are scored, and how far it can be trusted."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from ...dsl.values import MetricRef
 from .candidate import Candidate
-from .gradients import Estimate
+from .gradients import Estimate, Gradients
 
 if TYPE_CHECKING:
     from .choice import Round
+    from .loop import Search
 
 Forecast = tuple[Mapping[str, tuple[Estimate, float]], Callable[[float, float], float | None]]
 SLACK = 0.5  # how far below an estimate the truth is taken to lie at most, before any was scored, of its terms' sizes
@@ -61,3 +63,23 @@ class Foresight:
         score = self.dearer(now.base(), nats)
         assert score is not None, "a score that follows from nats was estimated"
         return now.sign * (score - now.base())
+
+
+def foreseen(search: "Search", number: int, candidates: Sequence[Candidate], metric: MetricRef) -> Forecast | None:
+    """Estimates by place, and how the score follows from them; None where it doesn't. Journalled under the number of
+    the cut."""
+    dearer, base = search.ctx.metric(metric).dearer, search.base(metric)
+    if dearer(base, 0.0) is None:
+        return None
+    prefix = search.prefix(metric)
+
+    def sweep() -> list[list[Any]]:
+        if prefix.chain is None:  # the base came from the journal
+            prefix.measure(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
+        gradients = Gradients(prefix, search.ctx.seed)
+        with search.ctx.scoring():
+            told = search.ctx.each(gradients.estimates(candidates), "estimating candidates", len(candidates))
+            return [[c.place, e.first, e.second] for c, e in told]
+
+    found = {place: Estimate(*terms) for place, *terms in search.journal.remember(f"{number}:estimates", sweep)}
+    return {c.place: (found[c.place], c.saves("params")) for c in candidates if c.place in found}, dearer

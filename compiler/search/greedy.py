@@ -13,6 +13,7 @@ from ...dsl.amounts import needs_score
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
+from ..machine.deadline import TimeUp
 from ..planning.amount import Amount
 from ..words.kinds import Effort
 from .choice import Choice, Exact, Racing
@@ -85,7 +86,11 @@ class Greedy:
         ledger, goal = Ledger(program.skeleton, self.norms, latency), self.goal(program.skeleton, latency)
         self._refuse_unreached(ledger, goal)
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
-        pools = {p.kind: p.pool(program, ledger, fitting) for p in self._able(program, search, fitting, goal)}
+        try:
+            able = self._able(program, search, fitting, goal)
+        except TimeUp:
+            raise search.too_short(sum(p.count for p in self.parts)) from None
+        pools = {p.kind: p.pool(program, ledger, fitting) for p in able}
         if len(pools) == 1:
             refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
         choice, search.overfit = self._choice(goal), self.check and Overfit(self.check, goal.goal)
@@ -93,7 +98,10 @@ class Greedy:
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.widths is None else self.widths
             search.run([pools[kind] for kind in kinds if kind in pools], score, turn, choice)
-        refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
+            if search.stopped:
+                break
+        if not search.stopped:
+            refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
         search.finish(list(pools.values()))
 
     def _able(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:

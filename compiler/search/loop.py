@@ -1,7 +1,8 @@
 """The greedy loop: until enough is saved, choose a cut, make it, remember it."""
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.diagnostics import Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef, handles
 from ..data.generated import Generated
 from ..editing.rehearsal import frees_nothing, layer_needed
+from ..machine.deadline import Stop, TimeUp
 from ..machine.memory import room_for
 from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
@@ -21,30 +23,15 @@ from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
 from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
-from .gradients import Estimate, Gradients
+from .foresight import foreseen
 from .overfit import Overfit, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
+from .refusals import SCORE_HELP, no_finite_score, nothing_chosen, saved_less
 
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..words.context import Context
-
-no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
-out_of_reach = Fault(
-    "out-of-reach",
-    "A step is to remove more than can go.\n\n"
-    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.",
-)
-saved_less = Fault(
-    "saved-less",
-    "A search counted on more than what its cuts took out of the model.\n\n"
-    "Every cut has a size on paper, and the model that results is measured: something of what was cut still runs. "
-    "The step's result is not kept.",
-    exit="failure",
-)
-_SCORE_HELP = "score on other data, or look at what made the model's weights"
-
 
 _UNCUT = (layer_needed, frees_nothing)
 _HONEST = 0.98  # of what was promised: parts that two branches share are counted with each
@@ -87,6 +74,7 @@ class Search:
         self.rows: list[Rows] = []  # of every metric that has decided
         self.scored, self.layers_naive, self.bytes_kept = 0, 0, 0
         self.layers_other, self.layers_own = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
+        self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
 
     @property
     def layers_run(self) -> float:
@@ -97,14 +85,37 @@ class Search:
         self._forget_prefixes_but(metric)
         if not budget.is_met(self.saved.get(budget.of, 0.0)):
             self.rows.append(Rows(metric))
-            self.rows[-1].begin(self)
+            self.rows[-1].warn(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.overfit:
                 self.overfit.look(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
                 return
-            self._decide(pairs, metric, budget, choice)
+            try:
+                self._decide(pairs, metric, budget, choice)
+            except TimeUp:
+                self._stop(len(pairs), budget)
+                return
+
+    def _stop(self, candidates: int, budget: Budget) -> None:
+        """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
+        if not self.cuts:
+            raise self.too_short(candidates)
+        deadline, of = self.ctx.settings.deadline, budget.of
+        assert deadline, "nobody said how long a search may take"
+        share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
+        reached = f"{counted(len(self.cuts), 'cut')}{share} of {budget.goal / budget.total:.1%}"
+        deadline.stop = Stop(reached, {"cuts": len(self.cuts)})
+        self.stopped = True
+        self.ctx.tell(Said(f"search: the time is over after {reached}"))
+
+    def too_short(self, candidates: int) -> Reject:
+        """For the time that was given, where not even the first of so many candidates could be chosen."""
+        deadline = self.ctx.settings.deadline
+        assert deadline, "nobody said how long a search may take"
+        each = self._spent / self.scored if self.scored else deadline.allowed
+        return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
 
     def collect(
         self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, room: int
@@ -118,7 +129,8 @@ class Search:
         self.base(metric)  # a model that has no score is told so, before it writes nonsense
         rows, about = (self.ctx.rows(data), data.name) if data else (self._own_rows(), "what the model writes")
         run = partial(self._whole, metric) if rows is None else partial(self._read, rows, about)
-        runs = moments.collect(self.program, modules, run, room)
+        with self.ctx.scoring():
+            runs = moments.collect(self.program, modules, run, room)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
         cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
@@ -204,15 +216,16 @@ class Search:
             1.0 if self.ctx.metric(metric).better == "lower" else -1.0,
             budget.goal - self.saved.get(budget.of, 0.0),
         )
+        self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
-            choice.foresee(lambda: self._foreseen(number, now.candidates, metric))
+            choice.foresee(partial(foreseen, self, number, now.candidates, metric))
         while (best := choice.choose(now)) is not None:
             group, score = self._together(number, now, best, choice, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
             if first := self._cut(best, now, budget):
                 break
         else:
-            raise Reject(self._nothing_chosen(now, budget))
+            raise Reject(nothing_chosen(now, self.refused, budget.of, self.saved.get(budget.of, 0.0) / budget.total))
         saves = [first, *(self._cut(c, now, budget) for c in group[1:])]
         assert all(saves), f"{names} were scored together, and not all can be cut"
         self.layers_naive += len(pairs) * len(self.program.units) * len(group)
@@ -242,24 +255,6 @@ class Search:
         holds = math.isfinite(score) and now.sign * score - base <= JOINTLY * max(expected, 0.0)
         choice.judged(holds)
         return ([*joint.members], score) if holds else alone
-
-    def _foreseen(
-        self, number: int, candidates: Sequence[Candidate], metric: MetricRef
-    ) -> tuple[dict[str, tuple[Estimate, float]], Callable[[float, float], float | None]] | None:
-        """Estimates by place, and how the score follows from them; None where it doesn't."""
-        dearer, base = self.ctx.metric(metric).dearer, self.base(metric)
-        gradients = Gradients(self.prefix(metric), self.ctx.seed)
-        if dearer(base, 0.0) is None:
-            return None
-
-        def sweep() -> list[list[Any]]:
-            if self.prefix(metric).chain is None:  # the base comes from a journal
-                self.prefix(metric).measure(partial(self._whole, metric))
-            told = self.ctx.each(gradients.estimates(candidates), "estimating candidates", len(candidates))
-            return [[c.place, e.first, e.second] for c, e in told]
-
-        found = {place: Estimate(*terms) for place, *terms in self.journal.remember(f"{number}:estimates", sweep)}
-        return {c.place: (found[c.place], c.saves("params")) for c in candidates if c.place in found}, dearer
 
     def _note(self, cut: Cut, metric: MetricRef, more: dict[str, Any]) -> None:
         self.cuts.append(cut)
@@ -299,27 +294,13 @@ class Search:
         self.program.note(left=place, why=why)
         self.ctx.tell(Said(f"search: {place} stays: {why}"))
 
-    def _nothing_chosen(self, now: Round, budget: Budget) -> Diagnostic:
-        if self.refused and not now.candidates:
-            return out_of_reach(
-                f"none of the {len(self.refused)} parts that are left can go",
-                note="; ".join(list(self.refused.values())[:5]),
-                help="narrow it instead: prune.channels, prune.heads",
-            )
-        if any(math.isfinite(score) for score in now.scores.values()):
-            return out_of_reach(
-                f"nothing that is left saves {budget.of}, and "
-                f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",
-                help=f"remove less of {budget.of}, or of `params`",
-                argument="keep remove",
-            )
-        return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP)
-
     def _scores_of(
         self, number: int, now: Round, asked: Sequence[Candidate], metric: MetricRef, budget: Budget
     ) -> list[float]:
         """Scores of candidates, of which none depends on another: whoever has several workers gives each some."""
-        return [self._score_of(number, now, candidate, metric, budget) for candidate in asked]
+        for candidate in asked:
+            now.scores[candidate.name] = self._score_of(number, now, candidate, metric, budget)
+        return [now.scores[candidate.name] for candidate in asked]
 
     def _score_of(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
@@ -335,7 +316,13 @@ class Search:
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
-        self.scored += 1
+        started = time.monotonic()
+        with self.ctx.scoring():
+            value = self._score(candidate, metric)
+        self.scored, self._spent = self.scored + 1, self._spent + time.monotonic() - started
+        return value
+
+    def _score(self, candidate: Candidate | None, metric: MetricRef) -> float:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:
@@ -358,7 +345,7 @@ class Search:
             if any(d.fault is not not_a_number for d in refused.diagnostics):
                 raise
             raise Reject(
-                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=_SCORE_HELP)
+                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=SCORE_HELP)
             ) from refused
 
     def _forget_prefixes_but(self, metric: MetricRef) -> None:

@@ -28,10 +28,17 @@ class Rows:
     warns: bool = True
 
     def begin(self, search: "Search") -> None:
-        """Warn of rows that are too few."""
-        if search.ctx.metric(self.metric).dearer(1.0, 0.0) is None:
+        """Remember what the first cut is made of."""
+        if self.begun is None and self._reads_tokens(search):
+            self.begun = search.base(self.metric)
+
+    def _reads_tokens(self, search: "Search") -> bool:
+        return search.ctx.metric(self.metric).dearer(1.0, 0.0) is not None
+
+    def warn(self, search: "Search") -> None:
+        """Say, before anything is scored, that rows are too few."""
+        if not self._reads_tokens(search):
             return
-        self.begun = search.base(self.metric)
         tokens = sum(search.ctx.rows(ref).numel() for ref in handles(dict(self.metric.args), DataRef))
         if tokens < ENOUGH:
             search.ctx.tell(
