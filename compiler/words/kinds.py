@@ -310,6 +310,11 @@ class Metric(Word):
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
 
+    def dearer(self, value: float, nats: float) -> float | None:
+        """The value when every token that is predicted of its rows costs so many nats more; None where that does not
+        follow."""
+        return None
+
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
         """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
