@@ -10,8 +10,10 @@ from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation, Pipeline, Recipe
+from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
 from ...dsl.source import Span
+from ...dsl.values import from_json, is_json
 from ..report.quantity import change, count, seconds, size
 from ..store.cache import Cache
 from ..words.context import Context
@@ -259,7 +261,18 @@ def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
         _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
         for then, today in zip(old["stages"], fresh["stages"], strict=True):
             for part, value in today["parts"].items():
-                _same(f"`{part}` of step {today['name']}", then.get("parts", {}).get(part), value)
+                told, before, now_ = _first_other([part], then.get("parts", {}).get(part), value)
+                _same(f"`{told}` of step {today['name']}", before, now_)
+
+
+def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
+    """The first thing in two parts that is not the same: what it is called, and both."""
+    while (
+        isinstance(then, dict) and isinstance(today, dict) and then != today and not (is_json(then) and is_json(today))
+    ):
+        name = next(k for k in (*then, *today) if then.get(k) != today.get(k))
+        names, then, today = [*names, name], then.get(name), today.get(name)
+    return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
 
 
 def _same(what: str, then: Any, today: Any) -> None:
@@ -278,7 +291,7 @@ def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    text = show(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

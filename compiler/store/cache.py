@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from .regular import check_regular
-from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_sealed, refuse_open, sealed
+from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_noted, read_sealed, refuse_open, sealed
 
 if TYPE_CHECKING:
     import torch
@@ -268,6 +268,8 @@ class Cache:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
             yield from _refused(path, lambda path=path: self._value(path))
+        for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
+            yield from _refused(path, lambda path=path: read_noted(path, self.folder))
 
     def collect(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""

@@ -26,6 +26,7 @@ class Magnitude(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of a module's weights that become zero.", of=("weights",), gt=0, lt=1)

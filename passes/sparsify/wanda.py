@@ -36,6 +36,7 @@ class Wanda(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of every output's weights that become zero.", of=("weights",), gt=0, lt=1)
