@@ -24,6 +24,7 @@ FOLDER = "native"
 # together come to 0.006..0.025 over those architectures, and to 0.023 in 30 layers with large weights.
 SHARES = {"bf16": 0.04, "int8": 0.4, "int4": 0.8}
 SHARE_OF_BFLOAT16 = 0.06
+_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.56}  # of a number, scales with it
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
@@ -97,6 +98,9 @@ class Native(Target):
         from ..native.linears import Numbers
 
         foresee(ctx, Numbers(self.weights, self.group))
+
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+        return round(_BYTES[self.weights] * numbers), numbers
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), routes=_routes, reason=_REASON),)
