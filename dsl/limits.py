@@ -13,7 +13,8 @@ from .values import Bytes, Duration, Range, Ratio, Shares
 from .vocabulary import Param
 
 out_of_range = Fault("out-of-range", "A value lies outside the bounds that its parameter declares.")
-bad_shape = Fault("bad-shape", "A text is not written as its parameter reads it.")
+
+ill_spelled = Fault("ill-spelled", "A text is not written as its parameter asks for.")
 
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
@@ -26,8 +27,9 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
         return within(value.low, want, span, report) and within(value.high, want, span, report)
     if isinstance(value, Shares):
         return _shared_out(value, want, span, report)
-    if isinstance(value, str) and want.shape and not re.fullmatch(want.shape[0], value):
-        report(bad_shape(f"`{want.name}` is `{value}`", span, help=want.shape[1]))
+    if isinstance(value, str) and want.spelled and not re.fullmatch(want.spelled, value):
+        sample = f"write it like `{want.name}: {show(want.default)}`" if isinstance(want.default, str) else ""
+        report(ill_spelled(f"`{want.name}` is {show(value)}, which says nothing", span, note=want.doc, help=sample))
         return False
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True

@@ -49,7 +49,6 @@ class Param:
              names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
     among    the numbers that it may be; multiple: of what, 0 where it does not matter
-    shape    a pattern that a text matches as a whole, and a sentence that says how to write it; empty for any text
     least    items of a list, at least; distinct: none twice; falling: each smaller than the one before
     """
 
@@ -66,10 +65,10 @@ class Param:
     unit: str = ""
     among: tuple[int, ...] = ()
     multiple: int = 0
-    shape: tuple[str, ...] = ()
     least: int = 0
     distinct: bool = False
     falling: bool = False
+    spelled: str = ""  # what a text looks like, as a regular expression over all of it
     positional: bool = False  # may be given without its name, in order of declaration
 
     @property

@@ -125,7 +125,7 @@ def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None)
     from ..layers.leaves import is_state_space
     from ..native.model import NativeModel
 
-    if isinstance(model, NativeModel):
+    if isinstance(model, NativeModel) and model.can_generate():
         assert not adapters, "the native engine was given adapters"
         return model.engine
     can_generate = getattr(model, "can_generate", None)

@@ -2,7 +2,7 @@
 
     python tests/bench/classes.py MODEL DATA [--seconds 40] [--rows 800] [--seeds 0,1,2]
 
-MODEL and DATA as tests/bench/encoder.py has them. Every method has the same processor time to train, on one thread:
+MODEL and DATA as tests/bench/reviews.py has them. Every method has the same processor time to train, on one thread:
 three steps say how many fit in. All see the same 4,000 sentences of at most 32 tokens in an order that the seed
 decides, AdamW at a constant rate; of two rates each takes the one that is better after half its steps, with a seed of
 its own, on 200 sentences of the training file that nothing learns from. Test rows are of the test file. The head is
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.encoder import Arm, compiled, drawn, edits, lora, sst2, write_classifier, write_rows
+from tests.bench.reviews import Arm, compiled, drawn, edits, lora, sst2, write_classifier, write_rows
 
 ONE = "clients: 1, rounds: 1, hold: 0%"
 ARMS = {

@@ -2,7 +2,7 @@
 
     python -m tests.bench.clients MODEL DATA [--layout mixed|distinct|outlier] [--seeds 0,1] [--rounds 4] [--arms TEXT]
 
-MODEL and DATA as tests/bench/encoder.py has them. Layouts: `mixed` deals 1,600 sentences of SST-2 to four clients by a
+MODEL and DATA as tests/bench/reviews.py has them. Layouts: `mixed` deals 1,600 sentences of SST-2 to four clients by a
 Dirichlet distribution (beta 0.5) over the two classes; `distinct` gives each of four clients a task of its own (SST-2,
 BoolQ, whose question is it: ARC-Easy's or OpenBookQA's, who wrote the solution of a sum) of 400 rows; `outlier` deals
 SST-2 out evenly to six clients, of whom one has every label turned, and tells the accuracy of the other five. Every
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.encoder import TASKS, Arm, compiled, drawn, edits, lora, write_classifier, write_rows
+from tests.bench.reviews import TASKS, Arm, compiled, drawn, edits, lora, write_classifier, write_rows
+from tests.bench.wire import wire
 
 TESTS = 300
 ARMS = {
@@ -72,27 +73,15 @@ class Scale:
     def push_messages(self, messages):
         messages = list(messages)
         for m in messages:
-            self.down[m.number] = self.down.get(m.number, 0) + _wire(m.arrays, m.config)
+            self.down[m.number] = self.down.get(m.number, 0) + wire(m.arrays, m.config)
         self.number = max((m.number for m in messages), default=0)
         return self.grid.push_messages(messages)
 
     def pull_messages(self, ids):
         replies = self.grid.pull_messages(ids)
         for r in replies:
-            self.up[self.number] = self.up.get(self.number, 0) + _wire(r.arrays, r.config)
+            self.up[self.number] = self.up.get(self.number, 0) + wire(r.arrays, r.config)
         return replies
-
-
-def _wire(arrays, config) -> int:
-    """Bytes of the content of a message as a protocol buffer."""
-    import numpy as np
-    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-    from flwr.common.serde import recorddict_to_proto
-
-    content = RecordDict({"config": ConfigRecord(dict(config))})
-    for name, state in arrays.items():
-        content[name] = ArrayRecord.from_array_dict({n: Array(np.ascontiguousarray(a)) for n, a in state.items()})
-    return recorddict_to_proto(content).ByteSize()
 
 
 def course(folder: Path, arm: str, names: list[str], told: str, tests: list[str], seed: int):
