@@ -1,6 +1,7 @@
 """Interventions: what they compute, where, and when; against a naive oracle that hooks the plain model."""
 
 import copy
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from effc.compiler.editing.interventions import insert, make, remove
 from effc.compiler.editing.positions import edges
 from effc.compiler.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
 from effc.compiler.rows.prompts import prompts, spans, without_interventions
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
