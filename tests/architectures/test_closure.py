@@ -12,7 +12,7 @@ import random
 
 import pytest
 import torch
-from effc.compiler.capture.capture import capture
+from effc.compiler.capture.capture import capture, flat
 from effc.compiler.editing.rewrite import Rewriter
 from effc.compiler.ir.program import Program
 from effc.compiler.measuring import equivalence
@@ -179,3 +179,12 @@ def test_a_layer_that_is_a_torch_layer_but_for_its_forward_is_looked_into():
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {1, 7})])
     assert equivalence.distance(equivalence.observe(silenced), equivalence.observe(program.model)) <= SHARE
+
+
+def test_a_net_that_returns_a_tensor_has_one_graph_of_all_its_layers():
+    assert any(node.op == "output" for node in flat(capture(Stack())).graph.nodes)
+
+
+def test_layers_that_share_a_table_of_biases_have_their_heads_in_one_group():
+    groups = captured("t5 encoder").skeleton.groups
+    assert len({(g.kind, g.per_block, g.members) for g in groups}) == len(groups)
