@@ -33,6 +33,7 @@ class Zeros(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of the weights that become zero.", of=("weights",), gt=0, lt=1)

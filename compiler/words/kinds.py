@@ -99,11 +99,13 @@ class Effort:
     tokens   that go through the whole model, once for a measure and three times to learn from them
     bytes    held besides the weights while it scores or learns
     apart    held besides the weights before it scores
+    work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
     """
 
     tokens: int = 0
     bytes: int = 0
     apart: int = 0
+    work: "Mapping[str, float]" = field(default_factory=dict)
 
 
 class Pass(Word):
@@ -112,8 +114,8 @@ class Pass(Word):
     keeps          Close(atol) or Lossy()
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
-    divides        the parameter whose number divides the inputs of every module, 0 for all; within: the one that is no
-                   larger than hidden states are wide
+    divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
+                   ("2:4") does; within: the one that is no larger than hidden states are wide
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds
@@ -248,6 +250,10 @@ class Target(Word):
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+        """About how many bytes it writes of a model, and numbers it packs; `original`: bytes before any step."""
+        return bytes_, 0
+
     def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""
         self.emit(outcome.program, into, ctx)
@@ -309,6 +315,11 @@ class Metric(Word):
     def clock(self, model: "torch.nn.Module") -> "Clock":
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
+
+    def dearer(self, value: float, nats: float) -> float | None:
+        """The value when every token that is predicted of its rows costs so many nats more; None where that does not
+        follow."""
+        return None
 
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
