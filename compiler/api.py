@@ -207,6 +207,7 @@ class Options(TypedDict, total=False):
     offline             never use the network
     trust_remote_code   run Python that a model brings along
     max_memory          bytes
+    max_time            seconds that the searches of a compile may take, which then stop at the best so far
     threads             of torch
     undecided           "fail" or "pass": what a timed bound that can't be decided comes to
     locked              refuse what is not as `effspec.lock` has it
@@ -222,6 +223,7 @@ class Options(TypedDict, total=False):
     offline: bool
     trust_remote_code: bool
     max_memory: int | None
+    max_time: float | None
     threads: int | None
     undecided: str
     locked: bool
@@ -264,7 +266,7 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     return Session(Path(path), settings, options.get("set", ()), options.get("params"))
 
 
-_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch"}
+_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
 
 
 def plans(session: Session) -> "list[Plan]":
@@ -325,10 +327,14 @@ def build(
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
     from .artifacts.artifact import check_free
+    from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
+    from .planning.room import refuse_short
     from .running.pipeline import Build
     from .store.cache import Cache
 
+    if session.settings.max_time is not None:
+        session.settings.deadline = Deadline(session.settings.max_time)
     made = [p for p in plans(session) if p.pipeline.emits]
     if not made:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
@@ -338,6 +344,7 @@ def build(
         for target in plan.pipeline.emits:
             with placed(target.call.where("path")):
                 check_free(plan.folder(out) / target.call.args["path"], force, session.shelf.is_about(target.call.word))
+    refuse_short(made, out, session.settings.cache_dir)
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
     for plan in made:

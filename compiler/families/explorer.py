@@ -1,8 +1,9 @@
 """What every search over a family shares: evaluations, each made once, and the front of those that nothing beats."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import MetricRef, Ratio
+from ..machine.deadline import Stop
 from ..planning import shrink
-from ..report.progress import Ticked
-from ..report.quantity import measured
+from ..report.progress import Said, Ticked
+from ..report.quantity import counted, measured
 from ..rows.forward import not_a_number
 from ..store.cache import digest
 from ..store.journal import Journal
@@ -69,6 +71,8 @@ class Explorer:
     known: dict[Genome, Values] = field(default_factory=dict)
     _counted: dict[Genome, float] = field(default_factory=dict)
     _take: Callable[[Mapping[str, int]], None] | None = None
+    is_over: bool = False
+    _spent: float = 0.0  # seconds of measuring
 
     def __post_init__(self) -> None:
         self.space = self.family.space
@@ -136,7 +140,25 @@ class Explorer:
             assert self.table is not None, "nothing was timed"
             return self.table.time(choice)
         key = digest([self.space.identity, show(objective.ref), list(self.space.genome(choice))])
-        return self.journal.remember(key, partial(self._measure, objective, choice))
+        return self.journal.remember(key, partial(self._timely, objective, choice))
+
+    def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
+        started = time.monotonic()
+        with nullcontext() if self.is_over else self.ctx.scoring():
+            value = self._measure(objective, choice)
+        self._spent += time.monotonic() - started
+        return value
+
+    def stop(self) -> None:
+        """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
+        deadline = self.ctx.settings.deadline
+        assert deadline, "nobody said how long a search may take"
+        if not self.known:
+            raise deadline.too_short("one choice", self._spent or deadline.allowed)
+        self.is_over = True  # what is on the front may still be measured for the report
+        reached = f"{counted(len(self.known), 'choice')} of {self.evals} evaluated"
+        deadline.stop = Stop(reached, {"evaluated": len(self.known)})
+        self.ctx.tell(Said(f"search: the time is over after {reached}"))
 
     def _measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
         assert self._take is not None, "the explorer is not open"

@@ -9,6 +9,7 @@ from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, handles
 from ..ir.outcome import Front, Outcome, Point
+from ..machine.deadline import TimeUp
 from ..planning import keys
 from ..store.journal import Journal
 from ..training.schedule import seed_of
@@ -70,7 +71,10 @@ class Method(Pass):
         table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
-            self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
+            try:
+                self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
+            except TimeUp:
+                explorer.stop()
             front = explorer.front(self.points)
             if not front:
                 raise Reject(no_finite(len(explorer.known)))

@@ -3,26 +3,27 @@
 Reads configs and skeletons, never weights.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation, Pipeline, Recipe
+from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
 from ...dsl.source import Span
+from ...dsl.values import from_json, is_json
 from ..report.quantity import change, count, seconds, size
 from ..store.cache import Cache
 from ..words.context import Context
 from ..words.kinds import Pass
 from ..words.placing import placed
 from . import keys, shrink
+from .cost import Emission, emission, step_seconds
 from .drawing import left_alone
 from .foreseen import refuse_foreseen
-from .peak import peak_bytes
+from .peak import moved_bytes, peak_bytes
 from .select import branches, groups, layers, mixers, parts, scans
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
@@ -50,7 +51,7 @@ class Stage:
     source       the key of the result that it works on
     matched      what it may touch
     exact        whether `after` is known, or the likely outcome of a search
-    seconds      an estimate from this machine's speed; peak_bytes likewise from shapes
+    seconds      an estimate from this machine's speeds; peak_bytes and disk_bytes likewise from shapes
     cached, why  whether the result is kept; if not, the first part of the key that differs
     """
 
@@ -66,6 +67,7 @@ class Stage:
     forwards: int
     seconds: float
     peak_bytes: int
+    disk_bytes: int
     cached: bool
     why: str
 
@@ -84,6 +86,7 @@ class Plan:
     identity: str  # hash of what decides the weights
     stages: tuple[Stage, ...]
     skeleton: Skeleton = field(repr=False)
+    emissions: tuple[Emission, ...] = ()
 
     @property
     def has_work(self) -> bool:
@@ -91,11 +94,13 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        return max((s.peak_bytes for s in self.stages if not s.cached), default=0)
+        """Of the steps that run, and of the targets."""
+        running = [s.peak_bytes for s in self.stages if not s.cached]
+        return max((*running, *(e.peak_bytes for e in self.emissions)), default=0)
 
     @property
     def seconds(self) -> float:
-        return sum(s.seconds for s in self.stages if not s.cached)
+        return sum(s.seconds for s in self.stages if not s.cached) + sum(e.seconds for e in self.emissions)
 
     def folder(self, out: Path) -> Path:
         """The folder that the variant's artifacts go into."""
@@ -104,6 +109,24 @@ class Plan:
     def key_of(self, name: str) -> str:
         """The key of a step's result; of the model itself, its identity."""
         return next((s.key for s in self.stages if s.name == name), self.identity)
+
+    def stopped(self, name: str, facts: Mapping[str, Any]) -> "Plan":
+        """The same where a step's search had to stop: its result has another key, and so has all that follows."""
+        moved: dict[str, str] = {}
+        stages = []
+        for stage in self.stages:
+            parts = dict(stage.parts)
+            if stage.name == name:
+                parts["stopped"] = dict(facts)
+            parts["input"] = moved.get(parts["input"], parts["input"])
+            if "results" in parts:
+                parts["results"] = {n: moved.get(key, key) for n, key in parts["results"].items()}
+            if parts != stage.parts:
+                moved[stage.key] = keys.key(parts)
+                source = moved.get(stage.source, stage.source)
+                stage = replace(stage, parts=parts, key=moved[stage.key], source=source)
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
 
     def to_json(self) -> dict[str, Any]:
         """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
@@ -127,6 +150,7 @@ class Plan:
             for s in self.stages
         ]
         emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
+        taking = [{"seconds": round(e.seconds, 1), "peak_bytes": e.peak_bytes} for e in self.emissions]
         return {
             "pipeline": self.pipeline.name,
             "variant": self.recipe.variant,
@@ -134,6 +158,7 @@ class Plan:
             "identity": self.identity,
             "stages": stages,
             "emits": emits,
+            "emissions": taking,
         }
 
 
@@ -150,7 +175,8 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
         done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
     refuse_foreseen(pipeline, ctx)
-    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
+    emissions = tuple(emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
+    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
 
 
 def _stage(
@@ -183,8 +209,9 @@ def _stage(
         Size.of(after),
         hedges=(told, _hedge(pass_, forwards, told)),
         forwards=forwards,
-        seconds=tokens * Size.of(before).flops / flops_per_second(),
+        seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
         peak_bytes=peak_bytes(call, before, after, first, ctx, effort.apart) + effort.bytes,
+        disk_bytes=moved_bytes(call, before, after),
         cached=cached,
         why="" if cached else store.why(parts),
     )
@@ -222,19 +249,6 @@ def _tokens(call: Invocation, ctx: Context) -> int:
     return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
 
 
-@cache
-def flops_per_second() -> float:
-    """What this machine does in a matrix product right now, with the threads that torch has."""
-    import torch
-
-    a, best = torch.ones(512, 512), float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 512**3 / best
-
-
 def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
     """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
     if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
@@ -247,7 +261,18 @@ def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
         _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
         for then, today in zip(old["stages"], fresh["stages"], strict=True):
             for part, value in today["parts"].items():
-                _same(f"`{part}` of step {today['name']}", then.get("parts", {}).get(part), value)
+                told, before, now_ = _first_other([part], then.get("parts", {}).get(part), value)
+                _same(f"`{told}` of step {today['name']}", before, now_)
+
+
+def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
+    """The first thing in two parts that is not the same: what it is called, and both."""
+    while (
+        isinstance(then, dict) and isinstance(today, dict) and then != today and not (is_json(then) and is_json(today))
+    ):
+        name = next(k for k in (*then, *today) if then.get(k) != today.get(k))
+        names, then, today = [*names, name], then.get(name), today.get(name)
+    return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
 
 
 def _same(what: str, then: Any, today: Any) -> None:
@@ -266,7 +291,7 @@ def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    text = show(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -278,10 +303,11 @@ def draw(plan: Plan, width: int = 100) -> str:
     for index, stage in enumerate(plan.stages, 1):
         lines += _draw_stage(index, stage, width)
     lines += [f"  note: {remark}" for remark in left_alone(plan.skeleton)]
-    for emit in plan.pipeline.emits:
-        lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
+    for made in plan.emissions:
+        cost = f"about {seconds(made.seconds)}, {size(made.disk_bytes)} on disk"
+        lines.append(f"  emit {made.call.word} to {made.call.args['path']}: {cost}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
-    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}" if plan.has_work else ""
+    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}"
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 
@@ -298,10 +324,9 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
         f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
         f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
     ]
-    if stage.forwards:
-        lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
-    elif stage.seconds:
-        lines.append(f"     training  about {seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
+    if not stage.cached:
+        scores = f"{stage.forwards} scores, " if stage.forwards else ""
+        lines.append(f"     takes     about {scores}{seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
     return [*filter(None, lines), f"     cache     {state}", ""]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.inputs import inputs
+from ...dsl.inputs import PATTERNS, odd_pattern
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
@@ -16,19 +16,14 @@ from ..ir.surgery import put
 from ..layers.linear import weight_of
 from ..planning.select import parts
 from ..rows.forward import LOOK, not_a_number
-from .masks import GROUPS
+from .masks import magnitude, masked
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+    from ..words.context import Context
 
 tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that another module reads, too.")
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
-unfit_pattern = Fault(
-    "unfit-pattern",
-    "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
-    "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
-    "modules whose number of inputs is a multiple of four or eight.",
-)
 
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
@@ -57,41 +52,7 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
 
 def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
     """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
-    if pattern not in GROUPS:
-        return
-    gone, of = GROUPS[pattern]
-    whole, asked = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%"
-    faults = (
-        []
-        if sparsity.value == gone / of
-        else [
-            unfit_pattern(
-                f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
-                help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
-                argument="sparsity",
-            )
-        ]
-    )
-    if allocation != "uniform":
-        faults.append(
-            unfit_pattern(
-                f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
-                f"`allocation: {allocation}` has nothing to decide",
-                help="leave `allocation` out, or write `pattern: any`",
-                argument="allocation",
-            )
-        )
-    odd = [part for part in chosen if inputs(part) % of]
-    if odd:
-        more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
-        faults.append(
-            unfit_pattern(
-                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
-                help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`",
-                argument="pattern",
-            )
-        )
-    if faults:
+    if faults := odd_pattern(chosen, pattern, sparsity, allocation):
         raise Reject(*faults)
 
 
@@ -105,22 +66,26 @@ def finite_weight(program: "Program", path: str) -> Tensor:
 
 def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tensor:
     """Magnitude times the norm of the input, [out, in]; magnitude alone where the module was not run ([])."""
-    score = finite_weight(program, path).abs().float()
+    score = magnitude(finite_weight(program, path))
     return score * torch.tensor(norms, device=score.device) if norms else score
 
 
 @torch.no_grad()
-def mask(program: "Program", path: str, keep: Tensor) -> float:
+def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
-    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0))
+    return exchange(program, path, masked(weight_of(program.model.get_submodule(path)), keep), ctx)
 
 
 @torch.no_grad()
-def exchange(program: "Program", path: str, weight: Tensor) -> float:
-    """Put another weight [out, in] into a linear module; the share of zeros that it has."""
+def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> float:
+    """Put another weight [out, in] into a linear module; the share of zeros that it has.
+
+    A large one goes to disk at once and is mapped, so that a pass over a whole model holds one module's.
+    """
     module = program.model.get_submodule(path)
     weight = weight.to(module.weight.dtype)
-    put(program.model, f"{path}.weight", weight.T.contiguous() if isinstance(module, Conv1D) else weight)
+    stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+    put(program.model, f"{path}.weight", ctx.mapped(stored))
     return zeros(weight)
 
 
@@ -132,6 +97,11 @@ def zeros(weight: Tensor) -> float:
 def sizes(chosen: Sequence[Part]) -> dict[str, int]:
     """How many weights each module has, by path."""
     return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
+
+
+def looking(chosen: Sequence[Part], pattern: str = "any") -> dict[str, float]:
+    """What finding masks takes, for `plan`: thresholds among all weights, or the order in small groups."""
+    return {"sort" if pattern in PATTERNS else "select": float(sum(sizes(chosen).values()))}
 
 
 def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float], **more: Any) -> None:

@@ -40,11 +40,13 @@ def param(
     least: int = 0,
     distinct: bool = False,
     falling: bool = False,
+    spelled: str = "",
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
     about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
     about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
+    about["spelled"] = spelled
     if default is _MISSING:
         return field(kw_only=True, metadata=about)
     return field(kw_only=True, default=default, metadata=about)
@@ -73,6 +75,7 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
                {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
     needs      {pass: reason}: a step of this pass must come before
+    answers    parameters whose rows must say where a prompt ends and its answer begins
     reads      {parameter: ("file", ...)}: it is a path of a "file" or "folder", unless it is one of the words after
     """
 
@@ -81,6 +84,7 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
     unfit: ClassVar[dict[str, tuple[str, str]]] = {}
     apart: ClassVar[dict[str, str]] = {}
     needs: ClassVar[dict[str, str]] = {}
+    answers: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init_subclass__(cls, **kwargs):
@@ -95,11 +99,13 @@ class Effort:
     tokens   that go through the whole model, once for a measure and three times to learn from them
     bytes    held besides the weights while it scores or learns
     apart    held besides the weights before it scores
+    work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
     """
 
     tokens: int = 0
     bytes: int = 0
     apart: int = 0
+    work: "Mapping[str, float]" = field(default_factory=dict)
 
 
 class Pass(Word):
@@ -108,8 +114,8 @@ class Pass(Word):
     keeps          Close(atol) or Lossy()
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
-    divides        the parameter whose number divides the inputs of every module, 0 for all; within: the one that is no
-                   larger than hidden states are wide
+    divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
+                   ("2:4") does; within: the one that is no larger than hidden states are wide
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds
@@ -229,6 +235,7 @@ class Target(Word):
     about          it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
     holds          kinds of results that it can write: "model", "adapters", "front"
+    later          why bounds that are `in` it can't be judged when it is written: it has to be run first
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
     """
@@ -240,9 +247,14 @@ class Target(Word):
     about: ClassVar[bool] = False
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
+    later: ClassVar[str] = ""
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
+
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+        """About how many bytes it writes of a model, and numbers it packs; `original`: bytes before any step."""
+        return bytes_, 0
 
     def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""
@@ -267,6 +279,11 @@ class Target(Word):
     @classmethod
     def picture(cls, folder: Path) -> "Picture | None":
         """What `effc inspect` draws of such a folder, where that is not a model's structure."""
+        return None
+
+    @classmethod
+    def results(cls, path: Path, ctx: "Context") -> "Iterator[tuple[str, torch.nn.Module]] | None":
+        """Models that running an artifact led to, by name, each good until the next; None where it was not run."""
         return None
 
     @classmethod
@@ -306,13 +323,23 @@ class Metric(Word):
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
 
+    def dearer(self, value: float, nats: float) -> float | None:
+        """The value when every token that is predicted of its rows costs so many nats more; None where that does not
+        follow."""
+        return None
+
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
         """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
 
 
 class Data(Word):
-    """Rows of tokens from somewhere."""
+    """Rows of tokens from somewhere.
+
+    prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
+    """
+
+    prompted: ClassVar[bool] = False
 
     @abstractmethod
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:

@@ -10,7 +10,7 @@ from ...compiler.search.allocation import effort as allocation_effort
 from ...compiler.search.allocation import shares
 from ...compiler.search.layerwise import Layerwise, Norms, Stage, stages
 from ...compiler.search.masks import keep_mask
-from ...compiler.search.sparsity import check_pattern, chosen_parts, mask, note, sizes, weight_score
+from ...compiler.search.sparsity import check_pattern, chosen_parts, looking, mask, note, sizes, weight_score
 from ...compiler.store.journal import Journal
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
@@ -36,6 +36,7 @@ class Wanda(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of every output's weights that become zero.", of=("weights",), gt=0, lt=1)
@@ -60,7 +61,8 @@ class Wanda(Pass):
             norms = journal.remember(stage.unit, partial(_norms, walk, stage))
             for path in stage.modules:
                 score = weight_score(program, path, norms[path])
-                found[path] = mask(program, path, keep_mask(score, spread[stage.unit], self.pattern, "row"))
+                keep = keep_mask(score, spread[stage.unit], self.pattern, "row")
+                found[path] = mask(program, path, keep, ctx)
             walk.leave(stage)
         note(program, chosen, found, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
 
@@ -72,7 +74,8 @@ class Wanda(Pass):
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Every layer runs twice: once for the look at it, once masked."""
         rows: Tensor = ctx.rows(self.data)
-        return Effort(tokens=2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows))
+        tokens = 2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows)
+        return Effort(tokens, work=looking(chosen_parts(skeleton, self.on), self.pattern))
 
 
 def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:
