@@ -21,8 +21,7 @@ LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
 TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
-# Beside an exported program: one that continues text, what it takes, and its package of native code.
-STEP, STEP_FACTS, COMPILED = "step.pt2", "step.json", "compiled.pt2"
+STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
 
 
 @torch.no_grad()
@@ -181,7 +180,7 @@ class Exported(nn.Module):
     params   how many numbers its packed weights stand for together with all others, where it has any
     """
 
-    def __init__(self, program, names: tuple[str, ...], params: int | None = None):
+    def __init__(self, program: nn.Module, names: tuple[str, ...], params: int | None = None):
         super().__init__()
         self.program, self.names, self.params = program, names, params
         self.training = False
@@ -204,10 +203,10 @@ class Stepped(nn.Module):
 
     step     given, before, past -> logits, past
     facts    what `step.json` says
-    plain    of whole prompts; without it the one that continues begins them
+    plain    of whole prompts
     """
 
-    def __init__(self, step, facts: dict, plain: nn.Module | None = None):
+    def __init__(self, step: nn.Module, facts: dict, plain: nn.Module):
         super().__init__()
         self.step, self.facts, self.plain = step, facts, plain
 
@@ -221,8 +220,6 @@ class Stepped(nn.Module):
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if self.plain is None:
-            return self._call(input_ids, self._longer(mask), 0, self._empty(len(input_ids)))[0]
         return self.plain(input_ids=input_ids, attention_mask=mask)
 
     def _empty(self, rows: int) -> list[torch.Tensor]:
@@ -261,14 +258,6 @@ def load_exported(folder: str, attention: str) -> nn.Module:
     if not os.path.exists(f"{folder}/{STEP}"):
         return plain
     return Stepped(torch.export.load(f"{folder}/{STEP}").module(), _facts(folder), plain)
-
-
-def load_compiled(folder: str, attention: str) -> nn.Module:
-    """Native code that this very compile has made; nothing else of effc loads such a package."""
-    run = torch._inductor.aoti_load_package(f"{folder}/{COMPILED}")
-    if os.path.exists(f"{folder}/{STEP}"):
-        return Stepped(run, _facts(folder))
-    return Exported(run, tuple(_facts(folder)["inputs"]))
 
 
 def _facts(folder: str) -> dict:
@@ -330,7 +319,6 @@ OPENERS = {
     "peft": load_peft,
     "effc": load_effc,
     "torch": load_exported,
-    "compiled": load_compiled,
     "native": load_native,
     "onnx": load_native,
     "gguf": load_native,

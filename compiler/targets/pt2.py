@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
-from ..artifacts.verify_child import COMPILED, STEP
+from ..artifacts.verify_child import STEP
 from ..ir.program import Program
 from ..report.broken import first_line
 from ..words.context import Context
@@ -20,9 +20,6 @@ cannot_export = Fault(
     "torch.export can't make a program of a model.\n\n"
     "It follows all that a forward does, as capture does, but under restrictions of its own.",
     exit="environment",
-)
-no_compiler = Fault(
-    "no-compiler", "A recipe asks for native code, and there is no C++ compiler to make it.", exit="environment"
 )
 
 FOLDER = "program"
@@ -39,12 +36,9 @@ class Pt2(Target):
 
     With `context` a second program beside it, `step.pt2`, continues text: it takes keys and values with places for
     that many tokens, and gives them with the new ones; the model card says how it is called, and weights lie in both
-    files. A fresh process takes 32 greedy tokens from it by torch alone, and `effc run` talks to it. With `compiled`
-    torch's AOTInductor makes native code of it (of the first program, without `context`), `compiled.pt2`, for this
-    processor and this torch: `torch._inductor.aoti_load_package`. That file is code, which runs with all your rights
-    when it is loaded: effc itself opens none but the one that it has just made.
+    files. A fresh process takes 32 greedy tokens from it by torch alone, and `effc run` talks to it.
 
-    Source: torch.export; torch._inductor.aoti_compile_and_package.
+    Source: torch.export.
     Example: pt2("exported")
     """
 
@@ -63,7 +57,6 @@ class Pt2(Target):
         default=0,
         ge=0,
     )
-    compiled: bool = param("Native code beside it, which takes a C++ compiler and minutes.", default=False)
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
@@ -99,30 +92,21 @@ class Pt2(Target):
         notes = (
             [f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."] if ops else []
         )
-        notes += self._more(program.model, exported, tuple(inputs), folder, ctx)
+        notes += self._continued(program.model, folder, ctx)
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
-    def _more(self, model: "nn.Module", plain: Any, inputs: tuple[str, ...], folder: Path, ctx: Context) -> list[str]:
-        """The program that continues text, and native code; sentences of them."""
+    def _continued(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
+        """The program that continues text, where one is asked for; sentences of it."""
         from ..artifacts.exported_steps import note, write_facts
         from ..checkpoints.companions import companions
 
-        notes, best, facts = [], plain, {"inputs": list(inputs)}
-        if self.context:
-            best, facts = _steps(model, self.context, folder)
-            notes.append(note(facts, STEP))
-            companions(model, ctx.origin, folder)
-        if self.compiled:
-            _package(best, folder / COMPILED, model)
-            notes.append(
-                f"`program/{COMPILED}` is native code for this processor and this torch, and runs with all your rights "
-                "when `torch._inductor.aoti_load_package` loads it: take none from people whom you would not run a "
-                "program of."
-            )
-        if self.context or self.compiled:
-            write_facts(facts, folder)
-        return notes
+        if not self.context:
+            return []
+        facts = _steps(model, self.context, folder)
+        companions(model, ctx.origin, folder)
+        write_facts(facts, folder)
+        return [note(facts, STEP)]
 
     def foresee(self, ctx: Context) -> None:
         from ..checkpoints.blank import nothing_stored
@@ -133,16 +117,10 @@ class Pt2(Target):
         refuse_two_sides(model, cannot_export)
         if self.context:
             _refuse_context(model, self.context)
-        if self.compiled:
-            _check_compiler()
 
     def forms(self) -> tuple[Form, ...]:
         generates, steps = bool(self.context), 32 if self.context else 8
-        forms = [Form(FOLDER, "torch", padded=generates, generates=generates, steps=steps)]
-        if self.compiled:
-            why = "native code fuses what it multiplies and adds"
-            forms.append(Form(FOLDER, "compiled", padded=True, reason=why, generates=generates, steps=steps))
-        return tuple(forms)
+        return (Form(FOLDER, "torch", padded=generates, generates=generates, steps=steps),)
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
@@ -184,7 +162,7 @@ def _refuse_context(model: Any, context: int) -> None:
         )
 
 
-def _steps(model: "nn.Module", context: int, folder: Path) -> tuple[Any, dict[str, Any]]:
+def _steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
     import torch
 
     from ..artifacts.exported import save
@@ -200,37 +178,7 @@ def _steps(model: "nn.Module", context: int, folder: Path) -> tuple[Any, dict[st
         except Exception as error:  # whatever torch meets in a forward
             raise Reject(_cannot(model, error)) from error
     save(made, ("given", "before", "past"), folder / STEP)
-    return made, facts
-
-
-def _check_compiler() -> str:
-    """The C++ compiler that torch takes; Reject where there is none."""
-    from torch._inductor import exc
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        return get_cpp_compiler()
-    except (exc.InvalidCxxCompiler, OSError, RuntimeError) as error:
-        raise Reject(
-            no_compiler(
-                "`compiled: true` makes native code, and torch finds no C++ compiler",
-                help="install one (Debian: `apt install g++`), name it in CXX, or leave `compiled` out",
-                argument="compiled",
-            )
-        ) from error
-
-
-def _package(program: Any, path: Path, model: "nn.Module") -> None:
-    import torch
-
-    from ..report.progress import announce
-
-    _check_compiler()
-    with announce(f"native code of {type(model).__name__}", "a C++ compiler works for minutes"):
-        try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-        except Exception as error:  # whatever the compilers meet
-            raise Reject(_cannot(model, error)) from error
+    return facts
 
 
 def _free(x: Any, axes: int) -> Any:

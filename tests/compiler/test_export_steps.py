@@ -1,4 +1,4 @@
-"""A program that continues text, opened by torch alone; native code of it; what is refused."""
+"""A program that continues text, opened by torch alone; what is refused."""
 
 import json
 import subprocess
@@ -14,7 +14,6 @@ from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.diagnostics import Reject
 
 from tests import mixers, tiny
-from tests.grids import wide
 from tests.recipes_in_memory import context_of, recipe_of
 
 # A prompt, and a loop over the program with no more than torch: transformers and effc can't be imported.
@@ -123,23 +122,3 @@ def test_a_context_that_can_not_be_is_refused_in_plan(tmp_path, model, context, 
     made = model()
     with pytest.raises(Reject, match=words):
         Pt2(path="p", context=context).foresee(context_of(tmp_path, made, recipe_of([])))
-
-
-def test_native_code_without_a_compiler_is_refused_in_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(Reject, match=r"torch finds no C\+\+ compiler") as refused:
-        Pt2(path="p", compiled=True).foresee(context_of(tmp_path, tiny.model("llama"), recipe_of([])))
-    assert refused.value.diagnostics[0].slug == "no-compiler"
-
-
-@pytest.mark.heavy
-@pytest.mark.timeout(2400)  # a C++ compiler on a busy machine
-@pytest.mark.parametrize("context", wide((0, 64), (64,)))
-def test_native_code_computes_the_same_in_a_fresh_process_and_effc_does_not_load_it(tmp_path, context, monkeypatch):
-    model = tiny.model("llama", num_hidden_layers=1)
-    folder, target = emitted(tmp_path, model, context=context, compiled=True)
-    checks = verify(folder, model, target.forms())
-    assert all(check.holds for check in checks) and len(checks) == (12 if context else 4)
-    monkeypatch.setattr("torch._inductor.aoti_load_package", None)
-    (folder / "program" / "compiled.pt2").write_bytes(b"code of somebody else")
-    assert read(folder / "program")(input_ids=torch.arange(3, 9)[None]) is not None
