@@ -74,6 +74,7 @@ def write_own(folder: Path, name: str, steps: int) -> None:
 def write_llama(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
+    from decode import silent_llama
     from effc.compiler.gguf.writing import write
 
     whole = folder / "frontier" / "model.gguf"
@@ -85,7 +86,8 @@ def write_llama(folder: Path, name: str) -> None:
     options = api.llama_model_quantize_default_params()
     options.nthread = 1
     options.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{LLAMA[name]}")
-    status = api.llama_model_quantize(str(whole).encode(), str(place / "model.gguf").encode(), options)
+    with silent_llama():
+        status = api.llama_model_quantize(str(whole).encode(), str(place / "model.gguf").encode(), options)
     assert status == 0, f"no {name} file"
 
 
