@@ -1,6 +1,7 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from .planning.lock import Fact
     from .planning.plan import Plan
     from .running.bisect import Blame
+    from .running.hands import Hands
     from .running.pipeline import Result
+    from .running.team import Team
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
 
@@ -210,6 +213,8 @@ class Options(TypedDict, total=False):
     threads             of torch
     undecided           "fail" or "pass": what a timed bound that can't be decided comes to
     locked              refuse what is not as `effspec.lock` has it
+    workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
+                        unless `threads` says otherwise, and so has this process
     tell                hears what happens, event by event
     """
 
@@ -225,6 +230,7 @@ class Options(TypedDict, total=False):
     threads: int | None
     undecided: str
     locked: bool
+    workers: int | str
     tell: Listener
 
 
@@ -260,6 +266,7 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
+    granted |= {"workers": str(granted["workers"])} if "workers" in granted else {}
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
     return Session(Path(path), settings, options.get("set", ()), options.get("params"))
 
@@ -326,9 +333,11 @@ def build(
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
     from .artifacts.artifact import check_free
     from .planning.plan import refuse_drift
+    from .running.hiring import hands_of
     from .running.pipeline import Build
     from .store.cache import Cache
 
+    hands = hands_of(session.settings) if session.settings.workers else None
     made = [p for p in plans(session) if p.pipeline.emits]
     if not made:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
@@ -340,18 +349,46 @@ def build(
                 check_free(plan.folder(out) / target.call.args["path"], force, session.shelf.is_about(target.call.word))
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
-    for plan in made:
-        told(plan)
-        ctx = session.context(plan.recipe, plan.pipeline)
-        where = plan.folder(out)
-        results.append(Build(plan, ctx, cache, dump=dump).run(where, force))
+    with working(session, hands) as team:
+        for plan in made:
+            told(plan)
+            ctx = session.context(plan.recipe, plan.pipeline)
+            where = plan.folder(out)
+            results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
+
+
+@contextmanager
+def working(session: Session, hands: "Hands | None") -> "Iterator[Team | None]":
+    """The workers of a compile, let go afterwards."""
+    from .running.team import Team, facts
+
+    settings = session.settings
+    if hands is None:
+        yield None
+        return
+    told = {
+        "recipe": str(session.path.resolve()),
+        "set": dict(session.set) if isinstance(session.set, Mapping) else list(session.set),
+        "params": str(session.params.resolve()) if session.params else "",
+        "settings": {
+            "cache_dir": str(settings.cache_dir.resolve()),
+            **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
+        },
+    }
+    team = Team(hands, settings, told, facts())
+    try:
+        yield team
+    finally:
+        team.end()
 
 
 def _use_threads(settings: Settings) -> None:
     """Results depend on how many threads add up, so the number is settled once and is part of every key."""
     import torch
 
+    if settings.workers and not settings.threads:
+        settings.threads = 1  # as each worker has
     if settings.threads:
         torch.set_num_threads(settings.threads)
     settings.threads = torch.get_num_threads()

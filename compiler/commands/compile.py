@@ -30,6 +30,12 @@ _plan = typer.Option(
     "--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.", show_default=False
 )
 _force = typer.Option("--force", help="Replace artifacts that exist.", show_default=False)
+_workers = typer.Option(
+    "--workers",
+    metavar="N|ray|ray:HOST:PORT",
+    help="Processes that score, of one thread each unless --threads says more.",
+    show_default=False,
+)
 _dump = typer.Option(
     "--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.", show_default=False
 )
@@ -44,6 +50,7 @@ def register(app: typer.Typer) -> None:
         plan: Annotated[Path | None, _plan] = None,
         force: Annotated[bool, _force] = False,
         dump_ir: Annotated[str, _dump] = "",
+        workers: Annotated[str, _workers] = "",
     ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
         if dump_ir and dump_ir not in DUMPS:
@@ -53,7 +60,9 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         saved = _saved(plan) if plan else None
         with shared.listening() as tell:
-            results = api.build(shared.session(recipe, tell), output, force=force, saved=saved, dump=dump_ir)
+            session = shared.session(recipe, tell)
+            session.settings.workers = workers
+            results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return report(results, shared)
 
 

@@ -31,6 +31,7 @@ from ..words.kinds import Close, Pass
 from ..words.placing import placed
 from . import snapshot
 from .emission import Artifact, Emission, Page
+from .team import StepCrew, Team, step_of
 
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 
@@ -58,6 +59,7 @@ class Build:
     ctx: Context
     cache: Cache
     dump: str = ""  # "", "changed", "before", "after": what to say of the program at each step
+    team: Team | None = None
     outcome: Outcome | None = None
     at: str = ""
     total: int = 0
@@ -217,7 +219,9 @@ class Build:
         return artifact
 
     def context(self, stage: Stage) -> Context:
-        return replace(self.ctx.relative_to(stage.call), workdir=self.cache.scratch(stage.key), results=self.result)
+        scratch = self.cache.scratch(stage.key)
+        crew = StepCrew(self.team, step_of(stage.name, stage.key, scratch, self.team)) if self.team else None
+        return replace(self.ctx.relative_to(stage.call), workdir=scratch, results=self.result, crew=crew)
 
     def result(self, name: str) -> tuple[str, Program]:
         """The key and the program of another step."""

@@ -16,6 +16,7 @@ class Round:
     score(c)   its score without a candidate; NaN where there is none
     sign       1 where a low score is good, -1 where a high one is
     left       how much of the budget is still to be saved: what a cut saves beyond it is worth nothing
+    ahead(c)   hears which candidates will be asked for next, if nothing unforeseen comes: workers score them meanwhile
     """
 
     candidates: Sequence[Candidate]
@@ -23,6 +24,7 @@ class Round:
     score: Callable[[Candidate], float]
     sign: float
     left: float = math.inf
+    ahead: Callable[[Sequence[Candidate]], None] = lambda candidates: None
     scores: dict[str, float] = field(default_factory=dict)
 
     def loss(self, candidate: Candidate) -> float:
@@ -66,6 +68,7 @@ class Exact(Choice):
 
     def choose(self, now: Round) -> Candidate | None:
         best, least = None, math.inf
+        now.ahead(now.candidates)
         for candidate in now.candidates:
             cost = now.cost(candidate, now.growth(candidate), self.per) if self.per else now.loss(candidate)
             if cost < least:
@@ -93,9 +96,11 @@ class Racing(Choice):
     def choose(self, now: Round) -> Candidate | None:
         best, least, fruitless = None, (math.inf, math.inf), 0
         hopes = {place: (self._hope(c, now), place) for place, c in enumerate(now.candidates)}
-        for place, hope in sorted(hopes.items(), key=lambda item: item[1]):
+        order = sorted(hopes.items(), key=lambda item: item[1])
+        for turn, (place, hope) in enumerate(order):
             if best is not None and hope[0] > -math.inf and (hope > least or fruitless >= self.patience):
                 break
+            now.ahead([now.candidates[other] for other, hope in order[turn:] if hope < least])
             candidate = now.candidates[place]
             growth = self.known[candidate.place] = now.growth(candidate)
             cost = (now.cost(candidate, growth, self.per), place)  # of equals the first, as in Exact

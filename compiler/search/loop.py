@@ -19,6 +19,7 @@ from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
+from .asking import Told, key_of, task_of
 from .candidate import Candidate, Cut, Pool
 from .choice import Choice, Round
 from .overfit import Overfit
@@ -86,13 +87,14 @@ class Search:
 
     @property
     def layers_run(self) -> float:
-        return self.layers_other + sum(p.layers_run for p in self.prefixes.values())
+        theirs = self.ctx.crew.work if self.ctx.crew else 0.0
+        return self.layers_other + theirs + sum(p.layers_run for p in self.prefixes.values())
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
         self._forget_prefixes_but(metric)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
-            if self.overfit:
+            if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
                 self.overfit.look(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
@@ -195,7 +197,10 @@ class Search:
             lambda c: self._score_of(number, now, c, metric, budget),
             sign,
             budget.goal - self.saved.get(budget.of, 0.0),
+            self._ask_ahead,
         )
+        if self.ctx.orders:
+            choice = Told(self.ctx.orders, number, lambda: self.layers_run)
         name, saves = self._cut_best(now, choice, budget)
         self.layers_naive += len(pairs) * len(self.program.units)
         self.scored_by = metric
@@ -268,11 +273,20 @@ class Search:
         best = min(finite, key=finite.get, default=None)
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
         left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
+        left += f", {counted(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
         note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
+        key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
         with hear(partial(_within, tick, self.ctx.tick)):
-            return self.journal.remember(f"{number}:{candidate.name}", lambda: self._measure(candidate, metric))
+            if self.ctx.crew:
+                return self.ctx.crew.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
+            return self.journal.remember(key, measure)
+
+    def _ask_ahead(self, candidates: Sequence[Candidate]) -> None:
+        if self.ctx.crew:
+            number = len(self.cuts)
+            self.ctx.crew.want(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
