@@ -1,7 +1,6 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
     from .planning.lock import Fact
     from .planning.plan import Plan
     from .running.bisect import Blame
-    from .running.hands import Hands
     from .running.pipeline import Result
-    from .running.team import Team
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
 
@@ -210,6 +207,7 @@ class Options(TypedDict, total=False):
     offline             never use the network
     trust_remote_code   run Python that a model brings along
     max_memory          bytes
+    max_time            seconds that the searches of a compile may take, which then stop at the best so far
     threads             of torch
     undecided           "fail" or "pass": what a timed bound that can't be decided comes to
     locked              refuse what is not as `effspec.lock` has it
@@ -227,6 +225,7 @@ class Options(TypedDict, total=False):
     offline: bool
     trust_remote_code: bool
     max_memory: int | None
+    max_time: float | None
     threads: int | None
     undecided: str
     locked: bool
@@ -271,7 +270,7 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     return Session(Path(path), settings, options.get("set", ()), options.get("params"))
 
 
-_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch"}
+_GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
 
 
 def plans(session: Session) -> "list[Plan]":
@@ -332,12 +331,15 @@ def build(
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
     from .artifacts.artifact import check_free
+    from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
-    from .running.hiring import hands_of
+    from .running.hiring import hands_of, working
     from .running.pipeline import Build
     from .store.cache import Cache
 
     hands = hands_of(session.settings) if session.settings.workers else None
+    if session.settings.max_time is not None:
+        session.settings.deadline = Deadline(session.settings.max_time)
     made = [p for p in plans(session) if p.pipeline.emits]
     if not made:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
@@ -356,31 +358,6 @@ def build(
             where = plan.folder(out)
             results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
-
-
-@contextmanager
-def working(session: Session, hands: "Hands | None") -> "Iterator[Team | None]":
-    """The workers of a compile, let go afterwards."""
-    from .running.team import Team, facts
-
-    settings = session.settings
-    if hands is None:
-        yield None
-        return
-    told = {
-        "recipe": str(session.path.resolve()),
-        "set": dict(session.set) if isinstance(session.set, Mapping) else list(session.set),
-        "params": str(session.params.resolve()) if session.params else "",
-        "settings": {
-            "cache_dir": str(settings.cache_dir.resolve()),
-            **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
-        },
-    }
-    team = Team(hands, settings, told, facts())
-    try:
-        yield team
-    finally:
-        team.end()
 
 
 def _use_threads(settings: Settings) -> None:

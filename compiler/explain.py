@@ -114,6 +114,8 @@ def _bounds(param: Param) -> Iterator[str]:
         yield "each once"
     if param.falling:
         yield "each smaller than the one before"
+    if param.spelled:
+        yield "spelled as the default is"
 
 
 def _limit(type_: str, limit: float) -> str:

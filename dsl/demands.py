@@ -1,6 +1,7 @@
 """What a word's header demands of its arguments together, and of the steps before it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from .conditions import meets, named_in
 from .diagnostics import Diagnostic, Fault
@@ -14,6 +15,11 @@ unfit_choices = Fault("unfit-choices", "Parameters of a word are given values th
 same_data = Fault(
     "same-data",
     "A result is to be judged on the rows that it was made from.\n\nSuch a number is too good: those rows are known.",
+)
+no_prompts = Fault(
+    "no-prompts",
+    "A step learns from answers to prompts, and the rows that it is to learn from don't say where a prompt ends.\n\n"
+    "`pairs` makes rows of a prompt and its answer each.",
 )
 missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
 
@@ -47,6 +53,7 @@ def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
             faults.append(unfit_choices(reason, call.where(given), help=help_))
             break
     data = scope.variant.data
+    faults += _unprompted(word, call, args, scope)
     for judge, taught in word.facts.get("apart", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in handles(args[taught], DataRef)}
         for ref in handles(args[judge], DataRef):
@@ -63,6 +70,22 @@ def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
                 )
                 break
     return faults
+
+
+def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
+    """Rows that are to say where prompts end, and are of a kind that doesn't."""
+    kinds = scope.session.vocabulary.words("data")
+    for name in word.facts.get("answers", ()):
+        for ref in handles(args[name], DataRef):
+            made = scope.variant.data.get(ref.name)
+            if made is not None and not kinds[made.word].facts.get("prompted"):
+                told = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
+                yield no_prompts(
+                    f"`{ref.name}` does not say where a prompt ends and its answer begins",
+                    call.where(name),
+                    note=f"rows of `{made.word}` are whole texts",
+                    help=f"give rows of {told}",
+                )
 
 
 def _lacking(word: Word, before: list[Stage], scope: Scope) -> str:

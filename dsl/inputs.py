@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING
 from .diagnostics import Diagnostic, Fault
 from .pipelines import Line, Stage
 from .skeleton import Part, Skeleton
+from .values import Ratio
 
 if TYPE_CHECKING:
     from .structure import Things
 
+PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many become zero: (2, 4)
+
 unfit_group = Fault("unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module.")
+unfit_pattern = Fault(
+    "unfit-pattern",
+    "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
+    "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
+    "modules whose number of inputs is a multiple of four or eight.",
+)
 rank_too_large = Fault("rank-too-large", "An intervention has more coordinates than the hidden states are wide.")
 
 
@@ -20,11 +29,13 @@ def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line)
     if any(s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.before(stage.name)[:-1]):
         return
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
-    if type(group) is int and group > 0:
-        paths = set(chosen.paths)
-        parts = [p for p in skeleton.parts if p.path in paths and (args.get("on") is not None or _inside(p, skeleton))]
-        if fault := odd_groups(parts, group):
-            line.report(stage, fault.at(stage.call.where(facts["divides"])))
+    paths, everywhere = set(chosen.paths), args.get("on") is not None
+    parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
+    if type(group) is int and group > 0 and (fault := odd_groups(parts, group)):
+        line.report(stage, fault.at(stage.call.where(facts["divides"])))
+    if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
+        for fault in odd_pattern(parts, group, sparsity, args.get("allocation", "uniform")):
+            line.report(stage, fault.at(stage.call.where(fault.argument)))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
         line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
 
@@ -43,6 +54,42 @@ def odd_groups(parts: Sequence[Part], group: int) -> Diagnostic | None:
         f"`* - {odd[0].path}`",
         argument="group",
     )
+
+
+def odd_pattern(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str) -> list[Diagnostic]:
+    """What is said of a pattern that modules, the share of zeros or how it spreads don't allow."""
+    if pattern not in PATTERNS:
+        return []
+    gone, of = PATTERNS[pattern]
+    whole, asked, found = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%", []
+    if sparsity.value != gone / of:
+        found.append(
+            unfit_pattern(
+                f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
+                help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
+                argument="sparsity",
+            )
+        )
+    if allocation != "uniform":
+        found.append(
+            unfit_pattern(
+                f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
+                f"`allocation: {allocation}` has nothing to decide",
+                help="leave `allocation` out, or write `pattern: any`",
+                argument="allocation",
+            )
+        )
+    odd = [part for part in parts if inputs(part) % of]
+    if odd:
+        more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
+        found.append(
+            unfit_pattern(
+                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
+                help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`",
+                argument="pattern",
+            )
+        )
+    return found
 
 
 def wide_rank(rank: int, width: int, where: str) -> Diagnostic:

@@ -1,5 +1,6 @@
 """Bounds of parameters: the least, the most, and the values that a `param` allows."""
 
+import re
 from collections.abc import Callable
 from math import isfinite
 from typing import Any
@@ -13,6 +14,8 @@ from .vocabulary import Param
 
 out_of_range = Fault("out-of-range", "A value lies outside the bounds that its parameter declares.")
 
+ill_spelled = Fault("ill-spelled", "A text is not written as its parameter asks for.")
+
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
@@ -24,6 +27,10 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
         return within(value.low, want, span, report) and within(value.high, want, span, report)
     if isinstance(value, Shares):
         return _shared_out(value, want, span, report)
+    if isinstance(value, str) and want.spelled and not re.fullmatch(want.spelled, value):
+        sample = f"write it like `{want.name}: {show(want.default)}`" if isinstance(want.default, str) else ""
+        report(ill_spelled(f"`{want.name}` is {show(value)}, which says nothing", span, note=want.doc, help=sample))
+        return False
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
     if type(value) is int and (fault := _off_grid(value, want, span)):

@@ -32,7 +32,7 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     profile = _handle(node.profile, "profile", scope) if node.profile else None
     baseline = _handle(node.limit.baseline, "model", scope) if node.limit.baseline else None
     limit = _limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
-    if POISON in (metric, limit, profile, baseline):
+    if POISON in (metric, limit, profile, baseline) or _no_limit(node, limit, metric.name, scope):
         return None
     return Bound(metric, node.op, limit, baseline, profile, node.part.path if node.part else "", node.span)
 
@@ -78,6 +78,36 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
         return POISON if POISON in ends else Range(*map(_factor, ends) if node.limit.baseline else ends)
     value = typed(node.limit.amount, want, scope)
     return _factor(value) if node.limit.baseline and value is not POISON else value
+
+
+_FEW = 100  # a count of which no model has so few
+
+
+def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
+    """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
+    if isinstance(limit, Range) or not isinstance(limit, (int, float)):
+        return False
+    place, said = node.limit.amount.span, _label(node)
+    if node.limit.baseline:
+        if limit > 0:
+            return False
+        fault = bad_bound(
+            f"{place.text} of what `{node.limit.baseline.path}` has is nothing, and no bound",
+            place,
+            help="write a factor above 0, or a plain value without a baseline",
+        )
+    else:
+        facts = scope.session.vocabulary.words("metric")[metric].facts
+        if not facts.get("exact") or limit >= _FEW:
+            return False
+        base = next((name for name, entry in scope.reachable().items() if entry.kind == "model"), "base")
+        fault = bad_bound(
+            f"`{said}` is a count, and {place.text} {'is' if limit == 1 else 'are'} fewer than any model has",
+            place,
+            help=f"write `{said} {node.op} {place.text} * {base}` for a share of the original's",
+        )
+    scope.report(fault)
+    return True
 
 
 def _mark(expr: ast.Expr, scope: Scope) -> None:

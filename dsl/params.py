@@ -165,7 +165,10 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: Session) -> dic
             if name:
                 session.report(
                     unknown_name(
-                        f"no param is called `{name}`", entry.name.span, help=suggestion(name, params, "there is")
+                        f"no param is called `{name}`",
+                        entry.name.span,
+                        help=suggestion(name, params, "there is")
+                        or f"declare it above, as in `param {name}: ratio = 85%`, and use it in a step",
                     )
                 )
             continue

@@ -109,6 +109,15 @@ def from_json(data: Any) -> Any:
     return data
 
 
+def is_json(data: Any) -> bool:
+    """Whether it is what `to_json` makes of a value."""
+    try:
+        from_json(data)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
 def handles(value: Any, kind: type) -> list[Any]:
     """Every handle of a kind inside an argument, in order, those in a metric's own arguments included."""
     own = [value] if isinstance(value, kind) else []

@@ -68,6 +68,7 @@ class Param:
     least: int = 0
     distinct: bool = False
     falling: bool = False
+    spelled: str = ""  # what a text looks like, as a regular expression over all of it
     positional: bool = False  # may be given without its name, in order of declaration
 
     @property

@@ -1,6 +1,7 @@
 """int4 codes of a weight: those of the grid that it is on already, or of one that is fitted to it."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from .grid import Grid
 BITS, MOST = 4, 15
 GROUPS = (32, 64, 128)  # inputs that may share a scale
 _TRIED = 64  # outputs that are looked at before all are
+_FEW = 8  # weights of a group that are looked at before all are
 # Multiples of the scale that a group's largest weight may be, the most likely ones first.
 _MULTIPLES = (8, 7, 9, 10, 11, 12, 13, 14, 15, 6, 5, 4, 3, 2, 1)
 
@@ -44,33 +46,42 @@ def codes(weight: Tensor, group: int) -> Codes:
 def held(weight: Tensor, group: int) -> Codes | None:
     """The codes of a weight that is on a grid: every weight is scale * (code - zero), rounded to its dtype. Else None.
 
-    Source: own. Of a group the largest weight is a small multiple of the scale, and a scale has 8 bits.
+    Source: own. Of a group the least weight is most often the scale itself, the largest a small multiple of it, and a
+    scale has 8 bits.
     """
     return _steps(weight, group) if _steps(weight[:_TRIED], group) else None
 
 
 def _steps(weight: Tensor, group: int) -> Codes | None:
-    n, dtype = len(weight), weight.dtype
+    n = len(weight)
     groups = _padded(weight, group).reshape(-1, group)
     steps, scale = torch.zeros_like(groups, dtype=torch.int8), torch.ones(len(groups))
-    left = groups.any(1).nonzero().flatten()
-    for multiple in _MULTIPLES:
-        for nearby in range(3):
-            if not len(left):
-                break
-            own = groups[left]
-            tried = _near(own.float().abs().amax(1) / multiple, nearby)
-            count = (own.float() / tried[:, None]).round().clamp(-MOST, MOST)
-            spread = count.amax(1).clamp(min=0) - count.amin(1).clamp(max=0)
-            fits = ((count * tried[:, None]).to(dtype) == own).all(1) & (spread <= MOST)
-            steps[left[fits]], scale[left[fits]] = count[fits].to(torch.int8), tried[fits]
-            left = left[~fits]
+    size = groups.float().abs()
+    left, most, least = groups.any(1).nonzero().flatten(), size.amax(1), torch.where(size > 0, size, torch.inf).amin(1)
+    few = groups[:, :: group // _FEW].contiguous()
+    for ends, multiple, nearby in ((least, 1, 0), *product((most,), _MULTIPLES, range(3))):
+        if not len(left):
+            break
+        tried = _near(ends[left] / multiple, nearby)
+        likely = _count(few[left], tried)[1].nonzero().flatten()
+        some, tried = left[likely], tried[likely]
+        count, fits = _count(groups[some], tried)
+        done = some[fits]
+        steps[done], scale[done] = count[fits].to(torch.int8), tried[fits]
+        left = left[~torch.isin(left, done)] if len(done) else left
     if len(left):
         return None
     low, high = steps.amin(1).clamp(max=0).float(), steps.amax(1).clamp(min=0).float()
     zero = torch.where(high > 7, MOST - high, torch.where(low < -8, -low, 8.0))
     code = (steps + zero[:, None]).to(torch.uint8)
     return Codes(group, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
+
+
+def _count(groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """How many steps of a scale each weight is, and whether all of a group [groups] are a grid of that scale's."""
+    count = (groups.float() / scale[:, None]).round_().clamp_(-MOST, MOST)
+    spread = count.amax(1).clamp(min=0) - count.amin(1).clamp(max=0)
+    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & (spread <= MOST)
 
 
 def _near(value: Tensor, which: int) -> Tensor:

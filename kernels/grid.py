@@ -1,11 +1,13 @@
 """Grids of few values for weights: a scale, and a zero that is one of the values, per output and group of inputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 SHRINKS, LEAST = 40, 0.5  # ranges that are tried, from the whole one down to this share of it
+CACHED = 1 << 17  # weights whose scales are searched at a time
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,35 @@ class Grid:
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
         if not self.search:
             return self._over(low, high)
-        worth = torch.ones_like(groups[:1]) if squares is None else squares.reshape(1, *groups.shape[1:])
+        worth = None if squares is None else squares.reshape(groups.shape[1:])
+        rows = max(1, CACHED // weight.shape[1])
+        cuts = zip(groups.split(rows), low.split(rows), high.split(rows), strict=True)
+        found = [self._searched(*cut, worth) for cut in cuts]
+        scale, zero = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Scales(self.most, scale, zero)
+
+    def _searched(self, groups: Tensor, low: Tensor, high: Tensor, worth: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scales and zeros [rows, groups] of least error for a few rows; what it works on stays in the cache.
+
+        Groups lie side by side, [group, rows * groups], so that a vector holds as many groups.
+        """
+        count = groups.shape[:2].numel()
+        flat = groups.reshape(count, -1).T.contiguous()
+        weighed = None if worth is None else worth.expand(groups.shape).reshape(count, -1).T.contiguous()
+        low, high, apart = low.reshape(-1), high.reshape(-1), torch.empty_like(flat)
         best, least = self._over(low, high), torch.full_like(low, float("inf"))
         for step in range(SHRINKS):
             share = 1 - (1 - LEAST) * step / SHRINKS
             tried = self._over(low * share, high * share)
-            lost = ((tried.round_groups(groups) - groups).square() * worth).sum(2)
+            torch.div(flat, tried.scale, out=apart).round_().add_(tried.zero).clamp_(0, self.most)
+            apart.sub_(tried.zero).mul_(tried.scale).sub_(flat).square_()
+            lost = (apart if weighed is None else apart.mul_(weighed)).sum(0)
             better = lost < least
             least = torch.where(better, lost, least)
             best = Scales(
                 self.most, torch.where(better, tried.scale, best.scale), torch.where(better, tried.zero, best.zero)
             )
-        return best
+        return best.scale.view(groups.shape[:2]), best.zero.view(groups.shape[:2])
 
     def _over(self, low: Tensor, high: Tensor) -> "Scales":
         """Grids over ranges [out, groups] that have 0 in them; of width 2 where a range is empty.
@@ -105,6 +124,12 @@ class Scales:
 
     def _nearest(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return scale * (self._code(w, scale, zero) - zero)
+
+
+def joined(parts: Sequence[Scales]) -> Scales:
+    """Scales of neighbouring groups, as one."""
+    scale, zero = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("scale", "zero"))
+    return Scales(parts[0].most, scale, zero)
 
 
 def no_less(value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import typer
 
 from ...dsl.diagnostics import Fault, Reject
 from ..store.regular import MANIFEST, read_json
-from .flags import Shared, verb
+from .flags import Shared, duration, verb
 from .screen import code_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ _workers = typer.Option(
     help="Processes that score, of one thread each unless --threads says more.",
     show_default=False,
 )
+_time = typer.Option(
+    "--max-time",
+    metavar="TIME",
+    help="Stop searches after so long, such as 30m, at the best so far.",
+    parser=duration,
+    show_default=False,
+)
 _dump = typer.Option(
     "--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.", show_default=False
 )
@@ -51,6 +58,7 @@ def register(app: typer.Typer) -> None:
         force: Annotated[bool, _force] = False,
         dump_ir: Annotated[str, _dump] = "",
         workers: Annotated[str, _workers] = "",
+        max_time: Annotated[float | None, _time] = None,
     ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
         if dump_ir and dump_ir not in DUMPS:
@@ -62,6 +70,7 @@ def register(app: typer.Typer) -> None:
         with shared.listening() as tell:
             session = shared.session(recipe, tell)
             session.settings.workers = workers
+            session.settings.max_time = max_time
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return report(results, shared)
 
@@ -77,8 +86,8 @@ def _saved(path: Path) -> Any:
 
 
 def report(results: "Sequence[Result]", shared: Shared) -> int:
-    """The table of every artifact, then the bounds that were missed."""
-    screen, missed = shared.screen, [d for r in results for d in r.missed]
+    """The table of every artifact, then the searches that had to stop and the bounds that were missed."""
+    screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.missed)]
     rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
     if screen.format == "text":
         for result in results:

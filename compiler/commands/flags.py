@@ -43,6 +43,19 @@ def size(text: str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
+def duration(text: str) -> float:
+    """Seconds of `90s`, `30m` or `30min`, `2h`; a plain number is seconds."""
+    import re
+
+    from ...dsl.units import DURATIONS
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    units = {**DURATIONS, "m": 60.0, "": 1.0}
+    if not match or match[2] not in units or not float(match[1]):
+        raise typer.BadParameter(f"`{text}` is no time: write a number and a unit, such as 90s, 30m or 2h")
+    return float(match[1]) * units[match[2]]
+
+
 def _flag(panel: str, doc: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=doc, rich_help_panel=panel, show_default=False, show_envvar=False, **more)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from ..planning.keys import versions
-from ..rows.forward import not_a_number
+from ..rows.forward import not_a_number, without_dropout
 from ..rows.inputs import device_of
 from ..store.cache import Cache, digest
 from ..words.context import Context
@@ -24,8 +24,8 @@ class Generated(Data):
     """Text that the model itself writes, each token drawn from what the model predicts.
 
     For ranking and refitting where no text speaks for all that a model is used for: what it writes unprompted is
-    spread over what it was trained on. The model's weights are loaded once more while it writes, and the rows are
-    kept in the cache. An end of text is never drawn, so that every row is full.
+    spread over what it was trained on. The rows are kept in the cache. The model's weights are loaded once more
+    while it writes, unless the step works on the original. An end of text is never drawn, so that every row is full.
 
     Source: Self-calibration (Williams, Chrysostomou and Aletras 2024, arXiv 2410.17170).
     Example: data own = generated(32, length: 256, seed: 0)
@@ -67,7 +67,7 @@ class Generated(Data):
         """[count, length] on the CPU."""
         import torch
 
-        model = ctx.origin.load().eval()
+        model = ctx.original() or ctx.origin.load().eval()
         if not getattr(model, "can_generate", lambda: False)():
             raise Reject(
                 bad_rows(
@@ -75,7 +75,7 @@ class Generated(Data):
                     help='take rows from a text: `text("calib.txt")`',
                 )
             )
-        with torch.random.fork_rng(devices=_devices(device_of(model))):
+        with torch.random.fork_rng(devices=_devices(device_of(model))), without_dropout(model):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             steps = self.length * len(sizes)

@@ -27,6 +27,7 @@ class Labels(Data):
     """
 
     reads = {"path": ("file",)}
+    prompted = True
 
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     text: str = param("Field of the text.", default="text")

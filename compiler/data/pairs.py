@@ -43,6 +43,7 @@ class Pairs(Data):
     """
 
     reads = {"path": ("file",)}
+    prompted = True
 
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     prompt: str = param("Field of the prompt.", default="prompt")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import BinaryIO, cast
 
 from lsprotocol import types as lsp
 from pygls.exceptions import JsonRpcInvalidParams
@@ -16,7 +17,7 @@ from .hover import declaration, hover, used
 from .names import at, occurrences
 from .outline import folds, outline
 from .rename import Unfit, nameable, rename, uri_of
-from .server import Server
+from .server import Input, Server
 
 
 def serve() -> int:
@@ -27,7 +28,7 @@ def serve() -> int:
     for listen in (_documents, _names, _questions, _shapes):
         listen(server)
     try:
-        server.start_io(sys.stdin.buffer, out)
+        server.start_io(cast(BinaryIO, Input(sys.stdin.buffer)), out)
     finally:
         server.forecasts.end()
     return 0

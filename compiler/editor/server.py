@@ -2,16 +2,49 @@
 
 import asyncio
 from importlib.metadata import version
-from typing import Any
+from typing import Any, BinaryIO
 
 from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcException
 from pygls.lsp.server import LanguageServer
+from pygls.protocol import LanguageServerProtocol
 
+from ...dsl.diagnostics import Fault, Reject
+from ..report.quantity import size
 from .desk import Desk, Reading, path_of
 from .diagnostics import shown
 from .hints import Forecasts
 
+MOST = 64 << 20  # bytes of a message: no recipe is near that, and memory is reserved as soon as a message is announced
+long_message = Fault(
+    "long-message", "An editor announced a message larger than any that the language server reads.", exit="usage"
+)
 PAUSE = 0.02  # seconds in which another change makes this one's diagnostics void
+
+
+class Protocol(LanguageServerProtocol):
+    """The protocol's messages; a request that is none is answered, too."""
+
+    def structure_message(self, data: dict[str, Any]) -> Any:
+        try:
+            return super().structure_message(data)
+        except JsonRpcException as error:
+            if "id" in data and "method" in data:
+                self._send_response(data["id"], None, error.to_response_error())
+            raise
+
+
+class Input:
+    """What an editor writes, line by line and message by message. Raises Reject (long-message)."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.readline, self.close, self.stream = stream.readline, stream.close, stream
+
+    def read(self, count: int) -> bytes:
+        if count > MOST:
+            said = f"a message of {size(count)} was announced, the most that is read is {size(MOST)}"
+            raise Reject(long_message(said, help="start `effc lsp` from an editor (docs/editor.md)"))
+        return self.stream.read(count)
 
 
 class Server(LanguageServer):
@@ -22,7 +55,8 @@ class Server(LanguageServer):
     """
 
     def __init__(self) -> None:
-        super().__init__("effc", version("effc"), text_document_sync_kind=lsp.TextDocumentSyncKind.Full)
+        whole = lsp.TextDocumentSyncKind.Full
+        super().__init__("effc", version("effc"), text_document_sync_kind=whole, protocol_cls=Protocol)
         self.desk = Desk()
         self.forecasts = Forecasts(self.planned)
         self.options: dict[str, Any] = {"plan": True, "defaults": False}

@@ -1,8 +1,9 @@
 """What every search over a family shares: evaluations, each made once, and the front of those that nothing beats."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
 from ...dsl.values import MetricRef, Ratio
+from ..machine.deadline import Stop
 from ..planning import shrink
-from ..report.progress import Ticked
-from ..report.quantity import measured
+from ..report.progress import Said, Ticked
+from ..report.quantity import counted, measured
 from ..rows.forward import not_a_number
 from ..store.cache import digest
 from ..store.journal import Journal
@@ -72,6 +74,8 @@ class Explorer:
     known: dict[Genome, Values] = field(default_factory=dict)
     _counted: dict[Genome, float] = field(default_factory=dict)
     _take: Callable[[Mapping[str, int]], None] | None = None
+    is_over: bool = False
+    _spent: float = 0.0  # seconds of measuring
 
     def __post_init__(self) -> None:
         self.space = self.family.space
@@ -139,10 +143,29 @@ class Explorer:
             assert self.table is not None, "nothing was timed"
             return self.table.time(choice)
         key, task = self._asked(objective, self.space.genome(choice))
-        measure = partial(self.measure, objective, choice)
+        measure = partial(self._timely, objective, choice)
         if self.ctx.crew:
-            return self.ctx.crew.fetch(self.journal, key, task, measure)
+            with nullcontext() if self.is_over else self.ctx.scoring():
+                return self.ctx.crew.fetch(self.journal, key, task, measure)
         return self.journal.remember(key, measure)
+
+    def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
+        started = time.monotonic()
+        with nullcontext() if self.is_over else self.ctx.scoring():
+            value = self.measure(objective, choice)
+        self._spent += time.monotonic() - started
+        return value
+
+    def stop(self) -> None:
+        """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
+        deadline = self.ctx.settings.deadline
+        assert deadline, "nobody said how long a search may take"
+        if not self.known:
+            raise deadline.too_short("one choice", self._spent or deadline.allowed)
+        self.is_over = True  # what is on the front may still be measured for the report
+        reached = f"{counted(len(self.known), 'choice')} of {self.evals} evaluated"
+        deadline.stop = Stop(reached, {"evaluated": len(self.known)})
+        self.ctx.tell(Said(f"search: the time is over after {reached}"))
 
     def _asked(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
         """What a value is known under, and what a worker is told of it."""

@@ -10,6 +10,7 @@ from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, MetricRef, Ratio, handles
 from ..ir.outcome import Front, Outcome, Point
+from ..machine.deadline import TimeUp
 from ..planning import keys
 from ..store.journal import Journal
 from ..training.schedule import seed_of
@@ -73,7 +74,10 @@ class Method(Pass):
         with explorer.open():
             if ctx.orders:
                 explorer.obey(ctx.orders, [Objective.of(ref, ctx) for ref in self.report])
-            self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
+            try:
+                self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
+            except TimeUp:
+                explorer.stop()
             front = explorer.front(self.points)
             if not front:
                 raise Reject(no_finite(len(explorer.known)))

@@ -13,7 +13,14 @@ from ..checkpoints.gguf_header import MOST_HEADER, Reader, read_header
 from ..store.regular import MISFIT, check_regular
 from .refusal import refused_gguf
 
-_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 8: ("Q8_0", 32, 34), 30: ("BF16", 1, 2)}  # name, block, its bytes
+_TYPES = {  # name, block, its bytes
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    8: ("Q8_0", 32, 34),
+    30: ("BF16", 1, 2),
+}
 _AGAIN = "compile it again with this effc"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...dsl.diagnostics import Reject
+from . import four_bits
 from .refusal import cannot_write_gguf
 from .shapes import Shape, metadata, shape_of, tensors
 from .vocabulary import write_vocabulary
@@ -17,7 +18,8 @@ _BLOCK = 32  # weights that share a scale in q8_0
 def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     """`model.gguf`, and sentences that a person should know of it.
 
-    kind   "f32", "f16", "bf16" or "q8_0" of matrices; vectors are float32
+    kind   "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1" of matrices; vectors are float32. With the last two, matrices
+           that are on no grid of four bits are q8_0
     """
     import gguf
 
@@ -28,8 +30,14 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     for key, value in metadata(model, shape).items():
         _add(writer, f"{shape.architecture}.{key}", value)
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
-    for name, tensor in tensors(model, shape):
-        _add_tensor(writer, name, tensor, kind)
+    exact = [_add_tensor(writer, name, tensor, kind) for name, tensor in tensors(model, shape)]
+    if kind in four_bits.KINDS and not any(exact):
+        raise Reject(
+            cannot_write_gguf(
+                f"no matrix is on a grid of four bits in groups of {_BLOCK}, and {kind} rounds none",
+                help=f"quantise first: `quantize.gptq(bits: 4, group: {_BLOCK}, zero: middle, data: ...)`",
+            )
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -37,7 +45,7 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     return notes + _notes(shape)
 
 
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
@@ -49,13 +57,21 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_uint32(key, value)
 
 
-def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> None:
+def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool:
+    """Write it; whether it kept codes that it had."""
     import gguf
 
+    if kind in four_bits.KINDS:
+        codes = four_bits.codes_of(tensor.detach().cpu(), name, kind) if tensor.ndim == 2 else None
+        if codes is not None:
+            raw = four_bits.blocks(codes, kind).numpy()
+            writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, kind.upper()))
+            return True
+        kind = "q8_0"
     array = tensor.detach().float().contiguous().cpu().numpy()
     if array.ndim == 1 or kind == "f32":
         writer.add_tensor(name, array)
-        return
+        return False
     if kind == "q8_0" and array.shape[-1] % _BLOCK:
         raise Reject(
             cannot_write_gguf(
@@ -67,6 +83,7 @@ def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> None
         raise Reject(cannot_write_gguf(f"{name} has numbers that float16 has not", help="write `type: bf16`"))
     quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
     writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
+    return False
 
 
 def _notes(shape: Shape) -> list[str]:

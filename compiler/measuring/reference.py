@@ -5,10 +5,12 @@ that gives the original's logits bit for bit at a fraction of their size (SmolLM
 Where the logits aren't such a product, the log-probabilities are kept in float16 instead: measured on SmolLM2,
 that moves a divergence of 2.8e-3 nats by 3e-7 (bfloat16: 2e-5; float16 logits: 4e-6).
 
-    references/KEY.safetensors          hidden [n, t, d] or log_probs [n, t, v], and top [n, t] int32
-    references/heads/IDENTITY.safetensors   weight [v, d], bias [v]
+    references/KEY.safetensors              hidden [n, t, d] or log_probs [n, t, v], and top [n, t] int32
+    references/heads-2/IDENTITY.safetensors weight [v, d], bias [v]
+    ... .json                               the hash of the file of that name, sealed
 """
 
+import hashlib
 import json
 import math
 import os
@@ -28,7 +30,9 @@ from ...dsl.values import DataRef
 from ..planning import keys
 from ..report.quantity import size
 from ..rows.forward import batches, evaluating, finite, logits, positions
-from ..store.cache import digest
+from ..store.cache import digest, write_whole
+from ..store.hashes import file_hash
+from ..store.sealed import cache_damaged, read_noted, sealed
 from ..words.context import Context
 
 no_space = Fault("no-room", "The disk has no room for what a compile has to keep.", exit="resources")
@@ -36,7 +40,7 @@ other_vocabulary = Fault(
     "other-vocabulary", "A metric compares with the original's outputs and the model has another vocabulary."
 )
 
-FORMAT = 1
+FORMAT = 2
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32"}
 Tail = Callable[[Tensor], Tensor]
 
@@ -105,10 +109,10 @@ def load(ctx: Context, ref: DataRef) -> Reference:
 
 def kept(place: Path, head_place: Path) -> Reference:
     """What `keep` left in two files, mapped."""
-    said = _mapped(place)
+    said = mapped(place)
     if "hidden" not in said:
         return Reference(said["top"], said["log_probs"])
-    head = _mapped(head_place)
+    head = mapped(head_place)
     with safe_open(head_place, "pt") as file:
         tail = file.metadata()["tail"]
     return Reference(said["top"], said["hidden"], (head["weight"], head.get("bias"), tail))
@@ -232,12 +236,24 @@ def place_of(ctx: Context, ref: DataRef, *more: str) -> Path:
 
 
 def _head_place(ctx: Context) -> Path:
-    return ctx.settings.cache_dir / "references" / "heads" / f"{ctx.origin.identity}.safetensors"
+    return ctx.settings.cache_dir / "references" / f"heads-{FORMAT}" / f"{ctx.origin.identity}.safetensors"
 
 
-def _mapped(place: Path) -> dict[str, Tensor]:
+def mapped(place: Path) -> dict[str, Tensor]:
+    """What `whole` wrote, mapped; Reject (cache-damaged) where it was changed since.
+
+    It is read whole once; a file that was not written since is not read again.
+    """
+    known = read_noted(_seal(place), place.parent)
+    if known is None or known.get("sha256") != file_hash(place, place.parent):
+        help = "delete it, then compile again"
+        raise Reject(cache_damaged(f"{place} does not hold what was written there", help=help))
     with safe_open(place, "pt") as file:
         return {name: file.get_tensor(name) for name in sorted(file.keys())}
+
+
+def _seal(place: Path) -> Path:
+    return place.with_suffix(".json")
 
 
 def _keep_head(place: Path, head: nn.Linear, tail: str) -> None:
@@ -250,7 +266,7 @@ def _keep_head(place: Path, head: nn.Linear, tail: str) -> None:
 
 
 class whole:
-    """Writes a safetensors file front to back, a piece at a time; it appears when it is whole."""
+    """Writes a safetensors file front to back, a piece at a time; it appears when it is whole, and sealed."""
 
     def __init__(
         self,
@@ -268,6 +284,7 @@ class whole:
         text = json.dumps(entries).encode()
         self.header = text + b" " * (-len(text) % 8)  # tensors start aligned
         self.file: BinaryIO | None = None
+        self.hash = hashlib.sha256()
 
     def __enter__(self) -> Callable[[Tensor], None]:
         self.place.parent.mkdir(parents=True, exist_ok=True)
@@ -280,8 +297,12 @@ class whole:
                 )
             )
         self.file = open(self.draft, "wb")
-        self.file.write(len(self.header).to_bytes(8, "little") + self.header)
-        return lambda x: self.file.write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        self._write(len(self.header).to_bytes(8, "little") + self.header)
+        return lambda x: self._write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.hash.update(data)
 
     def __exit__(self, kind, *error) -> None:
         self.file.flush()
@@ -290,6 +311,7 @@ class whole:
         self.file.close()
         if kind is None:
             assert complete, f"{self.place} was not filled"
+            write_whole(_seal(self.place), sealed({"key": self.place.stem, "sha256": self.hash.hexdigest()}))
             os.replace(self.draft, self.place)
         else:
             self.draft.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ references/states/KEY.safetensors    tokens [n, t, d], pooled [n, d], in the mod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
@@ -14,7 +13,7 @@ from ...dsl.values import DataRef
 from ..rows.forward import finite, without_dropout
 from ..rows.states import States, every_state, pooling_of, states
 from ..words.context import Context
-from .reference import other_vocabulary, place_of, whole
+from .reference import mapped, other_vocabulary, place_of, whole
 
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef, asked: str = "auto") -> None:
@@ -45,11 +44,6 @@ def load(ctx: Context, ref: DataRef, asked: str = "auto") -> dict[str, Tensor]:
             prepare(ctx, ctx.origin.load(), ref, asked)
         ctx._references[name] = mapped(place)
     return ctx._references[name]
-
-
-def mapped(place: Path) -> dict[str, Tensor]:
-    with safe_open(place, "pt") as file:
-        return {name: file.get_tensor(name) for name in ("t", "v")}
 
 
 def _place(ctx: Context, ref: DataRef, asked: str) -> Path:

@@ -1,8 +1,9 @@
 """A folder with a plan, opened: the engine at work in it, ready to compute."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from ...dsl.diagnostics import Reject
 from ...kernels.native import KernelError
 from ..checkpoints.generation import read_generation
 from .model import NativeModel
-from .stored import native_damaged, read, tensors
+from .stored import native_damaged, pieces, read, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,27 +53,48 @@ def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]]
     """Read every weight whole. Raises KernelError with its name.
 
     A packed one has a checksum of its own, and a mask that does not fit its values would send a kernel out of bounds;
-    embeddings, norms and tables are held against the hashes in the plan.
+    embeddings, norms and tables are held against the hashes in the plan, each piece in a thread of its own.
     """
     import torch
 
-    from ...kernels import packed as packing
+    jobs: list[tuple[str, Callable[[], None]]] = []
+    for name, tensor in weights.items():
+        if tensor.dtype == torch.uint8:
+            jobs.append((name, partial(_check_packed, tensor)))
+        else:
+            jobs += [(name, job) for job in _plain(tensor, entries[name].get("sha256"))]
 
-    def one(item: "tuple[str, Tensor]") -> None:
-        name, tensor = item
+    def one(item: "tuple[str, Callable[[], None]]") -> None:
+        name, job = item
         try:
-            if tensor.dtype == torch.uint8:
-                packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
-            elif _sha256(tensor) != entries[name].get("sha256"):
-                raise KernelError("the weight's contents do not match their checksum")
+            job()
         except KernelError as error:
             raise KernelError(f"`{name}`: {error}") from error
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(one, weights.items()))
+        list(pool.map(one, jobs))
 
 
-def _sha256(tensor: "Tensor") -> str:
+def _check_packed(tensor: "Tensor") -> None:
+    from ...kernels import packed as packing
+
+    packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
+
+
+def _plain(tensor: "Tensor", said: Any) -> "list[Callable[[], None]]":
+    """What there is to check of a weight that is not packed: its pieces, each by the hash that is said of it."""
     import torch
 
-    return hashlib.sha256(memoryview(tensor.view(-1).view(torch.uint8).numpy())).hexdigest()
+    raw = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    if isinstance(said, str):  # one hash of all, as it was written at first
+        parts, said = [raw], [said]
+    else:
+        parts = pieces(raw)
+    if not isinstance(said, list) or len(said) != len(parts):
+        said = [None] * len(parts)
+    return [partial(_check_piece, part, wanted) for part, wanted in zip(parts, said, strict=True)]
+
+
+def _check_piece(part: memoryview, wanted: Any) -> None:
+    if hashlib.sha256(part).hexdigest() != wanted:
+        raise KernelError("the weight's contents do not match their checksum")

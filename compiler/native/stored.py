@@ -38,6 +38,7 @@ native_damaged = Fault(
 PLAN, WEIGHTS = "plan.json", "weights.bin"
 VERSION = 1
 ALIGN, PAGE = 64, 4096
+PIECE = 4 << 20  # bytes under one hash
 _MAGIC, _ORDER, _HEADER = b"effcwts\0", 0x01020304, struct.Struct("=8sIIq")
 _WIDTH = {"packed": 1, "f32": 4, "bf16": 2}
 _MOST = 1 << 48  # bytes of a file, numbers of a shape: larger ones are no sizes
@@ -49,7 +50,7 @@ class Stored:
     """What `plan.json` says.
 
     plan      what the engine runs
-    entries   name -> {"at", "bytes", "kind", "shape", "sha256"}
+    entries   name -> {"at", "bytes", "kind", "shape", "sha256"}; the last a list, a hash for each of `pieces`
     facts     version, byte order, instruction set, and of the model: class, numbers in its weights, dtype
     """
 
@@ -75,7 +76,7 @@ def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
                 "bytes": len(raw),
                 "kind": entry.kind,
                 "shape": list(entry.shape),
-                "sha256": hashlib.sha256(raw).hexdigest(),
+                "sha256": [hashlib.sha256(piece).hexdigest() for piece in pieces(raw)],
             }
             at += len(raw)
         size = -(-at // PAGE) * PAGE
@@ -89,6 +90,11 @@ def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     }
     text = json.dumps(body, indent=1, allow_nan=False)
     (folder / PLAN).write_text(text + "\n", encoding="utf-8")
+
+
+def pieces(raw: memoryview) -> list[memoryview]:
+    """Parts of a weight that have a hash each, so that threads share the work on a large one."""
+    return [raw[at : at + PIECE] for at in range(0, len(raw), PIECE)]
 
 
 def _align(count: int) -> int:

@@ -3,15 +3,18 @@
 Two folders with one lock give one artifact hash on processors with the same instructions.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.recipe import Invocation
+from ...dsl.show import show
 from ...dsl.source import Span
-from ...dsl.values import DataRef
+from ...dsl.values import DataRef, from_json
 from ..checkpoints.folder import TOKENIZER_FILES, find_weights
 from ..machine.fingerprint import machine
 from ..report.progress import Warned
@@ -159,4 +162,8 @@ def _changed(name: str, then: str | None, now: Fact) -> Diagnostic | None:
 
 
 def _brief(text: str) -> str:
+    """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
+    if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            text = show(from_json(json.loads(text)))
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

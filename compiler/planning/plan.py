@@ -5,15 +5,17 @@ Reads configs and skeletons, never weights.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.recipe import Invocation, Pipeline, Recipe
+from ...dsl.show import show
 from ...dsl.skeleton import Skeleton
 from ...dsl.source import Span
+from ...dsl.values import from_json, is_json
 from ..report.quantity import change, count, seconds, size
 from ..store.cache import Cache
 from ..words.context import Context
@@ -104,6 +106,24 @@ class Plan:
     def key_of(self, name: str) -> str:
         """The key of a step's result; of the model itself, its identity."""
         return next((s.key for s in self.stages if s.name == name), self.identity)
+
+    def stopped(self, name: str, facts: Mapping[str, Any]) -> "Plan":
+        """The same where a step's search had to stop: its result has another key, and so has all that follows."""
+        moved: dict[str, str] = {}
+        stages = []
+        for stage in self.stages:
+            parts = dict(stage.parts)
+            if stage.name == name:
+                parts["stopped"] = dict(facts)
+            parts["input"] = moved.get(parts["input"], parts["input"])
+            if "results" in parts:
+                parts["results"] = {n: moved.get(key, key) for n, key in parts["results"].items()}
+            if parts != stage.parts:
+                moved[stage.key] = keys.key(parts)
+                source = moved.get(stage.source, stage.source)
+                stage = replace(stage, parts=parts, key=moved[stage.key], source=source)
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
 
     def to_json(self) -> dict[str, Any]:
         """What `plan -o` saves; keys and sizes decide drift, estimates don't."""
@@ -247,7 +267,18 @@ def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
         _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
         for then, today in zip(old["stages"], fresh["stages"], strict=True):
             for part, value in today["parts"].items():
-                _same(f"`{part}` of step {today['name']}", then.get("parts", {}).get(part), value)
+                told, before, now_ = _first_other([part], then.get("parts", {}).get(part), value)
+                _same(f"`{told}` of step {today['name']}", before, now_)
+
+
+def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
+    """The first thing in two parts that is not the same: what it is called, and both."""
+    while (
+        isinstance(then, dict) and isinstance(today, dict) and then != today and not (is_json(then) and is_json(today))
+    ):
+        name = next(k for k in (*then, *today) if then.get(k) != today.get(k))
+        names, then, today = [*names, name], then.get(name), today.get(name)
+    return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
 
 
 def _same(what: str, then: Any, today: Any) -> None:
@@ -266,7 +297,7 @@ def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    text = show(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -281,7 +312,8 @@ def draw(plan: Plan, width: int = 100) -> str:
     for emit in plan.pipeline.emits:
         lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
-    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}" if plan.has_work else ""
+    time_ = f", about {seconds(plan.seconds)}" if plan.seconds else ""
+    cost = f"{time_}, peak {size(plan.peak_bytes)}" if plan.has_work else ""
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 

@@ -1,6 +1,5 @@
 """The shelf of skeletons: one JSON file per config, so that `check` and `plan` don't need torch again."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import FORMAT, Skeleton
 from ..store.cache import digest, remember
 from ..store.closure import fingerprint as source_hash
-from ..store.regular import MANIFEST, read_json
+from ..store.sealed import read_noted, sealed
 
 
 def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
@@ -25,12 +24,13 @@ def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
 
 def store(folder: Path, key: str, skeleton: Skeleton) -> None:
     """Keep a skeleton; a reader sees all of it or nothing, a folder that can only be read stays as it is."""
-    remember(folder / f"{key}.json", json.dumps(skeleton.to_json(), separators=(",", ":")).encode())
+    remember(folder / f"{key}.json", sealed({"key": key, "skeleton": skeleton.to_json()}))
 
 
 def load(folder: Path, key: str) -> Skeleton | None:
     """The skeleton kept under a key; None where there is none, or its file is damaged or of another form."""
     try:
-        return Skeleton.from_json(read_json(folder / f"{key}.json", MANIFEST))
-    except (OSError, ValueError, KeyError, TypeError, Reject):
+        body = read_noted(folder / f"{key}.json", folder)
+        return None if body is None else Skeleton.from_json(body["skeleton"])
+    except (ValueError, KeyError, TypeError, Reject):
         return None

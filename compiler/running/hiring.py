@@ -1,11 +1,18 @@
 """Which workers `--workers` names."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Fault, Reject
 from ..machine.environment import check_modules
 from ..words.context import Settings
 from .hands import Hands, Processes
+from .team import Team, facts
+
+if TYPE_CHECKING:
+    from ..api import Session
 
 unknown_workers = Fault(
     "unknown-workers",
@@ -33,3 +40,26 @@ def hands_of(settings: Settings) -> Hands:
     from .cluster import Actors
 
     return Actors(address, settings.threads or 1)
+
+
+@contextmanager
+def working(session: "Session", hands: Hands | None) -> Iterator[Team | None]:
+    """The workers of a compile, let go afterwards."""
+    settings = session.settings
+    if hands is None:
+        yield None
+        return
+    told = {
+        "recipe": str(session.path.resolve()),
+        "set": dict(session.set) if isinstance(session.set, Mapping) else list(session.set),
+        "params": str(session.params.resolve()) if session.params else "",
+        "settings": {
+            "cache_dir": str(settings.cache_dir.resolve()),
+            **{name: getattr(settings, name) for name in ("seed", "device", "offline", "trust_remote_code", "threads")},
+        },
+    }
+    team = Team(hands, settings, told, facts())
+    try:
+        yield team
+    finally:
+        team.end()

@@ -1,13 +1,13 @@
 """The one loop: run what the cache lacks, check it, keep it, emit, verify, measure."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.recipe import Emit
 from ...dsl.values import DataRef, MetricRef, StepRef, handles
 from ..capture.capture import capture
@@ -33,6 +33,9 @@ from . import snapshot
 from .emission import Artifact, Emission, Page
 from .team import StepCrew, Team, step_of
 
+if TYPE_CHECKING:
+    from torch import nn
+
 no_change = Fault("no-change", "A step ran and left the model as it was.", exit="failure")
 
 
@@ -44,6 +47,7 @@ class Result:
     artifacts: list[Artifact] = field(default_factory=list)
     reports: list[Page] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     @property
     def missed(self) -> list[Any]:
@@ -65,16 +69,17 @@ class Build:
     total: int = 0
     index: int = 0
     took: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each step, what it took of this machine
+    stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
-        result = Result(self.plan)
         refuse_others([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
-        for stage in self.plan.stages:
-            self.step(stage)
+        for place in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
+            self.step(self.plan.stages[place])
         accounting = Accounting.of_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.look)
+        result = Result(self.plan, stopped=self.stopped)
         emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.took)
         self.emit_all(emission, result)
         result.seconds = time.monotonic() - started
@@ -113,6 +118,7 @@ class Build:
                 outcome = self.reach(stage.source)
             self.at = ""  # from here until it is kept, the program is between steps
             given, facts = self.give(pass_, outcome, stage)
+            stage = self.as_stopped(stage)
             if (
                 isinstance(given, (Unmerged, Family))
                 and isinstance(outcome, Model)
@@ -133,6 +139,17 @@ class Build:
             "planned_bytes": stage.peak_bytes,
             "peak_bytes": done.peak,
         }
+
+    def as_stopped(self, stage: Stage) -> Stage:
+        """The stage as it is planned now: a search that had no more time gave another result than was planned."""
+        deadline = self.ctx.settings.deadline
+        stop = deadline.claim() if deadline else None
+        if deadline is None or stop is None:
+            return stage
+        self.plan = self.plan.stopped(stage.name, stop.facts)
+        with placed(stage.call):
+            self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
+        return next(s for s in self.plan.stages if s.name == stage.name)
 
     def give(self, pass_: Pass, outcome: Outcome, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
         """What a pass makes of a result, and what the manifest is told of it."""
@@ -214,14 +231,29 @@ class Build:
         outcome = self.reach(self.plan.key_of(target.source))
         if isinstance(outcome, Model):
             outcome.program.model.to("cpu")  # files are written from there
+        if isinstance(outcome, Front):
+            outcome = replace(outcome, whole=lambda point: self.reach(point.key))
         artifact = emission.emit(outcome, target)
         self.outcome, self.at = None, ""
         return artifact
 
     def context(self, stage: Stage) -> Context:
         scratch = self.cache.scratch(stage.key)
-        crew = StepCrew(self.team, step_of(stage.name, stage.key, scratch, self.team)) if self.team else None
-        return replace(self.ctx.relative_to(stage.call), workdir=scratch, results=self.result, crew=crew)
+        return replace(
+            self.ctx.relative_to(stage.call),
+            workdir=scratch,
+            results=self.result,
+            original=self.original(stage),
+            crew=StepCrew(self.team, step_of(stage.name, stage.key, scratch, self.team)) if self.team else None,
+        )
+
+    def original(self, stage: Stage) -> "Callable[[], nn.Module | None]":
+        """Gives the model of a step that works on the original, as long as nothing of it was changed."""
+        if stage.source != self.plan.identity or not isinstance(self.outcome, Model):
+            return lambda: None
+        program = self.outcome.program
+        version = program.version
+        return lambda: program.model if program.version == version else None
 
     def result(self, name: str) -> tuple[str, Program]:
         """The key and the program of another step."""

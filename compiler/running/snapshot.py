@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
 from ...dsl.diagnostics import Reject
 from ..capture.capture import recapture
 from ..capture.sample import sample
@@ -21,7 +23,7 @@ from ..ir.unit import Unit, code_key
 from ..ir.weights import assign, distinct
 from ..report.broken import first_line
 from ..report.progress import follow
-from ..store.cache import Cache, tensor_hash
+from ..store.cache import LARGE, Cache, tensor_hash
 from ..store.regular import MISFIT
 from ..store.sealed import cache_damaged
 from ..training.adapters import Shape
@@ -59,7 +61,21 @@ def save(
         }
     else:
         body = _program(outcome.program, cache, origin)
+        _map(outcome.program, cache, body["tensors"])
     cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
+
+
+def _map(program: Program, cache: Cache, tensors: Mapping[str, str]) -> None:
+    """Let large parameters lie in the files that were just written: the steps behind, the writing of artifacts and
+    the processes that reopen them find the memory free. Packed weights stay, where kernels read them fastest."""
+    for name, tensor in distinct(program.model):
+        if (
+            name in tensors
+            and isinstance(tensor, nn.Parameter)
+            and tensor.device.type == "cpu"
+            and tensor.nbytes >= LARGE
+        ):
+            tensor.data = cache.mapped(tensors[name])
 
 
 def _program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:

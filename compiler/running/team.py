@@ -71,6 +71,12 @@ class Team:
     def threads(self) -> int:
         return self.settings.threads or 1
 
+    def check(self) -> None:
+        """Raises where the memory or the time that was granted is used up."""
+        for bound in (self.settings.watch, self.settings.deadline):
+            if bound:
+                bound.check()
+
     def _hire(self, place: int) -> None:
         self.hands.hire(place)
         self.hands.send(place, json.dumps({"hello": True}))
@@ -179,6 +185,8 @@ class StepCrew(Crew):
     def _look(self, journal: Journal, seconds: float) -> None:
         """Hand out what is wanted, and take what has come in."""
         self._hand_out()
+        if seconds:
+            self.team.check()
         for place, text, alive in self.team.hands.receive(seconds):
             step, key = self.team.busy.pop(place, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more

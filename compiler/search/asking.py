@@ -41,5 +41,5 @@ class Told(Choice):
                 return known[name]
             assert len(task["cuts"]) == self.number, "asked about a cut that was made"
             before = self.work()
-            value = now.score(known[task["candidate"]])
+            (value,) = now.ask([known[task["candidate"]]])
             self.orders.answer(value, self.work() - before)

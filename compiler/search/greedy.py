@@ -13,12 +13,14 @@ from ...dsl.amounts import needs_score
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
+from ..machine.deadline import TimeUp
 from ..planning.amount import Amount
 from ..words.kinds import Effort
 from .choice import Choice, Exact, Racing
 from .effort import of_fitting
 from .estimate import thinned
 from .fit import Fit, Fitting
+from .foresight import Foresight
 from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
 from .latency import Latency, latency_of
 from .loop import CUTS, Budget, Search
@@ -48,6 +50,8 @@ class Greedy:
     norms    whether norms count with their branch; the published loop leaves them out
     widths   the score of kinds other than blocks, where it is another
     check    a metric beside the score
+    estimate "taylor": a racing search scores what an estimate from gradients does not show to lose
+    together how many cuts of different layers a racing search may make after one round
     align    what widths are multiples of, where groups are narrowed alike; `even_params` whether that can meet params
     """
 
@@ -67,6 +71,8 @@ class Greedy:
     check: MetricRef | None = None
     clock: MetricRef | None = None
     even_params: bool = False
+    estimate: str = "none"
+    together: int = 1
 
     # -- the search ------------------------------------------------------------------------------------------
 
@@ -80,7 +86,11 @@ class Greedy:
         ledger, goal = Ledger(program.skeleton, self.norms, latency), self.goal(program.skeleton, latency)
         self._refuse_unreached(ledger, goal)
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
-        pools = {p.kind: p.pool(program, ledger, fitting) for p in self._able(program, search, fitting, goal)}
+        try:
+            able = self._able(program, search, fitting, goal)
+        except TimeUp:
+            raise search.too_short(sum(p.count for p in self.parts)) from None
+        pools = {p.kind: p.pool(program, ledger, fitting) for p in able}
         if len(pools) == 1:
             refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.refused)
         choice, search.overfit = self._choice(goal), self.check and Overfit(self.check, goal.goal)
@@ -88,7 +98,10 @@ class Greedy:
             turn = Budget(goal.of, share * goal.goal, goal.total)
             score = self.score if "blocks" in kinds or self.widths is None else self.widths
             search.run([pools[kind] for kind in kinds if kind in pools], score, turn, choice)
-        refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
+            if search.stopped:
+                break
+        if not search.stopped:
+            refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.refused)
         search.finish(list(pools.values()))
 
     def _able(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:
@@ -129,7 +142,9 @@ class Greedy:
 
     def _choice(self, goal: Budget) -> Choice:
         per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
-        return Exact(per) if self.exact else Racing(per)
+        if self.exact:
+            return Exact(per)
+        return Racing(per, Foresight() if self.estimate == "taylor" else None, self.together)
 
     # -- what is to go, and what can -------------------------------------------------------------------------
 

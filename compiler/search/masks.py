@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...dsl.inputs import PATTERNS
+
 OUTPUTS, INPUTS = 16, 2  # of a block: one vector of the kernel `block_sparse_linear`
-GROUPS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many go: (2, 4)
 
 LEAST = 0.01  # share of a matrix that is zero on purpose
 
@@ -34,8 +35,8 @@ def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
         kept = keep_mask(_block_scores(score), share, "any", each)
         whole = kept.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
         return whole[: score.shape[0], : score.shape[1]]
-    if pattern in GROUPS:
-        gone, of = GROUPS[pattern]
+    if pattern in PATTERNS:
+        gone, of = PATTERNS[pattern]
         assert score.shape[1] % of == 0, f"{score.shape[1]} inputs in groups of {of}"
         return spare_groups(score, gone, of)
     flat = score if each == "row" else score.reshape(1, -1)

@@ -33,6 +33,7 @@ class Zeros(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of the weights that become zero.", of=("weights",), gt=0, lt=1)
@@ -87,7 +88,8 @@ def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Te
     for stage in ctx.each(parts, "layers", len(parts)):
         made = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
         for path in stage.modules:
-            found[path] = exchange(program, path, made[path].to(program.model.get_submodule(path).weight.device))
+            device = program.model.get_submodule(path).weight.device
+            found[path] = exchange(program, path, made[path].to(device), ctx)
         walk.leave(stage)
     return found
 

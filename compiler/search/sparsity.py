@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.inputs import inputs
+from ...dsl.inputs import odd_pattern
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
@@ -16,19 +16,13 @@ from ..ir.surgery import put
 from ..layers.linear import weight_of
 from ..planning.select import parts
 from ..rows.forward import LOOK, not_a_number
-from .masks import GROUPS
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+    from ..words.context import Context
 
 tied_weight = Fault("tied-weight", "A pass is to make zeros in a weight that another module reads, too.")
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
-unfit_pattern = Fault(
-    "unfit-pattern",
-    "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
-    "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
-    "modules whose number of inputs is a multiple of four or eight.",
-)
 
 
 def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
@@ -57,41 +51,7 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
 
 def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
     """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
-    if pattern not in GROUPS:
-        return
-    gone, of = GROUPS[pattern]
-    whole, asked = f"{100 * gone / of:g}%", f"{100 * sparsity.value:g}%"
-    faults = (
-        []
-        if sparsity.value == gone / of
-        else [
-            unfit_pattern(
-                f'`pattern: "{pattern}"` makes {whole} of the weights zero, and {asked} are asked for',
-                help=f"write `sparsity: {whole} of weights`, or `pattern: any`",
-                argument="sparsity",
-            )
-        ]
-    )
-    if allocation != "uniform":
-        faults.append(
-            unfit_pattern(
-                f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
-                f"`allocation: {allocation}` has nothing to decide",
-                help="leave `allocation` out, or write `pattern: any`",
-                argument="allocation",
-            )
-        )
-    odd = [part for part in chosen if inputs(part) % of]
-    if odd:
-        more = f", and {len(odd) - 1} more are like that" if len(odd) > 1 else ""
-        faults.append(
-            unfit_pattern(
-                f"{odd[0].path} has {inputs(odd[0])} inputs, which groups of {of} don't divide{more}",
-                help=f"leave it out of `on:`, as in `* - {odd[0].path}`, or write `pattern: any`",
-                argument="pattern",
-            )
-        )
-    if faults:
+    if faults := odd_pattern(chosen, pattern, sparsity, allocation):
         raise Reject(*faults)
 
 
@@ -110,17 +70,21 @@ def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tenso
 
 
 @torch.no_grad()
-def mask(program: "Program", path: str, keep: Tensor) -> float:
+def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
-    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0))
+    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0), ctx)
 
 
 @torch.no_grad()
-def exchange(program: "Program", path: str, weight: Tensor) -> float:
-    """Put another weight [out, in] into a linear module; the share of zeros that it has."""
+def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> float:
+    """Put another weight [out, in] into a linear module; the share of zeros that it has.
+
+    A large one goes to disk at once and is mapped, so that a pass over a whole model holds one module's.
+    """
     module = program.model.get_submodule(path)
     weight = weight.to(module.weight.dtype)
-    put(program.model, f"{path}.weight", weight.T.contiguous() if isinstance(module, Conv1D) else weight)
+    stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+    put(program.model, f"{path}.weight", ctx.mapped(stored))
     return zeros(weight)
 
 

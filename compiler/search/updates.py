@@ -9,8 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...kernels.grid import Grid
-from .masks import GROUPS, keep_largest, keep_mask, spare_groups
+from ...dsl.inputs import PATTERNS
+from ...kernels.grid import Grid, joined
+from .descent import descend
+from .masks import keep_largest, keep_mask, spare_groups
 from .reconstruct import factor
 
 BLOCK = 128  # columns that are settled together before those behind them follow
@@ -52,7 +54,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping:
     work = weight.float() * alive_inputs(gram)
     upper = inverse_factor(gram, damping)
     keep = torch.ones_like(work, dtype=torch.bool)
-    group = GROUPS[pattern][1] if pattern in GROUPS else 0
+    group = PATTERNS[pattern][1] if pattern in PATTERNS else 0
 
     def choose(start: int, columns: Tensor) -> None:
         stop = start + columns.shape[1]
@@ -95,31 +97,39 @@ def settled(
 
 
 @torch.no_grad()
-def gptq(weight: Tensor, gram: Tensor, grid: Grid, order: str, keep: Tensor | None, damping: float = DAMPING) -> Tensor:
+def gptq(
+    weight: Tensor, gram: Tensor, grid: Grid, order: str, keep: Tensor | None, damping: float = DAMPING, sweeps: int = 0
+) -> Tensor:
     """W on a grid by GPTQ, [out, in] float32: what a column loses by rounding, those behind it give back.
 
     order   "activation": columns with large inputs first, on scales that were fitted to W before; or "given": as
             they lie, each group's scales fitted when its turn comes
     keep    [out, in] bool: where it is False the result is 0, and what that costs is given back, too
+    sweeps  how often scales and codes are looked at again after that, `descent`
     Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3; activation order with static groups as in its code.
     """
-    work = weight.float() * alive_inputs(gram)
+    wanted = weight.float() * alive_inputs(gram)
     turn = gram.diagonal().argsort(descending=True, stable=True) if order == "activation" else torch.arange(len(gram))
     width, squares = grid.width(len(gram)), gram.diagonal()
     late = order == "given" and BLOCK % width == 0
-    fitted = {0: grid.fit(work, squares)} if not late else {}
+    fitted = [] if late else [grid.fit(wanted, squares)]
     places = turn.tolist()
 
     def fit(start: int, columns: Tensor) -> None:
-        fitted[0] = grid.fit(columns, squares[start : start + columns.shape[1]])
+        fitted.append(grid.fit(columns, squares[start : start + columns.shape[1]]))
 
     def rounded(column: int, w: Tensor) -> Tensor:
-        new = fitted[0].round_column(w, 0 if late else places[column] // width)
+        new = fitted[-1].round_column(w, 0 if late else places[column] // width)
         return new if keep is None else torch.where(keep[:, places[column]], new, 0.0)
 
     upper = inverse_factor(gram[turn][:, turn], damping)
-    done = settled(work[:, turn], upper, rounded, fit if late else None, width if late else BLOCK)
-    return torch.empty_like(done).index_copy_(1, turn, done)
+    done = settled(wanted[:, turn], upper, rounded, fit if late else None, width if late else BLOCK)
+    done = torch.empty_like(done).index_copy_(1, turn, done)
+    if not sweeps:
+        return done
+    damped = gram.clone()
+    damped.diagonal().add_(damping * gram.diagonal().mean())
+    return descend(wanted, damped, joined(fitted), done, keep, sweeps)[0]
 
 
 ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked
@@ -158,8 +168,8 @@ def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: floa
 
 def _growing(size: Tensor, share: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    if pattern in GROUPS:
-        gone, of = GROUPS[pattern]
+    if pattern in PATTERNS:
+        gone, of = PATTERNS[pattern]
         return spare_groups(size, max(1, round(gone * (1 - (1 - progress) ** 3))), of)
     gone = int(share * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(share * size.shape[1])
     return keep_largest(size, size.shape[1] - gone)

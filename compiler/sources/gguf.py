@@ -16,7 +16,8 @@ from ..machine.environment import check_modules
 from ..report.broken import first_line, is_want_of_memory
 from ..store.cache import digest, remember
 from ..store.hashes import file_hash
-from ..store.regular import CONFIG, check_regular, read_json
+from ..store.regular import check_regular
+from ..store.sealed import cache_damaged, read_noted, sealed
 from ..words.context import Context
 from ..words.kinds import Source, param
 
@@ -26,7 +27,8 @@ bad_gguf = Fault(
 
 # What the readers of gguf and transformers raise for a file that they weren't written for.
 _BREAKS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
-FORMAT = 1  # of what lies in the cache folder
+FORMAT = 2  # of what lies in the cache folder
+_FILES = "effc-files"  # a record in the folder of the hashes of all others
 
 
 class Gguf(Source):
@@ -60,7 +62,7 @@ class Gguf(Source):
         folder = ctx.settings.cache_dir / "gguf" / made
         about = _described(path, folder.with_name(f"{made}.json"), label)
         config = about["config"]
-        converted = partial(_converted, path, folder, config, label)
+        converted = partial(_converted, path, folder, config, label, ctx.settings.cache_dir)
         return Origin(
             label=label,
             config=config,
@@ -77,8 +79,9 @@ class Gguf(Source):
 
 def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
-    if kept.is_file():
-        return read_json(kept, CONFIG)
+    known = read_noted(kept, kept.parent)
+    if known is not None:
+        return known
     slots = weights_in(path, label)
     weights = sum(slot.count for slot in slots.values())
     from transformers import AutoConfig
@@ -96,8 +99,9 @@ def _described(path: Path, kept: Path, label: str) -> dict[str, Any]:
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
     check_numbers(config, slots, label)
-    remember(kept, json.dumps({"config": config, "weights": weights}, indent=1, sort_keys=True).encode())
-    return {"config": config, "weights": weights}
+    about = {"key": kept.stem, "config": config, "weights": weights}
+    remember(kept, sealed(about))
+    return about
 
 
 def weights_in(path: Path, label: str) -> dict[str, Slot]:
@@ -119,10 +123,18 @@ def weights_in(path: Path, label: str) -> dict[str, Slot]:
         ) from error
 
 
-def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> Path:
-    """The folder of safetensors that the file became, made if it is not there; appears whole or not at all."""
+def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, cache_dir: Path) -> Path:
+    """The folder of safetensors that the file became, made if it is not there; appears whole or not at all.
+
+    Raises Reject (cache-damaged) where a file of it holds something else than was written.
+    """
     if folder.is_dir():
         find_weights(folder, label)  # whole: a disk may have lost what was written last
+        known = read_noted(folder / f"{_FILES}.json", folder)
+        if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, cache_dir):
+            raise Reject(
+                cache_damaged(f"{folder} does not hold what was written there", help="delete it, then compile again")
+            )
         return folder
     import os
     import shutil
@@ -132,6 +144,8 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> 
     try:
         _convert(path, draft, label)
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+        seal = sealed({"key": _FILES, "of": folder.name, "files": _hashes(draft, cache_dir)})
+        (draft / f"{_FILES}.json").write_bytes(seal)
         os.replace(draft, folder)
     except OSError:
         if not folder.is_dir():  # else another process was first, with the same bytes
@@ -139,6 +153,12 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str) -> 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _hashes(folder: Path, cache_dir: Path) -> dict[str, str]:
+    """What every file of a converted folder holds; a large one is read again only where it was written since."""
+    files = (file for file in sorted(folder.iterdir()) if file.stem != _FILES)
+    return {file.name: file_hash(file, cache_dir) for file in files}
 
 
 def _convert(path: Path, into: Path, label: str) -> None:

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Reject
 from .regular import check_regular
-from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_sealed, refuse_open, sealed
+from .sealed import HASH, SEAL, cache_closed, cache_damaged, canonical, read_noted, read_sealed, refuse_open, sealed
 
 if TYPE_CHECKING:
     import torch
 
+LARGE = 1 << 20  # bytes of a tensor from which on it is worth a file that is mapped
 _DRAFT = re.compile(r"\..+\.\d+")  # as `write_whole` names them
 
 
@@ -195,6 +196,13 @@ class Cache:
             )
         return tensor
 
+    def mapped(self, name: str) -> "torch.Tensor":
+        """A tensor that was stored just now, mapped privately: not hashed again."""
+        from safetensors import safe_open
+
+        with safe_open(self.blob(name), "pt") as file:
+            return file.get_tensor("t")
+
     # -- small values -----------------------------------------------------------------------------------------
     def value(self, parts: Mapping[str, Any]) -> Any:
         """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
@@ -260,6 +268,8 @@ class Cache:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
             yield from _refused(path, lambda path=path: self._value(path))
+        for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
+            yield from _refused(path, lambda path=path: read_noted(path, self.folder))
 
     def collect(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""

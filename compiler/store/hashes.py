@@ -21,15 +21,15 @@ def file_hash(path: Path, cache_dir: Path) -> str:
     name = digest([str(path), fact.st_size, fact.st_mtime_ns, fact.st_ino])
     kept = cache_dir / "hashes" / name[:2] / name
     try:
-        known = kept.read_text()
-        if len(known) == 64:
+        known, _, seal = kept.read_text().partition(" ")
+        if seal == digest([name, known]):
             return known
     except (OSError, UnicodeDecodeError):
         pass
     found = _read(path, fact.st_size)
     if time.time() - fact.st_mtime > SETTLED:
         with suppress(OSError):  # a cache that can only be read: hashed again next time
-            write_whole(kept, found.encode())
+            write_whole(kept, f"{found} {digest([name, found])}".encode())
     return found
 
 

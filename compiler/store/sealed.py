@@ -71,6 +71,19 @@ def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
     return body
 
 
+def read_noted(path: Path, folder: Path) -> dict[str, Any] | None:
+    """A sealed record that says itself, by `key`, which file it is; None where there is none, or none with a seal.
+
+    Raises Reject (cache-damaged) where it was changed, or is another file's.
+    """
+    body = read_sealed(path, folder)
+    if body is None or SEAL not in body:  # of before there were seals: made again
+        return None
+    if body.get("key") != path.stem:
+        raise Reject(cache_damaged(f"{path} belongs to another name", help=_HELP))
+    return body
+
+
 def _folders(folder: Path) -> list[Path]:
     """The folders of a cache; what lies deeper is named by a hash, or checked as it is read."""
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FOLDER = "gguf"
 # Of root mean squares: f32 sums in another order, the others round weights.
-SHARES = {"f32": 1e-3, "f16": 0.01, "bf16": 0.06, "q8_0": 0.1}
+SHARES = {"f32": 1e-3, "f16": 0.01, "bf16": 0.06, "q8_0": 0.1, "q4_0": 0.1, "q4_1": 0.1}
 _REASON = "weights are rounded as the file's type has them, and sums are taken in another order"
 
 
@@ -56,8 +56,10 @@ class Gguf(Target):
         }
     }
 
-    type: Literal["f32", "f16", "bf16", "q8_0"] = param(
-        "Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row.", default="f16"
+    type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"] = param(
+        "Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that "
+        "`quantize.*` left in groups of 32, and q8_0 where it left none.",
+        default="f16",
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:

@@ -102,7 +102,7 @@ class Run:
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
         self.saved = Saved(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
         self.order = RowOrder(self.rows, self.regime.seed)
-        self.course = Course()
+        self.course, self.kept = Course(), 0  # kept: the step of the last checkpoint
         self.optimizer = torch.optim.AdamW(
             self.trained.masters.values(), lr=self.regime.lr, weight_decay=self.regime.weight_decay
         )
@@ -148,7 +148,10 @@ class Run:
             loss += self.learn(rows, 1 / regime.accumulate) / regime.accumulate
             self._check(loss, "loss", step)
         self.trained.collect()
-        self._check(torch.nn.utils.clip_grad_norm_(masters, regime.clip).item(), "gradient", step)
+        norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()
+        if not math.isfinite(norm) and self.course.step > self.kept:
+            self._save()  # the loss was a number, so the weights are sound
+        self._check(norm, "gradient", step)
         for group in self.optimizer.param_groups:
             group["lr"] = regime.lr * factor(step, regime.steps, regime.warmup, regime.schedule)
         self.optimizer.step()
@@ -169,11 +172,13 @@ class Run:
     def _check(self, value: float, what: str, step: int) -> None:
         if math.isfinite(value):
             return
-        before = self.course.curve[-1:]
+        said = [f"the loss was {loss:.3g} at step {number}" for number, loss in self.course.curve[-1:]]
+        if self.kept:
+            said.append(f"weights as they were after step {self.kept} are kept, and the same recipe goes on from there")
         raise Reject(
             diverged(
                 f"the {what} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
-                note=f"the loss was {before[0][1]:.3g} at step {before[0][0]}" if before else "",
+                note="; ".join(said),
                 help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`"
                 if step > 1
                 else "the model's outputs are not finite before it is trained: look at the step before this one",
@@ -216,6 +221,7 @@ class Run:
         self.saved.write(name, tensors)
         best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
         self.saved.finish(asdict(self.course), [name, *best])
+        self.kept = self.course.step
 
     def _need_room(self) -> None:
         """Two checkpoints, each of weights and two moments, and two best weights lie there for a moment."""
@@ -237,7 +243,7 @@ class Run:
         self.course = Course(
             **{**kept, "curve": [(s, v) for s, v in kept["curve"]], "held_out": [(s, v) for s, v in kept["held_out"]]}
         )
-        tensors = self.saved.tensors(f"state-{self.course.step}")
+        tensors, self.kept = self.saved.tensors(f"state-{self.course.step}"), self.course.step
         self.trained.load({name: tensors[f"weight:{name}"] for name in self.trained.masters})
         self.optimizer.load_state_dict(self._state(tensors))
 

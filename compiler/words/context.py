@@ -1,6 +1,7 @@
 """All that a pass, metric, target or data file may know of the outside."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..checkpoints.origin import Origin
     from ..ir.program import Program
+    from ..machine.deadline import Deadline
     from ..machine.memory import Watch
     from .crew import Crew, Orders
     from .kinds import Data
@@ -39,6 +41,8 @@ class Settings:
     tell: Listener = silent
     workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
     watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
+    max_time: float | None = None  # seconds that searches may take
+    deadline: "Deadline | None" = None  # of the running compile; `each` asks it whether searches have time
 
 
 @dataclass
@@ -46,8 +50,9 @@ class Context:
     """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
     step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
     step of the running pipeline gave, by its name; `cut` hears the name of every cut of a search once it is made, with
-    the model without it. `crew` are the workers who compute values of the step, if there are any, and in a worker
-    `orders` are what it is asked."""
+    the model without it; `original` gives the model that the running step works on, as long as it is the original.
+    `crew` are the workers who compute values of the step, if there are any, and in a worker `orders` are what it is
+    asked."""
 
     settings: Settings
     recipe: Recipe
@@ -61,6 +66,7 @@ class Context:
     cut: "Callable[[str, torch.nn.Module], None] | None" = None
     crew: "Crew | None" = None
     orders: "Orders | None" = None
+    original: "Callable[[], torch.nn.Module | None]" = lambda: None
 
     @property
     def seed(self) -> int:
@@ -138,15 +144,36 @@ class Context:
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
         for item in each(items, label, self.tell, total):
-            if self.settings.watch:
-                self.settings.watch.check()
+            self._check()
             yield item
 
     def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.tell(event)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises where a bound is passed; TimeUp reaches searches alone, which ask for it by `scoring`."""
         if self.settings.watch:
             self.settings.watch.check()
+        if self.settings.deadline:
+            self.settings.deadline.check()
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """What runs inside may be left when the time of a search is over: raises TimeUp then."""
+        return self.settings.deadline.breaking() if self.settings.deadline else nullcontext()
+
+    def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """The same numbers, mapped from the cache where they are many: so that what passes make holds no memory.
+
+        The tensor is kept under its hash, as it will be when the step has finished.
+        """
+        from ..store.cache import LARGE, Cache
+
+        if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
+            return tensor
+        cache = Cache(self.settings.cache_dir)
+        return cache.mapped(cache.store(tensor))
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.tell(Recorded(name, value, unit))

@@ -40,11 +40,13 @@ def param(
     least: int = 0,
     distinct: bool = False,
     falling: bool = False,
+    spelled: str = "",
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
     about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
     about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
+    about["spelled"] = spelled
     if default is _MISSING:
         return field(kw_only=True, metadata=about)
     return field(kw_only=True, default=default, metadata=about)
@@ -73,6 +75,7 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
                {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
     apart      {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
     needs      {pass: reason}: a step of this pass must come before
+    answers    parameters whose rows must say where a prompt ends and its answer begins
     reads      {parameter: ("file", ...)}: it is a path of a "file" or "folder", unless it is one of the words after
     """
 
@@ -81,6 +84,7 @@ class Word(ABC):  # noqa: B024 (its kinds have the abstract methods)
     unfit: ClassVar[dict[str, tuple[str, str]]] = {}
     apart: ClassVar[dict[str, str]] = {}
     needs: ClassVar[dict[str, str]] = {}
+    answers: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init_subclass__(cls, **kwargs):
@@ -108,8 +112,8 @@ class Pass(Word):
     keeps          Close(atol) or Lossy()
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
-    divides        the parameter whose number divides the inputs of every module, 0 for all; within: the one that is no
-                   larger than hidden states are wide
+    divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
+                   ("2:4") does; within: the one that is no larger than hidden states are wide
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    the condition "" always holds
@@ -306,13 +310,23 @@ class Metric(Word):
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
 
+    def dearer(self, value: float, nats: float) -> float | None:
+        """The value when every token that is predicted of its rows costs so many nats more; None where that does not
+        follow."""
+        return None
+
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:
         """The value for a model that can `forward`; asks `ctx` for data and for the original's outputs."""
 
 
 class Data(Word):
-    """Rows of tokens from somewhere."""
+    """Rows of tokens from somewhere.
+
+    prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
+    """
+
+    prompted: ClassVar[bool] = False
 
     @abstractmethod
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:

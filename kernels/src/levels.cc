@@ -46,8 +46,11 @@ static int32_t detect() { return kPortable; }
 static bool built(int32_t level) {
   switch (level) {
     case kPortable:
+      return true;
+#ifndef EFFC_LACKS_AMX_MODEL
     case kAmxModel:
       return true;
+#endif
 #ifdef EFFC_HAVE_AVX2
     case kAvx2:
       return true;

@@ -41,6 +41,11 @@ enum Status : int32_t {
 #else
 #define EFFC_AMX(name) nullptr
 #endif
+#ifdef EFFC_LACKS_AMX_MODEL
+#define EFFC_AMX_MODEL(name) nullptr
+#else
+#define EFFC_AMX_MODEL(name) name##_amx_model
+#endif
 
 // Declares `name` at every level and makes `name_at(level)`: the body for a level, null where none was built.
 #define EFFC_TABLE(name, Call)                                                                              \
@@ -53,6 +58,7 @@ enum Status : int32_t {
   using name##_fn = int32_t (*)(const Call&);                                                               \
   static name##_fn name##_at(int32_t level) {                                                               \
     static constexpr name##_fn table[kLevels] = {name##_portable,        EFFC_AVX2(name), EFFC_AVX512(name), \
-                                                 EFFC_AVX512_BF16(name), EFFC_AMX(name),  name##_amx_model}; \
+                                                 EFFC_AVX512_BF16(name), EFFC_AMX(name),                     \
+                                                 EFFC_AMX_MODEL(name)};                                      \
     return level >= 0 && level < kLevels ? table[level] : nullptr;                                          \
   }

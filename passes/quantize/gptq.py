@@ -29,9 +29,12 @@ class Gptq(Pass):
     smaller by itself.
 
     `scales: search`, the default, is own: scales for which the squared error is least, weighed by the inputs'
-    squares. `order: given, scales: range` is plain GPTQ.
+    squares. After that, `sweeps` times, scales are fitted to the codes, all of an output at once, and every code is
+    looked at again, given all others: none of this raises an output's squared error. `order: given, scales: range,
+    sweeps: 0` is plain GPTQ.
 
-    Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323).
+    Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323); the sweeps are QuantEase (Behdin et al. 2023, arXiv
+    2309.01885), and fitting scales between them is own.
     Example: q = quantize.gptq(on: "*_proj", data: calib, bits: 4, group: 32)
     """
 
@@ -57,6 +60,9 @@ class Gptq(Pass):
         "Large inputs first, on scales fitted before; or as they lie, on scales fitted as they come.",
         default="activation",
     )
+    sweeps: int = param(
+        "How often scales and codes are looked at again, given all others.", default=2, ge=0, unit="sweeps"
+    )
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
@@ -67,7 +73,7 @@ class Gptq(Pass):
             if gram is None:  # no row reached it
                 nearest = grid.fit(weight.float()).round(weight.float())
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)
-            return gptq(weight, gram, grid, self.order, keep, self.damping)
+            return gptq(weight, gram, grid, self.order, keep, self.damping, self.sweeps)
 
         note(program, chosen, exchanged(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
 

@@ -49,7 +49,7 @@ class Round(Pass):
         for part in ctx.each(chosen, "rounding", len(chosen)):
             weight = finite_weight(program, part.path).float()
             keep, new = kept(weight), self._grid.fit(weight).round(weight)
-            found[part.path] = exchange(program, part.path, new if keep is None else torch.where(keep, new, 0.0))
+            found[part.path] = exchange(program, part.path, new if keep is None else torch.where(keep, new, 0.0), ctx)
         note(program, chosen, found, self._grid)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -52,7 +52,9 @@ class Insert(Pass):
     )
     on: Selector | None = param("Layers after which hidden states are edited; all where it is left out.", default=None)
     positions: str = param(
-        "Which of the prompt: `f7` its first seven, `l7` its last seven, `f7+l7` both.", default="f7+l7"
+        "Which of the prompt: `f7` its first seven, `l7` its last seven, `f7+l7` both.",
+        default="f7+l7",
+        spelled=r" *(f[1-9]\d{0,5}( *\+ *l[1-9]\d{0,5})?|l[1-9]\d{0,5}( *\+ *f[1-9]\d{0,5})?) *",
     )
     rank: int = param("How many coordinates of a hidden state an edit changes.", default=8, ge=1)
     tied: bool = param("One function for the first and the last positions; false: one for each.", default=True)

@@ -26,6 +26,7 @@ class Magnitude(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of a module's weights that become zero.", of=("weights",), gt=0, lt=1)
@@ -43,7 +44,7 @@ class Magnitude(Pass):
         for part in ctx.each(chosen, "masks", len(chosen)):
             score = finite_weight(program, part.path).abs().float()
             keep = keep_mask(score, self.sparsity.value, self.pattern, self.each)
-            found[part.path] = mask(program, part.path, keep)
+            found[part.path] = mask(program, part.path, keep, ctx)
         note(program, chosen, found, pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

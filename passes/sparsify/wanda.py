@@ -36,6 +36,7 @@ class Wanda(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
+    divides = "pattern"
     determinism = "deterministic"
 
     sparsity: Ratio = param("Share of every output's weights that become zero.", of=("weights",), gt=0, lt=1)
@@ -60,7 +61,8 @@ class Wanda(Pass):
             norms = journal.remember(stage.unit, partial(_norms, walk, stage))
             for path in stage.modules:
                 score = weight_score(program, path, norms[path])
-                found[path] = mask(program, path, keep_mask(score, spread[stage.unit], self.pattern, "row"))
+                keep = keep_mask(score, spread[stage.unit], self.pattern, "row")
+                found[path] = mask(program, path, keep, ctx)
             walk.leave(stage)
         note(program, chosen, found, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
 

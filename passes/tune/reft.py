@@ -18,16 +18,12 @@ from ...compiler.training.objective import Objective
 from ...compiler.training.trained import Trained, recomputing, training
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...dsl.demands import no_prompts
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio
 
 nothing_inserted = Fault("nothing-inserted", "Interventions are to be trained in a model that has none.")
-no_prompts = Fault(
-    "no-prompts",
-    "Interventions edit prompts, and the rows that they are to learn from don't say where a prompt ends.\n\n"
-    "`pairs` makes rows of a prompt and its answer each.",
-)
 prompts_too_short = Fault("prompts-too-short", "An intervention has more positions than any prompt has tokens.")
 no_coordinate = Fault("no-coordinate", "A subspace names coordinates that the interventions don't have.")
 
@@ -52,6 +48,7 @@ class Reft(Pass):
     keeps = Lossy()
     determinism = "seeded"
     apart = {"held_out": "data"}
+    answers = ("data", "held_out")
     needs = {"reft.insert": "it trains the interventions that a step inserts"}
     after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
 

@@ -96,6 +96,9 @@ def test_a_gguf_file_is_converted_once(gguf_file, tmp_path):
     assert (again.folder / "model.safetensors").stat().st_mtime_ns == made
     assert (again.identity, again.fingerprint) == (one.identity, one.fingerprint)
     assert not list(one.folder.parent.glob(".gguf-*")), "no draft is left"
+    for edited in (one.folder / "config.json", one.folder.with_suffix(".json")):
+        edited.write_text(edited.read_text().replace("llama", "Llama"))
+        assert worlds.slug(lambda: Gguf(path="m.gguf").resolve(worlds.context(tmp_path)).load()) == "cache-damaged"
 
 
 @pytest.mark.parametrize("keep", [0, 3, 20, 2000, -1])

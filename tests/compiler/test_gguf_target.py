@@ -17,6 +17,8 @@ from effc.compiler.targets.gguf import Gguf
 from effc.compiler.words.context import Settings
 from effc.compiler.words.kinds import Wish
 from effc.dsl.diagnostics import Reject
+from effc.kernels.codes import held
+from effc.kernels.grid import Grid
 
 from tests import tiny, worlds
 from tests.recipes_in_memory import context_of, recipe_of
@@ -143,6 +145,51 @@ def test_bytes_are_those_of_the_file_and_params_those_of_the_model(tmp_path, kin
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     rows = sum(p.numel() for p in model.parameters() if p.dim() == 1)
     assert Bytes().measure(opened, None) == matrices * bits / 8 + rows * 4
+
+
+def on_a_grid(model, group, symmetric):
+    """The model with its projections rounded to grids of four bits."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "_proj.weight" in name:
+                p.copy_(Grid(4, group, symmetric, True).fit(p.float()).round(p.float()))
+    return model
+
+
+@pytest.mark.parametrize(("kind", "symmetric", "bits"), [("q4_0", True, 4.5), ("q4_1", False, 5), ("q4_1", True, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_bits_keep_the_codes_that_a_quantiser_left(tmp_path, kind, symmetric, bits, dtype):
+    model = on_a_grid(tiny.model("llama", vocab_size=worlds.VOCABULARY), 32, symmetric).to(dtype)
+    worlds.tokenizer(tmp_path)
+    folder, target = emitted(tmp_path, model, type=kind)
+    stored = read(folder / "gguf" / "model.gguf")
+    for name, path in (("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
+        weight = model.get_submodule(f"model.layers.0.{path}").weight.detach()
+        known, entry = stored.tensor(f"blk.0.{name}.weight"), stored.entries[f"blk.0.{name}.weight"]
+        assert entry.bytes * 8 == weight.numel() * bits
+        step = held(weight, 32).scale.repeat_interleave(32, 1)
+        # q4_1 states what code 0 stands for in 11 bits; a bfloat16 model holds code * scale in 8.
+        exact = (held(weight, 32).code - held(weight, 32).zero.repeat_interleave(32, 1)) * step
+        assert ((known - exact).abs() <= (step / 200 if kind == "q4_1" else 0)).all()
+    assert all(check.holds for check in verify(folder, model, target.forms()))
+
+
+@pytest.mark.parametrize(
+    ("group", "symmetric", "kind", "words", "remedy"),
+    [
+        (32, False, "q4_0", "0 is not the middle code, and q4_0 has no others", "type: q4_1"),
+        (16, True, "q4_0", "no matrix is on a grid of four bits in groups of 32, and q4_0 rounds none", "group: 32"),
+        (64, True, "q4_1", None, None),  # of a larger group every 32 are on a grid, too
+    ],
+)
+def test_grids_that_no_four_bit_type_has_are_refused(tmp_path, group, symmetric, kind, words, remedy):
+    model = on_a_grid(tiny.model("llama", intermediate_size=128), group, symmetric)
+    if words is None:
+        emitted(tmp_path, model, type=kind)
+        return
+    with pytest.raises(Reject, match=words) as refused:
+        emitted(tmp_path, model, type=kind)
+    assert remedy in refused.value.diagnostics[0].help
 
 
 def test_rows_that_q8_0_does_not_divide_are_refused(tmp_path):

@@ -177,7 +177,17 @@ def test_what_is_kept_is_kept_once_and_known_by_model_and_data(ctx, model, monke
     more = worlds.context(ctx.folder, ctx.origin, {"noise": ("synthetic", {"count": 6, "length": 12, "seed": 3})})
     reference.prepare(more, model, NOISE)
     assert len(list(place.parent.glob("*.safetensors"))) == 2
-    assert len(list((place.parent / "heads").iterdir())) == 1, "the output embedding is kept once per model"
+    assert len(list(place.parent.glob("heads-*/*.safetensors"))) == 1, "the output embedding is kept once per model"
+
+
+def test_what_is_kept_and_was_edited_is_compared_with_nothing(ctx, model):
+    reference.prepare(ctx, model, NOISE)
+    (place,) = (ctx.settings.cache_dir / "references").glob("*.safetensors")
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 1
+    place.write_bytes(data)
+    found = worlds.refused(lambda: reference.load(ctx, NOISE)).diagnostics[0]
+    assert found.slug == "cache-damaged" and str(place) in found.message
 
 
 def test_the_original_is_asked_when_nothing_was_prepared(ctx, model):

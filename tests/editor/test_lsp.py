@@ -1,8 +1,12 @@
 """A client's session with a real `effc lsp` process."""
 
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+from tests.editor.conftest import SCRIPT, SECONDS
 
 RECIPE = """effspec 1
 use "./mine.effspec" as mine
@@ -264,7 +268,7 @@ def test_opening_a_recipe_runs_nothing_that_it_names(editor):
 
 def test_malformed_messages_and_odd_texts_do_not_end_the_session(editor):
     editor.send(b"{not json")
-    editor.send(b'{"jsonrpc": "2.0", "id": 99999, "method": "textDocument/hover", "params": {"position": 3}}')
+    assert "error" in editor.answer("textDocument/hover", {"position": 3})
     editor.send(b'{"jsonrpc": "2.0", "method": "textDocument/didChange", "params": {"textDocument": {}}}')
     editor.send(b"[]")
     editor.raw(b"Content-Length: nonsense\r\n\r\n")
@@ -285,3 +289,10 @@ def test_malformed_messages_and_odd_texts_do_not_end_the_session(editor):
         editor.at("hover", "odd.effspec", 0, 3)
         editor.of("documentSymbol", "odd.effspec")
     assert editor.change("lean.effspec", RECIPE) == []
+
+
+def test_a_message_that_is_announced_as_longer_than_memory_is_refused_in_words(tmp_path):
+    command = [sys.executable, "-X", "utf8", "-c", SCRIPT, "lsp"]
+    announced = b"Content-Length: 99000000000\r\n\r\n{"
+    done = subprocess.run(command, input=announced, capture_output=True, cwd=tmp_path, timeout=SECONDS)
+    assert done.returncode == 2 and b"error[long-message]: a message of 92.2 GiB" in done.stderr

@@ -2,7 +2,8 @@
 
 What breaks it is kept as `tests/fuzz/found/TARGET-HASH`, which every run of the tests reads from then on;
 `--again FILE` reads one. `python -m tests.fuzz --sanitized --seconds 60` builds the kernels under AddressSanitizer and
-UBSan (once, in `build/sanitized`; minutes) and runs the targets that reach C++ over them, each in a process of its own.
+UBSan (the portable level alone, once, in `build/sanitized`: two minutes) and runs the targets that reach C++ over them,
+each in a process of its own.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from tests.fuzz.changes import changed
 from tests.fuzz.targets import REFUSALS, TARGETS
 from tests.hostile import kinds
-from tests.sanitized import ROOT, built, environment
+from tests.sanitized import PORTABLE, ROOT, built, environment
 
 NATIVE = ("packed", "plan", "int4", "mixture")  # which reach C++
 DIED = 99  # what a sanitizer ends its process with
@@ -65,7 +66,7 @@ def main() -> int:
 
 def sanitized(targets: Sequence[str], seconds: float, seed: int, build: Path = ROOT / "build" / "sanitized") -> int:
     """Each target in a process whose kernels are watched; the input at which one died is kept as found."""
-    env, found = environment(built(build)), 0
+    env, found = environment(built(build, PORTABLE)), 0
     env["ASAN_OPTIONS"], env["UBSAN_OPTIONS"] = f"detect_leaks=0:exitcode={DIED}", f"halt_on_error=1:exitcode={DIED}"
     with tempfile.TemporaryDirectory() as scratch:
         last = Path(scratch, "last")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from effc.compiler.planning import skeletons
 from effc.compiler.running.snapshot import restore
+from effc.compiler.store import hashes
 from effc.compiler.store.cache import Cache, digest, tensor_hash
 from effc.compiler.store.sealed import sealed
 from effc.dsl.diagnostics import Reject
+from effc.dsl.skeleton import Skeleton
 from safetensors.torch import save
 
 from tests.stored.test_stored import origin_in
@@ -68,6 +71,29 @@ def test_a_blob_that_was_edited_is_not_used(cache):
     blob.write_bytes(save({"t": torch.full((8,), 2.0)}))
     assert "another tensor than its name says" in damage_of(lambda: cache.fetch(tensor_hash(torch.ones(8))))
     assert [path for path, _ in cache.damaged()] == [blob]
+
+
+def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
+    folder = cache.folder / "skeletons"
+    skeletons.store(folder, "one", Skeleton("x", (), ()))
+    path = folder / "one.json"
+    whole = path.read_bytes()
+    assert skeletons.load(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged())
+    (folder / "two.json").write_bytes(whole)
+    path.write_bytes(whole.replace(b'"x"', b'"y"'))
+    assert skeletons.load(folder, "one") is None and skeletons.load(folder, "two") is None
+    assert [found.name for found, _ in cache.damaged()] == ["one.json", "two.json"]
+
+
+def test_a_remembered_hash_that_was_edited_is_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "SETTLED", -1.0)
+    path, folder = tmp_path / "f", tmp_path / "kept"
+    path.write_bytes(b"one")
+    right = hashes.file_hash(path, folder)
+    (kept,) = (p for p in folder.rglob("*") if p.is_file())
+    for text in (right[::-1], kept.read_text().replace(right, right[::-1])):
+        kept.write_text(text)
+        assert hashes.file_hash(path, folder) == right
 
 
 def test_a_measured_value_that_was_edited_is_not_used(cache):

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import hashlib
 import json
 import struct
 import subprocess
@@ -12,11 +13,13 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import KernelLinear
-from effc.compiler.native.opening import open_native
+from effc.compiler.native import stored
+from effc.compiler.native.opening import check, open_native
 from effc.compiler.native.reader import Reader
 from effc.compiler.native.stored import PLAN, WEIGHTS, read, write
 from effc.dsl.diagnostics import Reject
 from effc.kernels import levels
+from effc.kernels.native import KernelError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +99,23 @@ def test_a_flipped_bit_of_a_weight_is_refused(whole, tmp_path, at, bit):
     changed[where] ^= 1 << bit
     said = refused(put(tmp_path, plan, bytes(changed)))
     assert "can't be used" in said or "do not match their checksum" in said
+
+
+def test_every_piece_of_a_large_weight_has_a_hash(monkeypatch):
+    monkeypatch.setattr(stored, "PIECE", 64)
+    weight = torch.arange(40.0)  # 160 bytes: pieces of 64, 64 and 32
+    parts = stored.pieces(memoryview(weight.numpy()).cast("B"))
+    entry = {"sha256": [hashlib.sha256(part).hexdigest() for part in parts]}
+    check({"w": weight}, {"w": entry}, 2)
+    check({"w": weight}, {"w": {"sha256": hashlib.sha256(weight.numpy()).hexdigest()}}, 2)  # as it was written once
+    for at in (0, 16, 39):
+        other = weight.clone()
+        other[at] += 1
+        with pytest.raises(KernelError, match=r"`w`: .* checksum"):
+            check({"w": other}, {"w": entry}, 2)
+    for said in (entry["sha256"][:2], [], None, 7, entry["sha256"][::-1]):
+        with pytest.raises(KernelError):
+            check({"w": weight}, {"w": {"sha256": said}}, 1)
 
 
 @FUZZ

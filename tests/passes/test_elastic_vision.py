@@ -78,7 +78,7 @@ def family_of(name):
 
 def alone(family, choice):
     fresh = capture(copy.deepcopy(family.program.model))
-    return Family(fresh, "", family.space, orders=family.orders, norms=family.norms).cut(choice)
+    return Family(fresh, "", family.space, orders=family.orders, weights=family.weights, norms=family.norms).cut(choice)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
         cut = alone(family, choice)
         assert torch.allclose(cut.model(shown).logits, masked, atol=1e-4, rtol=1e-4)
         assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
-        if norms and batch_norms(model):
+        if norms and name in ("resnet", "mobilenet"):  # of EfficientNet only what its last norm gives may be narrower
             family.norms = None
             assert not torch.allclose(alone(family, choice).model(shown).logits, masked, atol=1e-4, rtol=1e-4)
             family.norms = images(16, 1)
@@ -120,7 +120,7 @@ def test_measured_statistics_are_means_and_variances_of_what_a_norm_is_given():
     assert torch.allclose(first.running_var, seen["x"].var((0, 2, 3)), atol=1e-4)
 
 
-def trained(tmp_path, name, **args):
+def trained(tmp_path, name, classes="labels", **args):
     model = copy.deepcopy(family_of(name).program.model)
     save_file({"images": images(32, 2), "labels": torch.arange(32) % 5}, tmp_path / "digits.safetensors")
     made = {"data": DataRef("digits"), "channels": HALF, "train": "weights", "steps": 3, "batch": 8, "align": 4, **args}
@@ -128,7 +128,7 @@ def trained(tmp_path, name, **args):
     from effc.dsl.recipe import Invocation
 
     recipe.data["digits"] = Invocation(
-        "images", {**defaults("data", "images"), "path": "digits.safetensors", "classes": args.pop("classes", "labels")}
+        "images", {**defaults("data", "images"), "path": "digits.safetensors", "classes": classes}
     )
     ctx = context_of(tmp_path, model, recipe)
     step = ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call)

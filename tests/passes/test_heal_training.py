@@ -1,6 +1,7 @@
 """What `tune.heal` trains with: the loss, the schedule, adapters on and off, and a loop that survives kills."""
 
 import copy
+import math
 import shutil
 import subprocess
 import sys
@@ -190,8 +191,9 @@ class Stopped(Exception):
     pass
 
 
-def trained(folder, stop_at=None, judged=True, dtype=torch.float32, **changes):
-    """(weights, course) of a run in a folder; `stop_at`: the forward of that number breaks it off."""
+def trained(folder, stop_at=None, judged=True, dtype=torch.float32, nan=("", 0), **changes):
+    """(weights, course) of a run in a folder; `stop_at`: the forward of that number breaks it off; `nan`: the "loss" or
+    the "gradient" of that one is no number."""
     model = tiny.model("gpt2").to(dtype)  # gpt2: dropout needs its own randomness
     folder.mkdir(exist_ok=True)
     ctx = context_of(folder, model, recipe_of([]))
@@ -201,7 +203,10 @@ def trained(folder, stop_at=None, judged=True, dtype=torch.float32, **changes):
         forwards[0] += 1
         if forwards[0] == stop_at:
             raise Stopped
-        return lesson.learn(rows, weight)
+        loss = lesson.learn(rows, weight)
+        if nan == ("gradient", forwards[0]):
+            model.get_parameter("transformer.ln_f.weight").grad.fill_(math.nan)
+        return math.nan if nan == ("loss", forwards[0]) else loss
 
     def judge():
         nats, tokens = nll(model, ROWS.flip(1))
@@ -288,6 +293,17 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rate(tmp_path):
         trained(tmp_path / "a", lr=1e18, judged=False, steps=30)
     (diagnostic,) = refused.value.diagnostics
     assert diagnostic.exit == 1 and "lower `lr`, which is 1e+18" in diagnostic.help
+
+
+@pytest.mark.parametrize(("what", "kept"), [("loss", 10), ("gradient", 12)])
+def test_what_was_sound_before_a_number_that_is_none_is_kept_and_gone_on_from(tmp_path, what, kept):
+    facts = {"judged": False, "steps": 20, "save": 5, "accumulate": 1}
+    with pytest.raises(Reject, match="diverged") as refused:
+        trained(tmp_path / "a", nan=(what, 13), **facts)
+    (said,) = refused.value.diagnostics
+    assert f"the {what} is NaN at step 13" in said.message and f"after step {kept} are kept" in said.note
+    again, course = trained(tmp_path / "a", stop_at=20 - kept + 1, **facts)  # as many forwards as are left
+    assert course.step == 20 and equal(again, trained(tmp_path / "b", **facts)[0])
 
 
 def killed_anywhere(folder: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import weight_of
+from effc.compiler.search import descent
 from effc.compiler.search.updates import gptq
 from effc.dsl.values import DataRef, Ratio
 from effc.kernels.grid import Grid
@@ -92,6 +93,65 @@ def test_gptq_settles_weights_as_a_naive_one_does(order, sparse, search):
     assert keep is None or not found[~keep].any()
 
 
+def naive_sweep(weight, gram, scales, values, keep):
+    """Every weight by itself, by trying all values of its grid."""
+    found, width = values.double().clone(), weight.shape[1] // scales.scale.shape[1]
+    steps = torch.arange(scales.most + 1)
+    for j in range(weight.shape[1]):
+        for i in range(len(weight)):
+            if keep is not None and not keep[i, j]:
+                continue
+            group, losses = j // width, []
+            tried = (scales.scale[i, group] * (steps - scales.zero[i, group])).double()
+            for value in tried:
+                apart = found[i] - weight[i]
+                apart[j] = value - weight[i, j]
+                losses.append(float(apart @ gram @ apart))
+            found[i, j] = tried[min(range(len(losses)), key=losses.__getitem__)]
+    return found
+
+
+def naive_scales(weight, gram, scales, values):
+    """Scales of all groups of an output by least squares over the inputs' root."""
+    root, best = torch.linalg.cholesky(gram).T, scales.scale.clone()
+    for i, row in enumerate((values.unflatten(1, (scales.scale.shape[1], -1)) / scales.scale[:, :, None]).double()):
+        columns = torch.block_diag(*row.round()[:, None]).T  # [in, groups]
+        best[i] = torch.linalg.lstsq(root @ columns, root @ weight[i, :, None]).solution[:, 0].bfloat16()
+    return best
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_codes_and_scales_are_looked_at_again_as_a_naive_search_does(symmetric, sparse):
+    weight, _, gram = (t.double() for t in problem(4, 32, seed=5))
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5 if sparse else None
+    weight = weight if keep is None else weight * keep
+    scales = Grid(3, 8, symmetric, False).fit(weight.float())
+    first = scales.round(weight.float())
+    fitted = descent.fit_scales(weight.float(), gram.float(), scales, first)[0]
+    gained = (fitted.scale != scales.scale).any(1)
+    assert gained.any() and torch.equal(fitted.scale[gained], naive_scales(weight, gram, scales, first)[gained])
+    found = descent.sweep(weight.float(), gram.float(), scales, first, keep)
+    assert torch.allclose(found.double(), naive_sweep(weight, gram, scales, first, keep), atol=1e-6)
+
+
+@given(sweeps=st.integers(1, 4), symmetric=st.booleans(), sparse=st.booleans(), seed=st.integers(0, 99))
+def test_no_sweep_raises_the_error_or_leaves_the_grid(sweeps, symmetric, sparse, seed):
+    weight, _, gram = problem(6, 160, seed)
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5 if sparse else None
+    weight, grid = weight if keep is None else weight * keep, Grid(4, 32, symmetric, True)
+    damped = gram.double() + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+
+    def lost(values):
+        apart = values.double() - weight
+        return ((apart @ damped) * apart).sum(1)
+
+    before, after = (gptq(weight, gram, grid, "activation", keep, sweeps=n) for n in (sweeps - 1, sweeps))
+    assert (lost(after) <= lost(before) * (1 + 1e-4)).all()  # sums are float32
+    assert keep is None or not after[~keep].any()
+    assert all(len(row.unique()) <= 16 for row in after.view(-1, 32))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_what_is_given_back_and_searched_loses_less(seed, symmetric):
@@ -106,7 +166,8 @@ def test_what_is_given_back_and_searched_loses_less(seed, symmetric):
     nearest = lost(plain.fit(weight).round(weight))
     published = lost(gptq(weight, gram, plain, "given", None))
     ours = lost(gptq(weight, gram, better, "activation", None))
-    assert ours < published < nearest
+    again = lost(gptq(weight, gram, better, "activation", None, sweeps=2))
+    assert again < ours < published < nearest
 
 
 @pytest.mark.parametrize("word", ["round", "gptq"])

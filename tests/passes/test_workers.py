@@ -13,7 +13,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.report.progress import Said, Ticked
-from effc.compiler.running.hiring import hands_of
+from effc.compiler.running.hiring import hands_of, working
 from effc.compiler.running.pipeline import Build
 from effc.compiler.store.cache import Cache
 from effc.compiler.words.context import Settings
@@ -56,7 +56,7 @@ def stepped(recipe, cache, workers="", hear=None):
     torch.set_num_threads(1)
     session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, tell=tell)
     (plan,) = api.plans(session)
-    with api.working(session, hands_of(session.settings) if workers else None) as team:
+    with working(session, hands_of(session.settings) if workers else None) as team:
         teams += [team] if team else []
         ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
         build = Build(plan, ctx, kept, team=team)
