@@ -52,6 +52,7 @@ BEFORE = {
 BEFORE["supernet.pick"] = ["net = supernet.lora(ranks: [4, 2], data: calib, steps: 2, batch: 2)"]
 NET = "net = supernet.elastic(channels: [100%, 50%], data: calib, steps: 0)"
 BEFORE |= {f"search.{method}": [NET] for method in ("random", "hill", "heuristic", "predict", "nsga2")}
+BEFORE["family"] = [NET, "sizes = search.random(measure: [params], evals: 4)"]
 SLOW = {
     "supernet.elastic": "200 steps",
     "supernet.lora": "400 steps",

@@ -75,12 +75,11 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     client's."""
     from ..artifacts.manifest import read_manifest, verify_files
     from ..artifacts.signature import check_signature
-    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app
+    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
     from ..rttc.embedder import folder_embedder
     from ..rttc.knowledge import open_base
     from ..rttc.library import Library, application
     from ..rttc.reward import Judge
-    from ..rttc.scorer import open_scorer
 
     folder, app = Path(place), read_app(Path(place))
     manifest = read_manifest(folder)
@@ -92,7 +91,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     if app.reward == "judge":
         reward = Judge(folder / REWARD)
     elif app.reward == "scorer" and app.embed == "folder":
-        reward = open_scorer(folder / REWARD, folder_embedder(folder / EMBEDDER, shared.cache_folder))
+        reward = scorer_of(folder, folder_embedder(folder / EMBEDDER, shared.cache_folder))
     library = Library(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
         name,

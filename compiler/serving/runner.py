@@ -103,7 +103,7 @@ def runner_of(model: Any, label: str) -> Runner:
     from ..layers.leaves import is_state_space
     from ..native.model import NativeModel
 
-    if isinstance(model, NativeModel):
+    if isinstance(model, NativeModel) and model.can_generate():
         return model.engine
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):

@@ -99,11 +99,13 @@ class Effort:
     tokens   that go through the whole model, once for a measure and three times to learn from them
     bytes    held besides the weights while it scores or learns
     apart    held besides the weights before it scores
+    work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
     """
 
     tokens: int = 0
     bytes: int = 0
     apart: int = 0
+    work: "Mapping[str, float]" = field(default_factory=dict)
 
 
 class Pass(Word):
@@ -247,6 +249,10 @@ class Target(Word):
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
+
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+        """About how many bytes it writes of a model, and numbers it packs; `original`: bytes before any step."""
+        return bytes_, 0
 
     def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""
