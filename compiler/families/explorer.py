@@ -142,7 +142,7 @@ class Explorer:
         if objective.timed:
             assert self.table is not None, "nothing was timed"
             return self.table.time(choice)
-        key, task = self._asked(objective, self.space.genome(choice))
+        key, task = self._task_of(objective, self.space.genome(choice))
         measure = partial(self._timely, objective, choice)
         if self.ctx.crew:
             with nullcontext() if self.is_over else self.ctx.scoring():
@@ -167,7 +167,7 @@ class Explorer:
         deadline.stop = Stop(reached, {"evaluated": len(self.known)})
         self.ctx.tell(Said(f"search: the time is over after {reached}"))
 
-    def _asked(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
+    def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
         """What a value is known under, and what a worker is told of it."""
         key = digest([self.space.identity, show(objective.ref), list(genome)])
         return key, {"genome": list(genome), "metric": show(objective.ref)}
@@ -177,7 +177,7 @@ class Explorer:
         if self.ctx.crew:
             asked = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
-            self.ctx.crew.want(self.journal, dict(self._asked(o, g) for g in new for o in asked))
+            self.ctx.crew.want(self.journal, dict(self._task_of(o, g) for g in new for o in asked))
 
     def obey(self, orders: "Orders", more: Iterable[Objective]) -> None:
         """In a worker: measure what is asked, for as long as it is."""

@@ -45,7 +45,7 @@ class Processes(Hands):
     count: int
     threads: int
     workers: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    heard: dict[int, bytes] = field(default_factory=dict)
+    buffers: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class Processes(Hands):
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the one who asks
         )
-        self.heard[place] = b""
+        self.buffers[place] = b""
 
     def send(self, place: int, line: str) -> None:
         pipe = self.workers[place].stdin
@@ -79,7 +79,7 @@ class Processes(Hands):
             if not part:
                 found.append((place, _end_of(self.workers.pop(place)), False))
                 continue
-            *lines, self.heard[place] = (self.heard[place] + part).split(b"\n")
+            *lines, self.buffers[place] = (self.buffers[place] + part).split(b"\n")
             found += [(place, line.decode(), True) for line in lines]
         return found
 

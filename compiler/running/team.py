@@ -42,7 +42,7 @@ def facts() -> dict[str, str]:
 class Team:
     """Workers of one compile, hired when they are first asked for.
 
-    asked    the recipe and what the command line said of it, as workers are told
+    recipe   the recipe and what the command line said of it, as workers are told
     facts    versions and processor that theirs are compared with
     idle     places whose worker waits
     pids     of workers, by place, on their own machines
@@ -51,7 +51,7 @@ class Team:
 
     hands: Hands
     settings: Settings
-    asked: Mapping[str, Any]
+    recipe: Mapping[str, Any]
     facts: Mapping[str, str]
     hired: bool = False
     idle: list[int] = field(default_factory=list)
@@ -233,7 +233,7 @@ def step_of(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:
     """What a worker is told of a step."""
     environment = {n: value for n, value in os.environ.items() if n.startswith(PREFIX)}
     return {
-        **team.asked,
+        **team.recipe,
         "name": name,
         "key": key,
         "scratch": str(scratch),

@@ -21,7 +21,7 @@ from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
-from .asking import Told, key_of, task_of
+from .asking import Follower, key_of, task_of
 from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
 from .foresight import foreseen
@@ -220,7 +220,7 @@ class Search:
             self._ask_ahead,
         )
         if self.ctx.orders:
-            choice = Told(self.ctx.orders, number, lambda: self.layers_run)
+            choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
             choice.foresee(partial(foreseen, self, number, now.candidates, metric))

@@ -109,7 +109,7 @@ def _run(step: Mapping[str, Any], orders: Orders, stack: ExitStack) -> None:
     """Run a step's pass, which asks `orders` for what to do."""
     _check_shared(step)
     os.environ.update(step["environment"])
-    opened, plan, stage = _found(step)
+    opened, plan, stage = _stage_of(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.reach(stage.source)
     opened.settings.max_memory = held() + available() // max(1, step["size"])
@@ -127,7 +127,7 @@ def _check_shared(step: Mapping[str, Any]) -> None:
         raise Misfit(f"{step['settings']['cache_dir']} is not the same folder here: give one that all share")
 
 
-def _found(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
+def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
     settings = Settings(**{**step["settings"], "cache_dir": Path(step["settings"]["cache_dir"])})
     params = step["params"]
     try:

@@ -13,6 +13,8 @@ from tests.passes.test_workers import CUT, FEW, NET, written
 
 GROWN = "supernet.elastic(channels: [100%, 50%], depth: blocks, data: rows, steps: 2, batch: 2, ranks: [4, 2])"
 
+pytestmark = pytest.mark.timeout(900)  # each point is computed again by fresh processes
+
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
