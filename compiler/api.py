@@ -329,6 +329,7 @@ def build(
     from .artifacts.artifact import check_free
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
+    from .planning.room import refuse_short
     from .running.pipeline import Build
     from .store.cache import Cache
 
@@ -343,6 +344,7 @@ def build(
         for target in plan.pipeline.emits:
             with placed(target.call.where("path")):
                 check_free(plan.folder(out) / target.call.args["path"], force, session.shelf.is_about(target.call.word))
+    refuse_short(made, out, session.settings.cache_dir)
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
     for plan in made:

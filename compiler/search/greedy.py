@@ -16,6 +16,7 @@ from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
 from ..machine.deadline import TimeUp
 from ..planning.amount import Amount
+from ..planning.shrink import params
 from ..words.kinds import Effort
 from .choice import Choice, Exact, Racing
 from .effort import of_fitting
@@ -215,7 +216,8 @@ class Greedy:
         fitted = [] if self.score is None else self.fit.read(self.parts)
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed = self.fit.data is not None and any(p.kind == "experts" and p.groups for p in self.parts)
-        return Effort(effort.tokens + (ctx.rows(self.fit.data).numel() if routed else 0), effort.bytes, effort.apart)
+        tokens = effort.tokens + (ctx.rows(self.fit.data).numel() if routed else 0)
+        return Effort(tokens, effort.bytes, effort.apart, {"look": 4.0 * params(skeleton), **effort.work})
 
 
 class Cutter(ABC):
