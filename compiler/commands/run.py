@@ -10,7 +10,7 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from ...dsl.render import visible
-from .flags import Shared, knowledge_url, required_key, verb
+from .flags import Shared, knowledge_url, mapped_weights, required_key, verb
 from .services import no_words
 
 _place = typer.Argument(
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
+        mapped: Annotated[bool, mapped_weights] = False,
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
@@ -67,16 +68,22 @@ def register(app: typer.Typer) -> None:
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature)
+        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, mapped)
 
 
 def _talk(
-    place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
+    place: str,
+    prompt: str | None,
+    shared: Shared,
+    signed_by: Sequence[str],
+    longest: int,
+    temperature: float,
+    mapped: bool,
 ) -> None:
     from ..models import computing, open_model
     from ..serving.chat import Talker
 
-    opened = open_model(place, shared.settings(), signed_by=signed_by)
+    opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     if shared.threads:
