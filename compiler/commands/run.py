@@ -25,6 +25,12 @@ _pick = typer.Option(
     help="Of a front: one point, or the best within limits.",
     show_default=False,
 )
+_adapter = typer.Option(
+    "--adapter",
+    metavar="NAME=FOLDER",
+    show_default=False,
+    help="Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
+)
 _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
 
 
@@ -41,6 +47,7 @@ def register(app: typer.Typer) -> None:
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
         mapped: Annotated[bool, mapped_weights] = False,
+        adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
@@ -68,7 +75,7 @@ def register(app: typer.Typer) -> None:
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, mapped)
+        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, adapter, mapped)
 
 
 def _talk(
@@ -78,11 +85,14 @@ def _talk(
     signed_by: Sequence[str],
     longest: int,
     temperature: float,
+    adapters: Sequence[str],
     mapped: bool,
 ) -> None:
     from ..models import computing, open_model
+    from ..serving.adapters import Talkers, named, views
     from ..serving.chat import Talker
 
+    folders = named(adapters)
     opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
@@ -90,7 +100,9 @@ def _talk(
         import torch
 
         torch.set_num_threads(shared.threads)
-    talker = Talker(opened.model, opened.tokenizer, longest, temperature, shared.seed)
+    models = {"": opened.model, **views(opened.model, opened.label, folders)}
+    made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
+    talker = Talkers(made) if adapters else made[""]
     with computing(opened.label):
         if prompt is None:
             converse(talker, opened.label, shared)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.diagnostics import Reject
 from ...kernels.native import KernelError
 from ..checkpoints.generation import read_generation
+from .encoder import NativeEncoder
 from .model import NativeModel
 from .stored import native_damaged, pieces, read, tensors
 
@@ -51,7 +52,8 @@ def open_native(
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
-    model = NativeModel(engine, stored.plan, weights, stored.facts, sequences, read_generation(folder))
+    kind = NativeEncoder if "gives" in stored.facts else NativeModel
+    model = kind(engine, stored.plan, weights, stored.facts, sequences, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 

@@ -23,7 +23,7 @@ from ..store.regular import CONFIG, MISFIT, read_json
 from .adaptation import Adaptable, Regime
 from .attachment import KINDS, places_of
 from .caching import EVICTIONS, Eviction, StateCache
-from .embedder import Embedder, folder_embedder, own_embedder
+from .embedder import Embedder, Pooled, folder_embedder, own_embedder
 from .guided import Guided, identity_of
 from .knowledge import check_embedder, open_base
 from .policy import Policy, read_policy
@@ -31,8 +31,10 @@ from .prompts import Prompts
 from .retrieval import Local, Remote, Retriever
 from .reward import Judge, Reward, SelfLikelihood
 from .router import open_router
+from .scorer import NAME as SCORER
 from .scorer import open_scorer
 from .selection import SELECTIONS
+from .tuned import open_tuned
 from .voice import APART, Voice, apart, no_place, open_voice
 
 FORMAT, NAME = 1, "app.json"
@@ -139,10 +141,19 @@ def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: P
 
 def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Embedder) -> Reward:
     if app.reward == "scorer":
-        return open_scorer(folder / REWARD, embedder)
+        return scorer_of(folder, embedder)
     if app.reward == "judge":
         return Judge(folder / REWARD)
     return SelfLikelihood(model, prompts)
+
+
+def scorer_of(folder: Path, embedder: Embedder) -> Reward:
+    """A head over the embedder's vectors, or adapters on the embedder."""
+    told = read_json(folder / REWARD / SCORER, CONFIG) if (folder / REWARD / SCORER).is_file() else {}
+    if isinstance(told, dict) and "kind" in told:
+        assert isinstance(embedder, Pooled), "an encoder in a folder is one"
+        return open_tuned(folder / REWARD, embedder)
+    return open_scorer(folder / REWARD, embedder)
 
 
 def prompts_of(model: Any, tokenizer: Any) -> Prompts:

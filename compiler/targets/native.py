@@ -53,10 +53,11 @@ class Native(Target):
     `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
     whatever its architecture, pruned shapes, state-space mixers and mixtures of experts too; what the engine has no
-    step for is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
-    packed here; on int4 those that `quantize` left on a grid of 4 bits keep it exactly, others are rounded to one.
-    Embeddings, cached keys and values are bfloat16, states of scans and all else float32; beside int4 an embedding
-    reads the rows of a head that has its numbers.
+    step for is refused with the module and the line. Of an encoder it gives hidden states or classes of texts.
+    Linear layers that `lower` packed stay as they are, the others are packed here; on int4 those that `quantize`
+    left on a grid of 4 bits keep it exactly, others are rounded to one. Embeddings, cached keys and values are
+    bfloat16, states of scans and all else float32; beside int4 an embedding reads the rows of a head that has its
+    numbers.
 
     Source: own.
     Example: native("cpu")

@@ -54,6 +54,14 @@ class Rttc(Target):
             "`policy: router` has nothing to learn from without `dev`",
             'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
         ),
+        "scorer: lora & embed: own": (
+            "`scorer: lora` trains a sentence encoder, and there is none",
+            'name one: `embed: "./minilm"`, or take `scorer: head`',
+        ),
+        "scorer: reft & embed: own": (
+            "`scorer: reft` trains a sentence encoder, and there is none",
+            'name one: `embed: "./minilm"`, or take `scorer: head`',
+        ),
         'reward: scorer & graded: ""': (
             '`reward: "scorer"` has nothing to learn from without `graded`',
             'give `graded: "graded.jsonl"`, or `reward: "self"`',
@@ -94,6 +102,11 @@ class Rttc(Target):
         default="self",
     )
     graded: str = param("Answers with `question`, `answer` and `right`, JSON lines, to train a scorer on.", default="")
+    scorer: Literal["head", "lora", "reft"] = param(
+        "What of a `scorer` is trained: a linear head over the vectors of question and answer, or adapters on the "
+        "encoder too, which then reads both together.",
+        default="head",
+    )
     adapt: Literal["lora", "reft", "none"] = param(
         "What is trained while answering: low-rank adapters, interventions at every position (cached states are a "
         "tenth as large), or nothing.",
@@ -253,11 +266,18 @@ class Rttc(Target):
         return found
 
     def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
+        from ..report.progress import Ticked
         from ..rttc.app import REWARD
         from ..rttc.scorer import read_graded, train
+        from ..rttc.tuned import tune
 
         if self.reward == "scorer":
-            scorer = train(read_graded(ctx.folder / self.graded), embedder, seed=ctx.seed, force=self.force)
+            graded, how = read_graded(ctx.folder / self.graded), {"seed": ctx.seed, "force": self.force}
+            if self.scorer == "head":
+                scorer: Any = train(graded, embedder, **how)
+            else:
+                told = lambda at, of: ctx.tick(Ticked("training the scorer", at, of))  # noqa: E731
+                scorer = tune(graded, embedder, self.scorer, tell=told, **how)
             scorer.save(into / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 

@@ -229,6 +229,12 @@ def answers(client: Guided, one: Asked) -> dict[str, Any]:
     }
 
 
+def turns(dev: Sequence[Asked], test: Sequence[Asked]) -> list[Asked]:
+    """One dev question, two test questions, and so on: wherever the minutes end, both have their share."""
+    pairs = [one for at, asked in enumerate(dev) for one in (asked, *test[2 * at : 2 * at + 2])]
+    return [*pairs, *test[2 * len(dev) :]]
+
+
 def collect(data: Path, folder: Path, minutes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     base, dev, test = world(data)
@@ -237,7 +243,7 @@ def collect(data: Path, folder: Path, minutes: float) -> None:
     client = client_of(folder, base, [one.sample.question for one in [*dev, *test]])
     before = client.adaptable.checksum()
     with file.open("a") as out:
-        for one in [*dev, *test]:
+        for one in turns(dev, test):
             if one.sample.question in done:
                 continue
             if time.monotonic() > until:

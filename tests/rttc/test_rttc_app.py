@@ -311,6 +311,7 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
     [
         ("count: 4", 3, "`policy: sequential` has no thresholds without `dev`"),
         ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
+        ('policy: rag, reward: "scorer", graded: "kb.jsonl", scorer: lora', 3, "trains a sentence encoder"),
         ('policy: rag, embed: "absent"', 5, "there is no model folder"),
         ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
         ("policy: rag, count: 0", 3, "the least is 1"),
