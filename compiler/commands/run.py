@@ -25,6 +25,12 @@ _pick = typer.Option(
     help="Of a front: one point, or the best within limits.",
     show_default=False,
 )
+_adapter = typer.Option(
+    "--adapter",
+    metavar="NAME=FOLDER",
+    show_default=False,
+    help="Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
+)
 _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
 
 
@@ -40,6 +46,7 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
+        adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
@@ -67,15 +74,23 @@ def register(app: typer.Typer) -> None:
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature)
+        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, adapter)
 
 
 def _talk(
-    place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
+    place: str,
+    prompt: str | None,
+    shared: Shared,
+    signed_by: Sequence[str],
+    longest: int,
+    temperature: float,
+    adapters: Sequence[str],
 ) -> None:
     from ..models import computing, open_model
+    from ..serving.adapters import Talkers, named, views
     from ..serving.chat import Talker
 
+    folders = named(adapters)
     opened = open_model(place, shared.settings(), signed_by=signed_by)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
@@ -83,7 +98,9 @@ def _talk(
         import torch
 
         torch.set_num_threads(shared.threads)
-    talker = Talker(opened.model, opened.tokenizer, longest, temperature, shared.seed)
+    models = {"": opened.model, **views(opened.model, opened.label, folders)}
+    made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
+    talker = Talkers(made) if adapters else made[""]
     with computing(opened.label):
         if prompt is None:
             converse(talker, opened.label, shared)
