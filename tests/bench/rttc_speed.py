@@ -79,14 +79,14 @@ def hit(folder: Path) -> None:
     """
     base, dev, _ = world(Path("."), kinds=("codes", "capitals"))
     client = client_of(folder, base, [], regime=replace(REGIME, lr=1e-12), kinds=("codes", "capitals"))
-    asked = [[{"role": "user", "content": one.sample.question}] for one in dev[:6]]
+    asked = [[{"role": "user", "content": one.sample.question}] for one in dev[:3]]
     ways = {
         "direct": replace(client, policy=Policy("direct")),
         "hit": replace(client, policy=Policy("ttt", count=4, shown=4)),
     }
     for question in asked:
         ways["hit"].ask(question, Settings(most=2))
-    for length in (8, 32, 64):
+    for length in (8, 32):
         times: dict[str, list[float]] = {name: [] for name in ways}
         parts: dict[str, list[float]] = {}
         for turn in range(4):
