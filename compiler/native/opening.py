@@ -22,14 +22,21 @@ _AGAIN = "copy the artifact again, or compile again"
 
 
 def open_native(
-    folder: Path, *, threads: int | None = None, sequences: int = SEQUENCES, mapped: bool = False, steady: bool = False
+    folder: Path,
+    *,
+    threads: int | None = None,
+    sequences: int = SEQUENCES,
+    mapped: bool = False,
+    believed: bool = False,
+    steady: bool = False,
 ) -> NativeModel:
     """The model of a folder that the target `native` wrote.
 
     threads     that compute; as many as torch has by default
     sequences   that can be open at once
-    mapped      leave weights on disk, mapped: opens at once and shares memory, computes more slowly, and believes
-                the files; else every weight is read whole and checked, at a gigabyte per second and more
+    mapped      leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower, as
+                files lie in small pages; they must stay as they are for as long as the model is open
+    believed    do not hold weights against their checksums, which reads each whole
     steady      logits of a sequence are the same to the bit whatever else a call computes
     """
     import torch
@@ -40,7 +47,7 @@ def open_native(
     stored = read(folder)
     weights = tensors(folder, stored, mapped=mapped, threads=threads)
     try:
-        if not mapped:
+        if not believed:
             check(weights, stored.entries, threads)
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
     except KernelError as error:
