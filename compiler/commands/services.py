@@ -32,28 +32,34 @@ class Service:
     stop: Callable[[], None]
 
 
-def model_service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]) -> Service:
+def model_service(
+    place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str], adapters: Sequence[str] = ()
+) -> Service:
     import torch
 
     from ..models import computing, open_model
     from ..native.sampling import as_tokens
+    from ..serving.adapters import named, views
     from ..serving.api import Service as Model
     from ..serving.api import application
-    from ..serving.runner import runner_of, try_out
+    from ..serving.runner import CachedModel, runner_of, try_out
     from ..serving.scheduler import Scheduler
 
+    folders = named(adapters)
     if shared.threads:
         torch.set_num_threads(shared.threads)
     opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
-    runner = runner_of(opened.model, opened.label)
+    made = views(opened.model, opened.label, folders)
+    runner = runner_of(opened.model, opened.label, made)
     with computing(opened.label):
         try_out(runner)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
     ends = next((as_tokens(found) for found in known if found is not None), ())
-    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel)
-    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary)
+    more = {"choose": runner.choose} if isinstance(runner, CachedModel) else {}
+    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel, **more)
+    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(made))
     return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
 
 

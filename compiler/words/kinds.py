@@ -215,6 +215,7 @@ class Wish:
     sequences: int | None = None
     steady: bool = False
     kernels: bool = True
+    mapped: bool = False
 
 
 class Picture(Protocol):
@@ -235,6 +236,7 @@ class Target(Word):
     about          it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
     holds          kinds of results that it can write: "model", "adapters", "front"
+    later          why bounds that are `in` it can't be judged when it is written: it has to be run first
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
     """
@@ -246,6 +248,7 @@ class Target(Word):
     about: ClassVar[bool] = False
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
+    later: ClassVar[str] = ""
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
@@ -277,6 +280,11 @@ class Target(Word):
     @classmethod
     def picture(cls, folder: Path) -> "Picture | None":
         """What `effc inspect` draws of such a folder, where that is not a model's structure."""
+        return None
+
+    @classmethod
+    def results(cls, path: Path, ctx: "Context") -> "Iterator[tuple[str, torch.nn.Module]] | None":
+        """Models that running an artifact led to, by name, each good until the next; None where it was not run."""
         return None
 
     @classmethod
