@@ -24,7 +24,7 @@ from .native import KernelError
 
 MOST_THREADS = 256
 MOST_SEQUENCES = 65536
-LAYOUT = 5  # of what C++ is handed; api.cc has the same number
+LAYOUT = 6  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
 
@@ -80,6 +80,7 @@ class Engine:
             )
         self.context, self.sequences = context or layout.context, sequences
         self.vocabulary, self.width = layout.vocabulary, layout.widths[layout.logits]
+        self.whole = layout.whole
         self.threads = min(threads, usable_cores(), MOST_THREADS)
         self._weights = self._resident(layout.weights) if copy else weights
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
@@ -155,6 +156,8 @@ class Engine:
             raise KernelError(
                 f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
             )
+        if self.whole:
+            self._fit_whole(owners)
         for sequence, count in Counter(owners).items():
             if self.length(sequence) + count > self.context:
                 raise KernelError(
@@ -163,6 +166,15 @@ class Engine:
                 )
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
+
+    def _fit_whole(self, owners: array) -> None:
+        """Of a plan whose attention sees texts whole: each comes at once, into a sequence that is empty."""
+        begun = [owners[0], *(b for a, b in pairwise(owners) if a != b)]
+        if len(set(begun)) < len(begun):
+            raise KernelError("the tokens of a text lie apart, and this plan sees each text whole")
+        for sequence in begun:
+            if self.length(sequence):
+                raise KernelError(f"sequence {sequence} has tokens already, and this plan sees each text whole")
 
     def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""

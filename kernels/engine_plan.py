@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from . import engine_mixtures
-from .engine_steps import LATER, MOST_HEAD, MOST_STATES, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from .engine_steps import LATER, MOST_HEAD, MOST_STATES, MOST_WHOLE, OPS, STATEFUL, STEPS, VERSION, Slot, Step, Weight
 from .engine_weights import Weights
 from .native import KernelError
 
@@ -26,6 +26,7 @@ class Layout:
     logits: int
     context: int  # the model's limit of tokens in a sequence
     vocabulary: int  # ids that the embedding knows
+    whole: bool = False  # an attention sees the tokens that follow too, so a text comes in one call
     steps: list[Step] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
 
@@ -91,6 +92,9 @@ class _Reader:
             "its logits are no register of their own",
         )
         self.need(bool(self.ids), "it has no embedding of tokens")
+        stateful = any(s["op"] in STATEFUL for s in steps)
+        self.need(not (self.out.whole and stateful), "it sees texts whole, and keeps states of what came before")
+        self.need(not self.out.whole or self.out.context <= MOST_WHOLE, f"it sees {self.out.context} tokens at once")
         self.out.logits, self.out.vocabulary = logits, min(self.ids)
         self.out.weights = self.held.laid
 
@@ -244,6 +248,9 @@ class _Reader:
         own = self.out.slots[slot]
         self.need((own.kv_heads, own.head_dim, own.value_dim) == (kv, d, v), f"its sizes are not those of slot {slot}")
         self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
+        whole = step["whole"]
+        self.need(not (whole and step["slopes"]), "a text that is seen whole has no slopes by distance")
+        self.out.whole |= whole
         found, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
         self.need(found == needed, f"its registers have {found}, not {needed}")
         self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
@@ -261,6 +268,7 @@ class _Reader:
             scale=step["scale"],
             softcap=step["softcap"] or 0.0,
             window=min(step["window"] or 0, 2**31 - 1),
+            count=int(whole),
             weight=self.held.vector(step["sinks"], heads),
             skip=self.held.vector(step["slopes"], heads),
         )

@@ -8,6 +8,7 @@ VERSION = 1
 MOST_HEAD = 512  # dimensions of a head
 MOST_STATES = 4096  # of a channel
 MOST_EXPERTS = 4096  # of a router
+MOST_WHOLE = 8192  # tokens of a text that attention sees whole: all of its rows are in memory at once
 # Fields of every op: "r" a register that it reads, "r?" one or null, "R" some of them, "w" a weight, "w?" one or null,
 # "W" several, "+" an int > 0, "0" an int >= 0, "+?" one > 0 or null, "f" a number, "f?" one > 0 or null,
 # "b" true or false.
@@ -42,6 +43,7 @@ STEPS: dict[str, dict[str, str]] = {
         "window": "+?",
         "sinks": "w?",
         "slopes": "w?",
+        "whole": "b",
     },
     "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu"},
     "add": {"x": "r", "y": "r"},
@@ -99,7 +101,10 @@ STEPS: dict[str, dict[str, str]] = {
         "softplus": "b",
     },
 }
-LATER = {"slopes": None}  # fields that plans of earlier versions do not have, and what they mean by that
+LATER = {
+    "slopes": None,
+    "whole": False,
+}  # fields that plans of earlier versions do not have, and what they mean by that
 STATEFUL = ("convolve", "ssd", "selective")
 # As plan.h numbers them; `angles` and `place` are made here.
 OPS = (

@@ -3,6 +3,7 @@
 from .accounts import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
+from .searches import searches
 
 
 def card(manifest: Manifest) -> str:
@@ -86,7 +87,9 @@ def _changed(manifest: Manifest) -> str:
     if not manifest.steps:
         return ""
     rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _summary(s)] for s in manifest.steps]
-    return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows)])
+    told = searches(manifest.steps)
+    searched = ["", *(f"Searched: {line}." for line in told)] if told else []
+    return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows), *searched])
 
 
 def _kernels(manifest: Manifest) -> str:

@@ -231,6 +231,17 @@ def _sharded(folder: Path, label: str) -> Weights:
                 help="fetch the index and the shards of one revision",
             )
         )
+    first: dict[str, str] = {}
+    for name in names:
+        for tensor in headers[name].slots:
+            if tensor in first:
+                raise Reject(
+                    damaged_weights(
+                        f"{label}: `{tensor}` is in {first[tensor]} and again in {name}",
+                        help="fetch the index and the shards of one revision",
+                    )
+                )
+            first[tensor] = name
     return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,7 @@ class Finding:
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("cache",))
+    @verb(app, shows=("cache", "machine"))
     def doctor(
         shared: Shared,
         architectures: Annotated[
@@ -42,10 +42,15 @@ def register(app: typer.Typer) -> None:
                 help="Show instead what an artifact would do here, and which checks it passes.",
             ),
         ] = None,
+        measure: Annotated[
+            bool, typer.Option("--measure", help="Measure this machine's speeds for plans, and keep them in the cache.")
+        ] = False,
     ) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
         if trust is not None:
             return _trust(trust, shared)
+        if measure:
+            return _measure(shared)
         if architectures:
             return _architectures(shared)
         found = [*pythons(), *machine(), *storage(shared.cache_folder)]
@@ -75,10 +80,40 @@ def _trust(path: Path, shared: Shared) -> int:
     return EXITS["environment"] if bad else 0
 
 
+def _measure(shared: Shared) -> int:
+    """Measure what plans reckon with, keep it, and say it."""
+    import torch
+
+    from ..machine.speeds import measure
+    from ..report.quantity import count, counted, seconds, size
+    from ..store.speeds import keep
+
+    if shared.threads:
+        torch.set_num_threads(shared.threads)
+    shared.cache_folder.mkdir(parents=True, exist_ok=True)
+    found = measure(shared.cache_folder, each=0.5)
+    keep(shared.cache_folder, found)
+    threads, screen = torch.get_num_threads(), shared.screen
+    if shared.format == "json":
+        screen.answer_json("doctor", "ok", threads=threads, speeds=asdict(found))
+        return 0
+    said = {
+        "products": f"{count(found.float32)} operations a second in float32, {count(found.bfloat16)} in bfloat16, "
+        f"{count(found.float64)} in float64",
+        "weights": f"{size(found.read)} a second read by a product of one row, {count(found.look)} numbers looked at",
+        "masks": f"{count(found.select)} weights a second by threshold, {count(found.sort)} in groups of four",
+        "packing": f"{count(found.pack)} weights a second",
+        "hashing": f"{size(found.hash)} a second",
+        "disk": f"{size(found.disk)} a second written and synced",
+        "start": f"{seconds(found.start)} until a fresh process has its libraries",
+    }
+    screen.answer(screen.table([("", counted(threads, "thread")), *said.items()]))
+    screen.say(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
+    return 0
+
+
 def _architectures(shared: Shared) -> int:
     """The matrix that the test run left, and every sentence that refused something."""
-    from dataclasses import asdict
-
     from ..report.architectures import matrix
 
     found, screen = matrix(), shared.screen

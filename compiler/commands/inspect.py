@@ -138,11 +138,15 @@ def _draw(pictures: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
 def _draw_profile(place: str, shared: Shared) -> None:
     """What an artifact lost, layer by layer, where it lost anything."""
     from ..artifacts.manifest import read_manifest
+    from ..artifacts.searches import searches
     from ..models import is_artifact
     from ..planning.profile import draw
 
     if Path(place).is_dir() and is_artifact(Path(place)):
-        profile = read_manifest(Path(place)).profile
+        manifest = read_manifest(Path(place))
+        for line in searches(manifest.steps):
+            shared.screen.answer(f"\nsearched: {line}")
+        profile = manifest.profile
         if profile and profile["before"] != profile["after"]:
             shared.screen.answer("\n" + draw(profile["before"], profile["after"]))
 

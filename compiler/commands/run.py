@@ -10,7 +10,7 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from ...dsl.render import visible
-from .flags import Shared, knowledge_url, required_key, verb
+from .flags import Shared, knowledge_url, mapped_weights, required_key, verb
 from .services import no_words
 
 _place = typer.Argument(
@@ -24,6 +24,12 @@ _pick = typer.Option(
     metavar="NAME|N|METRIC=VALUE",
     help="Of a front: one point, or the best within limits.",
     show_default=False,
+)
+_adapter = typer.Option(
+    "--adapter",
+    metavar="NAME=FOLDER",
+    show_default=False,
+    help="Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
 )
 _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
 
@@ -40,6 +46,8 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
+        mapped: Annotated[bool, mapped_weights] = False,
+        adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.check_environment()
@@ -67,23 +75,34 @@ def register(app: typer.Typer) -> None:
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature)
+        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, adapter, mapped)
 
 
 def _talk(
-    place: str, prompt: str | None, shared: Shared, signed_by: Sequence[str], longest: int, temperature: float
+    place: str,
+    prompt: str | None,
+    shared: Shared,
+    signed_by: Sequence[str],
+    longest: int,
+    temperature: float,
+    adapters: Sequence[str],
+    mapped: bool,
 ) -> None:
     from ..models import computing, open_model
+    from ..serving.adapters import Talkers, named, views
     from ..serving.chat import Talker
 
-    opened = open_model(place, shared.settings(), signed_by=signed_by)
+    folders = named(adapters)
+    opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     if shared.threads:
         import torch
 
         torch.set_num_threads(shared.threads)
-    talker = Talker(opened.model, opened.tokenizer, longest, temperature, shared.seed)
+    models = {"": opened.model, **views(opened.model, opened.label, folders)}
+    made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
+    talker = Talkers(made) if adapters else made[""]
     with computing(opened.label):
         if prompt is None:
             converse(talker, opened.label, shared)

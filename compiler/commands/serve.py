@@ -38,6 +38,12 @@ _engine = typer.Option(
     help="What finds samples, with --role server: flat, faiss, postgresql://..., qdrant:http://...; auto is flat up to "
     "100,000 samples.",
 )
+_adapter = typer.Option(
+    "--adapter",
+    metavar="NAME=FOLDER",
+    show_default=False,
+    help="Interventions (target `reft`) that requests may name: the model MODEL:NAME; repeatable.",
+)
 _parallel = typer.Option("--parallel", metavar="N", min=1, max=16, help="Requests that are answered at once.")
 _queue = typer.Option(
     "--queue", metavar="N", min=0, max=100_000, help="Requests that may wait; more are told to come back."
@@ -96,6 +102,7 @@ def register(app: typer.Typer) -> None:
         role: Annotated[str | None, _role] = None,
         knowledge: Annotated[str | None, knowledge_url] = None,
         engine: Annotated[str, _engine] = "auto",
+        adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
         parallel: Annotated[int, _parallel] = 16,
         queue: Annotated[int, _queue] = 64,
         api_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
@@ -129,7 +136,7 @@ def register(app: typer.Typer) -> None:
         bounded = replace(admission, rate=Rate(rate) if rate else None)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = Entrance(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, require_signature)
+        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, require_signature, adapter)
         url = url_of(listener, secure=tls_cert is not None)
         app = guarded(service.app, service.count, entrance)
         try:
@@ -173,6 +180,7 @@ def _service(
     parallel: int,
     queue: int,
     keys: Sequence[str],
+    adapters: Sequence[str],
 ) -> Service:
     from ..rttc.app import is_app
 
@@ -185,7 +193,9 @@ def _service(
                     help="serve it without --role, --knowledge and --engine",
                 )
             )
-        return model_service(place, name, shared, parallel, queue, keys)
+        return model_service(place, name, shared, parallel, queue, keys, adapters)
+    if adapters:
+        raise Reject(no_such_role(f"`{place}` chooses what answers by itself", help="serve it without --adapter"))
     if role == "server":
         return library_service(place, name, shared, keys, engine)
     if role not in (None, "client"):

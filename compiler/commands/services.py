@@ -32,28 +32,34 @@ class Service:
     stop: Callable[[], None]
 
 
-def model_service(place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str]) -> Service:
+def model_service(
+    place: str, name: str, shared: Shared, parallel: int, queue: int, keys: Sequence[str], adapters: Sequence[str] = ()
+) -> Service:
     import torch
 
     from ..models import computing, open_model
     from ..native.sampling import as_tokens
+    from ..serving.adapters import named, views
     from ..serving.api import Service as Model
     from ..serving.api import application
-    from ..serving.runner import runner_of, try_out
+    from ..serving.runner import CachedModel, runner_of, try_out
     from ..serving.scheduler import Scheduler
 
+    folders = named(adapters)
     if shared.threads:
         torch.set_num_threads(shared.threads)
     opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
-    runner = runner_of(opened.model, opened.label)
+    made = views(opened.model, opened.label, folders)
+    runner = runner_of(opened.model, opened.label, made)
     with computing(opened.label):
         try_out(runner)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
     ends = next((as_tokens(found) for found in known if found is not None), ())
-    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel)
-    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary)
+    more = {"choose": runner.choose} if isinstance(runner, CachedModel) else {}
+    scheduler = Scheduler(runner, opened.tokenizer, ends or (), queue, parallel, **more)
+    service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(made))
     return Service(name, application(service), scheduler.metrics.add_answer, scheduler.stop)
 
 
@@ -75,12 +81,11 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     client's."""
     from ..artifacts.manifest import read_manifest, verify_files
     from ..artifacts.signature import check_signature
-    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app
+    from ..rttc.app import EMBEDDER, KNOWLEDGE, REWARD, read_app, scorer_of
     from ..rttc.embedder import folder_embedder
     from ..rttc.knowledge import open_base
     from ..rttc.library import Library, application
     from ..rttc.reward import Judge
-    from ..rttc.scorer import open_scorer
 
     folder, app = Path(place), read_app(Path(place))
     manifest = read_manifest(folder)
@@ -92,7 +97,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     if app.reward == "judge":
         reward = Judge(folder / REWARD)
     elif app.reward == "scorer" and app.embed == "folder":
-        reward = open_scorer(folder / REWARD, folder_embedder(folder / EMBEDDER, shared.cache_folder))
+        reward = scorer_of(folder, folder_embedder(folder / EMBEDDER, shared.cache_folder))
     library = Library(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
         name,

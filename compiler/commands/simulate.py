@@ -67,6 +67,11 @@ def _sum_up(run: "Federation", declared: "Declaration", into: Path, shared: "Sha
 
     for text in lines(run.course.rounds):
         shared.screen.say(text)
+    if declared.stream:
+        from ..federation.stream import forgotten
+
+        worse = ", ".join(f"{value:+.4f}" for value in forgotten(run.course.rounds))
+        shared.screen.say(f"tasks before the last, nats per token since their own rounds: {worse}")
     if declared.clip and declared.noise:
         shared.screen.say(privacy(run, declared))
     shared.screen.say(f"{counted(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")

@@ -125,6 +125,12 @@ class _Search:
             yield roots[kind.reshape(-1) == i]
 
     def add(self, kind: Kind, items: list[frozenset[int]], per_block: int, site: str) -> None:
+        """Keep a group, unless it is kept: attentions that share a table of biases have all their heads in common."""
+        if any(
+            (group.kind, group.per_block) == (kind, per_block) and known == items
+            for group, known in zip(self.result.groups, self.result.items, strict=True)
+        ):
+            return
         try:
             members = tuple(self.members(items))
         except Uneven as why:

@@ -111,7 +111,10 @@ def sentence(declared: Declaration) -> str:
         "reft": "interventions",
         "prompt": "a soft prompt",
         "full": "sub-networks" if declared.sizes else "all weights",
+        "index": "",
     }[declared.trains]
+    if declared.trains == "index":
+        return f"{declared.clients} clients search what all of them have, the best {declared.top} for each question"
     return f"{declared.clients} clients train {what} by {declared.strategy}"
 
 
@@ -188,7 +191,7 @@ def page(declared: Declaration, name: str) -> str:
         package=PACKAGE,
         folder=declared.folder,
         base=declared.base,
-        up=f"{size(sent)}{halves}",
+        up="vectors, scores and numbers, no text," if declared.trains == "index" else f"{size(sent)}{halves}",
         rows=rows,
         flwr=FLWR,
         clients=declared.clients,

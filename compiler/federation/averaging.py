@@ -52,18 +52,19 @@ class FedAvg(Strategy):
 class FrozenA(FedAvg):
     """FFA-LoRA: A stays as it was drawn, B alone is trained, sent and averaged, which is exact: B A is linear in B.
 
-    A goes to a client once.
+    A goes to a client once; a head that is trained along is averaged, too.
     Source: Sun et al. 2024 (arXiv 2403.12313).
     """
 
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        arrays = {"global": {f"{path}.B": self.state[f"{path}.B"] for path in modules(self.full)}}
+        arrays = {"global": {name: self.state[name] for name in self.wanted(client)}}
         if holds is None:
             arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in modules(self.full)}
         return Payload(arrays)
 
     def wanted(self, client: int) -> Shapes:
-        return {f"{path}.B": self.full[f"{path}.B"] for path in modules(self.full)}
+        fixed = {f"{path}.A" for path in modules(self.full)}
+        return {name: shape for name, shape in self.full.items() if name not in fixed}
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         super().take(number, sent)

@@ -8,6 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,22 @@ class Learner(ABC):
 
     base        sha256 of the model that it holds
     examples    how many rows it learns from; 0 where it has no data
+    task        of several that come one after another, the one whose rows it learns from
+    anchor      what the state was when the task began; asked for where `anchors`
     """
 
     base: str
     examples: int
+    task: int = 0
+    anchors: bool = False
+    anchor: State = MappingProxyType({})
+
+    def begin(self, number: int, rounds: int) -> None:  # noqa: B027 (most learn from the same rows in all of them)
+        """A round of so many begins, both from 1."""
+
+    def by_task(self) -> tuple[float, ...]:
+        """What was judged last, task by task; empty where there is one."""
+        return ()
 
     @abstractmethod
     def drawn(self, seed: int, rank: int | None = None) -> State:
@@ -79,8 +92,13 @@ class Participant:
     def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
         config, started = message.config, time.monotonic()
         self._check(message)
+        self.learner.begin(message.number, int(config["rounds"]))
+        if not self.learner.examples:
+            raise Reject(client_refuses(f"it has no rows of the task of round {message.number}"))
         added = self._merged(message, memory)
         state, mixed = self._start(message, memory, added)
+        if self.learner.anchors:
+            self._anchor(state, memory)
         before = self.learner.loss(state, added)
         names = frozenset(message.arrays["global"] if "fixed" in memory else state)
         seed = seed_of(int(config["seed"]), message.number, self.client)
@@ -104,8 +122,16 @@ class Participant:
                 "loss": loss,
                 "accuracy": accuracy,
                 "seconds": time.monotonic() - started,
+                **({"by_task": list(told)} if (told := self.learner.by_task()) else {}),
             },
         )
+
+    def _anchor(self, state: State, memory: dict[str, Any]) -> None:
+        """Remember what a task began with. A node that lost its memory takes what it has now."""
+        task = self.learner.task
+        if int(memory.get("task", {"number": [-1]})["number"][0]) != task:
+            memory["task"], memory["anchor"] = {"number": np.array([task])}, state
+        self.learner.anchor = memory["anchor"]
 
     def _masked(self, message: Message, memory: dict[str, Any]) -> Answer:
         """What it learned in this round, under masks against the clients that the server names."""
@@ -153,7 +179,7 @@ class Participant:
             return self._mix_with_others(arrays["mean"], memory.get("own"), config, added)
         if "mix" not in config:
             seed = seed_of(int(config["seed"]), message.number)
-            return self.learner.drawn(seed, int(config["rank"])), math.nan
+            return {**self.learner.drawn(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
         own = arrays.get("own") or memory.get("own")
         if not own:
             raise Reject(

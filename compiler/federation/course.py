@@ -15,6 +15,7 @@ class Turn:
     examples    rows that it learns from
     mix         share of the others that it took in
     accuracy    share of its held-out rows whose class it tells; NaN where rows have none
+    by_task     of a stream: the loss on each task that it has met
     """
 
     loss: float
@@ -25,6 +26,7 @@ class Turn:
     bytes_down: int
     mix: float = math.nan
     accuracy: float = math.nan
+    by_task: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,25 @@ class Round:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> "Round":
-        turns = {
-            int(k): Turn(**{n: math.nan if v is None else v for n, v in t.items()}) for k, t in body["turns"].items()
-        }
+        turns = {int(k): Turn(**{n: _read(v) for n, v in t.items()}) for k, t in body["turns"].items()}
         return Round(body["number"], turns, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN."""
-    return {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in values.items()}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {n: plain(v) for n, v in values.items()}
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(one) for one in value)
+    return math.nan if value is None else value
 
 
 @dataclass

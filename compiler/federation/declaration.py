@@ -11,15 +11,19 @@ from ..store.cache import digest
 from ..store.hashes import files_hash
 from ..store.regular import CONFIG, MISFIT, read_json
 from .averaging import FedAvg, FrozenA
+from .checkpoint import Checkpoint
+from .course import Round
+from .grid import Grid
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
-from .rounds import Terms
+from .rounds import Federation, Terms
+from .search import Library, Search
 from .secure import Summed
 from .sizes import Coverage, Size
 from .state import Shapes
 from .strategy import Strategy
 
-NAME, FORMAT = "federation.json", 2
+NAME, FORMAT = "federation.json", 3
 
 bad_federation = Fault(
     "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
@@ -44,7 +48,8 @@ class DataSet:
 class Declaration:
     """
     base       sha256 over the weights and config of the model in `folder` of the artifact
-    trains     "lora", "reft", "prompt" or "full"
+    trains     "lora", "reft", "prompt" or "full"; "index": nothing is trained, documents are sought (search.py)
+    top        how many documents answer a question
     full       shapes of a whole state, that of the client with the largest rank
     ranks      of the clients' adapters, by number; empty: all have the largest
     mix        share of the others that a client takes in; None: what its validation likes best
@@ -53,6 +58,7 @@ class Declaration:
     share      of the clients that take part in a round
     protects   whom `clip` and `noise` hide: "clients" from the server's mean, or "rows" of each client
     secure     the server is given sums of masked states
+    stream     data sets are tasks that come one after another; `anchor` holds fast to what was learned before
     sizes      sub-networks, and which one each client trains; empty: the whole model
     """
 
@@ -85,11 +91,15 @@ class Declaration:
     secure: bool
     sizes: tuple[Size, ...]
     size_of: tuple[int, ...]
+    stream: bool
+    anchor: float
+    top: int
 
     @property
     def identity(self) -> str:
         """sha256 of all that decides a run but how many rounds it has: more of them go on from fewer."""
-        return digest({k: v for k, v in self.to_json().items() if k not in ("rounds", "deadline")})
+        more = ("deadline",) if self.stream else ("rounds", "deadline")  # tasks share a stream's rounds
+        return digest({k: v for k, v in self.to_json().items() if k not in more})
 
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
@@ -142,12 +152,14 @@ def _is_one_of(*texts: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in texts
 
 
-STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone")
+STRATEGIES = ("fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone", "search")
 _FITS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("alpha", "clip", "noise", "delta", "beta", "hold", "lr", "deadline", "share"), _is_number),
-    **dict.fromkeys(("clients", "steps", "batch", "rounds"), _is_count),
+    **dict.fromkeys(
+        ("alpha", "clip", "noise", "delta", "beta", "hold", "lr", "deadline", "share", "anchor"), _is_number
+    ),
+    **dict.fromkeys(("clients", "steps", "batch", "rounds", "top"), _is_count),
     "folder": _is_one_of("compact", "model"),  # beside it, never a path
-    "trains": _is_one_of("lora", "reft", "prompt", "full"),
+    "trains": _is_one_of("lora", "reft", "prompt", "full", "index"),
     "strategy": _is_one_of(*STRATEGIES),
     "center": _is_one_of("mean", "median"),
     "way": _is_one_of("project", "align", "function"),
@@ -158,6 +170,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: type(value) is int,
     "protects": _is_one_of("clients", "rows"),
     "secure": lambda value: type(value) is bool,
+    "stream": lambda value: type(value) is bool,
 }
 
 
@@ -199,6 +212,8 @@ def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
 
 def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
+    if declared.strategy == "search":
+        return Search({})
     ranks = dict(enumerate(declared.ranks))
     clip = declared.clip if declared.protects == "clients" else 0.0
     if declared.secure:
@@ -214,3 +229,14 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
         return kind(declared.full, declared.alpha, ranks)
     mix = 0.0 if declared.strategy == "alone" else declared.mix
     return AllButMe(declared.full, declared.center, declared.way, mix)  # type: ignore[arg-type]
+
+
+def federation_of(
+    declared: Declaration, grid: Grid, checkpoint: Checkpoint | None, tell: Callable[[Round], None]
+) -> Federation:
+    """A run of a declaration over a grid."""
+    if declared.strategy != "search":
+        return Federation(grid, strategy_of(declared), declared.terms(), checkpoint, tell)
+    made = Library(grid, strategy_of(declared), declared.terms(), None, tell)
+    made.count = declared.top
+    return made

@@ -3,24 +3,27 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..report.quantity import size
+from ..report.quantity import counted, size
 from .app import sentence
+from .course import Round
 from .declaration import Declaration, strategy_of
 from .state import numbers
+from .table import HEAD, line
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What `effc inspect` shows of a Flower App."""
+    """What `effc inspect` shows of a Flower App, and of how it went where its result lies beside it."""
 
     declared: Declaration
+    rounds: tuple[Round, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
         declared, strategy = self.declared, strategy_of(self.declared)
         made = []
         for client in range(declared.clients):
-            up = 4 * numbers(strategy.wanted(client))
+            up = 4 * numbers(strategy.wanted(client))  # 0 of a search: it depends on how much is asked
             rank = declared.ranks[client] if declared.ranks else None
             budget = declared.sizes[declared.size_of[client]].params if declared.sizes else None
             made.append({"client": client, "up": up, "down": _down(declared, up), "rank": rank, "params": budget})
@@ -45,10 +48,16 @@ class Drawing:
             )
             down = size(row["down"]) if row["down"] is not None else "grows"
             lines.append(f"{row['client']:>6}  {size(row['up']):>10}  {down:>10}  {holds}")
+        if self.rounds:
+            lines += ["", f"ran {counted(len(self.rounds), 'round')}, the last of them:", HEAD, line(self.rounds[-1])]
         return "\n".join([*head, "", *lines])
 
     def to_json(self) -> dict[str, Any]:
-        return {"declaration": self.declared.to_json(), "clients": self.rows()}
+        return {
+            "declaration": self.declared.to_json(),
+            "clients": self.rows(),
+            "rounds": [r.to_json() for r in self.rounds],
+        }
 
 
 def _down(declared: Declaration, up: int) -> int | None:

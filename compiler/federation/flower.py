@@ -15,11 +15,10 @@ import numpy as np
 from ...dsl.diagnostics import Fault, Reject
 from .checkpoint import Checkpoint
 from .client import Participant
-from .declaration import read_declaration, strategy_of
+from .declaration import federation_of, read_declaration
 from .grid import Answer, Message, Reply
 from .place import Place
 from .results import write_results
-from .rounds import Federation
 from .state import State
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def serve(grid: "Grid", context: "Context", file: Path) -> None:
     work = Path(str(config["work"])) if config["work"] else None
     folder = work / declared.identity if work else None
     checkpoint = Checkpoint(folder, declared.identity) if folder else None
-    run = Federation(FlowerGrid(grid), strategy_of(declared), declared.terms(), checkpoint, _say)
+    run = federation_of(declared, FlowerGrid(grid), checkpoint, _say)
     run.run()
     if config["output"]:
         write_results(run.strategy.results(), run.course, declared, Path(str(config["output"])))

@@ -26,6 +26,7 @@ class Local:
 
     noise    of a private client: each row's gradient is cut at `clip`, and their sum gets normal noise of deviation
              noise * clip; a step's rows are then drawn one by one with probability batch / rows. None: not private
+    anchor   of a stream: each step takes so large a share, times `lr`, of the way back to the task's beginning
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Local:
     lr: float
     clip: float = 1.0
     noise: float | None = None
+    anchor: float = 0.0
 
 
 class Language(Learner):
@@ -79,11 +81,20 @@ class Language(Learner):
                 else:
                     private_gradient(held, learn, len(self.rows), self.local)
                 optimizer.step()
+                self._pull(held)
                 optimizer.zero_grad(set_to_none=True)
                 held.spread()
             self.slots.settle()
         made = {name: t.float().cpu().numpy().copy() for name, t in held.tensors().items()}
         return {name: made.get(name, array) for name, array in state.items()}
+
+    @torch.no_grad()
+    def _pull(self, held: Trained) -> None:
+        """Some of the way back to where the task began."""
+        if self.local.anchor:
+            for name, master in held.masters.items():
+                back = torch.from_numpy(self.anchor[name]).to(master)
+                master.lerp_(back, min(1.0, self.local.lr * self.local.anchor))
 
     def _lesson(self) -> Callable[[Tensor, float], float]:
         """What rows of these numbers teach: adds a weight times the gradient of their mean loss."""

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from .all_but_me import Center, shares_of_others
-from .median import gram
-from .rotations import Way, combined, function_gram, paths, projected
+from .median import gram, pull_of_median
+from .rest import Rest
+from .rotations import Way, combined, function_gram, paths
 from .state import Shapes, State, normal
 from .strategy import Payload, Sent, Strategy
+
+MANY = 64  # clients: of more, medians one by one and means of functions cost their square
 
 
 class AllButMe(Strategy):
@@ -16,6 +19,9 @@ class AllButMe(Strategy):
 
     "The others" are all whose state is known, those of earlier rounds too. A client's own state travels down where
     its node doesn't have it: at its first round, and after it failed or was away.
+
+    A mean costs as much for each client however many there are (rest.py). A median is found for each of up to MANY
+    clients; of more, one is found of all, and everybody gets the mean of the others with the weights that it gave them.
 
     center    the mean of the others, or their geometric median
     way       how interventions are put together (rotations.py)
@@ -30,8 +36,8 @@ class AllButMe(Strategy):
         self.center, self.way, self.share = center, way, share
         self.states: dict[int, State] = {}
         self.examples: dict[int, float] = {}
-        self._shares: dict[int, dict[int, float]] = {}  # of medians
-        self._sums: dict[str, np.ndarray] = {}  # of all states, weighted
+        self._shares: dict[int, dict[int, float]] = {}  # of a median for each
+        self._rest: Rest | None = None
 
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
         arrays: dict[str, State] = {}
@@ -46,26 +52,12 @@ class AllButMe(Strategy):
         """What the others sent, put together; nothing where there are none."""
         if self.share == 0:
             return {}
+        own = self.states.get(client, self.initial)
+        if self._rest is not None:
+            return self._rest.of(client, own)
         rest = {k: w for k, w in self.examples.items() if k != client and w > 0}
         shares = self._shares.get(client) or (normal(rest) if rest else {})
-        if shares and self.center == "mean" and self.way == "project":
-            return self._without(client)
-        return combined(self.states, shares, self.states.get(client, self.initial), self.way) if shares else {}
-
-    def _without(self, client: int) -> State:
-        """The mean of the others from the sum of all: a round of many clients costs as many sums, not their square."""
-        if not self._sums:
-            some = next(iter(self.states.values()))
-            self._sums = {
-                name: sum(self.examples[k] * self.states[k][name].astype(np.float64) for k in sorted(self.states))
-                for name in some
-            }
-        mine = self.examples.get(client, 0.0)
-        mass = sum(self.examples.values()) - mine
-        own = self.states.get(client, self.initial)
-        return projected(
-            {n: ((s - mine * own[n].astype(np.float64)) / mass).astype(own[n].dtype) for n, s in self._sums.items()}
-        )
+        return combined(self.states, shares, own, self.way) if shares else {}
 
     def take(self, number: int, sent: Mapping[int, Sent]) -> None:
         for client, one in sent.items():
@@ -73,11 +65,16 @@ class AllButMe(Strategy):
         self._weigh()
 
     def _weigh(self) -> None:
-        self._shares, self._sums = {}, {}
-        if self.center == "median" and self.states:
-            some = next(iter(self.states.values()))
+        self._shares, self._rest = {}, None
+        if not self.states or self.share == 0:
+            return
+        some = next(iter(self.states.values()))
+        if self.center == "median" and len(self.states) <= MANY:
             products = function_gram(self.states) if self.way == "function" and paths(some) else gram(self.states)
             self._shares = shares_of_others(self.examples, products)
+        elif self.way != "function" or not paths(some):
+            weights = pull_of_median(self.states, self.examples) if self.center == "median" else self.examples
+            self._rest = Rest(self.states, weights, "align" if self.way == "align" else "project")
 
     def results(self) -> dict[str, State]:
         return {f"client-{client}": state for client, state in sorted(self.states.items())}

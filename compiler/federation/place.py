@@ -1,9 +1,13 @@
 """A client's place: the model that it holds and the rows that are its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.source import Source
@@ -17,6 +21,7 @@ from .partition import divided, held_back
 
 if TYPE_CHECKING:
     from .rows import Rows
+    from .search import Librarian
     from .slots import Slots
 
 
@@ -35,9 +40,12 @@ class Place:
         check_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
-    def seats(self, clients: list[int]) -> Iterator[list[Participant]]:
+    def seats(self, clients: list[int]) -> "Iterator[Sequence[Participant | Librarian]]":
         """Clients that answer messages, over one model; over one of each size where they train sub-networks."""
         rows, declared = self._rows(), self.declared
+        if declared.trains == "index":
+            yield self._librarians(clients, rows)
+            return
         wanted = {client: declared.size_of[client] if declared.sizes else -1 for client in clients}
         with ExitStack() as open_slots:
             slots = {}
@@ -45,6 +53,47 @@ class Place:
                 model = open_model(str(self.model), self.settings).model
                 slots[size] = open_slots.enter_context(slots_on(model, declared, size))
             yield [Participant(client, self._learner(client, rows, slots[wanted[client]])) for client in clients]
+
+    def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[Librarian]":
+        """Clients with vectors of their questions and documents, the halves of rows of `texts` with two fields.
+
+        Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
+        """
+        from ..rows.states import every_state, pooling_of
+        from .search import Librarian
+
+        model, declared = open_model(str(self.model), self.settings).model, self.declared
+        pooling = pooling_of(self.model, "auto")
+        pairs = []
+        for part in rows:
+            found = torch.cat([s.pooled.double() for s in every_state(model, part.ids, pooling)])
+            pairs.append(torch.nn.functional.normalize(found, dim=-1).float().cpu().numpy())
+        halves = [len(p) // 2 for p in pairs]
+        asked = np.concatenate([p[:n] for p, n in zip(pairs, halves, strict=True)])
+        known = np.concatenate([p[n:] for p, n in zip(pairs, halves, strict=True)])
+        if self.own:
+            numbers = np.arange(len(known))
+            partners = {k: np.stack([np.full(len(known), k), numbers], axis=1) for k in clients}
+            return [Librarian(k, self.base, asked, known, partners[k], declared.top) for k in clients]
+        questions, documents = (self._dealt(halves, declared.seed + n) for n in (0, 1))
+        place = {at: (k, n) for k, own in enumerate(documents) for n, at in enumerate(own)}
+        return [
+            Librarian(
+                k,
+                self.base,
+                asked[questions[k]],
+                known[documents[k]],
+                np.array([place[at] for at in questions[k]]),
+                declared.top,
+            )
+            for k in clients
+        ]
+
+    def _dealt(self, sizes: list[int], seed: int) -> list[list[int]]:
+        """For every client numbers of records, all data sets behind one another."""
+        declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
+        found = divided(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
+        return [[starts[number] + row for number, row in part] for part in found]
 
     def _rows(self) -> "list[Rows]":
         """Rows of every data set."""
@@ -59,15 +108,30 @@ class Place:
     def _learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
         from .language import Language, Local
         from .rows import joined
+        from .stream import Stream
 
         declared = self.declared
-        mine = joined(rows) if self.own else parts_of(declared, rows)[client]
-        learn, held = held_back(len(mine), declared.hold, declared.seed)
         private = declared.protects == "rows" and declared.clip > 0
-        local = Local(declared.steps, declared.batch, declared.lr)
+        local = Local(declared.steps, declared.batch, declared.lr, anchor=declared.anchor)
         if private:
-            local = Local(declared.steps, declared.batch, declared.lr, declared.clip, declared.noise)
-        return Language(slots, mine.select(learn), mine.select(held), local, self.base)
+            local = replace(local, clip=declared.clip, noise=declared.noise)
+        if declared.stream:
+            tasks = rows if self.own else tasks_of(declared, rows)[client]
+            return Stream(slots, [self._held_back(task) for task in tasks], local, self.base)
+        mine = joined(rows) if self.own else parts_of(declared, rows)[client]
+        return Language(slots, *self._held_back(mine), local, self.base)
+
+    def _held_back(self, rows: "Rows") -> "tuple[Rows, Rows]":
+        """Rows to learn from, and rows to judge by."""
+        learn, held = held_back(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        return rows.select(learn), rows.select(held)
+
+
+def tasks_of(declared: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
+    """For every client its rows of every data set, none of some perhaps."""
+    sizes = [len(r) for r in rows]
+    found = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in found]
 
 
 def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from .low_rank import modules, padded_mean, rank_of, resized, stacked, truncated
-from .state import Shapes, State
+from .state import Shapes, State, mean
 from .strategy import Payload, Sent, Strategy
 
 
@@ -20,6 +20,7 @@ class Stack(Strategy):
     """FLoRA: the exact mean. What a round learned is merged into every client's weights, and new adapters begin.
 
     The server keeps the stacks of all rounds: a client that has been away gets those that it missed, in their order.
+    A head that is trained along goes on from its plain mean.
     Source: Wang et al. 2024 (arXiv 2409.05976).
     """
 
@@ -29,13 +30,16 @@ class Stack(Strategy):
         super().__init__(full)
         self.alpha, self.ranks = alpha, ranks
         self.rounds: dict[int, State] = {}
+        self.head: State = {}
+        inside = {f"{path}.{side}" for path in modules(full) for side in "AB"}
+        self._beside = {name: shape for name, shape in full.items() if name not in inside}
 
     def payload(self, client: int, number: int, holds: int | None) -> Payload:
-        missed = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if holds is None or n >= holds}
-        return Payload(missed, {"rank": self._rank(client)})
+        sent = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if holds is None or n >= holds}
+        return Payload({**sent, "head": self.head} if self.head else sent, {"rank": self._rank(client)})
 
     def wanted(self, client: int) -> Shapes:
-        return ranked(self.full, self._rank(client))
+        return {**ranked(self.full, self._rank(client)), **self._beside}
 
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
@@ -44,6 +48,8 @@ class Stack(Strategy):
         self.rounds[number] = stacked(
             {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
         )
+        heads = {k: {name: s.state[name] for name in self._beside} for k, s in sent.items()}
+        self.head = mean(heads, {k: s.examples for k, s in sent.items()}) if self._beside else {}
 
     def results(self) -> dict[str, State]:
         """One adapter with the updates of all rounds: exact, and of the sum of their ranks."""
@@ -51,13 +57,15 @@ class Stack(Strategy):
 
         if not self.rounds:
             return {}
-        return {"global": joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha)}
+        return {"global": joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha) | self.head}
 
     def saved(self) -> dict[str, State]:
-        return {f"round-{number}": state for number, state in self.rounds.items()}
+        made = {f"round-{number}": state for number, state in self.rounds.items()}
+        return {**made, "head": self.head} if self.head else made
 
     def restore(self, saved: Mapping[str, State]) -> None:
-        self.rounds = {int(name.removeprefix("round-")): state for name, state in saved.items()}
+        self.head = saved.get("head", {})
+        self.rounds = {int(name.removeprefix("round-")): s for name, s in saved.items() if name != "head"}
 
 
 def rank_of_shapes(full: Shapes) -> int:

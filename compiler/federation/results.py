@@ -13,6 +13,8 @@ from .low_rank import modules, rank_of
 from .state import State
 
 MARK = "federation-result.json"
+STATE = "state.safetensors"
+PREFIX = "base_model.model"  # of names in peft's files
 
 
 def write_results(
@@ -32,17 +34,16 @@ def write_results(
         elif declared.trains == "reft" and source is not None:
             _write_interventions(state, source, folder)
         else:
-            _write_tensors(state, folder / "state.safetensors")
+            _write_tensors(state, folder / STATE)
     body = {"identity": declared.identity, "base": declared.base, "rounds": [r.to_json() for r in course.rounds]}
     write_whole(into / MARK, (json.dumps(body, indent=2) + "\n").encode())
 
 
 def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
-    prefix = "base_model.model"
     factors = modules(state)
     inside = {f"{path}.{side}" for path in factors for side in "AB"}
-    named = {f"{prefix}.{name}": array for name, array in state.items() if name not in inside}
-    named |= {f"{prefix}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
+    named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
+    named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(_config(state, declared), indent=2) + "\n")
 

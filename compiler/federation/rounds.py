@@ -225,7 +225,9 @@ class Federation:
 
     def _message(self, client: int, number: int) -> Message:
         payload = self.strategy.payload(client, number, self.holding.get(client))
-        config = {"base": self.terms.base, "deadline": self.terms.deadline, "seed": self.terms.seed, **payload.config}
+        terms = self.terms
+        config = {"base": terms.base, "deadline": terms.deadline, "seed": terms.seed, "rounds": terms.rounds}
+        config |= payload.config
         return Message(self.members[client].node, "train", number, payload.arrays, config)
 
     def _fault(self, client: int, number: int, reply: Reply | None) -> str:
@@ -288,7 +290,9 @@ def _first_line(text: str) -> str:
 
 def _turn(reply: Reply, message: Message) -> Turn:
     values = {name: float(reply.config.get(name, "nan")) for name in NUMBERS}
-    return Turn(**values, bytes_up=reply.bytes, bytes_down=message.bytes)
+    told = reply.config.get("by_task", [])
+    tasks = tuple(float(x) for x in told) if isinstance(told, Sequence) and not isinstance(told, str) else ()
+    return Turn(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
 
 
 def lines(rounds: Sequence[Round]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
 from .course import Round
-from .declaration import Declaration, strategy_of
+from .declaration import Declaration, federation_of
 from .grid import LocalGrid
 from .place import Place
 from .rounds import Federation
@@ -27,7 +27,7 @@ def simulate(
     place.check_base()
     checkpoint = Checkpoint(settings.cache_dir / "federations" / declared.identity, declared.identity)
     with place.seats(list(range(declared.clients))) as clients:
-        run = Federation(LocalGrid(clients), strategy_of(declared), declared.terms(), checkpoint, tell)
+        run = federation_of(declared, LocalGrid(clients), checkpoint, tell)
         run.run()
     checkpoint.clear()
     return run

@@ -31,8 +31,9 @@ expectation_missed = Fault(
 )
 bound_skipped = Fault(
     "bound-skipped",
-    "A bound holds for a machine profile that this machine does not match, so it was not measured here.\n\n"
-    "Run `effc test` on the machine that the profile describes.",
+    "A bound holds for a machine profile that this machine does not match, or for what only a run of the artifact "
+    "gives, so it was not measured here.\n\n"
+    "Run `effc test` on the machine that the profile describes, or after `effc run`.",
     severity="warning",
 )
 

@@ -29,6 +29,12 @@ recipe_lost = Fault(
     "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
     exit="usage",
 )
+not_run = Fault(
+    "not-run",
+    "What an artifact gives when it is run was to be judged before it ran.\n\n"
+    "`effc run FOLDER` of a federation simulates it and leaves its states beside it.",
+    exit="usage",
+)
 RECIPE = 1 << 20  # bytes: more than any has
 
 nothing_expected = Fault("nothing-expected", "A recipe without `expect` was tested.", exit="usage")
@@ -202,7 +208,7 @@ def _measurable(manifest: "Manifest") -> bool:
 
 def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
     """The bounds that speak of an artifact, judged on what lies there."""
-    from ..artifacts.load import load, members
+    from ..artifacts.load import facts, load, members
     from ..artifacts.manifest import read_manifest
     from .comparison import compare
     from .verdicts import Verdicts
@@ -214,8 +220,18 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
     if manifest.members:
         models = ((name, open_form(folder)) for name, folder in members(path, manifest))
         return Verdicts(plan, cache, ctx).on_front(models)[0]
+    target: Any = ctx.shelf.load("target", manifest.kind)
+    given = target.results(path, ctx)
     asked = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
+    if given is not None:
+        asked = tuple(replace(b, part="") for b in asked)
+    elif facts(manifest.kind).get("later") and any(b.part for b in asked):
+        raise Reject(
+            not_run(f"{path} has not run, and bounds speak of what it gives", help=f"effc run {path}, then test it")
+        )
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=asked))
+    if given is not None:
+        return Verdicts(plan, cache, ctx).on_front(given)[0]
     return compare(open_form(path), plan, cache, ctx)
 
 

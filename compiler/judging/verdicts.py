@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.recipe import Bound, Emit
 from ...dsl.show import show
 from ...dsl.values import MetricRef
+from ..artifacts.load import facts
 from ..artifacts.manifest import Measure
 from ..store.cache import Cache
 from ..words.context import Context
@@ -40,19 +41,23 @@ class Verdicts:
         rounds   the artifact's numbers are not the result's
         """
         known = None if rounds else self.whole.get(target.source)
-        own = [b for b in self.plan.pipeline.expects if b.part == target.call.word or (not b.part and known is None)]
+        word, later = target.call.word, facts(target.call.word).get("later", "")
+        wait = tuple(Verdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word)
+        own = [
+            b for b in self.plan.pipeline.expects if (b.part == word and not later) or (not b.part and known is None)
+        ]
         made = compare(model(), self._with(own), self.cache, self.ctx, self.look)
         if known is None:
             if not rounds:
                 self.whole[target.source] = made
-            return made, made.outcomes
+            return replace(made, outcomes=(*made.outcomes, *wait)), (*made.outcomes, *wait)
         clocked = {name for b in self.plan.pipeline.expects if self.ctx.metric(b.metric).timed for name in _names(b)}
         said = {m.metric for m in made.measures} | set(known.ratios) | clocked
         measures = (*made.measures, *(m for m in known.measures if m.metric not in said))
         held = [v for v in known.outcomes if metric_label(v.bound) not in clocked]
         again = [_again(v, made.measures, str(target.call.args["path"])) for v in held]
-        new = (*(v for v, old in zip(again, held, strict=True) if v is not old), *made.outcomes)
-        return replace(made, outcomes=(*again, *made.outcomes), measures=measures), new
+        new = (*(v for v, old in zip(again, held, strict=True) if v is not old), *made.outcomes, *wait)
+        return replace(made, outcomes=(*again, *made.outcomes, *wait), measures=measures), new
 
     def on_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
         """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""

@@ -22,6 +22,9 @@ class Perplexity(Metric):
 
     data: DataRef = param("Rows to predict.", positional=True)
 
+    def dearer(self, value: float, nats: float) -> float:
+        return value * math.exp(min(nats, 80.0))
+
     def measure(self, model: nn.Module, ctx: Context) -> float:
         nats, tokens = nll(model, ctx.rows(self.data))
         mean = finite(nats / tokens, "perplexity", self.data.name)

@@ -122,21 +122,25 @@ class Attending:
 
     def attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
         module, q, k, v, mask = args
-        if not (isinstance(q, Rows) and isinstance(k, Cached) and isinstance(v, Cached)):
+        k, v = (x.rows if isinstance(x, Cached) else x for x in (k, v))  # encoders cache none
+        if not all(isinstance(x, Rows) for x in (q, k, v)):
             raise self.reader.refuse(node, "attention to something else than what the layer caches")
         if mask is not None and not isinstance(mask, Positional):
             raise self.reader.refuse(node, "attention under a mask that tokens decide")
         of_tokens = (Positional, Rows, Cached)
         options = {key: value for key, value in kwargs.items() if not isinstance(value, of_tokens)}
-        (_, heads, _, head_dim), value_dim = q.index.shape, v.rows.index.shape[3]
-        kv_heads = k.rows.index.shape[1]
+        (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
+        kv_heads = k.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
-        found = heads % kv_heads == 0 and attentions.recognise(module, self._mask(mask), sizes, options)
+        try:
+            found = heads % kv_heads == 0 and attentions.recognise(module, self._mask(mask), sizes, options)
+        except RuntimeError:  # it is handed tables that were made for the sample's length
+            found = None
         if not found:
             raise self.reader.refuse(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
-        made = self.attend(node, found, [q, k.rows, v.rows], sizes)
+        made = self.attend(node, found, [q, k, v], sizes)
         batch, length = self.reader.shape
         return Rows(self.reader.plan.layout.rows(made).view(batch, length, heads, value_dim)), None
 
@@ -161,6 +165,7 @@ class Attending:
             window=window,
             sinks=sinks,
             **({} if slopes is None else {"slopes": slopes}),
+            **({"whole": True} if found.whole else {}),
         )
 
     def _mask(self, mask: Positional | None) -> Any:

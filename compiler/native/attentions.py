@@ -16,25 +16,31 @@ SHORT = 9  # keys, where no window is near
 
 @dataclass(frozen=True)
 class Attention:
-    """softmax(softcap(q @ k.T * scale) over the last `window` keys and the sinks) @ v."""
+    """softmax(softcap(q @ k.T * scale) over the last `window` keys and the sinks) @ v.
+
+    whole    a position sees those that follow too, as far as a window lets it
+    """
 
     scale: float
     softcap: float | None = None
     window: int | None = None
     sinks: Tensor | None = None
     slopes: Tensor | None = None  # that a score gains for each token of distance less
+    whole: bool = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [h, d] of the last position, k and v [g, n, d] -> [h, d]."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, at: int | None = None) -> Tensor:
+        """q [h, d] of position `at`, by default the last, k and v [g, n, d] -> [h, d]."""
         group = q.shape[0] // k.shape[0]
         k, v = (x.repeat_interleave(group, 0) for x in (k, v))
         scores = torch.einsum("hd,hnd->hn", q, k) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
+        length = scores.shape[1]
+        back = (length - 1 if at is None else at) - torch.arange(length)
         if self.slopes is not None:
-            scores = scores + self.slopes[:, None] * torch.arange(1 - scores.shape[1], 1)
-        if self.window is not None:
-            scores[:, : max(0, scores.shape[1] - self.window)] = -torch.inf
+            scores = scores - self.slopes[:, None] * back
+        seen = (back.abs() if self.whole else back.where(back >= 0, length)) < (self.window or length)
+        scores[:, ~seen] = -torch.inf
         if self.sinks is not None:
             scores = torch.cat([scores, self.sinks[:, None]], 1)
         return torch.einsum("hn,hnd->hd", scores.softmax(-1)[:, : v.shape[1]], v)
@@ -52,29 +58,63 @@ def recognise(
     heads, _, head_dim, _ = sizes
     module = _float(module)
     named = windows(module, options)
-    known = [*filter(None, (_trial(module, mask, sizes, options, n) for n in lengths(named)))]
-    for form in _forms(module, head_dim, heads, options, named):
-        pairs = [(form(q, k, v), found) for q, k, v, found in known]
+    if sees_ahead(module, mask, sizes, options):
+        named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
+        known = [row for n in lengths(named) for row in _whole_trial(module, mask, sizes, options, n)]
+        forms = [replace(form, whole=True) for form in _forms(module, head_dim, heads, options, named)]
+    else:
+        known = [(*_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
+        forms = [*_forms(module, head_dim, heads, options, named)]
+    for form in forms:
+        pairs = [(form(q, k, v, at), found) for q, k, v, found, at in known]
         if known and all(torch.allclose(ours, found, atol=_ATOL, rtol=_ATOL) for ours, found in pairs):
             return form
     return None
+
+
+def sees_ahead(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> bool:
+    """Whether the first position of a text sees the second: what it gives changes with that one's value."""
+    seen = mask(2)
+    if seen is None and getattr(module, "is_causal", True):
+        return False
+    q, k, v = _random(sizes, 2, 2)
+    first, _ = leaves.attention(module, q, k, v, _floats(seen), **options)
+    v[:, :, 1] += 1
+    other, _ = leaves.attention(module, q, k, v, _floats(seen), **options)
+    return not torch.equal(first[0, 0], other[0, 0])
+
+
+def _whole_trial(
+    module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
+) -> list[tuple[Any, ...]]:
+    """The same of a text that is seen whole, at its first position, one in the middle and the last."""
+    q, k, v = _random(sizes, length, length)
+    out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **options)
+    return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
+
+
+def _random(sizes: tuple[int, int, int, int], queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [1, h, queries, d], k and v [1, g, keys, d]."""
+    heads, kv_heads, head_dim, value_dim = sizes
+    generator = torch.Generator().manual_seed(keys)
+    shapes = ((1, heads, queries, head_dim), (1, kv_heads, keys, head_dim), (1, kv_heads, keys, value_dim))
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return q, k, v
+
+
+def _floats(mask: Tensor | None) -> Tensor | None:
+    return mask.float() if mask is not None and mask.dtype.is_floating_point else mask
 
 
 def _trial(
     module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
 ) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
-    heads, kv_heads, head_dim, value_dim = sizes
-    generator = torch.Generator().manual_seed(length)
-    q = torch.randn((heads, head_dim), generator=generator)
-    k = torch.randn((kv_heads, length, head_dim), generator=generator)
-    v = torch.randn((kv_heads, length, value_dim), generator=generator)
+    q, k, v = _random(sizes, 1, length)
     seen = mask(length)
-    last = None if seen is None else seen[:, :, -1:, -length:].to(seen.dtype)
-    if last is not None and last.dtype.is_floating_point:
-        last = last.float()
-    out, _ = leaves.attention(module, q[None, :, None], k[None], v[None], last, **options)
-    return q, k, v, out[0, 0].float()
+    last = None if seen is None else seen[:, :, -1:, -length:]
+    out, _ = leaves.attention(module, q, k, v, _floats(last), **options)
+    return q[0, :, 0], k[0], v[0], out[0, 0].float()
 
 
 def _float(module: nn.Module) -> nn.Module:

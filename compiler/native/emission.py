@@ -1,5 +1,6 @@
 """From a program to the folder that the engine runs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ from ...kernels.native import KernelError
 from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
+from ..rows.inputs import padding
 from ..words.context import Context
 from .linears import Numbers
+from .plan import Gives
 from .reader import Reader
 from .refusal import refused_whole
 from .stored import write
@@ -19,17 +22,19 @@ def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None
     plan = Reader(program, numbers).read()
     companions(program.model, ctx.origin, folder)
     try:
-        write(plan, folder, facts(program.model, numbers.weights))
+        write(plan, folder, facts(program.model, numbers.weights, plan.gives))
     except KernelError as error:  # a weight that is not finite, or no memory for it
         raise refused_whole(program.model, str(error)) from error
 
 
-def facts(model: Any, weights: str) -> dict[str, Any]:
+def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
+    encodes = {} if gives.speaks else {"gives": asdict(gives), "pad": padding(model)}
     return {
         "class": type(model).__name__,
         "model_type": model.config.model_type,
         "params": params(model),
         "weights": weights,
         "isa": "portable",
+        **encodes,
     }

@@ -145,7 +145,7 @@ class NativeModel(nn.Module):
         return len(self._free)
 
     def feed(self, rows: Mapping[int, Tensor], wanted: str) -> Tensor:
-        """Extend sequences by tokens; logits of the last of each row ("last") or of all, row by row."""
+        """Extend sequences by tokens; logits of the last or the first of each row, or of "all", row by row."""
         for number, ids in rows.items():
             length = self.engine.length(number) + len(ids)
             if length > self.plan["context"]:
@@ -165,7 +165,8 @@ class NativeModel(nn.Module):
                 )
             )
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
-        asked = [wanted == "all" or i == len(ids) - 1 for ids in rows.values() for i in range(len(ids))]
+        places = [{"all": range(len(ids)), "first": (0,), "last": (len(ids) - 1,)}[wanted] for ids in rows.values()]
+        asked = [i in own for ids, own in zip(rows.values(), places, strict=True) for i in range(len(ids))]
         with self._alone():
             return self.engine.run(ids.tolist(), numbers, asked)
 

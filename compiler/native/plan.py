@@ -27,6 +27,25 @@ class Entry:
     make: Callable[[], Tensor]
 
 
+@dataclass(frozen=True)
+class Gives:
+    """What a model's forward gives.
+
+    states    hidden states: it has no head
+    whole     tokens see those that follow
+    first     one row for a text, made of its first token, instead of one for each token
+    """
+
+    states: bool = False
+    whole: bool = False
+    first: bool = False
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it predicts next tokens, so that texts can be generated."""
+        return not (self.states or self.whole or self.first)
+
+
 @dataclass
 class Plan:
     """Steps over registers, each written once; `to_json` is what the engine reads."""
@@ -38,6 +57,7 @@ class Plan:
     slots: list[dict[str, int]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     logits: int = -1
+    gives: Gives = Gives()
     copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
 

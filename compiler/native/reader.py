@@ -4,12 +4,12 @@ The graph is walked once, with shapes of its sample batch. Values are `Rows` (nu
 (computed from positions alone) or plain Python and torch values, which are just computed.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ...kernels.engine_steps import MOST_WHOLE
 from ..checkpoints.origin import POSITIONS
 from ..ir.program import Program
 from ..report.progress import follow
@@ -19,12 +19,13 @@ from .attending import Attending
 from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
 from .mixtures import Mixtures
-from .plan import Entry, Plan
+from .plan import Entry, Gives, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .tables import Tables
-from .values import CACHE, Cached, Chosen, Ids, Mask, Pending, Positional, Rows, Written
+from .trees import attribute, index, leaves, mapped, wrapped
+from .values import CACHE, Cached, Chosen, First, Ids, Mask, Pending, Positional, Rows, Written, takes_first
 from .written import Writing
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -76,7 +77,7 @@ class Reader:
                     why = "it mixes numbers of different tokens, or picks others for each"
                     raise self.refuse(node, why) from None
         self.positions.forget()
-        if self.last:
+        if self.last and not self.plan.gives.states:
             linears.pack_head(self.plan, self.numbers, *self.last)
         linears.share_tables(self.plan, self.numbers, self.lowered)
         return self.plan
@@ -89,23 +90,29 @@ class Reader:
     def _logits(self, node: fx.Node) -> int:
         value = node.args[0] if isinstance(node.args[0], fx.Node) else None
         rows = self.values.get(value) if value is not None else None
-        if not isinstance(rows, Rows) or rows.index.shape[-1] != self.plan.vocabulary:
+        whole = any(step.get("whole") for step in self.plan.steps)
+        headless = self.model.base_model is self.model
+        self.plan.gives = gives = Gives(headless, whole, isinstance(rows, First))
+        rows = rows.rows if isinstance(rows, First) else rows
+        if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):
             raise refused_whole(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
+        if whole:
+            self.plan.context = min(self.plan.context, MOST_WHOLE)
         return self.register(rows)[0]
 
     def _value(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
-            return _attribute(self.model, node.target)
+            return attribute(self.model, node.target)
         args, kwargs = (fx.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
-        flat = _leaves((args, kwargs))
+        flat = leaves((args, kwargs))
         role = node.meta.get("role")
         if role in ("mask", "rotary_embedding"):
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, (Rows, Cached, Written, Chosen)) for x in flat):
+        if any(isinstance(x, (Rows, Cached, Written, Chosen, First)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
@@ -137,13 +144,15 @@ class Reader:
             return self.attending.rotated(node, args, kwargs)
         if role == "attention":
             return self.attending.attention(node, args, kwargs)
-        kinds = {type(x) for x in _leaves((args, kwargs))}
+        kinds = {type(x) for x in leaves((args, kwargs))}
+        if First in kinds:
+            return self._first(node, role, args, kwargs)
         if Written in kinds or {Rows, Cached} <= kinds:
             return self.writing.meet(node, args)
         if Cached in kinds:
-            plain = [_mapped(part, lambda x: x.rows if isinstance(x, Cached) else x) for part in (args, kwargs)]
+            plain = [mapped(part, lambda x: x.rows if isinstance(x, Cached) else x) for part in (args, kwargs)]
             made = self._tokens(node, role, *plain)  # of each token when it comes; what is made of it is kept
-            return _mapped(made, lambda x: Cached(x) if isinstance(x, Rows) else x)
+            return mapped(made, lambda x: Cached(x) if isinstance(x, Rows) else x)
         if role in ("dropout", "identity", "slice_logits", "padding"):
             return args[0]  # sequences of the engine have no padding
         if role == "ssm_conv":
@@ -153,6 +162,16 @@ class Reader:
         if node.op == "call_module":
             return self._module(node, role, args, kwargs)
         return self.computed(node, args, kwargs)
+
+    def _first(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+        """What is made of a text's first token, made of each."""
+        if node.op != "call_module" and calls.operation(node) not in (*calls.UNARY, *calls.SAME):
+            raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
+        plain = [mapped(part, lambda x: x.rows if isinstance(x, First) else x) for part in (args, kwargs)]
+        made = self._tokens(node, role, *plain)
+        if not isinstance(made, Rows):
+            raise self.refuse(node, "it does more with a text's first token than layers and functions of it")
+        return First(made)
 
     def _module(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         module, given = self.model.get_submodule(node.target), args[0] if args else None
@@ -194,11 +213,14 @@ class Reader:
             return first
         if name in calls.JOINS:
             return self._joined(node, args, kwargs)
+        if name == "getitem" and isinstance(first, Rows) and takes_first(first, args[1]):
+            return First(first)
         if name in calls.MOVES and isinstance(first, Rows):
-            return _wrapped(calls.moved(node, (first.index, *map(_index, args[1:])), kwargs), first.pending)
+            return wrapped(calls.moved(node, (first.index, *map(index, args[1:])), kwargs), first.pending)
         if name in calls.UNARY and isinstance(first, Rows):
             function = calls.UNARY[name]
-            return Rows(first.index, Pending(lambda x: function(x, **kwargs), (first.pending,)))
+            options = {key: value for key, value in kwargs.items() if key != "inplace"}
+            return Rows(first.index, Pending(lambda x: function(x, **options), (first.pending,)))
         if name in calls.BINARY:
             return self._binary(node, name, *args)
         if name == "linear":
@@ -361,37 +383,3 @@ class Reader:
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
             return self._applied(whole, Pending(function.call, numbers))
         raise self.refuse(node, "an elementwise function that is not among the engine's steps")
-
-
-def _attribute(model: nn.Module, path: str) -> Any:
-    """What a get_attr of the graph reads."""
-    found: Any = model
-    for part in filter(None, path.split(".")):
-        found = getattr(found, part)
-    return found
-
-
-def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_mapped(part, change) for part in tree)
-    if isinstance(tree, dict):
-        return {key: _mapped(part, change) for key, part in tree.items()}
-    return change(tree)
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, (tuple, list)):
-        return [leaf for part in tree for leaf in _leaves(part)]
-    if isinstance(tree, dict):
-        return [leaf for part in tree.values() for leaf in _leaves(part)]
-    return [tree]
-
-
-def _index(value: Any) -> Any:
-    return value.index if isinstance(value, Rows) else value
-
-
-def _wrapped(found: Any, pending: Pending | None) -> Any:
-    if isinstance(found, (tuple, list)):
-        return tuple(_wrapped(part, pending) for part in found)
-    return Rows(found, pending)

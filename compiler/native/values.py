@@ -53,6 +53,19 @@ class Mask(Positional):
 
 
 @dataclass(frozen=True)
+class First:
+    """Numbers of a text's first token, of which its class is told: `rows` are those of every token, made alike."""
+
+    rows: Rows
+
+
+def takes_first(rows: Rows, asked: Any) -> bool:
+    """Whether an index picks the first token of [batch, tokens, width] as a whole."""
+    everything = slice(None)
+    return rows.index.dim() == 3 and asked in ((everything, 0), (everything, 0, everything))
+
+
+@dataclass(frozen=True)
 class Cached:
     """Numbers of these tokens and of all before them: what is made of each token alone is kept as it is made.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..artifacts.searches import scored
 from ..report.quantity import count, counted, digits
 from .chart import SAYS, Chart, axis, chart, dot, hue
 from .sheet import number, table, word
@@ -44,7 +45,7 @@ def cuts(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     tried = len(found) + sum(len(cut.others) for cut in found)
     says = (
         f"{by} over what is saved, in {counted(len(found), 'cut')}: {digits(found[0].score)} after the first, "
-        f"{digits(found[-1].score)} after the last, with {found[-1].saved:.1f} % saved; {count(tried)} scores in all."
+        f"{digits(found[-1].score)} after the last, with {found[-1].saved:.1f} % saved: {scored(decisions[:MOST])}."
     )
     listed = [
         (str(i), cut.name, cut.kind, digits(cut.score), _or_nothing(cut.second), f"{cut.saved:.2f} %")

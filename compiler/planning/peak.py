@@ -11,6 +11,7 @@ from ...dsl.skeleton import Skeleton
 from ...dsl.values import MetricRef, handles
 from ..machine.memory import held, room_for
 from . import keys, shrink
+from .select import parts
 
 if TYPE_CHECKING:
     from ...dsl.recipe import Invocation
@@ -33,13 +34,26 @@ def peak_bytes(
 
     apart   what it holds besides the weights before it scores
     """
-    mapped, then = is_mapped(ctx.origin), before.shapes()
-    weights = 0 if first and mapped else shrink.bytes_(before)
+    mapped = is_mapped(ctx.origin)
+    weights = 0 if mapped else shrink.bytes_(before)
     # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
     storing = _largest(after) + (shrink.bytes_(before) if first and not mapped else 0)
     if mapped:
-        storing += _bytes(after, {n: shape for n, shape in after.shapes().items() if then.get(n) != shape})
+        storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
     return int(MARGIN * ((held() or PROCESS) + weights + max(storing, apart, _scoring(call, before, ctx))))
+
+
+def _reshaped(before: Skeleton, after: Skeleton) -> dict[str, tuple[int, ...]]:
+    then = before.shapes()
+    return {name: shape for name, shape in after.shapes().items() if then.get(name) != shape}
+
+
+def moved_bytes(call: "Invocation", before: Skeleton, after: Skeleton) -> int:
+    """Bytes of the tensors that a step leaves changed: of new shapes, else all that its `on` selects."""
+    if reshaped := _reshaped(before, after):
+        return _bytes(after, reshaped)
+    chosen = {f"{part.path}.weight" for part in parts(before, call.args.get("on"))}
+    return _bytes(after, {name: shape for name, shape in after.shapes().items() if name in chosen})
 
 
 def is_mapped(origin: "Origin") -> bool:

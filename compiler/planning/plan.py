@@ -3,10 +3,8 @@
 Reads configs and skeletons, never weights.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ from ..words.context import Context
 from ..words.kinds import Pass
 from ..words.placing import placed
 from . import keys, shrink
+from .cost import Emission, emission, step_seconds
 from .drawing import left_alone
 from .foreseen import refuse_foreseen
-from .peak import peak_bytes
+from .peak import moved_bytes, peak_bytes
 from .select import branches, groups, layers, mixers, parts, scans
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
@@ -52,7 +51,7 @@ class Stage:
     source       the key of the result that it works on
     matched      what it may touch
     exact        whether `after` is known, or the likely outcome of a search
-    seconds      an estimate from this machine's speed; peak_bytes likewise from shapes
+    seconds      an estimate from this machine's speeds; peak_bytes and disk_bytes likewise from shapes
     cached, why  whether the result is kept; if not, the first part of the key that differs
     """
 
@@ -68,6 +67,7 @@ class Stage:
     forwards: int
     seconds: float
     peak_bytes: int
+    disk_bytes: int
     cached: bool
     why: str
 
@@ -86,6 +86,7 @@ class Plan:
     identity: str  # hash of what decides the weights
     stages: tuple[Stage, ...]
     skeleton: Skeleton = field(repr=False)
+    emissions: tuple[Emission, ...] = ()
 
     @property
     def has_work(self) -> bool:
@@ -93,11 +94,13 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        return max((s.peak_bytes for s in self.stages if not s.cached), default=0)
+        """Of the steps that run, and of the targets."""
+        running = [s.peak_bytes for s in self.stages if not s.cached]
+        return max((*running, *(e.peak_bytes for e in self.emissions)), default=0)
 
     @property
     def seconds(self) -> float:
-        return sum(s.seconds for s in self.stages if not s.cached)
+        return sum(s.seconds for s in self.stages if not s.cached) + sum(e.seconds for e in self.emissions)
 
     def folder(self, out: Path) -> Path:
         """The folder that the variant's artifacts go into."""
@@ -147,6 +150,7 @@ class Plan:
             for s in self.stages
         ]
         emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
+        taking = [{"seconds": round(e.seconds, 1), "peak_bytes": e.peak_bytes} for e in self.emissions]
         return {
             "pipeline": self.pipeline.name,
             "variant": self.recipe.variant,
@@ -154,6 +158,7 @@ class Plan:
             "identity": self.identity,
             "stages": stages,
             "emits": emits,
+            "emissions": taking,
         }
 
 
@@ -170,7 +175,8 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
         done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
     refuse_foreseen(pipeline, ctx)
-    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton)
+    emissions = tuple(emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
+    return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
 
 
 def _stage(
@@ -203,8 +209,9 @@ def _stage(
         Size.of(after),
         hedges=(told, _hedge(pass_, forwards, told)),
         forwards=forwards,
-        seconds=tokens * Size.of(before).flops / flops_per_second(),
+        seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
         peak_bytes=peak_bytes(call, before, after, first, ctx, effort.apart) + effort.bytes,
+        disk_bytes=moved_bytes(call, before, after),
         cached=cached,
         why="" if cached else store.why(parts),
     )
@@ -240,19 +247,6 @@ def _tokens(call: Invocation, ctx: Context) -> int:
     names = keys.data_named(ctx.recipe, call.args)
     rows = [ctx.rows_by_name(name) for name in names]
     return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
-
-
-@cache
-def flops_per_second() -> float:
-    """What this machine does in a matrix product right now, with the threads that torch has."""
-    import torch
-
-    a, best = torch.ones(512, 512), float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 512**3 / best
 
 
 def refuse_drift(saved: Any, now: Sequence[Plan]) -> None:
@@ -309,11 +303,11 @@ def draw(plan: Plan, width: int = 100) -> str:
     for index, stage in enumerate(plan.stages, 1):
         lines += _draw_stage(index, stage, width)
     lines += [f"  note: {remark}" for remark in left_alone(plan.skeleton)]
-    for emit in plan.pipeline.emits:
-        lines.append(f"  emit {emit.call.word} to {emit.call.args['path']}")
+    for made in plan.emissions:
+        cost = f"about {seconds(made.seconds)}, {size(made.disk_bytes)} on disk"
+        lines.append(f"  emit {made.call.word} to {made.call.args['path']}: {cost}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
-    time_ = f", about {seconds(plan.seconds)}" if plan.seconds else ""
-    cost = f"{time_}, peak {size(plan.peak_bytes)}" if plan.has_work else ""
+    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}"
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 
@@ -330,10 +324,9 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
         f"     flops     {before}{count(stage.before.flops)} -> {after}{count(stage.after.flops)} per token",
         f"     bytes     {before}{size(stage.before.bytes)} -> {after}{size(stage.after.bytes)}",
     ]
-    if stage.forwards:
-        lines.append(f"     search    about {stage.forwards} scores, {seconds(stage.seconds)}")
-    elif stage.seconds:
-        lines.append(f"     training  about {seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
+    if not stage.cached:
+        scores = f"{stage.forwards} scores, " if stage.forwards else ""
+        lines.append(f"     takes     about {scores}{seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
     return [*filter(None, lines), f"     cache     {state}", ""]
 
 

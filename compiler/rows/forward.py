@@ -61,11 +61,11 @@ def outputs(model: nn.Module, ids: Tensor) -> Tensor:
 
 def main_output(output: Any) -> Tensor:
     """Logits, or else the first thing that a forward returns."""
-    if isinstance(output, Tensor):
-        return output
     if isinstance(output, (tuple, list)):
         return main_output(output[0])
-    return next(output[name] for name in ("logits", "last_hidden_state", *output) if name in output)
+    if isinstance(output, Mapping):
+        return next(output[name] for name in ("logits", "last_hidden_state", *output) if name in output)
+    return output  # a tensor, or what stands for one while a forward is traced
 
 
 @contextmanager

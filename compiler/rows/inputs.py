@@ -18,7 +18,7 @@ from ..checkpoints.classes import model_class
 def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called with rows [b, t], on its device, without a cache."""
     rows, more = rows.to(device_of(model)), without_cache(model)
-    if rows.is_floating_point() or not isinstance(model, PreTrainedModel):
+    if rows.is_floating_point() or not hasattr(model, "can_generate"):
         return (rows,), more
     if has_two_sides(model):
         source, target = sides(rows)

@@ -80,6 +80,7 @@ class Adaptable:
         self, model: nn.Module, tokenizer: Any, on: tuple[str, ...], regime: Regime, prompt: Callable[[str], list[int]]
     ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
+        self.on = on
         self._adapters = attached(regime.kind, model, on, regime.rank, regime.alpha, regime.seed)
         self._own = self._adapters.parameters()
         held = {id(p) for p in self._own.values()}

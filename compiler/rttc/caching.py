@@ -23,6 +23,7 @@ from ..store.regular import MANIFEST, MISFIT, check_regular, read_json
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
+EVICTIONS: tuple[Eviction, ...] = ("lfu", "lru")
 
 
 @dataclass

@@ -35,7 +35,7 @@ class Pooled:
     """
 
     def __init__(self, encoder: nn.Module, tokenizer: Any, identity: str):
-        self._encoder, self._tokenizer = encoder, tokenizer
+        self.encoder, self._tokenizer = encoder, tokenizer
         self.identity = digest([identity, "mean", _LENGTH])
         self.width = int(encoder.config.hidden_size)
         own = getattr(encoder.config, "max_position_embeddings", None) or _LENGTH
@@ -49,15 +49,23 @@ class Pooled:
             found[chosen] = self._batch([texts[i] for i in chosen])
         return found
 
-    def _batch(self, texts: Sequence[str]) -> Tensor:
-        rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
+    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """Tokens of each question with its answer behind it, as the tokenizer writes a pair."""
+        cut = {"truncation": True, "max_length": self._length}
+        return [self._tokenizer(q, a, **cut)["input_ids"] for q, a in zip(questions, answers, strict=True)]
+
+    def mean(self, rows: Sequence[list[int]]) -> Tensor:
+        """Means [b, width] of the hidden states over the tokens of each row, float32."""
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])  # [b, t]
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        with evaluating(self._encoder):
-            hidden = self._encoder(input_ids=ids, attention_mask=mask)[0].float()  # [b, t, width]
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return nn.functional.normalize(mean, dim=-1)
+        hidden = self.encoder(input_ids=ids, attention_mask=mask)[0].float()  # [b, t, width]
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def _batch(self, texts: Sequence[str]) -> Tensor:
+        rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
+        with evaluating(self.encoder):
+            return nn.functional.normalize(self.mean(rows), dim=-1)
 
 
 def own_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:

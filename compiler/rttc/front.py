@@ -64,7 +64,7 @@ class Front:
         self.client.states.flush()
 
     async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
-        check_name(asked, self.name)
+        check_name(asked.model, self.name)
         if asked.alternatives is not None:
             raise Refused(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
         answered = await self._answered(_messages(asked, self.client), _settings(asked), call)

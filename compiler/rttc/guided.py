@@ -13,7 +13,7 @@ from torch import Tensor
 from ...dsl.diagnostics import Reject
 from ..store.cache import digest
 from ..store.regular import parse_json
-from .adaptation import Adaptable
+from .adaptation import Adaptable, State
 from .caching import StateCache
 from .embedder import Embedder
 from .generation import Cancelled, Settings, generate
@@ -25,6 +25,7 @@ from .reward import Reward
 from .router import Router, features
 from .sample import sample_of
 from .signals import signals
+from .voice import Voice
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class BranchAnswer:
 @dataclass
 class Guided:
     """
-    model      answers, and holds the adapters; `adaptable` is None where it can't be trained
+    model      holds the adapters, and answers where there is no `voice`; `adaptable` is None where it can't be trained
+    voice      the native engine, which answers in the model's place
     router     decides where the policy is "router"
     lists      of samples, by query; `states` of adapters, by query
     """
@@ -66,6 +68,7 @@ class Guided:
     states: StateCache
     adaptable: Adaptable | None = None
     router: Router | None = None
+    voice: Voice | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,6 +81,19 @@ class Guided:
         with self._lock:
             return _Query(self, list(messages), settings, stopped).answer()
 
+    def speaker(self, branch: Branch = "direct") -> Any:
+        """What generates an answer of this branch: the engine where it can."""
+        spoken = self.voice and (self.voice.adapted if branch == "ttt" else self.voice.bare)
+        return spoken or self.model
+
+    def put(self, state: State) -> None:
+        """Answer with these adapters."""
+        assert self.adaptable is not None, "only what can be trained has adapters"
+        if self.voice is not None and self.voice.adapted is not None:
+            self.voice.put(state)
+        else:
+            self.adaptable.put(state)
+
     def facts(self) -> Any:
         """Of the base; a new version empties both caches. Raises Unreachable where none was ever reached."""
         if self._facts is None:
@@ -89,6 +105,8 @@ class Guided:
             self._renew(self.retriever.facts())
 
     def _renew(self, facts: Any) -> None:
+        if facts.embedder != self.embedder.identity:
+            raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
         for cache in (self.lists, self.states):
             if self._facts is not None and facts.version != self._facts.version:
                 cache.clear()
@@ -152,7 +170,7 @@ class _Query:
         if self._vector is None:
             return replace(policy, kind="direct")
         with self._timed("route"):
-            shown = signals(self._client.model, self._client.prompts.ids(self._messages))
+            shown = signals(self._client.speaker(), self._client.prompts.ids(self._messages))
             branch = self._client.router.branch(features(self._vector, shown))
         return replace(policy, kind=branch)
 
@@ -164,7 +182,8 @@ class _Query:
         if state is None:
             return False
         self._decision.adapter_hit = True
-        self._client.adaptable.put(state)
+        with self._timed("load"):
+            self._client.put(state)
         self._generate("ttt", self._client.prompts.ids(self._messages))
         return True
 
@@ -186,6 +205,8 @@ class _Query:
             return None
         with self._timed("train"):
             trained = self._client.adaptable.train([m.sample for m in matches], [m.score for m in matches])
+            if self._client.speaker("ttt") is not self._client.model:
+                self._client.put(self._client.adaptable.state())
         self._decision.steps = len(trained.losses)
         return self._generate(branch, self._client.prompts.ids(self._messages))
 
@@ -210,10 +231,10 @@ class _Query:
         try:
             with self._timed("retrieve"):
                 found = client.retriever.retrieve(vector, client.policy.count)
+            client.check_version(found.version)
         except Unreachable as error:
             self._decision.note = str(error)
             return ()
-        client.check_version(found.version)
         self._decision.bytes = found.bytes
         rows = json.dumps([[match.sample.to_json(), match.score] for match in found.matches]).encode()
         client.lists.put(vector, {"samples": torch.frombuffer(bytearray(rows), dtype=torch.uint8)})
@@ -231,7 +252,7 @@ class _Query:
 
     def _generate(self, branch: Branch, ids: list[int]) -> str:
         with self._timed(branch):
-            made = generate(self._client.model, self._client.prompts, ids, self._settings, self._stopped)
+            made = generate(self._client.speaker(branch), self._client.prompts, ids, self._settings, self._stopped)
         self._answers[branch] = BranchAnswer(made[0], len(ids), made[1], made[2])
         return made[0]
 

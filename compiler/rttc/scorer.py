@@ -18,7 +18,7 @@ from .logistic import fit_logistic
 from .reward import finite
 from .sample import bad_samples
 
-_NAME, _WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
+NAME, WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
 LEAST_AUC = 0.55  # below, a coin is about as good
 
 weak_reward = Fault(
@@ -64,15 +64,15 @@ class Scorer:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"weight": self._weight.contiguous()}, folder / _WEIGHTS)
+        save_file({"weight": self._weight.contiguous()}, folder / WEIGHTS)
         body = {"format": FORMAT, "bias": self._bias, "auc": self.auc, "embedder": self._embedder.identity}
-        write_whole(folder / _NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
+        write_whole(folder / NAME, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
 
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
     try:
-        check_regular(folder / _WEIGHTS)
-        body, weight = read_json(folder / _NAME, CONFIG), load_file(folder / _WEIGHTS)["weight"]
+        check_regular(folder / WEIGHTS)
+        body, weight = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)["weight"]
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
@@ -95,10 +95,7 @@ def train(
 
     Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
     """
-    questions = sorted({g.question for g in graded})
-    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    kept = {questions[i] for i in order[: max(1, round(held * len(questions)))]}
-    parts = [[g for g in graded if (g.question in kept) == out] for out in (False, True)]
+    parts = halves(graded, seed, held)
     (x, y), (x_held, _) = [
         (
             _features(embedder, [g.question for g in part], [g.answer for g in part]),
@@ -108,14 +105,28 @@ def train(
     ]
     weight, bias = fit_logistic(x, y, penalty)
     found = auc((x_held @ weight + bias).tolist(), [g.right for g in parts[1]])
+    refuse_weak(found, parts[1], force)
+    return Scorer(weight, bias, embedder, found)
+
+
+def halves(graded: Sequence[Graded], seed: int, held: float = 0.25) -> tuple[list[Graded], list[Graded]]:
+    """What is learned from, and what is held out: a share of the questions, with all of their answers."""
+    questions = sorted({g.question for g in graded})
+    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = {questions[i] for i in order[: max(1, round(held * len(questions)))]}
+    return [g for g in graded if g.question not in kept], [g for g in graded if g.question in kept]
+
+
+def refuse_weak(found: float, held: Sequence[Graded], force: bool) -> None:
+    """Reject (weak-reward) an area on answers held out that is near a coin's, unless `force`."""
     if found < LEAST_AUC and not force:
+        questions = len({g.question for g in held})
         raise Reject(
             weak_reward(
-                f"the scorer's AUC is {found:.3f} on {len(parts[1])} answers to {len(kept)} questions held out",
+                f"the scorer's AUC is {found:.3f} on {len(held)} answers to {questions} questions held out",
                 help="grade more answers of the own task, or use `force`",
             )
         )
-    return Scorer(weight, bias, embedder, found)
 
 
 def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:

@@ -1,10 +1,10 @@
 """What a search chooses among."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -16,11 +16,13 @@ class Candidate(ABC):
     name    tells the candidates of a round apart, in journals and notes: "model.layers.3.mlp"
     place   what it takes from, the same from round to round: what its last score is remembered under
     unit    path of the layer whose forward it changes; those before it run as if it were there
+    joins   whether it may be tried and cut together with others of other layers
     """
 
     name: str
     place: str
     unit: str
+    joins: ClassVar[bool] = False
 
     @abstractmethod
     def tried(self) -> AbstractContextManager[None]:
@@ -33,6 +35,30 @@ class Candidate(ABC):
     @abstractmethod
     def saves(self, of: str) -> float:
         """How much of "params", "flops", "blocks", "channels", ... the program loses with it."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Several candidates of different layers, tried at once; `units` are all layers in order."""
+
+    members: tuple[Candidate, ...]
+    units: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(c.name for c in self.members)
+
+    @property
+    def unit(self) -> str:
+        """The first that changes."""
+        return min((c.unit for c in self.members), key=self.units.index)
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.tried())
+            yield
 
 
 class Pool(ABC):

@@ -4,6 +4,7 @@ Everything that cuts part by part is one of these: `prune.*`, `shed.*`. Without 
 narrowed alike.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ from ...dsl.skeleton import Group, Skeleton
 from ...dsl.values import MetricRef, Ratio, Shares
 from ..machine.deadline import TimeUp
 from ..planning.amount import Amount
+from ..planning.shrink import params
 from ..words.kinds import Effort
 from .choice import Choice, Exact, Racing
 from .effort import of_fitting
 from .estimate import thinned
 from .fit import Fit, Fitting
+from .foresight import Foresight
 from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
+from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import CUTS, Budget, Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
@@ -49,6 +53,8 @@ class Greedy:
     norms    whether norms count with their branch; the published loop leaves them out
     widths   the score of kinds other than blocks, where it is another
     check    a metric beside the score
+    estimate "taylor": a racing search scores what an estimate from gradients does not show to lose
+    together how many cuts of different layers a racing search may make after one round
     align    what widths are multiples of, where groups are narrowed alike; `even_params` whether that can meet params
     """
 
@@ -68,6 +74,8 @@ class Greedy:
     check: MetricRef | None = None
     clock: MetricRef | None = None
     even_params: bool = False
+    estimate: str = "none"
+    together: int = 1
 
     # -- the search ------------------------------------------------------------------------------------------
 
@@ -137,7 +145,9 @@ class Greedy:
 
     def _choice(self, goal: Budget) -> Choice:
         per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
-        return Exact(per) if self.exact else Racing(per)
+        if self.exact:
+            return Exact(per)
+        return Racing(per, Foresight() if self.estimate == "taylor" else None, self.together)
 
     # -- what is to go, and what can -------------------------------------------------------------------------
 
@@ -186,7 +196,8 @@ class Greedy:
             )
 
     def forwards(self, skeleton: Skeleton) -> int:
-        """How many scores it takes: every candidate for each cut where it is exact, about six where it races."""
+        """How many scores it takes: every candidate for each cut where it is exact, about six where it races; with
+        estimates a sweep, a third of the candidates, and six for every round."""
         if self.score is None:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
@@ -195,14 +206,18 @@ class Greedy:
         gone = min(cuts, whole) if whole == first else 0
         fewer = gone * (gone - 1) // 2  # what is gone is asked no more
         every = cuts * first - fewer
-        return every if self.exact else min(every, first + 6 * cuts)
+        begin, rounds = first, math.ceil(cuts / self.together)
+        if self.estimate == "taylor":
+            begin = min(first, SWEEP + first // max(1, len(skeleton.units)) + first // 3)
+        return every if self.exact else min(every, begin + 6 * rounds)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them."""
         fitted = [] if self.score is None else self.fit.read(self.parts)
         effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed = self.fit.data is not None and any(p.kind == "experts" and p.groups for p in self.parts)
-        return Effort(effort.tokens + (ctx.rows(self.fit.data).numel() if routed else 0), effort.bytes, effort.apart)
+        tokens = effort.tokens + (ctx.rows(self.fit.data).numel() if routed else 0)
+        return Effort(tokens, effort.bytes, effort.apart, {"look": 4.0 * params(skeleton), **effort.work})
 
 
 class Cutter(ABC):

@@ -5,12 +5,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...dsl.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.diagnostics import Reject
 from ...dsl.show import show
 from ...dsl.values import DataRef, MetricRef, handles
 from ..data.generated import Generated
@@ -21,36 +21,24 @@ from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
-from .candidate import Candidate, Cut, Pool
+from .asking import Follower, key_of, task_of
+from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
-from .overfit import Overfit
+from .foresight import foreseen
+from .overfit import Overfit, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
+from .refusals import SCORE_HELP, no_finite_score, nothing_chosen, saved_less
 
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..words.context import Context
 
-no_finite_score = Fault("no-finite-score", "Every candidate of a search scored NaN or infinity.", exit="failure")
-out_of_reach = Fault(
-    "out-of-reach",
-    "A step is to remove more than can go.\n\n"
-    "A model keeps its last branch, and every module that is narrowed keeps a step of its width.",
-)
-saved_less = Fault(
-    "saved-less",
-    "A search counted on more than what its cuts took out of the model.\n\n"
-    "Every cut has a size on paper, and the model that results is measured: something of what was cut still runs. "
-    "The step's result is not kept.",
-    exit="failure",
-)
-_SCORE_HELP = "score on other data, or look at what made the model's weights"
-
-
 _UNCUT = (layer_needed, frees_nothing)
 _HONEST = 0.98  # of what was promised: parts that two branches share are counted with each
 
 
+JOINTLY = 1.2  # of what cuts cost each alone that they may cost together
 CUTS = "cuts"  # a budget of them is met by their number, whatever they save
 
 
@@ -84,18 +72,24 @@ class Search:
         self.refused: dict[str, str] = {}  # places that can't be cut -> why
         self.size = _parameters(program)
         self.overfit: Overfit | None = None
+        self.rows: list[Rows] = []  # of every metric that has decided
+        self.scored, self.layers_naive, self.bytes_kept = 0, 0, 0
+        self.layers_other, self.layers_own = 0.0, 0.0  # outside of prefixes; of them for ranking and refitting
         self.stopped, self._spent = False, 0.0  # whether the time was over; seconds of scoring
-        self.scored, self.layers_naive, self.layers_other, self.bytes_kept = 0, 0, 0.0, 0
 
     @property
     def layers_run(self) -> float:
-        return self.layers_other + sum(p.layers_run for p in self.prefixes.values())
+        theirs = self.ctx.crew.work if self.ctx.crew else 0.0
+        return self.layers_other + theirs + sum(p.layers_run for p in self.prefixes.values())
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
         self._forget_prefixes_but(metric)
+        if not budget.is_met(self.saved.get(budget.of, 0.0)):
+            self.rows.append(Rows(metric))
+            self.rows[-1].warn(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
-            if self.overfit:
+            if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
                 self.overfit.look(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
@@ -141,7 +135,8 @@ class Search:
             runs = moments.collect(self.program, modules, run, room)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
-        self.layers_other += runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
+        cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
+        self.layers_other, self.layers_own = self.layers_other + cost, self.layers_own + cost
 
     def _own_rows(self) -> Tensor | None:
         """None where the model is none that writes."""
@@ -174,6 +169,7 @@ class Search:
         self._refuse_less()
         kept = max([self.bytes_kept, *(p.bytes_kept for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
+        self.ctx.record("layer forwards to rank and refit", self.layers_own)
         self.ctx.record("layer forwards, were every candidate scored by the whole model", self.layers_naive)
         self.ctx.record("layer outputs kept", kept, "B")
         share = self.layers_run / self.layers_naive if self.layers_naive else 0.0
@@ -215,27 +211,61 @@ class Search:
 
     def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
-        sign = 1.0 if self.ctx.metric(metric).better == "lower" else -1.0
         now = Round(
             [c for _, c in pairs],
             lambda: self.base(metric),
-            lambda c: self._score_of(number, now, c, metric, budget),
-            sign,
+            lambda asked: self._scores_of(number, now, asked, metric, budget),
+            1.0 if self.ctx.metric(metric).better == "lower" else -1.0,
             budget.goal - self.saved.get(budget.of, 0.0),
+            self._ask_ahead,
         )
-        name, saves = self._cut_best(now, choice, budget)
-        self.layers_naive += len(pairs) * len(self.program.units)
-        self.scored_by = metric
-        for of, value in saves.items():
-            self.saved[of] = self.saved.get(of, 0.0) + value
-        self.budget_of = budget.of
-        cut = Cut(
-            name, kinds[name], now.scores[name], now.runner_up(name), now.scores, self.saved[budget.of], budget.total
-        )
+        if self.ctx.orders:
+            choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
+        self.rows[-1].begin(self)
+        if not self.cuts or self.scored_by != metric:
+            choice.foresee(partial(foreseen, self, number, now.candidates, metric))
+        while (best := choice.choose(now)) is not None:
+            group, score = self._together(number, now, best, choice, metric)
+            names = [c.name for c in group]  # before the cut: they say what is left
+            if first := self._cut(best, now, budget):
+                break
+        else:
+            raise Reject(nothing_chosen(now, self.refused, budget.of, self.saved.get(budget.of, 0.0) / budget.total))
+        saves = [first, *(self._cut(c, now, budget) for c in group[1:])]
+        assert all(saves), f"{names} were scored together, and not all can be cut"
+        self.layers_naive += len(pairs) * len(self.program.units) * len(group)
+        self.scored_by, self.budget_of = metric, budget.of
+        for name, each in zip(names, saves, strict=True):
+            for of, value in each.items():
+                self.saved[of] = self.saved.get(of, 0.0) + value
+            scores, second = (now.scores, now.runner_up(name)) if name == names[0] else ({}, None)
+            cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
+            self._note(cut, metric, {**choice.notes(now), **({"together": names} if len(names) > 1 else {})})
+        self.rows[-1].look(self, score)
+        if self.ctx.cut:
+            self.ctx.cut(names[-1], self.program.model)
+
+    def _together(
+        self, number: int, now: Round, best: Candidate, choice: Choice, metric: MetricRef
+    ) -> tuple[list[Candidate], float]:
+        """What goes, and the score without it: the best, and others with it where that costs what each was to cost."""
+        more = choice.companions(now, best)
+        alone = [best], now.scores[best.name]
+        if not more:
+            return alone
+        joint = Joint((best, *(c for c, _ in more)), list(self.program.units))
+        score = self.journal.remember(f"{number}:{joint.name}", lambda: self._measure(joint, metric))
+        base = now.sign * self.base(metric)
+        expected = now.sign * now.scores[best.name] - base + sum(growth for _, growth in more)
+        holds = math.isfinite(score) and now.sign * score - base <= JOINTLY * max(expected, 0.0)
+        choice.judged(holds)
+        return ([*joint.members], score) if holds else alone
+
+    def _note(self, cut: Cut, metric: MetricRef, more: dict[str, Any]) -> None:
         self.cuts.append(cut)
-        self.ctx.record(f"cut {len(self.cuts)}: {name}", cut.score)
+        self.ctx.record(f"cut {len(self.cuts)}: {cut.name}", cut.score)
         self.program.note(
-            cut=name,
+            cut=cut.name,
             kind=cut.kind,
             score=cut.score,
             runner_up=cut.runner_up,
@@ -243,29 +273,25 @@ class Search:
             saved=round(cut.saved),
             share=round(cut.saved / cut.total, 6),
             scores={n: float(f"{s:.6g}") if math.isfinite(s) else None for n, s in cut.scores.items()},
+            **more,
         )
-        if self.ctx.cut:
-            self.ctx.cut(name, self.program.model)
 
-    def _cut_best(self, now: Round, choice: Choice, budget: Budget) -> tuple[str, dict[str, float]]:
-        """Cut what is chosen, and say what it saved; what the model does not run without is none to choose."""
-        while (best := choice.choose(now)) is not None:
-            name, units = best.name, list(self.program.units)  # before the cut: names say what is left
-            counted = {"params", "flops", budget.of}
-            saves = {of: 1.0 if of == CUTS else best.saves(of) for of in counted}
-            place = units.index(best.unit) if best.unit in units else 0
-            try:
-                best.cut()
-            except Reject as refused:
-                if any(d.fault not in _UNCUT for d in refused.diagnostics):
-                    raise
-                self.leave(best.place, refused.diagnostics[0].message)
-                now.candidates = [c for c in now.candidates if c is not best]
-                continue
-            for prefix in self.prefixes.values():
-                prefix.changed_at(place)
-            return name, saves
-        raise Reject(self._nothing_chosen(now, budget))
+    def _cut(self, candidate: Candidate, now: Round, budget: Budget) -> dict[str, float] | None:
+        """Cut a candidate, and say what it saved; what the model does not run without stays, and is none to choose."""
+        units = list(self.program.units)  # before the cut
+        saves = {of: 1.0 if of == CUTS else candidate.saves(of) for of in {"params", "flops", budget.of}}
+        place = units.index(candidate.unit) if candidate.unit in units else 0
+        try:
+            candidate.cut()
+        except Reject as refused:
+            if any(d.fault not in _UNCUT for d in refused.diagnostics):
+                raise
+            self.leave(candidate.place, refused.diagnostics[0].message)
+            now.candidates = [c for c in now.candidates if c is not candidate]
+            return None
+        for prefix in self.prefixes.values():
+            prefix.changed_at(place)
+        return saves
 
     def leave(self, place: str, why: str) -> None:
         """Take a place out of the search, for good and with a reason."""
@@ -273,21 +299,15 @@ class Search:
         self.program.note(left=place, why=why)
         self.ctx.tell(Said(f"search: {place} stays: {why}"))
 
-    def _nothing_chosen(self, now: Round, budget: Budget) -> Diagnostic:
-        if self.refused and not now.candidates:
-            return out_of_reach(
-                f"none of the {len(self.refused)} parts that are left can go",
-                note="; ".join(list(self.refused.values())[:5]),
-                help="narrow it instead: prune.channels, prune.heads",
-            )
-        if any(math.isfinite(score) for score in now.scores.values()):
-            return out_of_reach(
-                f"nothing that is left saves {budget.of}, and "
-                f"{self.saved.get(budget.of, 0.0) / budget.total:.1%} are saved",
-                help=f"remove less of {budget.of}, or of `params`",
-                argument="keep remove",
-            )
-        return no_finite_score(f"all {len(now.scores)} candidates score NaN or infinity", help=_SCORE_HELP)
+    def _scores_of(
+        self, number: int, now: Round, asked: Sequence[Candidate], metric: MetricRef, budget: Budget
+    ) -> list[float]:
+        """Scores of candidates, of which none depends on another: workers compute them at once."""
+        if len(asked) > 1:
+            self._ask_ahead(asked)
+        for candidate in asked:
+            now.scores[candidate.name] = self._score_of(number, now, candidate, metric, budget)
+        return [now.scores[candidate.name] for candidate in asked]
 
     def _score_of(self, number: int, now: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
@@ -295,11 +315,21 @@ class Search:
         best = min(finite, key=finite.get, default=None)
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
         left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
+        left += f", {counted(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
         note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
+        key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
         with hear(partial(_within, tick, self.ctx.tick)):
-            return self.journal.remember(f"{number}:{candidate.name}", lambda: self._measure(candidate, metric))
+            if self.ctx.crew:
+                with self.ctx.scoring():
+                    return self.ctx.crew.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
+            return self.journal.remember(key, measure)
+
+    def _ask_ahead(self, candidates: Sequence[Candidate]) -> None:
+        if self.ctx.crew:
+            number = len(self.cuts)
+            self.ctx.crew.want(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
@@ -332,7 +362,7 @@ class Search:
             if any(d.fault is not not_a_number for d in refused.diagnostics):
                 raise
             raise Reject(
-                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=_SCORE_HELP)
+                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=SCORE_HELP)
             ) from refused
 
     def _forget_prefixes_but(self, metric: MetricRef) -> None:

@@ -14,7 +14,7 @@ from ..planning import shrink
 from ..planning.amount import Amount
 from ..report.progress import Event, Said
 from .importance import ascending, l1
-from .loop import out_of_reach
+from .refusals import out_of_reach
 from .saving import steps
 from .widths import Site, slice_all, unit_of
 

@@ -1,17 +1,66 @@
-"""A metric that no decision reads, on rows of its own, beside a search."""
+"""Whether a search fits the rows that it scores: by how many there are, by its own score, by a metric beside it."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.show import show
-from ...dsl.values import MetricRef
+from ...dsl.values import DataRef, MetricRef, handles
 from ..report.progress import Warned
-from ..report.quantity import counted
+from ..report.quantity import count, counted, digits
 
 if TYPE_CHECKING:
     from .loop import Search
 
+ENOUGH = 1024  # tokens: what SmolLM2 needed so that cuts were as good on other text (docs/measurements.md)
+FALLEN = 0.995  # of the whole model's score: less than that is no accident of rounding
 FITTED = 1.25  # how many times faster than the score it may grow before that is said
+
+
+@dataclass
+class Rows:
+    """What can be said without other rows: before the first cut, and where the score gets better as parts go.
+
+    begun   what the model scored when it was whole; None before it was scored, and for metrics that read no tokens
+    """
+
+    metric: MetricRef
+    begun: float | None = None
+    warns: bool = True
+
+    def begin(self, search: "Search") -> None:
+        """Remember what the first cut is made of."""
+        if self.begun is None and self._reads_tokens(search):
+            self.begun = search.base(self.metric)
+
+    def _reads_tokens(self, search: "Search") -> bool:
+        return search.ctx.metric(self.metric).dearer(1.0, 0.0) is not None
+
+    def warn(self, search: "Search") -> None:
+        """Say, before anything is scored, that rows are too few."""
+        if not self._reads_tokens(search):
+            return
+        tokens = sum(search.ctx.rows(ref).numel() for ref in handles(dict(self.metric.args), DataRef))
+        if tokens < ENOUGH:
+            search.ctx.tell(
+                Warned(
+                    f"warning: {show(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will "
+                    f"lose more than the score says; give it {count(ENOUGH)} or more, of more than one kind of text"
+                )
+            )
+
+    def look(self, search: "Search", score: float) -> None:
+        """Warn, once, of a score that is better without parts than with them."""
+        if self.begun is None or not self.warns or score > FALLEN * self.begun:
+            return
+        self.warns = False
+        search.program.note(fits=show(self.metric), cuts=len(search.cuts), begun=self.begun, score=score)
+        search.ctx.tell(
+            Warned(
+                f"warning: {show(self.metric)} is {digits(score)} after {counted(len(search.cuts), 'cut')} and was "
+                f"{digits(self.begun)} before: the search fits the score's rows, and other text will not agree; "
+                "give it more of them, or look at others by `check`"
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Measuring a model again and again without running the layers in front of the one that changed."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..rows.forward import evaluating, main_output
+from ..rows.forward import evaluating, main_output, without_dropout
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -123,6 +123,33 @@ class Prefix:
         self.calls, self.outputs, self.sizes, self.front = calls, {}, {}, None
         self.stride = len(self._layers()) + 1 if self.room == 0 else 1
 
+    def of_one(self, layer: int, change=None) -> list[Any]:
+        """What one layer gives with a change, over what those before it give as they are."""
+        assert self.chain, "layers can't be entered in the middle"
+        given = self.output_of(layer - 1) if layer else None
+        with change() if change is not None else nullcontext():
+            return self._advance(layer - 1, given, layer, keep=False)
+
+    def from_leaves(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
+        """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
+        last layer the model's main output; gradients flow from the second to the first."""
+        assert self.chain and layer > 0, "layers can't be entered in the middle"
+        leaf, given = _with_leaf(self.output_of(layer - 1)[call])
+        model, layers, one, taken = self.program.model, self._layers(), self.calls[call], {}
+        with ExitStack() as stack:
+            at = _Position([one], [given])
+            stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
+            for skipped in layers[:layer]:
+                stack.enter_context(_replaced(skipped, at.instead_of(skipped.forward)))
+            stack.enter_context(without_dropout(model))
+            stack.enter_context(torch.enable_grad())
+            if layer == len(layers):
+                return leaf, main_output(model(*one.args, **one.kwargs))
+            stack.callback(layers[layer].register_forward_hook(_taking(taken, layer, True, detach=False)).remove)
+            with suppress(_Reached):
+                model(*one.args, **one.kwargs)
+        return leaf, stream(taken[layer])
+
     def passing(self, layer: int) -> None:
         """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
         assert self.chain, "layers can't be entered in the middle"
@@ -206,10 +233,11 @@ class Prefix:
                 self._give_up()
 
     @torch.no_grad()
-    def _advance(self, start: int, given: list[Any] | None, layer: int) -> list[Any]:
+    def _advance(self, start: int, given: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
         """Run the layers behind `start` up to `layer`; outputs of those between are kept by the stride."""
         model, layers, found = self.program.model, self._layers(), []
-        fresh: dict[int, list[Any]] = {k: [] for k in range(start + 1, layer + 1) if (k + 1) % self.stride == 0}
+        strides = [k for k in range(start + 1, layer + 1) if keep and (k + 1) % self.stride == 0]
+        fresh: dict[int, list[Any]] = {k: [] for k in strides}
         for call_index, call in enumerate(self.calls):
             taken: dict[int, Any] = {}
             with ExitStack() as stack:
@@ -260,7 +288,7 @@ class _FirstLook:
     def leave(self, k: int):
         def hook(_module, _args, output):
             self.next = k + 1
-            self.stream = output if isinstance(output, Tensor) else output[0]
+            self.stream = stream(output)
             if self.is_chain:
                 self.prefix.keep(k, _detached(output))
 
@@ -306,13 +334,24 @@ def _replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             layer.forward = before
 
 
-def _taking(taken: dict[int, Any], k: int, stop: bool):
+def _taking(taken: dict[int, Any], k: int, stop: bool, detach: bool = True):
     def hook(_module, _args, output):
-        taken[k] = _detached(output)
+        taken[k] = _detached(output) if detach else output
         if stop:
             raise _Reached
 
     return hook
+
+
+def stream(output: Any) -> Tensor:
+    """The hidden states of what a layer gave."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _with_leaf(output: Any) -> tuple[Tensor, Any]:
+    """A leaf in place of the hidden states of what a layer gave, and all that it gave with it."""
+    leaf = stream(output).detach().requires_grad_()
+    return leaf, leaf if isinstance(output, Tensor) else type(output)([leaf, *output[1:]])
 
 
 def _detached(output: Any) -> Any:

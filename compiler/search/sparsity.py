@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ...dsl.diagnostics import Fault, Reject
-from ...dsl.inputs import odd_pattern
+from ...dsl.inputs import PATTERNS, odd_pattern
 from ...dsl.skeleton import Part, Skeleton
 from ...dsl.values import Ratio, Selector
 from ..ir.edits import is_below
@@ -16,6 +16,7 @@ from ..ir.surgery import put
 from ..layers.linear import weight_of
 from ..planning.select import parts
 from ..rows.forward import LOOK, not_a_number
+from .masks import magnitude, masked
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -65,14 +66,14 @@ def finite_weight(program: "Program", path: str) -> Tensor:
 
 def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tensor:
     """Magnitude times the norm of the input, [out, in]; magnitude alone where the module was not run ([])."""
-    score = finite_weight(program, path).abs().float()
+    score = magnitude(finite_weight(program, path))
     return score * torch.tensor(norms, device=score.device) if norms else score
 
 
 @torch.no_grad()
 def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
-    return exchange(program, path, torch.where(keep, weight_of(program.model.get_submodule(path)), 0.0), ctx)
+    return exchange(program, path, masked(weight_of(program.model.get_submodule(path)), keep), ctx)
 
 
 @torch.no_grad()
@@ -96,6 +97,11 @@ def zeros(weight: Tensor) -> float:
 def sizes(chosen: Sequence[Part]) -> dict[str, int]:
     """How many weights each module has, by path."""
     return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
+
+
+def looking(chosen: Sequence[Part], pattern: str = "any") -> dict[str, float]:
+    """What finding masks takes, for `plan`: thresholds among all weights, or the order in small groups."""
+    return {"sort" if pattern in PATTERNS else "select": float(sum(sizes(chosen).values()))}
 
 
 def note(program: "Program", chosen: Sequence[Part], found: Mapping[str, float], **more: Any) -> None:

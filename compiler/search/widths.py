@@ -8,7 +8,7 @@ head, since each KV head must serve the same number.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -118,6 +118,8 @@ class Widths(Pool):
 @dataclass(frozen=True)
 class Narrowing(Candidate):
     """The least important step of one site."""
+
+    joins: ClassVar[bool] = True
 
     pool: Widths
     site: Site

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from secrets import randbits
 from typing import Any
@@ -28,17 +28,26 @@ _LAST = 0.5  # seconds that a stopping scheduler has for its call
 
 
 class Service:
-    """A model that answers under a name."""
+    """A model that answers under a name, and with adapters on it under `NAME:ADAPTER`."""
 
-    def __init__(self, name: str, scheduler: Scheduler, tokenizer: Any, context: int, vocabulary: int):
+    def __init__(
+        self,
+        name: str,
+        scheduler: Scheduler,
+        tokenizer: Any,
+        context: int,
+        vocabulary: int,
+        adapters: Sequence[str] = (),
+    ):
         self.name, self.scheduler, self.tokenizer = name, scheduler, tokenizer
+        self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
         self._most_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
     async def answer(self, asked: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
-        check_name(asked, self.name)
+        check_name(asked.model, *self.adapters)
         if isinstance(asked, ChatRequest):
             ids = await asyncio.to_thread(self._chat, asked)
         else:
@@ -63,7 +72,7 @@ class Service:
             raise Refused(503, "the server stops", code="stopping") from stopped
         except KernelError as error:  # settings that no kernel can draw by
             raise Refused(400, str(error)) from error
-        answer = (ChatAnswer if isinstance(asked, ChatRequest) else Answer)(self.name, len(ids), self.tokenizer)
+        answer = (ChatAnswer if isinstance(asked, ChatRequest) else Answer)(asked.model, len(ids), self.tokenizer)
         if asked.stream:
             return StreamingResponse(
                 events(answer, _as_they_come(pieces), asked.tells_usage, asked.alternatives is not None),
@@ -163,17 +172,19 @@ class Service:
             most,
             stops=asked.stops,
             alternatives=asked.alternatives,
+            adapter=self.adapters[asked.model],
             seed=randbits(64) if asked.seed is None else asked.seed,
             **{name: value for name, value in chosen.items() if value is not None},
         )
 
-    def model(self) -> dict[str, Any]:
+    def model(self, name: str) -> dict[str, Any]:
         return {
-            "id": self.name,
+            "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "effc",
             "max_model_len": self.context,
+            **({"parent": self.name} if name != self.name else {}),
         }
 
 
@@ -206,15 +217,12 @@ def application(service: Service) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> Any:
-        return {"object": "list", "data": [service.model()]}
+        return {"object": "list", "data": [service.model(name) for name in service.adapters]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Any:
-        if name != service.name:
-            raise Refused(
-                404, f"the model `{name:.80}` does not exist, `{service.name}` does", "model", "model_not_found"
-            )
-        return service.model()
+        check_name(name, *service.adapters)
+        return service.model(name)
 
     @app.get("/health")
     async def health() -> Any:

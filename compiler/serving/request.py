@@ -23,6 +23,7 @@ class Request:
     top_k         0 keeps all; the other settings as `kernels.sampling.Sampler` has them
     stops         strings that end the answer and are not part of it
     alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
+    adapter       whose model answers; "" for the plain one
     """
 
     ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class Request:
     seed: int = 0
     stops: tuple[str, ...] = ()
     alternatives: int | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class Job:
     hear      gets the pieces, in the thread of the scheduler
     pending   tokens that the model has not seen yet
     sequence  of the model, None while the request waits
+    whole     its prompt is read in one call
     """
 
     def __init__(self, request: Request, hear: Callable[[Piece], None], tokenizer: Any, ends: Sequence[int]):
         self.request, self.hear = request, hear
         self.pending = list(request.ids)
         self.sequence: int | None = None
+        self.whole = False
         self.cancelled = False
         self.over = False  # its last piece was heard
         self.count = 0

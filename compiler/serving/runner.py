@@ -1,6 +1,6 @@
 """What serves: a model that keeps several sequences at once, and takes tokens of all of them in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, Protocol
 
@@ -44,16 +44,31 @@ class CachedModel:
     """A model of transformers as a runner: one forward per sequence, each with its cache.
 
     Sequences never share a forward, so that answers do not depend on what else runs.
+
+    adapters    the same model with interventions on it, by name: modules of their own over the same weights, so that
+                nothing is switched in what another sequence runs on
     """
 
-    def __init__(self, model: Any, sequences: int = MOST_SEQUENCES):
+    def __init__(self, model: Any, sequences: int = MOST_SEQUENCES, adapters: Mapping[str, Any] | None = None):
+        from ..layers.reft import interventions
+
         config = model.config.get_text_config(decoder=True)
-        self._model = model
+        self._models = {"": model, **(adapters or {})}
+        self._edited = {name: any(True for _ in interventions(made)) for name, made in self._models.items()}
+        self._chosen: dict[int, str] = {}  # what sequences run on, where that is not the model itself
         self._caches: dict[int, Any] = {}
         self._lengths = [0] * sequences
         self.sequences = sequences
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
         self.vocabulary = config.vocab_size
+
+    def choose(self, sequence: int, adapter: str) -> bool:
+        """Let a new sequence run on an adapter's model, "" for the plain one; whether its prompt must come whole.
+
+        Interventions edit the first and the last tokens of a prompt, which they know if it is read in one forward.
+        """
+        self._chosen[sequence] = adapter
+        return self._edited[adapter]
 
     @torch.inference_mode()
     def run(self, ids: Sequence[int], sequences: Sequence[int], wanted: Sequence[int]) -> Tensor:
@@ -61,6 +76,8 @@ class CachedModel:
         while start < len(ids):
             end = start + 1
             room = _PIECE - self._lengths[sequences[start]] % _PIECE
+            if self._edited[self._chosen.get(sequences[start], "")]:
+                room = len(ids)
             while end < len(ids) and sequences[end] == sequences[start] and end - start < room:
                 end += 1
             logits = self._forward(sequences[start], ids[start:end])
@@ -72,15 +89,17 @@ class CachedModel:
         from transformers.cache_utils import DynamicCache
 
         if sequence not in self._caches:
-            self._caches[sequence] = DynamicCache(config=self._model.config)
-        row = torch.tensor([list(ids)], device=self._model.device)
-        made = self._model(input_ids=row, cache=self._caches[sequence], use_cache=True)
+            self._caches[sequence] = DynamicCache(config=self._models[""].config)
+        model = self._models[self._chosen.get(sequence, "")]
+        row = torch.tensor([list(ids)], device=model.device)
+        made = model(input_ids=row, cache=self._caches[sequence], use_cache=True)
         self._lengths[sequence] += len(ids)
         return made.logits[0]
 
     def forget(self, sequence: int, length: int = 0) -> None:
         assert length == 0, "a sequence is forgotten whole"
         self._caches.pop(sequence, None)
+        self._chosen.pop(sequence, None)
         self._lengths[sequence] = 0
 
     def length(self, sequence: int) -> int:
@@ -98,12 +117,16 @@ def try_out(runner: Runner) -> None:
         raise ValueError(f"logits of {tuple(logits.shape)} for {runner.vocabulary} tokens")
 
 
-def runner_of(model: Any, label: str) -> Runner:
-    """The native engine of an artifact that has one, else the model; Reject where that can't be served."""
+def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Runner:
+    """The native engine of an artifact that has one, else the model; Reject where that can't be served.
+
+    adapters    as `CachedModel` has them; `adapters.views` makes them
+    """
     from ..layers.leaves import is_state_space
     from ..native.model import NativeModel
 
-    if isinstance(model, NativeModel):
+    if isinstance(model, NativeModel) and model.can_generate():
+        assert not adapters, "the native engine was given adapters"
         return model.engine
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
@@ -121,4 +144,4 @@ def runner_of(model: Any, label: str) -> Runner:
                 help="emit it as `native` and serve that; `effc run` talks to it as it is",
             )
         )
-    return CachedModel(model)
+    return CachedModel(model, adapters=adapters)

@@ -37,11 +37,19 @@ class Scheduler:
 
     ends      tokens that end an answer
     waiting   requests that may wait while others run
+    choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: Any, ends: Sequence[int], waiting: int = 64, running: int = MOST_SEQUENCES
+        self,
+        runner: Runner,
+        tokenizer: Any,
+        ends: Sequence[int],
+        waiting: int = 64,
+        running: int = MOST_SEQUENCES,
+        choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
     ):
+        self._choose = choose
         self._runner, self._tokenizer, self._ends = runner, tokenizer, tuple(ends)
         self._most_waiting = waiting
         self._free = list(range(min(running, runner.sequences)))[::-1]
@@ -125,6 +133,7 @@ class Scheduler:
                 while self._waiting and self._free:
                     job = self._waiting.popleft()
                     job.sequence = self._free.pop()
+                    job.whole = self._choose(job.sequence, job.request.adapter)
                     self._running.append(job)
                 if self._running:
                     return True
@@ -162,8 +171,8 @@ class Scheduler:
         batch = [(job, job.pending) for job in growing]
         for job in self._running:
             if job.starting and room:
-                batch.append((job, job.pending[:room]))
-                room -= len(batch[-1][1])
+                batch.append((job, job.pending if job.whole else job.pending[:room]))
+                room = max(0, room - len(batch[-1][1]))
         return batch
 
     def _count(self, batch: Sequence[tuple[Job, list[int]]], tokens: int) -> None:

@@ -6,14 +6,15 @@ from typing import Any
 from fastapi import Request as Call
 
 from .answers import DONE, Answer, Refused, error_body, event
-from .protocol import ChatRequest, CompletionRequest
 from .request import Piece
 
 
-def check_name(asked: ChatRequest | CompletionRequest, name: str) -> None:
-    """Refused where another model is asked for."""
-    if asked.model != name:
-        raise Refused(404, f"the model `{asked.model:.80}` does not exist, `{name}` does", "model", "model_not_found")
+def check_name(name: str, *known: str) -> None:
+    """Refused where a model of another name is asked for."""
+    if name not in known:
+        those = " and ".join(f"`{one}`" for one in known[:8])
+        does = "does" if len(known) == 1 else "do"
+        raise Refused(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
 
 
 async def events(

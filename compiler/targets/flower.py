@@ -1,11 +1,14 @@
 """A Flower App: clients that keep their data train adapters of the model together."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Reject
 from ...dsl.recipe import Invocation
 from ...dsl.values import DataRef, Duration, Ratio, Selector
+from ..federation.faults import unfit_strategy
+from ..federation.personal import MANY
 from ..federation.secure import LEAST
 from ..ir.program import Program
 from ..words.context import Context
@@ -13,10 +16,10 @@ from ..words.kinds import Form, Picture, Target, Wish, param
 from .hf import Hf
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..federation.declaration import Declaration
     from ..federation.sizes import Size
-
-unfit_strategy = Fault("unfit-strategy", "A federation's strategy can't put together what its clients are to train.")
 
 
 class Flower(Target):
@@ -36,11 +39,20 @@ class Flower(Target):
     `trains: reft` federates the interventions that `reft.insert` put in. Rows of `pairs` teach answers, rows of
     `labels` classes; a head over whole rows is trained along and sent with the rest.
 
+    `trains: index, strategy: search` trains nothing: documents stay with their clients, and the vectors of each
+    client's questions are searched by all.
+
+    With `stream` the data sets are tasks that come one after another, as continual learning has it; `anchor` pulls
+    what is trained back to what a task began with. Told is how well every earlier task is still done.
+
     With `secure` the server is given sums of masked states and never a state of three or more clients.
 
     A client that fails, is late, sends NaN or holds another model is left out of a round with a sentence. With
     `clip`, what one client, or with `protects: rows` what one row can change is bounded, and `noise` hides it:
     `effc run` prints the epsilon.
+
+    Bounds of `expect` that are `in flower` are judged by `effc test` on what the federation gave, on every state that
+    it left; compiling can't know yet.
 
     Source: McMahan et al. 2017 (arXiv 1602.05629); FFA-LoRA, Sun et al. 2024 (arXiv 2403.12313); FLoRA, Wang et al.
     2024 (arXiv 2409.05976); FlexLoRA, Bai et al. 2024 (arXiv 2402.11505); HetLoRA, Cho et al. 2024 (arXiv
@@ -54,6 +66,7 @@ class Flower(Target):
         "compact": '`compact/` is the model that clients start from: `effc.load(".")`.',
         "model": "`model/` is the model that clients start from, an ordinary checkpoint.",
     }
+    later = "it speaks of what the federation gives: `effc run`, then `effc test`"
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
     unfit: ClassVar[dict[str, tuple[str, str]]] = {
@@ -89,6 +102,16 @@ class Flower(Target):
             "`strategy: coverage` puts sub-networks together, whose weights are trained",
             "`trains: full`",
         ),
+        "anchor & not stream": (
+            "`anchor` holds fast to what earlier tasks taught, and there is no stream of them",
+            "`stream: true`",
+        ),
+        "stream & split: distinct": (
+            "`split: distinct` gives a client one data set, and `stream` gives all of them in turn",
+            "`split: even`, or `dirichlet`",
+        ),
+        "strategy: search & not trains: index": ("`strategy: search` trains nothing", "`trains: index`"),
+        "trains: index & not strategy: search": ("an index is searched, and not trained", "`strategy: search`"),
         "noise & not clip": ("`noise` is measured in units of `clip`, which is 0", "give `clip: 1.0`"),
         "clip & protects: clients & not strategy: fedavg & not strategy: ffa": (
             "`clip` bounds changes of one common state, which this strategy has not",
@@ -116,11 +139,12 @@ class Flower(Target):
     data: DataRef | tuple[DataRef, ...] = param("Rows that clients learn from: one data set, or several.")
     clients: int = param("How many.", default=4, ge=1)
     rounds: int = param("How often states are sent and put together.", default=5, ge=1)
-    strategy: Literal["fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone"] = param(
+    strategy: Literal["fedavg", "ffa", "stack", "svd", "hetlora", "abm", "coverage", "alone", "search"] = param(
         "How states are put together.", default="fedavg"
     )
-    trains: Literal["lora", "reft", "prompt", "full"] = param(
-        "Adapters, interventions, embeddings in front of every row, or all weights.", default="lora"
+    trains: Literal["lora", "reft", "prompt", "full", "index"] = param(
+        "Adapters, interventions, embeddings in front of every row, all weights, or nothing but an index.",
+        default="lora",
     )
     on: Selector | None = param(
         "Linear modules with adapters; all inside the layers where it is left out.", default=None
@@ -131,6 +155,7 @@ class Flower(Target):
     )
     alpha: float = param("What an adapter's product is multiplied with, divided by its rank.", default=16.0, gt=0)
     tokens: int = param("Embeddings of a soft prompt.", default=16, ge=1)
+    top: int = param("Of `search`: how many documents answer a question.", default=5, ge=1)
     mix: Ratio = param("Of `abm`: share of the others that a client takes in.", default=Ratio(0.5), ge=0, le=1)
     mixing: Literal["fixed", "adaptive"] = param(
         "Of `abm`: `mix` for all, or for each client what its own held-back rows like best.", default="fixed"
@@ -156,6 +181,12 @@ class Flower(Target):
     )
     secure: bool = param("The server is given sums of masked states, and no state.", default=False)
     protects: Literal["clients", "rows"] = param("Whom `clip` and `noise` hide.", default="clients")
+    stream: bool = param("Data sets are tasks that come one after another: each has its rounds.", default=False)
+    anchor: float = param(
+        "Of `stream`: how strongly training is pulled back to what the task began with; 0 not at all.",
+        default=0.0,
+        ge=0,
+    )
     clip: float = param("Largest norm of a client's change, or of a row's gradient; 0 for no bound.", default=0.0, ge=0)
     noise: float = param("Deviation of the noise, in units of `clip`.", default=0.0, ge=0)
     delta: float = param("For which epsilon is told.", default=1e-5, gt=0, lt=1)
@@ -186,8 +217,16 @@ class Flower(Target):
         from ..federation.app import PACKAGE
         from ..federation.declaration import NAME, read_declaration
         from ..federation.drawing import Drawing
+        from ..federation.outcomes import rounds_of
 
-        return Drawing(read_declaration(folder.parent / PACKAGE / NAME))
+        declared = read_declaration(folder.parent / PACKAGE / NAME)
+        return Drawing(declared, rounds_of(folder.parent, declared))
+
+    @classmethod
+    def results(cls, path: Path, ctx: Context) -> "Iterator[tuple[str, nn.Module]] | None":
+        from ..federation.outcomes import models
+
+        return models(path, ctx)
 
     # -- what is refused -------------------------------------------------------------------------------------
 
@@ -213,6 +252,23 @@ class Flower(Target):
                     argument="budgets",
                 )
             )
+        if self.trains == "reft" and self.strategy == "abm" and self.way == "function" and self.clients > MANY:
+            raise Reject(
+                unfit_strategy(
+                    f"`way: function` puts the others together for each of {self.clients} clients anew, whose cost "
+                    "grows with their square",
+                    help=f"`way: align`, or at most {MANY} clients",
+                    argument="way clients",
+                )
+            )
+        if self.stream and not 1 < len(self._refs()) <= self.rounds:
+            raise Reject(
+                unfit_strategy(
+                    f"a stream of {len(self._refs())} data sets has {self.rounds} rounds",
+                    help="give two data sets or more, and a round for each",
+                    argument="data rounds stream",
+                )
+            )
         if self.secure and self.clients < LEAST:
             raise Reject(
                 unfit_strategy(
@@ -224,9 +280,12 @@ class Flower(Target):
 
     def _check_rows(self, ctx: Context) -> None:
         """Reject where a client would have no rows."""
+        from ..federation.extent import check_index
         from ..federation.partition import divided
 
-        sizes = [len(ctx.rows(ref)) for ref in self._refs()]
+        if self.trains == "index":
+            check_index(ctx, self._refs())
+        sizes = [len(ctx.rows(ref)) // (1 + (self.trains == "index")) for ref in self._refs()]
         divided(sizes, self.clients, self.split, self.beta, ctx.seed)
         if self.trains == "prompt" and self._classifies(ctx):
             raise Reject(
@@ -234,11 +293,11 @@ class Flower(Target):
                     "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
                 )
             )
-        if self._classifies(ctx) and self.strategy in ("ffa", "stack", "svd", "hetlora"):
+        if self._classifies(ctx) and self.strategy in ("svd", "hetlora"):
             raise Reject(
                 unfit_strategy(
                     f"`strategy: {self.strategy}` puts adapters together, and rows with classes train a head as well",
-                    help="`strategy: fedavg` or `abm`",
+                    help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
                 )
             )
         if self.trains == "reft" and any(ctx.prompts(ref) is None for ref in self._refs()):
@@ -259,57 +318,18 @@ class Flower(Target):
 
     def _full(self, program: Program, ctx: Context) -> dict[str, tuple[int, ...]]:
         """Shapes of a whole state, the head's among them where rows have classes."""
-        made = self._trained(program)
+        from ..federation.extent import check_forms, check_prompts, shapes_of
+
+        rank = max(self.ranks or (self.rank,))
+        if self.trains == "reft":
+            check_forms(program, self.strategy == "abm", self.way)
+            check_prompts(program, ctx, self._refs())
+        made = shapes_of(program, self.trains, self.tokens, rank, self.on)
         if self._classifies(ctx):
             from ..rows.prompts import head
 
             made |= {name: tuple(p.shape) for name, p in head(program.model).items()}
         return made
-
-    def _trained(self, program: Program) -> dict[str, tuple[int, ...]]:
-        from ..training.adapters import adaptable
-
-        if self.trains == "prompt":
-            return {"prompt": (self.tokens, program.model.get_input_embeddings().weight.shape[1])}
-        if self.trains == "full":
-            return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
-        if self.trains == "reft":
-            return self._interventions(program)
-        rank, full = max(self.ranks or (self.rank,)), {}
-        parts = {part.path: part for part in program.skeleton.parts}
-        for path in adaptable(program, self.on):
-            shape = dict(parts[path].tensors)["weight"]
-            out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
-            full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
-        return full
-
-    def _interventions(self, program: Program) -> dict[str, tuple[int, ...]]:
-        from ..federation.slots import arrays, functions
-
-        found = functions(program.model)
-        if not found:
-            raise Reject(
-                unfit_strategy(
-                    f"`trains: reft`, and {type(program.model).__name__} has no interventions",
-                    help="put `reft.insert()` into the pipeline",
-                )
-            )
-        forms = {function.form for function in found.values()}
-        if self.strategy == "abm" and self.way != "project" and forms - {"loreft", "odireft"}:
-            raise Reject(
-                unfit_strategy(
-                    f"`way: {self.way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
-                    help="`way: project`, or `reft.insert(form: loreft)`",
-                )
-            )
-        if self.strategy == "abm" and self.way == "function" and forms != {"loreft"}:
-            raise Reject(
-                unfit_strategy(
-                    "`way: function` averages what `loreft` computes, and other forms compute something else",
-                    help="`way: align`",
-                )
-            )
-        return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
 
     def _write_model(self, program: Program, into: Path, ctx: Context) -> str:
         """The model as one folder that loads; its name."""
@@ -370,6 +390,9 @@ class Flower(Target):
             seed=ctx.seed,
             protects=self.protects,
             secure=self.secure,
+            stream=self.stream,
+            anchor=self.anchor,
+            top=self.top,
             sizes=tuple(distinct.values()),
             size_of=tuple(list(distinct).index(size.params) for size in sizes),
         )

@@ -24,6 +24,7 @@ FOLDER = "native"
 # together come to 0.006..0.025 over those architectures, and to 0.023 in 30 layers with large weights.
 SHARES = {"bf16": 0.04, "int8": 0.4, "int4": 0.8}
 SHARE_OF_BFLOAT16 = 0.06
+_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.56}  # of a number, scales with it
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
@@ -52,10 +53,11 @@ class Native(Target):
     `effc.load` gives a model that computes logits and generates, `effc run` talks to it; a token is one call
     into compiled code, which runs without torch and without Python. The plan is read from the model's graph,
     whatever its architecture, pruned shapes, state-space mixers and mixtures of experts too; what the engine has no
-    step for is refused with the module and the line. Linear layers that `lower` packed stay as they are, the others are
-    packed here; on int4 those that `quantize` left on a grid of 4 bits keep it exactly, others are rounded to one.
-    Embeddings, cached keys and values are bfloat16, states of scans and all else float32; beside int4 an embedding
-    reads the rows of a head that has its numbers.
+    step for is refused with the module and the line. Of an encoder it gives hidden states or classes of texts.
+    Linear layers that `lower` packed stay as they are, the others are packed here; on int4 those that `quantize`
+    left on a grid of 4 bits keep it exactly, others are rounded to one. Embeddings, cached keys and values are
+    bfloat16, states of scans and all else float32; beside int4 an embedding reads the rows of a head that has its
+    numbers.
 
     Source: own.
     Example: native("cpu")
@@ -97,6 +99,9 @@ class Native(Target):
 
         foresee(ctx, Numbers(self.weights, self.group))
 
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+        return round(_BYTES[self.weights] * numbers), numbers
+
     def forms(self) -> tuple[Form, ...]:
         return (Form(FOLDER, "native", rounds=partial(share_of, self.weights), routes=_routes, reason=_REASON),)
 
@@ -121,5 +126,5 @@ class Native(Target):
             raise Reject(
                 other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
             )
-        own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady}
+        own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady, "mapped": wish.mapped}
         return open_native(folder, **{name: value for name, value in own.items() if value is not None}), None

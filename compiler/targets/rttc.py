@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import Bytes
+from ..artifacts.artifact import NOTES
 from ..ir.program import Program
 from ..words.context import Context
 from ..words.kinds import Form, Target, Wish, param
 from .hf import FORMS, Hf
+from .native import FOLDER, Native
 
 no_questions = Fault(
     "no-dev-questions",
@@ -50,6 +53,14 @@ class Rttc(Target):
         'policy: router & dev: ""': (
             "`policy: router` has nothing to learn from without `dev`",
             'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+        ),
+        "scorer: lora & embed: own": (
+            "`scorer: lora` trains a sentence encoder, and there is none",
+            'name one: `embed: "./minilm"`, or take `scorer: head`',
+        ),
+        "scorer: reft & embed: own": (
+            "`scorer: reft` trains a sentence encoder, and there is none",
+            'name one: `embed: "./minilm"`, or take `scorer: head`',
         ),
         'reward: scorer & graded: ""': (
             '`reward: "scorer"` has nothing to learn from without `graded`',
@@ -91,6 +102,11 @@ class Rttc(Target):
         default="self",
     )
     graded: str = param("Answers with `question`, `answer` and `right`, JSON lines, to train a scorer on.", default="")
+    scorer: Literal["head", "lora", "reft"] = param(
+        "What of a `scorer` is trained: a linear head over the vectors of question and answer, or adapters on the "
+        "encoder too, which then reads both together.",
+        default="head",
+    )
     adapt: Literal["lora", "reft", "none"] = param(
         "What is trained while answering: low-rank adapters, interventions at every position (cached states are a "
         "tenth as large), or nothing.",
@@ -102,6 +118,16 @@ class Rttc(Target):
     count: int = param("Samples for a query.", default=8, ge=1, le=256)
     shown: int = param("Of them in the prompt of a `rag` answer.", default=4, ge=1, le=256)
     selection: Literal["diverse", "nearest"] = param("How samples are chosen.", default="diverse")
+    generation: Literal["auto", "native", "torch"] = param(
+        "What generates: the native engine, PyTorch, or the engine where the model allows it. Training is PyTorch's.",
+        default="auto",
+    )
+    evict: Literal["lfu", "lru"] = param(
+        "What leaves a full cache: what hit least often, the oldest of equals, or what did not hit for longest.",
+        default="lfu",
+    )
+    lists: Bytes = param("That cached lists of samples may take.", default=Bytes(67_108_864))
+    states: Bytes = param("That cached adapters may take.", default=Bytes(67_108_864))
     price: float = param("Accuracy that a second is worth, for the calibration.", default=0.0, ge=0)
     length: int = param("Most tokens of an answer in the calibration.", default=32, ge=1, le=4096)
     force: bool = param("Take a reward that tells right from wrong no better than a coin.", default=False)
@@ -125,6 +151,8 @@ class Rttc(Target):
                     help='give `graded: "graded.jsonl"`, or `reward: "self"`',
                 )
             )
+        if self.generation == "native":
+            Native(path=self.path).foresee(ctx)
         for _ in read_samples(ctx.folder / self.knowledge):
             pass
         self._questions(ctx)
@@ -148,6 +176,8 @@ class Rttc(Target):
             "own" if self.embed == "own" else "folder",
             {},
             self.selection,
+            bytes={"lists": self.lists.value, "states": self.states.value},
+            evict=self.evict,
             adapters=self.adapt != "none",
         )
         self._copy(into, ctx)
@@ -155,6 +185,7 @@ class Rttc(Target):
         base = self._build(into / KNOWLEDGE, embedder, ctx)
         self._train_scorer(into, embedder, ctx)
         app = replace(app, near=nearness(base.vectors, ctx.seed))
+        app = replace(app, engine=self._engine(app, program, into, base.samples[0].subject, ctx))
         if self.dev:
             app = self._calibrated(app, into, model, tokenizer, ctx)
         write_whole(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
@@ -164,7 +195,27 @@ class Rttc(Target):
         return Hf.open(folder, wish)
 
     def forms(self) -> tuple[Form, ...]:
-        return FORMS
+        return (*FORMS, *Native(path=self.path).forms())
+
+    def _engine(self, app: Any, program: Program, into: Path, asked: str, ctx: Context) -> str:
+        """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
+        from ..native.refusal import cannot_run_natively
+        from ..rttc.app import engine_of
+
+        if self.generation == "torch":
+            return "torch"
+        try:
+            Native(path=self.path).emit(program, into, ctx)
+        except Reject as refused:
+            if self.generation == "native" or refused.diagnostics[0].fault != cannot_run_natively:
+                raise
+            shutil.rmtree(into / FOLDER)
+            _note(into, f"PyTorch answers, not the native engine: {refused.diagnostics[0].message}.")
+            return "torch"
+        engine, why = engine_of(into, program.model, ctx.tokenizer, app, asked)
+        if why:
+            _note(into, f"Answers after a training come from PyTorch, not the native engine: {why}.")
+        return engine
 
     def _kind(self) -> str:
         return self.reward if self.reward in ("self", "scorer") else "judge"
@@ -215,11 +266,18 @@ class Rttc(Target):
         return found
 
     def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
+        from ..report.progress import Ticked
         from ..rttc.app import REWARD
         from ..rttc.scorer import read_graded, train
+        from ..rttc.tuned import tune
 
         if self.reward == "scorer":
-            scorer = train(read_graded(ctx.folder / self.graded), embedder, seed=ctx.seed, force=self.force)
+            graded, how = read_graded(ctx.folder / self.graded), {"seed": ctx.seed, "force": self.force}
+            if self.scorer == "head":
+                scorer: Any = train(graded, embedder, **how)
+            else:
+                told = lambda at, of: ctx.tick(Ticked("training the scorer", at, of))  # noqa: E731
+                scorer = tune(graded, embedder, self.scorer, tell=told, **how)
             scorer.save(into / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 
@@ -232,7 +290,9 @@ class Rttc(Target):
 
         questions = self._questions(ctx)
         every = replace(app.policy, kind="best")  # a router is not there yet
-        off = replace(app, policy=every, near={"lists": 2.0, "states": 2.0}, bytes=0)  # every question on its own
+        off = replace(
+            app, policy=every, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
+        )  # every question on its own
         client = client_of(off, into, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
@@ -247,3 +307,9 @@ class Rttc(Target):
             ctx.record("AUC of the router", made.router.auc)
         made.write(into, client.reward)
         return replace(app, policy=made.policy)
+
+
+def _note(into: Path, note: str) -> None:
+    """One more sentence for the model card."""
+    held = json.loads((into / NOTES).read_bytes()) if (into / NOTES).exists() else []
+    (into / NOTES).write_text(json.dumps([*held, note]), encoding="utf-8")

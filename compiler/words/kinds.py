@@ -99,11 +99,13 @@ class Effort:
     tokens   that go through the whole model, once for a measure and three times to learn from them
     bytes    held besides the weights while it scores or learns
     apart    held besides the weights before it scores
+    work     other work by the machine's speed for it (`machine.speeds.Speeds`): {"select": numbers}
     """
 
     tokens: int = 0
     bytes: int = 0
     apart: int = 0
+    work: "Mapping[str, float]" = field(default_factory=dict)
 
 
 class Pass(Word):
@@ -213,6 +215,7 @@ class Wish:
     sequences: int | None = None
     steady: bool = False
     kernels: bool = True
+    mapped: bool = False
 
 
 class Picture(Protocol):
@@ -233,6 +236,7 @@ class Target(Word):
     about          it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
     holds          kinds of results that it can write: "model", "adapters", "front"
+    later          why bounds that are `in` it can't be judged when it is written: it has to be run first
     cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
                    {"form: stock": {"uneven widths": "the config has one width for all layers"}}
     """
@@ -244,9 +248,14 @@ class Target(Word):
     about: ClassVar[bool] = False
     use: ClassVar[str] = ""
     holds: ClassVar[tuple[str, ...]] = ("model",)
+    later: ClassVar[str] = ""
     cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
+
+    def files(self, numbers: int, bytes_: int, original: int) -> tuple[int, int]:
+        """About how many bytes it writes of a model, and numbers it packs; `original`: bytes before any step."""
+        return bytes_, 0
 
     def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""
@@ -271,6 +280,11 @@ class Target(Word):
     @classmethod
     def picture(cls, folder: Path) -> "Picture | None":
         """What `effc inspect` draws of such a folder, where that is not a model's structure."""
+        return None
+
+    @classmethod
+    def results(cls, path: Path, ctx: "Context") -> "Iterator[tuple[str, torch.nn.Module]] | None":
+        """Models that running an artifact led to, by name, each good until the next; None where it was not run."""
         return None
 
     @classmethod
@@ -309,6 +323,11 @@ class Metric(Word):
     def clock(self, model: "torch.nn.Module") -> "Clock":
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
+
+    def dearer(self, value: float, nats: float) -> float | None:
+        """The value when every token that is predicted of its rows costs so many nats more; None where that does not
+        follow."""
+        return None
 
     @abstractmethod
     def measure(self, model: "torch.nn.Module", ctx: "Context") -> float:

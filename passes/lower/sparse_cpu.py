@@ -1,14 +1,16 @@
 """Let linear modules run the native kernel that is fastest for each, or stay as they are."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import ClassVar, Literal
 
+from ...compiler.data.generated import Generated
 from ...compiler.editing.rewrite import Rewriter
 from ...compiler.ir.program import Program
 from ...compiler.layers.linear import cpu_only
 from ...compiler.lowering import accuracy, choice
 from ...compiler.lowering.choice import Choice, Site
-from ...compiler.lowering.speed import Case, raced, reckoned, recorded
+from ...compiler.lowering.speed import SECONDS, Case, raced, reckoned, recorded
 from ...compiler.machine.fingerprint import cpus
 from ...compiler.planning.profiled import differs
 from ...compiler.planning.select import parts
@@ -16,8 +18,9 @@ from ...compiler.report.progress import Said
 from ...compiler.search.sparsity import no_linear
 from ...compiler.store.journal import Journal
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.diagnostics import Reject
+from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, ProfileRef, Selector
 from ...kernels import levels
 
@@ -218,6 +221,18 @@ class SparseCpu(Pass):
         if self.format != "auto":
             return "none"
         return f"from {self.timings}" if self.timings else "raced here" if self._is_here(ctx) else "reckoned"
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        """Predictions before and after, twice each; a race for each shape; weights packed for errors, and once."""
+        chosen = parts(skeleton, self.on)
+        shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
+        kernels = 6 if self.format == "auto" else 1
+        raced = SECONDS * (kernels + 2) * len(set(shapes)) if self.format == "auto" and self.timings is None else 0.0
+        rows = Generated.fitting(ctx.origin)
+        read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
+        tokens = (4 if self.data is not None else 6) * read
+        work = {"seconds": raced, "pack": 4.0 * sum(map(prod, shapes))}
+        return Effort(tokens, apart=2 * sum(map(prod, shapes)), work=work)
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None

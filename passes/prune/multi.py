@@ -62,6 +62,12 @@ class Multi(Cutter, Pass):
         distinct=True,
     )
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
+    estimate: Literal["none", "taylor"] = param(
+        "What a racing search knows of candidates before it scores them: `taylor` leaves out those that gradients show "
+        "to lose.",
+        default="none",
+    )
+    together: int = param("Cuts of different layers that a racing search makes at once.", default=1, ge=1, unit="cuts")
     rank: Literal["ratio", "loss"] | None = param(
         "By loss per unit saved, or by plain loss; an exact search takes plain loss unless told.", default=None
     )
@@ -112,6 +118,8 @@ class Multi(Cutter, Pass):
             widths=self.width_score,
             check=self.check,
             clock=self.clock,
+            estimate=self.estimate,
+            together=self.together,
             fit=Fit(
                 self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair, self.data
             ),

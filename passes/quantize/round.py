@@ -7,12 +7,12 @@ import torch
 from ...compiler.ir.program import Program
 from ...compiler.search.grid import check_groups
 from ...compiler.search.quantizing import kept, note
-from ...compiler.search.sparsity import chosen_parts, exchange, finite_weight
+from ...compiler.search.sparsity import chosen_parts, exchange, finite_weight, sizes
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import Selector
-from ...kernels.grid import Grid
+from ...kernels.grid import SHRINKS, Grid
 
 
 class Round(Pass):
@@ -56,6 +56,11 @@ class Round(Pass):
         """The same shapes. Groups that don't divide are said here, before any weight is read."""
         self._chosen(skeleton)
         return skeleton
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        """Every number is rounded once for each scale that is tried."""
+        tried = SHRINKS if self._grid.search else 1
+        return Effort(work={"select": float(tried * sum(sizes(self._chosen(skeleton)).values()))})
 
     def _chosen(self, skeleton: Skeleton):
         chosen = chosen_parts(skeleton, self.on)

@@ -59,6 +59,12 @@ class Multi(Cutter, Pass):
         default=None,
     )
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
+    estimate: Literal["none", "taylor"] = param(
+        "What a racing search knows of candidates before it scores them: `taylor` leaves out those that gradients show "
+        "to lose.",
+        default="none",
+    )
+    together: int = param("Cuts of different layers that a racing search makes at once.", default=1, ge=1, unit="cuts")
     rank: Literal["ratio", "loss"] | None = param(
         "By loss per unit saved, or by plain loss; cuts are counted by plain loss.", default=None
     )
@@ -100,6 +106,8 @@ class Multi(Cutter, Pass):
             order=self.order,
             split=self.split,
             clock=self.clock,
+            estimate=self.estimate,
+            together=self.together,
             fit=Fit("obs" if repair else "l1", repair, self.data),
         )
 

@@ -3,10 +3,10 @@
 from typing import Literal
 
 from ...compiler.ir.program import Program
-from ...compiler.search.masks import keep_mask
-from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, mask, note
+from ...compiler.search.masks import keep_mask, magnitude
+from ...compiler.search.sparsity import check_pattern, chosen_parts, finite_weight, looking, mask, note
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, Pass, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import Ratio, Selector
 
@@ -42,10 +42,13 @@ class Magnitude(Pass):
         chosen, found = chosen_parts(program.skeleton, self.on), {}
         check_pattern(chosen, self.pattern, self.sparsity)
         for part in ctx.each(chosen, "masks", len(chosen)):
-            score = finite_weight(program, part.path).abs().float()
+            score = magnitude(finite_weight(program, part.path))
             keep = keep_mask(score, self.sparsity.value, self.pattern, self.each)
             found[part.path] = mask(program, part.path, keep, ctx)
         note(program, chosen, found, pattern=self.pattern)
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        return Effort(work=looking(chosen_parts(skeleton, self.on), self.pattern))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """The same shapes. What the pattern doesn't fit is said here, before any weight is read."""

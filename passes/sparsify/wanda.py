@@ -10,7 +10,7 @@ from ...compiler.search.allocation import effort as allocation_effort
 from ...compiler.search.allocation import shares
 from ...compiler.search.layerwise import Layerwise, Norms, Stage, stages
 from ...compiler.search.masks import keep_mask
-from ...compiler.search.sparsity import check_pattern, chosen_parts, mask, note, sizes, weight_score
+from ...compiler.search.sparsity import check_pattern, chosen_parts, looking, mask, note, sizes, weight_score
 from ...compiler.store.journal import Journal
 from ...compiler.words.context import Context
 from ...compiler.words.kinds import Effort, Lossy, Pass, param
@@ -74,7 +74,8 @@ class Wanda(Pass):
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Every layer runs twice: once for the look at it, once masked."""
         rows: Tensor = ctx.rows(self.data)
-        return Effort(tokens=2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows))
+        tokens = 2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows)
+        return Effort(tokens, work=looking(chosen_parts(skeleton, self.on), self.pattern))
 
 
 def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:

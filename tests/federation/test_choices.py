@@ -143,3 +143,9 @@ def test_the_gradient_of_a_private_step_is_a_mean_of_clipped_rows():
 
     private_gradient(held, learn, 4, Local(1, 4, 0.1, clip=0.5, noise=0.0))  # with batch 4 of 4 all rows are taken
     assert math.isclose(weight.grad.norm().item(), 4 * 0.5 / 4, rel_tol=1e-6)
+
+
+def test_interventions_at_more_positions_than_any_prompt_has_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(Reject, match=r"edit 40 positions, and the longest prompt of `words` has \d+ tokens"):
+        compiled(tmp_path, PAIRS, INSERT.replace("f2+l2", "f20+l20"), "trains: reft, strategy: abm")
+    assert not list((tmp_path / "out").glob("*/fedapp"))

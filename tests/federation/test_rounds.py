@@ -1,11 +1,17 @@
 """The round loop: every method learns, faults leave one client out, and a killed server goes on to the same bits."""
 
+import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from effc.compiler.federation.averaging import FedAvg, FrozenA
 from effc.compiler.federation.checkpoint import Checkpoint
+from effc.compiler.federation.grid import LocalGrid
 from effc.compiler.federation.low_rank import update
 from effc.compiler.federation.personal import AllButMe
 from effc.compiler.federation.products import Pad, Stack, Truncate
@@ -55,6 +61,70 @@ def test_a_server_killed_between_rounds_goes_on_to_the_same_bits(name, kept, tmp
     assert results(again) == results(whole)
     assert [r.number for r in course.rounds] == [1, 2, 3, 4, 5]
     assert [r.loss for r in course.rounds] == [r.loss for r in whole.course.rounds]
+
+
+KILLED = """
+import time
+from pathlib import Path
+from effc.compiler.federation.checkpoint import Checkpoint
+from tests.federation.least_squares import Regression, federation
+from tests.federation.test_rounds import STRATEGIES
+
+learn = Regression.trained
+Regression.trained = lambda self, *given: time.sleep(0.3) or learn(self, *given)
+tell = lambda r: print(r.number, flush=True)
+run = federation(STRATEGIES[{name!r}](), rounds=5, checkpoint=Checkpoint(Path({folder!r}), "run"))
+run.tell = tell
+run.run()
+"""
+
+
+@pytest.mark.parametrize("name", ["abm median", "stack"])
+def test_a_server_killed_in_the_middle_of_a_round_goes_on_to_the_same_bits(name, tmp_path):
+    whole = federation(STRATEGIES[name](), rounds=5)
+    whole.run()
+    code = KILLED.format(name=name, folder=str(tmp_path))
+    server = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert server.stdout.readline() == "1\n" and server.stdout.readline() == "2\n"
+    time.sleep(0.15)  # clients of round 3 are learning
+    server.send_signal(signal.SIGKILL)
+    said, _ = server.communicate(timeout=20)
+    assert server.returncode == -signal.SIGKILL and said == ""
+    again = federation(STRATEGIES[name](), rounds=5, checkpoint=Checkpoint(tmp_path, "run"))
+    told = []
+    again.tell = lambda round_: told.append(round_.number)
+    again.run()
+    assert told == [3, 4, 5] and results(again) == results(whole)
+
+
+class Mortal(LocalGrid):
+    """A node that is killed in the middle of round 2, and another that comes in its place before round 4."""
+
+    def get_node_ids(self):
+        return [node for node in self.clients if node != 99 or self.round >= 3][self.dead :]
+
+    dead, round = 0, 0
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.round = max((m.number for m in messages if m.kind == "train"), default=self.round)
+        if self.round == 2:
+            messages, self.dead = [m for m in messages if m.node != 1], 1
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "stack", "abm mean"])
+def test_a_client_killed_in_a_round_is_missed_and_its_next_node_takes_its_place(name):
+    run = federation(STRATEGIES[name](), rounds=5, deadline=1.0)
+    grid = Mortal(list(run.grid.clients.values()), 4)
+    grid.clients[99], grid.memories[99], grid._turns[99] = grid.clients[1], {}, threading.Lock()
+    run.grid = grid
+    rounds = run.run().rounds
+    assert [sorted(r.turns) for r in rounds] == [[0, 1, 2, 3], [1, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert rounds[1].faults == {0: "no reply within 1 s"} and not rounds[3].faults
+    assert rounds[4].loss < rounds[0].loss
 
 
 def test_a_checkpoint_of_another_federation_is_not_taken(tmp_path):

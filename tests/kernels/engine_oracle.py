@@ -74,7 +74,8 @@ def _attention(step, found, weights, ids):
     back = torch.arange(len(ids))[:, None] - torch.arange(len(ids))
     if step.get("slopes"):
         scores = scores - weights[step["slopes"]][:, None, None] * back
-    seen = (back >= 0) & (back < (step["window"] or len(ids)))
+    near = back.abs() < (step["window"] or len(ids))
+    seen = near if step.get("whole") else near & (back >= 0)
     scores = scores.masked_fill(~seen, float("-inf"))
     most = scores.amax(-1, keepdim=True)
     shares = (scores - most).exp()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from effc.kernels import levels
 from effc.kernels.engine import Engine
+from effc.kernels.native import KernelError
 
 from tests.kernels.engine_oracle import ACTS, wanted_logits
 from tests.kernels.engine_plans import Built, gpt2, llama
@@ -226,3 +227,31 @@ def test_steady_logits_do_not_depend_on_what_else_a_call_computes(kernel, level)
     for i, rows in enumerate(alone):
         assert torch.equal(found[[j for j, (_, owner) in enumerate(flat) if owner == i]], rows[:-1])
         assert torch.equal(last[i], rows[-1])
+
+
+@pytest.mark.parametrize("window", [None, 5, 40])
+def test_a_text_that_is_seen_whole_is_what_torch_gives_among_others(window, level):
+    built = llama(whole=True, window=window)
+    texts = [ids_of(built, count, seed=count) for count in (1, 3, 33, 70, 9)]
+    own = engine(built, sequences=len(texts))
+    found = own.run([t for text in texts for t in text], [i for i, text in enumerate(texts) for _ in text])
+    for rows, text in zip(found.split([len(text) for text in texts]), texts, strict=True):
+        assert_near(rows, wanted_logits(built, text))
+
+
+def test_a_whole_text_longer_than_a_chunk_is_one_text():
+    built = llama(layers=1, whole=True, context=1200)
+    ids = ids_of(built, 1100)
+    found = engine(built).run(ids, [0] * len(ids), [0, 600, 1099])
+    assert_near(found, wanted_logits(built, ids)[[0, 600, 1099]])
+
+
+def test_a_text_that_is_to_be_seen_whole_comes_at_once():
+    own = engine(llama(whole=True), sequences=2)
+    with pytest.raises(KernelError, match="lie apart"):
+        own.run([1, 2, 3], [0, 1, 0])
+    own.run([1, 2], [0, 0])
+    with pytest.raises(KernelError, match="has tokens already"):
+        own.run([3], [0])
+    own.forget(0)
+    assert own.run([3], [0]).shape[0] == 1

@@ -29,6 +29,8 @@ DEFAULTS = {
     "split": None,
     "order": ("blocks", "channels", "heads"),
     "search": "racing",
+    "estimate": "none",
+    "together": 1,
     "rank": None,
     "reorder": None,
     "repair": None,
@@ -41,14 +43,20 @@ DEFAULTS = {
 }
 
 
-def pruned(tmp_path, model, **args):
+def pruned(tmp_path, model, tell=lambda event: None, **args):
     recipe = recipe_of([("step", "prune.multi", {**DEFAULTS, **args})])
     ctx = context_of(tmp_path, model, recipe)
     save_file({"rows": OTHER_IDS}, tmp_path / "other.safetensors")
     recipe.data["other"] = replace(recipe.data["rows"], args={**recipe.data["rows"].args, "path": "other.safetensors"})
     program = capture(copy.deepcopy(model))
     COSTS.clear()
-    ctx.settings.tell = lambda event: isinstance(event, Recorded) and COSTS.update({event.name: event.value})
+
+    def hear(event):
+        tell(event)
+        if isinstance(event, Recorded):
+            COSTS[event.name] = event.value
+
+    ctx.settings.tell = hear
     ctx.shelf.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
     return program
 
@@ -62,7 +70,7 @@ def share_of_naive():
     return COSTS["layer forwards"] / COSTS["layer forwards, were every candidate scored by the whole model"]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", wide(range(6), (0, 1)))
 @pytest.mark.parametrize("split", [(44.0, 52.0, 4.0), (20.0, 60.0, 20.0)])
 def test_an_exact_search_decides_as_the_published_loop(tmp_path, seed, split):
     model = tiny.model("llama", seed=seed)
@@ -123,16 +131,20 @@ def test_repair_leaves_less_damage_than_none(tmp_path):
     assert scores[True] < scores[False]
 
 
-@pytest.mark.parametrize("search", ["exact", "racing"])
+@pytest.mark.parametrize("search", ["exact", "racing", "estimated"])
 def test_a_search_that_was_cut_short_goes_on_to_the_same_model(tmp_path, search, monkeypatch):
     model = tiny.model("llama")
     args = {"remove": Ratio(0.25, "params"), "search": search}
+    if search == "estimated":
+        args |= {"search": "racing", "estimate": "taylor", "together": 3, "group": 8}
     (tmp_path / "whole").mkdir()
     whole = pruned(tmp_path / "whole", model, **args)
     cost = COSTS["layer forwards"]
     (tmp_path / "cut").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        interrupted_after(9, monkeypatch, lambda: pruned(tmp_path / "cut", model, **args))
+        interrupted_after(
+            2 if search == "estimated" else 9, monkeypatch, lambda: pruned(tmp_path / "cut", model, **args)
+        )
     again = pruned(tmp_path / "cut", model, **args)
     assert cuts(again) == cuts(whole)
     assert again.notes == whole.notes

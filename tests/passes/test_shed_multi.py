@@ -28,6 +28,8 @@ DEFAULTS = {
     "order": KINDS,
     "split": None,
     "search": "racing",
+    "estimate": "none",
+    "together": 1,
     "rank": None,
     "repair": None,
     "group": 16,

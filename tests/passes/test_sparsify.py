@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.layers.linear import weight_of
-from effc.compiler.search.masks import keep_mask
+from effc.compiler.search.masks import keep_mask, magnitude, masked
 from effc.dsl.values import DataRef, Ratio, Selector
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +58,20 @@ def test_the_least_scores_go_and_as_many_as_asked(rows, columns, share, seed, ea
         gone = values.sort(stable=True).indices[: int(share * len(values))]  # of equal ones the first
         assert not kept[gone].any()
         assert not kept.any() or kept.all() or values[~kept].max() <= values[kept].min()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("each", ["row", "module"])
+def test_a_masked_weight_has_the_bits_that_sorting_and_choosing_give(dtype, each):
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    weight[3], weight[:, 5], weight[:20, :20] = 0.0, -0.0, 0.5  # ties, and zeros of both signs
+    score = weight.abs() if dtype == torch.float64 else weight.abs().float()
+    flat = score if each == "row" else score.reshape(1, -1)
+    order = flat.argsort(dim=1, stable=True)[:, : int(0.6 * flat.shape[1])]
+    keep = torch.ones_like(flat, dtype=torch.bool).scatter_(1, order, False).view(score.shape)
+    assert torch.equal(keep_mask(magnitude(weight), 0.6, "any", each), keep)
+    expected = torch.where(keep, weight, 0.0)
+    assert torch.equal(masked(weight, keep).view(torch.uint8), expected.view(torch.uint8))
 
 
 @given(rows=st.integers(1, 70), columns=st.integers(1, 30), seed=st.integers(0, 99))

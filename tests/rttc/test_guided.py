@@ -1,6 +1,7 @@
 """The client over a real model: R3, R4, R6, R7 of the digest, and what happens when something is missing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,34 @@ def test_without_the_server_the_direct_answer_is_given_and_the_decision_says_so(
             assert found.decision.note == "http://kb does not answer"
 
 
+def test_a_base_of_another_embedder_is_not_asked_and_the_decision_says_so(world, adaptable):
+    class Foreign(Local):
+        def facts(self):
+            return replace(super().facts(), embedder="another")
+
+        def retrieve(self, vector, count):
+            raise AssertionError("its vectors mean nothing here")
+
+    found = world.client(Told(), Policy("rag"), adaptable, Foreign(world.base)).ask(asked(QUESTIONS[0]), SHORT)
+    assert found.decision.branch == "direct" and "embedded by another model" in found.decision.note
+
+
+def test_a_server_that_dies_while_its_new_version_is_looked_at_leaves_the_direct_answer(world, adaptable):
+    class Dying(Local):
+        def facts(self):
+            told.append("facts")
+            if len(told) > 1:
+                raise Unreachable("http://kb does not answer")
+            return super().facts()
+
+        def retrieve(self, vector, count):
+            return replace(super().retrieve(vector, count), version="newer")
+
+    told = []
+    found = world.client(Told(), Policy("rag"), adaptable, Dying(world.base)).ask(asked(QUESTIONS[0]), SHORT)
+    assert found.decision.branch == "direct" and found.decision.note == "http://kb does not answer"
+
+
 def test_a_reward_that_is_no_number_gives_the_direct_answer_and_says_so(world, adaptable):
     class Broken(Told):
         def score(self, question, answers):
@@ -157,13 +186,9 @@ def test_a_reward_that_is_no_number_gives_the_direct_answer_and_says_so(world, a
 def test_a_new_version_of_the_base_empties_both_caches(world, adaptable):
     class Renewed(Local):
         def facts(self):
-            from dataclasses import replace
-
             return replace(super().facts(), version=state["version"])
 
         def retrieve(self, vector, count):
-            from dataclasses import replace
-
             return replace(super().retrieve(vector, count), version=state["version"])
 
     state = {"version": "one"}

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from effc.compiler.rttc.embedder import folder_embedder
 from effc.compiler.rttc.reward import Judge, Verifier, last_number
 from effc.compiler.rttc.scorer import Graded, auc, open_scorer, train
+from effc.compiler.rttc.tuned import open_tuned, tune
 from effc.dsl.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,43 @@ def test_a_scorer_that_can_not_tell_is_refused_unless_insisted_on(world):
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
         train(same, world.embedder)
     assert train(same, world.embedder, force=True).auc == 0.5
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer(folder)
+    torch.manual_seed(0)
+    facts = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=261, max_position_embeddings=128, **facts)).save_pretrained(folder)
+    return lambda: folder_embedder(folder, folder / "cache")
+
+
+@pytest.mark.parametrize("kind", ["lora", "reft"])
+def test_a_scorer_tuned_through_its_encoder_tells_is_the_same_after_saving_and_leaves_the_vectors(
+    encoder, kind, tmp_path
+):
+    embedder = encoder()
+    before = embedder.embed(QUESTIONS[:3])
+    scorer = tune(graded(), embedder, kind, rank=4, epochs=2, lr=5e-3)
+    assert scorer.auc > 0.9 and torch.equal(embedder.embed(QUESTIONS[:3]), before)
+    scorer.save(tmp_path)
+    again = open_tuned(tmp_path, encoder())
+    assert again.score("a", ["b", "c"]) == pytest.approx(scorer.score("a", ["b", "c"]), abs=1e-5)
+    assert again.auc == scorer.auc and again.score("a", ["b"]) != again.score("a", ["sea"])
+    weights = (tmp_path / "scorer.safetensors").read_bytes()
+    (tmp_path / "scorer.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(Reject, match="holds no scorer"):
+        open_tuned(tmp_path, encoder())
+
+
+def test_a_tuned_scorer_that_can_not_tell_is_refused_unless_insisted_on(encoder):
+    same = [Graded(question, "sea", right) for question in QUESTIONS for right in (True, False)]
+    with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
+        tune(same, encoder(), "lora", epochs=1)
+    assert tune(same, encoder(), "lora", epochs=1, force=True).auc == 0.5
 
 
 def test_a_judge_is_a_classifier_with_one_logit(tmp_path):

@@ -13,7 +13,7 @@ from effc.compiler.rttc.policy import Policy
 from effc.compiler.rttc.retrieval import Remote, Unreachable
 from effc.dsl.diagnostics import Reject
 
-from tests import worlds
+from tests import tiny, worlds
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
 from tests.rttc.conftest import QUESTIONS, write_samples
 from tests.serving.conftest import serving
@@ -32,7 +32,7 @@ emit small {{
   rttc("app", knowledge: "kb.jsonl", {more})
 }}
 """
-CALIBRATED = 'dev: "dev.jsonl", length: 4, count: 4, shown: 2, lr: 0.005, force: true'
+CALIBRATED = 'dev: "dev.jsonl", evict: lru, states: 32MiB, length: 4, count: 4, shown: 2, lr: 0.005, force: true'
 
 
 def recipe(folder, more):
@@ -88,6 +88,8 @@ def library(app):
 
 def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed(app):
     own, shown = read_app(app), json.loads((app / "calibration.json").read_bytes())
+    assert own.engine == "adapted" and (app / "native" / "plan.json").is_file()
+    assert own.evict == "lru" and own.bytes == {"lists": 64 << 20, "states": 32 << 20}
     assert own.policy.kind == "sequential" and own.near["lists"] <= own.near["states"] < 1
     assert len(shown["trials"]) == 3 and {"direct", "rag", "ttt", "all"} == set(shown["auc"])
     assert any(point["direct"] == own.policy.direct and point["rag"] == own.policy.rag for point in shown["curve"])
@@ -96,6 +98,34 @@ def test_a_calibrated_folder_holds_thresholds_a_base_and_what_the_dev_set_showed
     assert "policy sequential" in (app / "calibration.svg").read_text()
     assert "policy sequential: accuracy" in (app / "calibration.txt").read_text()
     assert package.load(app).config.model_type == "llama"  # and it is a model like any other
+
+
+@pytest.fixture
+def unspoken(tmp_path, monkeypatch):
+    """A recipe over a model that the engine has no step for."""
+    monkeypatch.chdir(tmp_path)
+    worlds.tokenizer(tmp_path / "model", start=False)
+    tiny.model("qwen3_next", vocab_size=worlds.VOCABULARY).save_pretrained(tmp_path / "model")
+    write_samples(tmp_path / "kb.jsonl")
+    text = RECIPE.format(more="policy: rag, adapt: none, generation: native")
+    return text.replace("  slim = prune.channels(keep: 50% of channels, align: 8)\n", "")
+
+
+def test_a_model_that_the_engine_does_not_run_is_refused_by_name_where_it_was_to_answer(effc, tmp_path, unspoken):  # noqa: F811
+    (tmp_path / "r.effspec").write_text(unspoken)
+    run = effc("compile", "r.effspec", "-o", "out")
+    assert run.code == 5 and "error[cannot-run-natively]" in run.err and "linear_attn" in run.err
+
+
+@pytest.mark.heavy
+def test_a_model_that_the_engine_does_not_run_is_answered_by_pytorch_unless_told_otherwise(effc, tmp_path, unspoken):  # noqa: F811
+    (tmp_path / "r.effspec").write_text(unspoken.replace("generation: native", "generation: auto"))
+    package.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    app = tmp_path / "out" / "app"
+    assert read_app(app).engine == "torch" and not (app / "native").exists()
+    assert "PyTorch answers, not the native engine" in (app / "README.md").read_text()
+    run = effc("run", str(app), "--prompt", QUESTIONS[5], "-n", "4", "--format", "json")
+    assert run.code == 0 and json.loads(run.out)["decision"]["branch"] == "rag"
 
 
 @pytest.mark.heavy
@@ -202,6 +232,31 @@ def test_the_server_refuses_vectors_of_another_embedder_and_what_is_none(library
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
 
 
+def test_a_client_asks_for_its_key_bounds_bodies_and_rates_and_hides_what_was_asked(training, tmp_path):
+    flags = ("--api-key", "a-key-of-the-client", "--max-body", "4KiB", "--rate", "8", "--cache-dir", str(tmp_path))
+    with serving(training, *flags) as client:
+        url, key = f"{client.url}/v1/chat/completions", {"authorization": "Bearer a-key-of-the-client"}
+        body = {"model": client.name, "messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 2}
+        assert httpx.post(url, json=body, timeout=60).status_code == 401
+        assert httpx.post(url, json={**body, "user": "x" * 5000}, headers=key, timeout=60).status_code == 413
+        assert (
+            httpx.post(url, content=b"{", headers={**key, "content-type": "application/json"}, timeout=60).status_code
+            == 400
+        )
+        answer = httpx.post(url, json=body, headers=key, timeout=60)
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
+        assert httpx.get(f"{client.url}/health", timeout=60).status_code == 200
+
+
+def test_an_engines_folder_that_was_cut_is_not_run(effc, app, tmp_path):  # noqa: F811
+    folder = tmp_path / "cut"
+    shutil.copytree(app, folder)
+    whole = (folder / "native" / "weights.bin").read_bytes()
+    (folder / "native" / "weights.bin").write_bytes(whole[: len(whole) // 2])
+    run = effc("run", str(folder), "--prompt", "a")
+    assert run.code == 5 and "weights.bin" in run.err
+
+
 def test_a_client_asks_the_server_and_answers_directly_once_it_is_gone(training, tmp_path):
     with (
         serving(training, "--role", "server") as library,
@@ -239,6 +294,9 @@ def test_a_folder_whose_base_was_edited_is_not_run(effc, app, tmp_path):  # noqa
         ({"regime": {"rank": 10**9}}, "out of its range"),
         ({"colour": 1}, "colour"),
         ({"policy": {"kind": "x"}}, "policy"),
+        ({"engine": "magic"}, "another form"),
+        ({"evict": "magic"}, "another form"),
+        ({"bytes": {"lists": -1, "states": 0}}, "out of its range"),
     ],
 )
 def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
@@ -253,6 +311,7 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
     [
         ("count: 4", 3, "`policy: sequential` has no thresholds without `dev`"),
         ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
+        ('policy: rag, reward: "scorer", graded: "kb.jsonl", scorer: lora', 3, "trains a sentence encoder"),
         ('policy: rag, embed: "absent"', 5, "there is no model folder"),
         ('dev: "dev.jsonl", length: 2', 4, "the reward's AUC is 0.500"),
         ("policy: rag, count: 0", 3, "the least is 1"),

@@ -20,6 +20,18 @@ struct Item {
   int64_t from, until;         // blocks that any of its rows sees
 };
 
+// The tokens low..high-1 that a token of a run sees: those before it, or all of its text, within the window.
+struct Seen {
+  int64_t low = 0, high;
+  Seen(const Step& step, const Run& run, int64_t index) {
+    const int64_t position = run.position + index, end = run.position + run.count;
+    high = step.count ? end : position + 1;
+    if (!step.window) return;
+    low = std::max<int64_t>(0, position - step.window + 1);
+    high = std::min(high, position + step.window);
+  }
+};
+
 // One after another all items of a call: each(item, number of its first block among the blocks of all).
 template <class Each>
 int64_t items(const AttendCall& call, Each each) {
@@ -31,10 +43,8 @@ int64_t items(const AttendCall& call, Each each) {
     for (int64_t head = 0; head < step.kv_heads; ++head)
       for (int64_t first = 0; first < run.count * group; first += kItemRows) {
         const int64_t count = std::min(kItemRows, run.count * group - first);
-        const int64_t oldest = run.position + first / group;
-        const int64_t newest = run.position + (first + count - 1) / group;
-        const int64_t seen = step.window ? std::max<int64_t>(0, oldest - step.window + 1) : 0;
-        const Item item{&run, head, first, count, seen / kTokens, newest / kTokens + 1};
+        const Seen oldest(step, run, first / group), newest(step, run, (first + count - 1) / group);
+        const Item item{&run, head, first, count, oldest.low / kTokens, (newest.high - 1) / kTokens + 1};
         each(item, before);
         before += item.until - item.from;
       }
@@ -49,7 +59,8 @@ struct Attend {
   int64_t group, d, value_lanes, key_tiles;
   uint32_t words[16 * M * (engine::kMostHead / 32)];  // [tile][M][pair]
   int64_t low[M], high[M];                            // tokens that a row sees: low..high-1
-  float slope[M];                                     // what a token of distance adds to its score
+  float slope[M];                                     // what a token of distance adds to its score: no text
+                                                      // that is seen whole has one
   alignas(64) float values[M * engine::kMostHead];
 
   Attend(const AttendCall& call, const Item& item)
@@ -58,9 +69,9 @@ struct Attend {
     alignas(64) uint8_t halves[64 * (engine::kMostHead / 32)];
     for (int64_t m = 0; m < M; ++m) {
       const int64_t own = std::min(item.first + m, item.first + item.count - 1);
-      const int64_t position = item.run->position + own / group;
-      high[m] = position + 1;
-      low[m] = call.step->window ? std::max<int64_t>(0, high[m] - call.step->window) : 0;
+      const Seen seen(*call.step, *item.run, own / group);
+      low[m] = seen.low;
+      high[m] = seen.high;
       const int64_t row = item.run->first + own / group, head = item.head * group + own % group;
       slope[m] = call.slopes ? call.slopes[head] : 0.0f;
       Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);

@@ -71,6 +71,8 @@ void Engine::reserve() {
   // 256 MiB of rows at most: a wide vocabulary would need a gigabyte of them.
   const int64_t fit = (int64_t(64) << 20) / std::max<int64_t>(1, many_.shared_floats);
   chunk_ = std::max<int64_t>(16, std::min(kLinearRows, fit));
+  for (const Step& step : steps_) whole_ |= step.op == kAttention && step.count;
+  if (whole_) chunk_ = ceil_to(plan_.context, kLinearRows);  // costs memory only as far as texts go
   own_bytes_ = few_.own_floats * kMirroredRoom * 4 + 128;
   counts_ = std::vector<Pieces::Count>(plan_.threads);
   spent_.resize(kSpents * plan_.threads);
@@ -113,7 +115,10 @@ int32_t Engine::check(const Tokens& tokens) const {
   for (int64_t i = 0; i < plan_.sequences; ++i) lengths[i] = cache_.length(i);
   for (int64_t i = 0; i < tokens.count; ++i) {
     const int64_t sequence = tokens.sequences[i];
-    if (sequence < 0 || sequence >= plan_.sequences || ++lengths[sequence] > plan_.context) return kArguments;
+    if (sequence < 0 || sequence >= plan_.sequences) return kArguments;
+    const bool first = i == 0 || tokens.sequences[i - 1] != sequence;
+    if (whole_ && first && lengths[sequence]) return kArguments;
+    if (++lengths[sequence] > plan_.context) return kArguments;
     for (const Step& step : steps_)
       if (step.op == kEmbedding && (tokens.ids[i] < 0 || tokens.ids[i] >= weights_[step.weight].n))
         return kArguments;

@@ -97,6 +97,7 @@ class Engine {
   bool reserve_mixtures();
   int32_t check(const Tokens& tokens) const;
   int32_t all_chunks(const Tokens& tokens, float* logits);
+  int64_t chunk_end(const Tokens& tokens, int64_t from) const;
   void load(const Tokens& tokens, int64_t from, int64_t until, int64_t& next_wanted);
   static void work(int thread, void* context);
   float* buffer(const Turn& turn, int32_t number) const;
@@ -105,6 +106,7 @@ class Engine {
   void level(const Turn& turn, int32_t number, int64_t* spent) const;
   void rows(const Turn& turn, const Step& step) const;
   void linear(const Turn& turn, const Task& task) const;
+  void linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const;
   void attention(const Turn& turn, const Task& task) const;
   RowsCall rows_call(const Turn& turn, const Step& step) const;
   void mix(const Turn& turn, const Step& step) const;
@@ -130,6 +132,7 @@ class Engine {
   Cache cache_;
   States states_;
   std::vector<std::vector<float>> rates_;  // of each state: A, if a selective scan has it
+  bool whole_ = false;  // some attention sees a text whole, so each comes at once and alone
   int64_t chunk_;
   Room shared_, own_, panels_, pieces_, mixed_;
   int64_t own_bytes_;

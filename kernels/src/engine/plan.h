@@ -32,7 +32,8 @@ struct Step {
                                  // and as skip D; route: what is added to choose; experts: the first of
                                  // `count` weights, and a bias of each
   int32_t slot, heads, kv_heads, head_dim, value_dim, window;  // window 0: none
-  int32_t start, block, stride, count;  // columns and place; route: count chosen, from `block` of `group`
+  int32_t start, block, stride, count;  // columns and place; attention: count 1 sees the tokens that follow
+                                        // too; route: count chosen, from `block` of `group`
                                         // groups, judged by their best `stride`; experts: block chosen,
                                         // and `stride` from the x of one to that of the next
   int32_t group, rotary_dim, interleaved;  // route: interleaved says that weights are divided by their sum

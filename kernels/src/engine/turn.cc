@@ -53,10 +53,23 @@ struct Engine::Job {
   int64_t long_waits = 0, levels = 0;     // of thread 0
 };
 
+// Where a chunk ends: anywhere, or behind as many whole texts as linear layers take at once, and at least one.
+int64_t Engine::chunk_end(const Tokens& tokens, int64_t from) const {
+  if (!whole_) return std::min(tokens.count, from + chunk_);
+  int64_t end = from;
+  while (end < tokens.count) {
+    int64_t next = end + 1;
+    while (next < tokens.count && tokens.sequences[next] == tokens.sequences[end]) ++next;
+    if (end > from && next - from > kLinearRows) break;
+    end = next;
+  }
+  return end;
+}
+
 int32_t Engine::all_chunks(const Tokens& tokens, float* logits) {
   int64_t next_wanted = 0;
   for (int64_t from = 0, until; from < tokens.count; from = until) {
-    until = std::min(tokens.count, from + chunk_);
+    until = chunk_end(tokens, from);
     const int64_t begun = next_wanted;
     load(tokens, from, until, next_wanted);
     const Schedule& schedule = all_.count() <= kMirroredRows ? few_ : many_;
@@ -170,21 +183,31 @@ void Engine::rows(const Turn& turn, const Step& step) const {
   }
 }
 
+// Rows of a text that is longer than what a kernel takes go through it one after another, each lot with a place
+// of its own where it is prepared.
 void Engine::linear(const Turn& turn, const Task& task) const {
+  const int64_t count = turn.batch.count();
+  for (int64_t from = 0; from < count; from += kLinearRows)
+    linear(turn, task, from, std::min(kLinearRows, count - from));
+}
+
+void Engine::linear(const Turn& turn, const Task& task, int64_t from, int64_t count) const {
   const Step& step = steps_[task.step];
   const Weight& weight = weights_[step.weight];
   LinearPart part{};
   int64_t ignored;
   part.call.packed = weight.at;
-  part.call.x = reg(turn, step.x, part.call.stride);
+  float* x = reg(turn, step.x, part.call.stride);
+  part.call.x = x + from * part.call.stride;
   part.call.bias = step.bias < 0 ? nullptr : weights_[step.bias].at;
-  part.call.y = reg(turn, step.to, ignored);
-  part.call.rows = turn.batch.count();
+  part.call.y = reg(turn, step.to, ignored) + from * widths_[step.to];
+  part.call.rows = count;
   part.call.x_float = part.call.bias_float = 1;
   part.call.bounds = bounds_[step.weight].data();
   part.stage = task.work == Work::kPrepare ? kPrepare : kMultiply;
-  const int64_t each = (turn.schedule.buffers[task.prepared].floats - 16) / 2 * turn.capacity;
-  float* prepared = buffer(turn, task.prepared);
+  const int64_t floats = turn.schedule.buffers[task.prepared].floats;
+  const int64_t each = (floats - 16) / 2 * std::min(turn.capacity, kLinearRows);
+  float* prepared = buffer(turn, task.prepared) + from * floats;
   part.rows = reinterpret_cast<uint8_t*>(prepared);
   part.words = reinterpret_cast<uint8_t*>(prepared + each);
   part.scales = prepared + 2 * each;

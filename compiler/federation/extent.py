@@ -1,0 +1,105 @@
+"""Which arrays a federation trains in a program, by their shapes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...dsl.diagnostics import Reject
+from .faults import unfit_strategy
+
+if TYPE_CHECKING:
+    from ...dsl.values import DataRef, Selector
+    from ..ir.program import Program
+    from ..layers.reft import Intervention
+    from ..words.context import Context
+
+
+def shapes_of(
+    program: "Program", trains: str, tokens: int, rank: int, on: "Selector | None"
+) -> dict[str, tuple[int, ...]]:
+    """Of a whole state but for a head: `trains` as the target `flower` has it, adapters of this rank on modules."""
+    from ..training.adapters import adaptable
+    from .slots import arrays
+
+    if trains == "index":
+        return {}
+    if trains == "prompt":
+        return {"prompt": (tokens, program.model.get_input_embeddings().weight.shape[1])}
+    if trains == "full":
+        return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
+    if trains == "reft":
+        found = _functions(program)
+        return {name: tuple(p.shape) for path, f in found.items() for name, p in arrays(path, f).items()}
+    parts, full = {part.path: part for part in program.skeleton.parts}, {}
+    for path in adaptable(program, on):
+        shape = dict(parts[path].tensors)["weight"]
+        out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
+        full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
+    return full
+
+
+def _functions(program: "Program") -> "dict[str, Intervention]":
+    """Its interventions. Raises Reject (unfit-strategy) where it has none."""
+    from .slots import functions
+
+    found = functions(program.model)
+    if not found:
+        raise Reject(
+            unfit_strategy(
+                f"`trains: reft`, and {type(program.model).__name__} has no interventions",
+                help="put `reft.insert()` into the pipeline",
+            )
+        )
+    return found
+
+
+def check_forms(program: "Program", personal: bool, way: str) -> None:
+    """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
+    forms = {function.form for function in _functions(program).values()}
+    if personal and way != "project" and forms - {"loreft", "odireft"}:
+        raise Reject(
+            unfit_strategy(
+                f"`way: {way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
+                help="`way: project`, or `reft.insert(form: loreft)`",
+            )
+        )
+    if personal and way == "function" and forms != {"loreft"}:
+        raise Reject(
+            unfit_strategy(
+                "`way: function` averages what `loreft` computes, and other forms compute something else",
+                help="`way: align`",
+            )
+        )
+
+
+def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
+    """Reject interventions at more positions than any prompt of the data has."""
+    from ..layers.reft import interventions
+
+    wanted = max((module.first + module.last for _, module in interventions(program.model)), default=0)
+    for ref in refs:
+        lengths = ctx.prompts(ref)
+        if lengths is not None and len(lengths) and int(lengths.max()) < wanted:
+            raise Reject(
+                unfit_strategy(
+                    f"interventions edit {wanted} positions, and the longest prompt of `{ref.name}` has "
+                    f"{int(lengths.max())} tokens",
+                    help="insert interventions of fewer `positions`",
+                    argument="data",
+                )
+            )
+
+
+def check_index(ctx: "Context", refs: "Sequence[DataRef]") -> None:
+    """Reject data that are no texts with a partner each."""
+    from ..data.texts import Texts
+
+    for ref in refs:
+        data = ctx.data(ref)
+        if not isinstance(data, Texts) or len(data.fields) != 2:
+            raise Reject(
+                unfit_strategy(
+                    f"an index is made of documents and questions, and `{ref.name}` has none",
+                    help='`texts`, with two fields: `fields: ["question", "answer"]`',
+                    argument="data",
+                )
+            )

@@ -1,0 +1,68 @@
+"""The weighted mean of all clients but one, for each of them: the sum of all, less its own part.
+
+So a round of many clients costs as many sums as there are clients, not their square. Where interventions are aligned,
+all are turned into one frame first (towards the mean of all as the client of the lowest number has it), and what a
+client gets is turned towards its own rows.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .rotations import Way, aligned, paths, projected
+from .state import State, total
+
+MOST = 1e6  # times what is left that a client's own part may be: float64 then still has ten digits of the rest
+
+
+class Rest:
+    """Of states with weights of at least 0; `way` is `project` or `align` (rotations.py)."""
+
+    def __init__(self, states: Mapping[int, State], weights: Mapping[int, float], way: Way):
+        assert way in ("project", "align"), way
+        self.states, self.way = states, way
+        self.weights = {k: w for k, w in sorted(weights.items()) if w > 0}
+        self.frame: State = {}
+        if self.weights and way == "align" and paths(states[min(self.weights)]):
+            self.frame = states[min(self.weights)]
+            self.frame = self._mean(sorted(self.weights))
+        self.mass = sum(self.weights.values())
+        self.sums = self._sum(sorted(self.weights)) if self.weights else {}
+
+    def of(self, client: int, own: State) -> State:
+        """The mean of the others with orthonormal rows R, near to those of `own`; {} where there are no others."""
+        mine = self.weights.get(client, 0.0)
+        others = len(self.weights) - (client in self.weights)
+        if not others:
+            return {}
+        part = self._turned(self.states[client]) if mine else {}
+        left = {name: array - mine * part[name] if mine else array for name, array in self.sums.items()}
+        if mine and any(_largest(mine * part[name]) > MOST * _largest(left[name]) for name in left):
+            left = self._sum([k for k in self.weights if k != client])  # what is left would be rounding
+        mass = self.mass - mine if mine <= MOST * (self.mass - mine) else self._mass_without(client)
+        made = projected({name: (array / mass).astype(own[name].dtype) for name, array in left.items()})
+        return aligned(made, own) if self.frame else made
+
+    def _mass_without(self, client: int) -> float:
+        return sum(w for k, w in self.weights.items() if k != client)
+
+    def _turned(self, client_state: State) -> dict[str, np.ndarray]:
+        made = aligned(client_state, self.frame) if self.frame else client_state
+        return {name: array.astype(np.float64) for name, array in made.items()}
+
+    def _sum(self, clients: list[int]) -> dict[str, np.ndarray]:
+        """In the order of clients, float64."""
+        made = {name: np.zeros(array.shape) for name, array in self.states[clients[0]].items()}
+        for k in clients:
+            for name, array in self._turned(self.states[k]).items():
+                made[name] += self.weights[k] * array
+        return made
+
+    def _mean(self, clients: list[int]) -> dict[str, np.ndarray]:
+        near = {k: aligned(self.states[k], self.frame) for k in clients}
+        mass = sum(self.weights[k] for k in clients)
+        return total(near, {k: self.weights[k] / mass for k in clients})
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max()) if array.size else 0.0

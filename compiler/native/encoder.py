@@ -1,0 +1,72 @@
+"""A model that the native engine runs and that generates no text: it gives states, or says what texts or tokens are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...dsl.diagnostics import Fault, Reject
+from .model import NativeModel, Output
+from .stored import native_damaged
+
+two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
+no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
+_FIELDS = ("states", "whole", "first")
+
+
+class NativeEncoder(NativeModel):
+    """`last_hidden_state` [b, t, d] of a model without a head, else `logits`, of tokens [b, t, n] or of texts [b, n].
+
+    Of masked tokens there are zeros. `facts["gives"]` says which of these it is (`plan.Gives`), `facts["pad"]` with
+    which token rows are filled up.
+    """
+
+    def __init__(self, *args: Any, **more: Any):
+        super().__init__(*args, **more)
+        gives = self.facts["gives"]
+        if not (isinstance(gives, Mapping) and all(type(gives.get(name)) is bool for name in _FIELDS)):
+            raise Reject(native_damaged("plan.json does not say what its model gives", help="compile again"))
+        self.states, self.first = gives["states"], gives["first"]
+        pad = self.facts.get("pad")
+        self.config.pad_token_id = pad if type(pad) is int else None
+
+    def can_generate(self) -> bool:
+        return False
+
+    def generate(self, *_: Any, **__: Any) -> Any:
+        raise Reject(no_generation("this model encodes texts and generates none", help="call it, or `effc test` it"))
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Output:
+        """Rows of one text each; positions are those of a text's own tokens."""
+        if token_type_ids is not None and bool((token_type_ids != 0).any()):
+            raise Reject(
+                two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = [ids[seen] for ids, seen in zip(input_ids, mask.bool(), strict=True)]
+        width = self.engine.width
+        found = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
+        for start in range(0, len(rows), max(1, self.spare)):
+            part = range(start, min(len(rows), start + max(1, self.spare)))
+            asked = [row for row in part if len(rows[row])]
+            if asked:
+                self._encode(found, mask.bool(), asked, [rows[row] for row in asked])
+        return Output(**{"last_hidden_state" if self.states else "logits": found})
+
+    def _encode(self, found: Tensor, mask: Tensor, asked: list[int], texts: list[Tensor]) -> None:
+        """Write what the engine gives for some rows to where it belongs."""
+        with self.sequences_of(len(texts)) as numbers:
+            made = self.feed(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
+        if self.first:
+            found[asked] = made
+            return
+        for row, states in zip(asked, made.split([len(text) for text in texts]), strict=True):
+            found[row, mask[row]] = states

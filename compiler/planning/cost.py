@@ -1,0 +1,96 @@
+"""What a step and a target take of the machine, from shapes and from its speeds: for `plan`.
+
+Counted is what grows with the model: loading, forwards, looks at weights, solving, hashing and writing what changed.
+Times are of an idle machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...dsl.recipe import Emit, Invocation, Pipeline
+from ...dsl.skeleton import Skeleton
+from ...dsl.values import DataRef, handles
+from ..machine.memory import held
+from ..machine.speeds import Speeds
+from ..store.cache import Cache
+from ..store.speeds import speeds
+from ..words.kinds import Effort, Target
+from . import shrink
+from .peak import MARGIN, PROCESS, is_mapped, moved_bytes
+
+if TYPE_CHECKING:
+    from ..words.context import Context
+
+# Of a check in a fresh process: short forwards in memory, as many there, and of each of the few rows of the account.
+PROBES, ROWS = 20, 4
+HASHES = 3  # of what changed: as it is mapped, as the step is kept, as it is named
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A target of a plan: seconds, the most memory of this process, and bytes on disk."""
+
+    call: Invocation
+    source: str
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+
+
+def here(ctx: "Context") -> Speeds:
+    return speeds(ctx.settings.cache_dir)
+
+
+def dtype_of(skeleton: Skeleton) -> str:
+    return skeleton.facts.get("dtype") or "float32"
+
+
+def loading(skeleton: Skeleton, ctx: "Context") -> float:
+    """Seconds until a model has its weights, all looked at, and its graphs."""
+    work = {"look": shrink.params(skeleton), "seconds": 0.5 + 0.02 * len(skeleton.units)}
+    if not is_mapped(ctx.origin):
+        work["read"] = 2 * shrink.bytes_(skeleton)
+    return here(ctx).seconds(work)
+
+
+def step_seconds(
+    call: Invocation, before: Skeleton, after: Skeleton, first: bool, effort: Effort, tokens: int, ctx: "Context"
+) -> float:
+    """Of one step that is not kept. The `first` loads the model, and hashes it unless that was done."""
+    speed, changed = here(ctx), moved_bytes(call, before, after)
+    flops = tokens * shrink.flops_per_token(before, 512)
+    whole = shrink.bytes_(after)
+    work = {"hash": whole + (HASHES - 1) * changed, "disk": changed}
+    total = flops / speed.product(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
+    if first:
+        total += loading(before, ctx)
+        known = Cache(ctx.settings.cache_dir).value({"tensors of": ctx.origin.identity, "dtype": ctx.origin.dtype})
+        total += 0.0 if known else speed.seconds({"hash": shrink.bytes_(before)}) + loading(before, ctx)
+    return total
+
+
+def emission(emit: Emit, now: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
+    """Writing, hashing, reopening in a fresh process, and what is measured of it."""
+    target: Target = ctx.shelf.make("target", emit.call)
+    speed, whole, numbers = here(ctx), shrink.bytes_(now), shrink.params(now)
+    if target.about:
+        return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
+    written, packed = target.files(numbers, whole, shrink.bytes_(original))
+    read = (PROBES + ROWS) * (whole + written) + ROWS * shrink.bytes_(original)
+    work = {"disk": written, "hash": 2 * written, "pack": packed, "read": read, "look": 2 * numbers}
+    tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
+    flops = 2 * tokens * shrink.flops_per_token(original, 512)
+    seconds = speed.seconds(work) + flops / speed.product(dtype_of(now)) + 2 * loading(now, ctx) + speed.start
+    peak = int(MARGIN * ((held() or PROCESS) + _widest(now, packed, written)))
+    return Emission(emit.call, emit.source, seconds, peak, written)
+
+
+def _widest(skeleton: Skeleton, packed: int, written: int) -> int:
+    """The largest tensor while it is written, and what the writer has of a model that it opens again."""
+    largest = max((rows * wide for rows, wide, *_ in (s for s in skeleton.shapes().values() if len(s) > 1)), default=0)
+    return 4 * largest + (written if packed else 0)  # the engine reads its weights, torch maps them
+
+
+def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
+    return sum(ctx.rows(ref).numel() for ref in handles(dict(args), DataRef))

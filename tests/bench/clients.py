@@ -1,0 +1,170 @@
+"""Print what four clients' accuracy comes to, strategy by strategy, for the bytes that a round sends.
+
+    python -m tests.bench.clients MODEL DATA [--layout mixed|distinct|outlier] [--seeds 0,1] [--rounds 4] [--arms TEXT]
+
+MODEL and DATA as tests/bench/reviews.py has them. Layouts: `mixed` deals 1,600 sentences of SST-2 to four clients by a
+Dirichlet distribution (beta 0.5) over the two classes; `distinct` gives each of four clients a task of its own (SST-2,
+BoolQ, whose question is it: ARC-Easy's or OpenBookQA's, who wrote the solution of a sum) of 400 rows; `outlier` deals
+SST-2 out evenly to six clients, of whom one has every label turned, and tells the accuracy of the other five. Every
+arm makes the same steps of the same rows. Accuracy is of 300 test rows of each client's task, with the state that the
+client ends with; bytes are those of the protocol buffers that Flower would put on the wire, in the last round.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tests.bench.reviews import TASKS, Arm, compiled, drawn, edits, lora, write_classifier, write_rows
+from tests.bench.wire import wire
+
+TESTS = 300
+ARMS = {
+    "FedReFT, mean, project": Arm(edits(1), "trains: reft, strategy: abm, way: project", (1e-2,)),
+    "FedReFT, mean, align": Arm(edits(1), "trains: reft, strategy: abm", (1e-2,)),
+    "FedReFT, mean, function": Arm(edits(1), "trains: reft, strategy: abm, way: function", (1e-2,)),
+    "FedReFT, median, align": Arm(edits(1), "trains: reft, strategy: abm, center: median", (1e-2,)),
+    "FedReFT, mean, adaptive": Arm(edits(1), "trains: reft, strategy: abm, mixing: adaptive", (1e-2,)),
+    "LoReFT, FedAvg": Arm(edits(1), "trains: reft, strategy: fedavg", (1e-2,)),
+    "LoReFT, alone": Arm(edits(1), "trains: reft, strategy: alone", (1e-2,)),
+    "FedIT, rank 1": Arm("", f"strategy: fedavg, {lora(1)}", (1e-2,)),
+    "FedIT": Arm("", f"strategy: fedavg, {lora(8)}", (2e-3,)),
+    "FFA-LoRA": Arm("", f"strategy: ffa, {lora(8)}", (2e-3,)),
+    "stacking": Arm("", f"strategy: stack, {lora(8)}", (2e-3,)),
+    "LoRA, alone": Arm("", f"strategy: alone, {lora(8)}", (2e-3,)),
+}
+OUTLIER = ("FedReFT, mean, align", "FedReFT, median, align", "LoReFT, alone")
+
+
+def layout(name: str, data: Path, folder: Path, seed: int, tokenizer) -> tuple[list[str], str, list[str]]:
+    """Write rows; names of the data sets, what `flower` is told of them, and the test file of every client."""
+    if name == "distinct":
+        for task, read in TASKS.items():
+            write_rows(drawn(read(data, "train"), 400, seed, tokenizer), folder / f"{task}.jsonl")
+            write_rows(drawn(read(data, "test"), TESTS, 0, tokenizer), folder / f"{task}-test.jsonl")
+        return list(TASKS), "clients: 4, split: distinct", [f"{task}-test" for task in TASKS]
+    rows = drawn(TASKS["sst2"](data, "train"), 1600, seed, tokenizer)
+    write_rows(drawn(TASKS["sst2"](data, "test"), TESTS, 0, tokenizer), folder / "test.jsonl")
+    if name == "mixed":
+        for label in "01":
+            write_rows([row for row in rows if row["label"] == label], folder / f"class{label}.jsonl")
+        return ["class0", "class1"], "clients: 4, split: dirichlet, beta: 0.5", ["test"] * 4
+    parts = [rows[k * 260 : (k + 1) * 260] for k in range(6)]
+    parts[5] = [{**row, "label": str(1 - int(row["label"]))} for row in parts[5]]
+    for k, part in enumerate(parts):
+        write_rows(part, folder / f"client{k}.jsonl")
+    return [f"client{k}" for k in range(6)], "clients: 6, split: distinct", ["test"] * 5
+
+
+class Scale:
+    """A grid that knows the bytes of what goes through it, as Flower would write it."""
+
+    def __init__(self, grid):
+        self.grid, self.up, self.down = grid, {}, {}
+
+    def get_node_ids(self):
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for m in messages:
+            self.down[m.number] = self.down.get(m.number, 0) + wire(m.arrays, m.config)
+        self.number = max((m.number for m in messages), default=0)
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, ids):
+        replies = self.grid.pull_messages(ids)
+        for r in replies:
+            self.up[self.number] = self.up.get(self.number, 0) + wire(r.arrays, r.config)
+        return replies
+
+
+def course(folder: Path, arm: str, names: list[str], told: str, tests: list[str], seed: int):
+    """Accuracy of every client after all rounds, bytes up and down of the last round, seconds of a round."""
+    from effc.compiler.federation.declaration import strategy_of
+    from effc.compiler.federation.grid import LocalGrid
+    from effc.compiler.federation.place import Place
+    from effc.compiler.federation.rounds import Federation
+    from effc.compiler.words.context import Settings
+
+    made = replace(ARMS[arm], more=f"{ARMS[arm].more}, lr: {ARMS[arm].rates[0]}")
+    path, declared = compiled(folder, made, names, f"arm-{list(ARMS).index(arm)}", told, seed)
+    place = Place(declared, path / declared.folder, folder, Settings(folder / "cache", seed=seed, threads=1))
+    with place.seats(list(range(declared.clients))) as seats:
+        scale = Scale(LocalGrid(seats))
+        run = Federation(scale, strategy_of(declared), declared.terms())
+        began = time.process_time()
+        run.run()
+        spent = (time.process_time() - began) / declared.rounds
+        states, added = run.strategy.results(), {}
+        learner = seats[0].learner
+        found = []
+        for client, test in enumerate(tests):
+            learner.held_out = test_rows(place, folder, names[0], test)
+            found.append(learner.judged(states.get("global") or states[f"client-{client}"], added)[1])
+    last = declared.rounds
+    return found, scale.up[last], scale.down[last], spent
+
+
+def test_rows(place, folder: Path, name: str, test: str):
+    """Rows of another file, read as the declared ones are."""
+    from effc.compiler.federation.place import Place
+
+    data = place.declared.data[0]
+    body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test}.jsonl"))
+    other = place.declared.with_changes(data=(replace(data, args=body),))
+    (rows,) = Place(other, place.model, folder, place.settings)._rows()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--layout", default="mixed", choices=("mixed", "distinct", "outlier"))
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--arms", help="Part of their names.", default="")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    arms = [arm for arm in (OUTLIER if args.layout == "outlier" else ARMS) if args.arms in arm]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        from effc.compiler.checkpoints.folder import load_tokenizer
+
+        write_classifier(args.model, folder / "classifier")
+        tokenizer = load_tokenizer(folder / "classifier", "the model", False)
+        print(f"{args.layout}, {args.rounds} rounds of {args.steps} steps of 8 rows, seeds {seeds}")
+        print("| arm | accuracy | worst client | by client | KiB up | KiB down | CPU s a round |")
+        print("|---|---|---|---|---|---|---|")
+        for arm in arms:
+            runs = []
+            for seed in seeds:
+                names, told, tests = layout(args.layout, args.data, folder, seed, tokenizer)
+                settings = f"{told}, rounds: {args.rounds}, steps: {args.steps}, hold: 10%"
+                runs.append(course(folder, arm, names, settings, tests, seed))
+            print(_line(arm, runs), flush=True)
+
+
+def _line(arm: str, runs: list) -> str:
+    means, worst = [statistics.mean(r[0]) for r in runs], [min(r[0]) for r in runs]
+    each = " ".join(f"{statistics.mean(values):.2f}" for values in zip(*(r[0] for r in runs), strict=True))
+    up, down, spent = (statistics.mean(r[n] for r in runs) for n in (1, 2, 3))
+    return (
+        f"| {arm} | {_spread(means)} | {_spread(worst)} | {each} | {up / 1024:.1f} | {down / 1024:.1f} | {spent:.1f} |"
+    )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} .. {max(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()

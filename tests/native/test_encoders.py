@@ -1,0 +1,99 @@
+"""Encoders on the engine: every token sees its whole text; states, or the class of a text or of its tokens."""
+
+import pytest
+import torch
+import transformers
+from effc.compiler.capture.capture import capture
+from effc.compiler.native.emission import facts
+from effc.compiler.native.opening import open_native
+from effc.compiler.native.reader import Reader
+from effc.compiler.native.stored import write
+from effc.dsl.diagnostics import Reject
+
+from tests.grids import wide
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 70,
+}
+DISTILLED = {"vocab_size": 128, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
+MODERN = {"local_attention": 8, "num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MODELS = {
+    "BertModel": SIZES,
+    "BertForMaskedLM": SIZES,
+    "BertForTokenClassification": SIZES,
+    "BertForSequenceClassification": SIZES,
+    "RobertaModel": SIZES,
+    "RobertaForSequenceClassification": SIZES,
+    "XLMRobertaModel": SIZES,
+    "CamembertModel": SIZES,
+    "ElectraModel": {**SIZES, "embedding_size": 24},
+    "DistilBertModel": DISTILLED,
+    "DistilBertForSequenceClassification": DISTILLED,
+    "ModernBertModel": {**SIZES, **MODERN, "cls_token_id": 1, "sep_token_id": 2},
+    "LlamaModel": {**SIZES, "num_key_value_heads": 2},
+}
+STAND = ("BertModel", "BertForSequenceClassification", "ModernBertModel", "LlamaModel")
+
+
+def made(name):
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    return kind(kind.config_class(**MODELS[name])).eval()
+
+
+@pytest.fixture(params=wide(MODELS, STAND))
+def pair(request, tmp_path):
+    model = made(request.param)
+    return model, opened(model, tmp_path)
+
+
+def opened(model, folder, weights="bf16"):
+    plan = Reader(capture(model), weights).read()
+    write(plan, folder, facts(model, weights, plan.gives))
+    return open_native(folder, threads=1, sequences=2)
+
+
+def test_texts_of_any_length_give_what_torch_gives_each_alone(pair):
+    model, native = pair
+    ids = torch.randint(5, 128, (5, 60), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 31:], mask[2, 1:], mask[4, 7:] = 0, 0, 0
+    name, found = next(iter(native(ids, mask).items()))
+    assert name == ("last_hidden_state" if model.base_model is model else "logits")
+    with torch.no_grad():
+        for row, seen, own in zip(ids, mask.bool(), found, strict=True):
+            wanted = model(input_ids=row[seen][None])[0][0]
+            own = own if wanted.dim() == 1 else own[seen]
+            assert float((own - wanted).norm()) <= 0.02 * float(wanted.norm())
+
+
+def test_what_lies_behind_a_text_is_zero_and_two_texts_in_a_row_are_refused(tmp_path):
+    native = opened(made("BertModel"), tmp_path)
+    ids = torch.randint(5, 128, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    assert not native(ids, mask).last_hidden_state[1, 4:].any()
+    with pytest.raises(Reject, match="two texts"):
+        native(ids, mask, token_type_ids=mask)
+    with pytest.raises(Reject, match="generates none"):
+        native.generate(ids)
+
+
+def test_a_text_that_is_too_long_for_the_model_is_refused(tmp_path):
+    native = opened(made("BertModel"), tmp_path)
+    with pytest.raises(Reject, match="longer than the model's context of 70"):
+        native(torch.full((1, 71), 7))
+
+
+@pytest.mark.parametrize("name", ["T5EncoderModel", "MPNetModel"])
+def test_attention_with_a_table_of_distances_is_refused_by_name(name):
+    sizes = {"vocab_size": 128, "d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**(sizes if name.startswith("T5") else SIZES))).eval()
+    with pytest.raises(Reject, match=r"attention that the engine does not have|not among the engine's steps"):
+        Reader(capture(model), "bf16").read()

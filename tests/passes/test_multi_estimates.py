@@ -1,0 +1,42 @@
+"""Searches of prune.multi that estimate what they don't score, cut together, and say where they fit their rows."""
+
+import torch
+from effc.compiler.report.progress import Warned
+from effc.dsl.values import Ratio
+
+from tests import tiny
+from tests.passes.test_multi import IDS, pruned
+
+KINDS = ("channels", "heads")
+
+
+def test_cuts_that_are_made_together_lie_in_different_layers_and_are_scored_together(tmp_path):
+    model = tiny.model("llama", num_hidden_layers=6)
+    program = pruned(tmp_path, model, remove=Ratio(0.1, "params"), group=4, order=KINDS, estimate="taylor", together=3)
+    decisions = [note for note in program.notes if "cut" in note]
+    groups = list(dict.fromkeys(tuple(note["together"]) for note in decisions if "together" in note))
+    assert groups and all(len({name.split(" ")[0].rpartition(".")[0] for name in g}) == len(g) for g in groups)
+    assert [note["cut"] for note in decisions if "together" in note] == [name for g in groups for name in g]
+    with torch.no_grad():
+        values = program.model(input_ids=IDS).logits[:, :-1].reshape(-1, 128)
+    loss = torch.nn.functional.cross_entropy(values, IDS[:, 1:].reshape(-1))
+    assert torch.allclose(loss.exp(), torch.tensor(decisions[-1]["score"]), rtol=1e-3)
+
+
+def test_an_estimated_search_says_what_it_left_out(tmp_path):
+    model = tiny.model("llama", num_hidden_layers=6)
+    program = pruned(tmp_path, model, remove=Ratio(0.1, "params"), group=4, estimate="taylor")
+    decisions = [note for note in program.notes if "cut" in note]
+    assert len(decisions[0]["scores"]) + decisions[0]["left_out"] == 24  # 12 branches, 6 MLPs, 6 attentions
+    assert decisions[0]["left_out"] > 6 and all(note["slack"] >= 0.5 for note in decisions)
+
+
+def test_rows_that_a_search_fits_are_named_before_it_starts_and_where_its_score_falls(tmp_path):
+    said = []
+    model = tiny.model("llama", num_hidden_layers=6)
+    program = pruned(tmp_path, model, tell=said.append, remove=Ratio(0.1, "params"), group=4, order=KINDS)
+    told = [event.message for event in said if isinstance(event, Warned)]
+    assert "perplexity(rows) reads 48 tokens" in told[0]
+    note = next(note for note in program.notes if "fits" in note)
+    assert note["score"] <= 0.995 * note["begun"] and f"after {note['cuts']} cut" in told[1]
+    assert len(told) == 2
