@@ -100,14 +100,17 @@ def nowhere(place: str):
     return unknown_place(found, help="name an artifact, a model folder, zoo:NAME or hf:ORG/NAME")
 
 
-def open_model(place: str, settings: "Settings", *, steady: bool = False, signed_by: Sequence[str] = ()) -> NamedModel:
-    """The model with its weights, ready to run; `steady` and `signed_by` as `load` has them."""
+def open_model(
+    place: str, settings: "Settings", *, steady: bool = False, mapped: bool = False, signed_by: Sequence[str] = ()
+) -> NamedModel:
+    """The model with its weights, ready to run; `steady`, `mapped` and `signed_by` as `load` has them."""
     path = Path(place)
     if path.is_dir() and is_artifact(path):
         from .artifacts.load import load, locate
 
         folder, _ = locate(path)
-        model = load(path, device=settings.device, steady=steady, signed_by=signed_by, tell=settings.tell)
+        more = {"steady": steady, "mapped": mapped, "signed_by": signed_by, "tell": settings.tell}
+        model = load(path, device=settings.device, **more)  # type: ignore[typeddict-item]
         return NamedModel(place, model, _tokenizer(folder))
     if signed_by:
         from .artifacts.signature import unsigned

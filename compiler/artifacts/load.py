@@ -30,6 +30,7 @@ class LoadOptions(TypedDict, total=False):
     sequences: int | None
     steady: bool
     kernels: bool
+    mapped: bool
     base: Any
     signed_by: Sequence[str]
     tell: Listener
@@ -45,6 +46,7 @@ def load(
     sequences: int | None = None,
     steady: bool = False,
     kernels: bool = True,
+    mapped: bool = False,
     base: Any = None,
     signed_by: Sequence[str] = (),
     tell: Listener = silent,
@@ -64,6 +66,8 @@ def load(
     sequences   that the native engine keeps at once; 16 by default
     steady      the native engine gives the same logits to the bit whatever other sequences it computes in a call
     kernels     state-space scans run on effc's kernels where those are compiled; False: where the recipe says so
+    mapped      weights of the native engine stay on disk, mapped and checked in place: no copy is made, and processes
+                share them; computing is slower, and the files must stay as they are
     base        of the target `reft`: the model that interventions are put onto, or its folder; by default the one that
                 the artifact names
     signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every
@@ -83,7 +87,7 @@ def load(
     if manifest:
         hashes = bool(signed_by) or check == "sha256" or (check == "auto" and target.whole)
         verify_files(*manifest, hashes=hashes, under=folder.relative_to(manifest[0]).as_posix())
-    wish = Wish(dtype, device, base, threads, sequences, steady, kernels)
+    wish = Wish(dtype, device, base, threads, sequences, steady, kernels, mapped)
     model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in newer_than_here(versions):

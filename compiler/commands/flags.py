@@ -91,6 +91,12 @@ required_key = typer.Option(
     help="Use the artifact only if this public key signed it; repeatable, one of them must.",
 )
 
+mapped_weights = typer.Option(
+    "--mapped",
+    show_default=False,
+    help="Leave weights of a native artifact on disk, checked in place: opens without a copy, answers more slowly.",
+)
+
 knowledge_url = typer.Option(
     "--knowledge",
     metavar="URL",

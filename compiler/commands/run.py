@@ -10,7 +10,7 @@ import typer
 
 from ...dsl.diagnostics import Reject
 from ...dsl.render import visible
-from .flags import Shared, knowledge_url, required_key, verb
+from .flags import Shared, knowledge_url, mapped_weights, required_key, verb
 from .services import no_words
 
 _place = typer.Argument(
@@ -46,6 +46,7 @@ def register(app: typer.Typer) -> None:
         knowledge: Annotated[str | None, knowledge_url] = None,
         explain: Annotated[bool, _explain] = False,
         pick: Annotated[str, _pick] = "",
+        mapped: Annotated[bool, mapped_weights] = False,
         adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
@@ -74,7 +75,7 @@ def register(app: typer.Typer) -> None:
                 explain,
                 {"most": max_new_tokens, "temperature": temperature, "seed": shared.seed},
             )
-        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, adapter)
+        return _talk(model, prompt, shared, require_signature, max_new_tokens, temperature, adapter, mapped)
 
 
 def _talk(
@@ -85,13 +86,14 @@ def _talk(
     longest: int,
     temperature: float,
     adapters: Sequence[str],
+    mapped: bool,
 ) -> None:
     from ..models import computing, open_model
     from ..serving.adapters import Talkers, named, views
     from ..serving.chat import Talker, refuse_silent
 
     folders = named(adapters)
-    opened = open_model(place, shared.settings(), signed_by=signed_by)
+    opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped)
     refuse_silent(opened.model)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))

@@ -5,6 +5,7 @@ three are put in: two small products and a sum. Their weights lie in memory that
 there what training left. Both engines read the same large weights, which are in memory once.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _KERNEL = "dense_linear"
 # Of root mean squares, between the engine's logits and PyTorch's under the same adapters: bfloat16 weights, keys and
 # values are 0.02 apart with no adapter at all, and an adapter at the wrong place, or not scaled, is 0.2 and more.
 APART = 0.06
+_READY = 4  # states that are kept as the engine reads them: some 9 MB each for LoRA of rank 8 on 135M parameters
 _DOUBLINGS = 9  # of the spread of random adapters, until they move what the model says
 
 no_place = Fault(
@@ -72,17 +74,29 @@ class Adapted:
         self._own = {name: _blank(shape) for name, shape in shapes.items()}
         shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
         engine = Engine({**plan}, {**shared, **self._own}, threads=bare.engine.threads, sequences=1, copy=False)
+        self._ready: OrderedDict[int, tuple[State, dict[str, Tensor]]] = OrderedDict()
         own = {"eos_token_id": bare.generation_config.eos_token_id}
         self.model = NativeModel(engine, plan, self._own, bare.facts, 1, own).eval()
 
     def put(self, state: State) -> None:
-        """Write a state of the adapters to where the engine reads it."""
+        """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
+        _, written = self._ready.pop(id(state), None) or (state, self._packed(state))
+        for name, tensor in written.items():
+            self._own[name].copy_(tensor)
+        self._ready[id(state)] = state, written  # the state is held, so that no other gets its number
+        if len(self._ready) > _READY:
+            self._ready.popitem(last=False)
+
+    def _packed(self, state: State) -> dict[str, Tensor]:
+        """Ten times as dear as a copy of what it gives: 21 ms of CPU for LoRA of rank 8 on 30 layers."""
+        found = {}
         for path in self._on:
             low, up, bias = _matrices(self._kind, path, state)
             for name, matrix in ((f"{path}.low", low), (f"{path}.up", up * self._scale)):
-                self._own[name].copy_(packing.pack(_KERNEL, matrix.contiguous(), threads=1))
+                found[name] = packing.pack(_KERNEL, matrix.contiguous(), threads=1)
             if bias is not None:
-                self._own[f"{path}.low.bias"].copy_(bias)
+                found[f"{path}.low.bias"] = bias
+        return found
 
 
 def _matrices(kind: str, path: str, state: State) -> tuple[Tensor, Tensor, Tensor | None]:

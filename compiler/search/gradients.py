@@ -17,6 +17,7 @@ from .candidate import Candidate
 from .prefix import Prefix, stream
 
 DRAWS = 2  # of what the model predicts, for every token: the noise of what F tells falls with its root
+SWEEP = 2 + DRAWS  # forwards of the whole model that it takes as long as, besides a layer for every candidate
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Gradients:
                 return
             for layer in reversed(range(min(by_layer), count)):
                 here = by_layer.get(layer, ())
-                plain = prefix.of_one(layer) if here else []
+                plain = prefix.output_of(layer) if here else []
                 for candidate in here:
                     changed = prefix.of_one(layer, candidate.tried)
                     yield candidate, _estimate(grads, plain, changed, tokens)

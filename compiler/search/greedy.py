@@ -4,6 +4,7 @@ Everything that cuts part by part is one of these: `prune.*`, `shed.*`. Without 
 narrowed alike.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from .estimate import thinned
 from .fit import Fit, Fitting
 from .foresight import Foresight
 from .goals import budget, reach, refuse_coarse, refuse_unreached, turns
+from .gradients import SWEEP
 from .latency import Latency, latency_of
 from .loop import CUTS, Budget, Search
 from .narrowing import cuttable, forecast, leave, narrow_evenly
@@ -194,7 +196,8 @@ class Greedy:
             )
 
     def forwards(self, skeleton: Skeleton) -> int:
-        """How many scores it takes: every candidate for each cut where it is exact, about six where it races."""
+        """How many scores it takes: every candidate for each cut where it is exact, about six where it races; with
+        estimates a sweep, a third of the candidates, and six for every round."""
         if self.score is None:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
@@ -203,7 +206,10 @@ class Greedy:
         gone = min(cuts, whole) if whole == first else 0
         fewer = gone * (gone - 1) // 2  # what is gone is asked no more
         every = cuts * first - fewer
-        return every if self.exact else min(every, first + 6 * cuts)
+        begin, rounds = first, math.ceil(cuts / self.together)
+        if self.estimate == "taylor":
+            begin = min(first, SWEEP + first // max(1, len(skeleton.units)) + first // 3)
+        return every if self.exact else min(every, begin + 6 * rounds)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them."""

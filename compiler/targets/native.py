@@ -126,5 +126,5 @@ class Native(Target):
             raise Reject(
                 other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
             )
-        own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady}
+        own = {"threads": wish.threads, "sequences": wish.sequences, "steady": wish.steady, "mapped": wish.mapped}
         return open_native(folder, **{name: value for name, value in own.items() if value is not None}), None

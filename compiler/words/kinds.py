@@ -215,6 +215,7 @@ class Wish:
     sequences: int | None = None
     steady: bool = False
     kernels: bool = True
+    mapped: bool = False
 
 
 class Picture(Protocol):

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -99,11 +100,14 @@ def recipe(model: Path, name: str) -> str:
     )
 
 
-def compiled(model: Path, name: str, work: Path, threads: int) -> None:
-    """Compile one recipe in this process; a line of JSON for each stage."""
+def compiled(model: Path, name: str, work: Path, threads: int, measured: str) -> None:
+    """Compile one recipe in this process, whose plan reckons with speeds as JSON; a line of JSON for each stage."""
     from effc.compiler import api
+    from effc.compiler.machine.speeds import Speeds
     from effc.compiler.report.progress import StageEnded
+    from effc.compiler.store.speeds import keep
 
+    torch.set_num_threads(threads)
     path = work / f"{name}.effspec"
     path.write_text(recipe(model, name), encoding="utf-8")
     rows: list[dict] = []
@@ -119,11 +123,14 @@ def compiled(model: Path, name: str, work: Path, threads: int) -> None:
         if isinstance(event, StageEnded):
             ended(event.stage, event.seconds, event.peak_bytes)
 
+    (work / "cache").mkdir()
+    keep(work / "cache", Speeds(**json.loads(measured)))
     options = {"cache_dir": work / "cache", "threads": threads, "seed": 0, "tell": tell}
     started = time.perf_counter()
     (plan,) = api.plans(api.session(path, **options))
     ended("plan", time.perf_counter() - started, 0)
     foreseen = {s.name: (s.seconds, s.peak_bytes) for s in plan.stages}
+    foreseen |= {f"emit {e.call.word}": (e.seconds, e.peak_bytes) for e in plan.emissions}
     api.compile(path, work / "out", **options)
     for row in rows:
         row["planned"], row["planned_peak"] = foreseen.get(row["stage"], (None, None))
@@ -147,8 +154,10 @@ def high_water() -> int:
 
 def run(model: Path, only: list[str], threads: int, work: Path | None) -> None:
     from effc.compiler.machine.fingerprint import machine
+    from effc.compiler.machine.speeds import measure
 
     torch.set_num_threads(threads)
+    measured = json.dumps(asdict(measure(model.parent / "disk", each=0.5)))
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(
         f"{', '.join(f'{k} {v}' for k, v in machine().items())}, seed 0, weights {weights / 2**30:.2f} GiB", flush=True
@@ -161,7 +170,7 @@ def run(model: Path, only: list[str], threads: int, work: Path | None) -> None:
         folder = Path(tempfile.mkdtemp(dir=work))
         try:
             command = [sys.executable, "-m", "tests.bench.giant", "one", str(model), name, str(folder), str(threads)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run([*command, measured], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 print(f"{name:<11} ended with {done.returncode}", flush=True)
                 continue
@@ -197,13 +206,14 @@ def main() -> None:
     one.add_argument("name")
     one.add_argument("work", type=Path)
     one.add_argument("threads", type=int)
+    one.add_argument("measured")
     options = parser.parse_args()
     if options.verb == "make":
         make(options.size, options.folder)
     elif options.verb == "run":
         run(options.folder.resolve(), options.only, options.threads, options.work)
     else:
-        compiled(options.folder, options.name, options.work, options.threads)
+        compiled(options.folder, options.name, options.work, options.threads, options.measured)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,15 @@ def test_scores_are_foreseen_within_a_factor_of_two(tmp_path, search):
     assert foreseen / 2 <= len(scored) <= 2 * foreseen
 
 
+def test_estimates_and_cuts_that_are_made_together_are_foreseen_to_cost_less():
+    skeleton = capture(tiny.model("llama", num_hidden_layers=12)).skeleton
+
+    def foreseen(**args):
+        return a_pass("prune.multi", remove=Ratio(0.2, "params"), group=8, **args).forwards(skeleton)
+
+    assert foreseen(estimate="taylor", together=4) < foreseen(estimate="taylor") < foreseen()
+
+
 @pytest.mark.parametrize(
     ("word", "model", "args"),
     [

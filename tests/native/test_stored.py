@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,26 @@ def opens(folder):
 def test_what_was_written_opens(whole, tmp_path):
     assert opens(put(tmp_path, *whole))
     assert torch.equal(open_native(tmp_path, mapped=True)(IDS).logits, open_native(tmp_path)(IDS).logits)
+    assert maps(tmp_path, open_native(tmp_path, mapped=True)) and not maps(tmp_path, open_native(tmp_path))
+
+
+def maps(folder, model):
+    """Whether a model's weights lie in its file."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc")
+    ranges = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    spans = [tuple(int(end, 16) for end in row[0].split("-")) for row in ranges]
+    places = [w.data_ptr() for w in model.weights.buffers()]
+    return all(any(begin <= place < end for begin, end in spans) for place in places)
+
+
+@pytest.mark.parametrize("at", [4096, 9001])
+def test_mapped_weights_are_held_against_their_checksums_unless_they_are_believed(whole, tmp_path, at):
+    plan, weights = whole
+    changed = bytearray(weights)
+    entry = json.loads(plan)["entries"]["model.layers.0.self_attn.q_proj.weight"]
+    changed[entry["at"] + entry["bytes"] - 1 - at % 64] ^= 4
+    assert "q_proj" in refused(put(tmp_path, plan, bytes(changed)), mapped=True)
 
 
 @FUZZ
@@ -208,7 +229,7 @@ def test_sizes_in_a_packed_header_that_overflow_are_refused_even_where_files_are
     plan, weights = whole
     at = json.loads(plan)["entries"]["model.layers.0.self_attn.q_proj.weight"]["at"] + field
     put(tmp_path, plan, weights[:at] + struct.pack("q", 2**62) + weights[at + 8 :])
-    assert "q_proj" in refused(tmp_path) and "can't be used" in refused(tmp_path, mapped=True)
+    assert "q_proj" in refused(tmp_path) and "can't be used" in refused(tmp_path, mapped=True, believed=True)
 
 
 def test_a_mask_that_disagrees_with_its_values_is_refused_though_the_checksum_is_right(whole, tmp_path):
@@ -254,3 +275,11 @@ def test_what_is_read_lies_where_the_table_says(whole, tmp_path):
     stored = read(put(tmp_path, *whole))
     for entry in stored.entries.values():
         assert entry["at"] % 64 == 0 and entry["at"] + entry["bytes"] <= len(whole[1])
+
+
+@pytest.mark.parametrize("said", ["\udcff", 0, True, 7, None, 2**40])
+def test_a_vocabulary_that_is_no_number_or_not_that_of_the_logits_is_refused(whole, tmp_path, said):
+    plan, weights = whole
+    body = json.loads(plan)
+    body["plan"]["vocabulary"] = said
+    assert "vocabulary" in refused(put(tmp_path, json.dumps(body).encode(), weights))

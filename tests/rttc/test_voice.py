@@ -112,6 +112,24 @@ def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
     assert again.decision.adapter_hit and again.decision.steps == 0 and again.text == first.text
 
 
+def test_states_take_turns_and_each_answers_as_it_did_however_many_came_between(world, spoken):
+    adaptable = world.adaptable()
+    voice = open_voice(spoken, adaptable, threads=1)
+    first, row = adaptable.state(), torch.tensor([IDS])
+    draw = torch.Generator().manual_seed(0)
+    states = [{n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(7)]
+
+    def told(state):
+        voice.put(state)
+        return logits(voice.adapted, row)
+
+    wanted = [told(state) for state in states]
+    adaptable.close()
+    assert len({float(w.sum()) for w in wanted}) == 7
+    for at in (6, 0, 6, 3, 0, 5, 6):
+        assert torch.equal(told(states[at]), wanted[at])
+
+
 def test_the_engines_own_likelihood_is_that_of_pytorch(world, spoken):
     voice = open_voice(spoken, None, threads=1)
     answers = ["It is red.", "It is of no colour", "zebra"]
