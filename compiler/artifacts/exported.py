@@ -9,7 +9,7 @@ from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
 from ..checkpoints.generation import read_generation
-from ..layers.linear import params
+from ..layers.linear import params as held_by
 from ..report.broken import first_line
 from ..store.regular import check_regular, parse_json, read_regular
 from .verify_child import STEP, STEP_FACTS, Exported
@@ -31,17 +31,17 @@ refused_program = Fault(
 )
 
 
-def write(program: Any, names: tuple[str, ...], folder: Path, count: int) -> list[str]:
+def write(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
     """The names of effc's ops that it calls.
 
-    count   how many numbers the model holds
+    params   how many numbers the model holds
 
     Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
     """
     ops = save(program, names, folder / FILE)
     if ops:
         (folder / KERNELS).write_text(json.dumps(ops) + "\n", encoding="utf-8")
-        (folder / FACTS).write_text(json.dumps({"params": count}) + "\n", encoding="utf-8")
+        (folder / FACTS).write_text(json.dumps({"params": params}) + "\n", encoding="utf-8")
     return ops
 
 
@@ -134,7 +134,7 @@ def read(folder: Path) -> nn.Module:
     from .exported_steps import Continued
 
     facts, archive = _step_facts(folder), _archive(folder / STEP)
-    said = {"class": "exported program", "params": held or params(plain), "vocabulary": _vocabulary(folder, plain)}
+    said = {"class": "exported program", "params": held or held_by(plain), "vocabulary": _vocabulary(folder, plain)}
     model = Continued(plain, _module(folder / STEP, archive), facts, said, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
