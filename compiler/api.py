@@ -211,6 +211,8 @@ class Options(TypedDict, total=False):
     threads             of torch
     undecided           "fail" or "pass": what a timed bound that can't be decided comes to
     locked              refuse what is not as `effspec.lock` has it
+    workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
+                        unless `threads` says otherwise, and so has this process
     tell                hears what happens, event by event
     """
 
@@ -227,6 +229,7 @@ class Options(TypedDict, total=False):
     threads: int | None
     undecided: str
     locked: bool
+    workers: int | str
     tell: Listener
 
 
@@ -262,6 +265,7 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
+    granted |= {"workers": str(granted["workers"])} if "workers" in granted else {}
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
     return Session(Path(path), settings, options.get("set", ()), options.get("params"))
 
@@ -330,9 +334,11 @@ def build(
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift
     from .planning.room import refuse_short
+    from .running.hiring import hands_of, working
     from .running.pipeline import Build
     from .store.cache import Cache
 
+    hands = hands_of(session.settings) if session.settings.workers else None
     if session.settings.max_time is not None:
         session.settings.deadline = Deadline(session.settings.max_time)
     made = [p for p in plans(session) if p.pipeline.emits]
@@ -347,11 +353,12 @@ def build(
     refuse_short(made, out, session.settings.cache_dir)
     results, cache = [], Cache(session.settings.cache_dir)
     cache.sweep()
-    for plan in made:
-        told(plan)
-        ctx = session.context(plan.recipe, plan.pipeline)
-        where = plan.folder(out)
-        results.append(Build(plan, ctx, cache, dump=dump).run(where, force))
+    with working(session, hands) as team:
+        for plan in made:
+            told(plan)
+            ctx = session.context(plan.recipe, plan.pipeline)
+            where = plan.folder(out)
+            results.append(Build(plan, ctx, cache, dump=dump, team=team).run(where, force))
     return results
 
 
@@ -359,6 +366,8 @@ def _use_threads(settings: Settings) -> None:
     """Results depend on how many threads add up, so the number is settled once and is part of every key."""
     import torch
 
+    if settings.workers and not settings.threads:
+        settings.threads = 1  # as each worker has
     if settings.threads:
         torch.set_num_threads(settings.threads)
     settings.threads = torch.get_num_threads()

@@ -19,6 +19,12 @@ def recipe() -> str:
     return next(block for block in blocks if block.lstrip().startswith("effspec 1")).lstrip()
 
 
+def tracked() -> list[str]:
+    """What the repository has in the folders that are installed: tables of the grammar, pages and recipes as well."""
+    told = ["git", "ls-files", "compiler", "passes", "dsl", "kernels", "recipes"]
+    return subprocess.run(told, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
+
+
 def main(effc: str) -> None:
     python = str(Path(effc).with_name("python"))
     with tempfile.TemporaryDirectory() as folder:
@@ -33,6 +39,8 @@ def main(effc: str) -> None:
         where = Path(run(python, "-c", "import effc; print(effc.__file__)").strip())
         assert ROOT not in where.parents or "site-packages" in where.parts, f"{where} is not the wheel's"
         assert (where.parent / "py.typed").is_file(), "the wheel has no py.typed"
+        lost = [name for name in tracked() if not (where.parent / name).is_file()]
+        assert not lost, f"the wheel lacks {', '.join(lost)}"
         run(effc, "doctor")
         run(effc, "check", "r.effspec")
         run(effc, "plan", "r.effspec")

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable
 
 
@@ -21,6 +22,7 @@ def kill_often(run: Callable[[], object], again: Callable[[], object], span: flo
                 run()
                 os._exit(0)
             except BaseException:
+                traceback.print_exc()
                 os._exit(1)
         time.sleep(moments.uniform(0.1, 0.6) * span)
         os.kill(process, signal.SIGKILL)

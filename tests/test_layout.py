@@ -130,6 +130,7 @@ FLOORS = (
     "judging",
     "running",
     "api.py",
+    "workers",
     "editor",
     "commands",
     "cli.py",

@@ -52,6 +52,7 @@ BEFORE = {
 BEFORE["supernet.pick"] = ["net = supernet.lora(ranks: [4, 2], data: calib, steps: 2, batch: 2)"]
 NET = "net = supernet.elastic(channels: [100%, 50%], data: calib, steps: 0)"
 BEFORE |= {f"search.{method}": [NET] for method in ("random", "hill", "heuristic", "predict", "nsga2")}
+BEFORE["family"] = [NET, "sizes = search.random(measure: [params], evals: 4)"]
 SLOW = {
     "supernet.elastic": "200 steps",
     "supernet.lora": "400 steps",
@@ -166,6 +167,7 @@ def _records(folder: Path) -> None:
     (folder / "arc.json").write_text(json.dumps([pair] * 12))
     (folder / "more.json").write_text(json.dumps([pair | {"output": "a ring"}] * 12))
     reviews = [{"text": f"It is good, {n}.", "label": ("negative", "positive")[n % 2]} for n in range(12)]
+    save_file({"images": torch.rand(32, 3, 8, 8), "labels": torch.arange(32) % 5}, folder / "digits.safetensors")
     (folder / "reviews.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reviews))
     widths = {str(layer): 64 for layer in range(3)}
     (folder / "pruning_config.json").write_text(
@@ -257,7 +259,7 @@ def test_the_example_of_data_gives_rows_of_one_length(world, name):
     build = planned(world, "data", name)
     (declared,) = build.ctx.recipe.data
     rows = build.ctx.rows_by_name(declared)
-    assert rows.dim() == 2 and len(rows) > 0
+    assert rows.dim() == (4 if name == "images" else 2) and len(rows) > 0
 
 
 @pytest.mark.parametrize("name", cases("model"))

@@ -111,7 +111,15 @@ def stored(path: Path, manifest: Manifest) -> dict[str, Slot]:
 
 def _shapes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
     ours, theirs = shapes_of(a, one), shapes_of(b, two)
-    yield from _facts("shape", ours, theirs)
+    if ours.keys() & theirs.keys() or not (ours or theirs):
+        yield from _facts("shape", ours, theirs)
+        return
+    # Nothing of the same name: packed weights, programs and files of other formats name or hold theirs otherwise.
+    told = [
+        f"{len(s)} tensors of `{m.kind}`" if s else f"held by `{m.kind}` in a way of its own"
+        for s, m in ((ours, one), (theirs, two))
+    ]
+    yield Row("shape", "tensors, not compared", *told)
 
 
 def _measures(one: Manifest, two: Manifest) -> Iterator[Row]:

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ...dsl.diagnostics import Fault, Reject
+from ..checkpoints.generation import read_generation
+from ..layers.linear import params
 from ..report.broken import first_line
 from ..store.regular import check_regular, parse_json, read_regular
-from .verify_child import Exported
+from .verify_child import STEP, STEP_FACTS, Exported
 
 if TYPE_CHECKING:
     from .exported_archive import Archive
@@ -28,24 +31,30 @@ refused_program = Fault(
 )
 
 
-def write(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
+def write(program: Any, names: tuple[str, ...], folder: Path, count: int) -> list[str]:
     """The names of effc's ops that it calls.
 
-    params   how many numbers the model holds
+    count   how many numbers the model holds
 
     Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
     """
-    program._example_inputs = None
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
-    torch.export.save(program, folder / FILE, extra_files={NAMES: json.dumps(names)})
-    _refuse_unreadable(folder / FILE)
-    called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
-    ops = sorted({name for name in called if name.startswith("effc.")})
+    ops = save(program, names, folder / FILE)
     if ops:
         (folder / KERNELS).write_text(json.dumps(ops) + "\n", encoding="utf-8")
-        (folder / FACTS).write_text(json.dumps({"params": params}) + "\n", encoding="utf-8")
+        (folder / FACTS).write_text(json.dumps({"params": count}) + "\n", encoding="utf-8")
     return ops
+
+
+def save(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
+    """Write one program, and read it back; the names of effc's ops that it calls."""
+    samples, program._example_inputs = program._example_inputs, None
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, path, extra_files={NAMES: json.dumps(names)})
+    program._example_inputs = samples
+    _refuse_unreadable(path)
+    called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    return sorted({name for name in called if name.startswith("effc.")})
 
 
 def _refuse_unreadable(path: Path) -> None:
@@ -67,6 +76,22 @@ def _refuse_unreadable(path: Path) -> None:
 def check(folder: Path) -> None:
     """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone."""
     _archive(folder / FILE)
+    if (folder / STEP).exists():
+        _archive(folder / STEP)
+        _step_facts(folder)
+
+
+def _step_facts(folder: Path) -> Any:
+    from .exported_steps import facts_of
+
+    try:
+        return facts_of(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Reject(
+            refused_program(
+                f"{folder / STEP_FACTS} does not say what {STEP} takes: {error}", help="compile it again with this effc"
+            )
+        ) from error
 
 
 def _archive(path: Path) -> "Archive":
@@ -97,16 +122,40 @@ def _params(folder: Path) -> int | None:
     raise Reject(refused_program(f"{path} states no number of params", help="compile it again with this effc"))
 
 
-def read(folder: Path) -> Exported:
-    """Raises Reject (refused-program) on a file that holds anything but listed calls and plain tensors."""
+def read(folder: Path) -> nn.Module:
+    """Raises Reject (refused-program) on files that hold anything but listed calls and plain tensors.
+
+    return   `Exported`; with a program that continues text beside it, a model that generates
+    """
+    archive, held = _archive(folder / FILE), _params(folder)
+    plain = Exported(_module(folder / FILE, archive), archive.inputs, held)
+    if not (folder / STEP).exists():
+        return plain
+    from .exported_steps import Continued
+
+    facts, archive = _step_facts(folder), _archive(folder / STEP)
+    said = {"class": "exported program", "params": held or params(plain), "vocabulary": _vocabulary(folder, plain)}
+    model = Continued(plain, _module(folder / STEP, archive), facts, said, read_generation(folder))
+    model.name_or_path = model.config._name_or_path = str(folder)
+    return model.eval()
+
+
+def _vocabulary(folder: Path, plain: Exported) -> int:
+    """How many tokens a program knows, by the shape of its logits."""
+    with torch.no_grad():
+        logits = plain(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
+        raise Reject(refused_program(f"{folder / FILE} gives no logits", help="compile it again with this effc"))
+    return logits.shape[-1]
+
+
+def _module(path: Path, archive: "Archive") -> nn.Module:
     from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
 
-    path = folder / FILE
-    archive, held = _archive(path), _params(folder)
     try:
         data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
         made = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
-        return Exported(made.module(), archive.inputs, held)
+        return made.module()
     except MemoryError:
         raise
     except Exception as error:  # torch reads what is listed, and may still find that it makes no program

@@ -83,7 +83,8 @@ def _onnx(folder: Path) -> None:
 
 
 def _gguf(folder: Path) -> None:
-    from ..gguf.engine import FILE, facts_of
+    from ..gguf.engine import FILE
+    from ..gguf.facts import facts_of
     from ..gguf.reading import read
 
     facts_of(read(folder / FILE))

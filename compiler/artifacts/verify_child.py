@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from select import select
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
 TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
+STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
 
 
 @torch.no_grad()
@@ -196,12 +198,71 @@ class Exported(nn.Module):
         return self
 
 
+class Stepped(nn.Module):
+    """A program that continues text, with keys and values of a stated number of tokens; by torch alone.
+
+    step     given, before, past -> logits, past
+    facts    what `step.json` says
+    plain    of whole prompts
+    """
+
+    def __init__(self, step: nn.Module, facts: dict, plain: nn.Module):
+        super().__init__()
+        self.step, self.facts, self.plain = step, facts, plain
+
+    def can_generate(self) -> bool:
+        return True
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.plain(input_ids=input_ids, attention_mask=mask)
+
+    def _empty(self, rows: int) -> list[torch.Tensor]:
+        kind, places = getattr(torch, self.facts["dtype"]), self.facts["context"]
+        return [torch.zeros(rows, heads, places, d, dtype=kind) for heads, d in self.facts["past"]]
+
+    def _longer(self, mask: torch.Tensor) -> torch.Tensor:
+        rest = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
+        return torch.cat([mask, rest], 1)
+
+    def _call(self, ids: torch.Tensor, mask: torch.Tensor, before: int, past: list[torch.Tensor]):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before : before + ids.shape[1]]
+        told = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        given = {name: told[name] for name in self.facts["inputs"]}
+        return self.step(given=given, before=torch.tensor(before), past=past)
+
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config):
+        """Greedy: logits step by step, and rows of prompt and new tokens."""
+        mask, past, found = self._longer(attention_mask), self._empty(len(input_ids)), []
+        ids, rows, before = input_ids, input_ids, 0
+        for _ in range(generation_config.max_new_tokens):
+            logits, past = self._call(ids, mask, before, past)
+            before += ids.shape[1]
+            found.append(logits[:, -1])
+            ids = logits[:, -1:].argmax(-1)
+            rows = torch.cat([rows, ids], 1)
+        return SimpleNamespace(logits=tuple(found), sequences=rows)
+
+
 def load_exported(folder: str, attention: str) -> nn.Module:
     if os.path.exists(f"{folder}/kernels.json"):  # it calls effc's kernels, and is loaded as its note says
         import effc.kernels.ops  # noqa: F401 (torch knows effc's ops from here on)
     names = {"inputs.json": ""}
     program = torch.export.load(f"{folder}/model.pt2", extra_files=names)
-    return Exported(program.module(), tuple(json.loads(names["inputs.json"])))
+    plain = Exported(program.module(), tuple(json.loads(names["inputs.json"])))
+    if not os.path.exists(f"{folder}/{STEP}"):
+        return plain
+    return Stepped(torch.export.load(f"{folder}/{STEP}").module(), _facts(folder), plain)
+
+
+def _facts(folder: str) -> dict:
+    with open(f"{folder}/{STEP_FACTS}", encoding="utf-8") as file:
+        return json.load(file)
 
 
 def load_native(folder: str, attention: str) -> nn.Module:

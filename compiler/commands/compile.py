@@ -30,6 +30,12 @@ _plan = typer.Option(
     "--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.", show_default=False
 )
 _force = typer.Option("--force", help="Replace artifacts that exist.", show_default=False)
+_workers = typer.Option(
+    "--workers",
+    metavar="N|ray|ray:HOST:PORT",
+    help="Processes that score, of one thread each unless --threads says more.",
+    show_default=False,
+)
 _time = typer.Option(
     "--max-time",
     metavar="TIME",
@@ -51,6 +57,7 @@ def register(app: typer.Typer) -> None:
         plan: Annotated[Path | None, _plan] = None,
         force: Annotated[bool, _force] = False,
         dump_ir: Annotated[str, _dump] = "",
+        workers: Annotated[str, _workers] = "",
         max_time: Annotated[float | None, _time] = None,
     ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
@@ -62,6 +69,7 @@ def register(app: typer.Typer) -> None:
         saved = _saved(plan) if plan else None
         with shared.listening() as tell:
             session = shared.session(recipe, tell)
+            session.settings.workers = workers
             session.settings.max_time = max_time
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return report(results, shared)

@@ -90,10 +90,11 @@ def _talk(
 ) -> None:
     from ..models import computing, open_model
     from ..serving.adapters import Talkers, named, views
-    from ..serving.chat import Talker
+    from ..serving.chat import Talker, refuse_silent
 
     folders = named(adapters)
     opened = open_model(place, shared.settings(), signed_by=signed_by, mapped=mapped)
+    refuse_silent(opened.model)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
     if shared.threads:

@@ -22,7 +22,7 @@ from ..ir.program import Program
 from ..ir.unit import Unit, code_key
 from ..layers import swaps
 from ..rows.inputs import has_two_sides
-from .rehearsal import frees_nothing, rehearse, unread_outputs
+from .rehearsal import frees_nothing, layer_needed, rehearse, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
@@ -105,8 +105,18 @@ class Rewriter:
     def drop_layer(self, path: str) -> None:
         """Remove a whole unit. The units behind it move up, so drop from the last to the first.
 
-        Raises Reject (layer-needed), with nothing changed, if the model does not run without it.
+        Raises Reject (layer-needed), with nothing changed, if the model does not run without it, or its config has no
+        number of layers that could be one less.
         """
+        owner = surgery.split(path)[0]
+        config = surgery.attribute(self.program.model, surgery.config_path(self.program.model, owner))
+        if not isinstance(getattr(config, "num_hidden_layers", None), int):
+            raise Reject(
+                layer_needed(
+                    f"{path} can't be removed: the config of the model names no number of layers",
+                    help="remove residual branches instead",
+                )
+            )
         rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
         self._take_layer(path)
 

@@ -1,6 +1,7 @@
 """One editor's language server: what it has open, and when it is told what."""
 
 import asyncio
+import logging
 from importlib.metadata import version
 from typing import Any, BinaryIO
 
@@ -57,6 +58,8 @@ class Server(LanguageServer):
     def __init__(self) -> None:
         whole = lsp.TextDocumentSyncKind.Full
         super().__init__("effc", version("effc"), text_document_sync_kind=whole, protocol_cls=Protocol)
+        # It prints a page of each malformed message: an editor that reads none would stop us with a full pipe.
+        logging.getLogger("pygls").setLevel(logging.CRITICAL)
         self.desk = Desk()
         self.forecasts = Forecasts(self.planned)
         self.options: dict[str, Any] = {"plan": True, "defaults": False}

@@ -111,6 +111,19 @@ def orders(program: "Program", groups: Sequence[Group]) -> dict[str, list[int]]:
     return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups}
 
 
+def refuse_deep(dials: Sequence[Dial], of: str) -> None:
+    """Reject (one-choice) a depth that was asked for where nothing may be left out."""
+    if not dials:
+        other = "blocks" if of == LAYERS else "none"
+        raise Reject(
+            one_choice(
+                f"none of the {of} that are selected may be left out: the model does not run without them",
+                help=f"write `depth: {other}`",
+                argument="depth",
+            )
+        )
+
+
 def refuse_one(dials: Sequence[Dial], asked: str) -> None:
     if not dials:
         raise Reject(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.show import show
@@ -21,6 +21,9 @@ from ..store.journal import Journal
 from ..words.context import Context
 from .family import Family
 from .latency import Table
+
+if TYPE_CHECKING:
+    from ..words.crew import Orders, Task
 
 Genome = tuple[int, ...]
 Values = tuple[float, ...]  # in the order of the objectives; each turned so that less is better
@@ -139,13 +142,17 @@ class Explorer:
         if objective.timed:
             assert self.table is not None, "nothing was timed"
             return self.table.time(choice)
-        key = digest([self.space.identity, show(objective.ref), list(self.space.genome(choice))])
-        return self.journal.remember(key, partial(self._timely, objective, choice))
+        key, task = self._task_of(objective, self.space.genome(choice))
+        measure = partial(self._timely, objective, choice)
+        if self.ctx.crew:
+            with nullcontext() if self.is_over else self.ctx.scoring():
+                return self.ctx.crew.fetch(self.journal, key, task, measure)
+        return self.journal.remember(key, measure)
 
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
         started = time.monotonic()
         with nullcontext() if self.is_over else self.ctx.scoring():
-            value = self._measure(objective, choice)
+            value = self.measure(objective, choice)
         self._spent += time.monotonic() - started
         return value
 
@@ -160,7 +167,27 @@ class Explorer:
         deadline.stop = Stop(reached, {"evaluated": len(self.known)})
         self.ctx.tell(Said(f"search: the time is over after {reached}"))
 
-    def _measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
+    def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
+        """What a value is known under, and what a worker is told of it."""
+        key = digest([self.space.identity, show(objective.ref), list(genome)])
+        return key, {"genome": list(genome), "metric": show(objective.ref)}
+
+    def expect(self, genomes: Iterable[Genome]) -> None:
+        """Say which choices will be evaluated next, if nothing unforeseen comes: workers measure them meanwhile."""
+        if self.ctx.crew:
+            asked = [o for o in self.objectives if o.ref.name not in _COUNTS and not o.timed]
+            new = [g for g in dict.fromkeys(genomes) if g not in self.known]
+            self.ctx.crew.want(self.journal, dict(self._task_of(o, g) for g in new for o in asked))
+
+    def obey(self, orders: "Orders", more: Iterable[Objective]) -> None:
+        """In a worker: measure what is asked, for as long as it is."""
+        known = {show(o.ref): o for o in (*self.objectives, *more)}
+        while True:
+            task = orders.next()
+            choice = self.space.decoded(task["genome"])
+            orders.answer(self.measure(known[task["metric"]], choice))
+
+    def measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
         assert self._take is not None, "the explorer is not open"
         self._take(choice)
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..search.masks import is_sparse
 from ..training.adapters import Adapters, Shape, adapted
 from ..training.unmerged import Unmerged
 from .choices import RANK, Drawn, Space
+from .norms import recalibrate, restored
 from .switches import Switches, cut, smaller
 
 unfit_ranks = Fault(
@@ -24,6 +26,8 @@ unfit_ranks = Fault(
     "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
     "that it is for.",
 )
+
+NORMS = "rows for norms"  # among a family's tensors; no parameter's name has spaces
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Family(Outcome):
     orders    "SITE:KIND" -> items of a group, those that a narrower choice does without first in front
     weights   parameters that were trained, by name; `program` has them
     losses    (choice, loss) of steps of training, where they were recorded
+    norms     rows over which every choice has its statistics of BatchNorm measured, the largest one where anything was
+              trained; None of a model that has no such norms
     """
 
     kind: ClassVar[str] = "family"
@@ -50,6 +56,7 @@ class Family(Outcome):
     orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Sequence[tuple[Mapping[str, int], float]] = ()
+    norms: Tensor | None = None
 
     @property
     def summary(self) -> str:
@@ -98,7 +105,21 @@ class Family(Outcome):
                 drawn.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
                 adapters.follow(drawn.ranks)
             stack.enter_context(switches.on())
-            yield drawn.take
+            if self.norms is None:
+                yield drawn.take
+                return
+            stack.enter_context(restored(self.program.model))
+            yield partial(self._take_measured, drawn)
+
+    def _take_measured(self, drawn: Drawn, choice: Mapping[str, int]) -> None:
+        drawn.take(choice)
+        self._measure_norms(choice)
+
+    def _measure_norms(self, choice: Mapping[str, int]) -> None:
+        """The largest choice of what was not trained is the program itself, whose statistics are right."""
+        trained = self.tensors or self.weights
+        if self.norms is not None and (trained or choice != self.space.choice("largest")):
+            recalibrate(self.program.model, self.norms)
 
     @contextmanager
     def applied(self, choice: Mapping[str, int]) -> Iterator[None]:
@@ -125,7 +146,8 @@ class Family(Outcome):
             self.program.changed()
         if self.has_shapes:
             cut(self.program, self.space, self.orders, choice)
-        if self.weights:
+        self._measure_norms(choice)
+        if self.weights or self.norms is not None:
             self.program.changed()
         self.program.note(choice=dict(choice))
         return self.program
@@ -150,12 +172,19 @@ class Family(Outcome):
             "orders": {site: list(items) for site, items in self.orders.items()},
             "weights": list(self.weights),
             "losses": [[dict(choice), loss] for choice, loss in self.losses],
+            "norms": self.norms is not None,
         }
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """All tensors that a family has beside its program."""
+        return {**self.tensors, **self.weights, **({NORMS: self.norms} if self.norms is not None else {})}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]) -> "Family":
         """`program` is the base's; trained weights among the tensors are put into it."""
         weights = {name: tensors[name] for name in body["weights"]}
+        norms = tensors[NORMS] if body.get("norms") else None
         if weights:
             assign(program.model, weights)
         return cls(
@@ -163,11 +192,12 @@ class Family(Outcome):
             body["base"],
             Space.from_json(body["space"]),
             Shape(**body["shape"]) if body["shape"] else None,
-            {name: tensor for name, tensor in tensors.items() if name not in weights},
+            {name: tensor for name, tensor in tensors.items() if name not in weights and name != NORMS},
             body["masked"],
             {site: list(items) for site, items in body["orders"].items()},
             weights,
             tuple((dict(choice), loss) for choice, loss in body["losses"]),
+            norms,
         )
 
 

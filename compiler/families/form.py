@@ -41,6 +41,8 @@ def check_family(family: "Family") -> None:
     assert family.shape is not None or not family.tensors, "adapters without a shape"
     if family.shape is not None:
         check_adapters(family.program, family.shape, family.tensors)
+    if family.norms is not None:
+        assert family.norms.is_floating_point() and family.norms.dim() == 4 and len(family.norms), "no images for norms"
     skeleton = family.program.skeleton
     groups = {(g.site, g.kind): g for g in skeleton.groups}
     known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}

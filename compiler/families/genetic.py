@@ -35,8 +35,9 @@ def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
     idle = 0
     while not explorer.ended and idle < TIRED:
         before, asked = len(explorer.known), algorithm.ask()
-        for one in asked if asked is not None else ():
-            genome = tuple(round(x) for x in one.X)
+        genomes = [tuple(round(x) for x in one.X) for one in (asked if asked is not None else ())]
+        explorer.expect(genome for genome in genomes if explorer.allows(genome))
+        for one, genome in zip(asked if asked is not None else (), genomes, strict=True):
             allowed = explorer.allows(genome)
             if allowed and (genome in explorer.known or not explorer.ended):
                 one.F, one.G = np.array(explorer.evaluate(genome)), np.array([-1.0])

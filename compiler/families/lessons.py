@@ -7,11 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...dsl.diagnostics import Fault, Reject
 from ..rows.classes import check_classes, class_logits
 from ..rows.forward import evaluating, logits
 from ..store.journal import Journal
 from ..training.objective import Objective
 from .choices import Drawn
+
+no_classes = Fault("no-classes", "A model is to learn from images that have no classes.")
+
+
+def refuse_wordless(rows: Tensor, name: str) -> None:
+    """Reject (no-classes) images without classes: no token follows them."""
+    if rows.is_floating_point():
+        raise Reject(
+            no_classes(
+                f"`{name}` are images without classes, and nothing else is to be learned from them",
+                help='name the tensor of classes, as in `images("digits.safetensors", classes: "labels")`',
+                argument="data",
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -78,18 +93,19 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Classes:
-    """Cross-entropy with a row's class, for models with a head over rows; the rest as `Objective`."""
+    """Cross-entropy with a row's class, for models with a head over rows or images; the rest as `Objective`."""
 
     model: nn.Module
     rows: Tensor
-    lengths: Tensor
+    lengths: Tensor | None
     labels: Tensor
     name: str
     original: LargestOutputs | None = None
     share: float = 0.0
 
     def predicted(self, chosen: Tensor) -> Tensor:
-        return class_logits(self.model, self.rows[chosen], self.lengths[chosen])[:, None]  # [b, 1, classes]
+        lengths = None if self.lengths is None else self.lengths[chosen]
+        return class_logits(self.model, self.rows[chosen], lengths)[:, None]  # [b, 1, classes]
 
     def learn(self, chosen: Tensor, weight: float) -> float:
         found = self.predicted(chosen)[:, 0]

@@ -1,5 +1,6 @@
 """A pass that searches a family: it says how genomes are proposed, the rest is one driver."""
 
+import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -67,10 +68,12 @@ class Method(Pass):
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
         check(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
-        clock = next((o.ref for o in objectives if o.timed), None)
+        clock = next((o.ref for o in objectives if o.timed and not ctx.orders), None)
         table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
+            if ctx.orders:
+                explorer.obey(ctx.orders, [Objective.of(ref, ctx) for ref in self.report])
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except TimeUp:
@@ -145,16 +148,38 @@ def ends(explorer: Explorer) -> list[Genome]:
     ]
 
 
-def pursue(explorer: Explorer, propose: Callable[[], Genome]) -> None:
-    """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones."""
+def pursue(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> None:
+    """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones.
+
+    propose   draws from `chance`, and goes by what the explorer knows
+    """
+    explorer.expect(ends(explorer))
     for genome in ends(explorer):
         if not explorer.ended:
             explorer.evaluate(genome)
     misses = 0
     while not explorer.ended and misses < TIRED:
         before = len(explorer.known)
+        explorer.expect(foreseen(explorer, chance, propose))
         explorer.evaluate(propose())
         misses = 0 if len(explorer.known) > before else misses + 1
+
+
+def foreseen(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
+    """What will be proposed next, one for each worker, if none of it turns out to be better than what is known.
+
+    The first is what is proposed next; another may turn out wrong, and was then measured for nothing.
+    """
+    state, known, found = chance.getstate(), dict(explorer.known), []
+    count = explorer.ctx.crew.size if explorer.ctx.crew else 0
+    for _ in range(count):
+        genome = propose()
+        if not explorer.ended:
+            found.append(genome)
+            explorer.known.setdefault(genome, (math.inf,) * len(explorer.objectives))
+    chance.setstate(state)
+    explorer.known = known
+    return found
 
 
 def drawn(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:

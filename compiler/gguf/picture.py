@@ -6,7 +6,8 @@ from typing import Any
 
 from ...dsl.render import on_a_line
 from ..report.quantity import count, size
-from .engine import FILE, Facts, facts_of
+from .engine import FILE
+from .facts import Facts, facts_of
 from .reading import read
 
 

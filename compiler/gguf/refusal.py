@@ -5,9 +5,9 @@ from ...dsl.diagnostics import Fault
 cannot_write_gguf = Fault(
     "cannot-write-gguf",
     "A recipe asks for a GGUF file of a model that llama.cpp can't hold.\n\n"
-    "Llama and Mistral, Qwen2 and Qwen3 are written under their own architecture where all layers are alike, and Llama "
-    "and Mistral as `deci` where layers have widths, heads or branches of their own. `hf`, `native` and `onnx` hold "
-    "the others.",
+    "Llama, Mistral, Qwen2 and 3, Gemma 1 to 3, Phi 1 to 4, StableLM, GLM-4, Granite, OLMo 2, SmolLM3, Cohere 1 and 2 "
+    "and StarCoder2 are written under their own architecture where all layers are alike, and Llama and Mistral as "
+    "`deci` where layers have widths, heads or branches of their own. `hf`, `native` and `onnx` hold the others.",
 )
 refused_gguf = Fault(
     "refused-gguf",

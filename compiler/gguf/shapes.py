@@ -8,28 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.diagnostics import Reject
+from .families import FAMILIES, Family, context_of, refuse_config, rope_of, window_keys
+from .kinds import KINDS
 from .refusal import INSTEAD, cannot_write_gguf
 
-# model_type -> llama.cpp's architecture, and whether its rotary pairs lie beside each other, as `deci` has them too
-FAMILIES = {"llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
 STAND_IN = 32  # channels of the MLP of zeros of a layer that has none; llama.cpp drops the attention of such a layer
-_PARTS = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "self_attn.q_norm.weight": "attn_q_norm.weight",
-    "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
+    "model.norm.bias": "output_norm.bias",
+    "model.final_layernorm.weight": "output_norm.weight",
+    "model.final_layernorm.bias": "output_norm.bias",
     "lm_head.weight": "output.weight",
+    "lm_head.bias": "output.bias",
 }
 
 
@@ -45,45 +36,64 @@ class Layer:
 @dataclass(frozen=True)
 class Shape:
     """architecture   llama.cpp's name; "deci" where layers differ
-    interleaved    rotary pairs lie beside each other, not half a head apart
+    turns          of each head, how many numbers rotate
     """
 
     architecture: str
-    interleaved: bool
+    family: Family
     head_dim: int
+    turns: int
     layers: tuple[Layer, ...]
 
 
 def shape_of(model: nn.Module) -> Shape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
     refuse_config(model.config)
-    architecture, interleaved = FAMILIES[model.config.model_type]
-    found = [_layer(model, number) for number in range(len(model.model.layers))]
+    family = FAMILIES[model.config.model_type]
+    found = [_layer(model, family, number) for number in range(len(model.model.layers))]
     dims = {dim for _, dim in found if dim}
     if len(dims) != 1:
-        raise Reject(cannot_write_gguf("layers have heads of several sizes, and GGUF states one", help=INSTEAD))
-    layers = tuple(layer for layer, _ in found)
+        raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
+    (dim,), layers = dims, tuple(layer for layer, _ in found)
+    return Shape(_architecture(model, family, layers, dim), family, dim, _turns(model.config, dim), layers)
+
+
+def _architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
+    """Of layers that differ it is another one."""
     if len(set(layers)) > 1 or any(not layer.heads or layer.width == STAND_IN for layer in layers):
-        if not interleaved:
+        if family.kind != "llama":
             raise Reject(
                 cannot_write_gguf(
-                    f"layers differ in width, heads or branches, which llama.cpp's `{architecture}` has no place for",
+                    f"layers differ in width, heads or branches, which llama.cpp's `{family.kind}` has no place for",
                     help=f"prune all layers alike; {INSTEAD}",
                 )
             )
-        architecture = "deci"
-    return Shape(architecture, interleaved, dims.pop(), layers)
+        return "deci"
+    if family.of.square and layers[0].heads * dim != model.config.hidden_size:
+        raise Reject(
+            cannot_write_gguf(
+                f"{layers[0].heads} heads of {dim} make {layers[0].heads * dim}, and llama.cpp's `{family.kind}` takes "
+                f"them for the {model.config.hidden_size} of the residual stream",
+                help=f"prune other things than heads; {INSTEAD}",
+            )
+        )
+    return family.kind
 
 
-def _layer(model: Any, number: int) -> tuple[Layer, int]:
+def _layer(model: Any, family: Family, number: int) -> tuple[Layer, int]:
     """A layer, and the size of its heads."""
     layer = model.model.layers[number]
-    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    width = mlp.gate_proj.out_features if hasattr(mlp, "gate_proj") else STAND_IN
-    if not hasattr(attention, "q_proj"):
+    sizes = {
+        family.parts[name.removesuffix(".weight")]: tensor.shape
+        for name, tensor in layer.state_dict().items()
+        if name.removesuffix(".weight") in family.parts
+    }
+    width = sizes["ffn_down"][1] if "ffn_down" in sizes else STAND_IN
+    if "attn_output" not in sizes:
         return Layer(0, 0, width), 0
-    dim = attention.head_dim
-    heads, kv_heads = attention.q_proj.out_features // dim, attention.k_proj.out_features // dim
+    dim = layer.self_attn.head_dim
+    heads = sizes["attn_output"][1] // dim
+    kv_heads = (sizes["attn_qkv"][0] // dim - heads) // 2 if "attn_qkv" in sizes else sizes["attn_k"][0] // dim
     if heads % kv_heads:
         raise Reject(
             cannot_write_gguf(
@@ -94,28 +104,15 @@ def _layer(model: Any, number: int) -> tuple[Layer, int]:
     return Layer(heads, kv_heads, width), dim
 
 
-def refuse_config(config: Any) -> None:
-    """Raise Reject where a config, whatever the weights, says what llama.cpp does not compute as we write it."""
-    if config.model_type not in FAMILIES:
-        raise Reject(
-            cannot_write_gguf(
-                f"effc writes no GGUF of `{config.model_type}`: it knows {', '.join(FAMILIES)}", help=INSTEAD
-            )
-        )
-    windows = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    rope = _rope(config)
-    why = [
-        (windows or (config.model_type == "mistral" and config.sliding_window), "attention in windows"),
-        (config.hidden_act != "silu", f"the activation `{config.hidden_act}`"),
-        (rope.get("rope_type", "default") not in ("default", "llama3"), f"positions by `{rope.get('rope_type')}`"),
-        (rope.get("partial_rotary_factor", 1.0) != 1.0, "positions in a part of each head"),
-    ]
-    if odd := next((what for holds, what in why if holds), None):
-        raise Reject(cannot_write_gguf(f"the model has {odd}, which effc writes no GGUF of", help=INSTEAD))
+def _turns(config: Any, dim: int) -> int:
+    return int(dim * rope_of(config).get("partial_rotary_factor", 1.0))
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    return getattr(config, "rope_parameters", None) or {}
+def refuse_names(model: nn.Module) -> None:
+    """Raise Reject where a weight has no place, whatever is cut."""
+    family = FAMILIES[model.config.model_type]
+    for name in model.state_dict():
+        _place(name, family, family.kind, model.config.tie_word_embeddings)
 
 
 def metadata(model: Any, shape: Shape) -> dict[str, Any]:
@@ -125,8 +122,11 @@ def metadata(model: Any, shape: Shape) -> dict[str, Any]:
     def each(values: list[int]) -> Any:
         return values[0] if even else values
 
+    rope = rope_of(config)
+    centred = shape.family.of.centred
+    stretch = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.get("factor", 1.0))}
     return {
-        "context_length": config.max_position_embeddings,
+        "context_length": context_of(config),
         "embedding_length": config.hidden_size,
         "block_count": len(shape.layers),
         "feed_forward_length": each([layer.width for layer in shape.layers]),
@@ -134,47 +134,67 @@ def metadata(model: Any, shape: Shape) -> dict[str, Any]:
         "attention.head_count_kv": each([layer.kv_heads for layer in shape.layers]),
         "attention.key_length": shape.head_dim,
         "attention.value_length": shape.head_dim,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": shape.head_dim,
-        "rope.freq_base": float(_rope(config).get("rope_theta", 10000.0)),
+        f"attention.layer_norm_{'' if centred else 'rms_'}epsilon": _epsilon(config),
+        "rope.dimension_count": shape.turns,
+        "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
         "vocab_size": config.vocab_size,
+        **(stretch if rope.get("rope_type") == "linear" else {}),
+        **window_keys(config),
+        **shape.family.keys(config),
     }
+
+
+def _epsilon(config: Any) -> float:
+    """Under the name that the config has for it."""
+    names = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon")
+    return float(next(value for name in names if (value := getattr(config, name, None)) is not None))
 
 
 def tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
     """Every weight under llama.cpp's name. Raises Reject where one has no place."""
-    config = model.config
-    if _rope(config).get("rope_type", "default") == "llama3":
+    config, weights = model.config, model.state_dict()
+    if rope_of(config).get("rope_type", "default") == "llama3":
         yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        place = _OUTER.get(name) or _inner(name, shape)
+    for name, tensor in weights.items():
+        place = _place(name, shape.family, shape.architecture, config.tie_word_embeddings)
         if place is None:
-            raise Reject(
-                cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{shape.architecture}`", help=INSTEAD)
-            )
-        if shape.interleaved and (".attn_q." in place or ".attn_k." in place):
+            continue
+        if shape.family.turned and (".attn_q." in place or ".attn_k." in place):
             tensor = interleaved(tensor, shape.head_dim)
+        if shape.family.raised and place.endswith("_norm.weight"):
+            tensor = tensor.float() + 1
         yield place, tensor
+    yield from _stand_ins(config.hidden_size, shape, weights)
+
+
+def _stand_ins(hidden: int, shape: Shape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """MLPs of zeros, of layers that have none."""
     for number, layer in enumerate(shape.layers):
-        if f"model.layers.{number}.mlp.gate_proj.weight" not in model.state_dict():
-            yield f"blk.{number}.ffn_norm.weight", torch.ones(config.hidden_size)
-            for part, size in (("gate", (layer.width, config.hidden_size)), ("up", (layer.width, config.hidden_size))):
-                yield f"blk.{number}.ffn_{part}.weight", torch.zeros(size)
-            yield f"blk.{number}.ffn_down.weight", torch.zeros(config.hidden_size, layer.width)
+        if f"model.layers.{number}.mlp.down_proj.weight" not in weights and shape.architecture == "deci":
+            yield f"blk.{number}.ffn_norm.weight", torch.ones(hidden)
+            for part in ("gate", "up"):
+                yield f"blk.{number}.ffn_{part}.weight", torch.zeros(layer.width, hidden)
+            yield f"blk.{number}.ffn_down.weight", torch.zeros(hidden, layer.width)
 
 
-def _inner(name: str, shape: Shape) -> str | None:
-    if not name.startswith("model.layers."):
+# llama.cpp has one table of tokens where the head is that, too; these want one of their own.
+_TWICE = ("stablelm", "olmo2", "phi2")
+
+
+def _place(name: str, family: Family, architecture: str, tied: bool) -> str | None:
+    """llama.cpp's name of a weight; None where the head is the table of tokens. Raises Reject where it has none."""
+    if name == "lm_head.weight" and tied and family.kind not in _TWICE:
         return None
-    number, _, rest = name.removeprefix("model.layers.").partition(".")
-    if rest in _PARTS:
-        return f"blk.{number}.{_PARTS[rest]}"
-    stem, _, kind = rest.rpartition(".")
-    if stem in _PARTS and (kind == "weight" or (kind == "bias" and shape.architecture != "deci")):
-        return f"blk.{number}.{_PARTS[stem]}.{kind}"
-    return None
+    if place := _OUTER.get(name):
+        if name != "lm_head.bias" or family.of.headed:
+            return place
+    elif name.startswith("model.layers."):
+        number, _, rest = name.removeprefix("model.layers.").partition(".")
+        stem, _, kind = rest.rpartition(".")
+        place = family.parts.get(stem)
+        if place and (kind == "weight" or (kind == "bias" and place in KINDS[architecture].biases)):
+            return f"blk.{number}.{place}.{kind}"
+    raise Reject(cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{architecture}`", help=INSTEAD))
 
 
 def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
@@ -186,6 +206,6 @@ def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
 
 def rotary_factors(model: Any, head_dim: int) -> Tensor:
     """What each rotary frequency is divided by, [head_dim / 2]: Llama 3's stretch of the slow ones."""
-    base = float(_rope(model.config).get("rope_theta", 10000.0))
+    base = float(rope_of(model.config).get("rope_theta", 10000.0))
     plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     return plain / model.model.rotary_emb.inv_freq.float().cpu()

@@ -3,24 +3,19 @@
 import json
 from typing import Any
 
-# What a pattern of a tokenizer's pre-tokenizer tells of its family, by llama.cpp's names; the first that is in it.
-_CUTS = (("\\p{N}{1,3}", "llama-bpe"), ("|\\p{N}|", "qwen2"), ('"individual_digits": true', "smollm"))
-_UNKNOWN_CUT = "default"
+from .cuts import cut_of, only_by_merges
+
+_NO_TOKENIZER = "The GGUF file has no tokenizer: "
 
 
 def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> list[str]:
     """Adds what the tokenizer says; sentences where llama.cpp may cut text in another way. None: no vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    body = json.loads(backend.to_str()) if backend is not None else None
+    if why := _none(body):
         writer.add_tokenizer_model("no_vocab")
-        return ["The GGUF file has no tokenizer: the model has none that can be written."]
-    body = json.loads(backend.to_str())
-    if body["model"]["type"] != "BPE":
-        writer.add_tokenizer_model("no_vocab")
-        return [f"The GGUF file has no tokenizer: llama.cpp's is not of the kind {body['model']['type']}."]
-    if not body["model"]["merges"]:
-        writer.add_tokenizer_model("no_vocab")
-        return ["The GGUF file has no tokenizer: llama.cpp takes none without merges."]
+        return [_NO_TOKENIZER + why]
+    assert body is not None
     notes = _tokens(writer, tokenizer, body, size)
     for name in ("bos", "eos", "unk", "pad"):
         if (token := getattr(tokenizer, f"{name}_token_id", None)) is not None:
@@ -30,6 +25,15 @@ def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> list[str]:
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
     return notes
+
+
+def _none(body: dict[str, Any] | None) -> str | None:
+    """Why llama.cpp takes no tokenizer like this, if it takes none."""
+    if body is None:
+        return "the model has none that can be written."
+    if body["model"]["type"] != "BPE":
+        return f"llama.cpp's is not of the kind {body['model']['type']}."
+    return None if body["model"]["merges"] else "llama.cpp takes none without merges."
 
 
 def _tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> list[str]:
@@ -48,27 +52,33 @@ def _tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> lis
         else TokenType.NORMAL
         for number in range(size)
     ]
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in body["model"]["merges"]]
     sentences = body["model"].get("byte_fallback", False)  # of the kind of SentencePiece
     writer.add_tokenizer_model("llama" if sentences else "gpt2")
     writer.add_token_list(texts)
     if sentences:
         kinds = [TokenType.BYTE if text.startswith("<0x") else k for text, k in zip(texts, kinds, strict=True)]
-        writer.add_token_scores([-float(number) for number in range(size)])
+        writer.add_token_scores(_scores(texts, merges))
+        writer.add_add_space_prefix(_begins_with_space(body))
     writer.add_token_types(kinds)
     if sentences:
-        return []
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in body["model"]["merges"]])
-    cut = cut_of(body)
+        return only_by_merges(texts, merges)
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    cut, doubts = cut_of(body)
     writer.add_tokenizer_pre(cut)
-    if cut != _UNKNOWN_CUT:
-        return []
-    return ["llama.cpp may cut text before it looks for tokens in another way than this tokenizer: compare ids."]
+    return doubts
 
 
-def cut_of(body: dict[str, Any]) -> str:
-    """llama.cpp's name for how text is cut before merges, from tokenizer.json."""
-    cutting = body.get("pre_tokenizer") or {}
-    text = json.dumps(cutting, ensure_ascii=False).replace("\\\\", "\\")
-    known = next((name for part, name in _CUTS if part in text), None)
-    plain = cutting.get("type") == "ByteLevel" and cutting.get("use_regex", True)
-    return known or ("gpt-2" if plain else _UNKNOWN_CUT)
+def _scores(texts: list[str], merges: list[tuple[str, ...]]) -> list[float]:
+    """llama.cpp joins the pair whose whole has the highest score: so the first that is merged has the highest."""
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    return [-float(ranks.get(text, 0)) for text in texts]
+
+
+def _begins_with_space(body: dict[str, Any]) -> bool:
+    """Whether a text is read as if a space stood before it."""
+    normalizer, cutting = body.get("normalizer") or {}, body.get("pre_tokenizer") or {}
+    parts = [*normalizer.get("normalizers", [normalizer]), *cutting.get("pretokenizers", [cutting])]
+    return any(p.get("type") == "Prepend" or p.get("prepend_scheme", "never") != "never" for p in parts)

@@ -7,6 +7,8 @@ import torch
 
 from ...dsl.diagnostics import Reject
 from . import four_bits
+from .cuts import ask_llama
+from .families import context_of, window_keys
 from .refusal import cannot_write_gguf
 from .shapes import Shape, metadata, shape_of, tensors
 from .vocabulary import write_vocabulary
@@ -42,7 +44,7 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return notes + _notes(shape)
+    return ask_llama(folder / FILE, tokenizer, notes) + _notes(model.config, shape)
 
 
 _FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}
@@ -53,6 +55,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_array(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
     else:
         writer.add_uint32(key, value)
 
@@ -86,10 +90,21 @@ def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool
     return False
 
 
-def _notes(shape: Shape) -> list[str]:
-    if shape.architecture != "deci":
-        return []
-    return [
-        "The GGUF file has the architecture `deci`, as llama.cpp calls Llamas whose layers differ; "
-        "a layer without an MLP has one of zeros there, since llama.cpp would drop its attention."
-    ]
+def _notes(config: Any, shape: Shape) -> list[str]:
+    notes = []
+    if shape.architecture == "deci":
+        notes.append(
+            "The GGUF file has the architecture `deci`, as llama.cpp calls Llamas whose layers differ; "
+            "a layer without an MLP has one of zeros there, since llama.cpp would drop its attention."
+        )
+    if context_of(config) < config.max_position_embeddings:
+        notes.append(
+            f"The GGUF file states a context of {context_of(config)} tokens, not {config.max_position_embeddings}: "
+            f"the model attends in windows of that many, and llama.cpp's `{shape.architecture}` knows none."
+        )
+    if "attention.sliding_window_pattern" in window_keys(config):
+        notes.append(
+            "The GGUF file says layer by layer which attend in windows. A llama.cpp too old for that would take them "
+            f"as those of a whole `{shape.architecture}` lie, without a word."
+        )
+    return notes

@@ -60,11 +60,16 @@ class Point:
 
 @dataclass
 class Front(Outcome):
-    """Models that are each the best at something; `load` makes the program of a point."""
+    """Models that are each the best at something.
+
+    load    makes the program of a point
+    whole   gives the family that a point is a choice of, where that can be had
+    """
 
     kind: ClassVar[str] = "front"
     points: tuple[Point, ...]
     load: Callable[[Point], Program]
+    whole: "Callable[[Point], Outcome] | None" = None
 
     @property
     def summary(self) -> str:

@@ -17,6 +17,9 @@ from .stored import native_damaged, pieces, read, tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.engine import Engine
+    from .stored import Stored
+
 SEQUENCES = 16  # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
 _AGAIN = "copy the artifact again, or compile again"
 
@@ -50,12 +53,22 @@ def open_native(
         if not believed:
             check(weights, stored.entries, threads)
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
+        _check_vocabulary(stored, engine)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
     kind = NativeEncoder if "gives" in stored.facts else NativeModel
     model = kind(engine, stored.plan, weights, stored.facts, sequences, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
+
+
+def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
+    """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
+    said = stored.plan.get("vocabulary")
+    if type(said) is not int or said < 1:
+        raise KernelError("the plan's vocabulary is no number of tokens")
+    if "gives" not in stored.facts and said != engine.width:
+        raise KernelError(f"the plan has a vocabulary of {said} and {engine.width} logits of a token")
 
 
 def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:

@@ -18,10 +18,11 @@ from ...dsl.diagnostics import Reject
 from ..ir.program import Program
 from ..layers.linear import params
 from ..measuring.results import first_result_of, tensors_of
+from ..native.kept import inputs_of
 from ..report.broken import first_line
 from ..rows.forward import without_dropout
 from .checking import DATA, FACTS, FILE, check
-from .decoder import Decoder, inputs_of
+from .decoder import KEEPS, Decoder
 from .refusal import cannot_write_onnx
 
 _OPSET = 18  # what torch's exporter translates to itself; later ones are converted
@@ -72,7 +73,7 @@ def facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _decoder(model: nn.Module) -> Any:
-    given, past, slots = inputs_of(model)
+    given, past, slots = inputs_of(model, cannot_write_onnx, KEEPS)
     with _experts_in_batches(model):
         return _stepped(Decoder(model, slots), given, past)
 

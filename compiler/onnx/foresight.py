@@ -2,8 +2,9 @@
 
 from ..checkpoints.blank import nothing_stored
 from ..measuring.results import refuse_two_sides
+from ..native.kept import refuse_states
 from ..words.context import Context
-from .decoder import refuse_states
+from .decoder import KEEPS
 from .export import decodes
 from .refusal import cannot_write_onnx
 
@@ -14,4 +15,4 @@ def foresee(ctx: Context) -> None:
         model = ctx.origin.build()
     refuse_two_sides(model, cannot_write_onnx)
     if decodes(model):
-        refuse_states(model)
+        refuse_states(model, cannot_write_onnx, KEEPS)

@@ -1,4 +1,4 @@
-"""A model with a head over rows of tokens: logits of classes, padding left out."""
+"""A model with a head over rows of tokens, or over images: logits of classes, padding left out."""
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,19 @@ other_classes = Fault("other-classes", "A model's head has other outputs than th
 EACH = 32  # rows of a forward that is not learned from
 
 
-def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor, active: Tensor | None = None) -> Tensor:
-    """Logits [b, classes] of rows [b, t] of which the first so many tokens count.
+def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor | None, active: Tensor | None = None) -> Tensor:
+    """Logits [b, classes] of rows [b, t] of which the first so many tokens count; of images [b, c, h, w], no lengths.
 
     Raises Reject (other-classes) where the model gives logits for positions.
     """
-    width = int(lengths.max())
-    ids = rows[:, :width].to(device_of(model))
-    mask = (torch.arange(width) < lengths[:, None]).long().to(ids.device)
-    with prompts(model, subspace=active):
-        found = output_logits(model(input_ids=ids, attention_mask=mask))
+    if lengths is None:
+        found = output_logits(model(rows.to(device_of(model))))
+    else:
+        width = int(lengths.max())
+        ids = rows[:, :width].to(device_of(model))
+        mask = (torch.arange(width) < lengths[:, None]).long().to(ids.device)
+        with prompts(model, subspace=active):
+            found = output_logits(model(input_ids=ids, attention_mask=mask))
     if found.dim() != 2:
         raise Reject(
             other_classes(
@@ -43,12 +46,14 @@ def check_classes(found: Tensor, labels: Tensor, name: str) -> None:
         )
 
 
-def judge_classes(model: nn.Module, rows: Tensor, lengths: Tensor, labels: Tensor, name: str) -> tuple[float, float]:
+def judge_classes(
+    model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
+) -> tuple[float, float]:
     """Mean nats of the right class, and the share of rows whose likeliest class is the right one."""
     nats, right = 0.0, 0
     with evaluating(model):
         for part in torch.arange(len(rows)).split(EACH):
-            found = class_logits(model, rows[part], lengths[part]).float().cpu()
+            found = class_logits(model, rows[part], None if lengths is None else lengths[part]).float().cpu()
             check_classes(found, labels[part], name)
             nats += nn.functional.cross_entropy(found, labels[part], reduction="sum").item()
             right += int((found.argmax(1) == labels[part]).sum())

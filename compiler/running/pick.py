@@ -1,7 +1,9 @@
 """One model out of a front that was emitted: an artifact of its own, without training and without the recipe."""
 
+import atexit
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,13 +16,20 @@ from ..artifacts.artifact import check_free, write
 from ..artifacts.load import POINTS, load
 from ..artifacts.load import members as points
 from ..artifacts.manifest import Manifest, read_manifest, verify_files
+from ..artifacts.stock import stock_config
 from ..artifacts.verify import verify
+from ..checkpoints.folder import open_folder
+from ..families import shared
 from ..judging.gate import in_unit
 from ..machine.fingerprint import machine
 from ..models import computing
 from ..report.progress import Listener, StageBegan, StageEnded, announce, hear, silent
 from ..report.quantity import measured
+from ..store.cache import default_cache
 from ..targets.hf import FORMS as CHECKPOINTS
+from ..targets.hf import write_compact, write_stock
+from ..words.context import Context, Settings
+from ..words.shelf import Shelf
 
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
@@ -38,6 +47,9 @@ into_itself = Fault("into-itself", "A point would be picked into the front that 
 
 # The front may come from anybody: plain transformers, which believes what a config says, opens none of it.
 _FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
+
+FRONT, FAMILY = "front", "family"  # targets whose artifacts hold points
+SHARD = 5_000_000_000  # bytes of a weights file, at most
 
 Measures = Mapping[str, tuple[float, str, str]]
 
@@ -96,22 +108,33 @@ def pick(
     tell(StageBegan("pick", name))
     with hear(tell):
         with announce("reading and checking files"):
-            verify_files(path, front, under=f"{POINTS}/{name}")
-        manifest = write(into, build=_copy(path, front, name), force=force)
+            verify_files(path, front, under=f"{POINTS}/{name}" if front.kind == FRONT else "")
+        take = _copied if front.kind == FRONT else _cut_out
+        manifest = write(into, build=_build(path, front, name, take), force=force)
     tell(StageEnded("pick", time.monotonic() - start))
     return name, manifest
 
 
 def folder_of(path: Path, asked: str) -> Path:
-    """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB"."""
+    """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
+
+    A point of weights that are shared is cut out first, into a folder that is there until this process ends.
+    """
     limits = tuple(Limit(*text.rsplit("=", 1)) for text in asked.split(",")) if "=" in asked else ()
-    return path / POINTS / _chosen(_read(path), "" if limits else asked, limits)
+    front = _read(path)
+    name = _chosen(front, "" if limits else asked, limits)
+    if front.kind == FRONT:
+        return path / POINTS / name
+    place = tempfile.mkdtemp(prefix="effc-pick-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    pick(path, Path(place, name), point=name)
+    return Path(place, name)
 
 
 def _read(path: Path) -> Manifest:
     """The manifest of a front; Reject (no-front) of anything else."""
     front = read_manifest(path)
-    if front.kind != "front":
+    if front.kind not in (FRONT, FAMILY):
         raise Reject(
             no_front(
                 f"{path} was written by the target `{front.kind}`, which holds one model",
@@ -163,15 +186,37 @@ def _measures(front: Manifest) -> dict[str, Measures]:
     return known
 
 
-def _copy(path: Path, front: Manifest, name: str) -> Callable[[Path], Manifest]:
+Take = Callable[[Path, Manifest, str, Path], Any]
+
+
+def _copied(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+    """Copy the files of a point; the model that they hold."""
+    for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
+        copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / file, copy)
+    form = dict(points(path, front))[name]
+    with computing(str(form)):
+        return load(form, check="size", kernels=False)
+
+
+def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+    """Cut a point out of weights that all points share, and write it; the model."""
+    settings, folder = Settings(default_cache()), path / shared.WEIGHTS
+    origin = open_folder(folder, str(folder), "auto", settings)
+    with computing(str(folder)), announce("cutting the point out"):
+        program = shared.cut(path, name, origin)
+    ctx = Context(settings, None, path, Shelf(), origin, draft)  # type: ignore[arg-type]
+    _, why = stock_config(program.model)
+    (write_compact if why else write_stock)(program, draft, ctx, SHARD)
+    return program.model
+
+
+def _build(path: Path, front: Manifest, name: str, take: Take) -> Callable[[Path], Manifest]:
     def build(draft: Path) -> Manifest:
-        for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
-            copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / file, copy)
-        form = dict(points(path, front))[name]
-        with computing(str(form)):
-            checks = verify(draft, load(form, check="size", kernels=False), _FORMS)
+        model = take(path, front, name, draft)
+        with computing(str(draft)):
+            checks = verify(draft, model, _FORMS)
         member, own = next(m for m in front.members if m["name"] == name), f" of {name}"
         steps = tuple(s for s in front.steps if s.get("name") in member["steps"])
         rows = [m for m in front.measures if m.metric.endswith(own)]

@@ -31,6 +31,7 @@ from ..words.kinds import Close, Pass
 from ..words.placing import placed
 from . import snapshot
 from .emission import Artifact, Emission, Page
+from .team import StepCrew, Team, step_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +63,7 @@ class Build:
     ctx: Context
     cache: Cache
     dump: str = ""  # "", "changed", "before", "after": what to say of the program at each step
+    team: Team | None = None
     outcome: Outcome | None = None
     at: str = ""
     total: int = 0
@@ -229,16 +231,20 @@ class Build:
         outcome = self.reach(self.plan.key_of(target.source))
         if isinstance(outcome, Model):
             outcome.program.model.to("cpu")  # files are written from there
+        if isinstance(outcome, Front):
+            outcome = replace(outcome, whole=lambda point: self.reach(point.key))
         artifact = emission.emit(outcome, target)
         self.outcome, self.at = None, ""
         return artifact
 
     def context(self, stage: Stage) -> Context:
+        scratch = self.cache.scratch(stage.key)
         return replace(
             self.ctx.relative_to(stage.call),
-            workdir=self.cache.scratch(stage.key),
+            workdir=scratch,
             results=self.result,
             original=self.original(stage),
+            crew=StepCrew(self.team, step_of(stage.name, stage.key, scratch, self.team)) if self.team else None,
         )
 
     def original(self, stage: Stage) -> "Callable[[], nn.Module | None]":

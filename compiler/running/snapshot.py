@@ -57,7 +57,7 @@ def save(
         body = {
             "family": outcome.to_json(),
             "needs": [outcome.base] if outcome.base else [],
-            "tensors": {n: cache.store(t) for n, t in (outcome.tensors | outcome.weights).items()},
+            "tensors": {n: cache.store(t) for n, t in outcome.stored.items()},
         }
     else:
         body = _program(outcome.program, cache, origin)
@@ -126,11 +126,13 @@ def _outcome(
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
         adapted = Unmerged(reach(base or origin.identity), base, shape, tensors)
         check_adapters(adapted.program, shape, tensors)
+        adapted.program.notes = list(body["notes"].get("program", ()))
         return adapted
     if "family" in body:
         tensors = {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
         family = Family.from_json(body["family"], reach(body["family"]["base"] or origin.identity), tensors)
         check_family(family)
+        family.program.notes = list(body["notes"].get("program", ()))
         return family
     return Model(_restore(body, cache, origin))
 

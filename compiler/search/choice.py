@@ -20,6 +20,7 @@ class Round:
     ask(cs)    its scores without each of some candidates; NaN where there is none
     sign       1 where a low score is good, -1 where a high one is
     left       how much of the budget is still to be saved: what a cut saves beyond it is worth nothing
+    ahead(c)   hears which candidates will be asked for next, if nothing unforeseen comes: workers score them meanwhile
     """
 
     candidates: Sequence[Candidate]
@@ -27,6 +28,7 @@ class Round:
     ask: Callable[[Sequence[Candidate]], Sequence[float]]
     sign: float
     left: float = math.inf
+    ahead: Callable[[Sequence[Candidate]], None] = lambda candidates: None
     scores: dict[str, float] = field(default_factory=dict)
 
     def losses(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -120,8 +122,9 @@ class Racing(Choice):
     def choose(self, now: Round) -> Candidate | None:
         race = _Race(self, now)
         race.ask([place for place, c in enumerate(now.candidates) if self._is_unknown(c)])
-        while (place := race.next()) is not None:
-            race.ask([place])
+        while hopeful := race.hopeful():
+            now.ahead([now.candidates[place] for place in hopeful])
+            race.ask(hopeful[:1])
         return race.best
 
     def _is_unknown(self, candidate: Candidate) -> bool:
@@ -197,10 +200,10 @@ class _Race:
             elif not foreseen:
                 self.fruitless += 1
 
-    def next(self) -> int | None:
-        """The most hopeful of those that may still win."""
+    def hopeful(self) -> list[int]:
+        """Those that may still win, the most hopeful first."""
         able = [(hope, place) for place in self.waiting if (hope := self._hope(place)) is not None]
-        return min(able)[1] if able else None
+        return [place for _, place in sorted(able)]
 
     def _hope(self, place: int) -> float | None:
         """What a candidate is expected to cost; None where it can't be the best."""

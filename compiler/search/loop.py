@@ -21,6 +21,7 @@ from ..report.progress import Event, Listener, Said, Ticked, hear
 from ..report.quantity import count, counted, size
 from ..rows.forward import batches, evaluating, not_a_number, outputs
 from ..store.journal import Journal
+from .asking import Follower, key_of, task_of
 from .candidate import Candidate, Cut, Joint, Pool
 from .choice import Choice, Round
 from .foresight import foreseen
@@ -78,7 +79,8 @@ class Search:
 
     @property
     def layers_run(self) -> float:
-        return self.layers_other + sum(p.layers_run for p in self.prefixes.values())
+        theirs = self.ctx.crew.work if self.ctx.crew else 0.0
+        return self.layers_other + theirs + sum(p.layers_run for p in self.prefixes.values())
 
     def run(self, pools: Sequence[Pool], metric: MetricRef, budget: Budget, choice: Choice) -> None:
         """Cut until the budget is met or nothing may go any more. Every score is journalled: a killed run goes on."""
@@ -87,7 +89,7 @@ class Search:
             self.rows.append(Rows(metric))
             self.rows[-1].warn(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
-            if self.overfit:
+            if self.overfit and not self.ctx.orders:  # a worker looks at nothing but what it is asked
                 self.overfit.look(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.place not in self.refused]
             if not pairs:
@@ -215,7 +217,10 @@ class Search:
             lambda asked: self._scores_of(number, now, asked, metric, budget),
             1.0 if self.ctx.metric(metric).better == "lower" else -1.0,
             budget.goal - self.saved.get(budget.of, 0.0),
+            self._ask_ahead,
         )
+        if self.ctx.orders:
+            choice = Follower(self.ctx.orders, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
             choice.foresee(partial(foreseen, self, number, now.candidates, metric))
@@ -297,7 +302,9 @@ class Search:
     def _scores_of(
         self, number: int, now: Round, asked: Sequence[Candidate], metric: MetricRef, budget: Budget
     ) -> list[float]:
-        """Scores of candidates, of which none depends on another: whoever has several workers gives each some."""
+        """Scores of candidates, of which none depends on another: workers compute them at once."""
+        if len(asked) > 1:
+            self._ask_ahead(asked)
         for candidate in asked:
             now.scores[candidate.name] = self._score_of(number, now, candidate, metric, budget)
         return [now.scores[candidate.name] for candidate in asked]
@@ -308,11 +315,21 @@ class Search:
         best = min(finite, key=finite.get, default=None)
         done = min(self.saved.get(budget.of, 0.0) / budget.goal, 1.0)
         left = f"{len(now.candidates) - len(now.scores)} of {len(now.candidates)} candidates left"
+        left += f", {counted(self.ctx.crew.size, 'worker')}" if self.ctx.crew else ""
         note = f"{left}, best {best}: {now.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
+        key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
         with hear(partial(_within, tick, self.ctx.tick)):
-            return self.journal.remember(f"{number}:{candidate.name}", lambda: self._measure(candidate, metric))
+            if self.ctx.crew:
+                with self.ctx.scoring():
+                    return self.ctx.crew.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
+            return self.journal.remember(key, measure)
+
+    def _ask_ahead(self, candidates: Sequence[Candidate]) -> None:
+        if self.ctx.crew:
+            number = len(self.cuts)
+            self.ctx.crew.want(self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates})
 
     def _measure(self, candidate: Candidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""

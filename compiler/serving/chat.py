@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...dsl.diagnostics import Fault, Reject
+from ..artifacts.verify_child import Exported
 from ..report.broken import first_line
 from ..rows.inputs import device_of
 from ..rows.template import rendered
@@ -36,6 +37,23 @@ class Reply:
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
 
+def refuse_silent(model: Any) -> None:
+    """Raise Reject of a model that generates nothing."""
+    if getattr(model, "can_generate", lambda: False)():
+        return
+    program = isinstance(model, Exported)
+    raise Reject(
+        not_generative(
+            "a program of torch alone generates no text: it keeps nothing of the tokens before"
+            if program
+            else f"{type(model).__name__} generates no text",
+            help='compile it with `pt2("...", context: 1024)`, or as `hf` or `native`'
+            if program
+            else "`effc run` talks to causal language models",
+        )
+    )
+
+
 @dataclass
 class Talker:
     """A model with its tokenizer.
@@ -52,12 +70,7 @@ class Talker:
     history: list[Message] = field(default_factory=list)
 
     def __post_init__(self):
-        if not getattr(self.model, "can_generate", lambda: False)():
-            raise Reject(
-                not_generative(
-                    f"{type(self.model).__name__} generates no text", help="`effc run` talks to causal language models"
-                )
-            )
+        refuse_silent(self.model)
 
     @property
     def chats(self) -> bool:

@@ -31,13 +31,22 @@ def share_of(kind: str, model: "nn.Module") -> float:
     return max(SHARES[kind], SHARES["bf16"] if halves else 0.0)
 
 
+def share_in_llama(kind: str, model: "nn.Module") -> float:
+    """llama.cpp looks GELU up in a table of halves."""
+    from ..gguf.families import FAMILIES
+
+    table = FAMILIES[model.config.model_type].of.activation == "gelu"
+    return max(share_of(kind, model), SHARES["f16"] if table else 0.0)
+
+
 class Gguf(Target):
     """A GGUF file, as llama.cpp and what is built on it read models.
 
-    `gguf/model.gguf` has the pruned shapes, the tokenizer and the chat template. Llama, Mistral, Qwen2 and Qwen3 whose
-    layers are all alike are written under their own architecture; Llamas and Mistrals whose layers differ in width or
-    heads, or lack their attention or MLP, as `deci`, which llama.cpp reads too. Before a compile succeeds a fresh
-    process computes what the file says, reading nothing else, and llama.cpp does where `llama-cpp-python` is
+    `gguf/model.gguf` has the pruned shapes, the tokenizer and the chat template. Llama, Mistral, Qwen2 and 3, Gemma 1
+    to 3, Phi 1 to 4, StableLM, GLM-4, Granite, OLMo 2, SmolLM3, Cohere 1 and 2 and StarCoder2 whose layers are all
+    alike are written under their own architecture; Llamas and Mistrals whose layers differ in width or heads, or lack
+    their attention or MLP, as `deci`, which llama.cpp reads too. Before a compile succeeds a fresh process computes
+    what the file says, reading nothing else, and llama.cpp does, tokens of texts too, where `llama-cpp-python` is
     installed. What llama.cpp can't hold, or would get wrong without a word, is refused by name.
 
     Source: the GGUF specification of ggml; tensor names and `deci` of llama.cpp.
@@ -86,7 +95,8 @@ class Gguf(Target):
         own = Form(FOLDER, "gguf", rounds=rounds, reason=_REASON, steps=32)
         if find_spec("llama_cpp") is None:
             return (own,)
-        return (own, Form(FOLDER, "llama", rounds=rounds, reason="llama.cpp: " + _REASON, generates=False))
+        there = partial(share_in_llama, self.type)
+        return (own, Form(FOLDER, "llama", rounds=there, reason="llama.cpp: " + _REASON, generates=False))
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
@@ -109,10 +119,12 @@ class Gguf(Target):
 
 def refuse(model: "nn.Module") -> None:
     """Raise Reject of a model whose config alone says that no GGUF is written of it."""
+    from ..gguf.families import refuse_config
     from ..gguf.refusal import INSTEAD, cannot_write_gguf
-    from ..gguf.shapes import refuse_config
+    from ..gguf.shapes import refuse_names
 
     if not hasattr(model, "config") or not hasattr(model, "lm_head"):
         kind = type(model).__name__
         raise Reject(cannot_write_gguf(f"{kind} is no causal language model with a head", help=INSTEAD))
     refuse_config(model.config)
+    refuse_names(model)

@@ -76,6 +76,7 @@ class Onnx(Target):
         write(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):
             companions(program.model, ctx.origin, folder)
+            program.model.config.save_pretrained(folder)  # which other hosts of ONNX ask for
 
     def foresee(self, ctx: Context) -> None:
         from ..onnx.foresight import foresee

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
+from ..artifacts.verify_child import STEP
 from ..ir.program import Program
 from ..report.broken import first_line
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish
+from ..words.kinds import Form, Target, Wish, param
+
+if TYPE_CHECKING:
+    from torch import nn
 
 cannot_export = Fault(
     "cannot-export",
@@ -30,6 +34,10 @@ class Pt2(Target):
     PyTorch modules, which have no config to be rebuilt from. Of a model with packed weights the program calls effc's
     kernels: `import effc.kernels.ops` before it is loaded.
 
+    With `context` a second program beside it, `step.pt2`, continues text: it takes keys and values with places for
+    that many tokens, and gives them with the new ones; the model card says how it is called, and weights lie in both
+    files. A fresh process takes 32 greedy tokens from it by torch alone, and `effc run` talks to it.
+
     Source: torch.export.
     Example: pt2("exported")
     """
@@ -43,6 +51,12 @@ class Pt2(Target):
 
     loads = {"program": '`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(".")`.'}
     marks = {"program": "model.pt2"}
+
+    context: int = param(
+        "Tokens that keys and values of a program which continues text have places for; 0: no such program.",
+        default=0,
+        ge=0,
+    )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
@@ -65,12 +79,7 @@ class Pt2(Target):
                     dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()},
                 )
             except Exception as error:  # whatever torch meets in a forward
-                raise Reject(
-                    cannot_export(
-                        f"torch.export makes no program of {type(program.model).__name__}: {first_line(error)}",
-                        help="--debug shows where; `hf` writes transformers models in another way",
-                    )
-                ) from error
+                raise Reject(_cannot(program.model, error)) from error
         if "input_ids" in inputs and not _takes_longer(exported, inputs):
             raise Reject(
                 cannot_export(
@@ -80,19 +89,38 @@ class Pt2(Target):
                 )
             )
         ops = write(exported, tuple(inputs), folder, params(program.model))
-        if ops:
-            note = f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."
-            (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
+        notes = (
+            [f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."] if ops else []
+        )
+        notes += self._continued(program.model, folder, ctx)
+        if notes:
+            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    def _continued(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
+        """The program that continues text, where one is asked for; sentences of it."""
+        from ..artifacts.exported_steps import note, write_facts
+        from ..checkpoints.companions import companions
+
+        if not self.context:
+            return []
+        facts = _steps(model, self.context, folder)
+        companions(model, ctx.origin, folder)
+        write_facts(facts, folder)
+        return [note(facts, STEP)]
 
     def foresee(self, ctx: Context) -> None:
         from ..checkpoints.blank import nothing_stored
         from ..measuring.results import refuse_two_sides
 
         with nothing_stored():
-            refuse_two_sides(ctx.origin.build(), cannot_export)
+            model = ctx.origin.build()
+        refuse_two_sides(model, cannot_export)
+        if self.context:
+            _refuse_context(model, self.context)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "torch", generates=False),)
+        generates, steps = bool(self.context), 32 if self.context else 8
+        return (Form(FOLDER, "torch", padded=generates, generates=generates, steps=steps),)
 
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> tuple[Any, None]:
@@ -100,6 +128,57 @@ class Pt2(Target):
 
         model = read(folder)
         return (model if wish.dtype is None else model.to(wish.dtype)), None
+
+
+def _cannot(model: "nn.Module", error: Exception) -> Any:
+    return cannot_export(
+        f"torch.export makes no program of {type(model).__name__}: {first_line(error)}",
+        help="--debug shows where; `hf` writes transformers models in another way",
+    )
+
+
+_LEAST = 64  # tokens: what the check in a fresh process takes, and some
+
+
+def _refuse_context(model: Any, context: int) -> None:
+    """Raise Reject of a model that continues no text, or not that much."""
+    from transformers import PreTrainedModel
+
+    from ..native.kept import refuse_states
+
+    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.main_input_name != "input_ids":
+        raise Reject(
+            cannot_export(f"{type(model).__name__} continues no text", help="leave `context` out", argument="context")
+        )
+    refuse_states(model, cannot_export, "`native` holds it; or leave `context` out")
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    if not _LEAST <= context <= most:
+        raise Reject(
+            cannot_export(
+                f"a context of {context} tokens is not between {_LEAST} and the {most} positions of the model",
+                help=f"write `context: {min(most, 1024)}`",
+                argument="context",
+            )
+        )
+
+
+def _steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
+    import torch
+
+    from ..artifacts.exported import save
+    from ..artifacts.exported_steps import export_steps
+    from ..rows.forward import without_dropout
+
+    _refuse_context(model, context)
+    with without_dropout(model), torch.no_grad():
+        try:
+            made, facts = export_steps(model, context, cannot_export)
+        except Reject:
+            raise
+        except Exception as error:  # whatever torch meets in a forward
+            raise Reject(_cannot(model, error)) from error
+    save(made, ("given", "before", "past"), folder / STEP)
+    return facts
 
 
 def _free(x: Any, axes: int) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..machine.deadline import Deadline
     from ..machine.memory import Watch
+    from .crew import Crew, Orders
     from .kinds import Data
     from .shelf import Shelf
 
@@ -38,6 +39,7 @@ class Settings:
     undecided: str = "fail"  # or "pass": what a timed bound that can't be decided comes to
     locked: bool = False  # refuse what is not as `effspec.lock` has it
     tell: Listener = silent
+    workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
     watch: "Watch | None" = None  # of the running stage; `each` asks it whether the bound is passed
     max_time: float | None = None  # seconds that searches may take
     deadline: "Deadline | None" = None  # of the running compile; `each` asks it whether searches have time
@@ -48,7 +50,9 @@ class Context:
     """`folder` is what relative paths in the recipe start from; `workdir` is a scratch folder of the running
     step, kept until the step's result is in the cache, so that a killed step can go on; `results` gives what another
     step of the running pipeline gave, by its name; `cut` hears the name of every cut of a search once it is made, with
-    the model without it; `original` gives the model that the running step works on, as long as it is the original."""
+    the model without it; `original` gives the model that the running step works on, as long as it is the original.
+    `crew` are the workers who compute values of the step, if there are any, and in a worker `orders` are what it is
+    asked."""
 
     settings: Settings
     recipe: Recipe
@@ -60,6 +64,8 @@ class Context:
     _references: dict[str, Any] = field(default_factory=dict)
     results: "Callable[[str], tuple[str, Program]] | None" = None
     cut: "Callable[[str, torch.nn.Module], None] | None" = None
+    crew: "Crew | None" = None
+    orders: "Orders | None" = None
     original: "Callable[[], torch.nn.Module | None]" = lambda: None
 
     @property

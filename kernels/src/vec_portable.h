@@ -105,10 +105,14 @@ inline float total(const Floats& a) {
   for (float v : a.v) sum += v;
   return sum;
 }
+// What int32 does not hold becomes its least number, as the instructions of the higher levels have it.
+inline int32_t as_int(float x) {
+  return x >= -2147483648.0f && x < 2147483648.0f ? static_cast<int32_t>(x) : INT32_MIN;
+}
 inline Floats power2(const Floats& whole) {
   Floats b;
   for (int i = 0; i < 16; ++i) {
-    const int32_t bits = (static_cast<int32_t>(whole.v[i]) + 127) * (1 << 23);
+    const uint32_t bits = (static_cast<uint32_t>(as_int(whole.v[i])) + 127u) << 23;
     std::memcpy(b.v + i, &bits, 4);
   }
   return b;

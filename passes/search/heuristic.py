@@ -38,9 +38,12 @@ class Heuristic(Method):
             Counter(genome[i] for genome in heard for _ in heard[genome]).most_common(1)[0][0]
             for i in range(len(space.dials) if heard else 0)
         ]
-        for genome in (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest):
+        told = (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest)
+        wanted = list(dict.fromkeys(self._smaller(genome, explorer) for genome in told))[: self.evals]
+        explorer.expect(wanted)
+        for genome in wanted:
             if not explorer.ended:
-                explorer.evaluate(self._smaller(genome, explorer))
+                explorer.evaluate(genome)
 
     def _smaller(self, genome: Genome, explorer: Explorer) -> Genome:
         """The nearest allowed one, each dial in turn set one value lower."""

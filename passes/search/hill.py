@@ -23,7 +23,7 @@ class Hill(Method):
     """
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        pursue(explorer, lambda: self._next(explorer, chance))
+        pursue(explorer, chance, lambda: self._next(explorer, chance))
 
     def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
         front = explorer.front()

@@ -37,7 +37,7 @@ class Predict(Method):
             early = len(explorer.known) < max(self.evals // 3, 3)
             return drawn(explorer, chance) if early else self._next(explorer, chance)
 
-        pursue(explorer, propose)
+        pursue(explorer, chance, propose)
 
     def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
         front = explorer.front()

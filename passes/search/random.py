@@ -22,4 +22,4 @@ class Random(Method):
     """
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        pursue(explorer, lambda: drawn(explorer, chance))
+        pursue(explorer, chance, lambda: drawn(explorer, chance))

@@ -6,9 +6,19 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
-from ...compiler.families.dials import able, check_shares, chosen, depth_dials, orders, refuse_one, width_dials
+from ...compiler.families.dials import (
+    able,
+    check_shares,
+    chosen,
+    depth_dials,
+    orders,
+    refuse_deep,
+    refuse_one,
+    width_dials,
+)
 from ...compiler.families.family import Family, check_ranks
-from ...compiler.families.lessons import Classes, Lesson, Tokens
+from ...compiler.families.lessons import Classes, Lesson, Tokens, refuse_wordless
+from ...compiler.families.norms import batch_norms, recalibrate
 from ...compiler.families.switches import Switches
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
@@ -44,7 +54,8 @@ class Elastic(Pass):
     far it is from the largest one on the same rows; over `opening` of the steps the smaller values come in. `steps: 0`
     trains nothing: the family is the model's own parts.
 
-    Rows with `labels` train a head over whole rows; other rows the next token.
+    Rows with `labels` and `images` train a head over whole rows; other rows the next token. Of a model with BatchNorm
+    every choice has statistics of its own, measured over some of the rows when it runs and when it is cut out.
 
     Source: LoNAS (Munoz et al. 2024, arXiv 2404.10934 and LREC-COLING 2024), BootstrapNAS (Munoz et al. 2021,
     arXiv 2112.10878); sandwich rule and in-place distillation, Yu and Huang 2019 (arXiv 1903.05134).
@@ -71,6 +82,7 @@ class Elastic(Pass):
     per: Literal["layer", "model"] = param("Whether each layer has widths of its own.", default="layer")
     align: int = param("Widths of MLPs are multiples of this.", default=8, ge=1, unit="channels")
     on: Selector | None = param("Which branches or layers may be smaller.", default=None)
+    adapt: int = param("Rows that statistics of BatchNorm are measured over.", default=64, ge=2, unit="rows")
     train: Literal["adapters", "weights"] = param("What is trained.", default="adapters")
     ranks: list[int] = param(
         "What the rank of a layer's adapters may be, the largest first.", default=(16,), falling=True
@@ -112,6 +124,8 @@ class Elastic(Pass):
         space, first = self._space(program, paths)
         family = Family(program, "", space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = first
+        if batch_norms(program.model):
+            family.norms = ctx.rows(self.data)[: self.adapt].clone()
         if self.steps:
             self._learn(family, paths, ctx)
         program.note(dials=len(space.dials), choices=float(space.size))
@@ -164,7 +178,9 @@ class Elastic(Pass):
             elastic += groups
             dials += self._dials(groups, kind, shares)
         if self.depth != "none":
-            dials += depth_dials(program, self.on, self.depth)
+            deep = depth_dials(program, self.on, self.depth)
+            refuse_deep(deep, self.depth)
+            dials += deep
         if len(self.ranks) > 1 and paths:
             dials += rank_dials(paths, "layer", skeleton, self.ranks)
         refuse_one(dials, "the model does not run without what would go")
@@ -198,7 +214,7 @@ class Elastic(Pass):
                 weights,
                 len(lesson.objective.rows),
                 lesson.learn,
-                lambda: self._judge(program.model, drawn, ctx),
+                lambda: self._judge(family, drawn, ctx),
                 kept=kept,
                 begin=drawn.begin,
             )
@@ -210,11 +226,15 @@ class Elastic(Pass):
     def _objective(self, model: nn.Module, ctx: Context) -> Tokens | Classes:
         rows, labels = ctx.rows(self.data), ctx.labels(self.data)
         if labels is None:
+            refuse_wordless(rows, self.data.name)
             return Tokens(model, rows)
         return Classes(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
-    def _judge(self, model: nn.Module, drawn: Drawn, ctx: Context) -> float:
+    def _judge(self, family: Family, drawn: Drawn, ctx: Context) -> float:
+        model = family.program.model
         drawn.take(drawn.space.choice("middle"))
+        if family.norms is not None:
+            recalibrate(model, family.norms)
         rows, labels = ctx.rows(self.held_out), ctx.labels(self.held_out)
         if labels is None:
             nats, tokens = nll(model, rows)

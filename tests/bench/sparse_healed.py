@@ -1,9 +1,9 @@
 """Print perplexity of SmolLM2 with zeros by every pass of `sparsify`, before and after a short training of what is left.
 
-    python tests/bench/sparse_healed.py FOLDER [--steps 40] [--samples 16] [--only NAME ...]
+    python tests/bench/sparse_healed.py FOLDER [--steps 40] [--samples 16] [--only NAME ...] [--shares ...]
 
 The model is that of smol.py, in bfloat16. Masks look at `--samples` rows of 256 tokens; training is `tune.heal(method:
-full)`, which keeps zeros, of 4 rows of 128 tokens a step. Nothing decides by the held-out texts. FOLDER keeps what is
+full)`, which keeps zeros, of 4 rows of 128 tokens a step, none with `--steps 0`. Nothing decides by the held-out texts. FOLDER keeps what is
 done, so that a run that was stopped goes on.
 """
 
@@ -46,21 +46,22 @@ def main() -> None:
     )
     line = "{:<16}{:>6}{:>8}{:>14}{:>9}{:>16}{:>9}"
     print(line.format("", "", "zeros", *smol.HELD_OUT, *(f"healed, {name}" for name in smol.HELD_OUT)), flush=True)
-    model, heal = smol.base(folder, "bfloat16"), HEAL.format(asked.steps)
+    model, heal = smol.base(folder, "bfloat16"), [HEAL.format(asked.steps)] if asked.steps else []
     cases = [(m, s) for s in asked.shares for m in asked.only if not (s == "2:4" and "searched" in m)]
     for name, share in [("dense", ""), *cases]:
         made = [] if name == "dense" else [f"sps = {METHODS[name].format(SHARES[share])}"]
         more = {"model": model, "samples": asked.samples}
-        build = smol.build_of(folder, "sparse", "\n  ".join([*made, heal]), **more)
-        *_, last = build.plan.stages
-        for stage in build.plan.stages[:-1]:
+        build = smol.build_of(folder, "sparse", "\n  ".join([*made, *heal]), **more)
+        for stage in build.plan.stages[: len(made)]:
             build.step(stage)
         before = build.reach(build.plan.stages[0].key if made else build.plan.identity).program
         zeros = next((note["sparsity"] for note in before.notes if "sparsity" in note), 0.0)
         found = smol.perplexities(before, build.ctx)
-        build.step(last)
-        found += smol.perplexities(build.reach(last.key).program, build.ctx)
-        print(line.format(name, share, f"{zeros:.1%}", *(f"{p:.2f}" for p in found)), flush=True)
+        if heal:
+            found += smol.perplexities(smol.finished(build), build.ctx)
+        print(
+            line.format(name, share, f"{zeros:.1%}", *(f"{p:.2f}" for p in found), *[""] * (4 - len(found))), flush=True
+        )
 
 
 if __name__ == "__main__":

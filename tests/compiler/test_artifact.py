@@ -361,6 +361,8 @@ def test_a_diff_counts_what_packed_weights_stand_for_and_else_says_that_it_does_
         return [(r.a, r.b) for r in diff(tmp_path / a, tmp_path / b).rows if (r.part, r.what) == ("size", "params")]
 
     assert params("told", "native") == [(16, 12)] and params("told", "untold") == [(16, "not known")]
+    shapes = [(r.a, r.b) for r in diff(tmp_path / "told", tmp_path / "native").rows if r.part == "shape"]
+    assert shapes == [("1 tensors of `hf`", "held by `native` in a way of its own")]
 
 
 def test_manifests_fingerprints_and_diffs_need_no_torch():

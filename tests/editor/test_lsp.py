@@ -266,6 +266,34 @@ def test_opening_a_recipe_runs_nothing_that_it_names(editor):
         found = editor.diagnostics("hub.effspec")
 
 
+REQUESTS = (
+    "hover",
+    "completion",
+    "definition",
+    "rename",
+    "prepareRename",
+    "formatting",
+    "codeAction",
+    "documentSymbol",
+    "foldingRange",
+    "inlayHint",
+    "references",
+)
+
+
+def test_every_request_with_malformed_params_is_answered_and_says_so(editor):
+    for params in ({"position": 3}, {}, [], "text", {"textDocument": {"uri": 7}, "position": None}):
+        for name in REQUESTS:
+            answer = editor.answer(f"textDocument/{name}", params)
+            assert answer["error"]["code"] in (-32602, -32603), (name, params, answer)
+
+
+def test_every_request_that_is_declared_is_among_them(editor):
+    declared = {name.removesuffix("Provider") for name in editor.capabilities if name.endswith("Provider")}
+    asked = {"documentFormatting" if name == "formatting" else name for name in REQUESTS}
+    assert declared - {"executeCommand"} <= asked, declared
+
+
 def test_malformed_messages_and_odd_texts_do_not_end_the_session(editor):
     editor.send(b"{not json")
     assert "error" in editor.answer("textDocument/hover", {"position": 3})

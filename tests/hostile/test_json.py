@@ -21,6 +21,8 @@ OWN = {
     "report/architectures.py": "a table of effc itself",
     "federation/declaration.py": "its own JSON again",
     "rttc/policy.py": "JSON that was parsed before",
+    "gguf/cuts.py": "tokens that llama.cpp makes, from a process that it started",
+    "gguf/cuts_child.py": "texts from the process that started it",
     "gguf/vocabulary.py": "a tokenizer that its library has just written",
     "sources/gguf.py": "a config that transformers has just made",
     "store/journal.py": "scratch of this step, sealed by lines",

@@ -42,7 +42,7 @@ def origin_of(name):
     return Origin(name, {}, None, name, build, build, lambda: None)
 
 
-@pytest.mark.parametrize("name", wide(ALL, ALL[::3]))
+@pytest.mark.parametrize("name", wide(ALL, ALL[::6]))
 def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     try:
         Reader(capture(mixers.model(name)), "bf16").read()

@@ -275,3 +275,11 @@ def test_what_is_read_lies_where_the_table_says(whole, tmp_path):
     stored = read(put(tmp_path, *whole))
     for entry in stored.entries.values():
         assert entry["at"] % 64 == 0 and entry["at"] + entry["bytes"] <= len(whole[1])
+
+
+@pytest.mark.parametrize("said", ["\udcff", 0, True, 7, None, 2**40])
+def test_a_vocabulary_that_is_no_number_or_not_that_of_the_logits_is_refused(whole, tmp_path, said):
+    plan, weights = whole
+    body = json.loads(plan)
+    body["plan"]["vocabulary"] = said
+    assert "vocabulary" in refused(put(tmp_path, json.dumps(body).encode(), weights))

@@ -1,5 +1,8 @@
 """search.* over families: fronts of choices, the same for a seed and after a kill, each point a model of its own."""
 
+import shutil
+import time
+
 import pytest
 import torch
 from effc.compiler import api
@@ -12,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
+from tests.grids import wide
+from tests.killing import kill_often
 from tests.passes.test_elastic import SHARES
 from tests.passes.test_heal import loss, rows_of
 from tests.passes.test_supernet import ROWS
@@ -133,3 +138,22 @@ def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
     drawn = [(str(i), m["params"], m["perplexity(few)"]) for i, m in enumerate(measures, 1)]
     assert svg(drawn, "params", "perplexity(few)").count("<circle") == 2 and "+----" in text(drawn, "a", "b")
     assert sum(p.numel() for p in api.load(tmp_path / "picked").parameters()) == least
+
+
+@pytest.mark.parametrize("method", wide(("random", "hill", "predict", "nsga2"), ("hill",)))
+def test_killed_many_times_a_compile_goes_on_to_the_same_front(tmp_path, method):
+    from tests.passes.test_workers import NET, stepped, written
+
+    if method == "nsga2":
+        pytest.importorskip("pymoo")
+    recipe = written(tmp_path, NET, f"search.{method}(measure: [perplexity(rows), params], evals: 60)")
+    began = time.monotonic()
+    whole, _ = stepped(recipe, "whole")
+    kill_often(
+        lambda: stepped(recipe, "killed"),
+        lambda: shutil.rmtree(tmp_path / "killed"),
+        time.monotonic() - began,
+        seed=5,
+        times=2,
+    )
+    assert stepped(recipe, "killed")[0] == whole

@@ -77,8 +77,8 @@ def refused(tmp_path, model, **args):
     return diagnostic
 
 
-@pytest.mark.parametrize("facts", [LORA, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("facts", [LORA, pytest.param(FULL, marks=pytest.mark.heavy)], ids=["lora", "full"])
 def test_a_healed_model_predicts_better_and_is_the_same_tree(tmp_path, name, facts):
     model = tiny.model(name)
     program, _ = healed(tmp_path, model, **facts)

@@ -1,0 +1,185 @@
+"""A second program of torch alone that continues text: keys and values of a stated number of tokens go in and come out.
+
+Keys and values have places for all tokens from the start, so that every call has the same shapes but for the batch and
+the new tokens: what a compiler of programs wants, and what costs least to bind from another language.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import StaticLayer
+
+from ...dsl.diagnostics import Fault, Reject
+from ..native.kept import inputs_of
+from ..native.model import Output
+from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
+from ..store.regular import parse_json, read_regular
+from .verify_child import STEP_FACTS, Exported
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MOST_FACTS = 1 << 16
+_INSTEAD = "leave `context` out: the program of whole prompts needs no cache"
+
+
+class Place(StaticLayer):
+    """Keys and values of one layer, [b, heads, context, d]: new ones go where the tokens before end."""
+
+    def __init__(self, keys: Tensor, values: Tensor, before: Tensor):
+        super().__init__(keys.shape[2])
+        self.keys, self.values, self.before, self.is_initialized = keys, values, before, True
+
+    def get_seq_length(self) -> Any:
+        return self.before
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        places = torch.arange(key_states.shape[2]) + self.before
+        self.keys = self.keys.index_copy(2, places, key_states)
+        self.values = self.values.index_copy(2, places, value_states)
+        return self.keys, self.values
+
+
+class Steps(nn.Module):
+    """Logits, and keys and values layer by layer.
+
+    given    input_ids [b, t], attention_mask [b, context] with zeros where a row has no token and, where the model
+             takes some, position_ids [b, t]
+    before   [] int64: how many places are taken
+    past     keys and values in turns, each [b, heads, context, d]; of layers without attention none
+    slots    where in the model's cache they belong
+    """
+
+    def __init__(self, model: nn.Module, slots: list[int]):
+        super().__init__()
+        self.model, self.slots = model, slots
+
+    def forward(self, given: dict[str, Tensor], before: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        pairs = dict(zip(self.slots, zip(past[::2], past[1::2], strict=True), strict=True))
+        any_pair = (past[0], past[1])  # of a layer without attention: nothing asks for it but the mask's length
+        cache = Cache(layers=[Place(*pairs.get(n, any_pair), before) for n in range(max(self.slots) + 1)])
+        logits = self.model(**given, cache=cache, use_cache=True).logits
+        return logits.float(), [part for n in self.slots for part in (cache.layers[n].keys, cache.layers[n].values)]
+
+
+def export_steps(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
+    """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
+    given, kept, slots = inputs_of(model, fault, _INSTEAD)
+    if not kept:
+        raise Reject(fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD))
+    mask = torch.ones(len(given["input_ids"]), context, dtype=torch.int64)
+    mask[-1, 0] = 0
+    past = [torch.zeros(part.shape[0], part.shape[1], context, part.shape[3], dtype=part.dtype) for part in kept]
+    free = torch.export.Dim.DYNAMIC
+    rows = {name: {0: free, 1: free} for name in given} | {"attention_mask": {0: free}}
+    program = torch.export.export(
+        Steps(model, slots).eval(),
+        (),
+        {"given": {**given, "attention_mask": mask}, "before": torch.tensor(kept[0].shape[2]), "past": past},
+        dynamic_shapes={"given": {name: rows[name] for name in given}, "before": None, "past": [{0: free}] * len(past)},
+    )
+    facts = {
+        "context": context,
+        "inputs": list(given),
+        "past": [[part.shape[1], part.shape[3]] for part in past],
+        "dtype": str(past[0].dtype).removeprefix("torch."),
+    }
+    return program, facts
+
+
+@dataclass(frozen=True)
+class Facts:
+    """past   heads and size of each of keys and values, in turns"""
+
+    context: int
+    inputs: tuple[str, ...]
+    past: tuple[tuple[int, int], ...]
+    dtype: torch.dtype
+
+
+def facts_of(folder: Path) -> Facts:
+    """Raises ValueError where the file beside a program does not say what it must."""
+    data = parse_json(read_regular(folder / STEP_FACTS, _MOST_FACTS))
+    try:
+        context, names, past = data["context"], data["inputs"], data["past"]
+        whole = [context, *(number for pair in past for number in pair)]
+        fits = all(type(n) is int and 0 < n < 1 << 24 for n in whole) and past and all(len(p) == 2 for p in past)
+        if not fits or not set(names) <= {"input_ids", "attention_mask", "position_ids"}:
+            raise ValueError("numbers or names that no program has")
+        return Facts(context, tuple(names), tuple(map(tuple, past)), _DTYPES[data["dtype"]])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("it lacks something") from error
+
+
+class Stepper:
+    """The program with arrays of the length that there is, instead of all places."""
+
+    def __init__(self, program: nn.Module, facts: Facts):
+        self.program, self.facts = program, facts
+        self.past = [f"past.{number}" for number in range(len(facts.past))]
+        self.shapes = {n: (None, heads, None, d) for n, (heads, d) in zip(self.past, facts.past, strict=True)}
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
+        length, context = mask.shape[1], self.facts.context
+        before = length - ids.shape[1]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
+        told = {"input_ids": ids, "attention_mask": _longer(mask, 1, context), "position_ids": positions}
+        kept = [torch.zeros(len(ids), heads, context, d, dtype=self.facts.dtype) for heads, d in self.facts.past]
+        for place, part in zip(kept, past or [], strict=bool(past)):
+            place[:, :, :before] = torch.from_numpy(part)
+        given = {name: told[name] for name in self.facts.inputs}
+        logits, new = self.program(given=given, before=torch.tensor(before), past=kept)
+        return [logits.numpy(), *(part[:, :, :length].float().numpy() for part in new)]
+
+
+def _longer(x: Tensor, axis: int, length: int) -> Tensor:
+    """Filled up with ones; what lies behind the last token is hidden by being later."""
+    shape = list(x.shape)
+    shape[axis] = length - shape[axis]
+    return torch.cat([x, torch.ones(shape, dtype=x.dtype)], axis)
+
+
+class Continued(PaddedModel):
+    """A program of whole prompts, and one that continues text, as one model."""
+
+    def __init__(
+        self, plain: Exported, program: nn.Module, facts: Facts, said: dict[str, Any], generation: dict[str, Any] | None
+    ):
+        plan = {"vocabulary": said["vocabulary"], "context": facts.context}
+        super().__init__(PaddedRows(Stepper(program, facts), plan), plan, {}, said, SEQUENCES, generation)
+        self.plain = plain
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Output:
+        if cache is not None or use_cache:
+            return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
+        told = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        logits = self.plain(**{name: x for name, x in told.items() if x is not None}).float()
+        return Output(logits=logits[:, -logits_to_keep:])
+
+
+def note(facts: dict[str, Any], file: str) -> str:
+    """How a program is called, for the model card."""
+    (heads, d), places = facts["past"][0], facts["context"]
+    given = ", ".join(f'"{name}": ...' for name in facts["inputs"])
+    return (
+        f"`program/{file}` continues text: `logits, past = step(given={{{given}}}, before=torch.tensor(n), past=past)` "
+        f"where n tokens came before. `attention_mask` is [batch, {places}], and `past` begins as "
+        f"{len(facts['past'])} tensors of zeros like [batch, {heads}, {places}, {d}]: `program/{STEP_FACTS}` has each."
+    )
+
+
+def write_facts(facts: dict[str, Any], folder: Path) -> None:
+    (folder / STEP_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -1,0 +1,106 @@
+"""How llama.cpp cuts text before it looks for tokens: by a name for each way that it knows, not by a pattern."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_THREES, _ONES = _WORDS % r"\p{N}{1,3}", _WORDS % r"\p{N}"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s|%s| "
+    r"?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+# A pattern, and whether a whole word that is a token is taken as it is -> llama.cpp's name, and whether it has this
+# very pattern, by llama-vocab.cpp; those with upper and lower case are approximated there.
+_BY_PATTERN = {
+    (_THREES, True): ("llama-bpe", True),
+    (_THREES, False): ("dbrx", True),
+    (_ONES, False): ("qwen2", True),
+    (_CASED % (_SHORT, _SHORT, r"\p{N}{1,3}"), False): ("gpt-4o", False),
+    (_CASED % ("", "", r"\p{N}"), True): ("tekken", False),
+}
+_UNKNOWN = "default"
+DOUBT = "llama.cpp may cut text before it looks for tokens in another way than this tokenizer: compare ids."
+# What tells ways of cutting apart: digits, contractions in both cases, scripts, runs of spaces and line ends, symbols.
+TEXTS = (
+    "In the beginning God created the heaven and the earth.",
+    "it's IT'S we'll WE'LL they've I'd",
+    "1 12 123 1234 12345 1,234.5 3.14159 2024-01-31",
+    "  two   three\n\n\nlines\r\n\tand tabs \n ",
+    "def f(x_1):\n    return {'a': [x_1 ** 2, -1]}  # !?",
+    "Größe naïve café Ünïcödé",
+    "Привет, Мир! ТЕСТ тест",
+    "你好，世界。 こんにちは 안녕하세요 १२३",
+    "😀👍🏽 ½ ² … — “quoted” $5 €6 a/b\\c",
+    "HTTPServerError camelCase snake_case",
+)
+
+
+def cut_of(body: dict[str, Any]) -> tuple[str, list[str]]:
+    """llama.cpp's name for how text is cut before merges, from tokenizer.json; sentences where that may be wrong."""
+    cutting = body.get("pre_tokenizer") or {}
+    parts = cutting.get("pretokenizers", [cutting])
+    kinds, last = [part.get("type") for part in parts], parts[-1]
+    whole = bool(body["model"].get("ignore_merges"))
+    name, sure = _UNKNOWN, False
+    if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):
+        by_bytes = last.get("use_regex", True) and not whole
+        if kinds == ["ByteLevel"] and by_bytes:
+            name, sure = "gpt-2", True
+        elif kinds == ["Digits", "ByteLevel"] and by_bytes and parts[0].get("individual_digits"):
+            name, sure = "smollm", True
+        elif kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True) and _isolates(parts[0]):
+            name, sure = _BY_PATTERN.get((parts[0]["pattern"].get("Regex"), whole), (name, sure))
+    notes = [] if sure else [DOUBT]
+    if body.get("normalizer"):
+        notes.append("This tokenizer normalises text first, as Unicode has it, and llama.cpp does not.")
+    return name, notes
+
+
+def _isolates(part: dict[str, Any]) -> bool:
+    return part.get("behavior") == "Isolated" and not part.get("invert")
+
+
+def only_by_merges(texts: list[str], merges: list[tuple[str, ...]]) -> list[str]:
+    """A sentence where tokens of the kind of SentencePiece could be joined otherwise than merges say.
+
+    llama.cpp joins any two tokens that make a third, the best-scored whole first. That is what merges say where each
+    such pair is one, and those that make the same token stand together.
+    """
+    known, pairs, wholes = set(texts), set(merges), ["".join(merge) for merge in merges]
+    changes = sum(a != b for a, b in pairwise(wholes)) + 1
+    apart = changes != len(set(wholes))
+    missing = any(
+        whole[:at] in known and whole[at:] in known and (whole[:at], whole[at:]) not in pairs
+        for whole in set(wholes)
+        for at in range(1, len(whole))
+    )
+    return [DOUBT] if apart or missing else []
+
+
+def ask_llama(file: Path, tokenizer: Any, notes: list[str]) -> list[str]:
+    """The notes, with llama.cpp's own word on `TEXTS` in place of a doubt, where `llama-cpp-python` is installed.
+
+    It is asked in a process of its own: it ends a process that it can't go on in.
+    """
+    if find_spec("llama_cpp") is None or any("has no tokenizer" in note for note in notes):
+        return notes
+    call = [sys.executable, "-P", str(Path(__file__).with_name("cuts_child.py")), str(file)]
+    done = subprocess.run(call, input=json.dumps(TEXTS), capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        return notes
+    theirs = json.loads(done.stdout)
+    ours = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    notes = [note for note in notes if note != DOUBT]
+    odd = [text for text, a, b in zip(TEXTS, ours, theirs, strict=True) if a != b]
+    if odd:
+        notes.append(
+            f"llama.cpp makes other tokens than this tokenizer of {len(odd)} of {len(TEXTS)} texts, as of {odd[0]!r}."
+        )
+    return notes

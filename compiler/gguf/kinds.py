@@ -1,0 +1,88 @@
+"""Architectures as llama.cpp computes them: what no key of a file says, and what is settled by the name alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+_QKV = ("attn_q", "attn_k", "attn_v")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One architecture of llama.cpp, of which effc writes files.
+
+    interleaved   rotary pairs lie beside each other, not half of what turns apart
+    centred       norms subtract the mean, and their epsilon has another key
+    scaled        embeddings are multiplied by the root of their size
+    before        what a branch reads is normed
+    after         what a branch gives is normed
+    parallel      both branches read the same: always, never, or where a layer has no `ffn_norm`
+    gate          beside `ffn_up`, in front of it in one matrix, or nowhere
+    fused         queries, keys and values are one matrix
+    norms         of queries and keys: of each head, of all heads together, or none
+    biases        of which tensors of a layer there may be some
+    headed        the head has a bias
+    tied          the head is the table of tokens
+    square        heads times their size is the size of the residual stream
+    period        of that many layers the last sees all, the others a window; 0: all see all
+    factors       of frequencies may be there, one for each
+    turns         which layers rotate, of their number and of whether they see a window
+    """
+
+    interleaved: bool = False
+    centred: bool = False
+    scaled: bool = False
+    before: bool = True
+    after: bool = False
+    parallel: Literal["never", "always", "some"] = "never"
+    activation: Literal["silu", "gelu"] = "silu"
+    gate: Literal["beside", "fused", "none"] = "beside"
+    fused: bool = False
+    norms: Literal["", "head", "row"] = ""
+    biases: tuple[str, ...] = _QKV
+    headed: bool = False
+    tied: bool = False
+    square: bool = False
+    period: int = 0
+    factors: bool = False
+    turns: Callable[[int, bool], bool] = lambda number, window: True
+
+
+_EVERY = (*_QKV, "attn_output", "attn_norm", "ffn_norm", "ffn_up", "ffn_down")
+_MLP = ("ffn_gate", "ffn_up", "ffn_down")
+
+KINDS = {
+    "llama": Kind(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
+    "deci": Kind(interleaved=True, biases=(), factors=True),
+    "qwen2": Kind(square=True),
+    "qwen3": Kind(norms="head"),
+    "gemma": Kind(scaled=True, activation="gelu", biases=(), tied=True),
+    "gemma2": Kind(scaled=True, activation="gelu", biases=(), tied=True, after=True, period=2),
+    "gemma3": Kind(scaled=True, activation="gelu", biases=(), after=True, norms="head", period=6),
+    "phi2": Kind(
+        centred=True, parallel="always", activation="gelu", gate="none", biases=_EVERY, headed=True, square=True
+    ),
+    "phi3": Kind(gate="fused", fused=True, biases=(), square=True),
+    "stablelm": Kind(centred=True, parallel="some", biases=(*_QKV, "attn_norm", "ffn_norm"), square=True),
+    "glm4": Kind(interleaved=True, after=True, gate="fused"),
+    "granite": Kind(interleaved=True, biases=(*_QKV, "attn_output", *_MLP), factors=True),
+    "olmo2": Kind(before=False, after=True, norms="row", biases=(), square=True),
+    "smollm3": Kind(interleaved=True, turns=lambda number, window: (number + 1) % 4 != 0),
+    "command-r": Kind(interleaved=True, centred=True, parallel="always", biases=(), tied=True, square=True),
+    "cohere2": Kind(
+        interleaved=True,
+        centred=True,
+        parallel="always",
+        biases=(),
+        tied=True,
+        square=True,
+        period=4,
+        turns=lambda number, window: window,
+    ),
+    "starcoder2": Kind(centred=True, activation="gelu", gate="none", biases=_EVERY, square=True),
+}
+
+
+def pattern(kind: Kind, layers: int) -> tuple[bool, ...]:
+    """Which layers see a window where a file has one and says no more."""
+    return tuple(bool(kind.period) and number % kind.period < kind.period - 1 for number in range(layers))

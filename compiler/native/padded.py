@@ -1,0 +1,87 @@
+"""Models that a stateless graph computes: it takes keys and values of all tokens before, and gives them longer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .model import NativeModel, Output
+from .rows import Rows
+
+SEQUENCES = 64  # open at once: each takes what its keys and values take
+
+
+class Stepper(Protocol):
+    """past     names of keys and values, in turns
+    shapes   name -> [batch, heads, past, size of a head] of each
+    """
+
+    past: list[str]
+    shapes: Mapping[str, Sequence[Any]]
+
+    def step(self, ids: Tensor, mask: Tensor, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
+        """Logits [b, t, vocabulary], then keys and values; mask [b, past + t] has zeros before what a row lacks."""
+        ...
+
+
+class PaddedRows(Rows):
+    """Keys and values of a sequence are arrays [heads, t, d], layer by layer."""
+
+    def __init__(self, session: Stepper, plan: dict[str, int]):
+        super().__init__(SEQUENCES, plan["context"], plan["vocabulary"])
+        self.session = session
+        self._kept: dict[int, list[np.ndarray]] = {}
+
+    def length(self, number: int) -> int:
+        return self._kept[number][0].shape[1] if number in self._kept else 0
+
+    def forget(self, number: int, length: int = 0) -> None:
+        if not length:
+            self._kept.pop(number, None)
+        elif number in self._kept:
+            self._kept[number] = [part[:, :length] for part in self._kept[number]]
+
+    def extend(self, group: list[int], ids: Tensor) -> Tensor:
+        """Sequences of any lengths in one call, the shorter ones padded at the left."""
+        lengths = [self.length(number) for number in group]
+        most = max(lengths)
+        mask = torch.ones(len(group), most + ids.shape[1], dtype=torch.int64)
+        for row, length in enumerate(lengths):
+            mask[row, : most - length] = 0
+        past = [self._padded(group, part, most) for part in range(len(self.session.past))] if most else None
+        logits, *kept = self.session.step(ids, mask, past)
+        for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
+            self._kept[number] = [part[row, :, most - length :] for part in kept]
+        return torch.from_numpy(logits)
+
+    def _padded(self, group: list[int], part: int, most: int) -> np.ndarray:
+        _, heads, _, d = self.session.shapes[self.session.past[part]]
+        filled = np.zeros((len(group), heads, most, d), np.float32)
+        for row, number in enumerate(group):
+            if number in self._kept:
+                own = self._kept[number][part]
+                filled[row, :, most - own.shape[1] :] = own
+        return filled
+
+
+class PaddedModel(NativeModel):
+    """A decoder by such a graph: a batch without a cache goes through the graph as it is given, padding too."""
+
+    engine: PaddedRows
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Output:
+        if cache is not None or use_cache:
+            return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = torch.from_numpy(self.engine.session.step(input_ids, mask)[0])
+        return Output(logits=logits[:, -logits_to_keep:])

@@ -1,0 +1,135 @@
+"""Workers on a cluster of Ray's: each is an actor, which answers lines as a process here does. Ray is imported here
+alone, and only when asked for."""
+
+import importlib
+import os
+import socket
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...dsl.diagnostics import Fault, Reject
+from .hands import WORKER, Hands
+
+no_cluster = Fault(
+    "no-cluster",
+    "A cluster of Ray's was named with `--workers ray:ADDRESS`, and none answers there.\n\n"
+    "The address is the one that `ray start --head` prints, with its port: 6379 unless told otherwise.",
+    exit="network",
+)
+PATIENCE = 4.0  # seconds to be connected in, and again for the answer
+SETTINGS = 4  # the kind of the first frame of either side, RFC 9113, section 3.4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
+OBJECTS = 80 << 20  # bytes of Ray's store: answers are short lines
+
+
+def check_answers(address: str) -> None:
+    """Raises Reject (no-cluster) within seconds where nobody answers as the head of a cluster does: by HTTP/2, which
+    its calls go over. Ray's own way to say so takes a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE) as head:
+            head.sendall(PREFACE)
+            answer = head.recv(9)
+        speaks = len(answer) == 9 and answer[3] == SETTINGS
+    except (OSError, ValueError, OverflowError):
+        speaks = False
+    if not speaks:
+        raise Reject(
+            no_cluster(
+                f"nobody answers at {address} as a cluster of Ray's does",
+                help="give the address that `ray start --head` prints, such as ray:10.0.0.5:6379",
+            )
+        )
+
+
+class Worker:
+    """What runs in an actor."""
+
+    def __init__(self, module: str, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        self.replica = importlib.import_module(f"{module}.replica").Replica()
+
+    def answered(self, line: str) -> str:
+        return self.replica.answered(line)
+
+
+@dataclass
+class Actors(Hands):
+    """Actors on the cluster at an address, as many as it has processors for, or on one that is started here for them.
+
+    owed   answers that are awaited -> the places of who owes them
+    """
+
+    address: str
+    threads: int
+    actors: dict[int, Any] = field(default_factory=dict)
+    owed: dict[Any, int] = field(default_factory=dict)
+    folder: "tempfile.TemporaryDirectory[str] | None" = None
+
+    def __post_init__(self) -> None:
+        if self.address:
+            check_answers(self.address)
+
+    @cached_property
+    def size(self) -> int:
+        """Joins the cluster."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "namespace": "effc"}
+        if not self.address:  # paths of sockets have at most 107 bytes
+            os.environ.setdefault("RAY_worker_niceness", "0")  # theirs is 15, which starves beside other work
+            self.folder = tempfile.TemporaryDirectory(prefix="effc-ray-", dir="/tmp", ignore_cleanup_errors=True)
+            options |= {
+                "num_cpus": os.cpu_count(),
+                "include_dashboard": False,
+                "object_store_memory": OBJECTS,
+                "_temp_dir": self.folder.name,
+            }
+        ray.init(address=self.address or "local", **options)
+        count = int(ray.cluster_resources().get("CPU", 0)) // self.threads
+        if not count:
+            raise Reject(
+                no_cluster(
+                    f"the cluster at {self.address} has fewer than {self.threads} processors",
+                    help="start nodes, or give workers fewer `--threads`",
+                )
+            )
+        return count
+
+    def hire(self, place: int) -> None:
+        import ray
+
+        kind = ray.remote(num_cpus=self.threads, max_restarts=0)(Worker)
+        self.actors[place] = kind.remote(WORKER, self.threads)
+
+    def send(self, place: int, line: str) -> None:
+        self.owed[self.actors[place].answered.remote(line)] = place
+
+    def receive(self, seconds: float) -> list[tuple[int, str, bool]]:
+        import ray
+
+        if not self.owed:
+            time.sleep(min(seconds, 0.1))
+            return []
+        ready, _ = ray.wait(list(self.owed), num_returns=1, timeout=seconds)
+        found = []
+        for one in ready:
+            place = self.owed.pop(one)
+            try:
+                found.append((place, ray.get(one), True))
+            except ray.exceptions.RayError as error:
+                found.append((place, type(error).__name__, False))
+        return found
+
+    def end(self) -> None:
+        import ray
+
+        ray.shutdown()
+        if self.folder:
+            self.folder.cleanup()

@@ -1,0 +1,80 @@
+"""A front of choices that share their weights: written once, with the list of points."""
+
+from pathlib import Path
+
+import torch
+
+from ...dsl.diagnostics import Fault, Reject
+from ...dsl.values import Bytes
+from ..artifacts.stock import stock_config
+from ..artifacts.verify import verify
+from ..checkpoints.folder import open_folder
+from ..families import shared
+from ..families.family import Family as Choices
+from ..ir.outcome import Front, Outcome
+from ..words.context import Context
+from ..words.kinds import Form, Target, param
+from . import hf
+
+no_shared_weights = Fault(
+    "no-shared-weights",
+    "A front is to be written with weights that its points share, and they share none that can be written once.\n\n"
+    "Points are choices of one family where a search over it found them, and the family's model has a config.",
+)
+
+
+class Family(Target):
+    """A front of choices that share their weights: written once, with the list of points.
+
+    `shared/model/` is the family's whole model, which plain transformers reads, `family.json` the dials, the order in
+    which items go, and the points of the front, `family.safetensors` adapters. `effc pick ARTIFACT --point NAME`, or
+    with limits, cuts a model out as an artifact of its own, without training, reopened and compared before it is in
+    place. While it is written every point is cut out of the files once, and its weights compared.
+
+    Source: own.
+    Example: family("sizes")
+    """
+
+    holds = ("front",)
+    use = "take a model out of it: `effc pick ARTIFACT --point NAME`, or with limits such as `--params 1.6M`"
+
+    shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
+
+    def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
+        assert isinstance(outcome, Front), f"{outcome.kind} has no points"
+        choices = {point.name: point.choice for point in outcome.points}
+        if outcome.whole is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
+            raise Reject(
+                no_shared_weights(
+                    "the points are results of steps, each with weights of its own",
+                    help='write `front("sizes")`, or search a family: `supernet.elastic`, then `search.*`',
+                )
+            )
+        family = outcome.whole(outcome.points[0])
+        assert isinstance(family, Choices), f"points are choices of {family.kind}"
+        _, why = stock_config(family.program.model)
+        if why:
+            raise Reject(
+                no_shared_weights(
+                    f"the family's whole model is of no config: {why[0]}", help='write `front("sizes")` instead'
+                )
+            )
+        family.program.model.to("cpu")
+        (into / "shared").mkdir()
+        hf.write_stock(family.program, into / "shared", ctx, self.shard.value)
+        shared.write(family, {name: choice for name, choice in choices.items() if choice}, into)
+        verify(into, family.program.model, [Form(shared.WEIGHTS, "plain")], seed=ctx.seed)
+        self._compare(outcome, into, ctx)
+
+    def _compare(self, outcome: Front, into: Path, ctx: Context) -> None:
+        """Every point as it is cut out of the files, with the same out of memory."""
+        dtype = ctx.origin.dtype
+        for name, program in outcome.members():
+            origin = open_folder(into / shared.WEIGHTS, str(into / shared.WEIGHTS), dtype, ctx.settings)
+            found, wanted = shared.cut(into, name, origin).model.state_dict(), program.model.state_dict()
+            assert found.keys() == wanted.keys(), f"point {name} has other tensors"
+            wrong = [key for key, value in found.items() if not torch.equal(value, wanted[key])]
+            assert not wrong, f"point {name} differs in {wrong[0]}"
+
+    def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
+        return ()

@@ -1,0 +1,77 @@
+"""The target `family`: weights written once, from which `effc pick` cuts points out."""
+
+import json
+
+import pytest
+import torch
+from effc.compiler import api
+from effc.compiler.artifacts.load import load
+from effc.compiler.running.pick import Limit, folder_of, pick
+from effc.dsl.diagnostics import Reject
+
+from tests.passes.test_workers import CUT, FEW, NET, written
+
+GROWN = "supernet.elastic(channels: [100%, 50%], depth: blocks, data: rows, steps: 2, batch: 2, ranks: [4, 2])"
+
+pytestmark = pytest.mark.timeout(900)  # each point is computed again by fresh processes
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """The same front as `family` and as `front`."""
+    folder = tmp_path_factory.mktemp("family")
+    recipe = written(folder, GROWN, FEW)
+    recipe.write_text(recipe.read_text().replace('front("lean")', 'front("apart")\n  family("once")'))
+    api.compile(recipe, folder / "out", cache_dir=folder / "cache", threads=1)
+    return folder / "out"
+
+
+def test_points_that_are_cut_out_of_shared_weights_are_those_that_were_written_apart(artifacts, tmp_path):
+    points = [m["name"] for m in json.loads((artifacts / "once/manifest.json").read_bytes())["members"]]
+    assert len(points) > 1 and len([*(artifacts / "once").rglob("model.safetensors")]) == 1
+    ids = torch.arange(3, 15)[None]
+    for number, name in enumerate(points[:2]):
+        one, _ = pick(artifacts / "once", tmp_path / f"once-{number}", point=name)
+        other, manifest = pick(artifacts / "apart", tmp_path / f"apart-{number}", point=str(number + 1))
+        assert one == other == name and manifest.kind == "hf"
+        with torch.no_grad():
+            found, wanted = (load(tmp_path / f"{kind}-{number}")(ids).logits for kind in ("once", "apart"))
+        assert torch.equal(found, wanted)
+    assert load(folder_of(artifacts / "once", points[-1])) is not None
+
+
+def test_a_point_is_picked_by_what_was_measured(artifacts, tmp_path):
+    members = json.loads((artifacts / "once/manifest.json").read_bytes())["members"]
+    sizes = {m["name"]: next(v for name, v, *_ in m["measures"] if name == "params") for m in members}
+    least = min(sizes, key=sizes.get)
+    assert pick(artifacts / "once", tmp_path / "least", limits=(Limit("params", str(int(sizes[least]))),))[0] == least
+
+
+@pytest.mark.parametrize("field", ["values", "places", "choice", "orders"])
+def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, field):
+    import shutil
+
+    from effc.compiler.checkpoints.folder import open_folder
+    from effc.compiler.families import shared
+    from effc.compiler.words.context import Settings
+
+    shutil.copytree(artifacts / "once", tmp_path / "once")
+    body = json.loads((tmp_path / "once" / shared.FAMILY).read_bytes())
+    name, dial = next(iter(body["points"])), next(d for d in body["family"]["space"] if d["kind"] == "channels")
+    if field == "choice":
+        body["points"][name][dial["name"]] = 7
+    elif field == "orders":
+        body["family"]["orders"] = {site: items[1:] for site, items in body["family"]["orders"].items()}
+    else:
+        dial[field] = [10**6, 8] if field == "values" else ["model.layers.9.mlp"]
+    (tmp_path / "once" / shared.FAMILY).write_text(json.dumps(body))
+    model = tmp_path / "once" / shared.WEIGHTS
+    with pytest.raises(Reject, match="cache-damaged"):
+        shared.cut(tmp_path / "once", name, open_folder(model, "model", "auto", Settings(tmp_path)))
+
+
+def test_a_family_whose_model_is_of_no_config_is_refused(tmp_path):
+    recipe = written(tmp_path, CUT, NET, FEW)
+    recipe.write_text(recipe.read_text().replace('front("lean")', 'family("lean")'))
+    with pytest.raises(Reject, match="no-shared-weights"):
+        api.compile(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)

@@ -1,0 +1,179 @@
+"""`--workers`: scores and measures that other processes compute, the same whoever did, and whoever died of it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+
+import pytest
+import torch
+from effc.compiler import api
+from effc.compiler.report.progress import Said, Ticked
+from effc.compiler.running.hiring import hands_of, working
+from effc.compiler.running.pipeline import Build
+from effc.compiler.store.cache import Cache
+from effc.compiler.words.context import Settings
+from effc.dsl.diagnostics import Reject
+
+from tests import tiny
+
+CUT = "prune.multi(remove: 12% of params, group: 16, score: perplexity(rows), data: rows)"
+NET = "supernet.elastic(channels: [100%, 50%], heads: [100%, 50%], data: rows, steps: 0)"
+FEW = "search.hill(measure: [perplexity(rows), params], evals: 8)"
+
+
+def written(tmp_path, *steps):
+    config = tiny.config("llama").to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    path = tmp_path / "few.effspec"
+    lines = "\n".join(f"  s{number} = {step}" for number, step in enumerate(steps))
+    path.write_text(f"""effspec 1
+model base = config("tiny.json", seed: 3)
+data  rows = synthetic(6, length: 12, seed: 1)
+
+pipeline lean(base) {{
+{lines}
+}}
+
+emit lean {{ front("lean") }}
+""")
+    return path
+
+
+def stepped(recipe, cache, workers="", hear=None):
+    """What the cache keeps of every step, run by so many workers; `hear` is handed each event and the team."""
+    heard, teams = [], []
+
+    def tell(event):
+        heard.append(event)
+        if hear and teams:
+            hear(event, teams[0])
+
+    torch.set_num_threads(1)
+    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, tell=tell)
+    (plan,) = api.plans(session)
+    with working(session, hands_of(session.settings) if workers else None) as team:
+        teams += [team] if team else []
+        ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
+        build = Build(plan, ctx, kept, team=team)
+        for stage in plan.stages:
+            build.step(stage)
+    return [kept.step(stage.key) for stage in plan.stages], heard
+
+
+class Killer:
+    """Kills a worker with a task, and one more when the next step has begun."""
+
+    def __init__(self):
+        self.killed = []
+
+    def __call__(self, event, team):
+        busy = [(place, step) for place, (step, key) in team.busy.items() if key]
+        if isinstance(event, Ticked) and busy and len(self.killed) < 2 and busy[0][1] not in self.killed:
+            os.kill(team.pids[busy[0][0]], signal.SIGKILL)
+            self.killed.append(busy[0][1])
+
+
+def test_workers_that_are_killed_change_nothing_of_cuts_and_fronts(tmp_path):
+    recipe = written(tmp_path, CUT, NET, FEW)
+    alone, _ = stepped(recipe, "alone")
+    killer = Killer()
+    shared, heard = stepped(recipe, "shared", 2, killer)
+    assert shared == alone and len(killer.killed) == 2
+    said = [event.message for event in heard if isinstance(event, Said)]
+    assert "2 workers of 1 thread each" in said
+    assert sum("was lost (killed by SIGKILL): its task is done again" in line for line in said) == 2
+    assert any(isinstance(e, Ticked) and "2 workers" in e.note for e in heard)
+
+
+def test_a_worker_with_another_torch_is_refused_by_name(tmp_path, monkeypatch):
+    other = tmp_path / "other" / "torch-9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    with pytest.raises(Reject, match="no-workers") as caught:
+        stepped(written(tmp_path, CUT, NET, FEW), "cache", 1)
+    assert caught.value.exit == 5
+    assert f"it has torch 9.9, and here is {metadata.version('torch')}" in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize("word", ["0", "two", "ray:", "-1", "1.5", "ray2"])
+def test_workers_that_are_none_are_refused(tmp_path, word):
+    with pytest.raises(Reject, match="unknown-workers") as caught:
+        hands_of(Settings(tmp_path, workers=word))
+    assert caught.value.exit == 2
+
+
+@pytest.mark.parametrize("port", ["closed", "silent"])
+def test_an_address_where_no_cluster_is_is_refused_within_ten_seconds(tmp_path, port):
+    pytest.importorskip("ray")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if port == "silent":
+            listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(Reject, match="no-cluster") as caught:
+            hands_of(Settings(tmp_path, workers=f"ray:{address}"))
+        assert time.monotonic() - began < 10 and caught.value.exit == 8
+    assert address in caught.value.diagnostics[0].message
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """The address of a cluster of two nodes, each a group of processes of this machine, with one processor each."""
+    pytest.importorskip("ray")
+    command, env = (
+        [sys.executable, "-m", "ray.scripts.scripts"],
+        {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tmp_path_factory.mktemp("r")
+    common = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats", "--block"]
+    head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    nodes = []
+    for more in (head, [f"--address={address}"]):
+        nodes.append(
+            subprocess.Popen(
+                [*command, "start", *common, *more],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+        health = [*command, "health-check", "--address", address]
+        while subprocess.run(health, env=env, capture_output=True).returncode:
+            assert nodes[-1].poll() is None, "a node did not start"
+            time.sleep(0.5)
+    yield address
+    for node in reversed(nodes):
+        node.terminate()
+        node.wait(30)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+def test_on_two_nodes_of_ray_a_killed_worker_changes_nothing(tmp_path, cluster):
+    recipe = written(tmp_path, CUT, NET, FEW)
+    alone, _ = stepped(recipe, "alone")
+    killer = Killer()
+    shared, heard = stepped(recipe, "shared", f"ray:{cluster}", killer)
+    assert shared == alone and len(killer.killed) == 2
+    said = [event.message for event in heard if isinstance(event, Said)]
+    assert "2 workers of 1 thread each" in said
+    assert sum("was lost" in line and "its task is done again" in line for line in said) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+def test_ray_starts_a_cluster_of_its_own(tmp_path):
+    pytest.importorskip("ray")
+    recipe = written(tmp_path, NET, FEW)
+    assert stepped(recipe, "shared", "ray")[0] == stepped(recipe, "alone")[0]
