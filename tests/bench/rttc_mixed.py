@@ -314,9 +314,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """The mean, and the 95 % interval of a bootstrap over questions."""
     values = torch.tensor(differences, dtype=torch.float64)
     draw = torch.Generator().manual_seed(SEED)
-    means = torch.stack(
-        [values[torch.randint(len(values), (len(values),), generator=draw)].mean() for _ in range(DRAWS)]
-    )
+    means = values[torch.randint(len(values), (DRAWS, len(values)), generator=draw)].mean(1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return float(values.mean()), low, high
 
