@@ -20,6 +20,7 @@ from ..capture.sample import sample
 from ..layers.quick import as_library
 from ..report.progress import announce
 from ..rows.forward import LOOK, not_a_number
+from ..rows.inputs import has_two_sides
 from ..words.kinds import Form
 from . import nursery
 from .manifest import Check
@@ -101,7 +102,8 @@ def _in_memory(
 def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what a plain module says it takes."""
     if isinstance(model, PreTrainedModel):
-        return inputs_for(model.config, seed, images=model.main_input_name == "pixel_values")
+        images = model.main_input_name == "pixel_values"
+        return inputs_for(model.config, seed, images, behind=not (model.can_generate() or has_two_sides(model)))
     return {f"{GIVEN}{name}": x.contiguous() for name, x in sample(model).items()}
 
 

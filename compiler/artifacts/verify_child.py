@@ -38,14 +38,12 @@ def probe(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = STEPS)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_two_sides(model, ids, mask, steps)
+    padded = first_output(model(input_ids=ids, attention_mask=mask, **own_positions(model, mask)))
+    side = "right" if mask[:, 0].all() else "left"
     found = {
         "logits of a batch": first_output(model(input_ids=ids)),
-        "logits of a left-padded batch": first_output(
-            model(input_ids=ids, attention_mask=mask, **own_positions(model, mask))
-        ),
+        f"logits of a {side}-padded batch": padded * mask[..., None] if padded.dim() == 3 else padded,
     }
-    if found["logits of a left-padded batch"].shape[:2] == mask.shape:
-        found["logits of a left-padded batch"] *= mask[..., None]
     if getattr(model, "can_generate", bool)() and steps:
         for name, given in (("", torch.ones_like(mask)), (", left-padded", mask)):
             made = generate(model, ids, given, steps)
@@ -128,10 +126,11 @@ def first_output(output) -> torch.Tensor:
     )
 
 
-def inputs_for(config, seed: int = 0, images: bool = False) -> dict[str, torch.Tensor]:
+def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, torch.Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels.
 
     images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
+    behind   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
     if images or not getattr(config, "vocab_size", None):
@@ -143,7 +142,7 @@ def inputs_for(config, seed: int = 0, images: bool = False) -> dict[str, torch.T
     ids = torch.randint(low, config.vocab_size, (ROWS, LENGTH), generator=generator)
     mask = torch.ones_like(ids)
     mask[ROWS // 2 :, : LENGTH // 3] = 0
-    return {"ids": ids, "mask": mask}
+    return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
 def load_plain(folder: str, attention: str) -> nn.Module:

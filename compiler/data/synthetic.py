@@ -21,8 +21,8 @@ class Synthetic(Data):
     Example: data noise = synthetic(8, length: 128, seed: 0)
     """
 
-    count: int = param("How many rows.", default=8, ge=1, unit="rows", positional=True)
-    length: int = param("Tokens in a row.", default=128, ge=2, unit="tokens")
+    count: int = param("How many rows.", default=8, ge=1, le=10_000_000, unit="rows", positional=True)
+    length: int = param("Tokens in a row.", default=128, ge=2, le=10_000_000, unit="tokens")
     seed: int | None = param("Decides the ids; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.native import KernelError
+from ..capture.sample import first_position
 from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..layers.linear import params
@@ -29,7 +30,7 @@ def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None
 
 def facts(model: Any, weights: str, gives: Gives = Gives()) -> dict[str, Any]:
     """What an artifact says of the model, and of what may run it: packed weights are the same at every level."""
-    encodes = {} if gives.speaks else {"gives": asdict(gives), "pad": padding(model)}
+    encodes = {} if gives.speaks else {"gives": asdict(gives), "pad": padding(model), "position": first_position(model)}
     return {
         "class": type(model).__name__,
         "model_type": model.config.model_type,

@@ -12,6 +12,9 @@ from .stored import native_damaged
 
 two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
 no_generation = Fault("no-generation", "A model that encodes texts is asked to write some.", exit="usage")
+other_positions = Fault(
+    "other-positions", "An encoder of the engine counts the tokens of a text from 0 on.", exit="usage"
+)
 _FIELDS = ("states", "whole", "first")
 
 
@@ -30,6 +33,8 @@ class NativeEncoder(NativeModel):
         self.states, self.first = gives["states"], gives["first"]
         pad = self.facts.get("pad")
         self.config.pad_token_id = pad if type(pad) is int else None
+        begun = self.facts.get("position", 0)
+        self.first_position = begun if type(begun) is int else 0
 
     def can_generate(self) -> bool:
         return False
@@ -51,6 +56,7 @@ class NativeEncoder(NativeModel):
                 two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self._check_positions(mask.bool(), position_ids)
         rows = [ids[seen] for ids, seen in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width
         found = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
@@ -60,6 +66,20 @@ class NativeEncoder(NativeModel):
             if asked:
                 self._encode(found, mask.bool(), asked, [rows[row] for row in asked])
         return Output(**{"last_hidden_state" if self.states else "logits": found})
+
+    def _check_positions(self, mask: Tensor, given: Tensor | None) -> None:
+        """Refuse rows whose tokens the model would count otherwise than a text's own."""
+        own = (mask.cumsum(-1) - 1).clamp(min=0)
+        if given is None and not any(step["op"] == "positions" for step in self.plan["steps"]):
+            return  # only how far tokens are apart counts, and padding lies between none
+        asked = torch.arange(mask.shape[1]) if given is None else given - self.first_position
+        if bool((asked.expand_as(own) != own)[mask].any()):
+            raise Reject(
+                other_positions(
+                    "the tokens of a text would have other positions than 0, 1, 2 and so on",
+                    help='fill rows up behind their texts (`padding_side="right"`), or leave `position_ids` out',
+                )
+            )
 
     def _encode(self, found: Tensor, mask: Tensor, asked: list[int], texts: list[Tensor]) -> None:
         """Write what the engine gives for some rows to where it belongs."""

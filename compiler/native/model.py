@@ -52,7 +52,7 @@ class Sequences:
         self._model.give_back(numbers)
 
     def __del__(self):
-        if not sys.is_finalizing():
+        if sys is not None and not sys.is_finalizing():  # when the interpreter ends, modules are gone
             self.close()
 
 

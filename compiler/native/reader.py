@@ -96,6 +96,8 @@ class Reader:
         rows = rows.rows if isinstance(rows, First) else rows
         if not isinstance(rows, Rows) or (gives.speaks and rows.index.shape[-1] != self.plan.vocabulary):
             raise refused_whole(self.model, f"its result is not {self.plan.vocabulary} logits for each token")
+        if rows.index.dim() != 3:
+            raise refused_whole(self.model, "its result is not one row of numbers for each token or text")
         if whole:
             self.plan.context = min(self.plan.context, MOST_WHOLE)
         return self.register(rows)[0]

@@ -3,7 +3,6 @@
 Two folders with one lock give one artifact hash on processors with the same instructions.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..checkpoints.folder import TOKENIZER_FILES, find_weights
 from ..machine.fingerprint import machine
 from ..report.progress import Warned
 from ..store.hashes import file_hash
+from ..store.regular import parse_json
 from ..store.sealed import canonical
 from ..words import lockfile
 from ..words.context import Context, Settings
@@ -165,5 +165,5 @@ def _brief(text: str) -> str:
     """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
     if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            text = show(from_json(json.loads(text)))
+            text = show(from_json(parse_json(text)))
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

@@ -22,6 +22,7 @@ no_cluster = Fault(
 PATIENCE = 4.0  # seconds to be connected in, and again for the answer
 SETTINGS = 4  # the kind of the first frame of either side, RFC 9113, section 3.4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
+HEAD = "give the address that `ray start --head` prints, such as ray:10.0.0.5:6379"
 OBJECTS = 80 << 20  # bytes of Ray's store: answers are short lines
 
 
@@ -37,12 +38,7 @@ def check_answers(address: str) -> None:
     except (OSError, ValueError, OverflowError):
         speaks = False
     if not speaks:
-        raise Reject(
-            no_cluster(
-                f"nobody answers at {address} as a cluster of Ray's does",
-                help="give the address that `ray start --head` prints, such as ray:10.0.0.5:6379",
-            )
-        )
+        raise Reject(no_cluster(f"nobody answers at {address} as a cluster of Ray's does", help=HEAD))
 
 
 class Worker:
@@ -91,7 +87,13 @@ class Actors(Hands):
                 "object_store_memory": OBJECTS,
                 "_temp_dir": self.folder.name,
             }
-        ray.init(address=self.address or "local", **options)
+        try:
+            ray.init(address=self.address or "local", **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:  # something answers there that is no head
+            said = str(error).partition("\n")[0]
+            raise Reject(
+                no_cluster(f"no cluster of Ray's is joined at {self.address or 'this machine'}: {said}", help=HEAD)
+            ) from error
         count = int(ray.cluster_resources().get("CPU", 0)) // self.threads
         if not count:
             raise Reject(

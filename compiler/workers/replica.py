@@ -26,6 +26,7 @@ from ..planning.profiled import as_profiled, named
 from ..running.pipeline import Build
 from ..running.team import TOKEN, facts
 from ..store.cache import Cache
+from ..store.regular import read_json
 from ..words.context import Context, Settings
 from ..words.crew import Orders, Task
 
@@ -120,8 +121,8 @@ def _run(step: Mapping[str, Any], orders: Orders, stack: ExitStack) -> None:
 
 def _check_shared(step: Mapping[str, Any]) -> None:
     try:
-        token = json.loads((Path(step["scratch"]) / TOKEN).read_bytes())
-    except (OSError, ValueError):
+        token = read_json(Path(step["scratch"]) / TOKEN, 1 << 10)
+    except (OSError, ValueError, Reject):
         token = None
     if token != step["token"]:
         raise Misfit(f"{step['settings']['cache_dir']} is not the same folder here: give one that all share")

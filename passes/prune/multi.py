@@ -7,6 +7,7 @@ from ...compiler.search.fit import Fit
 from ...compiler.search.greedy import Cutter, Greedy
 from ...compiler.search.latency import no_clock
 from ...compiler.search.parts import parts_of
+from ...compiler.search.refusals import check_racing
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Skeleton
@@ -104,6 +105,7 @@ class Multi(Cutter, Pass):
                 )
             )
         exact = self.search == "exact"
+        check_racing(exact, self.estimate, self.together)
         return Greedy(
             Amount(self.remove, removes=True),
             "params",

@@ -7,6 +7,7 @@ from ...compiler.search.fit import Fit
 from ...compiler.search.greedy import Cutter, Greedy
 from ...compiler.search.loop import CUTS
 from ...compiler.search.parts import parts_of
+from ...compiler.search.refusals import check_racing
 from ...compiler.search.routing import least_experts
 from ...compiler.words.kinds import Lossy, Pass, param
 from ...dsl.diagnostics import Fault, Reject
@@ -94,6 +95,7 @@ class Multi(Cutter, Pass):
                 )
             )
         exact = self.search == "exact"
+        check_racing(exact, self.estimate, self.together)
         repair = not exact if self.repair is None else self.repair
         return Greedy(
             Amount(self.remove, removes=True),

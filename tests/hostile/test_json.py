@@ -25,9 +25,12 @@ OWN = {
     "gguf/cuts_child.py": "texts from the process that started it",
     "gguf/vocabulary.py": "a tokenizer that its library has just written",
     "sources/gguf.py": "a config that transformers has just made",
+    "running/team.py": "answers of processes that it started",
     "store/journal.py": "scratch of this step, sealed by lines",
     "store/sealed.py": "its own JSON again",
+    "targets/rttc.py": "its own JSON again",
     "training/saved.py": "scratch of this step",
+    "workers/replica.py": "what the process that started it asks",
 }
 
 

@@ -1,5 +1,6 @@
 """Encoders on the engine: every token sees its whole text; states, or the class of a text or of its tokens."""
 
+import effc
 import pytest
 import torch
 import transformers
@@ -84,10 +85,48 @@ def test_what_lies_behind_a_text_is_zero_and_two_texts_in_a_row_are_refused(tmp_
         native.generate(ids)
 
 
+def test_a_text_has_positions_of_its_own_and_no_others(tmp_path):
+    model = made("RobertaModel")
+    native = opened(model, tmp_path)
+    ids = torch.randint(5, 128, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    with pytest.raises(Reject, match="other positions"):
+        native(ids, mask)
+    own = (mask.cumsum(-1) - 1).clamp(min=0) + native.first_position
+    with torch.no_grad():
+        wanted = model(input_ids=ids, attention_mask=mask, position_ids=own)[0][1, 3:]
+    found = native(ids, mask, position_ids=own).last_hidden_state[1, 3:]
+    assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
+    with pytest.raises(Reject, match="other positions"):
+        native(ids, mask, position_ids=own + 1)
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "DistilBertModel"])
+def test_an_encoder_is_compiled_and_computes_the_same_in_a_fresh_process(name, tmp_path):
+    made(name).save_pretrained(tmp_path / "model")
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(
+        f'effspec 1\nmodel base = hf("{tmp_path / "model"}")\npipeline same(base) {{ }}\n'
+        'emit same {\n  native("cpu")\n}\n'
+    )
+    (result,) = effc.compile(str(recipe), out=tmp_path / "out", cache_dir=tmp_path / "cache")
+    assert {check.what.partition(": ")[2] for check in result.artifacts[0].manifest.checks} == {
+        "logits of a batch",
+        "logits of a right-padded batch",
+    }
+
+
 def test_a_text_that_is_too_long_for_the_model_is_refused(tmp_path):
     native = opened(made("BertModel"), tmp_path)
     with pytest.raises(Reject, match="longer than the model's context of 70"):
         native(torch.full((1, 71), 7))
+
+
+def test_a_number_a_token_is_no_row_of_states():
+    kind = transformers.BertForQuestionAnswering
+    with pytest.raises(Reject, match="not one row of numbers"):
+        Reader(capture(kind(kind.config_class(**SIZES)).eval()), "bf16").read()
 
 
 @pytest.mark.parametrize("name", ["T5EncoderModel", "MPNetModel"])
