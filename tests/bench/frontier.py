@@ -58,7 +58,7 @@ def write_own(folder: Path, name: str, steps: int) -> None:
 
     made, weights, kernel = OWN[name]
     words = "\n  ".join(made).format(steps)
-    build = smol.build_of(folder, "frontier", words, model=smol.base(folder, "bfloat16"), seed=0)
+    build = smol.build_of(folder, place_of(folder, name).name, words, model=smol.base(folder, "bfloat16"), seed=0)
     program = smol.finished(build)
     model = program.model
     for path, module in list(model.named_modules()) if kernel else []:
