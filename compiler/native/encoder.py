@@ -49,8 +49,9 @@ class NativeEncoder(NativeModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        return_dict: bool = True,
     ) -> Output:
-        """Rows of one text each; positions are those of a text's own tokens."""
+        """Rows of one text each; positions are those of a text's own tokens. What is given is always a mapping."""
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
             raise Reject(
                 two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")

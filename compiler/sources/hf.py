@@ -1,5 +1,6 @@
 """A model in the Hugging Face layout: a folder, or a repository of the hub."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +63,14 @@ class Hf(Source):
         if self.name.startswith((".", "/", "~")):
             folder = ctx.folder / Path(self.name).expanduser()
             return open_folder(folder, label, self.dtype, ctx.settings, help="a folder is named relative to the recipe")
-        return open_folder(self._fetch(label, ctx.settings), label, self.dtype, ctx.settings)
+        try:
+            fetched = self._fetch(label, ctx.settings)
+        except Reject as refused:
+            if (ctx.folder / self.name / "config.json").is_file():
+                help = f'a folder of that name lies beside the recipe: write hf("./{self.name}")'
+                raise Reject(*(replace(d, help=help) for d in refused.diagnostics)) from refused
+            raise
+        return open_folder(fetched, label, self.dtype, ctx.settings)
 
     def _fetch(self, label: str, settings: Settings) -> Path:
         from huggingface_hub import errors, snapshot_download
