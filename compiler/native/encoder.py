@@ -57,6 +57,12 @@ class NativeEncoder(NativeModel):
                 two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask is None and self.first_position and bool((input_ids == self.config.pad_token_id).any()):
+            raise Reject(
+                other_positions(
+                    "rows are filled up, and nothing says where", help="give the model their `attention_mask`"
+                )
+            )
         self._check_positions(mask.bool(), position_ids)
         rows = [ids[seen] for ids, seen in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width
@@ -71,10 +77,11 @@ class NativeEncoder(NativeModel):
     def _check_positions(self, mask: Tensor, given: Tensor | None) -> None:
         """Refuse rows whose tokens the model would count otherwise than a text's own."""
         own = (mask.cumsum(-1) - 1).clamp(min=0)
-        if given is None and not any(step["op"] == "positions" for step in self.plan["steps"]):
-            return  # only how far tokens are apart counts, and padding lies between none
         asked = torch.arange(mask.shape[1]) if given is None else given - self.first_position
-        if bool((asked.expand_as(own) != own)[mask].any()):
+        apart = asked.expand_as(own) - own
+        if given is None and not any(step["op"] == "positions" for step in self.plan["steps"]):
+            apart = apart - apart.masked_fill(~mask, 1 << 40).amin(1, keepdim=True)  # how far apart is what counts
+        if bool(apart[mask].any()):
             raise Reject(
                 other_positions(
                     "the tokens of a text would have other positions than 0, 1, 2 and so on",

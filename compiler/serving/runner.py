@@ -134,7 +134,7 @@ def runner_of(model: Any, label: str, adapters: Mapping[str, Any] | None = None)
         raise Reject(
             unserved_model(
                 f"{label} is no causal language model: {kind} answers no prompt",
-                help="serve an artifact of the targets `native` or `hf`",
+                help="serve one that generates text; from Python, `effc.load` gives what this one computes",
             )
         )
     if is_state_space(model) or "cache" not in signature(model.forward).parameters:

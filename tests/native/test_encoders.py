@@ -100,6 +100,24 @@ def test_a_text_has_positions_of_its_own_and_no_others(tmp_path):
     assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
     with pytest.raises(Reject, match="other positions"):
         native(ids, mask, position_ids=own + 1)
+    ids[0, 4:] = model.config.pad_token_id
+    with pytest.raises(Reject, match="nothing says where"):
+        native(ids)
+
+
+def test_where_distance_counts_a_text_may_begin_anywhere_but_has_no_holes(tmp_path):
+    model = made("LlamaModel")
+    native = opened(model, tmp_path)
+    ids = torch.randint(5, 128, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    with torch.no_grad():
+        wanted = model(input_ids=ids, attention_mask=mask)[0][1, 3:]
+    found = native(ids, mask).last_hidden_state[1, 3:]
+    assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
+    mask[1, 5] = 0
+    with pytest.raises(Reject, match="other positions"):
+        native(ids, mask)
 
 
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "DistilBertModel"])
