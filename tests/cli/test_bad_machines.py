@@ -68,7 +68,7 @@ def in_small_disk(here: Path, size: str, *args: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare here")
-@pytest.mark.parametrize(("where", "slug"), [("--cache-dir", "no-space"), ("-o", "disk-full")])
+@pytest.mark.parametrize(("where", "slug"), [("--cache-dir", "no-space"), ("-o", "too-large")])
 def test_a_disk_that_fills_up_is_exit_6_and_holds_nothing_half_written(here, where, slug):
     run = in_small_disk(here, "48k", "compile", "r.effspec", "--no-progress", where, "small/x")
     assert run.returncode == 6, run.stderr

@@ -151,7 +151,8 @@ def reopen(jobs: list[tuple[str, Path, str]]) -> None:
 def artifacts(request, tmp_path_factory):
     """(name, change) -> folder with all forms, what the model in memory computes, and what fresh ones do."""
     root, found, jobs = tmp_path_factory.mktemp("forms"), {}, []
-    asked = {item.callspec.id for item in request.session.items if "artifacts" in getattr(item, "fixturenames", ())}
+    own = [item for item in request.session.items if item.path == request.path]
+    asked = {item.callspec.id for item in own if "artifacts" in item.fixturenames}
     for name, change in (*product(tiny.NAMES, CHANGES), *product(WIDER, ("one branch",))):
         if f"{name}-{change}" not in asked and (name not in asked or change not in ("uneven", "one branch")):
             continue

@@ -143,5 +143,5 @@ def test_a_saved_plan_is_followed_and_its_drift_refused(recipe):
     saved = json.loads(json.dumps(saved_form(api.plan(recipe, **options))))
     api.build(api.session(recipe, **options), recipe.parent / "out", saved=saved)
     recipe.write_text(RECIPE.replace("remove: 2", "remove: 1"))
-    with pytest.raises(Reject, match=r"plan-drift.*`step` of step slim"):
+    with pytest.raises(Reject, match=r"plan-drift.*`remove` of step slim"):
         api.build(api.session(recipe, **options), recipe.parent / "out", saved=saved, force=True)

@@ -118,7 +118,7 @@ def test_plan_tells_what_training_takes(tmp_path):
         return plan.stages[1]
 
     few, many = (planned(f"tune.heal(data: rows, steps: {steps}, batch: 3)") for steps in (10, 20))
-    assert few.seconds > 0 and many.seconds == pytest.approx(2 * few.seconds)
+    assert 0 < few.seconds < many.seconds <= 2 * few.seconds
     full = planned("tune.heal(data: rows, steps: 10, batch: 3, method: full)")
     wide = planned("tune.heal(data: rows, steps: 10, batch: 6, method: full)")
     assert few.peak_bytes < full.peak_bytes < wide.peak_bytes
