@@ -15,9 +15,6 @@ bad_selector = Fault("bad-selector", "A selector can't be read: it is globs over
 bad_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
 
 
-control_character = Fault("control-character", "A text holds a character that no name, path or prompt has.")
-
-
 class Unfit(Exception):
     """An expression that has no value; carries the diagnostic."""
 
@@ -31,21 +28,11 @@ def literal(expr: ast.Expr) -> Any:
     match expr:
         case ast.Number(digits, unit):
             return number(expr, digits, unit)
-        case ast.Text(value):
-            return plain(expr, value)
-        case ast.Bool(value):
+        case ast.Text(value) | ast.Bool(value):
             return value
         case ast.Interval(low, high):
             return interval(expr, literal(low), literal(high))
     raise AssertionError(f"no literal: {expr}")
-
-
-def plain(expr: ast.Expr, text: str) -> str:
-    """A text as it is; raises Unfit for control characters other than tabs and line ends."""
-    odd = next((c for c in text if (c < " " and c not in "\n\t") or c == "\x7f"), None)
-    if odd is None:
-        return text
-    raise Unfit(control_character(f"the text holds the control character {ord(odd)}", expr.span, help="leave it out"))
 
 
 def number(expr: ast.Number, digits: str, unit: str) -> Any:

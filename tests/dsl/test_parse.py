@@ -298,11 +298,11 @@ def test_a_file_of_mistakes_is_cut_off():
 
 
 @pytest.mark.parametrize("garbage", ["(", "a ", '"', '"""\n', "{", "model\n", "x = 1, ", "}", "\\", "é", "[1 2 "])
-def test_a_megabyte_of_garbage_takes_less_than_a_second(garbage):
+def test_a_megabyte_of_garbage_takes_less_than_three_seconds(garbage):
     for size in (LIMIT - 100, 1_000_000):
         with own_time() as taken:
             assert said(HEAD + "model a = f(" + garbage * (size // len(garbage)))
-            assert taken() < 1
+            assert taken() < 3
 
 
 # Files
