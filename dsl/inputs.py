@@ -20,7 +20,7 @@ unfit_pattern = Fault(
     "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
     "modules whose number of inputs is a multiple of four or eight.",
 )
-rank_too_large = Fault("rank-too-large", "An intervention has more coordinates than the hidden states are wide.")
+rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
 def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line) -> None:

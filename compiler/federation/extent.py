@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...dsl.diagnostics import Reject
+from ...dsl.inputs import rank_too_large
 from .faults import unfit_strategy
+from .low_rank import modules
+from .state import Shapes
 
 if TYPE_CHECKING:
     from ...dsl.values import DataRef, Selector
@@ -35,6 +38,20 @@ def shapes_of(
         out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
         full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
     return full
+
+
+def check_ranks(full: Shapes, rank: int, argument: str) -> None:
+    """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
+    widths = {path: min(full[f"{path}.A"][1], full[f"{path}.B"][0]) for path in modules(full)}
+    path = min(widths, key=lambda p: widths[p], default="")
+    if path and rank > widths[path]:
+        raise Reject(
+            rank_too_large(
+                f"an adapter has rank {rank}, and the weight of `{path}` none above {widths[path]}",
+                help=f"at most {widths[path]}; 4 to 32 are usual",
+                argument=argument,
+            )
+        )
 
 
 def _functions(program: "Program") -> "dict[str, Intervention]":

@@ -8,8 +8,6 @@ from ...dsl.diagnostics import Reject
 from ...dsl.recipe import Invocation
 from ...dsl.values import DataRef, Duration, Ratio, Selector
 from ..federation.faults import unfit_strategy
-from ..federation.personal import MANY
-from ..federation.secure import LEAST
 from ..ir.program import Program
 from ..words.context import Context
 from ..words.kinds import Form, Picture, Target, Wish, param
@@ -175,9 +173,9 @@ class Flower(Target):
     steps: int = param("Updates that a client makes in a round.", default=10, ge=1, unit="steps")
     batch: int = param("Rows of an update.", default=4, ge=1, unit="rows")
     lr: float = param("Learning rate of AdamW.", default=1e-3, gt=0)
-    deadline: Duration = param("How long a round may take.", default=Duration(600.0))
+    deadline: Duration = param("How long a round may take.", default=Duration(600.0), gt=0)
     budgets: tuple[Ratio, ...] | None = param(
-        "Of `coverage`: what share of the parameters each client can train.", default=None
+        "Of `coverage`: what share of the parameters each client can train.", default=None, gt=0, le=1
     )
     secure: bool = param("The server is given sums of masked states, and no state.", default=False)
     protects: Literal["clients", "rows"] = param("Whom `clip` and `noise` hide.", default="clients")
@@ -202,7 +200,12 @@ class Flower(Target):
         write_app(declared, Path(self.path).name, into)
 
     def foresee(self, ctx: Context) -> None:
-        self._check()
+        from ..federation.choices import check_choices
+        from ..machine.environment import check_modules
+
+        if self.trains == "lora":
+            check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
+        check_choices(self, len(self._refs()))
         self._check_rows(ctx)
 
     def forms(self) -> tuple[Form, ...]:
@@ -229,54 +232,6 @@ class Flower(Target):
         return models(path, ctx)
 
     # -- what is refused -------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        from ..machine.environment import check_modules
-
-        if self.trains == "lora":
-            check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
-        for name, given in (("ranks", self.ranks), ("budgets", self.budgets)):
-            if given and len(given) != self.clients:
-                raise Reject(
-                    unfit_strategy(
-                        f"{len(given)} {name} for {self.clients} clients",
-                        help="give one for each client",
-                        argument=name,
-                    )
-                )
-        if self.budgets and max(b.value for b in self.budgets) < 1:
-            raise Reject(
-                unfit_strategy(
-                    "no client has a budget of 100%, and one tells the others the weights to start from",
-                    help="give one of them `100%`",
-                    argument="budgets",
-                )
-            )
-        if self.trains == "reft" and self.strategy == "abm" and self.way == "function" and self.clients > MANY:
-            raise Reject(
-                unfit_strategy(
-                    f"`way: function` puts the others together for each of {self.clients} clients anew, whose cost "
-                    "grows with their square",
-                    help=f"`way: align`, or at most {MANY} clients",
-                    argument="way clients",
-                )
-            )
-        if self.stream and not 1 < len(self._refs()) <= self.rounds:
-            raise Reject(
-                unfit_strategy(
-                    f"a stream of {len(self._refs())} data sets has {self.rounds} rounds",
-                    help="give two data sets or more, and a round for each",
-                    argument="data rounds stream",
-                )
-            )
-        if self.secure and self.clients < LEAST:
-            raise Reject(
-                unfit_strategy(
-                    f"a sum of {self.clients} states tells whose they are",
-                    help=f"`clients: {LEAST}` or more",
-                    argument="clients secure",
-                )
-            )
 
     def _check_rows(self, ctx: Context) -> None:
         """Reject where a client would have no rows."""
@@ -318,13 +273,14 @@ class Flower(Target):
 
     def _full(self, program: Program, ctx: Context) -> dict[str, tuple[int, ...]]:
         """Shapes of a whole state, the head's among them where rows have classes."""
-        from ..federation.extent import check_forms, check_prompts, shapes_of
+        from ..federation.extent import check_forms, check_prompts, check_ranks, shapes_of
 
         rank = max(self.ranks or (self.rank,))
         if self.trains == "reft":
             check_forms(program, self.strategy == "abm", self.way)
             check_prompts(program, ctx, self._refs())
         made = shapes_of(program, self.trains, self.tokens, rank, self.on)
+        check_ranks(made, rank, "ranks" if self.ranks else "rank")
         if self._classifies(ctx):
             from ..rows.prompts import head
 

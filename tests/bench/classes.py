@@ -1,12 +1,12 @@
 """Print accuracy against trained parameters on SST-2: interventions, adapters, the head alone and all weights.
 
-    python tests/bench/classes.py MODEL DATA [--seconds 40] [--rows 800] [--seeds 0,1,2]
+    python tests/bench/classes.py MODEL DATA [--seconds 40] [--rows 800] [--seeds 0,1,2] [--layers 3]
 
-MODEL and DATA as tests/bench/reviews.py has them. Every method has the same processor time to train, on one thread:
-three steps say how many fit in. All see the same 4,000 sentences of at most 32 tokens in an order that the seed
-decides, AdamW at a constant rate; of two rates each takes the one that is better after half its steps, with a seed of
-its own, on 200 sentences of the training file that nothing learns from. Test rows are of the test file. The head is
-trained along by every method.
+MODEL and DATA as tests/bench/reviews.py has them, of the model as many layers as asked. Every method has the same
+processor time to train, on one thread: three steps say how many fit in. All see the same 4,000 sentences of at most 24
+tokens in an order that the seed decides, AdamW at a constant rate; of two rates each takes the one that is better after
+half its steps, with a seed of its own, on 200 sentences of the training file that nothing learns from. Test rows are of
+the test file. The head is trained along by every method.
 """
 
 import argparse
@@ -41,20 +41,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--rows", type=int, default=800)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--layers", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         from effc.compiler.checkpoints.folder import load_tokenizer
 
-        write_classifier(args.model, folder / "classifier")
+        write_classifier(args.model, folder / "classifier", args.data, args.layers)
         tokenizer = load_tokenizer(folder / "classifier", "the model", False)
         train = drawn(sst2(args.data, "train"), 4000 + KEPT, 0, tokenizer)
         write_rows(train[KEPT:], folder / "train.jsonl")
         write_rows(train[:KEPT], folder / "kept.jsonl")
         write_rows(drawn(sst2(args.data, "test"), args.rows, 0, tokenizer), folder / "test.jsonl")
         seeds = [int(seed) for seed in args.seeds.split(",")]
-        print(f"SST-2 on MiniLM, {args.seconds:g} s of processor time to train, seeds {seeds}")
+        print(f"SST-2 on {args.layers} layers of MiniLM, {args.seconds:g} s of processor time to train, seeds {seeds}")
         print("| method | trained parameters | accuracy | lr | steps of 8 | s a step |\n|---|---|---|---|---|---|")
         for number, name in enumerate(ARMS):
             print(_line(folder, name, f"arm-{number}", args.seconds, seeds), flush=True)

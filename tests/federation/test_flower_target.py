@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -201,10 +202,17 @@ def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_
         ("strategy: abm, secure: true", "unfit-choices", "rotations are aligned"),
         ("strategy: svd, secure: true", "unfit-choices", "needs the states"),
         ("trains: reft, strategy: fedavg", "unfit-strategy", "where a prompt ends"),
+        ("strategy: abm, mixing: adaptive, hold: 0%", "unfit-strategy", "rows that a client holds back"),
+        ("rank: 65", "rank-too-large", "an adapter has rank 65"),
+        ("strategy: svd, ranks: [1, 2, 500]", "rank-too-large", "none above 64"),
+        ("deadline: 0s", "out-of-range", "more than"),
+        ("strategy: coverage, trains: full, budgets: [100%, 150%, 50%]", "out-of-range", "the most is 100%"),
     ],
 )
 def test_what_can_not_work_is_refused(tmp_path, more, slug, says):
-    text = RECIPE.replace("clients: 3, ", "" if "clients:" in more else "clients: 3, ")
+    text = RECIPE
+    for name in ("clients", "rank", "hold"):  # said once
+        text = re.sub(rf"\b{name}: \S+, ", "", text) if f"{name}: " in more else text
     ledger(tmp_path)
     (tmp_path / "fed.effspec").write_text(text.format(more=more))
     with pytest.raises(Reject) as refused:
