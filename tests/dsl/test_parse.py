@@ -178,7 +178,7 @@ SLIPS = {
     "YAML": (HEAD + 'model:\n  name: x\ndata a = text("x")', "2:6 syntax"),
     "a mistyped keyword": (HEAD + 'modle a = hf("x")', "2:1 syntax"),
     "a step outside": (HEAD + "a = prune.blocks(remove: 4)", "2:1 syntax"),
-    "a pattern without quotes": (HEAD + "pipeline p(b) { a = x(on: *.mlp) }", "2:27 syntax"),
+    "a pattern without quotes": (HEAD + "pipeline p(b) { a = x(on: *.mlp) }", "2:27 missing-quotes"),
     "open shares": (HEAD + "pipeline p(b) {\n  a = x(k: {i: 1, on: y(b))\n  c = y(k: 1)\n}", "3:27 not-closed"),
     "open shares and call": (HEAD + "pipeline p(b) {\n  a = x(k: {i: 1\n  c = y(k: 1)\n}", "4:3 not-closed"),
     "open shares before the last brace": (HEAD + "pipeline p(b) {\n  a = x(k: {i: 1\n}\nuse c.d", "5:1 not-closed"),
