@@ -81,6 +81,7 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
 
 
 _FEW = 100  # a count of which no model has so few
+_MOST = 2  # times what the original has: more is surely no share
 
 
 def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
@@ -101,10 +102,13 @@ def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
         if not facts.get("exact") or limit >= _FEW:
             return False
         base = next((name for name, entry in scope.reachable().items() if entry.kind == "model"), "base")
+        is_share = 0 < limit <= _MOST
+        factor = place.text if is_share else "0.8"
+        share = f"`{said} {node.op} {factor} * {base}` for a share of the original's"
         fault = bad_bound(
-            f"`{said}` is a count, and {place.text} {'is' if limit == 1 else 'are'} fewer than any model has",
+            f"`{said}` is a count, and no model has as few as {place.text}",
             place,
-            help=f"write `{said} {node.op} {place.text} * {base}` for a share of the original's",
+            help=f"write {share}" if is_share else f"write a count, as in `{said} {node.op} 125M`, or {share}",
         )
     scope.report(fault)
     return True
