@@ -126,7 +126,7 @@ class Session:
         """The resolved source of a model; each is resolved once."""
         key = model_key(call)
         if key not in self.origins:
-            ctx = Context(self.settings, None, self.path.parent, self.shelf, None, self.settings.cache_dir)  # type: ignore[arg-type]
+            ctx = Context.bare(self.settings, self.path.parent, self.shelf)
             with placed(call.span):
                 found = self.shelf.make("model", call).resolve(ctx.relative_to(call))
             self.origins[key] = found.declared(call.span, self.settings.device)

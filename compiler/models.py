@@ -91,7 +91,7 @@ def origin_of(place: str, settings: "Settings") -> "Origin":
         call = Invocation("hf", {"name": str(Path(place).resolve()), "revision": "main", "dtype": "auto"})
     else:
         raise Reject(nowhere(place))
-    ctx = Context(settings, None, Path(), Shelf(), None, settings.cache_dir)  # type: ignore[arg-type]
+    ctx = Context.bare(settings, Path(), Shelf())
     return ctx.shelf.make("model", call).resolve(ctx)
 
 

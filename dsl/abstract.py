@@ -5,6 +5,7 @@ import re
 from lark import Transformer, v_args
 
 from . import ast
+from .controls import control_in, refused
 from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
@@ -15,6 +16,7 @@ long_selector = Fault("long-selector", "More parts are joined by `|`, `-` and `&
 
 DIGITS = 40  # of a number
 PARTS = 200  # joined by set operators in one expression
+_UNSEEN = "\N{REPLACEMENT CHARACTER}"
 ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "r": "\r", "t": "\t"}
 RESERVED = {"true", "false", "in", "on", "of", "as", "allow", "empty"}
 
@@ -174,6 +176,9 @@ class Abstract(Transformer):
         value = _escape.sub(plain, token[quotes:-quotes])
         if unknown:
             self.unknown(unknown)
+        if found := control_in(value, lines=True):
+            self.diagnostics.append(refused("the text", found, span))
+            value = "".join(_UNSEEN if control_in(c, lines=True) else c for c in value)  # reported once
         return ast.Text(value, span=span)
 
     def unknown(self, escapes: list[tuple[str, Span]]) -> None:

@@ -5,17 +5,19 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
+from .controls import control_in, refused
 from .diagnostics import Diagnostic, Fault, Fix
 from .show import plain, show
 from .source import Span
 from .units import magnitude
-from .values import Bytes, Duration, Range, Ratio, Shares
+from .values import Bytes, Duration, Range, Ratio, Selector, Shares
 from .vocabulary import Param
 
 out_of_range = Fault("out-of-range", "A value lies outside the bounds that its parameter declares.")
 
 ill_spelled = Fault("ill-spelled", "A text is not written as its parameter asks for.")
 
+LONGEST = 4096  # characters of a text: no path is longer
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
@@ -27,6 +29,13 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
         return within(value.low, want, span, report) and within(value.high, want, span, report)
     if isinstance(value, Shares):
         return _shared_out(value, want, span, report)
+    texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
+    if isinstance(texts[0], str) and (found := control_in("".join(texts), want.lines)):
+        report(refused(f"`{want.name}`", found, span))
+        return False
+    if isinstance(value, str) and len(value) > LONGEST:
+        report(out_of_range(f"`{want.name}` has {len(value)} characters, the most is {LONGEST}", span))
+        return False
     if isinstance(value, str) and want.spelled and not re.fullmatch(want.spelled, value):
         sample = f"write it like `{want.name}: {show(want.default)}`" if isinstance(want.default, str) else ""
         report(ill_spelled(f"`{want.name}` is {show(value)}, which says nothing", span, note=want.doc, help=sample))

@@ -1,13 +1,15 @@
 """Numbers, strings and selectors as values, before anything is known of names."""
 
+from math import isinf
 from typing import Any
 
 from . import ast
 from .diagnostics import Diagnostic, Fault
+from .limits import out_of_range
 from .nearest import nearest
 from .selectors import BadGlob, read
 from .source import Span
-from .units import ALL, natural
+from .units import ALL, magnitude, natural
 from .values import Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
@@ -46,12 +48,16 @@ def number(expr: ast.Number, digits: str, unit: str) -> Any:
                 help=f"did you mean `{digits}{near}`?" if near else f"units: {', '.join(ALL)}",
             )
         )
+    if isinf(magnitude(value)):
+        raise Unfit(
+            out_of_range(
+                f"`{expr.span.text}` is larger than any number can be here", expr.span, help="write one below 1e300"
+            )
+        )
     return value
 
 
 def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
-    from .units import magnitude
-
     if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
         raise Unfit(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}

@@ -81,6 +81,7 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
 
 
 _FEW = 100  # a count of which no model has so few
+_MOST = 2  # times what the original has: more is surely no share
 
 
 def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
@@ -101,10 +102,13 @@ def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
         if not facts.get("exact") or limit >= _FEW:
             return False
         base = next((name for name, entry in scope.reachable().items() if entry.kind == "model"), "base")
+        is_share = 0 < limit <= _MOST
+        factor = place.text if is_share else "0.8"
+        share = f"`{said} {node.op} {factor} * {base}` for a share of the original's"
         fault = bad_bound(
-            f"`{said}` is a count, and {place.text} {'is' if limit == 1 else 'are'} fewer than any model has",
+            f"`{said}` is a count, and no model has as few as {place.text}",
             place,
-            help=f"write `{said} {node.op} {place.text} * {base}` for a share of the original's",
+            help=f"write {share}" if is_share else f"write a count, as in `{said} {node.op} 125M`, or {share}",
         )
     scope.report(fault)
     return True
@@ -196,6 +200,9 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
             taken[parts] = span
 
 
+_LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer
+
+
 def _astray(path: str) -> str:
     """Why a path is none inside the output folder, or ""."""
     parts = [p for p in path.split("/") if p not in ("", ".")]
@@ -203,4 +210,6 @@ def _astray(path: str) -> str:
         return "the path is empty"
     if path.startswith(("/", "~")) or "\\" in path or path[1:2] == ":":
         return f"{path} is not relative to the output folder"
+    if any(len(part.encode()) > _LONGEST for part in parts):
+        return f"a name of the path has more than {_LONGEST} bytes"
     return f"{path} leads out of the output folder" if ".." in parts else ""

@@ -75,7 +75,7 @@ def wanted(node: ast.Param, scope: Scope | None = None) -> Param | None:
             for i in node.bounds.items
             if isinstance(i, (ast.Name, ast.Text))
         )
-    return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices)
+    return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices, lines=True)
 
 
 def _bounds(node: ast.Param, want: Param, scope: Scope) -> Any:

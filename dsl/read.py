@@ -63,7 +63,17 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _kind(mode: int) -> str:
-    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    known = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
+    return next((name for holds, name in known if holds(mode)), "a device")
+
+
+def other_kind(path: Path) -> str:
+    """What lies at a path that is no file, as `a pipe`; "" for a file, and where nothing lies."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "" if stat.S_ISREG(mode) else _kind(mode)
 
 
 def too_large(name: str, size: int) -> Diagnostic:

@@ -119,7 +119,10 @@ class Skeleton:
         """Raises KeyError, TypeError or ValueError on data of another form."""
         if data["format"] != FORMAT:
             raise ValueError(f"skeleton format {data['format']}, this effc reads {FORMAT}")
-        deep = lambda v: tuple(deep(x) for x in v) if isinstance(v, (list, tuple)) else v  # noqa: E731
+
+        def deep(v: Any) -> Any:
+            return tuple(deep(x) for x in v) if isinstance(v, (list, tuple)) else v
+
         parts = tuple(Part(p["path"], p["kind"], deep(p["tensors"])) for p in data["parts"])
         branches = tuple(Branch(**{k: deep(v) for k, v in b.items()}) for b in data["branches"])
         groups = tuple(

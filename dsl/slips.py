@@ -26,7 +26,7 @@ from .slip import (
     wrong_sign,
 )
 from .source import Span
-from .strange import open_string, quoted, strange
+from .strange import bare_text, open_string, quoted, strange
 
 WORDS = {"True": "true", "False": "false"}
 
@@ -296,6 +296,7 @@ TABLE: tuple[Row, ...] = (
     _row("OPEN_STRING OPEN_LONG_STRING", "", open_string),
     _row("", "", _unclosed),
     _row("RPAR RSQB RBRACE", "", _unopened),
+    _row("", "", bare_text),
     _row("QUOTED", "STRING", quoted),
     _row("QUOTED STRANGE FOREIGN", "", strange),
     _row("NAME", "NUMBER", _python_word),

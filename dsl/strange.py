@@ -1,6 +1,9 @@
 """What is said of tokens that the grammar does not know: broken strings, characters without a meaning."""
 
+import re
+
 from .diagnostics import Fix
+from .quotes import quotes_for
 from .scene import Scene
 from .slip import Slip, dropped, foreign_spelling, replaced, spaced_unit, syntax, unknown_character, unterminated_string
 from .source import Span
@@ -17,6 +20,23 @@ def open_string(scene: Scene) -> Slip:
             help=f"end it with `{quote}`" + ("" if long else '; text of several lines stands between `"""`'),
         )
     )
+
+
+_bare = re.compile(r"[\w./~*?-]+")  # what paths and patterns are made of
+
+
+def bare_text(scene: Scene) -> Slip | None:
+    """A path or a pattern among arguments, without its quotes: `hf(./m)`, `text(a/b.txt)`, `native(nat-2)`."""
+    if scene.inner != "LPAR":
+        return None
+    at = scene.token.start_pos
+    found = next((m for m in _bare.finditer(scene.source.text) if m.start() <= at < m.end()), None)
+    if found is None or not re.search(r"[^\W\d]", found[0]) or found[0].startswith(("//", "/*")):
+        return None
+    glued = scene.token.type == "NUMBER" and scene.previous.type in ("NAME", "DOTTED")
+    if not (re.search("[/~*?]", found[0]) or (glued and found.start() < at)):
+        return None
+    return Slip(quotes_for(found[0], Span(scene.source, found.start(), found.end())))
 
 
 def quoted(scene: Scene) -> Slip:

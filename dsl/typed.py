@@ -1,5 +1,6 @@
 """From an expression to a value of the type that a parameter asks for."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from .limits import within
 from .literals import Unfit, interval, literal, selector
 from .nearest import nearest
 from .phrases import PHRASES, like, sample, wanted_phrase
+from .quotes import quotes_for
 from .scope import LABELS, POISON, Entry, Scope
 from .show import number, plain, show
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
@@ -104,6 +106,9 @@ def _plain(expr: ast.Expr, scope: Scope) -> Any:
 
 def _selection(expr: ast.Expr, want: Param) -> Selector:
     found = selector(expr)
+    text = "string" in want.types and "selector" not in want.types
+    if found is None and text and not re.search(r"\s", expr.span.text):
+        raise Unfit(quotes_for(expr.span.text, expr.span))
     if found is None:
         raise Unfit(
             wrong_type(

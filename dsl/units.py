@@ -1,5 +1,6 @@
 """Units of numbers: what `85%`, `24GiB`, `30ms` and `0.8B` stand for."""
 
+from math import isfinite
 from typing import Any
 
 from .values import Bytes, Duration, Ratio
@@ -23,7 +24,8 @@ def natural(digits: str, unit: str) -> Any:
         value = _scaled(digits, COUNTS[unit])
         return int(value) if unit and value.is_integer() else value
     if unit in BYTES:
-        return Bytes(round(float(digits) * BYTES[unit]))
+        size = float(digits) * BYTES[unit]
+        return Bytes(round(size) if isfinite(size) else size)  # which the caller refuses
     if unit in DURATIONS:
         return Duration(float(digits) * DURATIONS[unit])
     return None

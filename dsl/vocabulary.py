@@ -69,6 +69,7 @@ class Param:
     distinct: bool = False
     falling: bool = False
     spelled: str = ""  # what a text looks like, as a regular expression over all of it
+    lines: bool = False  # a text that may hold tabs and line ends; others are names and paths
     positional: bool = False  # may be given without its name, in order of declaration
 
     @property

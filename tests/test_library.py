@@ -1,19 +1,23 @@
 """The recipe library: every pass and target has a recipe, and each compiles on a model that comes with effc."""
 
-import re
 from pathlib import Path
 
 import pytest
 from effc.compiler import api
-from effc.compiler.words.library import by_name, shipped, with_files
+from effc.compiler.cli import main
+from effc.compiler.commands.new import GOALS
+from effc.compiler.words.effects import RANDOM, Effects, meaning
+from effc.compiler.words.library import Shipped, by_name, shipped, with_files
 from effc.compiler.words.shelf import Shelf
 from effc.dsl import ast
 
+from tests.stand_ins import embedded
+
 RECIPES = {name.removesuffix(".effspec"): r for name, r in shipped().items() if not r.is_module}
 VOCABULARY = Shelf().vocabulary
-# `clean.dead` asks for a model that was masked elsewhere; the other searches stand where `hill` and `nsga2` do.
-# A page is drawn by packages of an extra, and `effc report` draws one of any artifact.
-APART = {"clean.dead", "search.predict", "search.random", "search.heuristic", "report"}
+# `clean.dead` asks for a model that was masked elsewhere. A page is drawn by packages of an extra, and `effc report`
+# draws one of any artifact.
+APART = {"clean.dead", "report"}
 FEW = {"steps": "2"}  # updates of what learns
 
 
@@ -32,6 +36,29 @@ def test_every_pass_and_target_has_a_recipe():
 
 def test_a_recipe_of_somebody_elses_system_says_whose():
     assert [n for n, r in RECIPES.items() if "/" in n and "Source: " not in r.doc] == []
+
+
+def test_measured_effects_are_of_recipes_as_they_are_now():
+    effects = Effects.read()
+    assert set(effects.kept) <= set(RECIPES)
+    changed = [name for name, kept in effects.kept.items() if kept["of"] != meaning(RECIPES[name])]
+    assert changed == [], "measure them again: python -m tests.bench.recipes NAME"
+    for name in effects.kept:
+        for effect in effects.of(RECIPES[name]):
+            drawn = "= config(" in RECIPES[name].text
+            assert effect.random == drawn and (RANDOM in effect.text()) == drawn, name
+            facts = effects.machines[effect.machine]
+            assert {"cpu", "threads", "torch", "transformers"} <= set(facts) and effect.seconds > 0
+
+
+def test_an_effect_of_a_recipe_that_was_changed_is_not_told(tmp_path):
+    effects = Effects.read()
+    name = next(iter(effects.kept))
+    recipe, path = RECIPES[name], tmp_path / "changed.effspec"
+    path.write_text(recipe.text + "\n# a remark\n")
+    assert effects.of(Shipped(recipe.name, path)) == effects.of(recipe) != ()
+    path.write_text(recipe.text.replace("effspec 1", "effspec 1\nparam more: int = 1 in 1..2", 1))
+    assert effects.of(Shipped(recipe.name, path)) == ()
 
 
 def test_a_file_here_goes_before_the_librarys(tmp_path, monkeypatch):
@@ -57,14 +84,6 @@ def test_a_copy_has_all_that_the_recipe_names(tmp_path):
     assert set(with_files(RECIPES["fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
 
 
-def embedded(text: str, recipe) -> str:
-    """A recipe of a model that is not here, on one that is: with its data, in steps that it has."""
-    beside = recipe.path.parents[1] / "zoo" / "tiny-llama"
-    text = re.sub(r"(model base = )hf\(.*\)", r'\1zoo("tiny-llama")', text)
-    text = re.sub(r"hub\(.*\)", f'text("{beside}/calib.txt", samples: 4, length: 64, seed: 7)', text)
-    return re.sub(r"group: \d+", "group: 32", text)
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Steps that several recipes have are run once."""
@@ -78,10 +97,22 @@ def test_a_recipe_compiles_on_an_embedded_model(tmp_path, cache, name):
     path = recipe.path
     if "= hf(" in path.read_text():
         path = tmp_path / "r.effspec"
-        path.write_text(embedded(recipe.path.read_text(), recipe))
+        path.write_text(embedded(recipe.path.read_text()))
     if "param steps" in path.read_text():
         few = FEW
     results = api.compile(path, tmp_path / "out", cache_dir=cache, threads=1, set=few)
     assert all((a.path / "manifest.json").is_file() for r in results for a in r.artifacts)
     if not few and "= hf(" not in recipe.path.read_text():
         assert [d.message for r in results for d in r.missed] == []
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_recipe_that_new_writes_compiles_and_keeps_its_bounds(tmp_path, monkeypatch, cache, goal):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "--goal", goal]) == 0
+    (path,) = tmp_path.glob("*.effspec")
+    (result,) = api.compile(path, tmp_path / "out", cache_dir=cache, threads=1)
+    assert [(a.path / "manifest.json").is_file() for a in result.artifacts] == [True]
+    clocked = "decode" if goal == "faster" else None  # of a machine that others may use
+    assert [d.message for d in result.missed if clocked is None or clocked not in d.message] == []

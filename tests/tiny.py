@@ -69,7 +69,12 @@ _WIDER = {
     "mixtral": _MOE,
     "qwen3_moe": _MOE,
     "gpt_oss": _MOE,
-    "gemma4_text": {**_GEMMA, "global_head_dim": 16},
+    "gemma4_text": {
+        **_GEMMA,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 128,
+    },
     "mamba": {**_COMMON, "state_size": 16},
     "falcon_mamba": {**_COMMON, "state_size": 16},
     "mamba2": {**_COMMON, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8},

@@ -17,7 +17,6 @@ from transformers.cache_utils import StaticLayer
 
 from ...dsl.diagnostics import Fault, Reject
 from ..native.kept import inputs_of
-from ..native.model import Output
 from ..native.padded import SEQUENCES, PaddedModel, PaddedRows
 from ..store.regular import parse_json, read_regular
 from .verify_child import STEP_FACTS, Exported
@@ -154,20 +153,9 @@ class Continued(PaddedModel):
         super().__init__(PaddedRows(Stepper(program, facts), plan), plan, {}, said, SEQUENCES, generation)
         self.plain = plain
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-    ) -> Output:
-        if cache is not None or use_cache:
-            return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
+    def whole(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
         told = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        logits = self.plain(**{name: x for name, x in told.items() if x is not None}).float()
-        return Output(logits=logits[:, -logits_to_keep:])
+        return self.plain(**{name: x for name, x in told.items() if x is not None}).float()
 
 
 def note(facts: dict[str, Any], file: str) -> str:

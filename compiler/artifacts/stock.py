@@ -51,7 +51,7 @@ def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
             config, wrong, said = found, left, {}
         elif changes and changes is not said:
             break
-        changes = _best_guess(model, config, untouched, wrong, said)
+        changes = _best_guess(model, config, untouched, wrong, said) if wrong else None
     return config, wrong
 
 

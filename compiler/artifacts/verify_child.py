@@ -19,6 +19,7 @@ from torch import nn
 
 LENGTH, ROWS, STEPS = 12, 2, 8  # of the probe: tokens, rows, generated tokens
 GENERATION = ("logits of prefill", "greedy tokens")  # begin the names of what a generation gives
+COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 TEXT = "text"  # the name of rows that are heard and not compared, and of their logits
 GIVEN = "given."  # before the names of what a plain module's forward takes
 STEP, STEP_FACTS = "step.pt2", "step.json"  # beside an exported program: one that continues text, and what it takes
@@ -90,7 +91,8 @@ def first_position(model: nn.Module) -> int:
     trained with.
     """
     for module in model.modules():
-        made, padding = (getattr(module, name, None) for name in ("create_position_ids_from_input_ids", "padding_idx"))
+        home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
+        made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
         if callable(made) and type(padding) is int:
             return int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
     return 0

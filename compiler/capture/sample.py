@@ -1,6 +1,7 @@
 """The small batch that models are captured with, and the state in which they run it."""
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ unknown_inputs = Fault(
 
 BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
 IMAGE = 64  # pixels
+COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
 
 def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
@@ -74,7 +76,8 @@ def first_position(model: nn.Module) -> int:
     compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
     """
     for module in model.modules():
-        made, padding = (getattr(module, name, None) for name in ("create_position_ids_from_input_ids", "padding_idx"))
+        home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
+        made, padding = getattr(module, COUNT, getattr(home, COUNT, None)), getattr(module, "padding_idx", None)
         if callable(made) and type(padding) is int:
             return int(made(torch.tensor([[padding + 1]]), padding)[0, 0])
     return 0

@@ -8,7 +8,7 @@ may pass one list), and hands every exception to the one exit path in `exits.py`
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -44,13 +44,15 @@ def size(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """Seconds of `90s`, `30m` or `30min`, `2h`; a plain number is seconds."""
+    """Seconds of `90s`, `30m` or `30min`, `2h`."""
     import re
 
     from ...dsl.units import DURATIONS
 
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    units = {**DURATIONS, "m": 60.0, "": 1.0}
+    units = {**DURATIONS, "m": 60.0}
+    if match and not match[2]:
+        raise typer.BadParameter(f"`{text}` has no unit: write {match[1]}s, {match[1]}m or {match[1]}h")
     if not match or match[2] not in units or not float(match[1]):
         raise typer.BadParameter(f"`{text}` is no time: write a number and a unit, such as 90s, 30m or 2h")
     return float(match[1]) * units[match[2]]
@@ -245,6 +247,7 @@ def verb(
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:
                 _check_choices(shared, formats)
+                _check_texts({**given, **vars(shared)})
                 return run(shared=shared, **given) or 0
             except BaseException as error:
                 raise Carried(error, shared) from error
@@ -284,3 +287,18 @@ def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
     ):
         if value not in legal:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
+
+
+SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads
+
+
+def _check_texts(given: Mapping[str, Any]) -> None:
+    """Names and paths drive no terminal and end no line of ours; what a system can't spell in UTF-8 is no such mark."""
+    from ...dsl.controls import control_in, refused
+
+    for name in given.keys() - set(SPOKEN):
+        value = given[name]
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            found = isinstance(text, (str, Path)) and control_in(os.fsencode(text).decode("utf-8", "replace"))
+            if found:
+                raise typer.BadParameter(refused(f"`{name.replace('_', '-')}`", found).message)

@@ -54,16 +54,28 @@ def register(app: typer.Typer) -> None:
     @verb(app, shows=("cache",))
     def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Copy packages beside the recipes, so that a clone of the project has them."""
-        from ..words.packages import VENDORED, copied, folder_of, package_in
+        from ..words.packages import VENDORED, copied, package_in
 
         done = []
         for called, facts in _locked(project, name):
-            package = package_in(folder_of(called, facts, project, shared.cache_folder))
+            package = package_in(_pinned_folder(called, facts, project, shared.cache_folder))
             into = project / VENDORED / called
             into.parent.mkdir(parents=True, exist_ok=True)
             copied(package, into)
             done.append(package)
         _answer("vendor", done, shared)
+
+
+def _pinned_folder(name: str, facts: dict[str, str], project: Path, cache: Path) -> Path:
+    """The cache's copy, else the one beside the recipes, which an update of the lock leaves behind."""
+    from ..words.packages import folder_of, package_gone
+
+    try:
+        return folder_of(name, facts, project, cache, vendored=False)
+    except Reject as refused:
+        if any(d.fault is not package_gone for d in refused.diagnostics):
+            raise
+    return folder_of(name, facts, project, cache)
 
 
 def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:

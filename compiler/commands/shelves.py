@@ -1,5 +1,6 @@
 """`effc passes` and `effc recipes`: what there is to use."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from .flags import Shared, verb
 
 if TYPE_CHECKING:
     from ...dsl.vocabulary import Word
+    from ..words.effects import Effects
     from ..words.library import Shipped
 
 unknown_recipe = Fault("unknown-recipe", "The recipe library has no file of that name.", exit="usage")
@@ -70,15 +72,40 @@ def register(app: typer.Typer) -> None:
 
 
 def _list(found: "list[Shipped]", asked: list[str], shared: Shared) -> None:
+    from ..words.effects import Effects
+
     if asked and not found:
         raise Reject(unknown_recipe(f"no recipe says `{' '.join(asked)}`", help="`effc recipes` lists all"))
+    effects = Effects.read()
     if shared.format == "json":
-        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence} for r in found]
+        rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence, **_effects_json(r, effects)} for r in found]
         return shared.screen.answer_json("recipes", recipes=rows)
     screen = shared.screen
-    return screen.answer(
-        "\n".join(f"{screen.styled(r.name.removesuffix('.effspec'), 'bold')}\n  {r.sentence}" for r in found)
-    )
+    blocks = []
+    for recipe in found:
+        lines = [screen.styled(recipe.name.removesuffix(".effspec"), "bold"), f"  {recipe.sentence}"]
+        blocks.append(
+            "\n".join([*lines, *(f"  {screen.styled(line, 'dim')}" for line in _effect_lines(recipe, effects))])
+        )
+    screen.answer("\n".join(blocks))
+    for line in dict.fromkeys(effects.where(e) for r in found for e in effects.of(r)):
+        screen.say(f"measured on {line}")
+    return None
+
+
+def _effect_lines(recipe: "Shipped", effects: "Effects") -> list[str]:
+    """What a recipe gave, a line for each model; a module by itself gives nothing."""
+    if recipe.is_module:
+        return []
+    return [e.text() for e in effects.of(recipe)] or ["not measured"]
+
+
+def _effects_json(recipe: "Shipped", effects: "Effects") -> dict:
+    """Of a recipe, not of a module: [] where it was not measured."""
+    if recipe.is_module:
+        return {}
+    found = effects.of(recipe)
+    return {"effects": [asdict(e) | {"machine": effects.machines[e.machine], "text": e.text()} for e in found]}
 
 
 def _says(recipe: "Shipped", word: str) -> bool:
@@ -115,11 +142,19 @@ def _known(name: str, known: "dict[str, Shipped]") -> "Shipped":
 
 
 def _print_recipe(name: str, known: "dict[str, Shipped]", shared: Shared) -> None:
-    found = _known(name, known)
+    from ..words.effects import Effects
+
+    found, effects = _known(name, known), Effects.read()
     text = found.file.source.text
     if shared.format == "json":
-        return shared.screen.answer_json("recipes", name=found.name, path=str(found.path), text=text)
-    return shared.screen.write(text)
+        told = _effects_json(found, effects)
+        return shared.screen.answer_json("recipes", name=found.name, path=str(found.path), text=text, **told)
+    shared.screen.write(text)
+    for effect in effects.of(found):
+        shared.screen.say(f"{effect.text()}\n  {effects.where(effect)}, {effect.seconds:.0f} s")
+    if not found.is_module and not effects.of(found):
+        shared.screen.say("not measured")
+    return None
 
 
 def _drawn(found: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:

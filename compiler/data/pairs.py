@@ -48,7 +48,7 @@ class Pairs(Data):
     path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
     prompt: str = param("Field of the prompt.", default="prompt")
     answer: str = param("Field of the answer.", default="answer")
-    join: str = param("What stands between them; it begins the answer.", default="\n")
+    join: str = param("What stands between them; it begins the answer.", default="\n", lines=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     longer: Literal["refuse", "drop"] = param("What becomes of pairs that fit into no row.", default="refuse")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")

@@ -84,6 +84,14 @@ class Desk:
         self.readings[path] = Reading(path, source, found, recipes, skeletons)
         return self.readings[path]
 
+    def glance(self, path: Path) -> Reading:
+        """Check a file that is not open, as it lies on disk now; nothing of it is kept. Raises Reject."""
+        self.texts[path] = read_source(path).text
+        try:
+            return self.read(path)
+        finally:
+            self.close(path)
+
     def close(self, path: Path) -> None:
         self.texts.pop(path, None)
         self.readings.pop(path, None)

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any, BinaryIO
 
 from lsprotocol import types as lsp
-from pygls.exceptions import JsonRpcException
+from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
 from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol
 
@@ -93,10 +93,14 @@ class Server(LanguageServer):
         self.desk.stale.add(path)
 
     def reading(self, uri: str) -> Reading:
+        """Of a document that is open, or of a file as it lies on disk."""
         path = path_of(uri)
-        if path not in self.desk.texts:
-            self.take(uri)
-        return self.desk.reading(path)
+        if path in self.desk.texts:
+            return self.desk.reading(path)
+        try:
+            return self.desk.glance(path)
+        except Reject as refused:
+            raise JsonRpcInvalidParams("; ".join(d.message for d in refused.diagnostics)) from None
 
     def tell(self, uri: str) -> None:
         """Publish what is wrong, and plan what is sound."""

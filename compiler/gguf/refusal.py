@@ -16,4 +16,4 @@ refused_gguf = Fault(
     exit="environment",
 )
 
-INSTEAD = "`hf`, `native` and `onnx` hold it"
+INSTEAD = "`hf` and `native` hold it, and `onnx` where its layers keep no state"

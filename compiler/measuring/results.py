@@ -1,5 +1,6 @@
 """A model as exporters take it: tensors in by name, one tensor out."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -7,26 +8,36 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.diagnostics import Fault, Reject
+from ..capture.sample import first_position
 from ..ir.program import Program
 from ..rows.forward import main_output
 from ..rows.inputs import has_two_sides, without_cache
 
 
 def tensors_of(program: Program) -> dict[str, Any]:
-    """What a program is traced with: no cache, which a plain program can't hand back."""
-    return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor)}
+    """What a program is traced with: no cache, which a plain program can't hand back, and no positions where those of
+    a model do not begin at 0, as whoever calls it would think: it counts them itself."""
+    own = {"position_ids"} if first_position(program.model) else set()
+    return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor) and name not in own}
 
 
 class Main(nn.Module):
-    """The logits of a model of transformers, or its last hidden state where it has no head."""
+    """The logits of a model of transformers, or its last hidden state where it has no head.
+
+    Positions that begin behind the one of padding (RoBERTa and its kin) count what is neither masked nor padding.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        takes = "position_ids" in inspect.signature(model.forward).parameters
+        self.first = first_position(model) if takes else 0
 
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, pixel_values: Any = None
     ) -> Any:
+        if position_ids is None and self.first and input_ids is not None:
+            position_ids = self._positions(input_ids, attention_mask)
         named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -35,6 +46,11 @@ class Main(nn.Module):
         }
         given = {name: x for name, x in named.items() if x is not None}
         return main_output(self.model(**given, **without_cache(self.model)))
+
+    def _positions(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[b, t]; padding has the number before the first, as in the model's own count, which knows no masks."""
+        kept = (ids != self.first - 1).long() * (1 if mask is None else mask)
+        return kept.cumsum(1) * kept + self.first - 1
 
 
 def refuse_two_sides(model: nn.Module, fault: Fault) -> None:

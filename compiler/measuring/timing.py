@@ -199,7 +199,6 @@ def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
 def still(*models: nn.Module) -> Iterator[None]:
     """No gradients, no garbage collection while the clock runs."""
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         with ExitStack() as stack:

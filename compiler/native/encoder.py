@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...dsl.diagnostics import Fault, Reject
-from .model import NativeModel, Output
+from .model import NativeModel, Output, refuse_states
 from .stored import native_damaged
 
 two_texts = Fault("two-texts-in-a-row", "The engine encodes one text a row, and a row holds two.", exit="usage")
@@ -50,8 +50,11 @@ class NativeEncoder(NativeModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Output:
         """Rows of one text each; positions are those of a text's own tokens. What is given is always a mapping."""
+        refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
             raise Reject(
                 two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")

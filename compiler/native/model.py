@@ -27,14 +27,36 @@ too_many_sequences = Fault(
 )
 
 
+no_states = Fault(
+    "no-states",
+    "A native model is asked for what its engine does not keep.\n\n"
+    "It gives what comes out of its last step: no hidden states of layers, no attentions. The artifact's other forms, "
+    "such as `hf`, give them.",
+    exit="usage",
+)
+
+
 class Output(dict):
     """`logits` [b, t, vocabulary] float32 and, where asked for, `cache`; keys are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
-        try:
+        if name in self:
             return self[name]
-        except KeyError as error:
-            raise AttributeError(name) from error
+        given = " and ".join(f"`{key}`" for key in self)
+        raise AttributeError(
+            f"the native engine gives {given}, and no `{name}`: the target `hf` writes a model that may"
+        )
+
+
+def refuse_states(**asked: bool | None) -> None:
+    """Raises Reject where a call wants hidden states of layers, or attentions."""
+    for name in (name for name, wanted in asked.items() if wanted):
+        raise Reject(
+            no_states(
+                f"`{name}` asks for what the native engine does not keep",
+                help="leave it out, or emit the model with `hf` too and load that",
+            )
+        )
 
 
 class Sequences:
@@ -180,8 +202,11 @@ class NativeModel(nn.Module):
         cache: Sequences | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Output:
         """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
+        refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         length = input_ids.shape[1]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])

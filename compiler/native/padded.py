@@ -82,6 +82,10 @@ class PaddedModel(NativeModel):
     ) -> Output:
         if cache is not None or use_cache:
             return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits = torch.from_numpy(self.engine.session.step(input_ids, mask)[0])
+        logits = self.whole(input_ids, attention_mask, position_ids)
         return Output(logits=logits[:, -logits_to_keep:])
+
+    def whole(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        """Logits [b, t, vocabulary] of a batch that nothing came before; positions follow from the mask."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return torch.from_numpy(self.engine.session.step(input_ids, mask)[0])

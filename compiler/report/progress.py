@@ -50,6 +50,11 @@ class Ticked(Event):
     total: int
     note: str = ""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether all items are done, and nothing is said of a next one."""
+        return 0 < self.total <= self.done and not self.note
+
 
 @dataclass(frozen=True)
 class Recorded(Event):
@@ -120,6 +125,8 @@ def announce(label: str, then: str = "") -> Iterator[None]:
 
     def part(event: Event) -> None:
         outer(replace(event, label=f"{label}: {event.label}") if isinstance(event, Ticked) else event)
+        if isinstance(event, Ticked) and event.is_last:
+            outer(Ticked(label, 0, 0, then))
 
     with hear(part):
         yield

@@ -48,6 +48,8 @@ class Renderer(ABC):
                     if self.pace is None or not self.pace.fits(event):
                         self.pace = Pace(event)
                     self.tick = event
+                    if event.is_last:  # what comes now has no name yet, and is not what was counted
+                        self.tick = self.pace = None
                     self.ticked(event)
                 case StageEnded():
                     if self.stage and self.stage.stage != event.stage:
@@ -197,6 +199,11 @@ class Bars(Renderer):
 
     def ticked(self, event: Ticked) -> None:
         if self.task is not None:
+            if event.is_last:
+                self.progress.update(
+                    self.task, description=self.stage.about if self.stage else "", total=None, state=""
+                )
+                return
             left = self.pace.left(event, event.at) if self.pace else None
             state = [
                 f"{event.done}/{event.total}" if event.total else "",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.read import other_kind
 from ..store.cache import digest
 from ..store.hashes import file_hash
 from ..store.regular import DATA, read_regular
@@ -26,6 +27,8 @@ no_tokenizer = Fault(
     "no-tokenizer", "Text is to become tokens and the model came without a tokenizer.", exit="environment"
 )
 
+_SAVED = "save what it gives in a file, and name that"  # of a pipe or a device, which can be read once at most
+_INSTEAD = {"a folder": "name a file in it, or all of them, as in `texts/*.txt`"}
 _SHORTEST = 8  # tokens in a row that are still worth a suggestion
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -43,6 +46,8 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
         if path.is_file():
             found.append(path)
             continue
+        if kind := other_kind(path):
+            raise Reject(no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)))
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"

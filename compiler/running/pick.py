@@ -206,7 +206,7 @@ def _cut_out(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     origin = open_folder(folder, str(folder), "auto", settings)
     with computing(str(folder)), announce("cutting the point out"):
         program = shared.cut(path, name, origin)
-    ctx = Context(settings, None, path, Shelf(), origin, draft)  # type: ignore[arg-type]
+    ctx = Context.bare(settings, path, Shelf(), origin, draft)
     _, why = stock_config(program.model)
     (write_compact if why else write_stock)(program, draft, ctx, SHARD)
     return program.model

@@ -2,18 +2,57 @@
 
 from collections.abc import Mapping, Sequence
 from math import fsum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from ...dsl.inputs import inputs
-from ...dsl.skeleton import Part
+from ...dsl.skeleton import Part, Skeleton
+from ...dsl.values import Selector
 from ...kernels.grid import Grid
+from ..words.kinds import Lossy, Pass, param
+from .grid import check_groups
 from .masks import is_sparse
-from .sparsity import sizes
+from .sparsity import chosen_parts, sizes
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+
+
+class Quantizer(Pass):
+    """Puts linear modules' weights on a grid; the modules keep their type and hold the values of the grid."""
+
+    keeps = Lossy()
+    acts_on = "linear"
+    divides = "group"
+    determinism = "deterministic"
+    after = {
+        "tune.heal": "training would leave the grid",
+        "sparsify.sparsegpt": "its weights would leave the grid",
+        "sparsify.admm": "its weights would leave the grid",
+    }
+
+    bits: int = param("Bits of a code.", default=4, ge=2, le=8, unit="bits")
+    group: int = param("Inputs of an output that share a scale; 0 for all.", default=64, ge=0, unit="inputs")
+    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
+    zero: Literal["free", "middle"] = param("Whether 0 is any code, or the middle one.", default="free")
+    scales: Literal["range", "search"] = param(
+        "Scales that reach the largest weight, or for which the squared error is least.", default="search"
+    )
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """The same shapes. Groups that don't divide are said here, before any weight is read."""
+        self.chosen(skeleton)
+        return skeleton
+
+    def chosen(self, skeleton: Skeleton) -> Sequence[Part]:
+        found = chosen_parts(skeleton, self.on)
+        check_groups(found, self.group)
+        return found
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, self.group, self.zero == "middle", self.scales == "search")
 
 
 def kept(weight: Tensor) -> Tensor | None:

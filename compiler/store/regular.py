@@ -25,7 +25,7 @@ _DEEPEST = 100  # of lists and objects in JSON: what effc and transformers write
 # What it raises to take data apart that is of another form than was thought.
 MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 _DIGITS = 300  # of a whole number
-_HELP = "fetch the folder again, from somebody whom you trust"
+_HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
 
 
 def read_regular(path: Path, most: int, within: Path | None = None) -> bytes:

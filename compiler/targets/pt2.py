@@ -38,6 +38,10 @@ class Pt2(Target):
     that many tokens, and gives them with the new ones; the model card says how it is called, and weights lie in both
     files. A fresh process takes 32 greedy tokens from it by torch alone, and `effc run` talks to it.
 
+    It has no package of native code by torch's AOTInductor: loading one is running it, and an artifact runs nothing,
+    so that nobody whom it is sent to could verify, test or run it here. docs/targets.md has the lines that make one
+    of the first program for yourself; torch 2.13 makes none of the second.
+
     Source: torch.export.
     Example: pt2("exported")
     """

@@ -276,8 +276,11 @@ class Rttc(Target):
             if self.scorer == "head":
                 scorer: Any = train(graded, embedder, **how)
             else:
-                told = lambda at, of: ctx.tick(Ticked("training the scorer", at, of))  # noqa: E731
-                scorer = tune(graded, embedder, self.scorer, tell=told, **how)
+
+                def tell(at: int, of: int) -> None:
+                    ctx.tick(Ticked("training the scorer", at, of))
+
+                scorer = tune(graded, embedder, self.scorer, tell=tell, **how)
             scorer.save(into / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 

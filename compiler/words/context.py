@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ...dsl.recipe import Invocation, Recipe
+from ...dsl.source import Source
 from ...dsl.values import DataRef, MetricRef, StepRef
 from ..report.progress import Event, Listener, Recorded, each, silent
 from .placing import placed
@@ -67,6 +68,19 @@ class Context:
     crew: "Crew | None" = None
     orders: "Orders | None" = None
     original: "Callable[[], torch.nn.Module | None]" = lambda: None
+
+    @classmethod
+    def bare(
+        cls,
+        settings: Settings,
+        folder: Path,
+        shelf: "Shelf",
+        origin: "Origin | None" = None,
+        workdir: Path | None = None,
+    ) -> "Context":
+        """Of work that no recipe asks for. Whoever finds an origin has none yet, and nothing may ask for it."""
+        nothing = Recipe(Source("", ""), "", {}, {}, {}, {}, {})
+        return cls(settings, nothing, folder, shelf, cast("Origin", origin), workdir or settings.cache_dir)
 
     @property
     def seed(self) -> int:

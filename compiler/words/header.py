@@ -66,7 +66,22 @@ def read_header(kind: str, name: str, path: Path) -> Word:
     params, facts = inherited(base)
     for node, file in line:
         _declare(node, file, params, facts)
-    return Word(kind, name, doc, tuple(params.values()), facts, str(path))
+    shared = {p.name for p in inherited(base)[0].values()}
+    return Word(kind, name, doc, _order(params, [shared, *map(_named, line[:-1])]), facts, str(path))
+
+
+def _order(params: dict[str, Param], above: list[set[str]]) -> tuple[Param, ...]:
+    """As a page shows them: what must be given, then the word's own, then what it shares with others.
+
+    above   names of parameters that each class above the word declares, the kind's first
+    """
+    depth = {name: len(above) - place for place, names in enumerate(above) for name in names}
+    return tuple(sorted(params.values(), key=lambda p: (p.default is not REQUIRED, depth.get(p.name, 0))))
+
+
+def _named(line: tuple[ast.ClassDef, Path]) -> set[str]:
+    """Parameters that a class of a line declares."""
+    return {s.target.id for s in line[0].body if isinstance(s, ast.AnnAssign) and _is_param(s.value)}
 
 
 def _line(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> list[tuple[ast.ClassDef, Path]]:

@@ -41,12 +41,13 @@ def param(
     distinct: bool = False,
     falling: bool = False,
     spelled: str = "",
+    lines: bool = False,
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
     about = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
     about |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
-    about["spelled"] = spelled
+    about |= {"spelled": spelled, "lines": lines}
     if default is _MISSING:
         return field(kw_only=True, metadata=about)
     return field(kw_only=True, default=default, metadata=about)

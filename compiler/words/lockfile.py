@@ -33,7 +33,8 @@ def read(folder: Path) -> Lock:
     except FileNotFoundError:
         return {table: {} for table in TABLES}
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(broken_lock(f"{file} is no TOML that can be read: {str(error)[:120]}", help=_AGAIN)) from error
+        said = error.strerror if isinstance(error, OSError) else str(error)[:120]
+        raise Reject(broken_lock(f"{file} is no TOML that can be read: {said}", help=_AGAIN)) from error
     number = body.pop("format", None)
     if type(number) is not int or number != FORMAT:
         raise Reject(broken_lock(f"{file} is of format {number}, this effc reads {FORMAT}", help=_AGAIN))

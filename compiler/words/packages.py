@@ -145,15 +145,20 @@ def module(name: str, project: Path, cache: Path) -> Source | None:
     return Source(source.name, source.text, root=root.as_posix())
 
 
-def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path) -> Path:
-    """Where the files of a locked package lie. Raises Reject where they are gone or are others."""
+def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path, *, vendored: bool = True) -> Path:
+    """Where the files of a locked package lie. Raises Reject where they are gone or are others.
+
+    vendored   look beside the recipes first
+    """
     tree = facts.get("tree", "")
     if not re.fullmatch(r"[0-9a-f]{64}", tree) or not _NAME.fullmatch(name):
         raise Reject(lockfile.broken_lock(f"the lock pins no tree of `{name}`", help="add the package again"))
-    places = [project / VENDORED / name, kept(cache, tree)]
+    beside = project / VENDORED / name
+    places = [*([beside] if vendored else []), kept(cache, tree)]
     root = next((p for p in places if p.is_dir()), None)
     if root is None:
         raise Reject(package_gone(f"the package `{name}` is not here", help="`effc add` fetches what the lock names"))
     if tree_hash(root) != tree:
-        raise Reject(package_edited(f"{root} is not the `{name}` that effspec.lock pins", help="`effc add` fetches it"))
+        remedy = "`effc add` fetches it" + (", and `effc vendor` then copies it here" if root == beside else "")
+        raise Reject(package_edited(f"{root} is not the `{name}` that effspec.lock pins", help=remedy))
     return root

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...dsl.diagnostics import Diagnostic, Fault
+from ...dsl.read import other_kind
 from ...dsl.recipe import Invocation, Recipe
 from ...dsl.vocabulary import Vocabulary
 
@@ -23,7 +24,9 @@ def missing(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Di
             value = call.args[name]
             for path in (value,) if isinstance(value, str) else value or ():
                 if path and path not in words and not _is_there(beside, path, what):
-                    said, help_ = f"there is no {what} `{path}`", "a path is relative to the file that names it"
+                    kind = other_kind(beside / path)
+                    said = f"`{path}` is {kind}, where a {what} is needed" if kind else f"there is no {what} `{path}`"
+                    help_ = "" if kind else "a path is relative to the file that names it"
                     yield missing_file(said, call.where(name), help=help_)
 
 

@@ -1,18 +1,16 @@
 """Make MLPs narrower."""
 
-from typing import Literal
-
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
-from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy, items
+from ...compiler.search.greedy import Greedy, items
+from ...compiler.search.narrower import Narrower
 from ...compiler.search.parts import WidthParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio, Selector
+from ...dsl.values import Ratio, Selector
 
 
-class Channels(Cutter, Pass):
+class Channels(Narrower):
     """Make MLPs narrower.
 
     Without a score every layer keeps the same share, the channels of least weight magnitude go, and the
@@ -26,10 +24,8 @@ class Channels(Cutter, Pass):
     Example: thin = prune.channels(keep: 75% of channels, align: 32)
     """
 
-    keeps = Lossy()
     acts_on = "channels"
     makes = {"score": "uneven widths"}
-    determinism = "deterministic"
 
     keep: Ratio = param(
         "Share of the channels, or of all parameters, that stays.", of=("channels", "params"), gt=0, le=1
@@ -37,19 +33,6 @@ class Channels(Cutter, Pass):
     on: Selector | None = param("Which MLPs.", default=None)
     align: int = param(
         "Widths are multiples of this, and it is the step of the search.", default=32, ge=1, unit="channels"
-    )
-    score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
-    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
-    reorder: Literal["l1", "wanda", "obs"] | None = param(
-        "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
-        "obs with a score, else l1.",
-        default=None,
-    )
-    repair: bool = param("With a score, refit what reads the items that go.", default=True)
-    data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
-        "32 that the model itself writes.",
-        default=None,
     )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
@@ -64,5 +47,5 @@ class Channels(Cutter, Pass):
             rank="loss",
             align=self.align,
             even_params=True,
-            fit=Fit(self.reorder or "obs", self.repair, self.data),
+            fit=self.fit,
         )

@@ -1,18 +1,16 @@
 """Remove attention heads."""
 
-from typing import Literal
-
 from ...compiler.planning.amount import Amount
 from ...compiler.planning.select import groups, required
-from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy, items
+from ...compiler.search.greedy import Greedy, items
+from ...compiler.search.narrower import Narrower
 from ...compiler.search.parts import WidthParts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.skeleton import Group, Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio, Selector
+from ...dsl.values import Ratio, Selector
 
 
-class Heads(Cutter, Pass):
+class Heads(Narrower):
     """Remove attention heads.
 
     `of heads` removes query heads: under grouped-query attention the same number from every KV head. `of
@@ -26,26 +24,11 @@ class Heads(Cutter, Pass):
     Example: bald = prune.heads(keep: 50% of kv_heads)
     """
 
-    keeps = Lossy()
     acts_on = "heads"
     makes = {"score": "uneven heads"}
-    determinism = "deterministic"
 
     keep: Ratio = param("Share of the query heads or KV heads that stays.", of=("heads", "kv_heads"), gt=0, le=1)
     on: Selector | None = param("Which attention modules.", default=None)
-    score: MetricRef | None = param("What decides which layers lose more; without it all lose alike.", default=None)
-    search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
-    reorder: Literal["l1", "wanda", "obs"] | None = param(
-        "Which items of a module go first: by weights, by weights and inputs, or by the error left after repair; "
-        "obs with a score, else l1.",
-        default=None,
-    )
-    repair: bool = param("With a score, refit what reads the items that go.", default=True)
-    data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
-        "32 that the model itself writes.",
-        default=None,
-    )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = self._groups(skeleton)
@@ -58,7 +41,7 @@ class Heads(Cutter, Pass):
             self.score,
             exact=self.search == "exact",
             rank="loss",
-            fit=Fit(self.reorder or "obs", self.repair, self.data),
+            fit=self.fit,
         )
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:

@@ -3,18 +3,17 @@
 from typing import Literal
 
 from ...compiler.planning.amount import Amount
-from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.contest import Contest
+from ...compiler.search.greedy import Greedy
 from ...compiler.search.latency import no_clock
 from ...compiler.search.parts import parts_of
-from ...compiler.search.refusals import check_racing
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.diagnostics import Reject
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, MetricRef, ProfileRef, Ratio, Selector, Shares
+from ...dsl.values import MetricRef, ProfileRef, Ratio, Selector, Shares
 
 
-class Multi(Cutter, Pass):
+class Multi(Contest):
     """Prune blocks, MLP channels and attention heads, whatever the model misses least.
 
     Candidates are every residual branch, the least important `group` channels of every MLP and the least
@@ -40,10 +39,8 @@ class Multi(Cutter, Pass):
     Example: slim = prune.multi(remove: 15% of params, score: perplexity(calib))
     """
 
-    keeps = Lossy()
     acts_on = "branches"
     makes = {"": "missing branches", "score": "uneven widths"}
-    determinism = "deterministic"
 
     remove: Ratio = param(
         "Share of the parameters, their bytes, the operations per token or the latency that goes.",
@@ -51,7 +48,6 @@ class Multi(Cutter, Pass):
         gt=0,
         lt=1,
     )
-    score: MetricRef = param("What the model is scored by without each candidate.")
     split: Shares | None = param(
         "How what goes is split between kinds that take turns; without it they compete.",
         of=("blocks", "channels", "heads"),
@@ -62,31 +58,14 @@ class Multi(Cutter, Pass):
         default=("blocks", "channels", "heads"),
         distinct=True,
     )
-    search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
-    estimate: Literal["none", "taylor"] = param(
-        "What a racing search knows of candidates before it scores them: `taylor` leaves out those that gradients show "
-        "to lose.",
-        default="none",
-    )
-    together: int = param("Cuts of different layers that a racing search makes at once.", default=1, ge=1, unit="cuts")
-    rank: Literal["ratio", "loss"] | None = param(
-        "By loss per unit saved, or by plain loss; an exact search takes plain loss unless told.", default=None
-    )
     reorder: Literal["l1", "wanda", "obs"] | None = param(
         "Which channels and heads of a module go first: by weights, by weights and inputs, or by the error left "
         "after repair; l1 in an exact search, else obs.",
         default=None,
     )
-    repair: bool | None = param("Refit what reads the channels that go; no in an exact search, else yes.", default=None)
-    data: DataRef | None = param(
-        "Rows that items are ranked and readers refitted on, several thousand tokens, not the score's; unless given, "
-        "32 that the model itself writes.",
-        default=None,
-    )
     group: int = param("Channels per cut.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads per cut.", default=1, ge=1, unit="KV heads")
     width_score: MetricRef | None = param("What channels and heads are scored by, if not by `score`.", default=None)
-    clock: MetricRef = param("Which latency, measured on the machine that compiles.", default=MetricRef("decode.p50"))
     machine: ProfileRef | None = param(
         "The machine whose latency counts: the compile runs there, with the profile's threads.", default=None
     )
@@ -104,8 +83,7 @@ class Multi(Cutter, Pass):
                     help="write `of latency`, or leave `machine` out",
                 )
             )
-        exact = self.search == "exact"
-        check_racing(exact, self.estimate, self.together)
+        exact = self.exact
         return Greedy(
             Amount(self.remove, removes=True),
             "params",
@@ -122,9 +100,7 @@ class Multi(Cutter, Pass):
             clock=self.clock,
             estimate=self.estimate,
             together=self.together,
-            fit=Fit(
-                self.reorder or ("l1" if exact else "obs"), not exact if self.repair is None else self.repair, self.data
-            ),
+            fit=self.fit(self.reorder or ("l1" if exact else "obs")),
         )
 
     def reads_clock(self) -> bool:

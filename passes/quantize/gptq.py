@@ -6,19 +6,16 @@ import torch
 from torch import Tensor
 
 from ...compiler.ir.program import Program
-from ...compiler.search.grid import check_groups
-from ...compiler.search.quantizing import kept, note
+from ...compiler.search.quantizing import Quantizer, kept, note
 from ...compiler.search.solving import effort, exchanged
-from ...compiler.search.sparsity import chosen_parts
 from ...compiler.search.updates import gptq
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...compiler.words.kinds import Effort, param
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, Selector
-from ...kernels.grid import Grid
+from ...dsl.values import DataRef
 
 
-class Gptq(Pass):
+class Gptq(Quantizer):
     """Round weights of linear modules to few values, and let the weights behind each make up for it.
 
     Inputs are settled one after another, those that are large over `data` first: what an output loses when its
@@ -38,24 +35,7 @@ class Gptq(Pass):
     Example: q = quantize.gptq(on: "*_proj", data: calib, bits: 4, group: 32)
     """
 
-    keeps = Lossy()
-    acts_on = "linear"
-    divides = "group"
-    determinism = "deterministic"
-    after = {
-        "tune.heal": "training would leave the grid",
-        "sparsify.sparsegpt": "its weights would leave the grid",
-        "sparsify.admm": "its weights would leave the grid",
-    }
-
     data: DataRef = param("Rows whose inputs of the modules count; more tokens than a module has inputs.")
-    bits: int = param("Bits of a code.", default=4, ge=2, le=8, unit="bits")
-    group: int = param("Inputs of an output that share a scale; 0 for all.", default=64, ge=0, unit="inputs")
-    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
-    zero: Literal["free", "middle"] = param("Whether 0 is any code, or the middle one.", default="free")
-    scales: Literal["range", "search"] = param(
-        "Scales that reach the largest weight, or for which the squared error is least.", default="search"
-    )
     order: Literal["activation", "given"] = param(
         "Large inputs first, on scales fitted before; or as they lie, on scales fitted as they come.",
         default="activation",
@@ -66,7 +46,7 @@ class Gptq(Pass):
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, rows, grid = self._chosen(program.skeleton), ctx.rows(self.data), self._grid
+        chosen, rows, grid = self.chosen(program.skeleton), ctx.rows(self.data), self.grid
 
         def new(_unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             keep = kept(weight)
@@ -77,19 +57,5 @@ class Gptq(Pass):
 
         note(program, chosen, exchanged(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
 
-    def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """The same shapes. Groups that don't divide are said here, before any weight is read."""
-        self._chosen(skeleton)
-        return skeleton
-
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return effort(skeleton, self._chosen(skeleton), ctx.rows(self.data), "uniform")
-
-    def _chosen(self, skeleton: Skeleton):
-        chosen = chosen_parts(skeleton, self.on)
-        check_groups(chosen, self.group)
-        return chosen
-
-    @property
-    def _grid(self) -> Grid:
-        return Grid(self.bits, self.group, self.zero == "middle", self.scales == "search")
+        return effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

@@ -3,21 +3,20 @@
 from typing import Literal
 
 from ...compiler.planning.amount import Amount
-from ...compiler.search.fit import Fit
-from ...compiler.search.greedy import Cutter, Greedy
+from ...compiler.search.contest import Contest
+from ...compiler.search.greedy import Greedy
 from ...compiler.search.loop import CUTS
 from ...compiler.search.parts import parts_of
-from ...compiler.search.refusals import check_racing
 from ...compiler.search.routing import least_experts
-from ...compiler.words.kinds import Lossy, Pass, param
+from ...compiler.words.kinds import param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
-from ...dsl.values import DataRef, MetricRef, Ratio, Selector, Shares
+from ...dsl.values import Ratio, Selector, Shares
 
 nothing_to_shed = Fault("nothing-to-shed", "None of the kinds of parts that a search may cut is in the model.")
 
 
-class Multi(Cutter, Pass):
+class Multi(Contest):
     """Shed blocks, scans, channels, heads and states of a hybrid, whatever the model misses least.
 
     Candidates are every residual branch (Mamba block, attention, MLP, experts), every scan, the least important
@@ -35,10 +34,8 @@ class Multi(Cutter, Pass):
     Example: shed = shed.multi(remove: 15% of params, score: perplexity(calib))
     """
 
-    keeps = Lossy()
     acts_on = "branches"
     makes = {"": "missing branches", "score": "uneven widths"}
-    determinism = "deterministic"
 
     remove: int | Ratio = param(
         "Share of the parameters, their bytes, the operations per token or the latency that "
@@ -47,7 +44,6 @@ class Multi(Cutter, Pass):
         gt=0,
         unit="cuts",
     )
-    score: MetricRef = param("What the model is scored by without each candidate.")
     order: tuple[
         Literal["blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"], ...
     ] = param(
@@ -59,18 +55,8 @@ class Multi(Cutter, Pass):
         of=("blocks", "scans", "channels", "heads", "experts", "scan_heads", "scan_channels", "states"),
         default=None,
     )
-    search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
-    estimate: Literal["none", "taylor"] = param(
-        "What a racing search knows of candidates before it scores them: `taylor` leaves out those that gradients show "
-        "to lose.",
-        default="none",
-    )
-    together: int = param("Cuts of different layers that a racing search makes at once.", default=1, ge=1, unit="cuts")
     rank: Literal["ratio", "loss"] | None = param(
         "By loss per unit saved, or by plain loss; cuts are counted by plain loss.", default=None
-    )
-    repair: bool | None = param(
-        "Refit what reads MLP channels and KV heads that go; no in an exact search, else yes.", default=None
     )
     group: int = param("Channels per cut, of MLPs and of Mamba-1 mixers.", default=64, ge=1, unit="channels")
     heads: int = param("KV heads, or heads of every group of a scan, per cut.", default=1, ge=1, unit="heads")
@@ -78,10 +64,6 @@ class Multi(Cutter, Pass):
         "Experts of a layer per cut; as many stay as are chosen for a token.", default=1, ge=1, unit="experts"
     )
     states: int = param("States of every group of a scan per cut.", default=4, ge=1, unit="states")
-    data: DataRef | None = param(
-        "Rows that rank items and refit readers; unless given, 32 that the model itself writes.", default=None
-    )
-    clock: MetricRef = param("Which latency, measured on the machine that compiles.", default=MetricRef("decode.p50"))
     on: Selector | None = param("Which blocks may be cut, whole or inside.", default=None)
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
@@ -94,9 +76,7 @@ class Multi(Cutter, Pass):
                     help="name other kinds in `order`, or let it choose among all",
                 )
             )
-        exact = self.search == "exact"
-        check_racing(exact, self.estimate, self.together)
-        repair = not exact if self.repair is None else self.repair
+        exact = self.exact
         return Greedy(
             Amount(self.remove, removes=True),
             CUTS,
@@ -110,7 +90,7 @@ class Multi(Cutter, Pass):
             clock=self.clock,
             estimate=self.estimate,
             together=self.together,
-            fit=Fit("obs" if repair else "l1", repair, self.data),
+            fit=self.fit(),
         )
 
     def reads_clock(self) -> bool:

@@ -32,15 +32,16 @@ from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort
 from ...compiler.training.gains import refuse_same_rows
+from ...compiler.training.learner import Learner
 from ...compiler.training.masks import masks
 from ...compiler.training.schedule import seed_of
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, param
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
 
 
-class Elastic(Pass):
+class Elastic(Learner):
     """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
 
     What may be chosen comes from discovery: so many channels of each MLP, KV heads of each attention with the query
@@ -96,23 +97,7 @@ class Elastic(Pass):
     )
     opening: Ratio = param("Share of the steps over which smaller values come in.", default=Ratio(0.0), ge=0, le=1)
     steps: int = param("Updates of what is trained, at most.", default=200, ge=0, unit="steps")
-    lr: float = param("Largest learning rate of AdamW.", default=3e-4, gt=0)
-    batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
-    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
-    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = param(
-        "How the learning rate falls after that.", default="cosine"
-    )
-    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
-    gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False
-    )
     held_out: DataRef | None = param("Rows to judge the middle choice by; never learned from.", default=None)
-    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
-    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param(
-        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
-    )
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"

@@ -14,16 +14,17 @@ from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort
 from ...compiler.training.gains import refuse_same_rows
+from ...compiler.training.learner import Learner
 from ...compiler.training.loop import Course
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, param
 from ...dsl.skeleton import Part, Skeleton
-from ...dsl.values import DataRef, Ratio, Selector
+from ...dsl.values import DataRef, Selector
 
 
-class Lora(Pass):
+class Lora(Learner):
     """Train adapters of elastic rank: any choice of ranks is then an adapter, without more training.
 
     Each step of training uses adapters of ranks that are drawn for it: of every site by itself, one of `ranks`, so
@@ -54,10 +55,6 @@ class Lora(Pass):
     per: Literal["layer", "module", "kind"] = param(
         "What has a rank of its own: layers, modules, or all modules of one name.", default="layer"
     )
-    steps: int = param("Updates of the adapters, at most.", default=200, ge=1, unit="steps")
-    lr: float = param("Largest learning rate of AdamW.", default=3e-4, gt=0)
-    batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
-    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
     on: Selector | None = param(
         "Linear modules that get an adapter; all inside the layers where it is left out.", default=None
     )
@@ -65,20 +62,6 @@ class Lora(Pass):
     dropout: float = param("Probability that an input of an adapter is dropped.", default=0.1, ge=0, lt=1)
     zeros: Literal["keep", "fill"] = param(
         "Whether adapters give nothing where a sparse weight is zero.", default="keep"
-    )
-    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = param(
-        "How the learning rate falls after that.", default="cosine"
-    )
-    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
-    gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False
-    )
-    held_out: DataRef | None = param("Rows to judge by; never learned from.", default=None)
-    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
-    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param(
-        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
     )
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:

@@ -20,13 +20,14 @@ from ...compiler.training.adapters import Shape, adaptable, adapted
 from ...compiler.training.course import train
 from ...compiler.training.effort import adapter_size, effort, whole_size
 from ...compiler.training.gains import no_gain, refuse_same_rows
+from ...compiler.training.learner import Learner
 from ...compiler.training.loop import Course
 from ...compiler.training.masks import masks
 from ...compiler.training.objective import Objective
 from ...compiler.training.schedule import seed_of
 from ...compiler.training.unmerged import Unmerged
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, param
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
 from ...dsl.values import DataRef, Ratio, Selector
@@ -34,7 +35,7 @@ from ...dsl.values import DataRef, Ratio, Selector
 nothing_apart = Fault("nothing-apart", "Adapters are asked for apart from a model that is trained without any.")
 
 
-class Heal(Pass):
+class Heal(Learner):
     """Train a pruned model until it is as well again as it gets.
 
     The model learns to predict the next token of every position of `data`, or with `learn: responses` what
@@ -81,10 +82,7 @@ class Heal(Pass):
 
     data: DataRef = param("Rows to learn from.")
     learn: Literal["all", "responses"] = param("Every token, or what assistants say.", default="all")
-    steps: int = param("Updates of the weights, at most.", default=200, ge=1, unit="steps")
     lr: float = param("Largest learning rate of AdamW.", default=1e-4, gt=0)
-    batch: int = param("Rows in a forward.", default=8, ge=1, unit="rows")
-    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
     method: Literal["lora", "full"] = param("Train adapters and merge them, or the weights themselves.", default="lora")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
     on: Selector | None = param(
@@ -97,21 +95,7 @@ class Heal(Pass):
     zeros: Literal["keep", "fill"] = param("Whether zeros of sparse matrices stay zero.", default="keep")
     distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0), ge=0, le=1)
     temperature: float = param("What both predictions are softened by before they are compared.", default=1.0, gt=0)
-    warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.05), ge=0, le=1)
-    schedule: Literal["cosine", "linear", "constant"] = param(
-        "How the learning rate falls after that.", default="cosine"
-    )
-    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of what is trained.", default=0.0, ge=0)
-    gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False
-    )
-    held_out: DataRef | None = param("Rows to judge by; never learned from.", default=None)
-    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
-    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param(
-        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
-    )
 
     def give(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:

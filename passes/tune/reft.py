@@ -13,11 +13,12 @@ from ...compiler.rows.forward import nll
 from ...compiler.rows.prompts import head, prompts
 from ...compiler.training.effort import effort
 from ...compiler.training.gains import no_gain, refuse_same_rows
+from ...compiler.training.learner import Learner
 from ...compiler.training.loop import Course, Regime, Run
 from ...compiler.training.objective import Objective
 from ...compiler.training.trained import Trained, recomputing, training
 from ...compiler.words.context import Context
-from ...compiler.words.kinds import Effort, Lossy, Pass, param
+from ...compiler.words.kinds import Effort, Lossy, param
 from ...dsl.demands import no_prompts
 from ...dsl.diagnostics import Fault, Reject
 from ...dsl.skeleton import Skeleton
@@ -28,7 +29,7 @@ prompts_too_short = Fault("prompts-too-short", "An intervention has more positio
 no_coordinate = Fault("no-coordinate", "A subspace names coordinates that the interventions don't have.")
 
 
-class Reft(Pass):
+class Reft(Learner):
     """Train the interventions of a model while all its own weights stay.
 
     The model learns to predict the tokens of the answers in rows of `pairs`, prompts being edited where `reft.insert`
@@ -53,28 +54,17 @@ class Reft(Pass):
     after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
 
     data: DataRef = param("Prompts with answers to learn from.")
-    steps: int = param("Updates of the interventions, at most.", default=200, ge=1, unit="steps")
     lr: float = param("Largest learning rate of AdamW.", default=9e-4, gt=0)
     batch: int = param("Rows in a forward.", default=16, ge=1, unit="rows")
-    accumulate: int = param("Batches whose gradients make one update.", default=1, ge=1, unit="batches")
     warmup: Ratio = param("Share of the steps over which the learning rate rises.", default=Ratio(0.1), ge=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = param(
         "How the learning rate falls after that.", default="linear"
     )
-    clip: float = param("Largest norm of an update's gradient.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of the interventions.", default=0.0, ge=0)
     subspace: tuple[int, ...] | None = param(
         "Coordinates to train, from 0; all where it is left out.", default=None, least=1, distinct=True
     )
-    gradient_checkpointing: bool = param(
-        "Layers run again in the backward pass: less memory, a third more time.", default=False
-    )
     held_out: DataRef | None = param("Prompts with answers to judge by; never learned from.", default=None)
-    every: int = param("Steps between two looks at `held_out`.", default=50, ge=1, unit="steps")
-    patience: int = param("Looks without a gain after which the run ends.", default=3, ge=1, unit="looks")
-    save: int = param(
-        "Steps between two checkpoints, from which a killed run goes on.", default=100, ge=1, unit="steps"
-    )
 
     def run(self, program: Program, ctx: Context) -> None:
         refuse_same_rows(self.data, self.held_out, ctx)

@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import typer
 from effc.compiler.commands.exits import MEANINGS, exit_table, explained
+from effc.compiler.commands.flags import duration
 from effc.compiler.commands.screen import code_of
 from effc.dsl.diagnostics import EXITS, Fault, Reject
 
@@ -87,6 +89,12 @@ def test_a_wrong_flag_or_argument_is_exit_2_in_the_same_style(effc, args, err):
     run = effc(*args)
     assert (run.code, run.out) == (2, "") and err in run.err
     assert "Traceback" not in run.err and "Usage:" not in run.err
+
+
+def test_a_time_without_a_unit_is_told_what_to_write():
+    with pytest.raises(typer.BadParameter, match="`5` has no unit: write 5s, 5m or 5h"):
+        duration("5")
+    assert (duration("90s"), duration("30m"), duration("0.5h")) == (90.0, 1800.0, 1800.0)
 
 
 def test_a_usage_error_is_json_where_json_was_asked_for(effc):

@@ -80,6 +80,15 @@ def test_a_vendored_package_is_found_where_the_cache_is_another(effc, added, tmp
     assert effc("check", "r.effspec", "--cache-dir", other).code == 0
 
 
+def test_a_vendored_copy_follows_an_update_once_it_is_vendored_again(effc, added):
+    assert effc("vendor").code == 0
+    package(added / "theirs", TIGHT.replace("remove: 1", "remove: 2"), "1.1")
+    assert effc("update", "edge").code == 0
+    run = effc("check", "r.effspec")
+    assert run.code == 5 and "`effc vendor` then copies it here" in run.err
+    assert effc("vendor").out.startswith("edge 1.1  ") and effc("check", "r.effspec").code == 0
+
+
 def test_a_package_that_was_edited_is_refused(effc, added):
     assert effc("vendor").code == 0
     with open(added / "effspec_packages" / "edge" / "data" / "few.txt", "a") as file:

@@ -60,12 +60,23 @@ def test_work_in_one_piece_says_what_comes_then():
     assert "… writing, then measuring  (" in out.getvalue().splitlines()[0]
 
 
+def test_work_that_is_done_is_not_told_while_other_work_goes_on():
+    out, label = io.StringIO(), "hashing model.safetensors, pieces of 16 MiB"
+    with Plain(out, heartbeat=0.1) as listen, hear(listen):
+        listen(StageBegan("capture", "", 1, 6))
+        assert list(follow(range(1), label)) == [0]
+        deadline = time.monotonic() + 10
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert "… running  (" in out.getvalue() and "hashing" not in out.getvalue() and "left" not in out.getvalue()
+
+
 def test_what_is_deep_below_a_stage_is_told_as_a_part_of_it():
     heard = []
     with hear(heard.append), announce("measuring"):
         assert list(follow("ab", "batches")) == ["a", "b"]
-    assert [e.label for e in heard] == ["measuring", "measuring: batches", "measuring: batches"]
-    assert list(follow("ab", "batches")) == ["a", "b"] and len(heard) == 3
+    assert [e.label for e in heard] == ["measuring", *["measuring: batches"] * 2, "measuring"]
+    assert list(follow("ab", "batches")) == ["a", "b"] and len(heard) == 4
 
 
 def test_values_are_told_only_to_those_who_want_more():

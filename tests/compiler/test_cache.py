@@ -21,6 +21,15 @@ def test_a_tensor_comes_back_bit_for_bit(tmp_path_factory, shape, dtype, seed):
     assert again.dtype == dtype and torch.equal(again, tensor)
 
 
+def test_a_tensor_from_the_cache_lies_where_torch_would_put_a_new_one(tmp_path):
+    cache = Cache(tmp_path)
+    for shape in ((3,), (7, 11), (1,), (130, 64), ()):
+        for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
+            tensor = torch.ones(shape).to(dtype)
+            again = cache.fetch(cache.store(tensor))
+            assert torch.equal(again, tensor) and again.data_ptr() % 64 == torch.empty(64).data_ptr() % 64
+
+
 def test_equal_tensors_are_kept_once_and_others_are_not_taken_for_them(tmp_path):
     cache = Cache(tmp_path)
     zeros = torch.zeros(4)

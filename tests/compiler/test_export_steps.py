@@ -1,8 +1,11 @@
 """A program that continues text, opened by torch alone; what is refused."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from effc.dsl.diagnostics import Reject
 from tests import mixers, tiny
 from tests.recipes_in_memory import context_of, recipe_of
 
+PAGE = Path(__file__).parents[2] / "docs" / "targets.md"
 # A prompt, and a loop over the program with no more than torch: transformers and effc can't be imported.
 LOOP = """
 import json, sys
@@ -122,3 +126,16 @@ def test_a_context_that_can_not_be_is_refused_in_plan(tmp_path, model, context, 
     made = model()
     with pytest.raises(Reject, match=words):
         Pt2(path="p", context=context).foresee(context_of(tmp_path, made, recipe_of([])))
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
+def test_the_lines_of_the_page_make_native_code_that_computes_the_same(llama):
+    folder, _ = llama
+    (lines,) = [b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "aoti_compile" in b]
+    lines += "\ntheirs = torch.export.load('program/model.pt2').module()(**given)"
+    lines += "\nprint(float((logits - theirs).abs().max()))"
+    script = lines.replace("native.pt2", f"{folder.parent}/native.pt2")
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and float(done.stdout.split()[-1]) < 1e-4, done.stderr[-2000:]

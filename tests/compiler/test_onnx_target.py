@@ -6,12 +6,15 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from effc.compiler import api
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.verify import verify
+from effc.compiler.artifacts.verify_child import first_output
 from effc.compiler.capture.capture import capture
 from effc.compiler.metrics.params import Params
 from effc.compiler.targets.onnx import Onnx
+from effc.compiler.targets.pt2 import Pt2
 from effc.compiler.words.context import Settings
 from effc.compiler.words.kinds import Wish
 from effc.dsl.diagnostics import Reject
@@ -178,6 +181,29 @@ def test_int8_is_written_and_its_loss_is_measured(tmp_path):
     whole, _ = emitted(tmp_path / "whole", model)
     size = [(f / "onnx" / "model.onnx.data").stat().st_size for f in (folder, whole)]
     assert size[0] < 0.4 * size[1]
+
+
+@pytest.mark.parametrize("name", [pytest.param("Roberta", marks=pytest.mark.heavy), "Luke"])
+def test_positions_behind_the_one_of_padding_are_counted_by_the_graph(tmp_path, name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    more = {"entity_vocab_size": 8, "entity_emb_size": 8} if name == "Luke" else {}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, max_position_embeddings=40, pad_token_id=1, **sizes, **more
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    for target in (Onnx(path="o"), Pt2(path="p")):
+        folder = tmp_path / target.path
+        folder.mkdir()
+        target.emit(capture(model), folder, context_of(tmp_path, model, recipe_of([])))
+        opened, _ = type(target).open(folder / next(iter(target.forms())).folder, Wish())
+        ids = torch.tensor([[5, 9, 7, 3, 11], [8, 6, 1, 1, 1]])  # 1 is padding
+        mask = (ids != 1).long()
+        theirs = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        ours = first_output(opened(input_ids=ids, attention_mask=mask))
+        assert torch.allclose(ours[mask.bool()], theirs[mask.bool()], atol=1e-5), target.path
+        ours = first_output(opened(input_ids=ids[:, :4]))
+        assert torch.allclose(ours, model(input_ids=ids[:, :4]).last_hidden_state, atol=1e-5), target.path
 
 
 @pytest.mark.heavy

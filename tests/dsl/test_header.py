@@ -26,8 +26,10 @@ def written(tmp_path: Path, body: str) -> Path:
 def test_what_is_read_is_what_is_imported(kind, name):
     word, cls = SHELF.vocabulary.word(kind, name), SHELF.load(kind, name)
     assert word.doc == cleandoc(cls.__doc__)
-    assert [p.name for p in word.params] == [f.name for f in fields(cls)]
-    for param, field in zip(word.params, fields(cls), strict=True):
+    found = {field.name: field for field in fields(cls)}
+    assert sorted(p.name for p in word.params) == sorted(found)
+    for param in word.params:
+        field = found[param.name]
         assert param.required == (
             repr(field.default) == "<dataclasses._MISSING_TYPE object>" or param.default is REQUIRED
         )
@@ -37,6 +39,15 @@ def test_what_is_read_is_what_is_imported(kind, name):
         assert about == dict(field.metadata)
     for fact, value in word.facts.items():
         assert getattr(cls, fact) == value
+
+
+@pytest.mark.parametrize("kind, name", WORDS)
+def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_it_shares(kind, name):
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load(kind, name)
+    declares = {p.name: next(c for c in cls.__mro__[::-1] if p.name in vars(c)) for p in word.params if not p.required}
+    depths = [cls.__mro__.index(declares[p.name]) for p in word.params if not p.required]
+    assert [p.required for p in word.params] == sorted((p.required for p in word.params), reverse=True)
+    assert depths == sorted(depths)
 
 
 @pytest.mark.parametrize("kind, name", WORDS)
@@ -111,7 +122,7 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
         ''',
         ),
     )
-    assert [(p.name, p.default) for p in word.params] == [("count", 2), ("rate", 0.5), ("seed", 3)]
+    assert [(p.name, p.default) for p in word.params] == [("seed", 3), ("count", 2), ("rate", 0.5)]
     assert word.facts["takes"] == ("family",) and word.doc == "Do something."
 
 

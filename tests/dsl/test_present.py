@@ -1,7 +1,10 @@
 """What `check` says beyond the language: files that are not there, and arguments that a running word blames."""
 
+import os
+
 import pytest
 from effc.compiler import api
+from effc.compiler.rows.windows import find_files
 from effc.compiler.words.placing import placed
 from effc.dsl.diagnostics import Fault, Reject
 from effc.dsl.recipe import Invocation
@@ -38,6 +41,20 @@ def test_a_path_or_a_glob_that_leads_somewhere_is_none(tmp_path, path):
     (tmp_path / "kb.jsonl").write_text("{}")
     (tmp_path / "minilm").mkdir()
     assert warned(tmp_path, path) == []
+
+
+def test_a_pipe_and_a_folder_are_no_file_and_said_to_be_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "calib.txt")
+    (tmp_path / "kb.jsonl").mkdir()
+    (tmp_path / "minilm").mkdir()
+    assert [said for said, _ in warned(tmp_path, "calib.txt")] == [
+        "`calib.txt` is a pipe, where a file is needed",
+        "`kb.jsonl` is a folder, where a file is needed",
+    ]
+    for name, kind in (("calib.txt", "a pipe"), ("kb.jsonl", "a folder")):
+        with pytest.raises(Reject) as refused:
+            find_files(name, tmp_path)
+        assert f"{name} is {kind}, where a file is needed" in str(refused.value) and refused.value.diagnostics[0].help
 
 
 def test_a_diagnostic_of_a_running_word_points_at_the_argument_it_blames_if_the_recipe_gives_it():

@@ -194,6 +194,22 @@ def test_a_name_is_changed_wherever_the_recipe_has_it_and_in_recipes_that_use_it
     assert written(MODULE, found[editor.uri("mine.effspec")]) == MODULE.replace("share", "part")
 
 
+def test_a_document_that_is_not_open_is_read_as_it_lies_on_disk(editor):
+    editor.open("mine.effspec", MODULE)
+    beside = editor.folder / "beside.effspec"
+    beside.write_text(RECIPE)
+    there = editor.at("definition", "beside.effspec", *place(RECIPE, "mine.narrow", 6))
+    assert there["uri"] == editor.uri("mine.effspec") and there["range"]["start"]["line"] == 4
+    beside.write_text(later := RECIPE.replace("calib", "verses"))
+    found = editor.at("rename", "beside.effspec", *place(later, "verses =", 1), newName="rows")
+    assert written(later, found["changes"][editor.uri("beside.effspec")]) == later.replace("verses", "rows")
+    found = editor.at("rename", "mine.effspec", *place(MODULE, "narrow", 1), newName="taper")["changes"]
+    assert {editor.uri("beside.effspec"), editor.uri("lean.effspec")} <= set(found)
+    beside.unlink()
+    where = {"textDocument": {"uri": editor.uri("beside.effspec")}, "position": {"line": 0, "character": 0}}
+    assert "beside.effspec" in editor.answer("textDocument/definition", where)["error"]["message"]
+
+
 def test_a_name_that_is_none_or_is_taken_is_refused_with_the_reason(editor):
     line, character = place(RECIPE, "calib =", 1)
     where = {"textDocument": {"uri": editor.uri("lean.effspec")}, "position": {"line": line, "character": character}}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from effc.compiler.cli import main
 from effc.compiler.commands.screen import Screen
 from effc.dsl.render import visible
 
@@ -30,3 +31,40 @@ def test_json_says_them_as_escapes(capsys, text):
 def test_letters_spaces_and_lines_of_any_language_stay():
     text = "naïve\t漢字\u00a0\u3000ok\n∆ ✓"
     assert visible(text) == text
+
+
+@pytest.mark.parametrize(
+    "words", [["check", "{}"], ["plan", "{}", "-q"], ["run", "{}"], ["diff", "a", "{}"], ["sign", "--new-key", "{}"]]
+)
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\nok: b", "\x9b31m", "a\u2028b"], ids=ascii)
+def test_names_of_the_command_line_hold_none(capsys, words, text):
+    assert main([word.format(text) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert not out and text not in err and "holds U+" in err and "ok: b" not in err.splitlines()
+
+
+def test_a_prompt_and_a_name_of_other_letters_may_be_what_they_like(capsys):
+    assert main(["run", "no/such/näme 漢字", "--prompt", "a\n\x1b[2J"]) == 2
+    assert "there is no `no/such/näme 漢字`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made", [r'"con\u0000"', r'"a\u001b[2J"', r'"a\nb"', '"a\x9b31m"', r'"a\u2029b"'])
+def test_strings_of_recipes_hold_none(made, tmp_path, capsys):
+    for model, out in ((f"hf({made})", '"out"'), ('zoo("tiny-llama")', made)):
+        recipe = tmp_path / "r.effspec"
+        recipe.write_text(f"effspec 1\nmodel base = {model}\npipeline lean(base) {{ }}\nemit lean {{ hf({out}) }}\n")
+        assert main(["check", str(recipe)]) == 3
+        assert "error[control-character]: " in capsys.readouterr().err
+
+
+def test_params_from_outside_hold_none(tmp_path, capsys):
+    recipe = tmp_path / "r.effspec"
+    recipe.write_text(
+        'effspec 1\nparam to: string = "out"\nmodel base = zoo("tiny-llama")\npipeline lean(base) { }\n'
+        "emit lean { hf(to) }\n"
+    )
+    assert main(["check", str(recipe), "--set", "to=a\x1b[2J"]) == 2
+    (tmp_path / "p.json").write_text('{"to": "a\\u0000"}')
+    assert main(["check", str(recipe), "--params", str(tmp_path / "p.json")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("error[unfit-override]: `to` holds U+00") == 2 and "\x1b" not in err

@@ -147,6 +147,17 @@ def test_a_number_a_token_is_no_row_of_states():
         Reader(capture(kind(kind.config_class(**SIZES)).eval()), "bf16").read()
 
 
+def test_what_the_engine_does_not_keep_is_said_in_a_sentence(tmp_path):
+    native, ids = opened(made("BertModel"), tmp_path), torch.tensor([[5, 6, 7]])
+    for name in ("output_hidden_states", "output_attentions"):
+        with pytest.raises(Reject, match=f"`{name}` asks for what the native engine does not keep"):
+            native(ids, **{name: True})
+    found = native(ids, output_hidden_states=False, output_attentions=None)
+    assert not hasattr(found, "pooler_output") and found.last_hidden_state.shape == (1, 3, 48)
+    with pytest.raises(AttributeError, match="gives `last_hidden_state`, and no `pooler_output`"):
+        print(found.pooler_output)
+
+
 @pytest.mark.parametrize("name", ["T5EncoderModel", "MPNetModel"])
 def test_attention_with_a_table_of_distances_is_refused_by_name(name):
     sizes = {"vocab_size": 128, "d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.report.progress import Said, Ticked
+from effc.compiler.running.hands import Hands
 from effc.compiler.running.hiring import hands_of, working
 from effc.compiler.running.pipeline import Build
 from effc.compiler.store.cache import Cache
@@ -44,46 +45,60 @@ emit lean {{ front("lean") }}
     return path
 
 
-def stepped(recipe, cache, workers="", hear=None):
-    """What the cache keeps of every step, run by so many workers; `hear` is handed each event and the team."""
-    heard, teams = [], []
+class Deadly(Hands):
+    """Other hands; of every step a worker dies of the first task that it is given, whatever the load of the machine."""
 
-    def tell(event):
-        heard.append(event)
-        if hear and teams:
-            hear(event, teams[0])
+    def __init__(self, hands):
+        self.hands, self.pids, self.killed = hands, {}, []
 
+    size = property(lambda self: self.hands.size)
+
+    def hire(self, place):
+        self.hands.hire(place)
+
+    def send(self, place, line):
+        step = json.loads(line).get("step")
+        if step is None or step["key"] in self.killed:
+            self.hands.send(place, line)
+            return
+        os.kill(self.pids[place], signal.SIGSTOP)  # or it may have answered before it is killed
+        self.hands.send(place, line)
+        os.kill(self.pids[place], signal.SIGKILL)
+        self.killed.append(step["key"])
+
+    def receive(self, seconds):
+        found = self.hands.receive(seconds)
+        for place, text, alive in found:
+            if alive and "pid" in (answer := json.loads(text)):
+                self.pids[place] = answer["pid"]
+        return found
+
+    def end(self):
+        self.hands.end()
+
+
+def stepped(recipe, cache, workers="", deadly=False):
+    """What the cache keeps of every step, run by so many workers; what was told; the steps that a worker died in."""
+    heard = []
     torch.set_num_threads(1)
-    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, tell=tell)
+    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, tell=heard.append)
+    hands = hands_of(session.settings) if workers else None
+    if deadly:
+        hands = Deadly(hands)
     (plan,) = api.plans(session)
-    with working(session, hands_of(session.settings) if workers else None) as team:
-        teams += [team] if team else []
+    with working(session, hands) as team:
         ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
         build = Build(plan, ctx, kept, team=team)
         for stage in plan.stages:
             build.step(stage)
-    return [kept.step(stage.key) for stage in plan.stages], heard
-
-
-class Killer:
-    """Kills a worker with a task, and one more when the next step has begun."""
-
-    def __init__(self):
-        self.killed = []
-
-    def __call__(self, event, team):
-        busy = [(place, step) for place, (step, key) in team.busy.items() if key]
-        if isinstance(event, Ticked) and busy and len(self.killed) < 2 and busy[0][1] not in self.killed:
-            os.kill(team.pids[busy[0][0]], signal.SIGKILL)
-            self.killed.append(busy[0][1])
+    return [kept.step(stage.key) for stage in plan.stages], heard, hands.killed if deadly else []
 
 
 def test_workers_that_are_killed_change_nothing_of_cuts_and_fronts(tmp_path):
     recipe = written(tmp_path, CUT, NET, FEW)
-    alone, _ = stepped(recipe, "alone")
-    killer = Killer()
-    shared, heard = stepped(recipe, "shared", 2, killer)
-    assert shared == alone and len(killer.killed) == 2
+    alone, _, _ = stepped(recipe, "alone")
+    shared, heard, killed = stepped(recipe, "shared", 2, deadly=True)
+    assert shared == alone and len(killed) == 2
     said = [event.message for event in heard if isinstance(event, Said)]
     assert "2 workers of 1 thread each" in said
     assert sum("was lost (killed by SIGKILL): its task is done again" in line for line in said) == 2
@@ -162,10 +177,9 @@ def cluster(tmp_path_factory):
 @pytest.mark.timeout(1200)
 def test_on_two_nodes_of_ray_a_killed_worker_changes_nothing(tmp_path, cluster):
     recipe = written(tmp_path, CUT, NET, FEW)
-    alone, _ = stepped(recipe, "alone")
-    killer = Killer()
-    shared, heard = stepped(recipe, "shared", f"ray:{cluster}", killer)
-    assert shared == alone and len(killer.killed) == 2
+    alone, _, _ = stepped(recipe, "alone")
+    shared, heard, killed = stepped(recipe, "shared", f"ray:{cluster}", deadly=True)
+    assert shared == alone and len(killed) == 2
     said = [event.message for event in heard if isinstance(event, Said)]
     assert "2 workers of 1 thread each" in said
     assert sum("was lost" in line and "its task is done again" in line for line in said) == 2
