@@ -17,6 +17,7 @@ out_of_range = Fault("out-of-range", "A value lies outside the bounds that its p
 
 ill_spelled = Fault("ill-spelled", "A text is not written as its parameter asks for.")
 
+LONGEST = 4096  # characters of a text: no path is longer
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
@@ -31,6 +32,9 @@ def within(value: Any, want: Param, span: Span, report: Callable[[Diagnostic], N
     texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
     if isinstance(texts[0], str) and (found := control_in("".join(texts), want.lines)):
         report(refused(f"`{want.name}`", found, span))
+        return False
+    if isinstance(value, str) and len(value) > LONGEST:
+        report(out_of_range(f"`{want.name}` has {len(value)} characters, the most is {LONGEST}", span))
         return False
     if isinstance(value, str) and want.spelled and not re.fullmatch(want.spelled, value):
         sample = f"write it like `{want.name}: {show(want.default)}`" if isinstance(want.default, str) else ""

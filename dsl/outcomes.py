@@ -200,6 +200,9 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
             taken[parts] = span
 
 
+_LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer
+
+
 def _astray(path: str) -> str:
     """Why a path is none inside the output folder, or ""."""
     parts = [p for p in path.split("/") if p not in ("", ".")]
@@ -207,4 +210,6 @@ def _astray(path: str) -> str:
         return "the path is empty"
     if path.startswith(("/", "~")) or "\\" in path or path[1:2] == ":":
         return f"{path} is not relative to the output folder"
+    if any(len(part.encode()) > _LONGEST for part in parts):
+        return f"a name of the path has more than {_LONGEST} bytes"
     return f"{path} leads out of the output folder" if ".." in parts else ""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from ...dsl.render import on_a_line
+from ...dsl.controls import control_in
 
 _DEEPEST = 40
 
@@ -26,16 +26,16 @@ def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Ma
     _need(_is_table(data["recipe"].get("params", {})), "recipe.params")
     for step in data["steps"]:
         said = [step.get(name, "") for name in ("name", "word", "summary")]
-        _need(_is_words(said) and _is_on_lines(said), "steps")
+        _need(_is_words(said) and _is_plain_text(said), "steps")
         _need(_is_records(step.get("decisions", [])) and _is_words(step.get("changes", [])), "steps")
     _need(not data["profile"] or set(data["profile"]) == {"before", "after"}, "profile")
     for side in data["profile"]:
         _need(is_profile(data["profile"][side]), f"profile.{side}")
     _need(_is_depth(data, 0) and _is_depth(measured, 0), "values nested too deep")
     for name in ("kind", "name", "effc", "lock", "files"):
-        _need(_is_on_lines(data[name]), name)
+        _need(_is_plain_text(data[name]), name)
     for name in ("machine", "measures"):
-        _need(_is_on_lines(measured.get(name, [])), name)
+        _need(_is_plain_text(measured.get(name, [])), name)
     for name in ("machine", "run"):
         _need(_is_table(measured.get(name, {})), name)
     for name, kind in records.items():
@@ -106,13 +106,13 @@ def _is_interval(value: Any) -> bool:
     return value is None or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value)))
 
 
-def _is_on_lines(value: Any) -> bool:
-    """Whether no name and no text has a line end: verbs print each on a line, where it could pass for one of ours."""
+def _is_plain_text(value: Any) -> bool:
+    """Whether no name and no text has a control character: verbs print each on a line, where it could pass for ours."""
     if isinstance(value, Mapping):
-        return all(map(_is_on_lines, value)) and all(map(_is_on_lines, value.values()))
+        return all(map(_is_plain_text, value)) and all(map(_is_plain_text, value.values()))
     if isinstance(value, list):
-        return all(map(_is_on_lines, value))
-    return not isinstance(value, str) or on_a_line(value) == value
+        return all(map(_is_plain_text, value))
+    return not isinstance(value, str) or not control_in(value)
 
 
 def _is_depth(value: Any, depth: int) -> bool:

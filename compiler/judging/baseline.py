@@ -175,7 +175,9 @@ def read(recipe: Path) -> dict[str, Any] | None:
     try:
         _check(body)
     except MISFIT as error:
-        raise Reject(broken_baseline(f"{file} is no baseline: {error}", help=_AGAIN)) from error
+        said = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+        said = "a part is of another form" if isinstance(error, TypeError) else said
+        raise Reject(broken_baseline(f"{file} is no baseline: {said}", help=_AGAIN)) from error
     if body["recipe"] != recipe.name:
         raise Reject(
             foreign_baseline(f"{file} was written for {body['recipe']!r}, not for {recipe.name!r}", help=_AGAIN)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.read import other_kind
 from ..checkpoints.bounds import check_numbers
 from ..checkpoints.folder import WIDTHS, find_weights, no_model
 from ..checkpoints.gguf_header import check_header
@@ -55,6 +56,8 @@ class Gguf(Source):
         check_modules(self.requires, self.extra, "model source gguf")
         path = ctx.folder / Path(self.path).expanduser()
         label = f'gguf("{self.path}")'
+        if kind := other_kind(path):
+            raise Reject(no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file"))
         if not path.is_file():
             raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
         content = file_hash(path, ctx.settings.cache_dir)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.read import other_kind
 from ..checkpoints.folder import nothing, remote_code
 from ..checkpoints.origin import Origin
 from ..report.broken import breakage, first_line
@@ -50,6 +51,8 @@ class Module(Source):
                 user_module(f"{label} does not name a file and a function", help='write it as "./file.py:make"')
             )
         file = ctx.folder / Path(name).expanduser()
+        if kind := other_kind(file):
+            raise Reject(user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file"))
         if not file.is_file():
             raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
         if not ctx.settings.trust_remote_code:

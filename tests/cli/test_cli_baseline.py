@@ -136,6 +136,9 @@ def test_what_is_no_baseline_is_refused_before_numbers_are_compared(effc, own, c
 
 
 def test_what_is_no_json_or_no_file_is_refused(effc, own):
+    for text, said in (("{}", "it has no `format`"), ("[]", "a part is of another form")):
+        (own / "r.baseline.json").write_text(text)
+        assert f"r.baseline.json is no baseline: {said}" in effc("test", "r.effspec", "-q").err
     (own / "r.baseline.json").write_text("[" * 100_000)
     assert "error[broken-baseline]" in effc("test", "r.effspec", "-q").err
     (own / "r.baseline.json").unlink()

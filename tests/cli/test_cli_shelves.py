@@ -2,6 +2,7 @@
 
 import json
 
+from effc.compiler.words.effects import Effects
 from effc.compiler.words.library import shipped
 
 
@@ -26,6 +27,23 @@ def test_recipes_lists_the_library_with_its_sentences(effc):
     )
     assert "shears/half" in effc("recipes", "search", "Shears", "50%").out
     assert effc("recipes", "search", "no-such-word").code == 2
+
+
+def test_what_a_recipe_gave_is_told_with_its_machine_and_what_was_not_measured_says_so(effc):
+    effects, named = Effects.read(), {name.removesuffix(".effspec"): r for name, r in shipped().items()}
+    known = next(r for r in named.values() if effects.of(r))
+    unknown = [r for r in named.values() if not r.is_module and not effects.of(r)]  # none once all were measured
+    listed = effc("recipes")
+    assert known.sentence + "\n  " + effects.of(known)[0].text() + "\n" in listed.out
+    assert listed.out.count("\n  not measured\n") == len(unknown)
+    assert f"measured on {effects.where(effects.of(known)[0])}" in listed.err
+    shown = effc("recipes", "show", known.name)
+    assert shown.out == known.text and effects.of(known)[0].text() in shown.err
+    assert all("not measured" in effc("recipes", "show", r.name).err for r in unknown[:1])
+    rows = json.loads(effc("recipes", "--format", "json").out)["recipes"]
+    told = {row["name"]: row.get("effects") for row in rows}
+    assert all(told[r.name] == [] for r in unknown) and told["std.text"] is None
+    assert told[known.name][0]["rows"] and told[known.name][0]["machine"]["cpu"]
 
 
 def test_a_recipe_is_copied_with_its_files_and_compiled_by_name(effc, tmp_path):
