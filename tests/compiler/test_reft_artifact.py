@@ -229,6 +229,7 @@ def test_training_comes_after_inserting(tmp_path):
     assert "wrong-order" in {d.slug for d in api.session(path, cache_dir=tmp_path).check().diagnostics}
 
 
+@pytest.mark.heavy
 def test_the_shipped_recipe_teaches_the_zoo_to_tell_speech_from_deeds(tmp_path):
     (result,) = api.compile(RECIPE, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
     assert not result.missed
