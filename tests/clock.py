@@ -16,3 +16,11 @@ def own_time() -> Iterator[Callable[[], float]]:
         yield lambda: time.process_time() - started
     finally:
         gc.unfreeze()
+
+
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether it holds in time: of what another process says when it comes to it."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return holds()

@@ -85,3 +85,14 @@ def write_safetensors(path: Path, header: dict | bytes, body: bytes = b"") -> Pa
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
     return path
+
+
+def torch_packs_bfloat16() -> bool:
+    """Whether oneDNN packs bfloat16 weights on this processor."""
+    import torch
+
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.ones(4, 4, dtype=torch.bfloat16), 1)
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return True

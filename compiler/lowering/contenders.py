@@ -1,7 +1,7 @@
 """What races for a linear module or an attention: our kernels, and the strongest that torch offers."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,15 +57,15 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
     return Contender(DYNAMIC, [lambda p=p: op(wide, p, reduce_range=False) for p in held], w.numel())
 
 
-def of_torch(w: Tensor, x: Tensor) -> list[Contender]:
-    """All of torch's that this build of it has, the plain one first."""
+def of_torch(w: Tensor, x: Tensor, more: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
+    """The plain one, and of `more` those that this build of torch has on this processor."""
     found = [eager(w, x)]
-    for make in (prepacked, dynamic_int8):
+    for name in more:
         try:
-            contender = make(w, x)
+            contender = {PREPACKED: prepacked, DYNAMIC: dynamic_int8}[name](w, x)
             contender.calls[0]()
             found.append(contender)
-        except (RuntimeError, NotImplementedError, AttributeError):  # a build without oneDNN or FBGEMM
+        except (RuntimeError, NotImplementedError, AttributeError):  # without oneDNN, FBGEMM or AVX-512 for bfloat16
             continue
     return found
 

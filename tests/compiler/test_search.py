@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from tests.grids import wide
 
 IDS = torch.randint(3, 128, (6, 12), generator=torch.Generator().manual_seed(2))
 
@@ -27,7 +28,9 @@ def scorer(model, batch=2):
     return run
 
 
-@pytest.mark.parametrize("name", [*tiny.NAMES, "mamba2", "bamba", "mixtral"])
+@pytest.mark.parametrize(
+    "name", wide([*tiny.NAMES, "mamba2", "bamba", "mixtral"], {"llama", "gpt2", "bamba", "mixtral"})
+)
 @pytest.mark.parametrize("room", [1 << 30, 20_000, 0], ids=["all", "some", "none"])
 def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, room):
     program = capture(tiny.model(name))

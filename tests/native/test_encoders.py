@@ -120,7 +120,7 @@ def test_where_distance_counts_a_text_may_begin_anywhere_but_has_no_holes(tmp_pa
         native(ids, mask)
 
 
-@pytest.mark.parametrize("name", ["BertForSequenceClassification", "DistilBertModel"])
+@pytest.mark.parametrize("name", wide(["BertForSequenceClassification", "DistilBertModel"], {"DistilBertModel"}))
 def test_an_encoder_is_compiled_and_computes_the_same_in_a_fresh_process(name, tmp_path):
     made(name).save_pretrained(tmp_path / "model")
     recipe = tmp_path / "r.effspec"

@@ -14,6 +14,7 @@ from effc.kernels.native import KernelError
 from effc.kernels.packed_linear import unpacked
 
 from tests import mixers, tiny
+from tests.grids import wide
 from tests.native.test_plans import ATOL, halved, made, naive, rows_of
 from tests.passes.test_prune import SCORE, pruned
 
@@ -73,7 +74,9 @@ def test_frequencies_that_change_with_the_length_end_the_context_where_they_chan
     assert_same(model, engine)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "phi3", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    "name", wide(["llama", "gpt2", "qwen3", "phi3", "gpt_neox", "gemma2"], {"gpt2", "gemma2", "gpt_neox"})
+)
 @pytest.mark.parametrize("word,args", [("prune.blocks", {"remove": 2}), ("shed.blocks", {})], ids=["blocks", "layers"])
 def test_a_model_without_some_blocks_runs_as_what_is_left(tmp_path, name, word, args):
     program = _without_blocks(tmp_path, name) if word == "prune.blocks" else _without_layer(name)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests import tiny
+from tests.grids import wide
 from tests.recipes_in_memory import context_of, recipe_of
 
 torch.set_num_threads(1)
@@ -28,7 +29,7 @@ def experts(program: Program) -> list:
     return [g for g in program.skeleton.groups if g.kind == "experts"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "jamba"}))
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_without_an_expert_the_router_chooses_as_if_it_had_the_least_score(name, data):

@@ -148,7 +148,7 @@ def test_killed_many_times_a_compile_goes_on_to_the_same_front(tmp_path, method)
         pytest.importorskip("pymoo")
     recipe = written(tmp_path, NET, f"search.{method}(measure: [perplexity(rows), params], evals: 60)")
     began = time.monotonic()
-    whole, _ = stepped(recipe, "whole")
+    whole, _, _ = stepped(recipe, "whole")
     kill_often(
         lambda: stepped(recipe, "killed"),
         lambda: shutil.rmtree(tmp_path / "killed"),

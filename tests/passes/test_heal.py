@@ -19,6 +19,7 @@ from effc.dsl.values import DataRef, Ratio, Selector
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.grids import wide
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 from tests.worlds import defaults
 
@@ -251,7 +252,7 @@ def test_senseless_numbers_are_refused_by_check(tmp_path, wrong):
 # -- a model that has learned something ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method, lr", [("lora", "5e-3"), ("full", "2e-3")])
+@pytest.mark.parametrize("method, lr", wide([("lora", "5e-3"), ("full", "2e-3")], {("full", "2e-3")}))
 def test_the_zoo_model_gets_back_most_of_what_pruning_took(tmp_path, method, lr):
     path = tmp_path / "heal.effspec"
     path.write_text(f"""effspec 1

@@ -5,6 +5,7 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.search.narrowing import cuttable
 
 from tests.architectures import passes, table
+from tests.grids import wide
 
 NAMES = {  # what their forward writes down: the width of all heads, of a bias for each head
     "trocr": (
@@ -58,7 +59,7 @@ def models(monkeypatch):
         monkeypatch.setitem(table.MORE, name, row)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", wide(NAMES, {"trocr"}))
 def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, name):
     program, _ = passes.pruned(name, "prune.multi", tmp_path)
     reasons = [note["why"] for note in program.notes if "left" in note]

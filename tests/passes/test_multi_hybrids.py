@@ -10,6 +10,7 @@ from effc.compiler.search.saving import whole
 from effc.dsl.values import DataRef, MetricRef, Ratio, Selector
 
 from tests import mixers
+from tests.grids import wide
 from tests.mixers import cuts
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
@@ -78,7 +79,7 @@ def assert_runs(program):
 
 
 @pytest.mark.parametrize("word", ARGUMENTS)
-@pytest.mark.parametrize("of", ["params", "flops", "bytes"])
+@pytest.mark.parametrize("of", wide(["params", "flops", "bytes"], {"flops"}))
 def test_a_hybrid_meets_every_budget_of_its_size(tmp_path, word, of):
     model = mixers.model("jamba" if of == "flops" else "bamba")
     program = cut(tmp_path, model, word, remove=Ratio(0.3, of))

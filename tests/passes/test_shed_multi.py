@@ -19,6 +19,7 @@ from effc.dsl.values import DataRef, MetricRef, Ratio, Shares
 
 from tests import mixers
 from tests.architectures import passes, table
+from tests.grids import wide
 from tests.mixers import cuts, loss
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
@@ -93,14 +94,17 @@ def test_an_exact_search_over_blocks_and_scans_decides_as_a_naive_oracle(tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "of"),
-    [
-        ("bamba", "params"),
-        ("jamba", "flops"),
-        ("nemotron_h", "bytes"),
-        ("mamba2", "params"),
-        ("mamba", "flops"),
-        ("granitemoehybrid", "params"),
-    ],
+    wide(
+        [
+            ("bamba", "params"),
+            ("jamba", "flops"),
+            ("nemotron_h", "bytes"),
+            ("mamba2", "params"),
+            ("mamba", "flops"),
+            ("granitemoehybrid", "params"),
+        ],
+        {("nemotron_h", "bytes"), ("jamba", "flops")},
+    ),
 )
 def test_a_budget_of_the_model_is_met_by_parts_of_every_kind(tmp_path, name, of):
     model = mixers.model(name)
@@ -200,16 +204,19 @@ def test_kinds_that_the_model_lacks_are_refused_alone_and_passed_over_together(t
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        ("mamba2", "ssm_heads"),
-        ("bamba", "ssm_heads"),
-        ("nemotron_h", "ssm_heads"),
-        ("zamba2", "ssm_heads"),
-        ("mamba", "ssm_channels"),
-        ("jamba", "ssm_channels"),
-        ("mamba2", "ssm_state"),
-        ("zamba2", "ssm_state"),
-    ],
+    wide(
+        [
+            ("mamba2", "ssm_heads"),
+            ("bamba", "ssm_heads"),
+            ("nemotron_h", "ssm_heads"),
+            ("zamba2", "ssm_heads"),
+            ("mamba", "ssm_channels"),
+            ("jamba", "ssm_channels"),
+            ("mamba2", "ssm_state"),
+            ("zamba2", "ssm_state"),
+        ],
+        {("bamba", "ssm_heads"), ("mamba", "ssm_channels"), ("mamba2", "ssm_state")},
+    ),
 )
 def test_halves_that_a_config_can_say_make_a_stock_checkpoint(name, kind):
     program = capture(mixers.model(name))
@@ -224,7 +231,9 @@ def test_halves_that_a_config_can_say_make_a_stock_checkpoint(name, kind):
     assert distance(observe(stock), observe(program.model)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2", "bamba", "jamba", "nemotron_h"])
+@pytest.mark.parametrize(
+    "name", wide(["mamba", "falcon_mamba", "mamba2", "bamba", "jamba", "nemotron_h"], {"mamba", "bamba"})
+)
 def test_a_lost_scan_is_an_identity_in_stock_shapes(name):
     model = mixers.model(name)
     program = capture(copy.deepcopy(model))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import tiny
+from tests.grids import wide
 from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import refused
 
@@ -95,7 +96,7 @@ def test_of_every_group_of_neighbours_the_least_half_goes(rows, groups, seed, pa
         assert {i for i in range(of) if not kept[i]} == set(order[: of // 2])
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "mixtral", "mamba2"])
+@pytest.mark.parametrize("name", wide(["llama", "phi3", "gpt2", "mixtral", "mamba2"], {"gpt2", "mixtral"}))
 @pytest.mark.parametrize("word", WORDS)
 def test_linear_modules_inside_the_layers_are_half_zero_and_nothing_else_changes(tmp_path, name, word):
     model = tiny.model(name)
@@ -166,6 +167,7 @@ def test_wanda_goes_on_from_what_a_killed_run_had_measured(tmp_path):
     assert all(torch.equal(p, again.model.get_parameter(n)) for n, p in first.model.named_parameters())
 
 
+@pytest.mark.heavy
 def test_the_more_a_pass_does_the_less_half_of_the_weights_cost_on_what_it_has_seen(tmp_path):
     from effc.compiler.sources.zoo import zoo
     from transformers import AutoModelForCausalLM

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
+from tests.grids import wide
 from tests.passes.test_heal import loss, rows_of
 from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import defaults, refused
@@ -186,7 +187,11 @@ emit lean {{ {target} }}
 
 
 @pytest.mark.parametrize(
-    ("zeros", "merge", "target"), [("keep", "", 'hf("out")'), ("fill", ", merge: false", 'peft("out")')]
+    ("zeros", "merge", "target"),
+    wide(
+        [("keep", "", 'hf("out")'), ("fill", ", merge: false", 'peft("out")')],
+        {("fill", ", merge: false", 'peft("out")')},
+    ),
 )
 def test_a_choice_is_emitted_reopened_and_computes_the_same(tmp_path, zeros, merge, target):
     text = RECIPE.format(zoo=zoo()["tiny-llama"], zeros=zeros, merge=merge, target=target, on="")

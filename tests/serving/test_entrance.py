@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.cli.conftest import effc, own_cache, process  # noqa: F401
+from tests.clock import until
 from tests.serving.conftest import serving
 
 KEYS = ("first-key-0123456789", "second-key-0123456789")
@@ -193,7 +194,7 @@ def test_with_keys_only_who_has_one_is_answered(keyed, certificate):
     for key in KEYS:
         client = openai.OpenAI(base_url=f"{trusting.base_url}/v1", api_key=key, http_client=trusting, max_retries=0)
         assert client.completions.create(model="tiny", prompt="a", max_tokens=2).usage.completion_tokens == 2
-    assert [line["key"] for line in keyed.lines() if line["status"] == 200][-2:] == [0, 1]
+    assert until(lambda: [line["key"] for line in keyed.lines() if line["status"] == 200][-2:] == [0, 1])
     assert not any(key in keyed.said() for key in KEYS)
 
 
