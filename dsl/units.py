@@ -25,7 +25,7 @@ def natural(digits: str, unit: str) -> Any:
         return int(value) if unit and value.is_integer() else value
     if unit in BYTES:
         size = float(digits) * BYTES[unit]
-        return Bytes(round(size) if isfinite(size) else size)  # which the caller refuses
+        return Bytes(round(size) if isfinite(size) else size)  # type: ignore[arg-type] # the caller refuses infinity
     if unit in DURATIONS:
         return Duration(float(digits) * DURATIONS[unit])
     return None
