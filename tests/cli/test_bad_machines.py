@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import SCRIPT
 from tests.cli.conftest import SMALL as RECIPE
+from tests.grids import wide
 
 WITHOUT = """
 import importlib.metadata as metadata, os
@@ -68,7 +69,9 @@ def in_small_disk(here: Path, size: str, *args: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare here")
-@pytest.mark.parametrize(("where", "slug"), [("--cache-dir", "no-space"), ("-o", "too-large")])
+@pytest.mark.parametrize(
+    ("where", "slug"), wide([("--cache-dir", "no-space"), ("-o", "too-large")], {("--cache-dir", "no-space")})
+)
 def test_a_disk_that_fills_up_is_exit_6_and_holds_nothing_half_written(here, where, slug):
     run = in_small_disk(here, "48k", "compile", "r.effspec", "--no-progress", where, "small/x")
     assert run.returncode == 6, run.stderr

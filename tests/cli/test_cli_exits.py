@@ -15,6 +15,8 @@ from effc.compiler.commands.flags import duration
 from effc.compiler.commands.screen import code_of
 from effc.dsl.diagnostics import EXITS, Fault, Reject
 
+from tests.grids import wide
+
 SCRIPT = "import sys; from effc.compiler.cli import main; sys.exit(main())"
 
 
@@ -164,7 +166,7 @@ def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
     assert run.code == 8 and "error[hub-unreachable]" in run.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", wide([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], {signal.SIGINT}))
 def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_path, number):
     recipe = write("  slim = prune.blocks(remove: 9, score: perplexity(heldout))", file=f"{number}.effspec")
     events = tmp_path / "events.jsonl"

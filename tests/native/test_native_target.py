@@ -29,7 +29,11 @@ def emitted(tmp_path, model, **options):
 
 @pytest.mark.parametrize(
     "name,dtype,options",
-    [("gpt2", torch.float32, {}), ("gemma2", torch.float16, {"weights": "int8"}), ("llama", torch.bfloat16, {})],
+    [
+        pytest.param("gpt2", torch.float32, {}, marks=pytest.mark.heavy),
+        ("gemma2", torch.float16, {"weights": "int8"}),
+        pytest.param("llama", torch.bfloat16, {}, marks=pytest.mark.heavy),
+    ],
 )
 def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, options):
     model = tiny.model(name).to(dtype)

@@ -94,15 +94,17 @@ def stepped(recipe, cache, workers="", deadly=False):
     return [kept.step(stage.key) for stage in plan.stages], heard, hands.killed if deadly else []
 
 
-def test_workers_that_are_killed_change_nothing_of_cuts_and_fronts(tmp_path):
-    recipe = written(tmp_path, CUT, NET, FEW)
+@pytest.mark.parametrize("steps", [(NET, FEW), pytest.param((CUT, NET, FEW), marks=pytest.mark.heavy)])
+def test_workers_that_are_killed_change_nothing_of_cuts_and_fronts(tmp_path, steps):
+    recipe = written(tmp_path, *steps)
     alone, _, _ = stepped(recipe, "alone")
     shared, heard, killed = stepped(recipe, "shared", 2, deadly=True)
-    assert shared == alone and len(killed) == 2
+    asking = len(steps) - 1  # the family is made without asking anybody
+    assert shared == alone and len(killed) == asking
     said = [event.message for event in heard if isinstance(event, Said)]
     assert "2 workers of 1 thread each" in said
-    assert sum("was lost (killed by SIGKILL): its task is done again" in line for line in said) == 2
-    assert any(isinstance(e, Ticked) and "2 workers" in e.note for e in heard)
+    assert sum("was lost (killed by SIGKILL): its task is done again" in line for line in said) == asking
+    assert CUT not in steps or any(isinstance(e, Ticked) and "2 workers" in e.note for e in heard)
 
 
 def test_a_worker_with_another_torch_is_refused_by_name(tmp_path, monkeypatch):

@@ -77,19 +77,20 @@ def test_requests_at_once_are_each_answered_by_their_own_adapter_and_long_prompt
         asked.append((["", "left", "right"][n % 3], ids * (3 * SHARED_PROMPT_TOKENS // len(ids) if n % 4 == 3 else 1)))
     apart = [alone(model, asked[0][1], 6) for model in models.values()]
     assert apart[0] != apart[1] != apart[2] != apart[0]  # so that a mix-up would show
+    wanted = [alone(models[adapter], ids, 6) for adapter, ids in asked]  # a model is of one thread at a time
     scheduler.start()
     try:
         answers = [Answer() for _ in asked]
         for (adapter, ids), answer in zip(asked, answers, strict=True):
             request = Request(tuple(ids), 6, temperature=0.0, alternatives=0, adapter=adapter)
             scheduler.submit(request, answer.put)
-        for (adapter, ids), answer in zip(asked, answers, strict=True):
+        for (adapter, ids), answer, expected in zip(asked, answers, wanted, strict=True):
             tokens, piece = [], None
             while piece is None or not piece.finish:
                 piece = answer.get(timeout=60)
                 assert not piece.error, piece.error
                 tokens += [token.id for token in piece.tokens]
-            assert tokens == alone(models[adapter], ids, 6), (adapter, len(ids))
+            assert tokens == expected, (adapter, len(ids))
     finally:
         scheduler.stop()
         scheduler.join(5)
