@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .load import POINTS, forms_of, members
-from .manifest import Manifest, verify_files
+from ...dsl.diagnostics import Reject
+from .load import POINTS, facts, forms_of, members
+from .manifest import NAME, Manifest, artifact_broken, verify_files
 
 
 def check_forms(path: Path, manifest: Manifest) -> list[str]:
@@ -13,6 +14,13 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
     Raises Reject where a file is not the one of the manifest, or a form holds what effc would not take.
     """
     verify_files(path, manifest)
+    if not facts(manifest.kind):
+        raise Reject(
+            artifact_broken(
+                f"{path / NAME} names a target that effc does not have",
+                help="use the effc that wrote it, or a newer one",
+            )
+        )
     found = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
     for form in found:
         _CHECKS[form](path / form)
@@ -69,9 +77,9 @@ def _program(folder: Path) -> None:
 
 
 def _native(folder: Path) -> None:
-    from ..native.stored import read
+    from ..native.opening import verify
 
-    read(folder)
+    verify(folder)
 
 
 def _onnx(folder: Path) -> None:

@@ -62,6 +62,15 @@ def open_native(
     return model.eval()
 
 
+def verify(folder: Path, threads: int = 1) -> None:
+    """Hold every weight of a folder against its checksum; nothing computes. Raises Reject (native-damaged)."""
+    stored = read(folder)
+    try:
+        check(tensors(folder, stored, mapped=True, threads=threads), stored.entries, threads)
+    except KernelError as error:
+        raise Reject(native_damaged(f"{folder}: {error}", help=_AGAIN)) from error
+
+
 def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
     """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
     said = stored.plan.get("vocabulary")

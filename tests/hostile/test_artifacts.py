@@ -205,3 +205,31 @@ def test_verify_tells_a_sound_artifact_from_a_changed_one(honest, kind, tmp_path
     file.write_bytes(data)
     assert main(["verify", str(case)]) == 5
     assert "has other content than when it was written" in capsys.readouterr().err
+
+
+def test_verify_holds_native_weights_against_their_checksums_though_the_manifest_was_changed_along(
+    honest, tmp_path, capsys
+):
+    from effc.compiler.cli import main
+
+    case = tmp_path / "native"
+    shutil.copytree(honest / "native", case)
+    file, entries = case / "native/weights.bin", json.loads((case / "native/plan.json").read_text())["entries"]
+    sound = file.read_bytes()
+    for name in ("model.embed_tokens.rows", "model.layers.0.mlp.gate_proj.weight"):
+        data = bytearray(sound)
+        data[entries[name]["at"] + entries[name]["bytes"] - 3] ^= 1
+        file.write_bytes(data)
+        consistent(case)
+        assert main(["verify", str(case)]) == 5
+        assert f"`{name}`" in (said := capsys.readouterr().err) and "native-damaged" in said
+
+
+def test_verify_refuses_a_target_that_there_is_not(honest, tmp_path, capsys):
+    from effc.compiler.cli import main
+
+    shutil.copytree(honest / "compact", tmp_path / "compact")
+    manifest = tmp_path / "compact" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"kind": "../../x"}))
+    assert main(["verify", str(tmp_path / "compact")]) == 5
+    assert "artifact-broken" in capsys.readouterr().err
