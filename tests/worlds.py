@@ -87,12 +87,32 @@ def write_safetensors(path: Path, header: dict | bytes, body: bytes = b"") -> Pa
     return path
 
 
+def classifier(folder: Path) -> None:
+    """A small BERT of two classes with random weights, and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=2,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer(folder)
+
+
 def torch_packs_bfloat16() -> bool:
     """Whether oneDNN packs bfloat16 weights on this processor."""
     import torch
 
     try:
         torch.ops.mkldnn._reorder_linear_weight(torch.ones(4, 4, dtype=torch.bfloat16), 1)
-    except (RuntimeError, NotImplementedError, AttributeError):
+    except (RuntimeError, NotImplementedError, AttributeError):  # no AVX-512, no oneDNN, no such operator
         return False
     return True

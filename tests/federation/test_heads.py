@@ -15,7 +15,7 @@ from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.state import state_hash
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from tests import worlds
 
@@ -43,19 +43,7 @@ def compiled(folder, more):
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=worlds.VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        num_labels=2,
-        max_position_embeddings=32,
-        initializer_range=0.2,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder / "m")
-    worlds.tokenizer(folder / "m")
+    worlds.classifier(folder / "m")
     (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": t, "label": c}) for t, c in TEXTS))
     return folder, *compiled(folder, "strategy: ffa")
 

@@ -8,7 +8,6 @@ from effc.compiler.capture.capture import capture
 from effc.compiler.sources.hf import Hf
 from effc.dsl.recipe import Invocation
 from effc.dsl.values import DataRef, MetricRef, Ratio
-from transformers import BertConfig, BertForSequenceClassification
 
 from tests import worlds
 
@@ -18,19 +17,7 @@ TEXTS = [(f"{a}{b}{'x' * n}", "up" if a < "m" else "down") for a in "abcdnopq" f
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classes")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=worlds.VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        num_labels=2,
-        max_position_embeddings=32,
-        initializer_range=0.2,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder / "m")
-    worlds.tokenizer(folder / "m")
+    worlds.classifier(folder / "m")
     for name, part in (("train", TEXTS[::2]), ("dev", TEXTS[1::2])):
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t, "label": c}) for t, c in part))
     return folder
