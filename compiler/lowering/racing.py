@@ -17,9 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..machine.fingerprint import memory
+
 COLD = 5  # how many times the last cache the copies of a weight exceed
 BURST = 0.05  # seconds of one burst
-_LARGE_CACHE = 32 << 20  # bytes, where the system does not tell
+_LARGE_CACHE, _LARGE_MEMORY = 32 << 20, 8 << 30  # bytes, where the system does not tell
 
 
 @dataclass
@@ -89,8 +91,13 @@ def real_time(on: bool) -> bool:
 
 
 def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
-    """Enough of what `make` gives that calls which go round read none of it from a cache."""
-    return [make() for _ in range(max(1, min(256, -(-COLD * last_cache() // max(bytes, 1)))))]
+    """Enough of what `make` gives that calls which go round read none of it from a cache.
+
+    At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where
+    most of the memory is taken, large pages run out, without which every kernel reads at half the speed.
+    """
+    cold = min(COLD * last_cache(), (memory() or _LARGE_MEMORY) // 32)
+    return [make() for _ in range(max(1, min(256, -(-cold // max(bytes, 1)))))]
 
 
 @cache

@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
         "cores": _cores(),
         "cpus": cpus(),
         "threads": _threads(),
-        "memory_bytes": _memory(),
+        "memory_bytes": memory(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": python_version(),
         **versions(),
@@ -76,7 +76,8 @@ def _threads() -> int | None:
     return torch.get_num_threads() if torch else None
 
 
-def _memory() -> int | None:
+def memory() -> int | None:
+    """Bytes that this machine has, where it says so."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
