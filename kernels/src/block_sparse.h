@@ -6,6 +6,8 @@
 namespace {
 
 struct Blocks : Bf16 {
+  static constexpr bool kUnpacked = true;
+  static constexpr int64_t kTilesFrom = kFewRows;
   static constexpr int64_t kAhead = 8192;
 
   struct Cursor {
@@ -27,6 +29,10 @@ struct Blocks : Bf16 {
         std::memcpy(into + 64 * (number() - begun), at, 64);
       begun += 16 * tiles;
       return into;
+    }
+    const uint8_t* next_tile(uint8_t* into) {
+      ahead(at + kAhead);
+      return vectors(1, into);
     }
   };
 

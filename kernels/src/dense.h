@@ -7,6 +7,8 @@ namespace {
 template <class Number>
 struct Dense : Number {
   using typename Number::Sum;
+  static constexpr bool kUnpacked = false;
+  static constexpr int64_t kSoon = 4096;   // of a stream of tiles
   static constexpr int64_t kAhead = 8192;  // bytes; the processor's own prefetch stops at a page
 
   struct Cursor {
@@ -17,6 +19,12 @@ struct Dense : Number {
       const uint8_t* here = at;
       at += 1024 * tiles;
       return here;
+    }
+    // A tile that is multiplied at once.
+    const uint8_t* next_tile(uint8_t* into) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 1024; i += 64) ahead(at + kSoon + i);
+      return vectors(1, into);
     }
   };
 

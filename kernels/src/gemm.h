@@ -3,7 +3,7 @@
 #pragma once
 
 #if EFFC_LEVEL >= 4
-#include "amx.h"
+#include "tile_stream.h"
 #endif
 
 namespace {
@@ -197,6 +197,12 @@ struct ManyRows {
     const Share share(job.packed, part, parts, job.call.bounds);
 #if EFFC_LEVEL >= 4
     const TileUse tiles;
+    if constexpr (!Format::kGrouped)
+      if (job.rows <= kStreamRows) {
+        const TileStream<Format> stream{job.call,     job.packed, job.first,     job.rows,
+                                        job.prepared, job.scales, panel.weights, panel.sums};
+        return stream.blocks(share.from, share.to);
+      }
 #endif
     for (int64_t block = share.from; block < share.to; block += kPanelBlocks)
       job.blocks(block, static_cast<int>(std::min<int64_t>(kPanelBlocks, share.to - block)), panel);
@@ -215,7 +221,10 @@ int32_t many_rows(const LinearCall& call, const Packed& packed) {
   for (int64_t first = 0; first < call.rows; first += kChunk) {
     const int64_t rows = std::min(kChunk, call.rows - first);
     ManyRows<Format> job{call, packed, first, rows, prepared, words, scales, panels};
-    effc_parallel(parts, ManyRows<Format>::prepare, &job);
+    if (rows <= kFewRows)  // sooner done than handed out
+      ManyRows<Format>::prepare(0, 1, &job);
+    else
+      effc_parallel(parts, ManyRows<Format>::prepare, &job);
     effc_parallel(parts, ManyRows<Format>::part, &job);
   }
   return kOk;

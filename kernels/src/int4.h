@@ -62,6 +62,7 @@ struct Int4 {
   using Sum = Floats;
   static constexpr int kWidth = 2;
   static constexpr bool kGrouped = true;
+  static constexpr int64_t kTilesFrom = kFewRows;
   static constexpr int64_t kAhead = 8192;
   static Sum none() { return no_floats(); }
   static Sum load_sum(const uint8_t* at) { return load_floats(reinterpret_cast<const float*>(at)); }

@@ -161,7 +161,8 @@ struct Rows {
 template <class Format, class Few, class Many>
 int32_t by_rows(int64_t rows, bool steady, Few few, Many many) {
 #if EFFC_LEVEL >= 4
-  if (rows >= kFewRows || steady) return many();
+  if constexpr (Format::kTilesFrom == 1) return many();
+  if (rows >= Format::kTilesFrom || steady) return many();
 #endif
   if (rows == 1 && !steady) return few(Rows<1>());
   if (rows == 2 && !steady) return few(Rows<2>());

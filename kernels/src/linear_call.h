@@ -14,8 +14,8 @@ struct LinearCall {
 };
 
 // One thread's part of a product, for a caller with threads and memory of its own (`engine/`). All parts
-// prepare x, and when all have, all multiply. At most kLinearRows rows; k and the arithmetic say how x is
-// prepared, so weights that agree in both share it.
+// prepare x, and when all have, all multiply. At most kLinearRows rows; k, the arithmetic and whether it is a
+// weight of blocks say how x is prepared, so weights that agree in them share it.
 enum Stage : int32_t { kPrepare, kMultiply, kReadRow };
 struct LinearPart {
   LinearCall call;

@@ -42,6 +42,7 @@ struct Bf16 {
   using Sum = Floats;
   static constexpr bool kGrouped = false;  // whether inputs in groups have scales of their own
   static constexpr int kWidth = 2;  // bytes of a weight
+  static constexpr int64_t kTilesFrom = 1;  // rows that tiles multiply, where there are any
   static Sum none() { return no_floats(); }
   static void dot(Sum& sum, Vec w, uint32_t x) { dot2(sum, w, x); }
   static Sum load_sum(const uint8_t* at) { return load_floats(reinterpret_cast<const float*>(at)); }
@@ -66,6 +67,7 @@ struct Int8 {
   using Sum = Ints;
   static constexpr bool kGrouped = false;
   static constexpr int kWidth = 1;
+  static constexpr int64_t kTilesFrom = 2;
   static Sum none() { return no_ints(); }
   static void dot(Sum& sum, Vec w, uint32_t x) { dot4(sum, w, x); }
   static Sum load_sum(const uint8_t* at) { return load_ints(reinterpret_cast<const int32_t*>(at)); }

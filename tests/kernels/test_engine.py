@@ -40,6 +40,20 @@ def test_a_prompt_and_tokens_one_by_one_give_what_torch_gives(make, kernel, leve
     assert own.length(0) == 40
 
 
+def test_kinds_of_weights_that_meet_one_input_each_read_it_as_they_need_it(level):
+    built = Built("dense_linear")
+    x = built.step("embedding", 70, table=built.random(60, 70))
+    parts = []
+    for kernel in KERNELS[:2] + KERNELS[4:]:
+        built.kernel = kernel
+        parts.append(built.linear(x, 60))
+    sums = built.step("add", 60, x=parts[0], y=parts[1])
+    built.step("add", 60, x=sums, y=parts[2])
+    for count in (1, 2, 5, 15, 16, 17, 40):
+        ids = ids_of(built, count)
+        assert_near(engine(built).run(ids, [0] * count), wanted_logits(built, ids))
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 3, 5, 4), (7, 1, 8, 13, 6), (2, 20, 18)])
 def test_chunks_of_any_size_are_one_prompt(sizes):
     built = llama()

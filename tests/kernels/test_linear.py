@@ -55,6 +55,20 @@ def test_a_long_input_and_many_rows_pass_every_panel_and_chunk(kernel):
     assert_close(run(kernel, x, own, None, 70), KERNELS[kernel].reference(x, own, None, 70))
 
 
+@pytest.mark.parametrize("kernel", ["dense_linear", "sparse_linear"])
+@pytest.mark.parametrize("level", [levels.MODEL, "amx"])
+def test_on_tiles_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(kernel, level):
+    if level != levels.MODEL and levels.lacking(level):
+        pytest.skip(levels.lacking(level))
+    w = weight(90, 700, 0.4)
+    own = KERNELS[kernel].pack(w)
+    x = torch.randn(40, 700, generator=torch.Generator().manual_seed(1))
+    with levels.forced(level):
+        alone = torch.cat([run(kernel, row[None], own, None, 90) for row in x])
+        for rows in (2, 15, 16, 17, 31, 32, 33, 40):
+            assert torch.equal(run(kernel, x[:rows], own, None, 90), alone[:rows]), rows
+
+
 @pytest.mark.parametrize("kernel", BF16)
 def test_what_is_packed_is_the_weight_rounded_to_bfloat16(kernel, level):
     for n, k in KERNELS[kernel].cases():

@@ -82,6 +82,11 @@ void Engine::reserve() {
     throw std::bad_alloc();
 }
 
+// Whether a thread reads its blocks from their middle on as well; `tile_stream.h`.
+bool two_streams(uint32_t kind, int32_t level) {
+  return level >= kAmx && kind != kBlockBf16 && kind != kDenseInt4;
+}
+
 // Behind each level the weights of the next one that has some: what a kernel looks up first, and the first
 // 16 KiB of what it streams.
 void Engine::look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>& soon) const {
@@ -103,7 +108,9 @@ void Engine::look_ahead(const Schedule& schedule, std::vector<std::vector<Soon>>
           own.push_back({packed.at + packed.head.sums_at + 64 * block, 2});
         }
         const int64_t lines = (packed.offset(last) - packed.offset(block)) / 64;
-        own.push_back({packed.stream(block), std::min<int64_t>(lines, 256)});
+        const int64_t half = two_streams(packed.head.kind, plan_.level) ? (last - block) / 2 : 0;
+        own.push_back({packed.stream(block), std::min<int64_t>(lines, half ? 128 : 256)});
+        if (half) own.push_back({packed.stream(block + half), std::min<int64_t>(lines / 2, 128)});
       }
       if (own.empty()) own = soon[(level + 1) * threads + thread];
     }
