@@ -11,6 +11,9 @@
 #include "exponentials.h"
 #include "numbers.h"
 #include "threads.h"
+#if EFFC_LEVEL >= 4
+#include "amx.h"
+#endif
 
 struct AttentionCall {
   const void* q;                 // [heads, group, d] contiguous; heads counts key heads of all sequences
@@ -37,9 +40,18 @@ constexpr int chains_of(int rows) {
   return chains;
 }
 
+// The tiles of a block one after another, vector by vector or, on AMX, whole.
 struct DenseTiles {
   const uint8_t* at;
+  DenseTiles(const uint8_t* at, const uint8_t*, int64_t) : at(at) {}
   void begin() {}
+  const uint8_t* tile() {
+    const uint8_t* found = at;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < 1024; i += 64) ahead(at + 4096 + i);
+    at += 1024;
+    return found;
+  }
   Vec next(int) {
     ahead(at + 8192);
     const Vec w = load(at);
@@ -49,7 +61,28 @@ struct DenseTiles {
 };
 
 struct SparseTiles {
-  const uint8_t *at, *masks = nullptr;
+  const uint8_t *at, *end, *masks = nullptr;
+  int64_t left;  // tiles to come
+  SparseTiles(const uint8_t* at, const uint8_t* end, int64_t tiles) : at(at), end(end), left(tiles) {}
+
+#if EFFC_LEVEL >= 4
+  alignas(64) uint8_t ring[2][1024];
+  int slot = 0;
+  // A tile is unpacked while the one before is multiplied: what was stored a moment ago is not handed on to it.
+  const uint8_t* tile() {
+    if (masks == nullptr) unpack();
+    const uint8_t* found = ring[slot];
+    slot ^= 1;
+    if (left > 0 && at <= end) unpack();
+    return found;
+  }
+  void unpack() {
+    --left;
+    begin();
+#pragma GCC unroll 16
+    for (int row = 0; row < 16; ++row) store(ring[slot] + 64 * row, next(row));
+  }
+#endif
   void begin() {
     ahead(at + 8192);
     masks = at;
@@ -125,7 +158,7 @@ struct Attention {
     const int64_t from = offsets[index], to = offsets[index + 1];
     if (from < 0 || to < from || to > call.capacity - kSlack) return false;
     const uint8_t* base = call.stream + head * call.capacity;
-    Tiles tiles{base + from};
+    Tiles tiles(base + from, base + to, 2 * key_tiles() + lanes());
     Floats scores[2][M];
     if (!score(tiles, base + to, words + head * key_tiles() * 16 * M, key_tiles(), scores)) return false;
 #pragma GCC unroll 2
@@ -139,6 +172,20 @@ struct Attention {
   // The products of 32 keys with the queries, 16 words of each row a tile; false where they pass the end.
   static bool score(Tiles& tiles, const uint8_t* end, const uint32_t* queries, int64_t key_tiles,
                     Floats (&scores)[2][M]) {
+#if EFFC_LEVEL >= 4
+    alignas(64) float found[M][16];
+    for (int half = 0; half < 2; ++half) {
+      TILE_ZERO(0);
+      for (int64_t tile = 0; tile < key_tiles; ++tile) {
+        TILE_LOAD(4, queries + tile * 16 * M, 64);
+        TILE_LOAD(6, tiles.tile(), 64);
+        TILE_BF16(0, 4, 6);
+        if (tiles.at > end) return false;
+      }
+      TILE_STORE(0, found, 64);
+      for (int m = 0; m < M; ++m) scores[half][m] = load_floats(found[m]);
+    }
+#else
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 16
@@ -148,6 +195,7 @@ struct Attention {
         product(tiles, queries + tile * 16 * M, scores[half]);
         if (tiles.at > end) return false;
       }
+#endif
     return true;
   }
 
@@ -184,14 +232,24 @@ struct Attention {
       store_halves(halves, weights[0][m]);
       store_halves(halves + 16, weights[1][m]);
     }
+#if EFFC_LEVEL >= 4
+    TILE_LOAD(5, pairs, 64);
+#endif
     for (int64_t lane = 0; lane < lanes(); ++lane) {
       float* values = running.values + lane * M * 16;
+#if EFFC_LEVEL >= 4
+      TILE_LOAD(1, values, 64);
+      TILE_LOAD(6, tiles.tile(), 64);
+      TILE_BF16(1, 5, 6);
+      TILE_STORE(1, values, 64);
+#else
       Floats sums[M];
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) sums[m] = load_floats(values + 16 * m);
       product(tiles, pairs, sums);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) store(values + 16 * m, sums[m]);
+#endif
       if (tiles.at > end) return false;
     }
     return true;
@@ -273,6 +331,10 @@ struct Attention {
 
   static void part(int part, int parts, void* context) {
     const Attention& job = *static_cast<const Attention*>(context);
+#if EFFC_LEVEL >= 4
+    const TileUse use;
+    shape_tiles(M, M);
+#endif
     const int64_t all = job.call.heads * job.pieces();
     for (int64_t i = all * part / parts; i < all * (part + 1) / parts; ++i)
       if (!job.piece(i)) job.status[part] = kOffsets;

@@ -106,7 +106,7 @@ struct Attend {
     const uint8_t* room = call.rooms[item.run->sequence] + item.head * call.head_bytes;
     for (int64_t block = from; block < until; ++block) {
       const uint8_t* end = room + (block + 1) * call.block_bytes;
-      DenseTiles tiles{room + block * call.block_bytes};
+      DenseTiles tiles(room + block * call.block_bytes, end, 0);
       Floats scores[2][M];
       Attention<DenseTiles, M>::score(tiles, end, words, key_tiles, scores);
       finish(block * kTokens, scores);
@@ -135,6 +135,10 @@ struct Attend {
 
   // Blocks of the item that this part has, of which parts first..last all have some.
   void run(int64_t from, int64_t until, int64_t first, int64_t last) {
+#if EFFC_LEVEL >= 4
+    const TileUse use;
+    shape_tiles(M, M);
+#endif
     Running<M> running(values, value_lanes);
     blocks(from, until, running);
     running.close();
