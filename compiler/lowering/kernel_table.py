@@ -10,19 +10,8 @@ import torch
 from ...kernels import levels, packed
 from ...kernels.ops import KERNELS
 from ..machine.fingerprint import machine
-from .contenders import (
-    DYNAMIC,
-    EAGER,
-    GROUPED,
-    PREPACKED,
-    cached,
-    eager,
-    grouped_rows,
-    of_torch,
-    ours,
-    random_weight,
-    roof,
-)
+from .contenders import EAGER, PREPACKED, cached, eager, grouped_rows, of_torch, ours, random_weight, roof
+from .kernel_goals import Tiles, Vectors
 from .racing import Contender, race, real_time
 
 SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
@@ -136,6 +125,7 @@ class Table:
     threads: int = 2
     real_time: bool = True
     tell: Callable[[Line], None] = lambda line: None
+    goals: type[Vectors] | type[Tiles] = field(default_factory=lambda: _goals())
     lines: list[Line] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
@@ -172,6 +162,11 @@ class Table:
             torch.set_num_threads(before)
 
 
+def _goals() -> type[Vectors] | type[Tiles]:
+    """Those of the level that kernels run at."""
+    return Tiles if levels.level() in ("amx", levels.MODEL) else Vectors
+
+
 def surroundings(table: Table) -> dict[str, Any]:
     """Where and how a table is measured."""
     raised = table.real_time and real_time(True) and real_time(False)
@@ -200,23 +195,7 @@ def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
                 ],
                 half.bytes,
             )
-            _of_gemv(table, found, f"{n} x {k} {sparsity:.0%}", sparsity)
-
-
-def _of_gemv(table: Table, found: Line, at: str, sparsity: float) -> None:
-    if sparsity > 0.5:
-        wanted = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
-        table.ratio(f"{at} sparse / own dense", found, "dense_linear", "sparse_linear", wanted)
-        return
-    table.target(f"{at} dense, of read", found.of_read("dense_linear"), 0.85, 1)
-    table.ratio(f"{at} dense / torch bf16", found, EAGER, "dense_linear", 3)
-    table.target(f"{at} sparse, of read", found.of_read("sparse_linear"), 0.85, 1)
-    table.ratio(f"{at} sparse / own dense", found, "dense_linear", "sparse_linear", 1.6)
-    table.ratio(f"{at} sparse / torch bf16", found, EAGER, "sparse_linear", 5)
-    table.ratio(f"{at} sparse / torch pre-packed", found, PREPACKED, "sparse_linear", 3)
-    table.target(f"{at} sparse int8, of read", found.of_read("sparse_linear_int8"), 0.8, 1)
-    table.ratio(f"{at} sparse int8 / torch dynamic int8", found, DYNAMIC, "sparse_linear_int8", 2.2)
-    table.ratio(f"{at} sparse int8 / torch bf16", found, EAGER, "sparse_linear_int8", 9)
+            table.goals.gemv(table, found, f"{n} x {k} {sparsity:.0%}", sparsity)
 
 
 def blocks(table: Table, _shapes: object) -> None:
@@ -232,7 +211,7 @@ def blocks(table: Table, _shapes: object) -> None:
 
 
 def rows(table: Table, _shapes: object) -> None:
-    for count, wanted in ((2, 3.5), (4, 3), (8, 2.3), (16, 1.6)):
+    for count in (2, 4, 8, 16):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
         half = ours("sparse_linear", w, x)
         found = table.line(
@@ -240,8 +219,7 @@ def rows(table: Table, _shapes: object) -> None:
             [*of_torch(w, x, (PREPACKED,)), ours("dense_linear", w, x), half],
             half.bytes,
         )
-        table.ratio(f"{count} rows sparse / torch bf16", found, EAGER, "sparse_linear", wanted)
-        table.ratio(f"{count} rows sparse / torch pre-packed", found, PREPACKED, "sparse_linear", 1)
+        table.goals.rows(table, found, count)
 
 
 def prefill(table: Table, _shapes: object) -> None:
@@ -253,12 +231,12 @@ def prefill(table: Table, _shapes: object) -> None:
                 *of_torch(w, x),
                 ours("dense_linear", w, x),
                 ours("sparse_linear", w, x),
+                ours("dense_linear_int8", w, x),
                 ours("sparse_linear_int8", w, x),
             ],
         )
         if count == 512:
-            table.ratio("512 rows sparse / torch bf16 (oneDNN)", found, EAGER, "sparse_linear", 0.95)
-            table.ratio("512 rows sparse / pre-packed oneDNN", found, PREPACKED, "sparse_linear", 0.95)
+            table.goals.prefill(table, found)
 
 
 def attention(table: Table, _shapes: object) -> None:
@@ -268,8 +246,7 @@ def attention(table: Table, _shapes: object) -> None:
         half = cached(q, k, v, 0.5)
         at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
         found = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
-        table.ratio(f"attention {count} x {d} dense", found, GROUPED, "dense_attention", 3.5)
-        table.ratio(f"attention {count} x {d} sparse 50%", found, GROUPED, "sparse_attention", 5)
+        table.goals.attention(table, found, f"attention {count} x {d}")
 
 
 def packing(table: Table, _shapes: object) -> None:

@@ -5,8 +5,12 @@ import json
 import pytest
 import torch
 from effc.compiler.lowering import racing
+from effc.compiler.lowering.contenders import DYNAMIC, EAGER, GROUPED, PREPACKED
+from effc.compiler.lowering.kernel_goals import Tiles, Vectors
 from effc.compiler.lowering.kernel_table import Line, Table, summary
 from effc.compiler.lowering.racing import Contender, race
+from effc.kernels import levels
+from effc.kernels.ops import KERNELS
 
 from tests.worlds import torch_packs_bfloat16
 
@@ -17,12 +21,44 @@ def small_cache(monkeypatch):
     monkeypatch.setattr(racing, "last_cache", lambda: 1 << 16)
 
 
+def goals_of_one_row() -> int:
+    return 4 if Table().goals is Tiles else 8 + torch_packs_bfloat16()
+
+
+def made(*names: str) -> Line:
+    """A race in which the first took twice as long as the others, which took what reading takes."""
+    contenders = [Contender(name, [], 64, kept=[2.0 if i == 0 else 1.0]) for i, name in enumerate(names)]
+    return Line("made", tuple(contenders), 64.0)
+
+
+@pytest.mark.parametrize(("goals", "count"), [(Vectors, 20), (Tiles, 17)])
+def test_goals_of_every_processor_are_judged_on_any(goals, count):
+    table = Table(goals=goals)
+    line = made(EAGER, PREPACKED, DYNAMIC, GROUPED, *KERNELS)
+    for sparsity in (0.5, 0.7, 0.8, 0.9):
+        goals.gemv(table, line, "1 x 1", sparsity)
+    for rows in (2, 4):
+        goals.rows(table, line, rows)
+    goals.prefill(table, line)
+    goals.attention(table, line, "attention")
+    assert len(table.targets) == count
+    missed = [t.text for t in table.targets if not t.met]
+    assert any("of read" in t.text and t.met for t in table.targets) and all("of read" not in text for text in missed)
+
+
+def test_tiles_have_goals_of_their_own():
+    with levels.forced(levels.MODEL):
+        assert Table().goals is Tiles
+    with levels.forced("portable"):
+        assert Table().goals is Vectors
+
+
 def test_it_prints_a_line_for_each_race_and_the_targets(effc):
     run = effc("bench", "kernels", "--only", "gemv", "--shape", "48x64", "--seconds", "0.01", "--threads", 1)
     assert run.code == 0, run.err
     assert "48 x 64, 50% zeros, 1 row   read " in run.out and "thrown" in run.out
     assert (
-        run.out.count("48 x 64 50%") == 8 + torch_packs_bfloat16()
+        run.out.count("48 x 64 50%") == goals_of_one_row()
         and "of read" in run.out
         and "load" in run.out.splitlines()[0]
     )
@@ -35,9 +71,7 @@ def test_the_json_answer_holds_samples_machine_and_targets(effc):
     assert {"torch", "torch int8 dynamic", "sparse_linear", "read"} <= rows.keys()
     assert ("torch pre-packed" in rows) == torch_packs_bfloat16()
     assert all(row["kept"] + row["thrown"] > 0 and row["us"] > 0 for row in rows.values())
-    assert (
-        found["machine"]["isa"] and found["machine"]["threads"] and len(found["targets"]) == 8 + torch_packs_bfloat16()
-    )
+    assert found["machine"]["isa"] and found["machine"]["threads"] and len(found["targets"]) == goals_of_one_row()
 
 
 def test_with_gate_missed_targets_are_a_missed_expectation(effc):
@@ -66,8 +100,6 @@ def test_what_it_does_not_know_is_a_usage_error(effc, args):
 
 
 def test_a_level_that_this_machine_lacks_is_a_sentence(process):
-    from effc.kernels import levels
-
     lacking = next((name for name in levels.NAMES if levels.lacking(name)), None)
     if lacking is None:
         pytest.skip("this machine has every level")
