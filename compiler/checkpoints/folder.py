@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.diagnostics import Fault, Reject
+from ...dsl.read import other_kind
 from ..report.broken import breakage
 from ..store.cache import digest
 from ..store.hashes import file_hash, files_hash
@@ -96,7 +97,8 @@ class Weights:
 def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
     """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
     if not folder.is_dir():
-        raise Reject(no_model(f"{label}: there is no folder {folder}", help=help))
+        said = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
+        raise Reject(no_model(f"{label}: {said if folder.exists() else f'there is no folder {folder}'}", help=help))
     config = read_config(folder / "config.json", label)
     trusted = check_code(config, label, settings)
     weights = find_weights(folder, label)
@@ -138,7 +140,9 @@ def nothing() -> None:
 def read_config(path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
     if not path.is_file():
-        raise Reject(no_model(f"{label}: there is no {path.name} in {path.parent}", help=_what_lies_there(path.parent)))
+        kind = other_kind(path)
+        said = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
+        raise Reject(no_model(f"{label}: {said}", help=_what_lies_there(path.parent)))
     try:
         config = read_json(path, CONFIG)
     except OSError as error:

@@ -145,9 +145,13 @@ class Shared:
 
     @property
     def cache_folder(self) -> Path:
+        from ...dsl.read import other_kind
         from ..store.cache import default_cache
 
-        return self.cache_dir or default_cache()
+        folder = self.cache_dir or default_cache()
+        if folder.exists() and not folder.is_dir():
+            raise typer.BadParameter(f"the cache is a folder, and {folder} is {other_kind(folder) or 'a file'}")
+        return folder
 
     def check_environment(self) -> None:
         """Before any work: packages in their ranges, the device and the level of the kernels there."""

@@ -179,6 +179,25 @@ def test_a_model_that_is_not_there_is_one_fault_among_the_others(effc, write):
     assert 'error[no-model]: hf("./none"): there is no folder none\n  --> r.effspec:4:14' in run.err
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ('hf("/dev/null")', 'hf("/dev/null"): /dev/null is a device, where a folder is needed'),
+        ('hf("./r.effspec")', 'hf("./r.effspec"): r.effspec is a file, where a folder is needed'),
+        ('config("/dev/null")', 'config("/dev/null"): /dev/null is a device, where a file is needed'),
+    ],
+)
+def test_what_lies_there_instead_of_a_model_is_named(effc, write, model, said):
+    run = effc("check", write("  thin = prune.channels(keep: 75% of channels)", model=model))
+    assert run.code == 5 and f"error[no-model]: {said}" in run.err
+
+
+def test_a_cache_that_is_a_file_is_refused_before_anything_runs(effc, write):
+    path = write("  thin = prune.channels(keep: 75% of channels)")
+    run = effc("plan", path, "--cache-dir", path)
+    assert run.code == 2 and f"the cache is a folder, and {path} is a file" in run.err and not run.out
+
+
 AS_USER = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do everything")
 
 
