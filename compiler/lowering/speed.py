@@ -25,24 +25,51 @@ INT8 = ("dense_linear_int8", "sparse_linear_int8")
 INT4 = ("dense_linear_int4",)
 ROUNDED = (*INT8, *INT4)  # kernels that put weights on grids of few values
 
-# Reckoned: bytes a thread reads per second, and nanoseconds that 32 weights take a thread where memory is no
-# limit. Measured on a Zen 4 (EPYC, 3.7 GHz), kernels held to each level. Other machines differ by their clock
-# and memory, less by what is faster than what.
-READ = 26e9
-TORCH_READ = {2: 7.5e9, 4: 9.3e9}  # one row: what torch gets of it, by bytes of an element
 CALL = 4e-6
-_ORDER = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8")
-NANOSECONDS = {
-    level: dict(zip(_ORDER, times, strict=True))
-    for level, times in {
-        "portable": (3.5, 14.9, 18.9, 30.4),
-        "avx2": (1.2, 2.1, 1.3, 2.5),
-        "avx512": (1.0, 1.2, 0.85, 1.1),
-        "avx512_bf16": (0.85, 1.1, 0.6, 0.76),
-    }.items()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a thread does at a level, by which times of other machines are reckoned.
+
+    Other machines differ by their clock and memory, less by what is faster than what.
+    """
+
+    read: float  # bytes per second
+    torch_read: Mapping[int, float]  # what torch gets of them for one row, by bytes of an element
+    each: Mapping[str, float]  # nanoseconds that 32 weights take a kernel where memory is no limit
+    blocks: tuple[float, float]  # of block_sparse_linear: least, and what all blocks kept take more
+    rows: int = 2  # that take no longer than one
+    torch_rows: int = 16
+
+
+def _pace(bf16: tuple[float, float], int8: tuple[float, float], blocks: tuple[float, float]) -> Pace:
+    """Of a Zen 4 (EPYC, 3.7 GHz), kernels held to a level: dense and sparse; int4 has the products of int8."""
+    names = ("dense_linear", "sparse_linear", "dense_linear_int8", "sparse_linear_int8", *INT4)
+    return Pace(26e9, {2: 7.5e9, 4: 9.3e9}, dict(zip(names, (*bf16, *int8, int8[0]), strict=True)), blocks)
+
+
+PACES = {
+    "portable": _pace((3.5, 14.9), (18.9, 30.4), (0.5, 3.2)),
+    "avx2": _pace((1.2, 2.1), (1.3, 2.5), (0.4, 0.85)),
+    "avx512": _pace((1.0, 1.2), (0.85, 1.1), (0.4, 0.65)),
+    "avx512_bf16": _pace((0.85, 1.1), (0.6, 0.76), (0.4, 0.57)),
+    # Of a Xeon (3.6 GHz); `tests/bench/pace.py` prints it.
+    "amx": Pace(
+        read=15e9,
+        torch_read={2: 7.5e9, 4: 12e9},
+        each={
+            "dense_linear": 0.73,
+            "sparse_linear": 1.2,
+            "dense_linear_int8": 0.24,
+            "sparse_linear_int8": 0.48,
+            "dense_linear_int4": 0.3,
+        },
+        blocks=(0.01, 0.8),
+        rows=12,
+        torch_rows=100,
+    ),
 }
-# Of block_sparse_linear: (least, and what all blocks kept take more).
-BLOCKS = {"portable": (0.5, 3.2), "avx2": (0.4, 0.85), "avx512": (0.4, 0.65), "avx512_bf16": (0.4, 0.57)}
 
 
 @dataclass(frozen=True)
@@ -85,15 +112,15 @@ def reckoned(case: Case, sizes: Mapping[str, int], rows: int, isa: str, threads:
 
     sizes   kernel -> bytes of the packed weight
     """
-    level = isa if isa in NANOSECONDS else "avx512_bf16"  # a row at a time AMX's instructions gain nothing
+    pace = PACES.get(isa, PACES["avx512_bf16"])
     width = 4 if case.dtype == "float32" else 2
-    found = {EAGER: CALL + case.n * case.k * width / (TORCH_READ[width] * threads) * max(1.0, rows / 16)}
+    read = case.n * case.k * width / (pace.torch_read[width] * threads)
+    found = {EAGER: CALL + read * max(1.0, rows / pace.torch_rows)}
     for kernel, size in sizes.items():
-        least, more = BLOCKS[level]
-        known = NANOSECONDS[level] | dict.fromkeys(INT4, NANOSECONDS[level]["dense_linear_int8"])  # its products
-        each = known.get(kernel, least + more * (1 - case.blocks))
-        work = case.n * case.k / 32 * each * 1e-9 * max(1.0, rows / 2)
-        found[kernel] = CALL + max(size / READ, work) / threads
+        least, more = pace.blocks
+        each = pace.each.get(kernel, least + more * (1 - case.blocks))
+        work = case.n * case.k / 32 * each * 1e-9 * max(1.0, rows / pace.rows)
+        found[kernel] = CALL + max(size / pace.read, work) / threads
     return found
 
 

@@ -291,6 +291,9 @@ def test_reckoned_times_know_what_limits_whom():
     assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]  # memory decides
     assert slow["dense_linear"] < slow["sparse_linear"]  # expanding decides
     assert reckoned(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
+    tiles = [reckoned(case, sizes, rows, "amx", 2) for rows in (1, 8, 512)]
+    assert tiles[0] == tiles[1] and tiles[0]["torch"] > tiles[0]["dense_linear"] > tiles[0]["sparse_linear"]
+    assert tiles[2]["sparse_linear"] > 10 * tiles[0]["sparse_linear"]  # many rows take as long as they compute
 
 
 def test_weights_that_other_code_reads_stay_as_they_are(tmp_path):
