@@ -58,12 +58,25 @@ def check(folder: Path) -> Stored:
         raise Reject(refused_onnx(f"{path} can't be read: {error.strerror}")) from error
     except Exception as error:  # what protobuf raises is of its own kind
         raise _refused(path, f"is no ONNX: {first_line(error)}") from error
+    if not _readable(model):
+        raise _refused(path, "holds names that are not UTF-8")
     odd = _odd_domains(model)
     if odd or model.functions:
         raise _refused(path, f"calls ops of {', '.join(odd) or 'its own functions'}, not of ONNX")
     data = _mapped(path.with_name(DATA))
     _check_weights(path, model, len(data))
     return Stored(model, graph, data, tuple(i.name for i in model.graph.input), _facts(path, model))
+
+
+def _readable(message: Any) -> bool:
+    """Whether all texts of a message are text: protobuf hands on as bytes what it can't decode."""
+    for field, value in message.ListFields():
+        each = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
+        if field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in each):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_readable, each)):
+            return False
+    return True
 
 
 def _odd_domains(model: Any) -> list[str]:

@@ -137,6 +137,11 @@ def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
     for change, words in ((elsewhere, "another file"), (beyond, "outside of"), (foreign, "calls ops of evil")):
         with pytest.raises(Reject, match=words):
             check(changed(change))
+    file = changed(lambda model: None) / "model.onnx"
+    name = onnx.load(file, load_external_data=False).graph.node[0].op_type.encode()
+    file.write_bytes(file.read_bytes().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(Reject, match="not UTF-8"):
+        check(file.parent)
     honest = (slim.path / "onnx" / "model.onnx").read_bytes()
     draw = random.Random(0)
     for _ in range(60):
