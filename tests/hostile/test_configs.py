@@ -231,3 +231,10 @@ def test_a_config_that_is_no_file_is_refused(folder):
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to("/dev/zero")
     refused(lambda: opened(folder))
+
+
+def test_experts_that_are_rows_of_one_tensor_are_bounded_by_sizes():
+    check_numbers({"model_type": "doge", "num_experts": 16384}, None, "it")
+    for config in ({"model_type": "mixtral", "num_experts": 16384}, {"model_type": "doge", "num_experts": 1 << 25}):
+        with pytest.raises(Reject, match="num_experts"):
+            check_numbers(config, None, "it")
