@@ -58,13 +58,13 @@ class _Renderer:
     def write(self, asked: Mapping[str, Any]) -> str:
         line = json.dumps(asked, default=str) + "\n"
         with self._lock:
-            answer = self._asked(line)
+            answer = self._answer(line)
         if "text" in answer:
             return answer["text"]
         raise TemplateError(answer["error"])
 
-    def _asked(self, line: str) -> dict[str, str]:
-        process = self._process or self._begun()
+    def _answer(self, line: str) -> dict[str, str]:
+        process = self._process or self._start()
         assert process.stdin and process.stdout, "both are pipes"
         answer = ""
         with suppress(BrokenPipeError):
@@ -78,7 +78,7 @@ class _Renderer:
         code = process.wait()
         raise TooLong(f"it takes more than {SECONDS:g} s or more memory than there is for it (signal {-code})")
 
-    def _begun(self) -> "subprocess.Popen[str]":
+    def _start(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-P", str(Path(__file__).with_name("renderer.py")), str(SECONDS)]
         self._process = process = subprocess.Popen(
             command,
