@@ -185,7 +185,9 @@ def _drop_output() -> None:
 
 
 def _hush_libraries() -> None:
-    """Libraries write to stderr on their own; ours is the only progress and the only complaint."""
+    """Libraries write to stderr on their own; ours is the only progress and the only complaint. And threads of torch
+    spin for milliseconds at every meeting, on cores that the others may need: on a machine that is shared, a compile by
+    two threads took twenty times as long as by one. They wait for 40 us, and let go."""
     import warnings
 
     for name, value in (
@@ -194,6 +196,7 @@ def _hush_libraries() -> None:
         ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("GOMP_SPINCOUNT", "1000"),
     ):
         os.environ.setdefault(name, value)
     if "-v" not in sys.argv and "--verbose" not in sys.argv and "--debug" not in sys.argv:
