@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's logs have it, whoever reads them
 GRACE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -117,4 +119,4 @@ def last_line(log: str) -> str:
         lines = Path(log).read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1].strip() if lines else ""
+    return _COLOUR.sub("", lines[-1]).strip() if lines else ""

@@ -24,9 +24,12 @@ from tests.bench.reviews import Arm, compiled, drawn, sst2, write_classifier, wr
 
 TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
 DEAL = "clients: 4, split: dirichlet, beta: 0.5, hold: 0%"
+COVER = "trains: full, strategy: coverage"
 ARMS = {
     "FedAvg, all of the model": Arm("", "trains: full, strategy: fedavg", ()),
-    "RaFFM, 100%, 75%, 60%, 50%": Arm("", "trains: full, strategy: coverage, budgets: [100%, 75%, 60%, 50%]", ()),
+    "RaFFM, 100%, 90%, 90%, 90%": Arm("", f"{COVER}, budgets: [100%, 90%, 90%, 90%]", ()),
+    "the same, counted by holders": Arm("", f"{COVER}, budgets: [100%, 90%, 90%, 90%], counted: holders", ()),
+    "RaFFM, 100%, 75%, 60%, 50%": Arm("", f"{COVER}, budgets: [100%, 75%, 60%, 50%]", ()),
 }
 
 
