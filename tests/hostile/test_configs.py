@@ -94,7 +94,9 @@ def test_a_sound_folder_opens(folder):
         {"attention_bias": True},
         {"model_type": "evil"},
         {"model_type": "timm_wrapper"},
+        {"model_type": "dinat", "architectures": ["DinatBackbone"]},
         {"model_type": "gpt2"},
+        {"vocab_size": 0},
         {"architectures": 3},
         {"architectures": [["x"]]},
         {"max_position_embeddings": -5},
@@ -112,6 +114,21 @@ def test_a_config_that_the_weights_do_not_fit_is_refused_at_once(folder, changes
     else:
         assert sum(p.numel() for p in model.parameters()) < 10**6
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "detr"},
+        {"model_type": "detr", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf_hub:evil/x"}},
+        {"model_type": "conditional_detr"},
+        {"model_type": "edgetam"},
+    ],
+    ids=str,
+)
+def test_no_part_of_a_model_is_made_by_timm(config):
+    with pytest.raises(Reject, match="comes from timm"):
+        parse_config(config)
 
 
 CODE = {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"}}
