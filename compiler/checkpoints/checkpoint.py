@@ -152,13 +152,7 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
         raise Reject(
             bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
         ) from error
-    if any("timm" in nested.model_type for nested in _configs(made)):
-        raise Reject(
-            unknown_architecture(
-                f"a part of `{model_type}` comes from timm, which takes code and weights from anywhere",
-                help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
-            )
-        )
+    _refuse_timm(made)
     names = config.get("architectures") or ()
     kind = model_class(model_type, names)
     if kind is None:
@@ -176,6 +170,16 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
             )
         kind = classes[type(made)]
     return made, kind
+
+
+def _refuse_timm(made: transformers.PreTrainedConfig) -> None:
+    if any("timm" in part.model_type for part in _configs(made)):
+        raise Reject(
+            unknown_architecture(
+                f"a part of `{made.model_type}` comes from timm, which takes code and weights from anywhere",
+                help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
+            )
+        )
 
 
 def _configs(config: transformers.PreTrainedConfig) -> Iterator[transformers.PreTrainedConfig]:
