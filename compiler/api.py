@@ -41,6 +41,18 @@ unseen_model = Fault(
 )
 
 
+def _covers(error: Diagnostic, other: Diagnostic) -> bool:
+    """Whether an error is of the same place, or of one around it: whoever mends it need not be told the other."""
+    around, within = error.span, other.span
+    return (
+        error.severity == "error"
+        and around is not None
+        and within is not None
+        and around.source is within.source
+        and around.start <= within.start <= within.end <= around.end
+    )
+
+
 @dataclass
 class Session:
     """One recipe file and what the command line said: shared by check, plan, compile and test."""
@@ -91,7 +103,8 @@ class Session:
             broken=torn,
         )
         for recipe in checked.recipes:
-            said += missing(recipe, self.shelf.vocabulary, self.path.parent)
+            absent = missing(recipe, self.shelf.vocabulary, self.path.parent)
+            said += [d for d in absent if not any(_covers(other, d) for other in said)]
         found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)
