@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from effc.compiler.rttc import library
 from effc.compiler.rttc.embedder import folder_embedder
-from effc.compiler.rttc.library import Library, application
 from effc.compiler.rttc.reward import Judge, Verifier, finite, last_number
 from effc.compiler.rttc.scorer import Graded, auc, open_scorer, train
 from effc.compiler.rttc.tuned import open_tuned, tune
@@ -131,7 +131,7 @@ def test_a_server_whose_reward_gives_no_number_says_so(world):
         def score(self, question, answers):
             return finite([float("nan")], "broken")
 
-    app = application(Library(world.base, "diverse", Broken()))
+    app = library.application(library.Library(world.base, "diverse", Broken()))
     answer = TestClient(app).post("/v1/score", json={"question": "a", "answers": ["b"]})
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "the reward `broken` gave nan"
     assert answer.json()["error"]["code"] == "reward_no_number"
