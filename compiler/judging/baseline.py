@@ -180,7 +180,7 @@ def read(recipe: Path) -> dict[str, Any] | None:
         raise Reject(broken_baseline(f"{file} is no baseline: {said}", help=_AGAIN)) from error
     if body["recipe"] != recipe.name:
         raise Reject(
-            foreign_baseline(f"{file} was written for {body['recipe']!r}, not for {recipe.name!r}", help=_AGAIN)
+            foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe.name}", help=_AGAIN)
         )
     return body
 
