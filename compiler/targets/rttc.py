@@ -282,6 +282,7 @@ class Rttc(Target):
             embedder,
             folder,
             guard=guard,
+            drafts=ctx.settings.cache_dir / "rttc" / "building",  # what is beside the folder goes with a killed compile
             tell=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
         )
 
