@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..rows.forward import evaluating
 from .adaptation import Adaptable, State
-from .generation import Heard, Settings, ends_of, generate_rows, padded
+from .generation import Growth, Settings, ends_of, generate_rows, padded
 from .prompts import Prompts
 
 ROWS = 8  # of a batch: a step of so many of 135M parameters took no longer than one row's, with weights read once
@@ -31,7 +31,7 @@ class _Row:
 
     ids: list[int]
     settings: Settings
-    heard: Heard
+    growth: Growth
     state: State | None
     ended: bool = False
     error: BaseException | None = None
@@ -62,9 +62,9 @@ class Batcher:
     def say(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
-        """An answer under the adapters of `state`, or of the bare model; as `Heard.said` tells it."""
-        heard = Heard(self._prompts, ids, settings, ends_of(self._model, self._prompts), stopped)
-        row = _Row(ids, settings, heard, state)
+        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
+        growth = Growth(self._prompts, ids, settings, ends_of(self._model, self._prompts), stopped)
+        row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)
         while self._enter(row):
@@ -74,7 +74,7 @@ class Batcher:
                 self._leave()
         if row.error is not None:
             raise row.error
-        return heard.said()
+        return growth.outcome()
 
     def _enter(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
@@ -95,7 +95,7 @@ class Batcher:
             found: list[_Row] = []
             for row in self._waiting[:ROWS]:
                 longest = max(len(one.ids) for one in (*found, row))
-                if found and longest + max(one.heard.most for one in (*found, row)) > self._prompts.context:
+                if found and longest + max(one.growth.most for one in (*found, row)) > self._prompts.context:
                     break
                 found.append(row)
             del self._waiting[: len(found)]
@@ -120,7 +120,7 @@ class Batcher:
             generate_rows(
                 self._model,
                 [row.ids for row in part],
-                [row.heard for row in part],
+                [row.growth for row in part],
                 [row.settings.chooser() for row in part],
                 ends_of(self._model, self._prompts),
                 lambda number: self._tell(part[number]),

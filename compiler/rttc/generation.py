@@ -38,7 +38,7 @@ class Settings:
         return Chooser(Sampling(seed=self.seed % 2**63, **drawn))
 
 
-class Heard:
+class Growth:
     """The tokens of one answer as they come.
 
     ids      of the prompt; Reject where it has none, or more than the model takes
@@ -62,7 +62,7 @@ class Heard:
         met = any(stop in self._decoded() for stop in self._wanted)
         self.ended = met or token in self._ends or len(self.tokens) >= self.most or self._stopped()
 
-    def said(self) -> tuple[str, int, str]:
+    def outcome(self) -> tuple[str, int, str]:
         """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
         if self._stopped():
             raise Cancelled
@@ -83,22 +83,22 @@ def ends_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
 def generate(
     model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
-    """An answer by the engine, as `Heard.said` tells it."""
+    """An answer by the engine, as `Growth.outcome` tells it."""
     ends = ends_of(model, prompts)
-    heard = Heard(prompts, ids, settings, ends, stopped)
+    growth = Growth(prompts, ids, settings, ends, stopped)
     drawn: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         drawn = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     with suppress(_Met):
         model.generate(
             torch.tensor([list(ids)]),
-            max_new_tokens=heard.most,
+            max_new_tokens=growth.most,
             eos_token_id=list(ends),
             seed=settings.seed % 2**63,
-            streamer=_Streamer(heard),
+            streamer=_Streamer(growth),
             **drawn,
         )
-    return heard.said()
+    return growth.outcome()
 
 
 class _Met(Exception):
@@ -108,16 +108,16 @@ class _Met(Exception):
 class _Streamer:
     """What `generate` calls a streamer."""
 
-    def __init__(self, heard: Heard):
-        self._heard, self._prompt = heard, True
+    def __init__(self, growth: Growth):
+        self._growth, self._prompt = growth, True
 
     def put(self, value: Tensor) -> None:
         if self._prompt:
             self._prompt = False
             return
         for token in value.reshape(-1).tolist():
-            self._heard.push(token)
-        if self._heard.ended:
+            self._growth.push(token)
+        if self._growth.ended:
             raise _Met
 
     def end(self) -> None: ...
@@ -127,14 +127,14 @@ class _Streamer:
 def generate_rows(
     model: Any,
     rows: Sequence[Sequence[int]],
-    heard: Sequence[Heard],
+    growth: Sequence[Growth],
     choosers: Sequence[Chooser],
     ends: Sequence[int],
     tell: Callable[[int], None],
 ) -> None:
     """Answers of a model of transformers to several prompts in one batch, each by settings of its own.
 
-    heard    what each row says is pushed there; `tell` hears the number of a row as soon as it has ended
+    growth    what each row says is pushed there; `tell` hears the number of a row as soon as it has ended
     """
     pad = ends[0] if ends else 0
     ids, mask = padded(rows, pad, device_of(model))
@@ -145,11 +145,11 @@ def generate_rows(
         temperature=None,
         top_p=None,
         top_k=None,
-        max_new_tokens=max(one.most for one in heard),
+        max_new_tokens=max(one.most for one in growth),
         eos_token_id=list(ends) or None,
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([_Drawn(choosers)]),
-        stopping_criteria=StoppingCriteriaList([_Ended(heard, tell)]),
+        stopping_criteria=StoppingCriteriaList([_Ended(growth, tell)]),
     )
 
 
@@ -178,13 +178,13 @@ class _Drawn(LogitsProcessor):
 
 
 class _Ended(StoppingCriteria):
-    def __init__(self, heard: Sequence[Heard], tell: Callable[[int], None]):
-        self._heard, self._tell = heard, tell
+    def __init__(self, growth: Sequence[Growth], tell: Callable[[int], None]):
+        self._growth, self._tell = growth, tell
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **more: Any) -> Any:
-        for row, one in enumerate(self._heard):
+        for row, one in enumerate(self._growth):
             if not one.ended:
                 one.push(int(input_ids[row, -1]))
                 if one.ended:
                     self._tell(row)
-        return torch.tensor([one.ended for one in self._heard], device=input_ids.device)
+        return torch.tensor([one.ended for one in self._growth], device=input_ids.device)

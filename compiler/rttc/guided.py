@@ -100,7 +100,7 @@ class Guided:
     def say(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
-        """An answer under the adapters of `state`, or of the bare model; as `Heard.said` tells it."""
+        """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
         speaker = self.speaker("direct" if state is None else "ttt")
         if speaker is self.model:
             return self.batcher.say(ids, settings, stopped, state)

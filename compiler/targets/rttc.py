@@ -116,7 +116,9 @@ class Rttc(Target):
     epochs: int = param("Times that the samples of a query are gone over.", default=2, ge=1, le=16)
     lr: float = param("Learning rate of AdamW.", default=5e-4, gt=0, le=1)
     batch: int = param("Samples of a step of training.", default=4, ge=1, le=64)
-    answers: bool = param("Learn the answers alone, given their questions; else whole samples.", default=False)
+    learn: Literal["samples", "answers"] = param(
+        "What is learned: whole samples, or their answers alone, given the questions.", default="samples"
+    )
     seconds: float = param("After which no step of a query's training is begun.", default=60.0, ge=0, le=600)
     count: int = param("Samples for a query.", default=8, ge=1, le=256)
     shown: int = param("Of them in the prompt of a `rag` answer.", default=4, ge=1, le=256)
@@ -253,7 +255,7 @@ class Rttc(Target):
             lr=self.lr,
             batch=self.batch,
             epochs=self.epochs,
-            answers=self.answers,
+            answers=self.learn == "answers",
             seconds=self.seconds,
             seed=ctx.seed,
             kind="reft" if self.adapt == "reft" else "lora",

@@ -33,7 +33,7 @@ from effc.compiler.rttc.policy import Policy
 from effc.compiler.rttc.prompts import Prompts
 from effc.compiler.rttc.selection import SELECTIONS
 
-from tests.bench.decode import original, tokenizer
+from tests.bench.decoders import original, tokenizer
 from tests.bench.retrieval import vectors
 from tests.bench.rttc import ZOO, encoder, task_of
 from tests.bench.rttc_mixed import client_of, world

@@ -32,7 +32,7 @@ emit small {{
   rttc("app", knowledge: "kb.jsonl", {more})
 }}
 """
-CALIBRATED = 'dev: "dev.jsonl", evict: lru, states: 32MiB, length: 4, count: 4, shown: 2, lr: 0.005, batch: 2, answers: true, seconds: 30, force: true'
+CALIBRATED = 'dev: "dev.jsonl", evict: lru, states: 32MiB, length: 4, count: 4, shown: 2, lr: 0.005, batch: 2, learn: answers, seconds: 30, force: true'
 
 
 def recipe(folder, more):
