@@ -65,7 +65,7 @@ class Verbs(TyperGroup):
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 found = [(n, self.get_command(ctx, n)) for n in names]
-                formatter.write_dl([(n, c.get_short_help_str(90)) for n, c in found if c], col_max=10)
+                formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in found if c], col_max=10)
 
     def format_epilog(self, ctx, formatter) -> None:
         formatter.write(f"\nExit codes:\n{exit_table()}\n")
