@@ -5,7 +5,7 @@ A term is `score` (given), `unit: branch | layer` (of one of these values), `not
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -13,7 +13,7 @@ from .show import plain
 from .values import Ratio
 
 _COMPARED = re.compile(r"\s(<|>|!=)\s")
-_OF_LISTS = {"count": len, "most": max}
+_OF_LISTS: dict[str, Callable[[list[Any]], float]] = {"count": len, "most": max}
 
 
 def holds(condition: str, args: Mapping[str, Any]) -> bool:
