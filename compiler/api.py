@@ -230,9 +230,9 @@ class Options(TypedDict, total=False):
     """
 
     settings: Settings | None
-    cache_dir: Path | None
+    cache_dir: str | Path | None
     set: Mapping[str, Any] | Sequence[str]
-    params: Path | None
+    params: str | Path | None
     seed: int
     device: str
     offline: bool
@@ -278,15 +278,17 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
-    granted |= {"workers": str(granted["workers"])} if "workers" in granted else {}
+    granted |= {name: kind(granted[name]) for name, kind in (("workers", str), ("cache_dir", Path)) if name in granted}
+    params = options.get("params")
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
-    return Session(Path(path), settings, options.get("set", ()), options.get("params"))
+    return Session(Path(path), settings, options.get("set", ()), None if params is None else Path(params))
 
 
 _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}
 
 
 def plans(session: Session) -> "list[Plan]":
+    session.recipes()
     from .planning import lock
     from .planning.plan import plan
 
@@ -343,6 +345,7 @@ def build(
     told: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
+    session.recipes()  # before torch is imported, which takes seconds
     from .artifacts.artifact import check_free
     from .machine.deadline import Deadline
     from .planning.plan import refuse_drift

@@ -13,7 +13,7 @@ from .show import plain
 from .values import Ratio
 
 _COMPARED = re.compile(r"\s(<|>|!=)\s")
-_OF_LISTS: Mapping[str, Callable[[Sequence[Any]], float]] = {"count": len, "most": max}
+_OF_LISTS: dict[str, Callable[[list[Any]], float]] = {"count": len, "most": max}
 
 
 def holds(condition: str, args: Mapping[str, Any]) -> bool:

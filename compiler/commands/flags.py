@@ -75,7 +75,7 @@ _params = _flag("inputs", "Values of params, from a JSON file.", "--params", met
 _offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
 _cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR")
 _trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
-_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N")
+_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=2**32 - 1)
 _device = _flag(
     "machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device", metavar="NAME"
 )

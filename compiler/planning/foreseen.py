@@ -1,5 +1,7 @@
 """What targets would refuse at the end of a compile, said before it begins."""
 
+from typing import Any
+
 from ...dsl.diagnostics import Reject
 from ...dsl.recipe import Emit, Invocation, Pipeline
 from ..report.progress import Warned
@@ -39,7 +41,8 @@ def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
     lacking = target.lacks([ctx.shelf.make("pass", step.call) for step in pipeline.before(emit.source)])
     if lacking is None:
         return
-    if ctx.shelf.load("model", ctx.recipe.models[pipeline.model].word).plain:
+    source: Any = ctx.shelf.load("model", ctx.recipe.models[pipeline.model].word)
+    if source.plain:
         raise Reject(lacking)
     ctx.tell(
         Warned(

@@ -117,7 +117,8 @@ class Pass(Word):
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
-                   ("2:4") does; within: the one that is no larger than hidden states are wide
+                   ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
+                   no larger than every module
     after          {pass: reason}: if both occur in a line, this one must come later
     makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
                    "" always holds
