@@ -1,9 +1,9 @@
 """Print what sub-networks of clients cost and give beside FedAvg of the whole model: RaFFM to a common target.
 
-    python -m tests.bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1]
+    python -m tests.bench.raffm MODEL DATA [--target 0.8] [--rounds 4] [--steps 8] [--seeds 0,1] [--layers 6]
 
-MODEL and DATA as tests/bench/reviews.py has them: all six layers of MiniLM with a head on its first token, of whose
-vocabulary the pieces are kept that the sentences have, since no sub-network is smaller in words. Four clients have 1,600
+MODEL and DATA as tests/bench/reviews.py has them: all six layers of MiniLM with a head on its first token, or fewer and
+one that takes the mean, of whose vocabulary the pieces are kept that the sentences have, since no sub-network is smaller in words. Four clients have 1,600
 sentences of SST-2, dealt by a Dirichlet distribution (beta 0.5) over the two classes, and train all weights. After each
 round the server's model is judged on 300 sentences of the test file (a share of 0.8 has a standard error of 0.02).
 Bytes are those of the arrays, up and down, of all clients; seconds are processor time of all clients' training on one
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rate", default="2e-4")
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--arms", help="Part of their names.", default="")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
     """The folder of every seed's sentences; the classifier lies in `folder`, whose own are the first seed's."""
     from effc.compiler.checkpoints.folder import load_tokenizer
 
-    write_classifier(args.model, folder / "classifier", args.data, 6, mean=False)
+    write_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
     tokenizer = load_tokenizer(folder / "classifier", "the model", False)
     test = drawn(sst2(args.data, "test"), TESTS, 0, tokenizer)
     parts = {seed: drawn(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}
