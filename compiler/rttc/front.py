@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ...dsl.diagnostics import Reject
 from ..report.broken import first_line
 from ..serving.answers import Answer, ChatAnswer, Refused
-from ..serving.body import read_body
+from ..serving.body import take_texts
 from ..serving.chat import prompt_too_long
 from ..serving.errors import tell_errors
 from ..serving.metrics import TYPE
@@ -181,14 +181,7 @@ def application(front: Front) -> FastAPI:
 
     app = FastAPI(title="effc guided", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     tell_errors(app)
-
-    @app.post("/v1/chat/completions")
-    async def chat(call: Call) -> Any:
-        return await front.answer(await read_body(call, ChatRequest), call)
-
-    @app.post("/v1/completions")
-    async def complete(call: Call) -> Any:
-        return await front.answer(await read_body(call, CompletionRequest), call)
+    take_texts(app, front.answer)
 
     @app.get("/v1/models")
     async def models() -> Any:
