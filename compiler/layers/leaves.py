@@ -28,7 +28,7 @@ _FUNCTION_ROLES = (
     (re.compile(r"create_\w*masks?(_for_generate)?"), "mask"),
     (re.compile(r"apply_\w*rotary\w*"), "rotary"),
     (re.compile(r"causal_conv1d_\w+"), "ssm_conv"),
-    (re.compile(r"\w*(_scan|_state_update|_scan_combined|_inner_fn|delta_rule)"), "ssm_scan"),
+    (re.compile(r"\w*(_scan|_state_update|_scan_combined|_inner_fn|delta_rule|delta_attention)"), "ssm_scan"),
     (re.compile(r"apply_mask_to_padding_states"), "padding"),
     (re.compile(r"slice_logits_to_keep"), "slice_logits"),
 )

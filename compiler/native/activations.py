@@ -20,6 +20,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "softplus": F.softplus,
 }
 _SHARE = 2e-6  # of float32: another order of the same operations
 _ENDLESS = 3e38  # where nothing is clipped
@@ -59,7 +60,19 @@ def recognise(function: Pending) -> Recognised | None:
             return Recognised("shift", {"by": number})
         if number > 0 and close(y, number * torch.tanh(x / number)):
             return Recognised("softcap", {"at": number})
-    return None
+    return _xielu(x, y)
+
+
+def _xielu(x: Tensor, y: Tensor) -> Recognised | None:
+    """Its three numbers, read off three points: a square above zero, exp(x) - 1 - x below, and a share of x."""
+    near = {at: float(y[(x - at).abs().argmin()]) for at in (-1.0, 1.0, 2.0)}
+    square = near[2.0] / 2 - near[1.0]
+    linear = near[1.0] - square
+    exponential = (near[-1.0] + linear) * math.e
+    bent = torch.where(x > 0, square * x.square(), exponential * (torch.expm1(x) - x))
+    if not torch.allclose(y, bent + linear * x, rtol=2e-5, atol=2e-5):  # numbers that a float32 made
+        return None
+    return Recognised("xielu", {"square": square, "exponential": exponential, "linear": linear})
 
 
 def close(a: Tensor, b: Tensor) -> bool:

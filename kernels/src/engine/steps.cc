@@ -71,7 +71,22 @@ void gelu(const float* x, float* to) {
   }
 }
 
+// log(1 + exp(x)) as max(x, 0) + log1p(exp(-|x|)).
+void softplus(const float* x, float* to) {
+  const Logistic logistic(x, 1.0f);
+  for (int i = 0; i < 16; ++i) to[i] = std::max(x[i], 0.0f) + std::log1p(logistic.e[i]);
+}
+
+// A square above zero and exp(x) - 1 - x below, each by a number of its own, and a share of x.
+void xielu(const Step& step, const float* x, float* to) {
+  for (int i = 0; i < 16; ++i) {
+    const float bent = x[i] > 0 ? step.most * x[i] * x[i] : step.scale * (std::expm1(x[i]) - x[i]);
+    to[i] = bent + step.number * x[i];
+  }
+}
+
 void act(int32_t kind, const float* x, float* to) {
+  if (kind == kSoftplus) return softplus(x, to);
   if (kind == kSilu) return swish(x, to, 1.0f);
   if (kind == kQuickGelu) return swish(x, to, 1.702f);
   if (kind == kGelu) return gelu(x, to);
@@ -266,6 +281,9 @@ void pointwise(const RowsCall& call, const float* x, const float* y, float* to) 
   switch (step.op) {
     case kAct:
       each(x, to, width, [&](const float* from, float* into) { act(step.kind, from, into); });
+      break;
+    case kXielu:
+      each(x, to, width, [&](const float* from, float* into) { xielu(step, from, into); });
       break;
     case kSoftcap:
       each(x, to, width, [&](const float* from, float* into) {
