@@ -190,6 +190,11 @@ class _Reader:
             bias=self.held.vector(step["bias"], group, width),
         )
 
+    def _mean(self, step, to, width) -> None:
+        whole, group = self.width(step["x"]), step["group"]
+        self.need(whole == width * group, f"{width} groups of {group} are not {whole} columns")
+        self.emit("mean", to, x=step["x"], group=group)
+
     def _linear(self, step, to, width) -> None:
         number = self.held.number(step["weight"])
         w, k = self.held.laid[number], self.width(step["x"])

@@ -45,7 +45,10 @@ STEPS: dict[str, dict[str, str]] = {
         "slopes": "w?",
         "whole": "b",
     },
-    "act": {"x": "r", "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu softplus"},
+    "act": {
+        "x": "r",
+        "kind": "silu gelu gelu_tanh relu relu2 sigmoid tanh quick_gelu softplus square sqrt reciprocal exp",
+    },
     "add": {"x": "r", "y": "r"},
     "mul": {"x": "r", "y": "r"},
     "scale": {"x": "r", "by": "f"},
@@ -54,14 +57,16 @@ STEPS: dict[str, dict[str, str]] = {
     "clip": {"x": "r", "least": "f", "most": "f"},
     # square * x**2 above zero, exponential * (exp(x) - 1 - x) below, and linear * x everywhere
     "xielu": {"x": "r", "square": "f", "exponential": "f", "linear": "f"},
+    "mean": {"x": "r", "group": "+"},
     "add_vector": {"x": "r", "vector": "w"},
     "mul_vector": {"x": "r", "vector": "w"},
     # Mixtures of experts: `route` gives the weights of `count` experts, then their numbers; `experts` what those
-    # make of x, side by side or as their weighted sum.
+    # make of x, side by side or as their weighted sum. A router of kind "near" takes one expert after another, by its
+    # share among those whose scores are less than `eps` of their size below it.
     "scores": {"x": "r", "weight": "w", "bias": "w?"},
     "route": {
         "x": "r",
-        "kind": "softmax sigmoid",
+        "kind": "softmax sigmoid near",
         "bias": "w?",
         "count": "+",
         "groups": "+",
@@ -140,6 +145,7 @@ OPS = (
     "softcap",
     "clip",
     "xielu",
+    "mean",
     "add_vector",
     "mul_vector",
     "scores",

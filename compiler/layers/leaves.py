@@ -222,9 +222,14 @@ def module_role(module: nn.Module) -> str:
         return "activation"
     for base in type(module).__mro__:
         for pattern, role in _MODULE_ROLES:
-            if pattern.fullmatch(base.__name__):
+            if pattern.fullmatch(base.__name__) and not (role == "norm" and _holds_layers(module)):
                 return role
     return "module"
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Whether what is called a norm is more than one: a layer with its norms, or a norm with a gate of its own."""
+    return any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def is_state_space(module: nn.Module) -> bool:

@@ -21,6 +21,10 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "softplus": F.softplus,
+    "square": torch.square,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
+    "exp": torch.exp,
 }
 _SHARE = 2e-6  # of float32: another order of the same operations
 _ENDLESS = 3e38  # where nothing is clipped
@@ -40,7 +44,7 @@ def recognise(function: Pending) -> Recognised | None:
     near, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
     x = torch.cat([near, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
     try:
-        y = function(x)
+        y = function(x).double()
     except (TypeError, RuntimeError):  # made for float32, as compiled code is
         y = function(x.float()).double()
     if torch.equal(x, y.to(x.dtype)):
@@ -76,7 +80,7 @@ def _xielu(x: Tensor, y: Tensor) -> Recognised | None:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE))
+    return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE, equal_nan=True))
 
 
 def _products(constants: list[float]) -> list[float]:

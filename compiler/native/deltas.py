@@ -29,7 +29,9 @@ class Delta:
 
 
 @torch.no_grad()
-def recognise(function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any]) -> Delta | None:
+def recognise(
+    function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any]
+) -> Delta | None:
     """What a function (q, k, v, g=, beta=, ...) computes of values of these shapes [b, t, ...], or None."""
     known = [_trial(function, shapes, options, size) for size in (1.0, 2e-3)]  # the second feels epsilon
     if any(trial is None for trial in known):

@@ -147,7 +147,7 @@ class Mixtures:
                 values[inner] = Rows(x.index, Pending(middle.get_submodule(inner.target), (x.pending,)))
             else:
                 inner.meta = node.meta | inner.meta
-                values[inner] = self.reader.computed(inner, args, kwargs)
+                values[inner] = self.reader.computing.computed(inner, args, kwargs)
         raise AssertionError(f"the middle of {path} has no output")
 
 

@@ -185,7 +185,7 @@ class Scanning:
             raise self.reader.refuse(node, f"a {type(module).__name__} is no gated norm that the engine has")
         opened = Rows(gate.index, Pending(norms.GATES[found.gate], (gate.pending,)))
         if found.gate_first:
-            x = self.reader.product(node, x, opened)
+            x = self.reader.computing.product(node, x, opened)
         register, lane = self.reader.register(x)
         gain = self.reader.plan.vector(f"{node.target}.weight", found.gain)
         made = self.reader.written(
@@ -199,7 +199,7 @@ class Scanning:
             weight=gain,
             bias=None,
         )
-        return made if found.gate_first else self.reader.product(node, made, opened)
+        return made if found.gate_first else self.reader.computing.product(node, made, opened)
 
     def product(self, node: fx.Node, a: Any, b: Any) -> Rows:
         """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]."""

@@ -144,8 +144,21 @@ def _scores(step, found, weights, ids):
     return F.linear(found[step["x"]], weights[step["weight"]], None if step["bias"] is None else weights[step["bias"]])
 
 
+def _near(step, x):
+    left, taken, numbers = x.clone(), [], []
+    for _ in range(step["count"]):
+        most, number = left.max(-1, keepdim=True)
+        far = (most - x) / torch.maximum(x.abs(), most) > step["eps"]
+        taken.append(left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, number) * step["scale"])
+        numbers.append(number.float())
+        left = left.scatter(-1, number, -torch.inf)
+    return torch.cat([*taken, *numbers], -1)
+
+
 def _route(step, found, weights, ids):
     x = found[step["x"]]
+    if step["kind"] == "near":
+        return _near(step, x)
     shares = x.softmax(-1) if step["kind"] == "softmax" else x.sigmoid()
     choice = shares if step["bias"] is None else shares + weights[step["bias"]]
     parts = choice.unflatten(-1, (step["groups"], -1))
@@ -187,6 +200,7 @@ _BY_OP = {
     "selective": _selective,
     "delta": _delta,
     "xielu": _xielu,
+    "mean": lambda s, f, w, ids: f[s["x"]].unflatten(-1, (-1, s["group"])).mean(-1),
     "positions": lambda s, f, w, ids: w[s["table"]].float()[: len(ids)],
     "join": lambda s, f, w, ids: torch.cat([f[r] for r in s["from"]], -1),
     "act": lambda s, f, w, ids: ACTS[s["kind"]](f[s["x"]]),

@@ -44,7 +44,7 @@ def test_two_parts_with_the_state_between_are_the_whole_to_the_bit(level):
 
 
 def test_values_that_the_state_holds_already_change_nothing():
-    q, k, v, decay, beta, _ = given(1, 2, 8, 2, 8, 4, False)
+    _, k, v, decay, beta, _ = given(1, 2, 8, 2, 8, 4, False)
     state = torch.einsum("bhn,bhp->bhnp", k[:, 0], v[:, 0])  # keys of length one: it answers v
     y, last = KERNEL.native(k[:, :1], k[:, :1], v[:, :1], 0 * decay[:, :1], beta[:, :1], state)
     assert torch.allclose(y, v[:, :1], atol=1e-5) and torch.allclose(last, state, atol=1e-5)

@@ -21,6 +21,10 @@ ACTS = {
     "tanh": torch.tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "softplus": F.softplus,
+    "square": torch.square,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
+    "exp": torch.exp,
 }
 
 
@@ -193,7 +197,22 @@ class Naive:
     def _scores(self, step, x, registers, token, position, sequence):
         return F.linear(x, self.weights[step["weight"]], None if step["bias"] is None else self.weights[step["bias"]])
 
+    def _mean(self, step, x, registers, token, position, sequence):
+        return x.view(-1, step["group"]).mean(-1)
+
+    def _near(self, step, x):
+        left, weights, numbers = x.clone(), [], []
+        for _ in range(step["count"]):
+            most, number = left.max(0)
+            far = (most - x) / x.abs().clamp(min=float(most)) > step["eps"]
+            weights.append(left.masked_fill(far, -torch.inf).softmax(0)[number] * step["scale"])
+            numbers.append(number.float())
+            left[number] = -torch.inf
+        return torch.stack([*weights, *numbers])
+
     def _route(self, step, x, registers, token, position, sequence):
+        if step["kind"] == "near":
+            return self._near(step, x)
         shares = x.softmax(0) if step["kind"] == "softmax" else x.sigmoid()
         scores = shares + (0 if step["bias"] is None else self.weights[step["bias"]])
         groups = scores.view(step["groups"], -1)

@@ -7,12 +7,13 @@
 
 enum Op : int32_t {
   kEmbedding, kPositions, kAngles, kNorm, kLinear, kColumns, kPlace, kRotary, kAttention, kAct, kAdd, kMul,
-  kScale, kShift, kSoftcap, kClip, kXielu, kAddVector, kMulVector, kScores, kRoute, kExperts, kConvolve, kSsd,
+  kScale, kShift, kSoftcap, kClip, kXielu, kMean, kAddVector, kMulVector, kScores, kRoute, kExperts, kConvolve, kSsd,
   kSelective, kDelta
 };
 enum Norm : int32_t { kRms, kLayer };
-enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu, kSoftplus };
-enum Router : int32_t { kSoftmax, kLogistic };
+enum Act : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSigmoid, kTanh, kQuickGelu, kSoftplus, kSquare,
+                     kSqrt, kReciprocal, kExp };
+enum Router : int32_t { kSoftmax, kLogistic, kNear };
 enum Form : int32_t { kFloat32 = 16, kBfloat16 };  // of a weight that is not packed; packed ones have a Kind
 
 struct Weight {
