@@ -85,7 +85,7 @@ class Mixtures:
             kept=rule.kept,
             judges=rule.judges,
             normal=rule.normal,
-            eps=1e-20,
+            eps=rule.eps,
             scale=rule.scale,
         )
         parts = {places[0]: "weights", places[1]: "numbers"}
@@ -157,6 +157,8 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
 
     order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
     """
+    if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
+        return None  # its router knows of others
     picked = torch.tensor([0, experts - 1][:experts])
     light = _few(module, experts, picked)
     generator = torch.Generator().manual_seed(0)
