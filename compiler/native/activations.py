@@ -57,7 +57,7 @@ def recognise(function: Pending) -> Recognised | None:
         ends = least if least > float(x.min()) else -_ENDLESS, most if most < float(x.max()) else _ENDLESS
         return Recognised("clip", dict(zip(("least", "most"), ends, strict=True)))
     constants = function.constants()
-    for number in _products(constants):
+    for number in (-1.0, *_products(constants)):
         if close(y, x * number):
             return Recognised("scale", {"by": number})
         if close(y, x + number):

@@ -56,8 +56,11 @@ class Computing:
         if name == "linear":
             return self._functional_linear(node, *args, **kwargs)
         if name in ("matmul", "bmm"):
-            both = all(isinstance(part, Rows) for part in args)
-            return reductions.product(self.reader, node, *args) if both else self.reader.scanning.product(node, *args)
+            if not all(isinstance(part, Rows) for part in args):
+                return self.reader.scanning.product(node, *args)
+            if self.reader.writing.begins(*args):
+                return self.reader.writing.begin(node)
+            return reductions.product(self.reader, node, *args)
         why = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
         raise self.reader.refuse(node, why)
 

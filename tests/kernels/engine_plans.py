@@ -290,7 +290,7 @@ def mixture(
         x = b.step("add", hidden, x=x, y=b.linear(b.attention(q, k, v, 2, 2, hidden // 2, **far), hidden))
         y = b.norm(x)
         scores = b.step("scores", experts, x=y, weight=b.random(experts, hidden), bias=b.random(experts))
-        chosen = b.step("route", 2 * count, x=scores, count=count, bias=b.random(experts), **{**fields, **route})
+        chosen = b.step("route", 2 * count, x=scores, count=count, **{"bias": b.random(experts), **fields, **route})
         up = [b.packed(2 * inner, hidden) for _ in range(experts)]
         down = [b.packed(hidden, inner) for _ in range(experts)]
         both = b.step(
