@@ -41,6 +41,18 @@ unseen_model = Fault(
 )
 
 
+def _covers(error: Diagnostic, other: Diagnostic) -> bool:
+    """Whether an error is of the same place, or of one around it: whoever mends it need not be told the other."""
+    around, within = error.span, other.span
+    return (
+        error.severity == "error"
+        and around is not None
+        and within is not None
+        and around.source is within.source
+        and around.start <= within.start <= within.end <= around.end
+    )
+
+
 @dataclass
 class Session:
     """One recipe file and what the command line said: shared by check, plan, compile and test."""
@@ -91,7 +103,8 @@ class Session:
             broken=torn,
         )
         for recipe in checked.recipes:
-            said += missing(recipe, self.shelf.vocabulary, self.path.parent)
+            absent = missing(recipe, self.shelf.vocabulary, self.path.parent)
+            said += [d for d in absent if not any(_covers(other, d) for other in said)]
         found = in_order((*parsed.diagnostics, *checked.diagnostics, *said))
         broken = any(d.severity == "error" for d in found)
         return Checked(() if broken else checked.recipes, found, checked.unresolved)
@@ -217,9 +230,9 @@ class Options(TypedDict, total=False):
     """
 
     settings: Settings | None
-    cache_dir: Path | None
+    cache_dir: str | Path | None
     set: Mapping[str, Any] | Sequence[str]
-    params: Path | None
+    params: str | Path | None
     seed: int
     device: str
     offline: bool
@@ -265,9 +278,10 @@ def session(path: str | Path, **options: Unpack[Options]) -> Session:
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
-    granted |= {"workers": str(granted["workers"])} if "workers" in granted else {}
+    granted |= {name: kind(granted[name]) for name, kind in (("workers", str), ("cache_dir", Path)) if name in granted}
+    params = options.get("params")
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
-    return Session(Path(path), settings, options.get("set", ()), options.get("params"))
+    return Session(Path(path), settings, options.get("set", ()), None if params is None else Path(params))
 
 
 _GRANTED = frozenset(f.name for f in fields(Settings)) - {"watch", "deadline"}

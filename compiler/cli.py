@@ -65,7 +65,7 @@ class Verbs(TyperGroup):
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 found = [(n, self.get_command(ctx, n)) for n in names]
-                formatter.write_dl([(n, c.get_short_help_str(90)) for n, c in found if c], col_max=10)
+                formatter.write_dl([(n, c.get_short_help_str(200)) for n, c in found if c], col_max=10)
 
     def format_epilog(self, ctx, formatter) -> None:
         formatter.write(f"\nExit codes:\n{exit_table()}\n")
@@ -185,7 +185,9 @@ def _drop_output() -> None:
 
 
 def _hush_libraries() -> None:
-    """Libraries write to stderr on their own; ours is the only progress and the only complaint."""
+    """Libraries write to stderr on their own; ours is the only progress and the only complaint. And threads of torch
+    spin for milliseconds at every meeting, on cores that the others may need: on a machine that is shared, a compile by
+    two threads took twenty times as long as by one. They wait for 40 us, and let go."""
     import warnings
 
     for name, value in (
@@ -194,6 +196,7 @@ def _hush_libraries() -> None:
         ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("GOMP_SPINCOUNT", "1000"),
     ):
         os.environ.setdefault(name, value)
     if "-v" not in sys.argv and "--verbose" not in sys.argv and "--debug" not in sys.argv:

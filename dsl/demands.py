@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .conditions import meets, named_in
+from .conditions import compared_in, meets, named_in
 from .diagnostics import Diagnostic, Fault
 from .pipelines import Line, Stage
 from .recipe import Emit, Invocation
 from .scope import Scope
+from .show import plain
 from .values import DataRef, handles
 from .vocabulary import Word
 
@@ -50,7 +51,7 @@ def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
     for conditions, (reason, help_) in word.facts.get("unfit", {}).items():
         if meets(conditions, args):
             given = next((name for name in named_in(conditions) if name in call.spans), "")
-            faults.append(unfit_choices(reason, call.where(given), help=help_))
+            faults.append(unfit_choices(reason, call.where(given), help=help_, note=_defaults(conditions, call, args)))
             break
     data = scope.variant.data
     faults += _unprompted(word, call, args, scope)
@@ -70,6 +71,12 @@ def together(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
                 )
                 break
     return faults
+
+
+def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str:
+    """Numbers that conditions compare and nobody wrote: `clients` is 4 where it is left out."""
+    silent = [name for name in dict.fromkeys(compared_in(conditions)) if name not in call.spans]
+    return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
 
 
 def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:

@@ -20,6 +20,11 @@ unfit_pattern = Fault(
     "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
     "modules whose number of inputs is a multiple of four or eight.",
 )
+unfit_ranks = Fault(
+    "unfit-ranks",
+    "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
+    "that it is for.",
+)
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
@@ -36,6 +41,8 @@ def check_inputs(stage: Stage, chosen: "Things", skeleton: Skeleton, line: Line)
     if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
         for fault in odd_pattern(parts, group, sparsity, args.get("allocation", "uniform")):
             line.report(stage, fault.at(stage.call.where(fault.argument)))
+    if isinstance(rank, list | tuple) and rank and (fault := wide_ranks(parts, rank)):
+        line.report(stage, fault.at(stage.call.where(facts["within"])))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
         line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
 
@@ -98,6 +105,19 @@ def wide_rank(rank: int, width: int, where: str) -> Diagnostic:
         help=f"at most `rank: {width}`; 4 to 32 are usual",
         argument="rank",
     )
+
+
+def wide_ranks(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
+    """What is said of modules that are narrower than the largest rank."""
+    for part in parts:
+        narrow = min(dict(part.tensors)["weight"])
+        if narrow < max(ranks):
+            return unfit_ranks(
+                f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
+                help=f"give ranks of at most {narrow}, or leave it out of `on:`",
+                argument="ranks",
+            )
+    return None
 
 
 def inputs(part: Part) -> int:

@@ -25,6 +25,7 @@ unknown_part = Fault(
 
 MODEL = "model"
 LABELS = {MODEL: "a model", "adapters": "adapters", "front": "a front of models", "family": "a family of models"}
+SEVERAL = ("front", "family")
 POINTS = ("any", "all")
 
 
@@ -54,7 +55,8 @@ def report_kinds(line: Line) -> None:
                         f"`{stage.word.name}` takes {_either(takes)}, and `{name}` gives {LABELS[kind]}",
                         _place(stage, name, names_steps),
                         related=_where(line, name),
-                        help=_help(line, takes, stage.name, names_steps) + _or_without(line, name, takes),
+                        help=(_taken_out(line, kind, takes) if not names_steps else "")
+                        or _help(line, takes, stage.name, names_steps) + _or_without(line, name, takes),
                     ),
                 )
 
@@ -68,7 +70,8 @@ def report_held(word: Word, emit: Emit, line: Line) -> None:
                 f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {LABELS[kind]}",
                 emit.call.span,
                 related=_where(line, emit.source),
-                help=_help(line, holdable, "", False) + _or_without(line, emit.source, holdable),
+                help=_taken_out(line, kind, holdable)
+                or _help(line, holdable, "", False) + _or_without(line, emit.source, holdable),
             )
         )
 
@@ -102,6 +105,22 @@ def _or_without(line: Line, name: str, wanted: tuple[str, ...]) -> str:
     told = next((c for c, kind in reversed(gives.items()) if c and holds(c, stage.call.args)), "")
     fits = told and gives.get("", MODEL) in wanted
     return f", or leave `{told}` out of `{name}`" if fits else ""
+
+
+def _taken_out(line: Line, kind: str, wanted: tuple[str, ...]) -> str:
+    """What makes one model of several, and who holds them as they are; "" of other results."""
+    if kind not in SEVERAL or MODEL not in wanted:
+        return ""
+    words = line.scope.session.vocabulary.words
+    takers = [w.name for w in words("pass").values() if kind in w.facts.get("takes", ()) and _gives_model(w)]
+    holders = [w.name for w in words("target").values() if kind in w.facts.get("holds", ()) and w.name == kind]
+    picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
+    held = [f'emit it with `{name}("{name}")`, from which `effc pick` takes a model' for name in holders]
+    return ", or ".join(picked + held)
+
+
+def _gives_model(word: Word) -> bool:
+    return MODEL in word.facts.get("gives", {"": MODEL}).values()
 
 
 def _either(kinds: tuple[str, ...]) -> str:

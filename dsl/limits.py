@@ -18,6 +18,8 @@ out_of_range = Fault("out-of-range", "A value lies outside the bounds that its p
 ill_spelled = Fault("ill-spelled", "A text is not written as its parameter asks for.")
 
 LONGEST = 4096  # characters of a text: no path is longer
+WHOLE = (-(2**63), 2**63 - 1)  # what libraries hold whole numbers in
+SEEDS = (0, 2**32 - 1)  # what all of their generators take
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
@@ -113,6 +115,9 @@ def _limits(value: Any, want: Param):
     if isinstance(value, Ratio) and (counted or want.of):
         ge = 0 if ge is None and gt is None else ge
         le = 1 if le is None and lt is None else le
+    if type(value) is int:
+        least, most = SEEDS if want.name == "seed" else WHOLE
+        ge, le = least if ge is None else ge, most if le is None else le
     return [
         row
         for row in (

@@ -107,7 +107,7 @@ def check_glob(glob: str, span: Span) -> None:
 
 
 def _glob_help(glob: str) -> str:
-    if any(c in glob for c in "^$\\+()|[]"):
+    if any(c in glob for c in "^$\\+()|[]{}"):
         return "selectors are globs: `*` in a name, `**` across names, `{a,b}` for either, `{0..3}` for numbers"
     return 'write paths like "layers.*.mlp"'
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from . import ast
 from .calls import invoke, metric_ref
-from .conditions import holds
+from .conditions import holds, meets
 from .diagnostics import Fault
 from .kinds import report_held
 from .pipelines import Line, branch
@@ -162,7 +162,7 @@ def _report_unheld(word: Word, emit: Emit, line: Line) -> None:
     for stage in line.before(emit.source):
         makes = stage.word.facts.get("makes", {}) if stage.word and stage.call else {}
         for condition, what in makes.items():
-            if what in refused and holds(condition, stage.call.args):
+            if what in refused and meets(condition, stage.call.args):
                 line.scope.report(
                     cannot_hold(
                         f"`{word.name}` can't hold the {what} that `{stage.name}` makes",

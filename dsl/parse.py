@@ -105,7 +105,7 @@ class _Reader:
             empty = first.type == "$END"
             self.report(
                 missing_edition(
-                    "the file is empty" if empty else f"the file does not start with `effspec {EDITION}`",
+                    "the file has no statements" if empty else f"the file does not start with `effspec {EDITION}`",
                     self.span(first),
                     help=f"`effspec {EDITION}` is the first line of every recipe",
                     fix=self.insertion(int(self.source.text.startswith("\ufeff")), f"effspec {EDITION}\n"),

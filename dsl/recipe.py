@@ -73,6 +73,14 @@ class Pipeline:
         """The name whose result is emitted: the last step, or the model where there is none."""
         return self.steps[-1].name if self.steps else self.model
 
+    def before(self, name: str) -> tuple[Step, ...]:
+        """The steps that a step's result went through, first to last, its own included."""
+        by_name, found = {s.name: s for s in self.steps}, []
+        while name in by_name:
+            found.append(by_name[name])
+            name = by_name[name].source
+        return tuple(found[::-1])
+
 
 @dataclass(frozen=True)
 class Recipe:

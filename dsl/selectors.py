@@ -60,7 +60,7 @@ def read(glob: str) -> tuple[str | Choice, ...]:
     while at < len(glob):
         found = _TOKEN.match(glob, at)
         if found is None:
-            raise BadGlob(f"`{glob[at]}` has no meaning in a selector", at, at + 1)
+            raise BadGlob(_strange(glob, at), at, at + 1)
         parts.append(found[2] if found[1] is None else _choice(found[1], at + 1))
         at = found.end()
     if not parts:
@@ -70,6 +70,13 @@ def read(glob: str) -> tuple[str | Choice, ...]:
     if combinations(parts) > MOST:
         raise BadGlob(f"the braces make {combinations(parts)} globs, the limit is {MOST}", 0, len(glob))
     return tuple(parts)
+
+
+def _strange(glob: str, at: int) -> str:
+    """Why no part of a glob begins at a character of it."""
+    if glob[at] == "{":
+        return "braces lie within braces" if "}" in glob[at:] else "`{` is not closed"
+    return "`}` closes nothing" if glob[at] == "}" else f"`{glob[at]}` has no meaning in a selector"
 
 
 def combinations(parts: Iterable[str | Choice]) -> int:

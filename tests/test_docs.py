@@ -76,5 +76,16 @@ def test_an_option_that_is_none_is_refused(tmp_path):
         api.check(tmp_path / "r.effspec", thread=2)
 
 
+def test_files_and_folders_may_be_texts_in_python(tmp_path):
+    (tmp_path / "values.json").write_text('{"keep": "80%"}')
+    (tmp_path / "r.effspec").write_text(
+        'effspec 1\nparam keep: ratio = 50%\nmodel m = zoo("tiny-llama")\n'
+        'pipeline p(m) { s = prune.channels(keep: keep of channels) }\nemit p { hf("x") }\n'
+    )
+    where = {"cache_dir": str(tmp_path / "cache"), "params": str(tmp_path / "values.json")}
+    (made,) = api.plan(str(tmp_path / "r.effspec"), **where)
+    assert made.recipe.params["keep"].value == 0.8
+
+
 def test_a_newcomer_reads_the_readme_to_the_end():
     assert len(TEXTS["README.md"].splitlines()) <= 160

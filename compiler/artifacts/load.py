@@ -86,7 +86,8 @@ def load(
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
         hashes = bool(signed_by) or check == "sha256" or (check == "auto" and target.whole)
-        verify_files(*manifest, hashes=hashes, under=folder.relative_to(manifest[0]).as_posix())
+        apart = () if signed_by else _elsewhere(*manifest, folder)
+        verify_files(*manifest, hashes=hashes, apart=apart)
     wish = Wish(dtype, device, base, threads, sequences, steady, kernels, mapped)
     model, recorded = target.open(folder, wish)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
@@ -162,6 +163,15 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
             no_artifact(f"{path} has no {NAME} and no config.json", help="name the folder that `effc compile` wrote")
         )
     return path, None
+
+
+def _elsewhere(path: Path, manifest: Manifest, folder: Path) -> list[str]:
+    """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
+    whole = folder.relative_to(path).parts[0]
+    forms = [form for form in forms_of(manifest.kind) if form != whole]
+    if whole != POINTS:
+        return [*forms, POINTS]
+    return forms + [f"{POINTS}/{member['name']}" for member in manifest.members if member["name"] not in folder.parts]
 
 
 def _form(manifest: Manifest) -> str | None:

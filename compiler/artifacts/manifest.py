@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -261,16 +261,23 @@ def _read(file: Path) -> Any:
     return data
 
 
-def verify_files(path: Path, manifest: Manifest | None = None, *, hashes: bool = True, under: str = "") -> None:
+def verify_files(
+    path: Path, manifest: Manifest | None = None, *, hashes: bool = True, under: str = "", apart: Sequence[str] = ()
+) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
     hashes   False compares sizes only
     under    checks one folder of the artifact only, "compact"
+    apart    folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
-    inside = f"{under}/" if under else ""
-    wanted = {n: fact for n, fact in manifest.files.items() if n.startswith(inside)}
-    found = {n: f for n, f in artifact_files(path).items() if n.startswith(inside)}
+    inside, outside = f"{under}/" if under else "", tuple(f"{folder}/" for folder in apart)
+
+    def counts(name: str) -> bool:
+        return name.startswith(inside) and not name.startswith(outside)
+
+    wanted = {n: fact for n, fact in manifest.files.items() if counts(n)}
+    found = {n: f for n, f in artifact_files(path).items() if counts(n)}
     wrong = [_edited(path, n, "is missing") for n in sorted(wanted.keys() - found.keys())]
     wrong += [_edited(path, n, "is not in the manifest") for n in sorted(found.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & found.keys()):

@@ -75,14 +75,15 @@ def library(what: str) -> Iterator[None]:
     """Say of whatever transformers raises while it makes a model that its config is why: anyone wrote it."""
     try:
         yield
-    except (Reject, MemoryError, ImportError):
+    except (Reject, MemoryError):
         raise
     except Exception as error:
+        lacks = isinstance(error, ImportError)
         raise Reject(
             bad_config(
                 f"transformers makes no model of the config of {what}",
                 note=first_line(error),
-                help="take the model's own config.json; --debug shows where",
+                help="install what it asks for" if lacks else "take the model's own config.json; --debug shows where",
             )
         ) from error
 
@@ -128,7 +129,7 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     model_type = config["model_type"]
-    if model_type not in known or "timm" in model_type:  # the package timm takes code and weights from anywhere
+    if model_type not in known:
         near = nearest(model_type, list(known))
         raise Reject(
             unknown_architecture(
@@ -139,10 +140,19 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
     try:
         with quiet():
             made = known[model_type].from_dict(plain(dict(config)))
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
         raise Reject(
             bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
         ) from error
+    _refuse_timm(made)
     names = config.get("architectures") or ()
     kind = model_class(model_type, names)
     if kind is None:
@@ -160,6 +170,24 @@ def parse_config(config: Mapping[str, Any]) -> tuple[transformers.PreTrainedConf
             )
         kind = classes[type(made)]
     return made, kind
+
+
+def _refuse_timm(made: transformers.PreTrainedConfig) -> None:
+    if any("timm" in part.model_type for part in _configs(made)):
+        raise Reject(
+            unknown_architecture(
+                f"a part of `{made.model_type}` comes from timm, which takes code and weights from anywhere",
+                help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
+            )
+        )
+
+
+def _configs(config: transformers.PreTrainedConfig) -> Iterator[transformers.PreTrainedConfig]:
+    """A config and those of its parts, those that it has by default included."""
+    yield config
+    for part in vars(config).values():
+        if isinstance(part, transformers.PreTrainedConfig):
+            yield from _configs(part)
 
 
 def attention(kind: type) -> str:

@@ -5,21 +5,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from .folder import TOKENIZER_FILES
+from ..store.regular import TOKENIZER, check_regular
+from .folder import COMPANIONS, TOKENIZER_FILES, root_of
 from .origin import Origin
 from .sentences import MODULES, module_paths
 
-# Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
-_COMPANIONS = (
-    *TOKENIZER_FILES,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-)
+_TEMPLATES = "additional_chat_templates/*.jinja"
 # Of a folder of sentence-transformers: what it says, and what becomes of the transformer's states.
 _SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _MODULE_FILES = ("config.json", "model.safetensors")
@@ -27,15 +18,12 @@ _MODULE_FILES = ("config.json", "model.safetensors")
 
 def companions(model: PreTrainedModel, origin: Origin, folder: Path) -> None:
     """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
-    found = [f for f in (origin.folder / n for n in _COMPANIONS) if f.is_file()] if origin.folder else []
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
     if origin.folder:
+        for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(_TEMPLATES))):
+            if file.is_file():
+                _copy(file, folder / file.relative_to(origin.folder), root_of(origin.folder))
         _sentence_modules(origin.folder, folder)
-    templates = origin.folder / "additional_chat_templates" if origin.folder else None
-    if templates and templates.is_dir():
-        shutil.copytree(templates, folder / templates.name)
-    if not any(f.name in TOKENIZER_FILES for f in found) and (tokenizer := origin.tokenizer()) is not None:
+    if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
         tokenizer.save_pretrained(folder)
     if not (folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config.save_pretrained(folder)
@@ -47,9 +35,15 @@ def _sentence_modules(origin: Path, folder: Path) -> None:
         return
     for name in _SENTENCES:
         if (origin / name).is_file():
-            shutil.copyfile(origin / name, folder / name)
+            _copy(origin / name, folder / name, root_of(origin))
     for path in module_paths(origin):
         for name in _MODULE_FILES:
             if (origin / path / name).is_file():
-                (folder / path).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(origin / path / name, folder / path / name)
+                _copy(origin / path / name, folder / path / name, root_of(origin))
+
+
+def _copy(file: Path, target: Path, root: Path) -> None:
+    """A file's bytes; a link that leads out of the model would bring somebody else's into the artifact."""
+    check_regular(file, TOKENIZER, root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)

@@ -59,6 +59,17 @@ TOKENIZER_FILES = (
     "tekken.json",
     "tiktoken.model",
 )
+# Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
+COMPANIONS = (
+    *TOKENIZER_FILES,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -99,6 +110,9 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
     if not folder.is_dir():
         said = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
         raise Reject(no_model(f"{label}: {said if folder.exists() else f'there is no folder {folder}'}", help=help))
+    for name in ("config.json", *COMPANIONS):
+        if (folder / name).exists():
+            check_regular(folder / name, TOKENIZER, root_of(folder))
     config = read_config(folder / "config.json", label)
     trusted = check_code(config, label, settings)
     weights = find_weights(folder, label)
@@ -269,11 +283,17 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
+def root_of(folder: Path) -> Path:
+    """What links of a model folder may not lead out of: the folder, or the hub's cache of that model."""
+    cached = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
+    return folder.parents[1] if cached else folder
+
+
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """Files that make the tokenizer; empty where no vocabulary is among them."""
     found = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
     for path in found.values():
-        check_regular(path, TOKENIZER)
+        check_regular(path, TOKENIZER, root_of(folder))
     vocabularies = {
         "tokenizer.json",
         "tokenizer.model",

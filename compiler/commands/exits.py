@@ -70,7 +70,7 @@ no_network = Fault(
 MEANINGS = {
     "success": "success, also where all was cached",
     "failure": "a pass or effc itself broke",
-    "usage": "unknown flag or argument, or a folder that is there already",
+    "usage": "a wrong flag or argument, or a folder that is there already",
     "recipe": "the recipe is refused",
     "gate": "an expectation is missed",
     "environment": "a model, file, package or processor feature is missing or does not suit",

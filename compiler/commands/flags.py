@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..report.progress import Listener
     from ..words.context import Settings
 
+MOST = 2**62  # bytes, or seconds
 FORMATS = ("text", "json", "github", "junit", "md")
 
 
@@ -38,9 +39,10 @@ def size(text: str) -> int:
 
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     units = {**BYTES, "": 1}
-    if not match or match[2] not in units:
-        raise typer.BadParameter(f"`{text}` is no size: write a number and a unit, such as 20GiB or 500MB")
-    return int(float(match[1]) * units[match[2]])
+    found = float(match[1]) * units[match[2]] if match and match[2] in units else 0
+    if not 1 <= found < MOST:
+        raise typer.BadParameter(f"`{text:.40}` is no size: write a number and a unit, such as 20GiB or 500MB")
+    return int(found)
 
 
 def duration(text: str) -> float:
@@ -53,9 +55,10 @@ def duration(text: str) -> float:
     units = {**DURATIONS, "m": 60.0}
     if match and not match[2]:
         raise typer.BadParameter(f"`{text}` has no unit: write {match[1]}s, {match[1]}m or {match[1]}h")
-    if not match or match[2] not in units or not float(match[1]):
-        raise typer.BadParameter(f"`{text}` is no time: write a number and a unit, such as 90s, 30m or 2h")
-    return float(match[1]) * units[match[2]]
+    found = float(match[1]) * units[match[2]] if match and match[2] in units else 0
+    if not 0 < found < MOST:
+        raise typer.BadParameter(f"`{text:.40}` is no time: write a number and a unit, such as 90s, 30m or 2h")
+    return found
 
 
 def _flag(panel: str, doc: str, *names: str, **more: Any) -> Any:
@@ -72,7 +75,7 @@ _params = _flag("inputs", "Values of params, from a JSON file.", "--params", met
 _offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
 _cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR")
 _trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
-_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N")
+_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=2**32 - 1)
 _device = _flag(
     "machine", "Where passes and metrics compute; only cpu, the default, is tested.", "--device", metavar="NAME"
 )

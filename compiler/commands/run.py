@@ -101,7 +101,7 @@ def _talk(
         import torch
 
         torch.set_num_threads(shared.threads)
-    models = {"": opened.model, **views(opened.model, opened.label, folders)}
+    models = {"": opened.model, **views(opened.model, opened.label, folders, signed_by)}
     made = {name: Talker(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()}
     talker = Talkers(made) if adapters else made[""]
     with computing(opened.label):

@@ -51,7 +51,7 @@ def model_service(
     opened = open_model(place, shared.settings(), steady=True, signed_by=keys)
     if opened.tokenizer is None:
         raise Reject(no_words(f"{opened.label} has no tokenizer", help="copy the tokenizer files beside the weights"))
-    made = views(opened.model, opened.label, folders)
+    made = views(opened.model, opened.label, folders, keys)
     runner = runner_of(opened.model, opened.label, made)
     with computing(opened.label):
         try_out(runner)
@@ -91,7 +91,7 @@ def library_service(place: str, name: str, shared: Shared, keys: Sequence[str], 
     manifest = read_manifest(folder)
     if keys:
         check_signature(folder, keys)
-    for part in (KNOWLEDGE, EMBEDDER, REWARD):
+    for part in ("",) if keys else (KNOWLEDGE, EMBEDDER, REWARD):
         verify_files(folder, manifest, under=part)
     reward: Any = None
     if app.reward == "judge":

@@ -98,10 +98,10 @@ class Chat(Data):
     def _templated(self, turns: list[dict[str, str]], tokenizer: Any, **more: Any) -> str:
         from jinja2 import TemplateError
 
-        from ..rows.template import rendered
+        from ..rows.template import render
 
         try:
-            return rendered(tokenizer, turns, **more)
+            return render(tokenizer, turns, **more)
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns[:6])
             raise Reject(

@@ -12,7 +12,7 @@ from ...dsl.skeleton import Skeleton
 from ..ir.edits import is_below
 from ..training.schedule import seed_of
 
-RANK, LAYERS, BLOCKS = "rank", "layers", "blocks"
+RANK, LAYERS, BLOCKS, KERNEL = "rank", "layers", "blocks", "kernel"
 WIDTHS = ("channels", "heads", "kv_heads")
 
 
@@ -21,9 +21,10 @@ class Dial:
     """One thing that may be chosen; all its places take the value that it is set to.
 
     name     unique in its space
-    kind     "rank" of adapters; "channels", "heads" or "kv_heads" that stay; "layers" or "blocks", 1 where they run
+    kind     "rank" of adapters; "channels", "heads" or "kv_heads" that stay; "layers" or "blocks", 1 where they run;
+             "kernel" of convolutions, its height and width
     values   the largest first
-    places   adapted modules, sites of groups, units or sites of branches
+    places   adapted modules, sites of groups, units, sites of branches, or convolutions
     """
 
     name: str

@@ -14,7 +14,8 @@ from ..planning.select import branches, competing, layers
 from ..search.importance import ascending, l1
 from ..search.narrowing import cuttable
 from ..search.saving import steps
-from .choices import BLOCKS, LAYERS, Dial
+from .choices import BLOCKS, KERNEL, LAYERS, Dial
+from .kernels import padding
 from .switches import is_maskable
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ one_choice = Fault(
     "one-choice",
     "A family would have one choice alone, so that there is nothing to search.\n\n"
     "The model has no part of the kinds that are asked for, or all shares come to the same number of items.",
+)
+
+unfit_kernels = Fault(
+    "unfit-kernels", "Sizes of a convolution's kernel are odd, so that a smaller one has the same middle."
 )
 
 
@@ -104,6 +109,62 @@ def _can_go(edit) -> bool:
             raise
         return False
     return True
+
+
+def check_kernels(asked: Sequence[int], skeleton: Skeleton, on: Selector | None) -> None:
+    """Reject (unfit-kernels) even sizes, and (one-choice) sizes that no convolution is larger than."""
+    if even := [size for size in asked if size % 2 == 0]:
+        odd = list(dict.fromkeys(size - 1 + size % 2 for size in asked))
+        raise Reject(
+            unfit_kernels(
+                f"`kernels` has {even[0]}, which is even and has no middle",
+                help=f"write `kernels: {odd}`" if odd[-1] > 0 else "give odd sizes, as in `kernels: [5, 3]`",
+                argument="kernels",
+            )
+        )
+    if asked and not larger_kernels(skeleton, on, asked):
+        raise Reject(
+            one_choice(
+                f"no convolution that is selected has a square kernel larger than {asked[-1]}",
+                help="leave `kernels` out, or give smaller sizes",
+                argument="kernels",
+            )
+        )
+
+
+def larger_kernels(skeleton: Skeleton, on: Selector | None, asked: Sequence[int]) -> dict[str, int]:
+    """Convolutions with a square kernel of odd size, and that size, where it is larger than one that is asked for.
+
+    Those that share a weight are left out.
+    """
+    inside = None if on is None else {path for branch in branches(skeleton, on) for path in branch.parts}
+    tied, found = {name for names in skeleton.tied for name in names}, {}
+    for part in skeleton.parts:
+        shape = dict(part.tensors).get("weight", ())
+        square = len(shape) == 4 and shape[2] == shape[3] and shape[2] % 2 and "Transpose" not in part.kind
+        chosen = (inside is None or part.path in inside) and f"{part.path}.weight" not in tied
+        if square and chosen and shape[2] > min(asked):
+            found[part.path] = shape[2]
+    return found
+
+
+def kernel_dials(
+    program: "Program", on: Selector | None, asked: Sequence[int], per: Literal["layer", "model"]
+) -> list[Dial]:
+    """A dial for each convolution whose zeros around can shrink with it, or one for all of a size."""
+    sites: dict[tuple[str, int], list[str]] = {}
+    for path, own in (larger_kernels(program.skeleton, on, asked) if asked else {}).items():
+        if all(padding(program, path, (own - size) // 2) is not None for size in asked if size < own):
+            sites.setdefault((path if per == "layer" else f"of {own}", own), []).append(path)
+    return [
+        Dial(
+            f"{name}:{KERNEL}" if per == "layer" else f"{KERNEL} {name}",
+            KERNEL,
+            (own, *(size for size in asked if size < own)),
+            tuple(places),
+        )
+        for (name, own), places in sites.items()
+    ]
 
 
 def orders(program: "Program", groups: Sequence[Group]) -> dict[str, list[int]]:

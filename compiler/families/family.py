@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...dsl.diagnostics import Fault, Reject
+from ...dsl.diagnostics import Reject
+from ...dsl.inputs import unfit_ranks, wide_ranks
 from ...dsl.skeleton import Part, Skeleton
 from ..ir.outcome import Outcome
 from ..ir.program import Program
@@ -20,12 +21,6 @@ from ..training.unmerged import Unmerged
 from .choices import RANK, Drawn, Space
 from .norms import recalibrate, restored
 from .switches import Switches, cut, smaller
-
-unfit_ranks = Fault(
-    "unfit-ranks",
-    "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
-    "that it is for.",
-)
 
 NORMS = "rows for norms"  # among a family's tensors; no parameter's name has spaces
 
@@ -44,6 +39,7 @@ class Family(Outcome):
     losses    (choice, loss) of steps of training, where they were recorded
     norms     rows over which every choice has its statistics of BatchNorm measured, the largest one where anything was
               trained; None of a model that has no such norms
+    crops     what was learned for smaller kernels of convolutions, as `kernels.place_of` names it
     """
 
     kind: ClassVar[str] = "family"
@@ -57,11 +53,16 @@ class Family(Outcome):
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Sequence[tuple[Mapping[str, int], float]] = ()
     norms: Tensor | None = None
+    crops: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
-        trained = sum(t.numel() for t in (*self.tensors.values(), *self.weights.values()))
+        trained = sum(t.numel() for t in self._learned.values())
         return f"{counted(len(self.space.dials), 'dial')}, {count(self.space.size)} choices, {count(trained)} trained"
+
+    @property
+    def _learned(self) -> dict[str, Tensor]:
+        return {**self.tensors, **self.weights, **self.crops}
 
     def members(self) -> Iterator[tuple[str, Program]]:
         """The program as the largest choice, for as long as it is its turn."""
@@ -97,7 +98,7 @@ class Family(Outcome):
     @contextmanager
     def running(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
         """Within, the program computes what the choice does that was handed to `take` last."""
-        switches = Switches(self.program, self.space, self.orders)
+        switches = Switches(self.program, self.space, self.orders, self.crops)
         with ExitStack() as stack:
             drawn = Drawn(self.space, 0, tell=switches.take)
             if self.shape is not None:
@@ -117,7 +118,7 @@ class Family(Outcome):
 
     def _measure_norms(self, choice: Mapping[str, int]) -> None:
         """The largest choice of what was not trained is the program itself, whose statistics are right."""
-        trained = self.tensors or self.weights
+        trained = self.tensors or self.weights  # kernels that were learned are none of the largest's
         if self.norms is not None and (trained or choice != self.space.choice("largest")):
             recalibrate(self.program.model, self.norms)
 
@@ -145,7 +146,7 @@ class Family(Outcome):
                 adapters.merge()
             self.program.changed()
         if self.has_shapes:
-            cut(self.program, self.space, self.orders, choice)
+            cut(self.program, self.space, self.orders, choice, self.crops)
         self._measure_norms(choice)
         if self.weights or self.norms is not None:
             self.program.changed()
@@ -173,18 +174,21 @@ class Family(Outcome):
             "weights": list(self.weights),
             "losses": [[dict(choice), loss] for choice, loss in self.losses],
             "norms": self.norms is not None,
+            "crops": list(self.crops),
         }
 
     @property
     def stored(self) -> dict[str, Tensor]:
         """All tensors that a family has beside its program."""
-        return {**self.tensors, **self.weights, **({NORMS: self.norms} if self.norms is not None else {})}
+        return {**self._learned, **({NORMS: self.norms} if self.norms is not None else {})}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], program: Program, tensors: Mapping[str, Tensor]) -> "Family":
         """`program` is the base's; trained weights among the tensors are put into it."""
         weights = {name: tensors[name] for name in body["weights"]}
         norms = tensors[NORMS] if body.get("norms") else None
+        crops = {name: tensors[name] for name in body.get("crops", ())}
+        other = {NORMS, *weights, *crops}
         if weights:
             assign(program.model, weights)
         return cls(
@@ -192,12 +196,13 @@ class Family(Outcome):
             body["base"],
             Space.from_json(body["space"]),
             Shape(**body["shape"]) if body["shape"] else None,
-            {name: tensor for name, tensor in tensors.items() if name not in weights and name != NORMS},
+            {name: tensor for name, tensor in tensors.items() if name not in other},
             body["masked"],
             {site: list(items) for site, items in body["orders"].items()},
             weights,
             tuple((dict(choice), loss) for choice, loss in body["losses"]),
             norms,
+            crops,
         )
 
 
@@ -223,17 +228,8 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
                 argument="ranks",
             )
         )
-    for part in chosen:
-        narrow = min(dict(part.tensors)["weight"])
-        if narrow < max(ranks):
-            faults.append(
-                unfit_ranks(
-                    f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
-                    help=f"give ranks of at most {narrow}, or leave it out of `on:`",
-                    argument="ranks",
-                )
-            )
-            break
+    if ranks and (fault := wide_ranks(chosen, ranks)):
+        faults.append(fault)
     if faults:
         raise Reject(*faults)
 

@@ -10,7 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from ..ir.program import Program
 from ..search.saving import steps
 from ..training.adapters import Shape
-from .choices import BLOCKS, LAYERS, RANK, WIDTHS, Dial
+from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, Dial
+from .dials import larger_kernels
+from .kernels import fresh
 
 if TYPE_CHECKING:
     from .family import Family
@@ -46,6 +48,7 @@ def check_family(family: "Family") -> None:
     skeleton = family.program.skeleton
     groups = {(g.site, g.kind): g for g in skeleton.groups}
     known = {RANK: set(family.paths), LAYERS: set(skeleton.units), BLOCKS: {b.site for b in skeleton.branches}}
+    kernels = larger_kernels(skeleton, None, [1])
     dials = family.space.dials
     assert dials and len({dial.name for dial in dials}) == len(dials), "two dials of a name"
     for dial in dials:
@@ -55,11 +58,17 @@ def check_family(family: "Family") -> None:
             chosen = [groups[place, dial.kind] for place in dial.places]
             most, least = min(map(steps, chosen)), 1
             assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
+        elif dial.kind == KERNEL:
+            most, least = min(kernels[place] for place in dial.places), 1
+            assert all(value % 2 for value in dial.values) and dial.values[0] == most, "kernels without a middle"
         else:
             assert set(dial.places) <= known[dial.kind], f"{dial.name} is of another model"
         if dial.kind == RANK:
             most, least = family.shape.rank if family.shape else 0, 1
         assert dial.places and _is_within(dial, least, most), f"{dial.name} has values beyond {most}"
+    learned = fresh(family.space) if family.crops else {}
+    assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
+    assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
 
 
 def _is_within(dial: Dial, least: int, most: int) -> bool:

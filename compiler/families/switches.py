@@ -5,6 +5,7 @@ what it was given, a branch that is left out adds nothing. Which items die first
 that its weights stay where they are, and the largest choice is the program itself, bit for bit.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...dsl.skeleton import Group, Skeleton
+from ...dsl.skeleton import Group, Member, Skeleton
 from ..discovery.bypass import bypassed, staying
 from ..editing.rewrite import Rewriter
-from ..ir.surgery import tensor_at
+from ..ir.surgery import put, tensor_at
 from ..ir.unit import Unit, code_key
 from ..planning import shrink
 from ..search.narrowing import again
 from ..search.reconstruct import has_moments, module_of, readers
 from ..search.saving import steps
 from ..search.widths import Site, slice_all, unit_of
-from .choices import BLOCKS, LAYERS, WIDTHS, Space
+from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
+from .kernels import crop, cropped, surrounded
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -32,8 +34,27 @@ Orders = Mapping[str, Sequence[int]]  # "SITE:KIND" -> items, those that die fir
 
 
 def is_maskable(program: "Program", group: Group) -> bool:
-    """Whether zeros in what its readers are given do to a group what slicing would: readers are plain matrices."""
-    return bool(group.readers) and all(has_moments(program.model, member) for member in readers(group))
+    """Whether zeros in what its readers are given do to a group what slicing would: readers are matrices."""
+    model = program.model
+    return bool(group.readers) and all(has_moments(model, m) or _reads_plainly(model, m) for m in readers(group))
+
+
+@torch.no_grad()
+def _reads_plainly(model: nn.Module, member: Member) -> bool:
+    """Whether a convolution of another class, such as one that pads by itself, is narrowed by zeros: it is tried.
+
+    One that makes its weight anew over all of its inputs is not.
+    """
+    module = model.get_submodule(module_of(member))
+    if not isinstance(module, nn.Conv2d) or module.groups > 1 or member.axis != 1 or module.in_channels < 2:
+        return False
+    whole, side, chance = copy.deepcopy(module).float(), 2 * max(module.kernel_size), torch.Generator().manual_seed(0)
+    x = torch.randn(1, module.in_channels, side, side, generator=chance).to(whole.weight.device)
+    x[:, ::2] = 0
+    narrow = copy.deepcopy(whole)
+    put(narrow, "weight", whole.weight[:, 1::2].clone())
+    one, other = whole(x), narrow(x[:, 1::2])
+    return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
 
 
 def dead(orders: Orders, group: Group, left: int) -> set[int]:
@@ -47,13 +68,17 @@ class Switches:
 
     masks   what modules are given is multiplied with, by path: [in] of 0 and 1, absent where all is 1
     off     units that hand on what they are given now
+    kernels sizes of convolutions' kernels, by path, absent where they are whole
+    crops   what was learned, or is, for smaller kernels
     """
 
     program: "Program"
     space: Space
     orders: Orders
+    crops: Mapping[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     off: set[str] = field(default_factory=set)
+    kernels: dict[str, int] = field(default_factory=dict)
     _units: dict[tuple[str, frozenset[str]], Unit] = field(default_factory=dict)
     _bound: dict[str, frozenset[str]] = field(default_factory=dict)
 
@@ -68,6 +93,8 @@ class Switches:
         for kind in WIDTHS:
             for site, left in self.space.by_place(choice, kind).items():
                 self._silence(self.groups[site, kind], left)
+        largest = self.space.by_place(self.space.choice("largest"), KERNEL)
+        self.kernels = {p: n for p, n in self.space.by_place(choice, KERNEL).items() if n < largest[p]}
         self.off.clear()
         self.off.update(unit for unit, on in self.space.by_place(choice, LAYERS).items() if not on)
         self._leave_out(frozenset(site for site, on in self.space.by_place(choice, BLOCKS).items() if not on))
@@ -117,6 +144,9 @@ class Switches:
         try:
             for path in sorted(paths):
                 handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
+            for dial in self.space.of(KERNEL):
+                for path in dial.places:
+                    handles += self._shrinking(path, dial.values)
             for unit in self._sites(LAYERS):
                 handles.append(model.get_submodule(unit).register_forward_hook(self._skipping(unit), with_kwargs=True))
             yield self
@@ -125,6 +155,7 @@ class Switches:
                 handle.remove()
             self._leave_out(frozenset())
             self.masks.clear()
+            self.kernels.clear()
             self.off.clear()
 
     def _sites(self, kind: str) -> list[str]:
@@ -139,6 +170,25 @@ class Switches:
             return (args[0] * (over[:, None, None] if isinstance(base, nn.Conv2d) else over), *args[1:])
 
         return mask
+
+    def _shrinking(self, path: str, values: Sequence[int]) -> list[Any]:
+        """A convolution runs with a smaller kernel in zeros while it is called, and has its own one afterwards."""
+        module = self.program.model.get_submodule(path)
+
+        def exchange(module: nn.Module, _args: Any) -> None:
+            if path in self.kernels:
+                whole = module._parameters["weight"]
+                small = cropped(whole, path, values, self.kernels[path], self.crops)
+                module._parameters["weight"], vars(module)["whole"] = None, whole
+                vars(module)["weight"] = surrounded(small, values[0])
+
+        def give_back(module: nn.Module, _args: Any, _output: Any) -> None:
+            if "whole" in vars(module):
+                del vars(module)["weight"]
+                module._parameters["weight"] = vars(module).pop("whole")
+
+        before = module.register_forward_pre_hook(exchange)
+        return [before, module.register_forward_hook(give_back, always_call=True)]
 
     def _skipping(self, unit: str) -> Any:
         def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -159,8 +209,11 @@ def is_lost(skeleton: Skeleton, site: str, gone: Sequence[str], sites: Sequence[
     return bool(unit_of(site, gone)) or within in sites
 
 
-def cut(program: "Program", space: Space, orders: Orders, choice: Mapping[str, int]) -> None:
-    """Make a program the smaller one that a choice is: widths, then branches, then layers from the last."""
+def cut(
+    program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crops: Mapping[str, Tensor]
+) -> None:
+    """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
+    crop(program, space, choice, crops)
     gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
     skeleton = program.skeleton
@@ -187,6 +240,8 @@ def smaller(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skel
     """The skeleton of what `cut` leaves, by arithmetic."""
     gone = [unit for unit, on in space.by_place(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_place(choice, BLOCKS).items() if not on]
+    for path, size in space.by_place(choice, KERNEL).items():
+        skeleton = shrink.with_kernel(skeleton, path, size)
     whole, branches = skeleton, {b.site: b for b in skeleton.branches}
     for kind in WIDTHS:
         for site, left in space.by_place(choice, kind).items():

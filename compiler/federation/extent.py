@@ -106,6 +106,21 @@ def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]")
             )
 
 
+def check_positions(tokens: int, length: int, positions: int | None) -> None:
+    """Reject a soft prompt that leaves rows no room among a model's positions, where it says how many it has."""
+    if positions is not None and tokens + length > positions:
+        raise Reject(
+            unfit_strategy(
+                f"{tokens} embeddings in front of rows of {length} tokens are {tokens + length} positions, and the "
+                f"model was made for {positions}",
+                help=f"at most `tokens: {positions - length}`; 8 to 100 are usual"
+                if positions > length
+                else "cut rows shorter",
+                argument="tokens",
+            )
+        )
+
+
 def check_index(ctx: "Context", refs: "Sequence[DataRef]") -> None:
     """Reject data that are no texts with a partner each."""
     from ..data.texts import Texts

@@ -1,5 +1,6 @@
 """Which rows of the data are whose: a function of the numbers of rows, the clients and a seed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,7 +10,9 @@ from ...dsl.diagnostics import Fault, Reject
 
 Split = Literal["even", "blocks", "dirichlet", "distinct"]
 
-empty_client = Fault("empty-client", "A client of a federation would have no rows to learn from.")
+empty_client = Fault(
+    "empty-client", "A client of a federation would have no rows to learn from, or too few for one update."
+)
 
 
 def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed: int) -> list[list[tuple[int, int]]]:
@@ -65,3 +68,22 @@ def held_back(count: int, share: float, seed: int) -> tuple[list[int], list[int]
         held = max(held, 1)
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[held:]), sorted(order[:held])
+
+
+def check_held_back(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, share: float, batch: int) -> None:
+    """Reject (empty-client) where what a client holds back leaves it less to learn from, and less than an update takes.
+
+    parts    rows of every client, as `divided` has them
+    stream   each data set is learned from by itself
+    """
+    for client, rows in enumerate(parts):
+        for count in Counter(number if stream else 0 for number, _ in rows).values():
+            learn, held = (len(part) for part in held_back(count, share, 0))
+            if learn < min(held, batch):
+                raise Reject(
+                    empty_client(
+                        f"client {client} would judge itself by {held} of its {count} rows and learn from {learn}",
+                        help=f"an update takes {batch}: hold less back, or give more data",
+                        argument="hold batch",
+                    )
+                )

@@ -3,32 +3,46 @@
 import torch
 from torch import Tensor
 
-from ...dsl.diagnostics import Reject
-from ...kernels.codes import Codes, held
-from .refusal import cannot_write_gguf
+from ...dsl.diagnostics import Diagnostic, Reject
+from ...kernels.codes import BITS, Codes, held
+from ..search.quantizing import Quantizer
+from ..words.kinds import Pass
+from .refusal import unfit_type
 
 BLOCK = 32  # weights of a row that share a scale
 KINDS = ("q4_0", "q4_1")
 _MIDDLE = 8  # the zero of every block of q4_0
 
 
+def makes_codes(step: Pass) -> bool:
+    """Whether a pass puts weights on such a grid. A group of 0 is a whole row, of which every 32 are on one, too."""
+    return isinstance(step, Quantizer) and step.bits <= BITS and step.group % BLOCK == 0
+
+
+def no_codes(kind: str) -> Diagnostic:
+    return unfit_type(
+        f"no matrix is on a grid of four bits in groups of {BLOCK}, and `{kind}` rounds none",
+        help=f"quantise first: `quantize.gptq(bits: {BITS}, group: {BLOCK}, zero: middle, data: ...)`",
+    )
+
+
 def codes_of(weight: Tensor, name: str, kind: str) -> Codes | None:
     """The codes of a matrix [n, k] that is on such a grid; None of one that is on none.
 
-    Raises Reject (cannot-write-gguf) where the grid is one that `kind` has not.
+    Raises Reject (unfit-type) where the grid is one that `kind` has not.
     """
     found = held(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
     if found is None:
         return None
     if kind == "q4_0" and (found.zero != _MIDDLE).any():
         raise Reject(
-            cannot_write_gguf(
+            unfit_type(
                 f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
                 help="write `type: q4_1`, or quantise with `zero: middle`",
             )
         )
     if not torch.equal(found.scale.half().float(), found.scale):
-        raise Reject(cannot_write_gguf(f"{name} has scales that float16 has not", help="write `type: bf16`"))
+        raise Reject(unfit_type(f"{name} has scales that float16 has not", help="write `type: bf16`"))
     return found
 
 

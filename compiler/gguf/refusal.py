@@ -8,6 +8,13 @@ cannot_write_gguf = Fault(
     "Llama, Mistral, Qwen2 and 3, Gemma 1 to 3, Phi 1 to 4, StableLM, GLM-4, Granite, OLMo 2, SmolLM3, Cohere 1 and 2 "
     "and StarCoder2 are written under their own architecture where all layers are alike, and Llama and Mistral as "
     "`deci` where layers have widths, heads or branches of their own. `hf`, `native` and `onnx` hold the others.",
+    exit="environment",
+)
+unfit_type = Fault(
+    "unfit-type",
+    "A recipe asks for a GGUF file of numbers that its model's weights are not.\n\n"
+    "`q4_0` and `q4_1` keep codes of four bits that a step gave, and round nothing; `q8_0` has blocks of 32, and "
+    "float16 ends at 65504.",
 )
 refused_gguf = Fault(
     "refused-gguf",

@@ -9,7 +9,7 @@ from ...dsl.diagnostics import Reject
 from . import four_bits
 from .cuts import ask_llama
 from .families import context_of, window_keys
-from .refusal import cannot_write_gguf
+from .refusal import unfit_type
 from .shapes import Shape, metadata, shape_of, tensors
 from .vocabulary import write_vocabulary
 
@@ -34,12 +34,7 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
     exact = [_add_tensor(writer, name, tensor, kind) for name, tensor in tensors(model, shape)]
     if kind in four_bits.KINDS and not any(exact):
-        raise Reject(
-            cannot_write_gguf(
-                f"no matrix is on a grid of four bits in groups of {_BLOCK}, and {kind} rounds none",
-                help=f"quantise first: `quantize.gptq(bits: 4, group: {_BLOCK}, zero: middle, data: ...)`",
-            )
-        )
+        raise Reject(four_bits.no_codes(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -78,13 +73,13 @@ def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool
         return False
     if kind == "q8_0" and array.shape[-1] % _BLOCK:
         raise Reject(
-            cannot_write_gguf(
+            unfit_type(
                 f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
                 help="prune with `align: 32`, or write `type: f16`",
             )
         )
     if kind == "f16" and abs(array).max(initial=0) > 65504:
-        raise Reject(cannot_write_gguf(f"{name} has numbers that float16 has not", help="write `type: bf16`"))
+        raise Reject(unfit_type(f"{name} has numbers that float16 has not", help="write `type: bf16`"))
     quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
     writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
     return False

@@ -14,6 +14,7 @@ from ..store.regular import parse_json, read_regular
 
 MOST = 256 << 10  # bytes
 DEEPEST = 40
+_DEEP = f"is nested deeper than {DEEPEST} levels"
 _LARGEST = 10**300  # no fraction is as large, and arithmetic of both would break
 
 unreadable_import = Fault(
@@ -51,11 +52,15 @@ def _yaml(source: Source) -> Any:
     import yaml
 
     try:
+        depth = 0
         for number, event in enumerate(yaml.parse(source.text, Loader=yaml.SafeLoader)):
             anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
-            if anchor or tag or number > 50_000:
+            # Before the rest is read: of every level the scanner looks at all above it.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if anchor or tag or number > 50_000 or depth > DEEPEST:
                 what = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
-                raise Reject(unreadable_import(f"this has {what}", _at(source, event.start_mark.index)))
+                what = _DEEP if depth > DEEPEST else f"has {what}"
+                raise Reject(unreadable_import(f"this {what}", _at(source, event.start_mark.index)))
         return yaml.load(source.text, Loader=_once(yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -83,7 +88,7 @@ def _once(loader: Any) -> Any:
 
 def _check(value: Any, source: Source, depth: int) -> None:
     if depth > DEEPEST:
-        raise Reject(unreadable_import(f"{source.name} is nested deeper than {DEEPEST} levels"))
+        raise Reject(unreadable_import(f"{source.name} {_DEEP}"))
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise Reject(unreadable_import(f"{source.name} has a key that is no text"))

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator
 
+import torch
 from torch import fx
 
 from .graphs import is_impure
@@ -68,6 +69,10 @@ _NEW = frozenset(
 )
 _NEW_ROLES = frozenset(("linear", "conv", "embedding", "norm", "experts"))
 _NUMBERS = ("size", "dim", "numel")
+# Kinds of values, as `graphs.describe` names them, that nobody writes into: all else, as a dict, is memory.
+_PLAIN = (int, float, bool, complex, str, slice, type(...), type(None))
+_OF_TENSORS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_FIXED = frozenset(("size", *(kind.__name__ for kind in (*_PLAIN, *_OF_TENSORS))))
 
 
 def writes(node: fx.Node) -> bool:
@@ -118,7 +123,7 @@ def _memory(nodes: list[fx.Node]) -> dict[fx.Node, int]:
     for index, node in enumerate(nodes):
         number[node], members[index] = index, [node]
         shared = [node.args[0]] if writes(node) else [] if _is_new(node) else node.all_input_nodes
-        for other in {number[x] for x in shared if not _is_number(x)} - {number[node]}:
+        for other in {number[x] for x in shared if not _is_no_memory(x)} - {number[node]}:
             mine = number[node]
             for moved in members.pop(other):
                 number[moved] = mine
@@ -130,9 +135,11 @@ def _is_new(node: fx.Node) -> bool:
     if node.op == "call_module":
         return node.meta.get("role") in _NEW_ROLES
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and (name in _NEW or name in _NUMBERS or _is_number(node))
+    return node.op in ("call_function", "call_method") and (name in _NEW or name in _NUMBERS or _is_no_memory(node))
 
 
-def _is_number(node: fx.Node) -> bool:
-    """Whether a node's value is no tensor: an integer, a size, a dtype."""
-    return node.meta.get("shape") is None and isinstance(kind := node.meta.get("dtype"), str) and kind != "cache"
+def _is_no_memory(node: fx.Node) -> bool:
+    """Whether a node's value is no memory: an integer, a size, a dtype, a module that is handed on."""
+    if node.meta.get("shape") is not None or not isinstance(kind := node.meta.get("dtype"), str):
+        return False
+    return node.op == "get_attr" or kind in _FIXED

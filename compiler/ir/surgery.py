@@ -95,6 +95,7 @@ def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
         module.groups = _groups_left(module.groups, module.out_channels, shape[0])
     assert shape[0] % module.groups == 0, f"{shape[0]} channels don't divide into {module.groups} groups"
     module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    module.kernel_size = shape[2:]
 
 
 def _groups_left(groups: int, channels: int, left: int) -> int:

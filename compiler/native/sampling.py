@@ -93,7 +93,7 @@ class Chooser:
                 penalty = s.repetition_penalty
                 row[ids] = torch.where(values < 0, values * penalty, values / penalty)
         if made < s.min_new_tokens and s.eos:
-            scores[:, list(s.eos)] = -torch.inf
+            scores[:, [end for end in s.eos if end < scores.shape[1]]] = -torch.inf  # others are never drawn
         if not s.do_sample:
             return scores.argmax(-1)
         return torch.multinomial(self.probabilities(scores), 1, generator=self.generator)[:, 0]

@@ -1,10 +1,12 @@
 """What targets would refuse at the end of a compile, said before it begins."""
 
+from typing import Any
+
 from ...dsl.diagnostics import Reject
-from ...dsl.recipe import Invocation, Pipeline
+from ...dsl.recipe import Emit, Invocation, Pipeline
 from ..report.progress import Warned
 from ..words.context import Context
-from ..words.kinds import Lossy
+from ..words.kinds import Lossy, Target
 from ..words.placing import placed
 
 # What a step acts on that leaves every kind of module in place: no such step makes a model what a target takes.
@@ -12,21 +14,42 @@ _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "
 
 
 def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
-    """Raise what a target says of the pipeline's model; a warning where a step may take out what it refuses."""
+    """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise."""
     for emit in pipeline.emits:
-        try:
-            with placed(emit.call):
-                ctx.shelf.make("target", emit.call).foresee(ctx)
-        except Reject as refused:
-            taking = next((step.name for step in pipeline.steps if _takes_out(step.call, ctx)), None)
-            if taking is None:
-                raise
-            ctx.tell(
-                Warned(
-                    f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}; "
-                    f"it is refused at the end unless `{taking}` takes that out"
-                )
+        with placed(emit.call):
+            target = ctx.shelf.make("target", emit.call)
+            _refuse_model(target, emit, pipeline, ctx)
+            _refuse_steps(target, emit, pipeline, ctx)
+
+
+def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
+    try:
+        target.foresee(ctx)
+    except Reject as refused:
+        taking = next((step.name for step in pipeline.steps if _takes_out(step.call, ctx)), None)
+        if taking is None:
+            raise
+        ctx.tell(
+            Warned(
+                f"{emit.call.word} would refuse the model as it is: {refused.diagnostics[0].message}; "
+                f"it is refused at the end unless `{taking}` takes that out"
             )
+        )
+
+
+def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
+    lacking = target.lacks([ctx.shelf.make("pass", step.call) for step in pipeline.before(emit.source)])
+    if lacking is None:
+        return
+    source: Any = ctx.shelf.load("model", ctx.recipe.models[pipeline.model].word)
+    if source.plain:
+        raise Reject(lacking)
+    ctx.tell(
+        Warned(
+            f"no step before {emit.call.word} makes what it needs: {lacking.message}; "
+            f"it is refused at the end unless the weights of `{pipeline.model}` came so"
+        )
+    )
 
 
 def _takes_out(call: Invocation, ctx: Context) -> bool:

@@ -181,6 +181,16 @@ def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
     )
 
 
+def with_kernel(skeleton: Skeleton, path: str, size: int) -> Skeleton:
+    """The skeleton when a convolution's kernel is so high and wide."""
+
+    def smaller(part: Part) -> Part:
+        sizes = ((n, (*shape[:2], size, size) if n == "weight" else shape) for n, shape in part.tensors)
+        return replace(part, tensors=tuple(sizes)) if part.path == path else part
+
+    return replace(skeleton, parts=tuple(map(smaller, skeleton.parts)))
+
+
 # -- widths --------------------------------------------------------------------------------------------------
 
 

@@ -1,79 +1,101 @@
-"""A tokenizer's chat template, rendered within bounds: it came with the model, from anybody.
+"""A tokenizer's chat template, rendered in a process of its own: it came with the model, from anybody."""
 
-transformers runs templates in Jinja's sandbox, which keeps them from Python, but not from taking all time and memory.
-Here a template takes so many lines, its texts are so long, and it has none of the operations by which one line makes
-a text of any length.
-"""
-
-import re
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from jinja2 import Environment, TemplateError, nodes
+from jinja2 import TemplateError
 
-LINES, TEXT, TEMPLATE = 500_000, 32 << 20, 1 << 20  # lines run, characters of a text, of a template
-_WIDE = re.compile(r"[%:<>^=.*]\d{5,}")  # a width in a format, "%99999d"
+from ...dsl.diagnostics import Fault, Reject
+
+bad_template = Fault(
+    "bad-chat-template", "The template by which a tokenizer writes conversations can't be used.", exit="environment"
+)
+SECONDS, TEMPLATE = 3.0, 1 << 20  # of a processor for a conversation; characters of a template
 
 
 class TooLong(TemplateError):
     """A template that takes more than any conversation needs."""
 
 
-def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
-    """The text of a conversation. Raises TemplateError, TypeError or ValueError where the template refuses it."""
-    template = tokenizer.chat_template
-    for text in template.values() if isinstance(template, Mapping) else [template]:
-        _check(str(text))
-    with _bounded():
-        return tokenizer.apply_chat_template(messages, tokenize=False, **more)
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+    """The text of a conversation. Raises TemplateError or ValueError where the template refuses it."""
+    template = tokenizer.get_chat_template()
+    if len(template) > TEMPLATE:
+        raise TooLong(f"it has {len(template)} characters")
+    if not messages:
+        raise ValueError("there are no messages")
+    said = {**tokenizer.special_tokens_map, **more, "chat_template": template, "messages": list(messages)}
+    return _renderer().write(said)
 
 
-@cache
-def _check(text: str) -> None:
-    if len(text) > TEMPLATE:
-        raise TooLong(f"it has {len(text)} characters")
-    for node in (
-        Environment(extensions=["jinja2.ext.loopcontrols"])
-        .parse(_plain(text))
-        .find_all((nodes.Pow, nodes.Mul, nodes.Mod, nodes.Const, nodes.Filter))
-    ):
-        text_first = isinstance(node, (nodes.Mul, nodes.Mod)) and any(
-            isinstance(side, nodes.Const) and isinstance(side.value, str) for side in (node.left, node.right)
-        )
-        wide = isinstance(node, nodes.Const) and isinstance(node.value, str) and _WIDE.search(node.value)
-        padded = isinstance(node, nodes.Filter) and node.name in ("center", "wordwrap")
-        if isinstance(node, nodes.Pow) or text_first or wide or padded:
-            raise TooLong("it has an operation that makes texts of any length")
-
-
-def _plain(text: str) -> str:
-    """Without the tags that transformers adds to Jinja's."""
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Count the lines that templates run in this thread, and look at what they have made."""
-    taken = 0
-
-    def line(frame: Any, event: str, _: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken > LINES:
-            raise TooLong(f"it runs more than {LINES} lines")
-        if any(isinstance(held, (str, list, tuple)) and len(held) > TEXT for held in frame.f_locals.values()):
-            raise TooLong(f"it makes a text of more than {TEXT} characters")
-        return line
-
-    def call(frame: Any, event: str, _: Any) -> Any:
-        return line if frame.f_code.co_filename == "<template>" else None
-
-    before = sys.gettrace()
-    sys.settrace(call)
+def conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+    """The same, as a mistake of whoever gave the tokenizer. Raises Reject (bad-chat-template)."""
     try:
-        yield
-    finally:
-        sys.settrace(before)
+        return render(tokenizer, messages, **more)
+    except (TemplateError, ValueError) as error:
+        raise Reject(
+            bad_template(
+                f"the tokenizer's chat template can't be used: {(str(error).splitlines() or ['?'])[0]}",
+                help="fetch the tokenizer files again",
+            )
+        ) from error
+
+
+class _Renderer:
+    """The process that renders for this one, begun at the first conversation, and again after one that ended it."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()  # a process that was forked off needs one of its own
+        self._lock, self._process = Lock(), None
+
+    def write(self, asked: Mapping[str, Any]) -> str:
+        line = json.dumps(asked, default=str) + "\n"
+        with self._lock:
+            answer = self._answer(line)
+        if "text" in answer:
+            return answer["text"]
+        raise TemplateError(answer["error"])
+
+    def _answer(self, line: str) -> dict[str, str]:
+        process = self._process or self._start()
+        assert process.stdin and process.stdout, "both are pipes"
+        answer = ""
+        with suppress(BrokenPipeError):
+            process.stdin.write(line)
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        if answer.endswith("\n"):
+            return json.loads(answer)
+        process.stdin.close()
+        self._process = None
+        code = process.wait()
+        raise TooLong(f"it takes more than {SECONDS:g} s or more memory than there is for it (signal {-code})")
+
+    def _start(self) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-P", str(Path(__file__).with_name("renderer.py")), str(SECONDS)]
+        self._process = process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="ascii",
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        return process
+
+
+_own: _Renderer | None = None
+
+
+def _renderer() -> _Renderer:
+    global _own
+    if _own is None or _own.owner != os.getpid():
+        _own = _Renderer()
+    return _own

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..rows.template import conversation
 from .sample import Sample
 
 Message = dict[str, str]
@@ -23,7 +24,7 @@ class Prompts:
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation, ready to be answered. Without a template, the messages one below the other."""
         if self.chats:
-            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+            text = conversation(self.tokenizer, messages, add_generation_prompt=True)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         found = self.tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
         return found or [self.tokenizer.bos_token_id or 0]

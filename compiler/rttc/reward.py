@@ -10,6 +10,7 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..rows.forward import continuations, evaluating
+from ..rows.template import conversation
 from .prompts import Prompts
 
 no_number = Fault(
@@ -95,7 +96,7 @@ class Judge:
         for answer in answers:
             if getattr(self._tokenizer, "chat_template", None):
                 said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                text = self._tokenizer.apply_chat_template(said, tokenize=False)
+                text = conversation(self._tokenizer, said)
                 inputs = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
             else:
                 inputs = self._tokenizer(question, answer, return_tensors="pt", truncation=True)

@@ -25,6 +25,7 @@ class Quantizer(Pass):
     keeps = Lossy()
     acts_on = "linear"
     divides = "group"
+    makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
     determinism = "deterministic"
     after = {
         "tune.heal": "training would leave the grid",

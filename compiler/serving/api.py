@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from starlette.background import BackgroundTask
 
 from ...kernels.native import KernelError
-from ..rows.template import rendered
+from ..rows.template import render
 from .answers import Answer, ChatAnswer, Refused
 from .body import read_body
 from .errors import tell_errors
@@ -114,8 +114,8 @@ class Service:
         messages = [message.plain() for message in asked.messages]
         self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
-            text = rendered(self.tokenizer, messages, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as error:
+            text = render(self.tokenizer, messages, add_generation_prompt=True)
+        except (TemplateError, ValueError) as error:
             why = f"the model's chat template refuses these messages: {error}"
             raise Refused(400, why, "messages") from error
         ids = self._ids(text, "messages", add_special_tokens=False)

@@ -9,14 +9,10 @@ import torch
 
 from ...dsl.diagnostics import Fault, Reject
 from ..artifacts.verify_child import Exported
-from ..report.broken import first_line
 from ..rows.inputs import device_of
-from ..rows.template import rendered
+from ..rows.template import conversation
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
-bad_template = Fault(
-    "bad-chat-template", "The template by which a tokenizer writes conversations can't be used.", exit="environment"
-)
 not_generative = Fault("not-generative", "A model that can't generate text was asked to.", exit="usage")
 
 Message = dict[str, str]
@@ -114,26 +110,13 @@ class Talker:
 
     def _ids(self, asked: Sequence[Message], prompt: str) -> torch.Tensor:
         if self.chats:
-            text = self._written(asked)
+            text = conversation(self.tokenizer, asked, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt)["input_ids"]
         start = self.tokenizer.bos_token_id
         ids = ids or [start if start is not None else self.tokenizer.eos_token_id or 0]
         return torch.tensor([ids])
-
-    def _written(self, asked: Sequence[Message]) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return rendered(self.tokenizer, asked, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise Reject(
-                bad_template(
-                    f"the tokenizer's chat template can't be used: {first_line(error)}",
-                    help="fetch the tokenizer files again",
-                )
-            ) from error
 
     def _sampling(self) -> dict[str, Any]:
         ends = self.model.generation_config.eos_token_id

@@ -23,6 +23,7 @@ class Config(Source):
     Example: model base = config("config.json", seed: 0)
     """
 
+    plain = True
     reads = {"path": ("file",)}
 
     path: str = param("A config.json, relative to the recipe.", positional=True)

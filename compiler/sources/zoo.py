@@ -23,6 +23,8 @@ class Zoo(Source):
     Example: model base = zoo("tiny-llama")
     """
 
+    plain = True
+
     name: str = param("Name of the model.", positional=True)
 
     def resolve(self, ctx: Context) -> Origin:

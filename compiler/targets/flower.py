@@ -68,29 +68,23 @@ class Flower(Target):
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
     unfit: ClassVar[dict[str, tuple[str, str]]] = {
-        "strategy: ffa & not trains: lora": (
-            "`strategy: ffa` puts adapters together, and nothing else is trained with any",
+        "strategy: ffa | stack | svd | hetlora & not trains: lora": (
+            "`strategy: ffa`, `stack`, `svd` and `hetlora` put adapters together, and nothing else is trained with any",
             "`strategy: fedavg`, or `trains: lora`",
         ),
-        "strategy: stack & not trains: lora": (
-            "`strategy: stack` puts adapters together, and nothing else is trained with any",
-            "`strategy: fedavg`, or `trains: lora`",
-        ),
-        "strategy: svd & not trains: lora": (
-            "`strategy: svd` puts adapters together, and nothing else is trained with any",
-            "`strategy: fedavg`, or `trains: lora`",
-        ),
-        "strategy: hetlora & not trains: lora": (
-            "`strategy: hetlora` puts adapters together, and nothing else is trained with any",
-            "`strategy: fedavg`, or `trains: lora`",
-        ),
-        "ranks & not strategy: stack & not strategy: svd & not strategy: hetlora": (
+        "ranks & not strategy: stack | svd | hetlora": (
             "`ranks` differ, and this strategy needs adapters of one rank",
             "`strategy: stack`, `svd` or `hetlora` take several",
         ),
         "strategy: coverage & not budgets": (
             "`strategy: coverage` puts sub-networks together, and no client has a budget",
             "give `budgets`, a share of the parameters for each client: `[100%, 50%]`",
+        ),
+        "ranks & count ranks != clients": ("`ranks` are not as many as clients", "give one for each client"),
+        "budgets & count budgets != clients": ("`budgets` are not as many as clients", "give one for each client"),
+        "budgets & most budgets < 100%": (
+            "no client has a budget of 100%, and one tells the others the weights to start from",
+            "give one of them `100%`",
         ),
         "budgets & not strategy: coverage": (
             "`budgets` make sub-networks of several sizes, which this strategy can't put together",
@@ -108,10 +102,27 @@ class Flower(Target):
             "`split: distinct` gives a client one data set, and `stream` gives all of them in turn",
             "`split: even`, or `dirichlet`",
         ),
+        "stream & count data < 2": ("a stream of one data set has one task", "give two data sets or more"),
+        "stream & rounds < count data": (
+            "a stream has fewer rounds than data sets, and each of them needs one",
+            "give a round for each data set, or more",
+        ),
+        "split: distinct & count data != clients": (
+            "`split: distinct` gives every client a data set of its own, and there are not as many as clients",
+            "give one for each client, or another `split`",
+        ),
+        "on & not trains: lora": (
+            "`on` selects modules that get adapters, and none are trained",
+            "`trains: lora`, or leave `on` out",
+        ),
+        "protects: rows & not clip": (
+            "`protects: rows` bounds what a row can change by `clip`, which is 0",
+            "give `clip: 1.0`, and `noise`",
+        ),
         "strategy: search & not trains: index": ("`strategy: search` trains nothing", "`trains: index`"),
         "trains: index & not strategy: search": ("an index is searched, and not trained", "`strategy: search`"),
         "noise & not clip": ("`noise` is measured in units of `clip`, which is 0", "give `clip: 1.0`"),
-        "clip & protects: clients & not strategy: fedavg & not strategy: ffa": (
+        "clip & protects: clients & not strategy: fedavg | ffa": (
             "`clip` bounds changes of one common state, which this strategy has not",
             "`strategy: fedavg` or `ffa`, or `protects: rows`",
         ),
@@ -123,14 +134,35 @@ class Flower(Target):
             "the epsilon that is told counts every client in every round",
             "leave `share` out, or `clip`",
         ),
-        "secure & not strategy: fedavg & not strategy: abm": (
+        "secure & not strategy: fedavg | abm": (
             "`secure` gives the server a sum, and this strategy needs the states",
             "`strategy: fedavg` or `abm`",
         ),
+        "secure & clients < 3": ("a sum of fewer than three states tells whose they are", "`clients: 3` or more"),
         "secure & center: median": ("`secure` gives the server a sum, and a median needs the states", "`center: mean`"),
         "secure & strategy: abm & not way: project": (
             "`secure` gives the server a sum, and rotations are aligned state by state",
             "`way: project`",
+        ),
+        "strategy: abm & clients < 2": (
+            "All-But-Me puts together what the others sent, and one client has no others",
+            "`clients: 2` or more, or `strategy: alone`",
+        ),
+        "center: median & strategy: abm & clients < 3": (
+            "the median of what one other client sent is what it sent",
+            "`center: mean`; a median protects from outliers from `clients: 4` on",
+        ),
+        "mixing: adaptive & strategy: abm & hold: 0%": (
+            "`mixing: adaptive` tries shares on rows that a client holds back, and `hold` is 0%",
+            "`hold: 10%`, or `mixing: fixed`",
+        ),
+        "way: function & strategy: abm & trains: reft & clients > 64": (
+            "`way: function` puts the others together for each client anew, whose cost grows with their square",
+            "`way: align`, or at most `clients: 64`",
+        ),
+        "share * clients < 0.5": (
+            "such a share of the clients is nobody",
+            "give a `share` that is a client at least, or leave it out",
         ),
     }
 
@@ -200,12 +232,10 @@ class Flower(Target):
         write_app(declared, Path(self.path).name, into)
 
     def foresee(self, ctx: Context) -> None:
-        from ..federation.choices import check_choices
         from ..machine.environment import check_modules
 
         if self.trains == "lora":
             check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
-        check_choices(self, len(self._refs()))
         self._check_rows(ctx)
 
     def forms(self) -> tuple[Form, ...]:
@@ -235,13 +265,17 @@ class Flower(Target):
 
     def _check_rows(self, ctx: Context) -> None:
         """Reject where a client would have no rows."""
-        from ..federation.extent import check_index
-        from ..federation.partition import divided
+        from ..federation.extent import check_index, check_positions
+        from ..federation.partition import check_held_back, divided
 
         if self.trains == "index":
             check_index(ctx, self._refs())
         sizes = [len(ctx.rows(ref)) // (1 + (self.trains == "index")) for ref in self._refs()]
-        divided(sizes, self.clients, self.split, self.beta, ctx.seed)
+        parts = divided(sizes, self.clients, self.split, self.beta, ctx.seed)
+        if self.trains != "index":
+            check_held_back(parts, self.stream, self.hold.value, self.batch)
+        if self.trains == "prompt":
+            check_positions(self.tokens, max(ctx.rows(ref).shape[1] for ref in self._refs()), ctx.origin.positions)
         if self.trains == "prompt" and self._classifies(ctx):
             raise Reject(
                 unfit_strategy(

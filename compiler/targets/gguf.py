@@ -1,19 +1,20 @@
 """A GGUF file, as llama.cpp and what is built on it read models."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.diagnostics import Reject
+from ...dsl.diagnostics import Diagnostic, Reject
 from ..artifacts.artifact import NOTES
 from ..artifacts.load import other_kind
 from ..checkpoints.companions import companions
 from ..ir.program import Program
 from ..machine.environment import check_modules
 from ..words.context import Context
-from ..words.kinds import Form, Target, Wish, param
+from ..words.kinds import Form, Pass, Target, Wish, param
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,11 @@ class Gguf(Target):
             "packed weights": "llama.cpp packs weights in its own ways",
             "pruned caches": "llama.cpp has no cache that forgets as this one does",
             "interventions": "llama.cpp has no step that edits hidden states of the prompt",
-        }
+        },
+        "type: q4_0": {
+            "codes whose 0 lies anywhere": "0 is the middle code of every block of `q4_0`: quantise with "
+            "`zero: middle`, or write `type: q4_1`"
+        },
     }
 
     type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"] = param(
@@ -89,6 +94,11 @@ class Gguf(Target):
         check_modules(self.requires, self.extra, "the target `gguf`")
         with nothing_stored():
             refuse(ctx.origin.build())
+
+    def lacks(self, before: Sequence[Pass]) -> Diagnostic | None:
+        from ..gguf.four_bits import KINDS, makes_codes, no_codes
+
+        return None if self.type not in KINDS or any(map(makes_codes, before)) else no_codes(self.type)
 
     def forms(self) -> tuple[Form, ...]:
         rounds = partial(share_of, self.type)

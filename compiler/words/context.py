@@ -128,6 +128,10 @@ class Context:
             said = self.data(ref).speech(self.tokenizer, self.relative_to(call))
             return None if said is None else torch.stack(list(said)).bool()
 
+    def answers(self, ref: DataRef) -> "torch.Tensor | None":
+        """Which tokens of rows of a prompt and its answer each are the answer, [rows, length] bool; None of others."""
+        return None if self.prompts(ref) is None else self.speech(ref)
+
     def result(self, ref: StepRef) -> "tuple[str, Program]":
         """The key of another step's result, and the program that it gave."""
         assert self.results is not None, f"no pipeline runs that could have a step {ref.name}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
 if TYPE_CHECKING:
     import torch
 
+    from ...dsl.diagnostics import Diagnostic
     from ...dsl.skeleton import Skeleton
     from ...dsl.values import DataRef
     from ..ir.outcome import Outcome
@@ -116,10 +117,11 @@ class Pass(Word):
     acts_on        what `on:` selects: "channels", "heads", "kv_heads", "experts", "branches", "layers", "linear" or
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
-                   ("2:4") does; within: the one that is no larger than hidden states are wide
+                   ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
+                   no larger than every module
     after          {pass: reason}: if both occur in a line, this one must come later
-    makes          {condition: what}: shapes that some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
-                   the condition "" always holds
+    makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
+                   "" always holds
     determinism    "deterministic", "seeded" or "nondeterministic"
     foreseeable    shapes after it follow from the skeleton; False where the weights decide, so that `forecast`
                    is only the most that is left
@@ -273,6 +275,10 @@ class Target(Word):
     def foresee(self, ctx: "Context") -> None:
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
 
+    def lacks(self, before: "Sequence[Pass]") -> "Diagnostic | None":
+        """What none of the passes before it makes, and it can't do without unless the weights came with it."""
+        return None
+
     @classmethod
     def open(cls, folder: Path, wish: Wish) -> "tuple[torch.nn.Module, Mapping[str, str] | None]":
         """The model in one of the folders that it `loads`, and the versions that wrote it where the folder says so."""
@@ -365,7 +371,12 @@ class Data(Word):
 
 
 class Source(Word):
-    """Where a model comes from: resolves to a config now and to weights later."""
+    """Where a model comes from: resolves to a config now and to weights later.
+
+    plain   nobody has put its weights on a grid: they are as training left them, or drawn
+    """
+
+    plain: ClassVar[bool] = False
 
     @abstractmethod
     def resolve(self, ctx: "Context") -> Any:

@@ -8,15 +8,18 @@ from torch import nn
 from ...compiler.families.choices import Dial, Drawn, Space, rank_dials
 from ...compiler.families.dials import (
     able,
+    check_kernels,
     check_shares,
     chosen,
     depth_dials,
+    kernel_dials,
     orders,
     refuse_deep,
     refuse_one,
     width_dials,
 )
 from ...compiler.families.family import Family, check_ranks
+from ...compiler.families.kernels import fresh
 from ...compiler.families.lessons import Classes, Lesson, Tokens, refuse_wordless
 from ...compiler.families.norms import batch_norms, recalibrate
 from ...compiler.families.switches import Switches
@@ -45,9 +48,10 @@ class Elastic(Learner):
     """Make widths and depth of a model elastic, and train it so that every choice of them is a model.
 
     What may be chosen comes from discovery: so many channels of each MLP, KV heads of each attention with the query
-    heads that they serve, and which layers or residual branches run. A narrower choice does without the items of least
-    weight magnitude, and every smaller choice is a part of every larger one. `per: model` gives all layers of a size
-    one width, so that a choice has a config that plain transformers reads.
+    heads that they serve, sizes of convolutions' kernels, and which layers or residual branches run. A narrower choice
+    does without the items of least weight magnitude, and every smaller choice is a part of every larger one; a smaller
+    kernel is the middle of a larger one, times a matrix that is learned, at first the identity. `per: model` gives all
+    layers of a size one width, so that a choice has a config that plain transformers reads.
 
     `train: adapters` leaves the weights and trains low-rank adapters beside them, of elastic rank where `ranks` has
     more than one; `train: weights` trains all parameters. A step learns on `draws` choices drawn for it, with
@@ -76,6 +80,13 @@ class Elastic(Learner):
     )
     heads: list[Ratio] = param(
         "Shares of an attention's heads that may stay, from 100% down.", default=(), least=2, falling=True
+    )
+    kernels: list[int] = param(
+        "Sizes, all odd, that larger kernels of convolutions may shrink to, the largest first.",
+        default=(),
+        ge=1,
+        least=1,
+        falling=True,
     )
     depth: Literal["none", "layers", "blocks"] = param(
         "What may be left out as a whole: nothing, layers, or residual branches.", default="none"
@@ -127,7 +138,12 @@ class Elastic(Learner):
         widths = [
             d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
         ]
-        elastic = self.depth != "none" or (self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1)
+        check_kernels(self.kernels, skeleton, self.on)
+        elastic = (
+            bool(self.kernels)
+            or self.depth != "none"
+            or (self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1)
+        )
         refuse_one([*widths, *([None] if elastic else [])], "no group has two widths of these shares")
         return skeleton
 
@@ -162,6 +178,7 @@ class Elastic(Learner):
             groups = able(program, groups, self._dials(groups, kind, shares))
             elastic += groups
             dials += self._dials(groups, kind, shares)
+        dials += kernel_dials(program, self.on, self.kernels, self.per)
         if self.depth != "none":
             deep = depth_dials(program, self.on, self.depth)
             refuse_deep(deep, self.depth)
@@ -174,7 +191,8 @@ class Elastic(Learner):
     # -- training --------------------------------------------------------------------------------------------
 
     def _learn(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
-        program, switches = family.program, Switches(family.program, family.space, family.orders)
+        program, crops = family.program, fresh(family.space)
+        switches = Switches(program, family.space, family.orders, crops)
         drawn = Drawn(
             family.space, ctx.seed, self.draws, self.sandwich, round(self.opening.value * self.steps), switches.take
         )
@@ -196,7 +214,7 @@ class Elastic(Learner):
                 self,
                 program,
                 ctx,
-                weights,
+                {**weights, **crops},
                 len(lesson.objective.rows),
                 lesson.learn,
                 lambda: self._judge(family, drawn, ctx),
@@ -204,6 +222,7 @@ class Elastic(Learner):
                 begin=drawn.begin,
             )
             tensors = {name: p.detach().clone() for name, p in weights.items()}
+            family.crops = {name: p.detach().clone() for name, p in crops.items()}
         family.tensors, family.weights = (tensors, {}) if paths else ({}, tensors)
         family.losses = tuple(lesson.losses(course.step))
         program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)

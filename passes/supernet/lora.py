@@ -44,6 +44,7 @@ class Lora(Learner):
 
     keeps = Lossy()
     acts_on = "linear"
+    within = "ranks"
     determinism = "seeded"
     apart = {"held_out": "data"}
     gives = {"": "family"}

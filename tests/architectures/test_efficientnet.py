@@ -6,9 +6,13 @@ import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.editing.rewrite import Rewriter
+from effc.compiler.families.choices import Space
+from effc.compiler.families.dials import able, chosen, depth_dials, kernel_dials, orders, width_dials
+from effc.compiler.families.family import Family
 from effc.compiler.measuring import equivalence
 from effc.compiler.search.importance import ascending, l1
 from effc.compiler.search.widths import slice_all
+from effc.dsl.values import Ratio
 
 from tests.architectures.test_closure import SHARE, silence
 
@@ -50,3 +54,23 @@ def test_a_tenth_of_every_width_can_go(net):
     assert equivalence.distance(expected, found) <= SHARE * float(expected[0].abs().max())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, program.model))
     assert after < 0.87 * before
+
+
+@torch.no_grad()
+def test_widths_kernels_and_blocks_of_it_are_elastic(net):
+    net = copy.deepcopy(net)
+    net.dummy_inputs = {"inputs": net.dummy_inputs["inputs"][..., :64, :64]}
+    program = capture(copy.deepcopy(net))
+    groups, shares = chosen(program.skeleton, None, "channels"), [Ratio(1.0), Ratio(0.75)]
+    groups = able(program, groups, width_dials(groups, shares, "layer", 8))
+    dials = [*width_dials(groups, shares, "layer", 8), *kernel_dials(program, None, [3], "layer")]
+    assert len(groups) == 24 and len([d for d in dials if d.kind == "kernel"]) == 8, "the blocks with kernels of five"
+    space = Space((*dials, *depth_dials(program, None, "blocks")))
+    assert len(space.of("blocks")) == 8, "all but the first of its inverted residuals that keep their shape"
+    family = Family(program, "", space, orders=orders(program, groups))
+    choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]
+    with family.applied(choice):
+        masked = program.model(shown)
+    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut(choice)
+    assert torch.allclose(cut.model(shown), masked, atol=1e-3 * float(masked.abs().max()))
+    assert sum(p.numel() for p in cut.model.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())

@@ -74,7 +74,7 @@ def write_own(folder: Path, name: str, steps: int) -> None:
 def write_llama(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
-    from decode import silent_llama
+    from decoders import silent_llama
     from effc.compiler.gguf.writing import write
 
     whole = folder / "frontier" / "model.gguf"
@@ -97,7 +97,7 @@ def bytes_of(folder: Path, name: str) -> int:
 
 def serve(folder: Path, name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `score FILE` with the nats of each token."""
-    from decode import Llama, Own, perplexity, silent_llama
+    from decoders import Llama, Own, perplexity, silent_llama
     from effc.compiler.lowering.racing import real_time
 
     torch.set_num_threads(threads)

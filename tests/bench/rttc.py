@@ -43,7 +43,7 @@ from effc.compiler.rttc.scorer import Graded, auc, train
 from effc.compiler.rttc.signals import Signals, signals
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.bench.decode import original, tokenizer
+from tests.bench.decoders import original, tokenizer
 
 POLICY = Policy("direct", count=4, shown=4)
 REGIME = Regime(rank=8, alpha=16.0, lr=2e-3, batch=1, epochs=1, answers=True)

@@ -49,7 +49,7 @@ from effc.compiler.rttc.signals import Signals, signals
 from effc.compiler.rttc.voice import open_voice
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.bench.decode import original, tokenizer
+from tests.bench.decoders import original, tokenizer
 from tests.bench.rttc import POLICY, REGIME, SENTIMENTS, _sst2, encoder
 
 DEV, TEST, BASE = 20, 60, 200  # of each kind, but for capitals, of which there are fewer

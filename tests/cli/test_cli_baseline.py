@@ -102,7 +102,7 @@ def other_data(body):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda body: body.update(recipe="s.effspec"), "was written for 's.effspec', not for 'r.effspec'"),
+        (lambda body: body.update(recipe="s.effspec"), "was written for s.effspec, not for r.effspec"),
         (
             lambda body: body["artifacts"][0].update(pipeline="big"),
             "the baseline has no artifact `small` of pipeline `small`",

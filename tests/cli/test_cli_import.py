@@ -69,8 +69,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
         ("x.yaml", BOMB, "this has an anchor or its use"),
         ("x.yaml", "a: !!python/object/apply:os.system ['touch owned']", "this has a tag"),
         ("x.yaml", "a: 1\na: 2\n", "the key `a` stands twice"),
-        ("x.yaml", "[" * 3000, "unreadable-import"),
-        ("x.yaml", "a: {" * 60 + "}" * 60, "unreadable-import"),
+        ("x.yaml", "[" * 250_000, "x.yaml:1:41"),  # a scanner that goes on takes hours
+        ("x.yaml", "a: {" * 60 + "}" * 60, "nested deeper than 40 levels"),
+        ("x.yaml", "- " * 100_000, "nested deeper than 40 levels"),
         ("x.yaml", "a: [", "this is no YAML"),
         ("x.yaml", "a: 2020-01-01\n", "holds a date"),
         ("x.yaml", "x" * (300 << 10), "bytes"),

@@ -11,12 +11,14 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.verify import verify
 from effc.compiler.capture.capture import capture
 from effc.compiler.gguf.reading import read
+from effc.compiler.gguf.refusal import cannot_write_gguf
 from effc.compiler.metrics.bytes import Bytes
 from effc.compiler.metrics.params import Params
+from effc.compiler.onnx.refusal import cannot_write_onnx
 from effc.compiler.targets.gguf import Gguf
 from effc.compiler.words.context import Settings
 from effc.compiler.words.kinds import Wish
-from effc.dsl.diagnostics import Reject
+from effc.dsl.diagnostics import EXITS, Reject
 from effc.kernels.codes import held
 from effc.kernels.grid import Grid
 
@@ -178,7 +180,7 @@ def test_four_bits_keep_the_codes_that_a_quantiser_left(tmp_path, kind, symmetri
     ("group", "symmetric", "kind", "words", "remedy"),
     [
         (32, False, "q4_0", "0 is not the middle code, and q4_0 has no others", "type: q4_1"),
-        (16, True, "q4_0", "no matrix is on a grid of four bits in groups of 32, and q4_0 rounds none", "group: 32"),
+        (16, True, "q4_0", "no matrix is on a grid of four bits in groups of 32, and `q4_0` rounds none", "group: 32"),
         (64, True, "q4_1", None, None),  # of a larger group every 32 are on a grid, too
     ],
 )
@@ -190,6 +192,47 @@ def test_grids_that_no_four_bit_type_has_are_refused(tmp_path, group, symmetric,
     with pytest.raises(Reject, match=words) as refused:
         emitted(tmp_path, model, type=kind)
     assert remedy in refused.value.diagnostics[0].help
+
+
+PLAIN = 'config("config.json")'
+GIVEN = 'hf("./llama")'
+
+
+@pytest.mark.parametrize(
+    ("model", "step", "kind", "slug"),
+    [
+        (PLAIN, "", "q4_0", "unfit-type"),
+        (PLAIN, 'q = quantize.round(on: "*_proj", bits: 8, group: 32)', "q4_1", "unfit-type"),
+        (PLAIN, 'q = quantize.round(on: "*_proj", bits: 4, group: 16)', "q4_1", "unfit-type"),
+        (PLAIN, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_0", "cannot-hold"),
+        (GIVEN, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_0", "cannot-hold"),
+        (PLAIN, 'q = quantize.round(on: "*_proj", bits: 4, group: 32)', "q4_1", ""),
+        (PLAIN, 'q = quantize.round(on: "*_proj", bits: 3, group: 0)', "q4_0", ""),
+        (GIVEN, "", "q4_1", "told"),  # whose weights may be on a grid: files of llama.cpp have some
+    ],
+)
+def test_codes_of_four_bits_that_no_step_gives_are_refused_in_plan(tmp_path, model, step, kind, slug):
+    tiny.model("llama").save_pretrained(tmp_path / "llama")
+    (tmp_path / "llama" / "config.json").rename(tmp_path / "config.json")
+    (tmp_path / "llama" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    recipe, told = tmp_path / "r.effspec", []
+    recipe.write_text(
+        f'effspec 1\nmodel base = {model}\npipeline p(base) {{ {step} }}\nemit p {{ gguf("g", type: {kind}) }}\n'
+    )
+    granted = Settings(tmp_path / "cache", tell=lambda event: told.append(getattr(event, "message", "")))
+    if slug in ("", "told"):
+        api.plans(api.session(recipe, settings=granted))
+        assert any("it is refused at the end" in said for said in told) == bool(slug)
+        return
+    with pytest.raises(Reject) as refused:
+        api.plans(api.session(recipe, settings=granted))
+    (fault,) = (d for d in refused.value.diagnostics if d.severity == "error")
+    assert fault.slug == slug and fault.exit == 3 and fault.span is not None
+    assert f'gguf("g", type: {kind})' in fault.span.text
+
+
+def test_a_model_that_gguf_cannot_hold_ends_as_one_that_onnx_cannot():
+    assert EXITS[cannot_write_gguf.exit] == EXITS[cannot_write_onnx.exit] == 5
 
 
 def test_rows_that_q8_0_does_not_divide_are_refused(tmp_path):

@@ -68,6 +68,22 @@ def test_perplexity_equals_a_loop_over_tokens(ctx, model):
     assert measure(ctx, "perplexity", model, data=NOISE) == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
 
 
+def test_perplexity_of_pairs_is_of_answers_and_their_end_alone(tmp_path, model):
+    pairs = [("ask", "yes"), ("a longer one", "no")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prompt": asked, "answer": said}) + "\n" for asked, said in pairs))
+    origin = Hf(name="./m").resolve(worlds.context(tmp_path))
+    ctx = worlds.context(tmp_path, origin, {"qa": ("pairs", {"path": str(file), "length": 24, "join": " "})})
+    nats = []
+    for row, (asked, said) in zip(ctx.rows(DataRef("qa")), pairs, strict=True):
+        first = 1 + len(asked)  # a token a byte, <s> before them
+        for k in range(first, first + len(f" {said}") + 1):  # and </s> behind
+            with torch.no_grad():
+                nats.append(-model(row[None, :k]).logits[0, -1].double().log_softmax(-1)[row[k]].item())
+    assert len(nats) == 5 + 4
+    assert measure(ctx, "perplexity", model, data=DataRef("qa")) == pytest.approx(math.exp(sum(nats) / 9), rel=1e-5)
+
+
 @given(batch=st.integers(1, 7), chunk=st.integers(1, 40))
 @settings(deadline=None, max_examples=20)
 def test_neither_batches_nor_chunks_change_a_loss(batch, chunk):

@@ -43,6 +43,12 @@ def test_a_path_or_a_glob_that_leads_somewhere_is_none(tmp_path, path):
     assert warned(tmp_path, path) == []
 
 
+def test_a_path_that_an_error_is_about_gets_no_warning_beside_it(tmp_path):
+    (tmp_path / "r.effspec").write_text('effspec 1\nmodel m = gguf(".")\npipeline p(m) { }\nemit p { hf("x") }\n')
+    found = api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache").check().diagnostics
+    assert [d.slug for d in found] == ["no-model"]
+
+
 def test_a_pipe_and_a_folder_are_no_file_and_said_to_be_what_they_are(tmp_path):
     os.mkfifo(tmp_path / "calib.txt")
     (tmp_path / "kb.jsonl").mkdir()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -15,11 +14,14 @@ from effc.compiler.federation.app import PACKAGE
 from effc.compiler.federation.checkpoint import Checkpoint
 from effc.compiler.federation.declaration import read_declaration, strategy_of
 from effc.compiler.federation.grid import LocalGrid
+from effc.compiler.federation.personal import MANY
 from effc.compiler.federation.place import Place
 from effc.compiler.federation.results import write_results
 from effc.compiler.federation.rounds import Federation
+from effc.compiler.federation.secure import LEAST
 from effc.compiler.federation.simulation import simulate
 from effc.compiler.federation.state import state_hash
+from effc.compiler.targets.flower import Flower
 from effc.compiler.words.context import Settings
 from effc.dsl.diagnostics import Reject
 
@@ -180,44 +182,81 @@ def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_
     assert refused.value.diagnostics[0].slug == "other-federation-base"
 
 
+ASKED = """effspec 1
+model base = zoo("tiny-llama")
+data words = text("ledger.txt", samples: 36, length: 32, seed: 7)
+pipeline shared(base) {{ }}
+emit shared {{ flower("fed", data: words, {more}) }}
+"""
+
+
+def asked(folder: Path, more: str) -> Path:
+    """A recipe that says these things of the target and leaves the rest out: four clients, say."""
+    (folder / "fed.effspec").write_text(ASKED.format(more=more))
+    return folder / "fed.effspec"
+
+
 @pytest.mark.parametrize(
-    ("more", "slug", "says"),
+    ("more", "blamed", "says"),
     [
-        ("clients: 50", "empty-client", "of 50 would have none"),
-        ("split: distinct", "empty-client", "3 clients, 1 data sets"),
-        ("trains: prompt, strategy: ffa", "unfit-choices", "`strategy: ffa` puts adapters together"),
-        ("strategy: fedavg, ranks: [1, 2, 2]", "unfit-choices", "adapters of one rank"),
-        ("strategy: svd, ranks: [1, 2]", "unfit-strategy", "2 ranks for 3 clients"),
-        ("strategy: abm, clip: 1.0", "unfit-choices", "one common state"),
-        ("noise: 1.0", "unfit-choices", "in units of `clip`"),
-        ("strategy: coverage, trains: full", "unfit-choices", "no client has a budget"),
-        ("budgets: [100%, 50%, 50%]", "unfit-choices", "sub-networks of several sizes"),
-        ("strategy: coverage, trains: full, budgets: [100%, 50%]", "unfit-strategy", "2 budgets for 3 clients"),
-        (
-            "strategy: coverage, trains: full, budgets: [90%, 50%, 60%]",
-            "unfit-strategy",
-            "no client has a budget of 100%",
-        ),
-        ("strategy: abm, secure: true, center: median, way: project", "unfit-choices", "a median needs the states"),
-        ("strategy: abm, secure: true", "unfit-choices", "rotations are aligned"),
-        ("strategy: svd, secure: true", "unfit-choices", "needs the states"),
-        ("trains: reft, strategy: fedavg", "unfit-strategy", "where a prompt ends"),
-        ("strategy: abm, mixing: adaptive, hold: 0%", "unfit-strategy", "rows that a client holds back"),
-        ("rank: 65", "rank-too-large", "an adapter has rank 65"),
-        ("strategy: svd, ranks: [1, 2, 500]", "rank-too-large", "none above 64"),
-        ("deadline: 0s", "out-of-range", "more than"),
-        ("strategy: coverage, trains: full, budgets: [100%, 150%, 50%]", "out-of-range", "the most is 100%"),
+        ("trains: prompt, strategy: ffa", "ffa", "put adapters together"),
+        ("strategy: fedavg, ranks: [1, 2, 2, 4]", "[1", "adapters of one rank"),
+        ("strategy: svd, ranks: [1, 2]", "[1", "not as many as clients"),
+        ("strategy: abm, clip: 1.0", "1.0", "one common state"),
+        ("noise: 1.0", "1.0", "in units of `clip`"),
+        ("protects: rows", "rows", "by `clip`, which is 0"),
+        ("strategy: coverage, trains: full", "coverage", "no client has a budget"),
+        ("budgets: [100%, 50%, 50%, 50%]", "[100%", "sub-networks of several sizes"),
+        ("strategy: coverage, trains: full, budgets: [100%, 50%]", "[100%", "not as many as clients"),
+        ("strategy: coverage, trains: full, clients: 2, budgets: [90%, 50%]", "[90%", "a budget of 100%"),
+        ("strategy: abm, secure: true, center: median, way: project", "true", "a median needs the states"),
+        ("strategy: abm, secure: true", "true", "rotations are aligned"),
+        ("strategy: svd, secure: true", "true", "needs the states"),
+        ("clients: 2, secure: true", "true", "fewer than three states"),
+        ("strategy: abm, mixing: adaptive, hold: 0%", "adaptive", "rows that a client holds back"),
+        ("strategy: abm, clients: 1", "abm", "one client has no others"),
+        ("strategy: abm, center: median, clients: 2", "median", "what one other client sent"),
+        ("strategy: abm, trains: reft, way: function, clients: 65", "function", "grows with their square"),
+        ("share: 1%", "1%", "is nobody"),
+        ("split: distinct", "distinct", "not as many as clients"),
+        ("stream: true, rounds: 2", "true", "has one task"),
+        ('trains: full, on: "*"', '"*"', "none are trained"),
+        ("deadline: 0s", "0s", "more than"),
+        ("strategy: coverage, trains: full, clients: 2, budgets: [100%, 150%]", "150%", "the most is 100%"),
     ],
 )
-def test_what_can_not_work_is_refused(tmp_path, more, slug, says):
-    text = RECIPE
-    for name in ("clients", "rank", "hold"):  # said once
-        text = re.sub(rf"\b{name}: \S+, ", "", text) if f"{name}: " in more else text
+def test_what_can_not_go_together_is_told_by_check_where_it_is_written(tmp_path, more, blamed, says):
+    wrong = api.check(asked(tmp_path, more), cache_dir=tmp_path / "cache").diagnostics[0]
+    assert wrong.slug in ("unfit-choices", "out-of-range") and says in wrong.message
+    assert wrong.span.source.text[wrong.span.start :].startswith(blamed)
+
+
+def test_a_number_that_nobody_wrote_is_told_with_what_it_is_at_odds_with(tmp_path):
+    (wrong,) = api.check(asked(tmp_path, "share: 5%"), cache_dir=tmp_path / "cache").diagnostics
+    assert wrong.note == "`clients` is 4 where it is left out"
+
+
+def test_the_limits_in_the_header_are_those_of_the_server():
+    assert f"secure & clients < {LEAST}" in Flower.unfit
+    assert f"way: function & strategy: abm & trains: reft & clients > {MANY}" in Flower.unfit
+
+
+@pytest.mark.parametrize(
+    ("more", "slug", "blamed", "says"),
+    [
+        ("clients: 50", "empty-client", "", "of 50 would have none"),
+        ("hold: 99%", "empty-client", "hold", "judge itself by 8 of its 9 rows and learn from 1"),
+        ("trains: prompt, tokens: 5000", "unfit-strategy", "tokens", "made for 512"),
+        ("trains: reft, strategy: fedavg", "unfit-strategy", "", "where a prompt ends"),
+        ("rank: 65", "rank-too-large", "rank", "an adapter has rank 65"),
+        ("strategy: svd, ranks: [1, 2, 4, 500]", "rank-too-large", "ranks", "none above 64"),
+    ],
+)
+def test_what_data_or_model_do_not_allow_is_refused_before_anything_is_written(tmp_path, more, slug, blamed, says):
     ledger(tmp_path)
-    (tmp_path / "fed.effspec").write_text(text.format(more=more))
     with pytest.raises(Reject) as refused:
-        api.compile(tmp_path / "fed.effspec", out=tmp_path / "out", cache_dir=tmp_path / "cache")
+        api.compile(asked(tmp_path, more), out=tmp_path / "out", cache_dir=tmp_path / "cache")
     (wrong,) = refused.value.diagnostics
-    assert wrong.slug == slug and says in wrong.message
+    assert wrong.slug == slug and says in wrong.message and wrong.argument.split(" ")[0] == blamed
     assert wrong.span is not None
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

@@ -93,8 +93,8 @@ def test_a_client_without_rows_of_a_task_sits_out_its_rounds_and_says_why():
 @pytest.mark.parametrize(
     ("data", "more", "says"),
     [
-        ("[a, b]", "stream: true, rounds: 1", "a stream of 2 data sets has 1 rounds"),
-        ("a", "stream: true", "a stream of 1 data sets"),
+        ("[a, b]", "stream: true, rounds: 1", "fewer rounds than data sets"),
+        ("a", "stream: true", "a stream of one data set"),
         ("[a, b]", "anchor: 1.0", "there is no stream"),
         ("[a, b]", "stream: true, split: distinct, clients: 2", "gives all of them in turn"),
     ],

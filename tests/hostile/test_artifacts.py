@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from effc.compiler.artifacts.load import load
+from effc.compiler.artifacts.signature import new_key, sign
+from effc.dsl.diagnostics import Reject
 
 from tests.hostile import kinds
-from tests.hostile.kinds import KINDS
+from tests.hostile.kinds import FRONTS, KINDS
 from tests.hostile.mutations import consistent, mutate
 
 torch.set_num_threads(1)
@@ -205,6 +208,47 @@ def test_verify_tells_a_sound_artifact_from_a_changed_one(honest, kind, tmp_path
     file.write_bytes(data)
     assert main(["verify", str(case)]) == 5
     assert "has other content than when it was written" in capsys.readouterr().err
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file())
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["peft", "reft"])
+def test_adapters_are_not_put_onto_a_base_that_was_changed(honest, kind, tmp_path):
+    for file in files_of(honest / kind / "base"):
+        case = tmp_path / kind
+        shutil.copytree(honest / kind, case)
+        flip(case / file.relative_to(honest / kind))
+        with pytest.raises(Reject, match="has other content than when it was written"):
+            load(case)
+        shutil.rmtree(case)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FRONTS])
+def test_whatever_file_of_an_artifact_was_changed_its_signature_does_not_vouch_for_it(honest, kind, tmp_path):
+    case = tmp_path / kind
+    shutil.copytree(honest / kind, case)
+    key = new_key(tmp_path / "key")
+    sign(case, tmp_path / "key")
+    one_of_each = {file.relative_to(case).parts[0]: file for file in files_of(case)}
+    for file in one_of_each.values():
+        if file.name == "README.md":
+            continue
+        before = file.read_bytes()
+        flip(file)
+        with pytest.raises(Reject):
+            load(case, signed_by=[key])
+        file.write_bytes(before)
+    (case / "extra.py").write_text("")
+    with pytest.raises(Reject, match=r"extra\.py is not in the manifest"):
+        load(case, signed_by=[key])
 
 
 def test_verify_holds_native_weights_against_their_checksums_though_the_manifest_was_changed_along(

@@ -10,6 +10,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.checkpoints.bounds import check_numbers
 from effc.compiler.checkpoints.checkpoint import parse_config
 from effc.compiler.checkpoints.classes import class_names, plain
+from effc.compiler.checkpoints.companions import companions
 from effc.compiler.checkpoints.folder import open_folder
 from effc.dsl.diagnostics import Reject
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
@@ -94,7 +95,9 @@ def test_a_sound_folder_opens(folder):
         {"attention_bias": True},
         {"model_type": "evil"},
         {"model_type": "timm_wrapper"},
+        {"model_type": "dinat", "architectures": ["DinatBackbone"]},
         {"model_type": "gpt2"},
+        {"vocab_size": 0},
         {"architectures": 3},
         {"architectures": [["x"]]},
         {"max_position_embeddings": -5},
@@ -112,6 +115,21 @@ def test_a_config_that_the_weights_do_not_fit_is_refused_at_once(folder, changes
     else:
         assert sum(p.numel() for p in model.parameters()) < 10**6
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "detr"},
+        {"model_type": "detr", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf_hub:evil/x"}},
+        {"model_type": "conditional_detr"},
+        {"model_type": "edgetam"},
+    ],
+    ids=str,
+)
+def test_no_part_of_a_model_is_made_by_timm(config):
+    with pytest.raises(Reject, match="comes from timm"):
+        parse_config(config)
 
 
 CODE = {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"}}
@@ -238,3 +256,33 @@ def test_experts_that_are_rows_of_one_tensor_are_bounded_by_sizes():
     for config in ({"model_type": "mixtral", "num_experts": 16384}, {"model_type": "doge", "num_experts": 1 << 25}):
         with pytest.raises(Reject, match="num_experts"):
             check_numbers(config, None, "it")
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "preprocessor_config.json", "tokenizer.json", "config.json"])
+def test_a_link_that_leads_out_of_a_model_is_not_followed(folder, name, tmp_path):
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(Reject, match="is a link that leads out of"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("place", ["additional_chat_templates/x.jinja", "1_Pooling/config.json"])
+def test_nothing_of_somebody_else_gets_into_an_artifact(folder, place, tmp_path):
+    (tmp_path / "secret").write_text("{}")
+    (folder / "modules.json").write_text('[{"type": "x.Pooling", "path": "1_Pooling"}]')
+    (folder / place).parent.mkdir()
+    (folder / place).symlink_to(tmp_path / "secret")
+    origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    with pytest.raises(Reject, match="is a link that leads out of"):
+        companions(origin.load(), origin, tmp_path / "out")
+
+
+def test_links_of_the_hubs_cache_lead_to_its_blobs(folder, tmp_path):
+    cached = tmp_path / "models--a--b" / "snapshots" / "0123"
+    (blobs := cached.parents[1] / "blobs").mkdir(parents=True)
+    cached.mkdir(parents=True)
+    for number, file in enumerate(folder.iterdir()):
+        shutil.copyfile(file, blobs / str(number))
+        (cached / file.name).symlink_to(blobs / str(number))
+    assert type(opened(cached)) is LlamaForCausalLM

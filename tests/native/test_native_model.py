@@ -75,6 +75,12 @@ def test_greedy_generation_gives_what_transformers_generates(original, native, b
     assert torch.equal(found.sequences, wanted) and len(found.logits) == wanted.shape[1] - ids.shape[1]
 
 
+def test_a_token_beyond_the_vocabulary_ends_nothing(native, batch):
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    wanted = native.generate(batch[0], eos_token_id=[2], **settings)
+    assert torch.equal(native.generate(batch[0], eos_token_id=[2, 10**9], **settings), wanted)
+
+
 def test_a_streamer_hears_the_prompt_and_then_every_token(native, batch):
     class Streamer:
         heard, ended = [], False

@@ -1,15 +1,18 @@
 """supernet.elastic on models of images: convolutions, their norms, and what they can't leave out."""
 
 import copy
+import json
 from functools import cache
 
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
 from effc.compiler.families.choices import Space
-from effc.compiler.families.dials import able, chosen, depth_dials, orders, width_dials
+from effc.compiler.families.dials import able, chosen, depth_dials, kernel_dials, orders, width_dials
 from effc.compiler.families.family import Family
+from effc.compiler.families.kernels import fresh
 from effc.compiler.families.norms import batch_norms
+from effc.compiler.ir.edits import Edits, replay
 from effc.compiler.ir.outcome import Model
 from effc.compiler.planning import shrink
 from effc.dsl.diagnostics import Reject
@@ -54,6 +57,54 @@ CONFIGS = {
 }
 
 
+class Padded(nn.Conv2d):
+    """Puts zeros around what it is given by a module of its own, as those of EfficientNet-lite do."""
+
+    def __init__(self, *sizes, pads, **more):
+        super().__init__(*sizes, bias=False, **more)
+        self.around = nn.ZeroPad2d(pads)
+
+    def forward(self, x):
+        return self._conv_forward(self.around(x), self.weight, None)
+
+
+class Inverted(nn.Module):
+    """An inverted residual with a kernel of five."""
+
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        self.expand, self.norm1 = Padded(inside, 32, 1, pads=0), nn.BatchNorm2d(32)
+        self.depthwise = Padded(32, 32, 5, stride=stride, groups=32, pads=(2, 2, 2, 2) if stride == 1 else (1, 2, 1, 2))
+        self.norm2, self.project = nn.BatchNorm2d(32), Padded(32, outside, 1, pads=0)
+        self.keeps = inside == outside and stride == 1
+
+    def forward(self, x):
+        y = self.norm1(self.expand(x)).relu()
+        y = self.project(self.norm2(self.depthwise(y)).relu())
+        return x + y if self.keeps else y
+
+
+class SelfPadding(nn.Module):
+    """Convolutions that no config describes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = Padded(3, 16, 3, stride=2, pads=(0, 1, 0, 1)), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList([Inverted(16, 16, 1), Inverted(16, 16, 2), Inverted(16, 16, 1)])
+        self.dummy_inputs = {"inputs": images(2)}
+
+    def forward(self, inputs):
+        x = self.stem(inputs)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def logits(model, shown):
+    found = model(shown)
+    return getattr(found, "logits", found)
+
+
 def images(count, seed=0):
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
@@ -62,7 +113,8 @@ def images(count, seed=0):
 def family_of(name):
     """What may be chosen of a tiny model whose norms are no identities, with nothing trained."""
     torch.manual_seed(0)
-    model = AutoModelForImageClassification.from_config(CONFIGS[name]).eval()
+    model = SelfPadding() if name == "lite" else AutoModelForImageClassification.from_config(CONFIGS[name])
+    model.eval()
     for norm in batch_norms(model):
         norm.running_mean.normal_(0, 0.2)
         norm.running_var.uniform_(0.5, 2)
@@ -72,39 +124,42 @@ def family_of(name):
         groups = chosen(program.skeleton, None, kind)
         elastic += (groups := able(program, groups, width_dials(groups, HALF, "layer", 1)))
         dials += width_dials(groups, HALF, "layer", 1)
-    space = Space((*dials, *depth_dials(program, None, "blocks")))
-    return Family(program, "", space, orders=orders(program, elastic))
+    dials += [*kernel_dials(program, None, [5, 3], "layer"), *depth_dials(program, None, "blocks")]
+    space = Space(tuple(dials))
+    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in fresh(space).items()}
+    return Family(program, "", space, orders=orders(program, elastic), crops=learned)
 
 
 def alone(family, choice):
-    fresh = capture(copy.deepcopy(family.program.model))
-    return Family(fresh, "", family.space, orders=family.orders, weights=family.weights, norms=family.norms).cut(choice)
+    bare = capture(copy.deepcopy(family.program.model))
+    shared = {"orders": family.orders, "weights": family.weights, "norms": family.norms, "crops": family.crops}
+    return Family(bare, "", family.space, **shared).cut(choice)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("norms", [False, True], ids=["kept", "measured"])
-@pytest.mark.parametrize("name", wide(tuple(CONFIGS), ("vit", "resnet")))
+@pytest.mark.parametrize("name", wide((*CONFIGS, "lite"), ("vit", "resnet", "lite")))
 def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
     family, shown = family_of(name), images(3)
     model = family.program.model
     family.norms = images(16, 1) if norms else None
-    start, before = model(shown).logits, [n.running_mean.clone() for n in batch_norms(model)]
+    start, before = logits(model, shown), [n.running_mean.clone() for n in batch_norms(model)]
     space = family.space
     assert "channels" in {d.kind for d in space.dials}
     with family.running() as take:
         take(space.choice("largest"))
-        assert torch.equal(model(shown).logits, start)
+        assert torch.equal(logits(model, shown), start)
     for choice in (space.choice("smallest"), space.draw(1)):
         with family.applied(choice):
-            masked = model(shown).logits
+            masked = logits(model, shown)
         cut = alone(family, choice)
-        assert torch.allclose(cut.model(shown).logits, masked, atol=1e-4, rtol=1e-4)
+        assert torch.allclose(logits(cut.model, shown), masked, atol=1e-4, rtol=1e-4)
         assert shrink.params(family.smaller(choice)) == sum(p.numel() for p in cut.model.parameters())
         if norms and name in ("resnet", "mobilenet"):  # of EfficientNet only what its last norm gives may be narrower
             family.norms = None
             assert not torch.allclose(alone(family, choice).model(shown).logits, masked, atol=1e-4, rtol=1e-4)
             family.norms = images(16, 1)
-    assert torch.equal(model(shown).logits, start)
+    assert torch.equal(logits(model, shown), start)
     assert all(torch.equal(n.running_mean, kept) for n, kept in zip(batch_norms(model), before, strict=True))
 
 
@@ -138,7 +193,9 @@ def trained(tmp_path, name, classes="labels", **args):
 @torch.no_grad()
 def test_a_family_that_learned_from_images_has_norms_of_its_own_for_every_choice(tmp_path):
     with torch.enable_grad():
-        family = trained(tmp_path, "resnet")
+        family = trained(tmp_path, "resnet", kernels=[5, 3])
+    learned = family.crops["resnet.embedder.embedder.convolution 3"]
+    assert learned.shape == (9, 9) and not torch.equal(learned, torch.eye(9))
     again = Family.from_json(family.to_json(), capture(copy.deepcopy(family.program.model)), family.stored)
     for choice in (family.space.choice("largest"), family.space.choice("smallest")):
         with family.applied(choice):
@@ -154,3 +211,32 @@ def test_what_images_and_their_models_can_not_do_is_refused(tmp_path):
     with pytest.raises(Reject, match="one-choice") as caught:
         trained(tmp_path, "resnet", depth="layers", steps=0)
     assert "depth: blocks" in caught.value.diagnostics[0].help
+    for sizes, slug, help_ in (([4], "unfit-kernels", "`kernels: [3]`"), ([9, 7], "one-choice", "smaller sizes")):
+        with pytest.raises(Reject, match=slug) as caught:
+            trained(tmp_path, "resnet", kernels=sizes, steps=0)
+        assert help_ in caught.value.diagnostics[0].help
+
+
+def test_kernels_of_convolutions_have_a_dial_where_their_zeros_can_shrink_with_them():
+    for name, sizes in (("resnet", {(7, 5, 3)}), ("efficientnet", {(5, 3)}), ("lite", {(5, 3)}), ("vit", set())):
+        found = family_of(name).space.of("kernel")
+        assert {dial.values for dial in found} == sizes, name
+    assert len(family_of("lite").space.of("kernel")) == 3
+    assert {g.kind for g in family_of("lite").space.of("channels")} == {"channels"}, (
+        "convolutions that pad by themselves"
+    )
+    bare = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Conv2d(4, 4, 5, padding=1))
+    bare.dummy_inputs = {"input": images(2)}
+    assert kernel_dials(capture(bare), None, [3], "layer")[0].places == ("2",), "no zeros, so that less comes out"
+
+
+@torch.no_grad()
+def test_a_smaller_kernel_replays_from_stored_edits(tmp_path):
+    family = family_of("lite")
+    choice = family.space.choice("smallest")
+    cut = alone(family, choice)
+    again = SelfPadding().eval()
+    replay(again, Edits.from_json(json.loads(json.dumps(cut.edits.to_json()))))
+    again.load_state_dict(cut.model.state_dict())
+    assert torch.allclose(logits(again, images(3)), logits(cut.model, images(3)), atol=1e-5)
+    assert again.blocks[1].depthwise.kernel_size == (3, 3) and again.blocks[1].depthwise.around.padding == [0, 1, 0, 1]

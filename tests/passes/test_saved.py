@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from effc.compiler.capture.capture import capture
+from effc.compiler.editing.trial import without_branch
 from effc.compiler.search.choice import Exact
 from effc.compiler.search.loop import Budget, Search
 from effc.dsl.diagnostics import Reject
@@ -13,6 +14,7 @@ from effc.dsl.values import Selector
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
+from tests.architectures import table
 from tests.recipes_in_memory import SCORE, context_of, recipe_of
 
 IDS = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(2))
@@ -98,6 +100,15 @@ def test_a_branch_whose_state_is_read_by_what_stays_is_left_alone_with_the_reaso
         pruned(tmp_path, model, remove=1)
     (found,) = refused.value.diagnostics
     assert found.fault.slug == "out-of-reach" and "0 of 16,832 parameters would go" in found.note
+
+
+def test_what_layers_hand_on_in_a_dict_is_still_there_while_a_branch_is_on_trial():
+    """Gemma 3n's later layers read keys and values out of a dict that an earlier one wrote them into."""
+    model = table.model("gemma3n")
+    program = capture(model)
+    for branch in program.skeleton.branches:
+        with without_branch(program, branch), torch.no_grad():
+            assert model(input_ids=IDS).logits.isfinite().all()
 
 
 class Idle:

@@ -1,5 +1,6 @@
 """Interventions that requests name: several on one base, whoever else is answered at the time."""
 
+import shutil
 import threading
 
 import httpx
@@ -7,6 +8,7 @@ import pytest
 import torch
 from effc.compiler import api
 from effc.compiler.artifacts.reft import base_hash
+from effc.compiler.artifacts.signature import new_key, sign
 from effc.compiler.models import open_model
 from effc.compiler.native.model import NativeModel
 from effc.compiler.serving.adapters import Talkers, named, views
@@ -159,3 +161,16 @@ def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifac
         views(other, "other", found)
     assert refused.value.diagnostics[0].slug == "other-base"
     assert runner_of(opened.model, "tiny").choose(0, "") is False
+
+
+def test_where_a_signature_is_asked_for_adapters_need_one_too(folders, opened, tmp_path):
+    key = new_key(tmp_path / "key")
+    shutil.copytree(folders["left"], tmp_path / "left")
+    found = named([f"left={tmp_path / 'left'}"])
+    with pytest.raises(Reject, match="is not signed"):
+        views(opened.model, "tiny", found, [key])
+    sign(tmp_path / "left", tmp_path / "key")
+    assert list(views(opened.model, "tiny", found, [key])) == ["left"]
+    (tmp_path / "left" / "more.txt").write_text("")
+    with pytest.raises(Reject, match="is not in the manifest"):
+        views(opened.model, "tiny", found, [key])
