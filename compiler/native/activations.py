@@ -39,6 +39,7 @@ class Recognised:
     fields: dict[str, object]
 
 
+@torch.no_grad()
 def recognise(function: Pending) -> Recognised | None:
     """The one step that computes an elementwise function, or None."""
     near, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)

@@ -14,6 +14,8 @@ from .values import Chosen, First, Pending, Positional, Rows, takes_first
 if TYPE_CHECKING:
     from .reader import Reader
 
+_IN_PLACE = {"add_": "add", "sub_": "sub", "mul_": "mul"}
+
 
 class Computing:
     """The part of a `Reader` that knows functions of torch."""
@@ -35,6 +37,10 @@ class Computing:
         if name == "copy_" and isinstance(first, Rows) and isinstance(args[1], Rows):
             first.index.copy_(self.reader.settled(args[1]).index)  # a part of what is filled piece by piece
             return first
+        if name in _IN_PLACE and isinstance(first, Rows):
+            found = self._binary(node, _IN_PLACE[name], *args)
+            self._becomes(node, found)
+            return found
         if name == "setitem" and isinstance(first, Rows) and isinstance(args[2], Rows):
             return self._replaced(node, first, args[1], args[2])
         if name in calls.JOINS:
@@ -65,16 +71,20 @@ class Computing:
         raise self.reader.refuse(node, why)
 
     def _replaced(self, node: fx.Node, x: Rows, place: Any, by: Rows) -> None:
-        """A part of a value is another from here on: who reads its node later reads that."""
+        """A part of a value is another from here on."""
+        found = self.reader.settled(x).index.clone()
+        found[place] = self.reader.settled(by).index
+        self._becomes(node, Rows(found))
+
+    def _becomes(self, node: fx.Node, found: Rows) -> None:
+        """What a node changes in place: who reads the changed node later reads what was found."""
         own = node.args[0]
         base, order = own, {other: i for i, other in enumerate(node.graph.nodes)}
         while base.args and calls.operation(base) in calls.MOVES | calls.SAME and isinstance(base.args[0], fx.Node):
             base = base.args[0]
             if any(order[user] > order[node] for user in base.users):
                 raise self.reader.refuse(node, "it changes a value through another that is still read")
-        found = self.reader.settled(x).index.clone()
-        found[place] = self.reader.settled(by).index
-        self.reader.values[own] = Rows(found)
+        self.reader.values[own] = found
 
     def _joined(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
         if not all(isinstance(part, Rows) for part in args[0]):

@@ -20,13 +20,14 @@ from .computing import Computing
 from .layout import Lane, Layout, Scattered
 from .mixers import with_mixers_open
 from .mixtures import Mixtures
+from .offers import Offering
 from .plan import Entry, Gives, Plan
 from .positional import Positions, call
 from .refusal import refused, refused_whole
 from .scanning import Scanning
 from .tables import Tables
 from .trees import attribute, leaves, mapped
-from .values import CACHE, Cached, Chosen, First, Ids, Mask, Pending, Positional, Rows, Written
+from .values import CACHE, Cached, Chosen, First, Ids, Mask, Offers, Pending, Positional, Rows, Written
 from .written import Writing
 
 ENDLESS = 2**20  # tokens of a sequence, where no table of positions ends and a config names no limit
@@ -62,6 +63,7 @@ class Reader:
         self.positions = Positions(self.model, self.values)
         self.attending, self.scanning, self.tables = Attending(self), Scanning(self), Tables(self)
         self.mixtures, self.writing, self.computing = Mixtures(self), Writing(self), Computing(self)
+        self.offering = Offering(self)
         self.last: tuple[str, linears.Linear] | None = None  # linear layer that was read, and its entry
         self.lowered: dict[str, Tensor] = {}  # packed weights that a pass left, by their entries
         self.current = next(iter(self.graph.nodes))  # the node that is being read
@@ -115,7 +117,7 @@ class Reader:
             return Mask(node) if role == "mask" else Positional(node)
         if role == "cache_length":
             return Positional(node)
-        if any(isinstance(x, (Rows, Cached, Written, Chosen, First)) for x in flat):
+        if any(isinstance(x, (Rows, Cached, Written, Chosen, Offers, First)) for x in flat):
             return self._tokens(node, role, args, kwargs)
         if any(isinstance(x, Positional) for x in flat):
             return self.sample_size(node, args) if calls.operation(node) in calls.ASKS else Positional(node)
@@ -138,6 +140,10 @@ class Reader:
             return Positional(node)
         return call(node, self.model, (torch.empty(shape, device="meta"), *args[1:]), {})
 
+    def asked(self, node: fx.Node, index: Tensor, rest: Any) -> Any:
+        """A size of a value that has the shape of an index."""
+        return call(node, self.model, (index, *rest), {})
+
     # -- numbers of tokens -----------------------------------------------------------------------------------
 
     def _tokens(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
@@ -150,6 +156,8 @@ class Reader:
         kinds = {type(x) for x in leaves((args, kwargs))}
         if First in kinds:
             return self._first(node, role, args, kwargs)
+        if Offers in kinds:
+            return self.offering.meet(node, role, args, kwargs)
         if Written in kinds or {Rows, Cached} <= kinds:
             return self.writing.meet(node, args)
         if Cached in kinds:

@@ -84,8 +84,30 @@ def recognise(
     """
     width = shape[-1]
     sample = _sample(module, width, more, len(shape))
-    if sample is None:
-        return None
+    found = None if sample is None else _ruled(module, width, sample)
+    return found or _near(module, width, more, len(shape))
+
+
+@torch.no_grad()
+def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing, int] | None:
+    """The rule of a router that returns a score of every expert, nothing of those that it did not choose; and where."""
+    tried = _tried(module, shape[-1], {}, len(shape), 1.0)
+    tensors, x, returned = tried or ({}, torch.zeros(0), ())
+    for place, scores in enumerate(returned):
+        if not (_is_choice(scores) and scores.is_floating_point()):
+            continue
+        given = scores != 0
+        count = int(given[0].sum())
+        if 0 < count < scores.shape[1] and bool((given.sum(1) == count).all()):
+            numbers = given.nonzero()[:, 1].view(_ROWS, count)
+            sample = Sample(tensors, x, scores.gather(-1, numbers).float(), numbers, (place, place))
+            found = _ruled(module, shape[-1], sample)
+            if found is not None:
+                return found[0], place
+    return None
+
+
+def _ruled(module: nn.Module, width: int, sample: Sample) -> tuple[Routing, tuple[int, int]] | None:
     for logits, form in _logits(sample, width):
         for kind, groups in product(("softmax", "sigmoid"), _groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
@@ -93,7 +115,7 @@ def recognise(
                 found = _fitted(rule, logits, sample)
                 if found is not None:
                     return found, sample.places
-    return _near(module, width, more, len(shape))
+    return None
 
 
 def _near(module: nn.Module, width: int, more: dict[str, Tensor], axes: int) -> tuple[Routing, tuple[int, int]] | None:
@@ -132,7 +154,29 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
 
 
 def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int, apart: float = 1.0) -> Sample | None:
-    """`apart`: how far rows of a matrix are from their mean, of what they would be at random."""
+    tried = _tried(module, width, more, axes, apart)
+    if tried is None:
+        return None
+    tensors, x, found = tried
+    numbers = [i for i, t in enumerate(found) if _is_choice(t) and not t.is_floating_point()]
+    weights = [
+        i
+        for i, t in enumerate(found)
+        if numbers and _is_choice(t) and t.is_floating_point() and t.shape == found[numbers[0]].shape
+    ]
+    if len(numbers) != 1 or not weights:
+        return None
+    places = weights[-1], numbers[0]
+    return Sample(tensors, x, found[places[0]].float(), found[places[1]], places)
+
+
+def _tried(
+    module: nn.Module, width: int, more: dict[str, Tensor], axes: int, apart: float
+) -> tuple[dict[str, Tensor], Tensor, tuple[Any, ...]] | None:
+    """Tensors of a router that are random, rows, and what it returns of those.
+
+    apart   how far rows of a matrix are from their mean, of what they would be at random
+    """
     generator = torch.Generator().manual_seed(0)
     light = copy.deepcopy(module).float()
     for part in light.modules():
@@ -150,17 +194,7 @@ def _sample(module: nn.Module, width: int, more: dict[str, Tensor], axes: int, a
         found = light(x.view(*[1] * (axes - 2), _ROWS, width), *more.values())
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
         return None
-    found = found if isinstance(found, tuple | list) else ()
-    numbers = [i for i, t in enumerate(found) if _is_choice(t) and not t.is_floating_point()]
-    weights = [
-        i
-        for i, t in enumerate(found)
-        if numbers and _is_choice(t) and t.is_floating_point() and t.shape == found[numbers[0]].shape
-    ]
-    if len(numbers) != 1 or not weights:
-        return None
-    places = weights[-1], numbers[0]
-    return Sample(tensors, x, found[places[0]].float(), found[places[1]], places)
+    return tensors, x, tuple(found) if isinstance(found, tuple | list) else ()
 
 
 def _is_choice(value: Any) -> bool:

@@ -7,7 +7,7 @@ from tests.native.survey import made, verdict
 from tests.native.test_engine_models import alike, assert_near, native_of, rows_of
 
 torch.set_num_threads(1)
-ROUTED = ("phimoe", "olmoe", "granitemoe", "glm4_moe", "afmoe", "ernie4_5_moe", "hunyuan_v1_moe")
+ROUTED = ("llama4_text", "phimoe", "olmoe", "granitemoe", "glm4_moe", "afmoe", "ernie4_5_moe", "hunyuan_v1_moe")
 LATENT = ("deepseek_v2", "deepseek_v3", "minicpm3")
 WRITTEN = ("falcon", "ministral3")  # products of its own, queries that grow with the position
 UNCACHED = ("openai-gpt", "roformer")  # the same of models without a cache
