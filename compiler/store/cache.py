@@ -67,6 +67,15 @@ def write_whole(path: Path, *data: "bytes | memoryview") -> None:
         draft.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Have the file system put a file or folder on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One finished step as `effc cache ls` lists it. `bytes` counts tensors that may be shared with others."""
@@ -250,7 +259,7 @@ class Cache:
         nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
         for name, value in parts.items():
             if nearest.parts.get(name) != value:
-                return f"{name} differs: {_short(nearest.parts.get(name))} then, {_short(value)} now"
+                return _difference(name, nearest.parts.get(name), value)
         return "kept, but some of its tensors are gone"
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
@@ -321,6 +330,14 @@ def _drop(path: Path) -> int:
     except FileNotFoundError:  # another run collects, too
         return 0
     return size
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    """The first thing inside two values in which they differ: `step args remove differs: 1 then, 2 now`."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        inside = next(k for k in (*now, *then) if k not in now or k not in then or now[k] != then[k])
+        return _difference(f"{name} {inside}", then.get(inside), now.get(inside))
+    return f"{name} differs: {_short(then)} then, {_short(now)} now"
 
 
 def _short(value: Any) -> str:
