@@ -34,7 +34,7 @@ class Offering:
         if name == "getitem" and isinstance(first, tuple | list):
             return first[args[1]]
         if name in calls.ASKS and isinstance(first, Offers):
-            return self.reader.asked(node, first.index, args[1:])
+            return self.reader.size_of(node, first.index, args[1:])
         if role == "experts" and offers == list(args) and not kwargs:
             return self._answered(node, self.reader.model.get_submodule(node.target), first)
         if name in calls.SAME and isinstance(first, Offers):
@@ -42,10 +42,10 @@ class Offering:
         if name in calls.MOVES and isinstance(first, Offers):
             moved = calls.moved(node, (first.index, *args[1:]), kwargs)
             if isinstance(moved, Tensor):
-                return Offers(first.choice, moved, first.x, first.made)
+                return Offers(first.choice, moved, first.x, first.answers)
         if name in ("mul", "multiply") and len(offers) == 1 and offers[0].x is None:
             return self._offered(node, next(x for x in args if isinstance(x, Rows)), offers[0])
-        if name == "sum" and isinstance(first, Offers) and first.made is not None:
+        if name == "sum" and isinstance(first, Offers) and first.answers is not None:
             return self._summed(node, first, *args[1:], **kwargs)
         raise self.reader.refuse(node, _WHY)
 
@@ -84,11 +84,11 @@ class Offering:
     def _summed(self, node: fx.Node, made: Offers, dim: Any = None, **_: Any) -> Rows:
         """A sum over all experts of each token."""
         axis = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
-        width, experts = self.reader.plan.layout.widths[made.made], made.choice.experts
+        width, experts = self.reader.plan.layout.widths[made.answers], made.choice.experts
         index = made.index.movedim(axis, 0) if isinstance(axis, int) else made.index[:0]
         expert, token, column = index // width % experts, index // width // experts, index % width
         every = torch.arange(experts).view(-1, *[1] * (index.dim() - 1)).expand_as(expert) if len(index) else expert
         whole = len(index) == experts and torch.equal(expert.sort(0).values, every)
         if not whole or not all(torch.equal(x, x[:1].expand_as(x)) for x in (token, column)):
             raise self.reader.refuse(node, _WHY)
-        return Rows(self.reader.plan.layout.rows(made.made)[token[0], column[0]])
+        return Rows(self.reader.plan.layout.rows(made.answers)[token[0], column[0]])

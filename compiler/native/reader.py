@@ -140,7 +140,7 @@ class Reader:
             return Positional(node)
         return call(node, self.model, (torch.empty(shape, device="meta"), *args[1:]), {})
 
-    def asked(self, node: fx.Node, index: Tensor, rest: Any) -> Any:
+    def size_of(self, node: fx.Node, index: Tensor, rest: Any) -> Any:
         """A size of a value that has the shape of an index."""
         return call(node, self.model, (index, *rest), {})
 

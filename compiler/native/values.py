@@ -100,13 +100,13 @@ class Offers:
     """What experts are offered: scores of all of them, tokens times those, or what they make of these.
 
     index   token * experts + expert in the shape of the value; times the width, plus the column, where it has one
-    x       the register of the tokens; `made` that of what the chosen experts make of them, summed
+    x       the register of the tokens; `answers` that of what the chosen experts make of them, summed
     """
 
     choice: Chosen
     index: Tensor
     x: int | None = None
-    made: int | None = None
+    answers: int | None = None
 
 
 class Ids:
